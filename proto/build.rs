@@ -1,0 +1,30 @@
+//! Compiles the contract without protoc and adds proto3's JSON mapping.
+
+use std::{env, error::Error, path::PathBuf};
+
+use prost::Message;
+
+const FILES: [&str; 7] = [
+    "togi/job/v1/job.proto",
+    "togi/dataprep/v1/dataprep.proto",
+    "togi/trainer/v1/trainer.proto",
+    "togi/trainer/v1/adapter.proto",
+    "togi/trainer/v1/policy.proto",
+    "togi/inference/v1/inference.proto",
+    "togi/events/v1/events.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=togi");
+    let descriptors = protox::compile(FILES, ["."])?;
+    let bytes = descriptors.encode_to_vec();
+    std::fs::write(PathBuf::from(env::var("OUT_DIR")?).join("togi.bin"), &bytes)?;
+    tonic_prost_build::configure()
+        .compile_well_known_types(true)
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .compile_fds(descriptors)?;
+    pbjson_build::Builder::new()
+        .register_descriptors(&bytes)?
+        .build(&[".togi"])?;
+    Ok(())
+}
