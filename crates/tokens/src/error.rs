@@ -1,0 +1,69 @@
+//! Why a tokenizer, a setting, a shard or a manifest was refused. A bad record is data, not an error: see `record::Reject`.
+
+/// What can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The bytes are not a SentencePiece unigram model that can be used exactly.
+    #[error("not a usable sentencepiece unigram model: {reason}")]
+    Tokenizer {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A setting has a value that it cannot have.
+    #[error("invalid {field}: {reason}")]
+    Setting {
+        /// The setting's name.
+        field: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// The bytes are not a shard, or are one past the caps.
+    #[error("not a readable shard: {reason}")]
+    Shard {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// The bytes are not a data set's manifest.
+    #[error("not a data set manifest: {reason}")]
+    Manifest {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// Parquet could not be written or read.
+    #[error("parquet failed")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    /// Columns could not be put together.
+    #[error("arrow failed")]
+    Arrow(#[from] arrow_schema::ArrowError),
+}
+
+/// This crate's result; a rejected record is the error of some.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn tokenizer(reason: impl Into<String>) -> Self {
+        Self::Tokenizer {
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn setting(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::Setting {
+            field,
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn shard(reason: impl Into<String>) -> Self {
+        Self::Shard {
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn manifest(reason: impl Into<String>) -> Self {
+        Self::Manifest {
+            reason: reason.into(),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Records become prompts, prompts become tokens, tokens become shards: the pure half of data preparation.
+//!
+//! The flow, one file a step: [`record`] → [`prompt`] → [`tokenizer`] → [`row`] → [`shard`] → [`manifest`], read back in
+//! [`order`]. Nothing here does I/O of its own, knows a service, or is asynchronous.
+
+mod error;
+
+pub mod decoder;
+pub mod digest;
+pub mod manifest;
+pub mod order;
+pub mod prompt;
+pub mod record;
+pub mod row;
+pub mod shard;
+pub mod tokenizer;
+
+pub use decoder::Decoder;
+pub use digest::DatasetHasher;
+pub use error::{Error, Result};
+pub use manifest::{DatasetManifest, Part, Split};
+pub use order::Permutation;
+pub use record::{Columns, Record, Reject};
+pub use row::{Encoder, Learn, OverLong, Row, Settings};
+pub use tokenizer::{Scratch, Tokenizer};

@@ -1,0 +1,277 @@
+//! A data set's manifest: what was read, what became of it, and the parts to read, in canonical JSON.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::row::Settings;
+
+/// The manifest's form. A reader refuses any other.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Which rows a part has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Split {
+    /// Rows to train on.
+    Train,
+    /// Rows kept for validation.
+    Validation,
+}
+
+/// One shard of the data set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// File name within the data set's folder, such as `part-00000.parquet`.
+    pub path: String,
+    /// Which rows it has.
+    pub split: Split,
+    /// Its rows.
+    pub rows: u64,
+    /// The ids in its rows.
+    pub tokens: u64,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of its bytes, lower-case hex.
+    pub sha256: String,
+}
+
+/// The file that lists each rejected record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rejects {
+    /// File name within the data set's folder.
+    pub path: String,
+    /// SHA-256 of its bytes, lower-case hex.
+    pub sha256: String,
+}
+
+/// What a data set consists of. It holds nothing that differs between two preparations of the same content: no name, time, host
+/// or count of workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetManifest {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The data set's digest: see [`crate::DatasetHasher`].
+    pub dataset: String,
+    /// Digest of the tokenizer's file.
+    pub tokenizer_digest: String,
+    /// Digest of the prompt template.
+    pub template_digest: String,
+    /// How records became rows.
+    pub settings: Settings,
+    /// Records read.
+    pub records_read: u64,
+    /// Records that became rows, of either split.
+    pub accepted: u64,
+    /// Records left out.
+    pub rejected: u64,
+    /// Names each rejected record; always there, if only empty.
+    pub rejects: Rejects,
+    /// The shards, in the order of their rows: first all of `train`, then all of `validation`.
+    pub parts: Vec<Part>,
+}
+
+impl DatasetManifest {
+    /// The rows of a split.
+    pub fn rows(&self, split: Split) -> u64 {
+        self.of(split).map(|part| part.rows).sum()
+    }
+
+    /// The ids in a split's rows.
+    pub fn tokens(&self, split: Split) -> u64 {
+        self.of(split).map(|part| part.tokens).sum()
+    }
+
+    /// The parts of a split, in the order of their rows.
+    pub fn of(&self, split: Split) -> impl Iterator<Item = &Part> {
+        self.parts.iter().filter(move |part| part.split == split)
+    }
+
+    /// Returns the manifest's canonical JSON, the same bytes for the same manifest.
+    pub fn to_json(&self) -> Vec<u8> {
+        canonical_json(self)
+    }
+
+    /// Reads a manifest and checks that its counts agree.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema_version: u32,
+        }
+        let refuse = |error: serde_json::Error| Error::manifest(error.to_string());
+        let Version { schema_version } = serde_json::from_slice(json).map_err(refuse)?;
+        if schema_version != SCHEMA_VERSION {
+            let reason =
+                format!("schema version {schema_version}, this build reads {SCHEMA_VERSION}");
+            return Err(Error::manifest(reason));
+        }
+        let manifest: Self = serde_json::from_slice(json).map_err(refuse)?;
+        manifest.validate()?;
+        Ok(manifest)
+    }
+
+    /// Fails where counts disagree, a path leaves the folder, or a digest is none.
+    pub fn validate(&self) -> Result<()> {
+        self.settings.validate()?;
+        if self.accepted.checked_add(self.rejected) != Some(self.records_read) {
+            return Err(Error::manifest(
+                "accepted and rejected records are not all that were read",
+            ));
+        }
+        let sum = |count: fn(&Part) -> u64| {
+            self.parts
+                .iter()
+                .map(count)
+                .try_fold(0_u64, u64::checked_add)
+        };
+        if sum(|part| part.rows) != Some(self.accepted) || sum(|part| part.tokens).is_none() {
+            return Err(Error::manifest(
+                "the parts' rows are not the accepted records",
+            ));
+        }
+        if !self.parts.is_sorted_by_key(|part| part.split) {
+            return Err(Error::manifest(
+                "a part to train on stands after one for validation",
+            ));
+        }
+        let files = self.parts.iter().map(|part| (&part.path, &part.sha256));
+        for (path, sha256) in files.chain([(&self.rejects.path, &self.rejects.sha256)]) {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if path.is_empty() || path.starts_with('.') || !path.chars().all(plain) {
+                return Err(Error::manifest(format!(
+                    "{path:?} is not a plain file name"
+                )));
+            }
+            check_digest(sha256)?;
+        }
+        check_digest(&self.dataset)?;
+        check_digest(&self.tokenizer_digest)?;
+        check_digest(&self.template_digest)
+    }
+}
+
+fn check_digest(digest: &str) -> Result<()> {
+    let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    if digest.len() == 64 && digest.chars().all(hex) {
+        return Ok(());
+    }
+    Err(Error::manifest(format!("{digest:?} is not a digest")))
+}
+
+/// Returns a value's canonical JSON: keys sorted by their bytes, no white space, numbers as serde_json writes them.
+pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
+    let value = serde_json::to_value(value).expect("our own structs have text keys and serialize");
+    let mut json = String::new();
+    write_canonical(&value, &mut json);
+    json.into_bytes()
+}
+
+fn write_canonical(value: &Value, json: &mut String) {
+    match value {
+        Value::Object(object) => {
+            // Sorted here, as serde_json keeps insertion order where any crate of the build asks for it.
+            let sorted: BTreeMap<&String, &Value> = object.iter().collect();
+            json.push('{');
+            for (at, (key, value)) in sorted.into_iter().enumerate() {
+                if at > 0 {
+                    json.push(',');
+                }
+                json.push_str(&Value::from(key.as_str()).to_string());
+                json.push(':');
+                write_canonical(value, json);
+            }
+            json.push('}');
+        }
+        Value::Array(array) => {
+            json.push('[');
+            for (at, value) in array.iter().enumerate() {
+                if at > 0 {
+                    json.push(',');
+                }
+                write_canonical(value, json);
+            }
+            json.push(']');
+        }
+        plain => json.push_str(&plain.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(path: &str, split: Split, rows: u64) -> Part {
+        Part {
+            path: path.into(),
+            split,
+            rows,
+            tokens: rows * 10,
+            size_bytes: 1,
+            sha256: "a".repeat(64),
+        }
+    }
+
+    fn manifest() -> DatasetManifest {
+        DatasetManifest {
+            schema_version: SCHEMA_VERSION,
+            dataset: "0".repeat(64),
+            tokenizer_digest: "1".repeat(64),
+            template_digest: "2".repeat(64),
+            settings: Settings::default(),
+            records_read: 10,
+            accepted: 9,
+            rejected: 1,
+            rejects: Rejects {
+                path: "rejects.jsonl".into(),
+                sha256: "b".repeat(64),
+            },
+            parts: vec![
+                part("part-00000.parquet", Split::Train, 7),
+                part("validation-00000.parquet", Split::Validation, 2),
+            ],
+        }
+    }
+
+    #[test]
+    fn json_is_canonical_and_comes_back() {
+        let json = manifest().to_json();
+        assert!(json.starts_with(br#"{"accepted":9,"dataset":"000"#));
+        assert_eq!(DatasetManifest::from_json(&json).unwrap(), manifest());
+        let value = serde_json::json!({"b": [1, {"z": null, "a": "\u{3042}\n"}], "a": 0.1});
+        assert_eq!(
+            String::from_utf8(canonical_json(&value)).unwrap(),
+            "{\"a\":0.1,\"b\":[1,{\"a\":\"あ\\n\",\"z\":null}]}"
+        );
+        assert_eq!(manifest().rows(Split::Train), 7);
+        assert_eq!(manifest().tokens(Split::Validation), 20);
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_refused() {
+        let edits: [fn(&mut DatasetManifest); 8] = [
+            |m| m.schema_version = 2,
+            |m| m.rejected = 2,
+            |m| m.records_read = u64::MAX,
+            |m| m.parts[0].rows = 8,
+            |m| m.parts.reverse(),
+            |m| m.parts[0].path = "../x".into(),
+            |m| m.parts[0].sha256 = "A".repeat(64),
+            |m| m.dataset.clear(),
+        ];
+        for (at, edit) in edits.into_iter().enumerate() {
+            let mut bad = manifest();
+            edit(&mut bad);
+            assert!(
+                DatasetManifest::from_json(&bad.to_json()).is_err(),
+                "edit {at}"
+            );
+        }
+        assert!(DatasetManifest::from_json(b"{}").is_err());
+        assert!(DatasetManifest::from_json(&[0xff; 9]).is_err());
+    }
+}

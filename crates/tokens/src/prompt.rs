@@ -1,0 +1,122 @@
+//! The prompt: the one template, for training and for generation alike, and the `<NL>` that stands for a newline.
+
+use std::sync::LazyLock;
+
+use sha2::{Digest, Sha256};
+
+use crate::digest::frame;
+use crate::record::Record;
+
+/// What a newline is written as in a prompt, and read back from in an answer.
+pub const NEWLINE: &str = "<NL>";
+
+const INSTRUCTION: &str = "### 指示:\n";
+const INPUT: &str = "\n\n### 入力:\n";
+const ANSWER: &str = "\n\n### 回答:\n";
+
+/// A record's text and where its answer starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Templated {
+    /// The whole text: prompt, then answer.
+    pub text: String,
+    /// The byte at which the answer starts.
+    pub answer_start: usize,
+}
+
+/// Returns the text that a record is trained on: its prompt and its answer. The end-of-sequence id is no part of the text.
+pub fn training(record: &Record) -> Templated {
+    let mut text = generation(&record.instruction, &record.input);
+    let answer_start = text.len();
+    push_escaped(&mut text, &record.output);
+    Templated { text, answer_start }
+}
+
+/// Returns the text after which an answer is generated: exactly how a training text begins.
+pub fn generation(instruction: &str, input: &str) -> String {
+    let mut text = String::with_capacity(instruction.len() + input.len() + 96);
+    push_escaped(&mut text, INSTRUCTION);
+    push_escaped(&mut text, instruction);
+    if !input.is_empty() {
+        push_escaped(&mut text, INPUT);
+        push_escaped(&mut text, input);
+    }
+    push_escaped(&mut text, ANSWER);
+    text
+}
+
+/// Returns a text with every newline written `<NL>`.
+pub fn escape_newlines(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    push_escaped(&mut escaped, text);
+    escaped
+}
+
+/// Returns a text with every `<NL>` written as a newline.
+pub fn unescape_newlines(text: &str) -> String {
+    text.replace(NEWLINE, "\n")
+}
+
+/// Returns the digest of the template: 64 lower-case hex digits that change with any of its parts.
+pub fn template_digest() -> &'static str {
+    static DIGEST: LazyLock<String> = LazyLock::new(|| {
+        let mut hasher = Sha256::new();
+        hasher.update(b"togi template v1");
+        for part in [INSTRUCTION, INPUT, ANSWER, NEWLINE] {
+            frame(&mut hasher, part.as_bytes());
+        }
+        hex::encode(hasher.finalize())
+    });
+    &DIGEST
+}
+
+fn push_escaped(text: &mut String, part: &str) {
+    let mut lines = part.split('\n');
+    text.push_str(lines.next().unwrap_or_default());
+    for line in lines {
+        text.push_str(NEWLINE);
+        text.push_str(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn training_starts_with_generation() {
+        let mut record = Record {
+            instruction: "要約して\nください".into(),
+            input: "本文\n".into(),
+            output: "一行目\n二行目".into(),
+            category: String::new(),
+            index: String::new(),
+        };
+        let training_text = training(&record);
+        assert_eq!(
+            training_text.text,
+            "### 指示:<NL>要約して<NL>ください<NL><NL>### 入力:<NL>本文<NL><NL><NL>### 回答:<NL>一行目<NL>二行目"
+        );
+        assert_eq!(
+            &training_text.text[training_text.answer_start..],
+            "一行目<NL>二行目"
+        );
+        assert_eq!(
+            &training_text.text[..training_text.answer_start],
+            generation(&record.instruction, &record.input)
+        );
+        record.input.clear();
+        assert!(!training(&record).text.contains("入力"));
+    }
+
+    #[test]
+    fn newlines_survive_both_ways() {
+        let text = "a\n\nb<N\n";
+        assert_eq!(unescape_newlines(&escape_newlines(text)), text);
+    }
+
+    #[test]
+    fn template_is_pinned() {
+        assert_eq!(template_digest().len(), 64);
+        assert!(!generation("q", "").contains('\n'));
+    }
+}

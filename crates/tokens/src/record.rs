@@ -1,0 +1,322 @@
+//! One instruction record: read from a JSON value with its columns renamed, validated, and named by its content.
+//!
+//! A bad record becomes a [`Reject`], which is data for `rejects.jsonl`; it never stops the flow by itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::digest::frame;
+use crate::error::{Error, Result};
+
+/// The columns of a record, in the order in which they are hashed.
+pub const COLUMNS: [&str; 5] = ["instruction", "input", "output", "category", "index"];
+
+/// An instruction with its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What is asked; never blank.
+    pub instruction: String,
+    /// What the question is about; may be empty.
+    pub input: String,
+    /// The answer; never blank.
+    pub output: String,
+    /// The kind of task; may be empty.
+    pub category: String,
+    /// The record's own name in its source; may be empty.
+    pub index: String,
+}
+
+/// Why a record was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reject {
+    /// What is wrong, in words that its author can act on.
+    pub reason: String,
+    /// The column at fault, by our name; empty where the whole record is.
+    pub field: String,
+}
+
+impl Reject {
+    /// Rejects a whole record.
+    pub fn record(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            field: String::new(),
+        }
+    }
+
+    /// Rejects a record for one column.
+    pub fn field(field: &str, reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            field: field.to_owned(),
+        }
+    }
+}
+
+/// What a source calls our columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Columns {
+    names: [String; 5],
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Self {
+            names: COLUMNS.map(str::to_owned),
+        }
+    }
+}
+
+impl Columns {
+    /// Renames columns: from our name to the source's, for example `"input" → "context"`.
+    ///
+    /// Fails where a key is none of our columns, a name is empty, or two columns would read the same name.
+    pub fn new<'a>(renamed: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
+        let mut columns = Self::default();
+        for (ours, theirs) in renamed {
+            let Some(at) = COLUMNS.iter().position(|column| *column == ours) else {
+                let known = COLUMNS.join(", ");
+                return Err(Error::setting(
+                    "columns",
+                    format!("{ours:?} is none of {known}"),
+                ));
+            };
+            if theirs.is_empty() {
+                return Err(Error::setting(
+                    "columns",
+                    format!("{ours:?} has an empty name"),
+                ));
+            }
+            theirs.clone_into(&mut columns.names[at]);
+        }
+        for (at, name) in columns.names.iter().enumerate() {
+            if columns.names[..at].contains(name) {
+                return Err(Error::setting(
+                    "columns",
+                    format!("{name:?} stands for two columns"),
+                ));
+            }
+        }
+        Ok(columns)
+    }
+
+    /// The source's names, in the order of [`COLUMNS`].
+    pub fn names(&self) -> &[String; 5] {
+        &self.names
+    }
+
+    /// Our name to the source's, for what was renamed.
+    pub fn renamed(&self) -> BTreeMap<&'static str, &str> {
+        let pairs = COLUMNS
+            .into_iter()
+            .zip(self.names.iter().map(String::as_str));
+        pairs.filter(|(ours, theirs)| ours != theirs).collect()
+    }
+}
+
+impl Record {
+    /// Reads one JSON text, such as a line of JSON Lines.
+    pub fn from_json_slice(json: &[u8], columns: &Columns) -> Result<Self, Reject> {
+        let value: Value = serde_json::from_slice(json)
+            .map_err(|error| Reject::record(format!("not JSON: {error}")))?;
+        Self::from_json(value, columns)
+    }
+
+    /// Reads one JSON value: an object whose `instruction` and `output` are texts that are not blank. `input`, `category` and
+    /// `index` may be missing or null (they are empty then); `index` may be a number. Other columns are ignored.
+    pub fn from_json(value: Value, columns: &Columns) -> Result<Self, Reject> {
+        let Value::Object(mut object) = value else {
+            return Err(Reject::record(format!(
+                "expected an object, got {}",
+                kind(&value)
+            )));
+        };
+        let mut take = |at: usize| object.remove(&columns.names[at]).unwrap_or(Value::Null);
+        let record = Self {
+            instruction: required(COLUMNS[0], take(0))?,
+            input: optional(COLUMNS[1], take(1))?,
+            output: required(COLUMNS[2], take(2))?,
+            category: optional(COLUMNS[3], take(3))?,
+            index: name(COLUMNS[4], take(4))?,
+        };
+        record.checked()
+    }
+
+    /// Returns the record if its instruction and its output are not blank: for sources that are not JSON.
+    pub fn checked(self) -> Result<Self, Reject> {
+        for (field, text) in [("instruction", &self.instruction), ("output", &self.output)] {
+            if text.trim().is_empty() {
+                return Err(Reject::field(field, "empty"));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Returns the SHA-256 of what is asked and answered (instruction, input, output; each framed by its length), so that the same
+    /// question with the same answer hashes the same under any index or category.
+    pub fn content_hash(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hasher.update(b"togi record content v1");
+        for text in [&self.instruction, &self.input, &self.output] {
+            frame(&mut hasher, text.as_bytes());
+        }
+        hasher.finalize().into()
+    }
+
+    /// Returns the SHA-256 of all that a row takes from the record: its content, category and sample id.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hasher.update(b"togi record v1");
+        for text in [
+            &self.instruction,
+            &self.input,
+            &self.output,
+            &self.category,
+            &self.index,
+        ] {
+            frame(&mut hasher, text.as_bytes());
+        }
+        hasher.finalize().into()
+    }
+
+    /// Returns the row's name: the record's `index` where it has one, else `sha256-` and the first 16 hex digits of
+    /// [`Record::content_hash`].
+    pub fn sample_id(&self) -> String {
+        if self.index.is_empty() {
+            format!("sha256-{}", hex::encode(&self.content_hash()[..8]))
+        } else {
+            self.index.clone()
+        }
+    }
+}
+
+fn required(field: &str, value: Value) -> Result<String, Reject> {
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Null => Err(Reject::field(field, "missing")),
+        other => Err(Reject::field(
+            field,
+            format!("expected a text, got {}", kind(&other)),
+        )),
+    }
+}
+
+fn optional(field: &str, value: Value) -> Result<String, Reject> {
+    match value {
+        Value::Null => Ok(String::new()),
+        other => required(field, other),
+    }
+}
+
+fn name(field: &str, value: Value) -> Result<String, Reject> {
+    match value {
+        Value::Null => Ok(String::new()),
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(Reject::field(
+            field,
+            format!("expected a text or a number, got {}", kind(&other)),
+        )),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: Value) -> Result<Record, Reject> {
+        Record::from_json(value, &Columns::default())
+    }
+
+    #[test]
+    fn optional_columns_may_be_missing_or_null() {
+        let record = read(json!({"instruction": "問い", "output": "答え", "input": null})).unwrap();
+        assert_eq!((record.input.as_str(), record.category.as_str()), ("", ""));
+        assert!(record.sample_id().starts_with("sha256-"));
+        assert_eq!(record.sample_id().len(), "sha256-".len() + 16);
+    }
+
+    #[test]
+    fn index_is_a_text_or_a_number() {
+        let with =
+            |index: Value| read(json!({"instruction": "問い", "output": "答え", "index": index}));
+        assert_eq!(with(json!(42)).unwrap().sample_id(), "42");
+        assert_eq!(with(json!("a-1")).unwrap().sample_id(), "a-1");
+        assert_eq!(with(json!(true)).unwrap_err().field, "index");
+    }
+
+    #[test]
+    fn bad_records_name_their_field() {
+        let cases = [
+            (json!([]), ""),
+            (json!({"output": "a"}), "instruction"),
+            (json!({"instruction": "a"}), "output"),
+            (json!({"instruction": 1, "output": "a"}), "instruction"),
+            (json!({"instruction": "a", "output": ["b"]}), "output"),
+            (json!({"instruction": " \n", "output": "a"}), "instruction"),
+            (json!({"instruction": "a", "output": "\u{3000}"}), "output"),
+            (
+                json!({"instruction": "a", "output": "b", "input": 1}),
+                "input",
+            ),
+            (
+                json!({"instruction": "a", "output": "b", "category": {}}),
+                "category",
+            ),
+        ];
+        for (value, field) in cases {
+            assert_eq!(read(value.clone()).unwrap_err().field, field, "{value}");
+        }
+        let reject =
+            Record::from_json_slice(b"{\"instruction\": ", &Columns::default()).unwrap_err();
+        assert!(reject.reason.starts_with("not JSON"), "{}", reject.reason);
+    }
+
+    #[test]
+    fn columns_are_renamed_and_checked() {
+        let english = Columns::new([("input", "context"), ("output", "response")]).unwrap();
+        let value =
+            json!({"instruction": "q", "context": "c", "response": "r", "output": "not this"});
+        let record = Record::from_json(value, &english).unwrap();
+        assert_eq!((record.input.as_str(), record.output.as_str()), ("c", "r"));
+        assert_eq!(english.renamed().len(), 2);
+        for bad in [("prompt", "x"), ("input", ""), ("input", "output")] {
+            assert!(Columns::new([bad]).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn hashes_cannot_be_moved_between_columns() {
+        let record = |instruction: &str, input: &str| Record {
+            instruction: instruction.into(),
+            input: input.into(),
+            output: "o".into(),
+            category: String::new(),
+            index: String::new(),
+        };
+        assert_ne!(
+            record("ab", "c").content_hash(),
+            record("a", "bc").content_hash()
+        );
+        let mut named = record("a", "b");
+        named.index = "7".into();
+        assert_eq!(named.content_hash(), record("a", "b").content_hash());
+        assert_ne!(named.digest(), record("a", "b").digest());
+    }
+}

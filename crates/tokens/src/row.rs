@@ -1,0 +1,307 @@
+//! One row: a record's token ids and what of them is learned.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::prompt;
+use crate::record::{Record, Reject};
+use crate::tokenizer::{Scratch, Tokenizer};
+
+/// The label of an id that is not learned.
+pub const IGNORED: i32 = -100;
+
+/// What of a sequence is learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Learn {
+    /// The whole sequence.
+    #[default]
+    All,
+    /// The answer alone, with its end of sequence.
+    Answer,
+}
+
+impl Learn {
+    /// Its name in settings and metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Answer => "answer",
+        }
+    }
+
+    /// Reads its name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::All, Self::Answer]
+            .into_iter()
+            .find(|learn| learn.name() == name)
+    }
+}
+
+/// What happens to a record that is longer than `max_length`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverLong {
+    /// It is cut.
+    #[default]
+    Truncate,
+    /// It is rejected.
+    Reject,
+}
+
+impl OverLong {
+    /// Its name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Truncate => "truncate",
+            Self::Reject => "reject",
+        }
+    }
+
+    /// Reads its name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Truncate, Self::Reject]
+            .into_iter()
+            .find(|over_long| over_long.name() == name)
+    }
+}
+
+/// How records become rows. Each field changes the data set's digest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Most ids in a row, end of sequence included; at least 2.
+    pub max_length: u32,
+    /// What is learned.
+    pub learn: Learn,
+    /// What happens to longer records.
+    pub over_long: OverLong,
+    /// Share of the records kept for validation: 0 up to, not including, 1.
+    pub validation_share: f64,
+    /// Rows in a shard; at least 1.
+    pub rows_per_shard: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_length: 512,
+            learn: Learn::All,
+            over_long: OverLong::Truncate,
+            validation_share: 0.0,
+            rows_per_shard: 4096,
+        }
+    }
+}
+
+impl Settings {
+    /// The longest `max_length`: a cap against absurd requests, far above any model's context.
+    pub const MAX_LENGTH_CAP: u32 = 1 << 20;
+    /// The most rows in a shard.
+    pub const ROWS_PER_SHARD_CAP: u32 = 1 << 20;
+
+    /// Fails with the field's name where a value is out of its range.
+    pub fn validate(&self) -> Result<()> {
+        if !(2..=Self::MAX_LENGTH_CAP).contains(&self.max_length) {
+            let reason = format!(
+                "{} is not within 2 and {}",
+                self.max_length,
+                Self::MAX_LENGTH_CAP
+            );
+            return Err(Error::setting("max_length", reason));
+        }
+        if !(0.0..1.0).contains(&self.validation_share) {
+            let reason = format!("{} is not at least 0 and below 1", self.validation_share);
+            return Err(Error::setting("validation_share", reason));
+        }
+        if !(1..=Self::ROWS_PER_SHARD_CAP).contains(&self.rows_per_shard) {
+            let reason = format!(
+                "{} is not within 1 and {}",
+                self.rows_per_shard,
+                Self::ROWS_PER_SHARD_CAP
+            );
+            return Err(Error::setting("rows_per_shard", reason));
+        }
+        Ok(())
+    }
+}
+
+/// A tokenized record.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Row {
+    /// The record's name: see [`Record::sample_id`].
+    pub sample_id: String,
+    /// Token ids; the last one is the end of sequence.
+    pub input_ids: Vec<u32>,
+    /// What is learned: the id, or [`IGNORED`]. As long as `input_ids`.
+    pub labels: Vec<i32>,
+    /// The record's category.
+    pub category: String,
+}
+
+/// Turns records into rows: one for each worker thread, as it owns the tokenizer's scratch memory.
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    tokenizer: Arc<Tokenizer>,
+    settings: Settings,
+    eos: u32,
+    scratch: Scratch,
+    ends: Vec<u32>,
+}
+
+impl Encoder {
+    /// Fails where a setting is out of its range or the tokenizer has no end-of-sequence id.
+    pub fn new(tokenizer: Arc<Tokenizer>, settings: Settings) -> Result<Self> {
+        settings.validate()?;
+        let eos = tokenizer
+            .eos()
+            .ok_or_else(|| Error::tokenizer("it has no end-of-sequence piece"))?;
+        Ok(Self {
+            tokenizer,
+            settings,
+            eos,
+            scratch: Scratch::default(),
+            ends: Vec::new(),
+        })
+    }
+
+    /// Turns one record into a row.
+    ///
+    /// The whole text is tokenized at once, as in training. Ids are cut to `max_length − 1`, then comes the end of sequence. With
+    /// [`Learn::Answer`] a token is learned if it ends after the answer starts, and a record whose prompt alone fills the row is
+    /// rejected, as nothing of its answer would be left.
+    pub fn row(&mut self, record: &Record) -> Result<Row, Reject> {
+        let templated = prompt::training(record);
+        let most = self.settings.max_length as usize - 1;
+        let mut ids = Vec::new();
+        let first_learned = match self.settings.learn {
+            Learn::All => {
+                self.tokenizer
+                    .encode_into(&templated.text, &mut self.scratch, &mut ids);
+                0
+            }
+            Learn::Answer => {
+                self.tokenizer.encode_with_ends(
+                    &templated.text,
+                    &mut self.scratch,
+                    &mut ids,
+                    &mut self.ends,
+                );
+                self.ends
+                    .partition_point(|end| *end as usize <= templated.answer_start)
+            }
+        };
+        if ids.len() > most {
+            if self.settings.over_long == OverLong::Reject {
+                let reason = format!(
+                    "{} ids with the end of sequence, more than max_length {}",
+                    ids.len() + 1,
+                    self.settings.max_length
+                );
+                return Err(Reject::record(reason));
+            }
+            if first_learned >= most {
+                let reason = format!(
+                    "the prompt alone has {first_learned} ids: nothing of the answer is within max_length {}",
+                    self.settings.max_length
+                );
+                return Err(Reject::field("output", reason));
+            }
+            ids.truncate(most);
+        }
+        ids.push(self.eos);
+        let labels = ids.iter().enumerate();
+        let labels = labels
+            .map(|(at, id)| {
+                if at < first_learned {
+                    IGNORED
+                } else {
+                    id.cast_signed()
+                }
+            })
+            .collect();
+        Ok(Row {
+            sample_id: record.sample_id(),
+            input_ids: ids,
+            labels,
+            category: record.category.clone(),
+        })
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+}
+
+/// Returns whether a record is kept for validation: its content hash ([`Record::content_hash`]), read as a fraction of 2^64
+/// (the first eight bytes, big-endian), is below the share. The same content is always on the same side.
+pub fn is_validation(content_hash: &[u8; 32], share: f64) -> bool {
+    let mut first = [0; 8];
+    first.copy_from_slice(&content_hash[..8]);
+    // 2^53 steps: exact in f64.
+    let fraction = (u64::from_be_bytes(first) >> 11) as f64 / (1_u64 << 53) as f64;
+    fraction < share
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_checked_by_name() {
+        let field = |settings: Settings| match settings.validate() {
+            Err(Error::Setting { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        let good = Settings::default();
+        assert!(good.validate().is_ok());
+        assert_eq!(
+            field(Settings {
+                max_length: 1,
+                ..good.clone()
+            }),
+            "max_length"
+        );
+        assert_eq!(
+            field(Settings {
+                rows_per_shard: 0,
+                ..good.clone()
+            }),
+            "rows_per_shard"
+        );
+        for share in [-0.1, 1.0, f64::NAN, f64::INFINITY] {
+            let settings = Settings {
+                validation_share: share,
+                ..good.clone()
+            };
+            assert_eq!(field(settings), "validation_share");
+        }
+    }
+
+    #[test]
+    fn validation_share_is_met() {
+        let kept = (0..20_000_u32)
+            .filter(|n| {
+                let record = Record {
+                    instruction: n.to_string(),
+                    input: String::new(),
+                    output: "o".into(),
+                    category: String::new(),
+                    index: String::new(),
+                };
+                is_validation(&record.content_hash(), 0.1)
+            })
+            .count();
+        assert!((1_850..2_150).contains(&kept), "{kept}");
+        assert!(!is_validation(&[0; 32], 0.0));
+        assert!(!is_validation(&[255; 32], 0.999_999));
+    }
+}

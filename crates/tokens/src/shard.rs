@@ -1,0 +1,158 @@
+//! Shards: rows as Parquet files that are the same bytes for the same rows, and as Arrow batches for the wire.
+//!
+//! `write` streams rows into row groups; `read` checks a file against its `caps` before anything in it is believed.
+
+mod caps;
+mod read;
+mod write;
+
+use std::sync::{Arc, LazyLock};
+
+use arrow_array::builder::{Int32Builder, ListBuilder};
+use arrow_array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::row::{Learn, Row};
+
+pub use caps::{Caps, check};
+pub use read::Reader;
+pub use write::{Summary, Writer};
+
+/// The shards' form. A reader refuses any other.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Rows in a row group: what a writer holds back and a reader takes at once.
+pub const ROWS_PER_GROUP: usize = 256;
+
+/// What a shard says of itself in Parquet's key-value metadata, under `togi.*`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Digest of the tokenizer's file.
+    pub tokenizer_digest: String,
+    /// Digest of the prompt template.
+    pub template_digest: String,
+    /// Most ids in a row.
+    pub max_length: u32,
+    /// What is learned.
+    pub learn: Learn,
+}
+
+/// Returns the columns: `sample_id: string`, `input_ids: list<int32>`, `labels: list<int32>`, `length: int32`,
+/// `category: string`; none is ever null.
+pub fn schema() -> SchemaRef {
+    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+        let list = || DataType::List(element());
+        Arc::new(Schema::new(vec![
+            Field::new("sample_id", DataType::Utf8, false),
+            Field::new("input_ids", list(), false),
+            Field::new("labels", list(), false),
+            Field::new("length", DataType::Int32, false),
+            Field::new("category", DataType::Utf8, false),
+        ]))
+    });
+    Arc::clone(&SCHEMA)
+}
+
+/// A list's item, by the name that Parquet's specification gives it.
+fn element() -> Arc<Field> {
+    Arc::new(Field::new("element", DataType::Int32, false))
+}
+
+/// Returns rows as one batch of [`schema`]'s columns.
+pub fn to_batch(rows: &[Row]) -> Result<RecordBatch> {
+    let mut ids = ListBuilder::new(Int32Builder::new()).with_field(element());
+    let mut labels = ListBuilder::new(Int32Builder::new()).with_field(element());
+    let mut lengths = Vec::with_capacity(rows.len());
+    for row in rows {
+        if row.input_ids.len() != row.labels.len() {
+            return Err(Error::shard(format!(
+                "row {:?} has not one label an id",
+                row.sample_id
+            )));
+        }
+        lengths.push(length(row)?);
+        for id in &row.input_ids {
+            let id = i32::try_from(*id)
+                .map_err(|_| Error::shard(format!("row {:?} has the id {id}", row.sample_id)))?;
+            ids.values().append_value(id);
+        }
+        ids.append(true);
+        labels.values().append_slice(&row.labels);
+        labels.append(true);
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(
+            rows.iter().map(|row| &row.sample_id),
+        )),
+        Arc::new(ids.finish()),
+        Arc::new(labels.finish()),
+        Arc::new(Int32Array::from(lengths)),
+        Arc::new(StringArray::from_iter_values(
+            rows.iter().map(|row| &row.category),
+        )),
+    ];
+    Ok(RecordBatch::try_new(schema(), columns)?)
+}
+
+fn length(row: &Row) -> Result<i32> {
+    i32::try_from(row.input_ids.len())
+        .map_err(|_| Error::shard(format!("row {:?} is too long", row.sample_id)))
+}
+
+/// Returns a batch's rows. Fails where a column is missing, of another type, null somewhere, or at odds with the others; lists may
+/// name their items as they like.
+pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>> {
+    let sample_ids: &StringArray = column(batch, "sample_id")?;
+    let input_ids: &ListArray = column(batch, "input_ids")?;
+    let labels: &ListArray = column(batch, "labels")?;
+    let lengths: &Int32Array = column(batch, "length")?;
+    let categories: &StringArray = column(batch, "category")?;
+    let mut rows = Vec::with_capacity(batch.num_rows());
+    for at in 0..batch.num_rows() {
+        let sample_id = sample_ids.value(at).to_owned();
+        let ids = numbers(input_ids, at)?.into_iter().map(u32::try_from);
+        let ids: Vec<u32> = ids
+            .collect::<Result<_, _>>()
+            .map_err(|_| Error::shard(format!("row {sample_id:?} has a negative id")))?;
+        let labels = numbers(labels, at)?;
+        if ids.is_empty() || ids.len() != labels.len() || lengths.value(at) as usize != ids.len() {
+            return Err(Error::shard(format!(
+                "row {sample_id:?} has lists that do not fit"
+            )));
+        }
+        let category = categories.value(at).to_owned();
+        rows.push(Row {
+            sample_id,
+            input_ids: ids,
+            labels,
+            category,
+        });
+    }
+    Ok(rows)
+}
+
+fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A> {
+    let column = batch
+        .column_by_name(name)
+        .ok_or_else(|| Error::shard(format!("column {name} is missing")))?;
+    let typed = column.as_any().downcast_ref::<A>().ok_or_else(|| {
+        Error::shard(format!(
+            "column {name} is of the type {}",
+            column.data_type()
+        ))
+    })?;
+    if typed.null_count() > 0 {
+        return Err(Error::shard(format!("column {name} has nulls")));
+    }
+    Ok(typed)
+}
+
+fn numbers(lists: &ListArray, at: usize) -> Result<Vec<i32>> {
+    let list = lists.value(at);
+    let list = list.as_any().downcast_ref::<Int32Array>();
+    let list = list.filter(|list| list.null_count() == 0);
+    let list = list.ok_or_else(|| Error::shard("a list has nulls or is not of int32"))?;
+    Ok(list.values().to_vec())
+}

@@ -1,0 +1,106 @@
+//! The best segmentation of symbols into pieces: Viterbi over a unigram model, ties included as SentencePiece decides them.
+
+use super::normalizer::Symbol;
+use super::trie::{NONE, Trie};
+
+/// Marks a value of the trie as an index into the user-defined pieces.
+pub(crate) const USER_DEFINED: u32 = 1 << 31;
+
+/// The scores that a path can be made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Lattice {
+    pub(crate) trie: Trie,
+    /// Id and score of each user-defined piece.
+    pub(crate) user_defined: Vec<(u32, f32)>,
+    pub(crate) unk: u32,
+    pub(crate) unk_score: f32,
+}
+
+/// The best path that ends before a symbol.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Best {
+    score: f32,
+    start: u32,
+    id: u32,
+}
+
+const UNREACHED: Best = Best {
+    score: f32::NEG_INFINITY,
+    start: 0,
+    id: NONE,
+};
+
+/// One piece of the best path: symbols `start..end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+    pub(crate) id: u32,
+}
+
+impl Lattice {
+    /// Writes the best path, last piece first. Scores are finite and no greater than 10^9 (checked at load), so that every
+    /// candidate beats [`UNREACHED`].
+    pub(crate) fn best_path(&self, symbols: &[Symbol], best: &mut Vec<Best>, path: &mut Vec<Span>) {
+        best.clear();
+        best.resize(symbols.len() + 1, UNREACHED);
+        best[0].score = 0.0;
+        let root_base = self.trie.root_base();
+        for start in 0..symbols.len() {
+            let here = best[start].score;
+            let (rest, ends) = (&symbols[start..], &mut best[start + 1..]);
+            let mut node = Trie::ROOT;
+            let mut base = root_base;
+            let mut single = false;
+            for (at, (symbol, end)) in rest.iter().zip(ends.iter_mut()).enumerate() {
+                let Some((place, child)) = self.trie.child(node, base, symbol.code) else {
+                    break;
+                };
+                if child.value != NONE {
+                    single |= at == 0;
+                    let (id, score) = self.piece(child.value, child.score);
+                    let score = score + here;
+                    if score > end.score {
+                        *end = Best {
+                            score,
+                            start: start as u32,
+                            id,
+                        };
+                    }
+                }
+                (node, base) = (place, child.base());
+            }
+            if !single {
+                let score = self.unk_score + here;
+                let end = &mut ends[0];
+                if score > end.score {
+                    *end = Best {
+                        score,
+                        start: start as u32,
+                        id: self.unk,
+                    };
+                }
+            }
+        }
+        path.clear();
+        let mut end = symbols.len();
+        while end > 0 {
+            let Best { start, id, .. } = best[end];
+            path.push(Span {
+                start,
+                end: end as u32,
+                id,
+            });
+            end = start as usize;
+        }
+    }
+
+    #[inline(always)]
+    fn piece(&self, value: u32, score: f32) -> (u32, f32) {
+        if value & USER_DEFINED == 0 {
+            (value, score)
+        } else {
+            self.user_defined[(value & !USER_DEFINED) as usize]
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Text to symbols: SentencePiece's normalization, in one pass that also looks up each character's code in the vocabulary.
+//!
+//! Most characters stand for themselves and cost one table look-up. Only those that begin a rule (a charsmap key or a user-defined
+//! symbol) are looked at again.
+
+use super::charsmap::{self, Rule};
+use super::model::{NormalizerSpec, TrainerSpec};
+use super::table::CharTable;
+use crate::error::Result;
+
+/// What a space is written as.
+pub(crate) const SPACE: char = '\u{2581}';
+
+/// A character after normalization, and its code in the vocabulary (0: it is in no piece).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Symbol {
+    pub(crate) code: u32,
+    pub(crate) c: char,
+}
+
+/// An entry of the character table: the code, and what the character may begin.
+const CODE: u32 = (1 << 24) - 1;
+/// The character alone is the key of a rule.
+const ALONE: u32 = 1 << 24;
+/// The character begins a longer key.
+const BEGINS: u32 = 1 << 25;
+/// The character is the second one of some key.
+const SECOND: u32 = 1 << 26;
+/// The character is a space.
+const BLANK: u32 = 1 << 27;
+
+/// Where the symbols came from.
+pub(crate) trait Origins {
+    /// Notes that the next symbol starts at a byte of the text; after the last one, where the text was read to.
+    fn push(&mut self, byte: usize);
+    /// Takes back the last symbol, and returns where it started.
+    fn pop(&mut self) -> usize;
+}
+
+/// Nobody asks where symbols came from.
+impl Origins for () {
+    #[inline]
+    fn push(&mut self, _: usize) {}
+    #[inline]
+    fn pop(&mut self) -> usize {
+        0
+    }
+}
+
+impl Origins for Vec<u32> {
+    #[inline]
+    fn push(&mut self, byte: usize) {
+        self.push(byte as u32);
+    }
+    #[inline]
+    fn pop(&mut self) -> usize {
+        self.pop().unwrap_or_default() as usize
+    }
+}
+
+/// A rule as it is applied: the rest of its key after the first character, and what replaces the whole key.
+#[derive(Debug, Clone)]
+struct Replacement {
+    first: char,
+    rest: String,
+    symbols: Vec<Symbol>,
+}
+
+/// SentencePiece's normalizer for one model.
+#[derive(Debug, Clone)]
+pub(crate) struct Normalizer {
+    table: CharTable,
+    /// Character to 1 + the place of the first of its rules.
+    begins: CharTable,
+    /// By first character; within it user-defined symbols before the charsmap's keys, longer ones first.
+    rules: Vec<Replacement>,
+    space: Symbol,
+    dummy_prefix: bool,
+    remove_extra: bool,
+    suffix: bool,
+}
+
+impl Normalizer {
+    /// Puts together the model's rules, its user-defined symbols, and the vocabulary's codes.
+    pub(crate) fn new(
+        spec: &NormalizerSpec,
+        trainer: &TrainerSpec,
+        user_defined: &[&str],
+        codes: CharTable,
+    ) -> Result<Self> {
+        let mut user = user_defined
+            .iter()
+            .map(|text| text.to_string())
+            .collect::<Vec<_>>();
+        user.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        let user = user.into_iter().map(|key| Rule {
+            replacement: key.clone(),
+            key,
+        });
+        let mut mapped = if spec.charsmap.is_empty() {
+            Vec::new()
+        } else {
+            charsmap::rules(&spec.charsmap)?
+        };
+        mapped.sort_by(|a, b| (b.key.len(), &a.key).cmp(&(a.key.len(), &b.key)));
+
+        let escape = spec.escape_whitespaces.unwrap_or(true);
+        let space = if escape { SPACE } else { ' ' };
+        let space = Symbol {
+            code: codes.get(space),
+            c: space,
+        };
+        let mut table = codes;
+        let mut rules: Vec<Replacement> = Vec::new();
+        for Rule { key, replacement } in user.chain(mapped) {
+            let mut rest = key.chars();
+            let Some(first) = rest.next() else { continue };
+            let rest = rest.as_str();
+            *table.entry(first) |= if rest.is_empty() { ALONE } else { BEGINS };
+            if let Some(second) = rest.chars().next() {
+                *table.entry(second) |= SECOND;
+            }
+            let symbols = replacement.chars();
+            let symbols = symbols
+                .map(|c| Symbol {
+                    code: table.get(c) & CODE,
+                    c,
+                })
+                .collect();
+            rules.push(Replacement {
+                first,
+                rest: rest.to_owned(),
+                symbols,
+            });
+        }
+        *table.entry(' ') |= BLANK;
+        // Stable: within one first character the order above stays.
+        rules.sort_by_key(|rule| rule.first);
+        let mut begins = CharTable::new();
+        for (at, rule) in rules.iter().enumerate().rev() {
+            *begins.entry(rule.first) = at as u32 + 1;
+        }
+        Ok(Self {
+            table,
+            begins,
+            rules,
+            space,
+            dummy_prefix: spec.add_dummy_prefix.unwrap_or(true),
+            remove_extra: spec.remove_extra_whitespaces.unwrap_or(true),
+            suffix: trainer.treat_whitespace_as_suffix,
+        })
+    }
+
+    /// Appends a text's symbols, and where each starts in it, to empty lists.
+    pub(crate) fn normalize(
+        &self,
+        text: &str,
+        symbols: &mut Vec<Symbol>,
+        origins: &mut impl Origins,
+    ) {
+        let start = if self.remove_extra {
+            self.blank_prefix(text)
+        } else {
+            0
+        };
+        if start == text.len() {
+            return;
+        }
+        let mut out = Output {
+            symbols,
+            origins,
+            space: self.space,
+        };
+        if self.dummy_prefix && !self.suffix {
+            out.push(self.space, start);
+        }
+        let mut consumed = self.body(text, start, &mut out);
+        if self.remove_extra {
+            while out
+                .symbols
+                .last()
+                .is_some_and(|symbol| symbol.c == self.space.c)
+            {
+                out.symbols.pop();
+                consumed = out.origins.pop();
+            }
+        }
+        if self.dummy_prefix && self.suffix {
+            out.push(self.space, consumed);
+        }
+        out.origins.push(consumed);
+    }
+
+    /// Normalizes from a byte on, and returns the text's length.
+    fn body(&self, text: &str, start: usize, out: &mut Output<'_, impl Origins>) -> usize {
+        let mut after_space = self.remove_extra;
+        let mut at = start;
+        let mut chars = text[start..].chars();
+        let look_up = |c: char| (c, self.table.get(c));
+        let mut next = chars.next().map(look_up);
+        while let Some((c, entry)) = next {
+            next = chars.next().map(look_up);
+            let code = entry & CODE;
+            if entry & (ALONE | BEGINS | BLANK) == 0 {
+                out.push(Symbol { code, c }, at);
+                after_space = false;
+                at += c.len_utf8();
+                continue;
+            }
+            let longer = entry & BEGINS != 0 && next.is_some_and(|(_, entry)| entry & SECOND != 0);
+            let rule = if longer || entry & ALONE != 0 {
+                self.rule(c, &text[at..])
+            } else {
+                None
+            };
+            let Some(rule) = rule else {
+                if entry & BLANK == 0 {
+                    out.push(Symbol { code, c }, at);
+                    after_space = false;
+                } else if !after_space {
+                    out.push(self.space, at);
+                    after_space = self.remove_extra;
+                }
+                at += c.len_utf8();
+                continue;
+            };
+            after_space = out.replace(&rule.symbols, at, after_space) && self.remove_extra;
+            at += c.len_utf8() + rule.rest.len();
+            if !rule.rest.is_empty() {
+                chars = text[at..].chars();
+                next = chars.next().map(look_up);
+            }
+        }
+        at
+    }
+
+    /// The length of the spaces, or of what becomes one space, at the beginning.
+    fn blank_prefix(&self, text: &str) -> usize {
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            let length = match self.rule(c, rest) {
+                Some(Replacement { rest, symbols, .. }) => {
+                    if !matches!(symbols[..], [Symbol { c: ' ', .. }]) {
+                        break;
+                    }
+                    c.len_utf8() + rest.len()
+                }
+                None if c == ' ' => 1,
+                None => break,
+            };
+            rest = &rest[length..];
+        }
+        text.len() - rest.len()
+    }
+
+    /// The rule that applies where `rest` begins with `first`.
+    #[inline]
+    fn rule(&self, first: char, rest: &str) -> Option<&Replacement> {
+        let from = self.begins.get(first).checked_sub(1)? as usize;
+        let tail = &rest[first.len_utf8()..];
+        let own = self.rules[from..]
+            .iter()
+            .take_while(|rule| rule.first == first);
+        own.into_iter()
+            .find(|rule| tail.starts_with(rule.rest.as_str()))
+    }
+}
+
+/// Where symbols go.
+struct Output<'a, O> {
+    symbols: &'a mut Vec<Symbol>,
+    origins: &'a mut O,
+    space: Symbol,
+}
+
+impl<O: Origins> Output<'_, O> {
+    #[inline]
+    fn push(&mut self, symbol: Symbol, origin: usize) {
+        self.symbols.push(symbol);
+        self.origins.push(origin);
+    }
+
+    /// Writes a rule's replacement, without the spaces at its beginning after a space, and returns whether the output now ends with
+    /// a space that counts.
+    fn replace(&mut self, mut symbols: &[Symbol], origin: usize, after_space: bool) -> bool {
+        if after_space {
+            while let [Symbol { c: ' ', .. }, rest @ ..] = symbols {
+                symbols = rest;
+            }
+        }
+        for symbol in symbols {
+            let symbol = if symbol.c == ' ' { self.space } else { *symbol };
+            self.push(symbol, origin);
+        }
+        symbols.last().map_or(after_space, |last| last.c == ' ')
+    }
+}

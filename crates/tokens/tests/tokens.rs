@@ -1,0 +1,12 @@
+//! Tests of the crate as its users see it, in one binary.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helper may fail as the test may"
+)]
+
+mod dolly;
+mod fixtures;
+mod rows;
+mod sentencepiece;
+mod shard;
