@@ -1,0 +1,201 @@
+//! An adapter as PEFT keeps it: `adapter_config.json` and `adapter_model.safetensors`, written canonically, read strictly.
+
+mod settings;
+mod tensors;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::canonical;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::lora::{self, Lora, LoraConfig, Shape, Target};
+use settings::Settings;
+
+/// The configuration's file name in an adapter folder.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The tensors' file name in an adapter folder.
+pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+
+/// An adapter folder's two files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// `adapter_config.json`: the keys that every PEFT since 2023 reads, sorted, and a final newline.
+    pub config: Vec<u8>,
+    /// `adapter_model.safetensors`: f32, metadata `{"format": "pt"}`.
+    pub tensors: Vec<u8>,
+}
+
+/// What an adapter was made from: part of its generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// [`crate::Base::digest`].
+    pub base: String,
+    /// The tokenizer file's digest.
+    pub tokenizer: String,
+    /// The prompt template's digest.
+    pub template: String,
+    /// The data set's digest.
+    pub dataset: String,
+    /// The recipe's digest.
+    pub recipe: String,
+    /// In which numbers the base computed, such as `f32`.
+    pub base_representation: String,
+}
+
+/// Writes an adapter; equal values give equal bytes.
+///
+/// # Errors
+/// A value is not finite.
+pub fn to_files(lora: &Lora, base_name: &str) -> Result<Files> {
+    Ok(Files {
+        config: config_json(lora, base_name)?,
+        tensors: tensors::write(lora)?,
+    })
+}
+
+fn config_json(lora: &Lora, base_name: &str) -> Result<Vec<u8>> {
+    let config = lora.config();
+    // From the tensors that exist, not from what was asked for.
+    let mut targets: Vec<_> = lora
+        .modules()
+        .iter()
+        .map(|module| module.target.name())
+        .collect();
+    targets.sort_unstable();
+    targets.dedup();
+    let (mut ranks, mut alphas) = (Map::new(), Map::new());
+    for module in lora.modules() {
+        let name = settings::module_name(module.layer, module.target);
+        if module.rank != config.rank {
+            ranks.insert(name.clone(), json!(module.rank));
+        }
+        if module.alpha.to_bits() != config.alpha.to_bits() {
+            alphas.insert(name, number(module.alpha));
+        }
+    }
+    let value = json!({
+        "alpha_pattern": alphas,
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_to_transform": null,
+        "lora_alpha": number(config.alpha),
+        "lora_dropout": config.dropout,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": config.rank,
+        "rank_pattern": ranks,
+        "revision": null,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": false,
+    });
+    let mut text = format!("{:#}", canonical::value(&value, CONFIG_FILE)?);
+    text.push('\n');
+    Ok(text.into_bytes())
+}
+
+/// A whole number without a fraction, as PEFT writes `lora_alpha`.
+fn number(value: f64) -> Value {
+    #[allow(clippy::cast_possible_truncation)]
+    let whole = value as i64;
+    if whole as f64 == value {
+        json!(whole)
+    } else {
+        json!(value)
+    }
+}
+
+/// Reads an adapter for a model, whole or not at all.
+///
+/// Per-module ranks and alphas and rank-stabilised scales are taken. f32, fp16 and bf16 are taken.
+///
+/// # Errors
+/// What this crate does not do, by name (DoRA, `modules_to_save`, biases, ...); a header over 1 MiB, a tensor twice,
+/// unknown, missing, of wrong shape or not finite; a configuration and tensors that do not belong together.
+pub fn from_files(config_json: &[u8], tensors: &[u8], config: &Config) -> Result<Lora> {
+    let settings = Settings::parse(config_json)?;
+    let mut found = tensors::read(tensors)?;
+    let mut shapes = Vec::new();
+    for layer in 0..config.num_hidden_layers {
+        for target in Target::ALL {
+            let present =
+                ['A', 'B'].map(|factor| found.contains_key(&lora::name(layer, target, factor)));
+            if present == [false, false] {
+                continue;
+            }
+            if let Some(lacking) = present.iter().position(|present| !present) {
+                return Err(Error::Missing(lora::name(
+                    layer,
+                    target,
+                    ['A', 'B'][lacking],
+                )));
+            }
+            let (rank, alpha, scale) = settings.module(layer, target, config)?;
+            shapes.push(Shape {
+                layer,
+                target,
+                rank,
+                alpha,
+                scale,
+            });
+        }
+    }
+    settings.check_covered(&shapes, config)?;
+    let lora_config = LoraConfig {
+        rank: settings.rank,
+        alpha: settings.plain_alpha(settings.alpha, settings.rank),
+        dropout: settings.dropout,
+        targets: settings.targets.clone(),
+    };
+    lora_config.validate(config)?;
+    let mut lora = Lora::zeros(config, &lora_config, shapes.into_iter());
+    let views: Vec<_> = lora.views().collect();
+    for view in views {
+        let (shape, values) = found
+            .remove(&view.name)
+            .ok_or_else(|| Error::Missing(view.name.clone()))?;
+        if shape != view.shape {
+            return Err(Error::Shape {
+                name: view.name,
+                expected: view.shape.to_vec(),
+                got: shape,
+            });
+        }
+        lora.values_mut()[view.range].copy_from_slice(&values);
+    }
+    if found.is_empty() {
+        Ok(lora)
+    } else {
+        Err(Error::Unexpected(found.into_keys().collect()))
+    }
+}
+
+/// The digest that names an adapter: SHA-256 (hex) over, in this order and each preceded by its length in bytes (u64,
+/// little-endian), the canonical form of `adapter_config.json` (compact, keys sorted), the bytes of
+/// `adapter_model.safetensors`, and the canonical form of the identity.
+///
+/// # Errors
+/// The configuration is not JSON.
+pub fn generation(files: &Files, identity: &Identity) -> Result<String> {
+    let config: Value = serde_json::from_slice(&files.config).map_err(|source| Error::Json {
+        what: CONFIG_FILE.into(),
+        source,
+    })?;
+    let mut digest = Sha256::new();
+    for part in [
+        canonical::json(&config, CONFIG_FILE)?.as_slice(),
+        files.tensors.as_slice(),
+        canonical::json(identity, "identity")?.as_slice(),
+    ] {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    Ok(hex::encode(digest.finalize()))
+}

@@ -1,0 +1,103 @@
+//! `adapter_model.safetensors`: deterministic bytes out, a checked header in.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::TENSORS_FILE;
+use crate::base::read;
+use crate::error::{Error, Result};
+use crate::lora::Lora;
+
+/// The longest header that is looked at: an adapter of a hundred layers has a tenth of it.
+const HEADER_LIMIT: u64 = 1 << 20;
+
+/// Shape and values by name.
+pub(super) type Found = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+pub(super) fn write(lora: &Lora) -> Result<Vec<u8>> {
+    let mut tensors = Vec::new();
+    for view in lora.views() {
+        let values = &lora.values()[view.range];
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(Error::NotFinite(view.name));
+        }
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        tensors.push((view.name, view.shape.to_vec(), bytes));
+    }
+    let broken = |e: safetensors::SafeTensorError| Error::format(TENSORS_FILE, e.to_string());
+    let mut views = Vec::new();
+    for (name, shape, bytes) in &tensors {
+        views.push((
+            name,
+            TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(broken)?,
+        ));
+    }
+    // One entry: the order of a larger map would not be fixed.
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors::serialize(views, Some(metadata)).map_err(broken)
+}
+
+pub(super) fn read(bytes: &[u8]) -> Result<Found> {
+    let broken = |reason: String| Error::format(TENSORS_FILE, reason);
+    let Some((len, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(broken("is too short".into()));
+    };
+    let len = u64::from_le_bytes(*len);
+    if len > HEADER_LIMIT {
+        return Err(broken(format!(
+            "its header of {len} bytes is over {HEADER_LIMIT}"
+        )));
+    }
+    let header = usize::try_from(len).ok().and_then(|len| rest.get(..len));
+    let header = header.ok_or_else(|| broken("ends inside its header".into()))?;
+    refuse_duplicates(header)?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
+    let mut found = Found::new();
+    for (name, view) in file.iter() {
+        found.insert(
+            name.to_owned(),
+            (view.shape().to_vec(), read::values(name, &view)?),
+        );
+    }
+    Ok(found)
+}
+
+/// A JSON parser keeps the last of equal keys silently, so the names are looked at first.
+fn refuse_duplicates(header: &[u8]) -> Result<()> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(
+            self,
+            mut map: M,
+        ) -> std::result::Result<Vec<String>, M::Error> {
+            let mut names = Vec::new();
+            while let Some((name, IgnoredAny)) = map.next_entry()? {
+                names.push(name);
+            }
+            Ok(names)
+        }
+    }
+    let mut json = serde_json::Deserializer::from_slice(header);
+    let mut names = json.deserialize_map(Names).map_err(|source| Error::Json {
+        what: format!("{TENSORS_FILE}'s header"),
+        source,
+    })?;
+    names.sort();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Error::Duplicate(pair[0].clone())),
+        None => Ok(()),
+    }
+}

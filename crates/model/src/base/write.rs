@@ -1,0 +1,83 @@
+//! Writes base folders: random ones, for tests, benchmarks and trials.
+
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::shapes;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::random;
+
+/// Writes `config.json` and `model.safetensors` (f32) with random weights as transformers initialises them: normal with
+/// deviation 0.02, biases 0, gains 1. The same seed gives the same bytes.
+///
+/// # Errors
+/// The configuration is invalid, or a file cannot be written.
+pub fn write_random(dir: &Path, config: &Config, seed: u64) -> Result<()> {
+    write(dir, config, |name, len| {
+        if name.ends_with(".bias") {
+            return vec![0.0; len];
+        }
+        if name.contains("norm.") {
+            return vec![1.0; len];
+        }
+        let key = random::derive_name(seed, name);
+        (0..len as u64)
+            .map(|index| 0.02 * normal(key, index))
+            .collect()
+    })
+}
+
+/// Writes `config.json` and `model.safetensors` (f32) with the values that `values(name, count)` gives for each tensor,
+/// row by row.
+///
+/// # Errors
+/// The configuration is invalid, the count of values is wrong, or a file cannot be written.
+pub fn write(dir: &Path, config: &Config, values: impl Fn(&str, usize) -> Vec<f32>) -> Result<()> {
+    config.validate()?;
+    let mut tensors = Vec::new();
+    for (name, shape) in shapes(config) {
+        let count = shape.iter().product();
+        let values = values(&name, count);
+        if values.len() != count {
+            return Err(Error::format(
+                format!("tensor {name}"),
+                format!("{} values for {count}", values.len()),
+            ));
+        }
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        tensors.push((name, shape, bytes));
+    }
+    let broken =
+        |e: safetensors::SafeTensorError| Error::format("model.safetensors", e.to_string());
+    let mut views = Vec::new();
+    for (name, shape, bytes) in &tensors {
+        views.push((
+            name,
+            TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(broken)?,
+        ));
+    }
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    let weights = safetensors::serialize(views, Some(metadata)).map_err(broken)?;
+    for (name, bytes) in [
+        ("config.json", config.to_json()),
+        ("model.safetensors", weights),
+    ] {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).map_err(|e| Error::file(path, e))?;
+    }
+    Ok(())
+}
+
+/// The `index`-th standard normal number of a key's stream (Box and Muller).
+fn normal(key: u64, index: u64) -> f32 {
+    let (a, b) = (
+        random::unit(key, 2 * index),
+        random::unit(key, 2 * index + 1),
+    );
+    ((-2.0 * (1.0 - a).ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()) as f32
+}

@@ -1,0 +1,155 @@
+//! What one call of the engine trains on: records packed end to end, without padding.
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// Several records as one sequence; positions restart and attention ends at each record's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids of all records, one after another.
+    pub ids: Vec<u32>,
+    /// One for each id: the id again where it is learned (predicted from the position before), -100 where not.
+    pub labels: Vec<i32>,
+    /// Where each record starts, and the total at the end (`cu_seqlens`): records + 1 values.
+    pub starts: Vec<u32>,
+    /// Each record's place in its optimizer window, which dropout's mask depends on.
+    pub slots: Vec<u32>,
+}
+
+/// The sum of token losses and the count of learned targets; sums of several batches add up to a window's.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct WindowLoss {
+    /// Sum of the negative log likelihoods of the targets, in nats.
+    pub sum: f64,
+    /// Learned targets.
+    pub targets: u64,
+}
+
+impl WindowLoss {
+    /// The mean loss of a target; 0 if there is none.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        if self.targets == 0 {
+            0.0
+        } else {
+            self.sum / self.targets as f64
+        }
+    }
+
+    /// Adds another batch of the same window.
+    pub fn add(&mut self, other: Self) {
+        self.sum += other.sum;
+        self.targets += other.targets;
+    }
+}
+
+impl Batch {
+    /// An empty batch.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            starts: vec![0],
+            ..Self::default()
+        }
+    }
+
+    /// Appends a record; `slot` is its place in the optimizer window.
+    pub fn push(&mut self, ids: &[u32], labels: &[i32], slot: u32) {
+        if self.starts.is_empty() {
+            self.starts.push(0);
+        }
+        self.ids.extend_from_slice(ids);
+        self.labels.extend_from_slice(labels);
+        self.starts
+            .push(u32::try_from(self.ids.len()).unwrap_or(u32::MAX));
+        self.slots.push(slot);
+    }
+
+    /// Records in the batch.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Tokens in the batch.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Checks the batch against a model.
+    ///
+    /// # Errors
+    /// Lengths that do not match, a record that is empty or longer than the model's longest, an id or label outside the
+    /// vocabulary.
+    pub fn validate(&self, config: &Config) -> Result<()> {
+        let refuse = |reason: String| Err(Error::Input(reason));
+        if self.ids.len() != self.labels.len() {
+            return refuse(format!(
+                "{} ids but {} labels",
+                self.ids.len(),
+                self.labels.len()
+            ));
+        }
+        if self.slots.len() + 1 != self.starts.len() {
+            return refuse(format!(
+                "{} slots but {} starts",
+                self.slots.len(),
+                self.starts.len()
+            ));
+        }
+        if self.starts.first() != Some(&0)
+            || self.starts.last().map(|&end| end as usize) != Some(self.ids.len())
+        {
+            return refuse("starts do not span the ids".into());
+        }
+        for pair in self.starts.windows(2) {
+            if pair[1] <= pair[0] {
+                return refuse("a record is empty".into());
+            }
+            let tokens = (pair[1] - pair[0]) as usize;
+            if tokens > config.max_position_embeddings {
+                return refuse(format!(
+                    "a record has {tokens} tokens, the model's longest is {}",
+                    config.max_position_embeddings
+                ));
+            }
+        }
+        check_ids(&self.ids, config)?;
+        for &label in &self.labels {
+            let known = usize::try_from(label).is_ok_and(|label| label < config.vocab_size);
+            if label != -100 && !known {
+                return refuse(format!(
+                    "label {label} is outside the vocabulary of {}",
+                    config.vocab_size
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows whose output predicts a learned target, with that target: a label counts at the position before it, and
+    /// never across records.
+    pub(crate) fn targets(&self) -> (Vec<u32>, Vec<u32>) {
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        for pair in self.starts.windows(2) {
+            for row in pair[0]..pair[1] - 1 {
+                if let Ok(target) = u32::try_from(self.labels[row as usize + 1]) {
+                    rows.push(row);
+                    targets.push(target);
+                }
+            }
+        }
+        (rows, targets)
+    }
+}
+
+pub(crate) fn check_ids(ids: &[u32], config: &Config) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+        Some(id) => Err(Error::Input(format!(
+            "id {id} is outside the vocabulary of {}",
+            config.vocab_size
+        ))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,327 @@
+//! A GPT-NeoX `config.json`, in the names of any year, checked; it knows nothing of weights.
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+
+/// The activation between the two products of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x Φ(x)`, exact (erf): `gelu`, `gelu_python`.
+    Gelu,
+    /// The tanh approximation: `gelu_new`, `gelu_fast`, `gelu_pytorch_tanh`.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x σ(x)`: `silu`, `swish`.
+    Silu,
+}
+
+impl Activation {
+    fn parse(name: &str) -> Result<Self> {
+        match name {
+            "gelu" | "gelu_python" => Ok(Self::Gelu),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh" => {
+                Ok(Self::GeluTanh)
+            }
+            "relu" => Ok(Self::Relu),
+            "silu" | "swish" => Ok(Self::Silu),
+            other => Err(Error::Config(format!(
+                "hidden_act {other:?} is not supported"
+            ))),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_new",
+            Self::Relu => "relu",
+            Self::Silu => "silu",
+        }
+    }
+}
+
+/// A GPT-NeoX model's shape and constants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// The MLP's activation.
+    pub hidden_act: Activation,
+    /// Share of each head's dimensions that rotary position turns.
+    pub rotary_pct: f64,
+    /// The base of the rotary frequencies.
+    pub rotary_emb_base: f64,
+    /// The longest sequence in tokens.
+    pub max_position_embeddings: usize,
+    /// The epsilon of every layer norm.
+    pub layer_norm_eps: f64,
+    /// Attention and MLP read the same residual stream (`true`) or follow one another (`false`).
+    pub use_parallel_residual: bool,
+    /// The head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// `query_key_value` and `dense` have biases.
+    pub attention_bias: bool,
+    /// Begin of sequence, if the configuration names one.
+    pub bos_token_id: Option<u32>,
+    /// End of sequence, if the configuration names one.
+    pub eos_token_id: Option<u32>,
+    /// Padding, if the configuration names one.
+    pub pad_token_id: Option<u32>,
+}
+
+impl Config {
+    /// Reads a `config.json`; what it leaves out has the defaults of the GPT-NeoX configuration in transformers.
+    ///
+    /// # Errors
+    /// Not JSON, another `model_type`, a wrong type or range, or a feature that would change the numbers (rotary
+    /// scaling, dropout inside the base).
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|source| Error::Json {
+            what: "config.json".into(),
+            source,
+        })?;
+        let Value::Object(map) = value else {
+            return Err(Error::Config("config.json is not an object".into()));
+        };
+        let fields = Fields(&map);
+        if let Some(kind) = fields.get("model_type")
+            && kind != "gpt_neox"
+        {
+            return Err(Error::Config(format!("model_type {kind} is not gpt_neox")));
+        }
+        for name in ["attention_dropout", "hidden_dropout"] {
+            if fields.number(name, 0.0)? != 0.0 {
+                return Err(Error::Config(format!(
+                    "{name} other than 0 is not supported"
+                )));
+            }
+        }
+        let (rotary_pct, rotary_emb_base) = rotary(&fields)?;
+        let hidden_size = fields.count("hidden_size", Some(6144))?;
+        let config = Self {
+            vocab_size: fields.count("vocab_size", Some(50432))?,
+            hidden_size,
+            num_hidden_layers: fields.count("num_hidden_layers", Some(44))?,
+            num_attention_heads: fields.count("num_attention_heads", Some(64))?,
+            intermediate_size: fields.count("intermediate_size", Some(4 * hidden_size))?,
+            hidden_act: Activation::parse(fields.text("hidden_act", "gelu")?)?,
+            rotary_pct,
+            rotary_emb_base,
+            max_position_embeddings: fields.count("max_position_embeddings", Some(2048))?,
+            layer_norm_eps: fields.number("layer_norm_eps", 1e-5)?,
+            use_parallel_residual: fields.flag("use_parallel_residual", true)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            attention_bias: fields.flag("attention_bias", true)?,
+            bos_token_id: fields.id("bos_token_id", Some(0))?,
+            eos_token_id: fields.id("eos_token_id", Some(2))?,
+            pad_token_id: fields.id("pad_token_id", None)?,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the numbers fit together.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the field.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |reason: String| Err(Error::Config(reason));
+        for (name, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ] {
+            if value == 0 || value > 1 << 24 {
+                return refuse(format!("{name} {value} is out of range"));
+            }
+        }
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            return refuse(format!(
+                "hidden_size {} is no multiple of num_attention_heads {}",
+                self.hidden_size, self.num_attention_heads
+            ));
+        }
+        if !self.rotary_pct.is_finite() || self.rotary_pct <= 0.0 || self.rotary_pct > 1.0 {
+            return refuse(format!(
+                "rotary_pct {} is not over 0 and up to 1",
+                self.rotary_pct
+            ));
+        }
+        let turned = self.rotary_dim();
+        if turned == 0 || !turned.is_multiple_of(2) {
+            return refuse(format!(
+                "rotary_pct {} turns {turned} dimensions of a head",
+                self.rotary_pct
+            ));
+        }
+        if !self.rotary_emb_base.is_finite() || self.rotary_emb_base <= 0.0 {
+            return refuse(format!(
+                "rotary_emb_base {} is not a positive number",
+                self.rotary_emb_base
+            ));
+        }
+        if !self.layer_norm_eps.is_finite() || self.layer_norm_eps <= 0.0 {
+            return refuse(format!(
+                "layer_norm_eps {} is not a positive number",
+                self.layer_norm_eps
+            ));
+        }
+        Ok(())
+    }
+
+    /// Dimensions of one head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// Leading dimensions of a head that rotary position turns.
+    #[must_use]
+    pub fn rotary_dim(&self) -> usize {
+        // Truncated, as transformers does.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let dim = (self.head_dim() as f64 * self.rotary_pct) as usize;
+        dim
+    }
+
+    /// Writes a `config.json` (old names, which every version of transformers reads), keys sorted.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let value = json!({
+            "architectures": ["GPTNeoXForCausalLM"],
+            "attention_bias": self.attention_bias,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+            "hidden_act": self.hidden_act.name(),
+            "hidden_size": self.hidden_size,
+            "initializer_range": 0.02,
+            "intermediate_size": self.intermediate_size,
+            "layer_norm_eps": self.layer_norm_eps,
+            "max_position_embeddings": self.max_position_embeddings,
+            "model_type": "gpt_neox",
+            "num_attention_heads": self.num_attention_heads,
+            "num_hidden_layers": self.num_hidden_layers,
+            "pad_token_id": self.pad_token_id,
+            "rotary_emb_base": self.rotary_emb_base,
+            "rotary_pct": self.rotary_pct,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "use_parallel_residual": self.use_parallel_residual,
+            "vocab_size": self.vocab_size,
+        });
+        let mut text = format!("{value:#}");
+        text.push('\n');
+        text.into_bytes()
+    }
+
+    /// Values in all the base's tensors.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        crate::base::shapes(self)
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>() as u64)
+            .sum()
+    }
+}
+
+fn rotary(fields: &Fields<'_>) -> Result<(f64, f64)> {
+    if fields.get("rope_scaling").is_some() {
+        return Err(Error::Config("rope_scaling is not supported".into()));
+    }
+    let (mut share, mut base) = (
+        fields.number("rotary_pct", 0.25)?,
+        fields.number("rotary_emb_base", 10_000.0)?,
+    );
+    // Newer files also spell the two at the top level.
+    share = fields.number("partial_rotary_factor", share)?;
+    base = fields.number("rope_theta", base)?;
+    match fields.get("rope_parameters") {
+        None => {}
+        Some(Value::Object(rope)) => {
+            let rope = Fields(rope);
+            let kind = rope.text("rope_type", "default")?;
+            if kind != "default" {
+                return Err(Error::Config(format!(
+                    "rope_type {kind:?} is not supported"
+                )));
+            }
+            share = rope.number("partial_rotary_factor", share)?;
+            base = rope.number("rope_theta", base)?;
+        }
+        Some(_) => return Err(Error::Config("rope_parameters is not an object".into())),
+    }
+    Ok((share, base))
+}
+
+/// Typed access to an object; `null` is the same as absent.
+struct Fields<'a>(&'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    fn typed<T>(
+        &self,
+        name: &str,
+        kind: &str,
+        default: Option<T>,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<T> {
+        match self.get(name) {
+            Some(value) => {
+                read(value).ok_or_else(|| Error::Config(format!("{name} is not {kind}: {value}")))
+            }
+            None => default.ok_or_else(|| Error::Config(format!("{name} is missing"))),
+        }
+    }
+
+    fn count(&self, name: &str, default: Option<usize>) -> Result<usize> {
+        self.typed(name, "a count", default, |v| {
+            v.as_u64().and_then(|n| usize::try_from(n).ok())
+        })
+    }
+
+    fn number(&self, name: &str, default: f64) -> Result<f64> {
+        self.typed(name, "a number", Some(default), Value::as_f64)
+    }
+
+    fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        self.typed(name, "true or false", Some(default), Value::as_bool)
+    }
+
+    fn text(&self, name: &str, default: &'a str) -> Result<&'a str> {
+        self.typed(name, "a text", Some(default), Value::as_str)
+    }
+
+    /// An id: absent is the default, `null` is none; of a list (newer `eos_token_id`) the first.
+    fn id(&self, name: &str, default: Option<u32>) -> Result<Option<u32>> {
+        let wrong = |value: &Value| Error::Config(format!("{name} is not a token id: {value}"));
+        let value = match self.0.get(name) {
+            None => return Ok(default),
+            Some(Value::Null) => return Ok(None),
+            Some(Value::Array(list)) => match list.first() {
+                Some(first) => first,
+                None => return Ok(None),
+            },
+            Some(value) => value,
+        };
+        let id = value
+            .as_u64()
+            .and_then(|n| u32::try_from(n).ok())
+            .ok_or_else(|| wrong(value))?;
+        Ok(Some(id))
+    }
+}

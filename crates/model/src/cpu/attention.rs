@@ -1,0 +1,290 @@
+//! Causal attention within each sequence, head by head: forward, over a cache, and backward.
+//!
+//! Scores are never kept: backward makes them again from queries, keys and each row's log sum, so that memory grows with
+//! the tokens and not with their square.
+
+mod head;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::kernels::run;
+use super::storage::read;
+use super::{matrix, rows};
+use crate::error::Result;
+use crate::ops::{Attended, Heads, Span};
+use head::{Attend, Backward, Slices};
+
+/// One head's keys and values of one sequence: (tokens, dim) each.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HeadCache {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+pub(super) fn forward(
+    qkv: &Tensor,
+    heads: &Heads<Tensor>,
+    spans: &[Span],
+) -> Result<Attended<Tensor>> {
+    let parts = split(qkv, heads, spans)?;
+    let total = total(spans);
+    let (queries, keys, values) = thirds(&parts);
+    let slices: Vec<Slices<'_>> = tasks(heads, spans)
+        .map(|(head, span)| {
+            let range = (head * total + span.start) * heads.dim
+                ..(head * total + span.start + span.len) * heads.dim;
+            Slices {
+                queries: &queries[range.clone()],
+                keys: &keys[range.clone()],
+                values: &values[range],
+                past: 0,
+                dim: heads.dim,
+            }
+        })
+        .collect();
+    let (out, log_sums) = attend_all(&slices, heads, total);
+    Ok(Attended {
+        out: merge(&out, heads, total)?,
+        log_sums: matrix(log_sums, total)?,
+        parts: matrix(parts, heads.dim)?,
+    })
+}
+
+pub(super) fn cached(
+    qkv: &Tensor,
+    heads: &Heads<Tensor>,
+    spans: &[Span],
+    caches: &mut [&mut [HeadCache]],
+) -> Result<Tensor> {
+    let parts = split(qkv, heads, spans)?;
+    let total = total(spans);
+    let (queries, keys, values) = thirds(&parts);
+    let range = |head: usize, span: &Span| {
+        (head * total + span.start) * heads.dim..(head * total + span.start + span.len) * heads.dim
+    };
+    for (span, cache) in spans.iter().zip(caches.iter_mut()) {
+        for (head, cache) in cache.iter_mut().enumerate() {
+            cache.keys.extend_from_slice(&keys[range(head, span)]);
+            cache.values.extend_from_slice(&values[range(head, span)]);
+        }
+    }
+    let caches = &*caches;
+    let slices: Vec<Slices<'_>> = (0..heads.count)
+        .flat_map(|head| {
+            spans
+                .iter()
+                .zip(caches)
+                .map(move |(span, cache)| (head, span, &cache[head]))
+        })
+        .map(|(head, span, cache)| Slices {
+            queries: &queries[range(head, span)],
+            keys: &cache.keys,
+            values: &cache.values,
+            past: span.past,
+            dim: heads.dim,
+        })
+        .collect();
+    let (out, _) = attend_all(&slices, heads, total);
+    merge(&out, heads, total)
+}
+
+pub(super) fn backward(
+    d_out: &Tensor,
+    attended: &Attended<Tensor>,
+    heads: &Heads<Tensor>,
+    spans: &[Span],
+) -> Result<Tensor> {
+    let (total, dim, width) = (total(spans), heads.dim, heads.count * heads.dim);
+    let (parts, log_sums) = (read(&attended.parts)?, read(&attended.log_sums)?);
+    let (out, d_out) = (read(&attended.out)?, read(d_out)?);
+    let (queries, keys, values) = thirds(&parts);
+    let mut d_parts = vec![0.0; parts.len()];
+    let (d_queries, rest) = d_parts.split_at_mut(total * width);
+    let (d_keys, d_values) = rest.split_at_mut(total * width);
+    let lens: Vec<usize> = tasks(heads, spans)
+        .map(|(_, span)| span.len * dim)
+        .collect();
+    let pieces = pieces(d_queries, &lens)
+        .into_iter()
+        .zip(pieces(d_keys, &lens))
+        .zip(pieces(d_values, &lens));
+    let work: Vec<_> = tasks(heads, spans).zip(pieces).collect();
+    work.into_par_iter()
+        .for_each(|((head, span), ((d_queries, d_keys), d_values))| {
+            let first = head * total + span.start;
+            let range = first * dim..(first + span.len) * dim;
+            let slices = Slices {
+                queries: &queries[range.clone()],
+                keys: &keys[range.clone()],
+                values: &values[range],
+                past: 0,
+                dim,
+            };
+            // The head's part of each row of the span.
+            let part = |rows: &[f32]| -> Vec<f32> {
+                let rows =
+                    rows[span.start * width..(span.start + span.len) * width].chunks_exact(width);
+                rows.flat_map(|row| row[head * dim..(head + 1) * dim].iter().copied())
+                    .collect()
+            };
+            let (out, d_out) = (part(&out), part(&d_out));
+            let log_sums = &log_sums[first..first + span.len];
+            run(Backward {
+                slices,
+                out: &out,
+                d_out: &d_out,
+                log_sums,
+                d_queries,
+                d_keys,
+                d_values,
+            });
+        });
+    join(&d_parts, heads, spans)
+}
+
+fn total(spans: &[Span]) -> usize {
+    spans.iter().map(|span| span.len).sum()
+}
+
+/// Heads, and within each the sequences: the order of the head-major matrices.
+fn tasks<'a>(
+    heads: &Heads<Tensor>,
+    spans: &'a [Span],
+) -> impl Iterator<Item = (usize, &'a Span)> + use<'a> {
+    (0..heads.count).flat_map(move |head| spans.iter().map(move |span| (head, span)))
+}
+
+fn thirds(parts: &[f32]) -> (&[f32], &[f32], &[f32]) {
+    let (queries, rest) = parts.split_at(parts.len() / 3);
+    let (keys, values) = rest.split_at(rest.len() / 2);
+    (queries, keys, values)
+}
+
+/// Cuts a slice into consecutive pieces of these lengths.
+fn pieces<'a>(mut whole: &'a mut [f32], lens: &[usize]) -> Vec<&'a mut [f32]> {
+    let mut out = Vec::with_capacity(lens.len());
+    for &len in lens {
+        let (piece, rest) = whole.split_at_mut(len);
+        out.push(piece);
+        whole = rest;
+    }
+    out
+}
+
+/// Each row's place in its sequence.
+fn positions(spans: &[Span]) -> Vec<usize> {
+    spans
+        .iter()
+        .flat_map(|span| span.past..span.past + span.len)
+        .collect()
+}
+
+/// The joint product, (rows, heads, 3, dim), as turned queries, turned keys, and values, (3, heads, rows, dim).
+fn split(qkv: &Tensor, heads: &Heads<Tensor>, spans: &[Span]) -> Result<Vec<f32>> {
+    let (dim, half, total) = (heads.dim, heads.turned / 2, total(spans));
+    let (qkv, cos, sin) = (read(qkv)?, read(&heads.cos)?, read(&heads.sin)?);
+    let positions = positions(spans);
+    let width = 3 * heads.count * dim;
+    let mut parts = vec![0.0; total * width];
+    rows::each(&mut parts, total * dim, |part, out| {
+        let (which, head) = (part / heads.count, part % heads.count);
+        for (row, out) in out.chunks_exact_mut(dim).enumerate() {
+            out.copy_from_slice(&qkv[row * width + (3 * head + which) * dim..][..dim]);
+            if which < 2 {
+                let at = positions[row] * half;
+                turn(
+                    &mut out[..2 * half],
+                    &cos[at..at + half],
+                    &sin[at..at + half],
+                    1.0,
+                );
+            }
+        }
+    });
+    Ok(parts)
+}
+
+/// [`split`]'s transpose: gradients of the parts, turned back, as the gradient of the joint product.
+fn join(parts: &[f32], heads: &Heads<Tensor>, spans: &[Span]) -> Result<Tensor> {
+    let (dim, half, total) = (heads.dim, heads.turned / 2, total(spans));
+    let (cos, sin) = (read(&heads.cos)?, read(&heads.sin)?);
+    let positions = positions(spans);
+    let width = 3 * heads.count * dim;
+    let mut joint = vec![0.0; total * width];
+    rows::each(&mut joint, width, |row, out| {
+        for (part, out) in out.chunks_exact_mut(dim).enumerate() {
+            let (head, which) = (part / 3, part % 3);
+            out.copy_from_slice(
+                &parts[((which * heads.count + head) * total + row) * dim..][..dim],
+            );
+            if which < 2 {
+                let at = positions[row] * half;
+                turn(
+                    &mut out[..2 * half],
+                    &cos[at..at + half],
+                    &sin[at..at + half],
+                    -1.0,
+                );
+            }
+        }
+    });
+    matrix(joint, width)
+}
+
+/// Turns the pairs (i, i + half) by their angles, or back with `sign` −1.
+fn turn(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let (left, right) = x.split_at_mut(cos.len());
+    for (((left, right), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+        let (a, b, sin) = (*left, *right, sign * sin);
+        *left = a * cos - b * sin;
+        *right = b * cos + a * sin;
+    }
+}
+
+/// (heads, rows, dim) as (rows, heads × dim).
+fn merge(out: &[f32], heads: &Heads<Tensor>, total: usize) -> Result<Tensor> {
+    let (dim, width) = (heads.dim, heads.count * heads.dim);
+    let mut merged = vec![0.0; out.len()];
+    rows::each(&mut merged, width, |row, merged| {
+        for (head, merged) in merged.chunks_exact_mut(dim).enumerate() {
+            merged.copy_from_slice(&out[(head * total + row) * dim..][..dim]);
+        }
+    });
+    matrix(merged, width)
+}
+
+/// All tasks' outputs, (heads, rows, dim), and log sums, (heads, rows).
+fn attend_all(slices: &[Slices<'_>], heads: &Heads<Tensor>, total: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut out = vec![0.0; heads.count * total * heads.dim];
+    let mut log_sums = vec![0.0; heads.count * total];
+    let lens: Vec<usize> = slices.iter().map(|slices| slices.queries.len()).collect();
+    let rows: Vec<usize> = lens.iter().map(|len| len / heads.dim).collect();
+    let work: Vec<_> = slices
+        .iter()
+        .zip(pieces(&mut out, &lens))
+        .zip(pieces(&mut log_sums, &rows))
+        .collect();
+    let products: usize = slices
+        .iter()
+        .map(|slices| slices.queries.len() * slices.keys.len() / slices.dim)
+        .sum();
+    if products < 1 << 16 {
+        work.into_iter().for_each(|((slices, out), log_sums)| {
+            run(Attend {
+                slices: *slices,
+                out,
+                log_sums,
+            })
+        });
+    } else {
+        work.into_par_iter().for_each(|((slices, out), log_sums)| {
+            run(Attend {
+                slices: *slices,
+                out,
+                log_sums,
+            })
+        });
+    }
+    (out, log_sums)
+}

@@ -1,0 +1,103 @@
+//! Loops over rows: in order on one thread if there is little to do, else in chunks on rayon. Rows never share a sum, so
+//! the result does not depend on which it was.
+
+use rayon::prelude::*;
+
+use super::kernels;
+
+/// Values below which waking other threads costs more than it brings.
+const ALONE: usize = 1 << 13;
+/// Multiplications of a few-row product below which one thread does it.
+const ALONE_PRODUCT: usize = 1 << 18;
+
+fn rows_at_once(rows: usize) -> usize {
+    rows.div_ceil(4 * rayon::current_num_threads()).max(1)
+}
+
+/// Calls `f(row, values)` for each row.
+pub(super) fn each(values: &mut [f32], columns: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if values.len() <= ALONE {
+        values
+            .chunks_exact_mut(columns)
+            .enumerate()
+            .for_each(|(row, values)| f(row, values));
+        return;
+    }
+    let at_once = rows_at_once(values.len() / columns);
+    values
+        .par_chunks_mut(at_once * columns)
+        .enumerate()
+        .for_each(|(chunk, values)| {
+            for (row, values) in values.chunks_exact_mut(columns).enumerate() {
+                f(chunk * at_once + row, values);
+            }
+        });
+}
+
+/// Calls `f(row, a, b)` for each row of two matrices with these widths.
+pub(super) fn each_with(
+    a: &mut [f32],
+    b: &mut [f32],
+    widths: (usize, usize),
+    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) {
+    if a.len() <= ALONE {
+        let rows = a
+            .chunks_exact_mut(widths.0)
+            .zip(b.chunks_exact_mut(widths.1));
+        rows.enumerate().for_each(|(row, (a, b))| f(row, a, b));
+        return;
+    }
+    let at_once = rows_at_once(a.len() / widths.0);
+    let chunks = a
+        .par_chunks_mut(at_once * widths.0)
+        .zip(b.par_chunks_mut(at_once * widths.1));
+    chunks.enumerate().for_each(|(chunk, (a, b))| {
+        for (row, (a, b)) in a
+            .chunks_exact_mut(widths.0)
+            .zip(b.chunks_exact_mut(widths.1))
+            .enumerate()
+        {
+            f(chunk * at_once + row, a, b);
+        }
+    });
+}
+
+/// `x wᵀ + bias` for a few rows of `x`, by dot products: each row of `w` is read once, whatever the count of rows.
+pub(super) fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize) -> Vec<f32> {
+    let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
+    // Column by column first: (outputs, rows).
+    let mut columns = vec![0.0; rows * outputs];
+    let fill = |first: usize, chunk: &mut [f32]| {
+        kernels::run(kernels::Dots {
+            out: chunk,
+            x,
+            w: &w[first * inputs..],
+            inputs,
+        });
+        if let Some(bias) = bias {
+            for (values, bias) in chunk.chunks_exact_mut(rows).zip(&bias[first..]) {
+                values.iter_mut().for_each(|value| *value += bias);
+            }
+        }
+    };
+    if x.len() * outputs <= ALONE_PRODUCT {
+        fill(0, &mut columns);
+    } else {
+        let at_once = rows_at_once(outputs);
+        columns
+            .par_chunks_mut(at_once * rows)
+            .enumerate()
+            .for_each(|(chunk, values)| fill(chunk * at_once, values));
+    }
+    if rows == 1 {
+        return columns;
+    }
+    let mut out = vec![0.0; rows * outputs];
+    for (row, values) in out.chunks_exact_mut(outputs).enumerate() {
+        for (value, column) in values.iter_mut().zip(columns.chunks_exact(rows)) {
+            *value = column[row];
+        }
+    }
+    out
+}

@@ -1,0 +1,100 @@
+//! What can go wrong in this crate: one type whose text names the field, tensor or file.
+
+use std::path::PathBuf;
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value that a caller chose is out of its range.
+    #[error("invalid {field}: {reason}")]
+    Field {
+        /// The field's name, as in the wire contract where it has one.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A model or adapter configuration asks for what this crate does not do, or makes no sense.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// A text is not the JSON that it should be.
+    #[error("{what} is not valid json")]
+    Json {
+        /// Which text.
+        what: String,
+        /// The parser's error.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file could not be read or written.
+    #[error("file {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A weight file or adapter file is not what its format demands.
+    #[error("{what}: {reason}")]
+    Format {
+        /// The file or its part.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor that the configuration calls for is not there.
+    #[error("tensor {0} is missing")]
+    Missing(String),
+    /// Tensors that nothing calls for.
+    #[error("unknown tensors: {}", .0.join(", "))]
+    Unexpected(Vec<String>),
+    /// A tensor occurs twice.
+    #[error("tensor {0} occurs twice")]
+    Duplicate(String),
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor {name} has shape {got:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// The shape that the configuration calls for.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        got: Vec<usize>,
+    },
+    /// A tensor holds NaN or an infinity.
+    #[error("tensor {0} has values that are not finite")]
+    NotFinite(String),
+    /// Token ids do not fit the model, or the sequence is longer than it can be.
+    #[error("input: {0}")]
+    Input(String),
+    /// A tensor operation failed.
+    #[error("tensor operation")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::Field {
+            field,
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn format(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Format {
+            what: what.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn file(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::File {
+            path: path.into(),
+            source,
+        }
+    }
+}

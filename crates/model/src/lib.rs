@@ -1,0 +1,32 @@
+//! GPT-NeoX and its adapters: configuration, weights, one network for training and decoding, LoRA, optimizer, sampling.
+//!
+//! The crate is pure: it reads the files that it is given and computes. The flow of training is
+//! [`Base`] → [`Engine::accumulate`] over a [`Batch`] → [`optim::clip_norm`] → [`optim::AdamW`] → [`adapter::to_files`];
+//! that of serving is [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
+
+pub mod adapter;
+pub mod base;
+pub mod batch;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod lora;
+pub mod memory;
+pub mod optim;
+pub mod sampling;
+
+mod canonical;
+mod cpu;
+mod dropout;
+mod mapped;
+mod network;
+mod ops;
+mod random;
+
+pub use base::Base;
+pub use batch::{Batch, WindowLoss};
+pub use config::{Activation, Config};
+pub use dropout::Dropout;
+pub use engine::{Adapter, Cache, Engine, Step};
+pub use error::{Error, Result};
+pub use lora::{Lora, LoraConfig, Target};

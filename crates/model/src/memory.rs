@@ -1,0 +1,65 @@
+//! What a run will need in memory, before it starts.
+
+use crate::config::Config;
+use crate::lora::LoraConfig;
+
+/// Bytes by purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The base in f32.
+    pub weights: u64,
+    /// Adapter values and their gradients.
+    pub lora: u64,
+    /// The optimizer's two moments.
+    pub optimizer: u64,
+    /// What a micro-batch keeps for backward, and its largest temporaries.
+    pub activations: u64,
+}
+
+impl Plan {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.weights + self.lora + self.optimizer + self.activations
+    }
+}
+
+/// Adapter values of a configuration.
+#[must_use]
+pub fn trainable(config: &Config, lora: &LoraConfig) -> u64 {
+    let per_layer: usize = lora
+        .targets
+        .iter()
+        .map(|target| target.widths(config))
+        .map(|(inputs, outputs)| lora.rank * (inputs + outputs))
+        .sum();
+    (per_layer * config.num_hidden_layers) as u64
+}
+
+/// The memory of training with micro-batches of at most `tokens` tokens.
+#[must_use]
+pub fn plan(config: &Config, lora: &LoraConfig, tokens: usize) -> Plan {
+    let (hidden, inner, layers) = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+    );
+    // Kept for each token and layer: the residual before attention and before the MLP, queries, keys, values, the
+    // attention's output and log sums, and the activation's slope.
+    let mut kept = 6 * hidden + config.num_attention_heads + inner;
+    for target in &lora.targets {
+        kept += target.widths(config).0 + lora.rank;
+    }
+    // Alive at once outside of that: the widest product with its gradient, three residual rows, and a chunk of logits.
+    let passing = 2 * (3 * hidden).max(inner) + 4 * hidden;
+    let logits = crate::network::LOGITS_AT_ONCE
+        .min(tokens * config.vocab_size)
+        .max(config.vocab_size);
+    let values = trainable(config, lora);
+    Plan {
+        weights: 4 * config.parameters(),
+        lora: 8 * values,
+        optimizer: 8 * values,
+        activations: 4 * (tokens * (kept * layers + passing) + 2 * logits) as u64,
+    }
+}

@@ -1,0 +1,253 @@
+//! The GPT-NeoX network: one forward for training and for cached decoding, and its hand-written backward beside it.
+
+mod block;
+mod linear;
+
+use std::ops::Range;
+
+use crate::base::Base;
+use crate::config::Config;
+use crate::dropout::{Dropout, Place};
+use crate::error::Result;
+use crate::lora::Lora;
+use crate::ops::{Heads, Norm, Ops, Span};
+use block::{Block, LayerTape};
+pub(crate) use linear::Factors;
+use linear::Way;
+
+/// Logits that the loss holds at once; more learned rows than fit are taken in parts.
+pub(crate) const LOGITS_AT_ONCE: usize = 1 << 24;
+
+/// The frozen network on a device.
+pub(crate) struct Network<O: Ops> {
+    ops: O,
+    config: Config,
+    embedding: O::Array,
+    blocks: Vec<Block<O::Array>>,
+    heads: Heads<O::Array>,
+    final_norm: Norm<O::Array>,
+    head: O::Array,
+}
+
+/// Rows that run with one adapter.
+pub(crate) struct Group<'a, O: Ops> {
+    pub(crate) rows: Range<usize>,
+    pub(crate) factors: &'a Factors<O::Array>,
+}
+
+/// What one forward runs on.
+pub(crate) struct Pass<'a, O: Ops> {
+    /// Token ids of all spans.
+    pub(crate) ids: &'a [u32],
+    /// The sequences; they cover the rows in order.
+    pub(crate) spans: &'a [Span],
+    /// Which rows run with which adapter; in training one group of all rows.
+    pub(crate) groups: Vec<Group<'a, O>>,
+    /// Dropout on the adapters' inputs, with each row's place.
+    pub(crate) dropout: Option<(&'a Dropout, &'a [Place])>,
+    /// A cache for each span when decoding, none in training.
+    pub(crate) caches: Vec<&'a mut O::Cache>,
+}
+
+/// What backward needs of a forward: nothing for the layers below the first adapted one.
+pub(crate) struct Tape<A> {
+    layers: Vec<Option<LayerTape<A>>>,
+}
+
+impl<A> Tape<A> {
+    pub(crate) fn new() -> Self {
+        Self { layers: Vec::new() }
+    }
+}
+
+impl<O: Ops> Network<O> {
+    /// Brings a base onto the device.
+    pub(crate) fn new(ops: O, base: &Base) -> Result<Self> {
+        let config = base.config().clone();
+        let get = |name: &str| base.on_device(&ops, name);
+        let norm = |name: &str| -> Result<Norm<O::Array>> {
+            Ok(Norm {
+                weight: get(&format!("{name}.weight"))?,
+                bias: get(&format!("{name}.bias"))?,
+                eps: config.layer_norm_eps as f32,
+            })
+        };
+        let blocks = (0..config.num_hidden_layers)
+            .map(|layer| Block::new(layer, &config, &get, &norm))
+            .collect::<Result<_>>()?;
+        let head = if config.tie_word_embeddings {
+            "gpt_neox.embed_in.weight"
+        } else {
+            "embed_out.weight"
+        };
+        Ok(Self {
+            embedding: get("gpt_neox.embed_in.weight")?,
+            blocks,
+            heads: heads(&ops, &config)?,
+            final_norm: norm("gpt_neox.final_layer_norm")?,
+            head: get(head)?,
+            config,
+            ops,
+        })
+    }
+
+    pub(crate) fn ops(&self) -> &O {
+        &self.ops
+    }
+
+    /// Brings an adapter onto the device.
+    pub(crate) fn factors(&self, lora: &Lora) -> Result<Factors<O::Array>> {
+        Factors::new(&self.ops, &self.config, lora)
+    }
+
+    /// The residual stream after the last layer, before the final norm: (rows, hidden). With a tape, what backward needs.
+    pub(crate) fn forward(
+        &self,
+        pass: &mut Pass<'_, O>,
+        mut tape: Option<&mut Tape<O::Array>>,
+    ) -> Result<O::Array> {
+        let first = pass.first_adapted();
+        let mut x = self.ops.gather(&self.embedding, pass.ids)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (next, kept) = block.forward(self, layer, x, pass)?;
+            x = next;
+            if let Some(tape) = &mut tape {
+                tape.layers
+                    .push(kept.filter(|_| first.is_some_and(|first| layer >= first)));
+            }
+        }
+        Ok(x)
+    }
+
+    /// Adds the gradient of what `d_hidden` belongs to onto `grads`. It goes down to the first adapted layer and there to
+    /// its first adapted product: nothing frozen gets a gradient, and no input that nothing trainable lies below.
+    pub(crate) fn backward(
+        &self,
+        pass: &Pass<'_, O>,
+        mut tape: Tape<O::Array>,
+        d_hidden: O::Array,
+        grads: &mut [f32],
+    ) -> Result<()> {
+        let Some(first) = pass.first_adapted() else {
+            return Ok(());
+        };
+        let mut dx = d_hidden;
+        for (layer, block) in self.blocks.iter().enumerate().skip(first).rev() {
+            // Popped, so that a layer's tape is freed as soon as it has been used.
+            let Some(kept) = tape.layers.pop().flatten() else {
+                return Ok(());
+            };
+            let below = if layer > first {
+                linear::Need::Input
+            } else {
+                linear::Need::Factors
+            };
+            let mut way = Way {
+                ops: &self.ops,
+                layer,
+                pass,
+                grads,
+            };
+            let Some(next) = block.backward(self, &mut way, kept, dx, below)? else {
+                return Ok(());
+            };
+            dx = next;
+        }
+        Ok(())
+    }
+
+    /// The sum of the cross-entropies of `targets`, predicted by `rows` of the residual stream.
+    pub(crate) fn loss(&self, hidden: &O::Array, rows: &[u32], targets: &[u32]) -> Result<f64> {
+        let mut sum = 0.0;
+        for (rows, targets) in self.parts(rows, targets) {
+            let x = self.ops.gather(hidden, rows)?;
+            let logits = self.project(&x)?;
+            sum += self.ops.cross_entropy(&logits, targets)?;
+        }
+        Ok(sum)
+    }
+
+    /// [`Network::loss`] and its gradient with respect to the residual stream of `total` rows. Rows that predict nothing
+    /// that is learned never meet the head.
+    pub(crate) fn loss_with_gradient(
+        &self,
+        hidden: &O::Array,
+        total: usize,
+        rows: &[u32],
+        targets: &[u32],
+    ) -> Result<(f64, O::Array)> {
+        let width = self.config.hidden_size;
+        let d_hidden = self.ops.zeros(total, width)?;
+        let mut sum = 0.0;
+        for (rows, targets) in self.parts(rows, targets) {
+            let x = self.ops.gather(hidden, rows)?;
+            let logits = self.project(&x)?;
+            sum += self.ops.cross_entropy(&logits, targets)?;
+            let d_normed = self.ops.product(&logits, &self.head)?;
+            let dx = self.ops.zeros(rows.len(), width)?;
+            self.ops
+                .layer_norm_backward(&dx, &d_normed, &x, &self.final_norm)?;
+            self.ops.scatter(&d_hidden, &dx, rows)?;
+        }
+        Ok((sum, d_hidden))
+    }
+
+    /// The logits of some rows of the residual stream: (rows, vocabulary).
+    pub(crate) fn logits(&self, hidden: &O::Array, rows: &[u32]) -> Result<Vec<f32>> {
+        let logits = self.project(&self.ops.gather(hidden, rows)?)?;
+        self.ops.download(&logits)
+    }
+
+    fn project(&self, x: &O::Array) -> Result<O::Array> {
+        let normed = self.ops.layer_norm(x, &self.final_norm)?;
+        self.ops.linear(&normed, &self.head, None)
+    }
+
+    fn parts<'a>(
+        &self,
+        rows: &'a [u32],
+        targets: &'a [u32],
+    ) -> impl Iterator<Item = (&'a [u32], &'a [u32])> + use<'a, O> {
+        let at_once = (LOGITS_AT_ONCE / self.config.vocab_size).max(1);
+        rows.chunks(at_once).zip(targets.chunks(at_once))
+    }
+}
+
+impl<O: Ops> Pass<'_, O> {
+    /// The lowest layer that has an adapter in any group.
+    fn first_adapted(&self) -> Option<usize> {
+        self.groups
+            .iter()
+            .filter_map(|group| group.factors.first_adapted())
+            .min()
+    }
+}
+
+/// The rotary tables: pair `i` of the turned dimensions turns by position × base^(−2i / turned).
+fn heads<O: Ops>(ops: &O, config: &Config) -> Result<Heads<O::Array>> {
+    let (turned, positions) = (config.rotary_dim(), config.max_position_embeddings);
+    let half = turned / 2;
+    let (mut cos, mut sin) = (
+        Vec::with_capacity(positions * half),
+        Vec::with_capacity(positions * half),
+    );
+    for position in 0..positions {
+        for pair in 0..half {
+            // As the reference: frequency and angle in f32.
+            let frequency = (1.0
+                / config
+                    .rotary_emb_base
+                    .powf((2 * pair) as f64 / turned as f64)) as f32;
+            let angle = position as f32 * frequency;
+            cos.push(angle.cos());
+            sin.push(angle.sin());
+        }
+    }
+    Ok(Heads {
+        count: config.num_attention_heads,
+        dim: config.head_dim(),
+        turned,
+        cos: ops.upload(&cos, positions, half)?,
+        sin: ops.upload(&sin, positions, half)?,
+    })
+}

@@ -1,0 +1,178 @@
+//! One layer, forward and backward: norms, attention, MLP, and the residual in either arrangement.
+//!
+//! Sequential: `m = x + attention(norm₁ x)`, `y = m + mlp(norm₂ m)`. Parallel: `y = x + attention(norm₁ x) + mlp(norm₂ x)`.
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::lora::Target;
+use crate::network::linear::{Linear, Need, Saved, Way};
+use crate::network::{Network, Pass};
+use crate::ops::{Attended, Norm, Ops};
+
+/// A layer's frozen weights.
+pub(super) struct Block<A> {
+    attention_norm: Norm<A>,
+    query_key_value: Linear<A>,
+    dense: Linear<A>,
+    mlp_norm: Norm<A>,
+    up: Linear<A>,
+    down: Linear<A>,
+}
+
+/// What a layer's backward needs.
+pub(super) struct LayerTape<A> {
+    /// The layer's input: (rows, hidden).
+    x: A,
+    /// The MLP norm's input; the same matrix as `x` in the parallel arrangement.
+    mid: A,
+    attended: Attended<A>,
+    /// The activation's derivative: (rows, intermediate).
+    slope: A,
+    query_key_value: Option<Saved<A>>,
+    dense: Option<Saved<A>>,
+    up: Option<Saved<A>>,
+    down: Option<Saved<A>>,
+}
+
+impl<A: Clone + Send + Sync> Block<A> {
+    pub(super) fn new(
+        layer: usize,
+        config: &Config,
+        get: &impl Fn(&str) -> Result<A>,
+        norm: &impl Fn(&str) -> Result<Norm<A>>,
+    ) -> Result<Self> {
+        let prefix = format!("gpt_neox.layers.{layer}");
+        let linear = |target: Target, has_bias: bool| -> Result<Linear<A>> {
+            let name = format!("{prefix}.{}", target.path());
+            let bias = if has_bias {
+                Some(get(&format!("{name}.bias"))?)
+            } else {
+                None
+            };
+            Ok(Linear {
+                target,
+                weight: get(&format!("{name}.weight"))?,
+                bias,
+            })
+        };
+        Ok(Self {
+            attention_norm: norm(&format!("{prefix}.input_layernorm"))?,
+            query_key_value: linear(Target::QueryKeyValue, config.attention_bias)?,
+            dense: linear(Target::Dense, config.attention_bias)?,
+            mlp_norm: norm(&format!("{prefix}.post_attention_layernorm"))?,
+            up: linear(Target::DenseHTo4h, true)?,
+            down: linear(Target::Dense4hToH, true)?,
+        })
+    }
+
+    /// The layer's output, (rows, hidden), and in training what backward needs.
+    pub(super) fn forward<O: Ops<Array = A>>(
+        &self,
+        network: &Network<O>,
+        layer: usize,
+        x: A,
+        pass: &mut Pass<'_, O>,
+    ) -> Result<(A, Option<LayerTape<A>>)> {
+        let (ops, config) = (&network.ops, &network.config);
+        let normed = ops.layer_norm(&x, &self.attention_norm)?;
+        let (qkv, kept_qkv) = self.query_key_value.forward(ops, layer, &normed, pass)?;
+        let decoding = !pass.caches.is_empty();
+        let attended = if decoding {
+            None
+        } else {
+            Some(ops.attention(&qkv, &network.heads, pass.spans)?)
+        };
+        let out = match &attended {
+            Some(attended) => attended.out.clone(),
+            None => {
+                ops.attention_cached(&qkv, &network.heads, pass.spans, layer, &mut pass.caches)?
+            }
+        };
+        let (attention, kept_dense) = self.dense.forward(ops, layer, &out, pass)?;
+        let mid = if config.use_parallel_residual {
+            x.clone()
+        } else {
+            ops.add_scaled(&attention, 0, &x, 1.0)?;
+            attention.clone()
+        };
+        let normed = ops.layer_norm(&mid, &self.mlp_norm)?;
+        let (inner, kept_up) = self.up.forward(ops, layer, &normed, pass)?;
+        let slope = if decoding {
+            ops.activate(&inner, config.hidden_act)?;
+            None
+        } else {
+            Some(ops.activate_with_slope(&inner, config.hidden_act)?)
+        };
+        let (y, kept_down) = self.down.forward(ops, layer, &inner, pass)?;
+        ops.add_scaled(&y, 0, &attention, 1.0)?;
+        if config.use_parallel_residual {
+            ops.add_scaled(&y, 0, &x, 1.0)?;
+        }
+        let tape = attended.zip(slope).map(|(attended, slope)| LayerTape {
+            x,
+            mid,
+            attended,
+            slope,
+            query_key_value: kept_qkv,
+            dense: kept_dense,
+            up: kept_up,
+            down: kept_down,
+        });
+        Ok((y, tape))
+    }
+
+    /// The gradient of the layer's input from that of its output `dy`, which is changed in place; none if `below` asks
+    /// for factors only.
+    pub(super) fn backward<O: Ops<Array = A>>(
+        &self,
+        network: &Network<O>,
+        way: &mut Way<'_, '_, O>,
+        tape: LayerTape<A>,
+        dy: A,
+        below: Need,
+    ) -> Result<Option<A>> {
+        let (ops, parallel) = (&network.ops, network.config.use_parallel_residual);
+        // What lies below each product decides how far its gradient has to go.
+        let through_layer = below == Need::Input;
+        let into_attention = through_layer || tape.query_key_value.is_some();
+        let attention_has_factors = into_attention || tape.dense.is_some();
+        let through_mlp = through_layer || (!parallel && attention_has_factors);
+        let into_mlp = through_mlp || tape.up.is_some();
+
+        let need = Need::input_if(into_mlp);
+        let mut d_mlp = None;
+        if let Some(d_inner) = self.down.backward(way, &dy, tape.down.as_ref(), need)? {
+            ops.multiply(&d_inner, &tape.slope)?;
+            let need = Need::input_if(through_mlp);
+            d_mlp = self.up.backward(way, &d_inner, tape.up.as_ref(), need)?;
+        }
+        if !attention_has_factors {
+            return Ok(None);
+        }
+        let (need, saved) = (Need::input_if(into_attention), tape.dense.as_ref());
+        // In parallel attention sees the gradient of the output alone; in sequence, the MLP's share as well.
+        let mut d_out = if parallel {
+            self.dense.backward(way, &dy, saved, need)?
+        } else {
+            None
+        };
+        let dx = dy;
+        if let Some(d_mlp) = d_mlp {
+            ops.layer_norm_backward(&dx, &d_mlp, &tape.mid, &self.mlp_norm)?;
+        }
+        if !parallel {
+            d_out = self.dense.backward(way, &dx, saved, need)?;
+        }
+        let Some(d_out) = d_out else {
+            return Ok(None);
+        };
+        let d_qkv =
+            ops.attention_backward(&d_out, &tape.attended, &network.heads, way.pass.spans)?;
+        let saved = tape.query_key_value.as_ref();
+        let Some(d_normed) = self.query_key_value.backward(way, &d_qkv, saved, below)? else {
+            return Ok(None);
+        };
+        ops.layer_norm_backward(&dx, &d_normed, &tape.x, &self.attention_norm)?;
+        Ok(Some(dx))
+    }
+}

@@ -1,0 +1,194 @@
+//! A frozen linear layer with its adapter: `y = W x + b + s B A dropout(x)`, and the gradients of A, B and x.
+
+use std::ops::Range;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::lora::{Lora, Target};
+use crate::network::Pass;
+use crate::ops::Ops;
+
+/// Frozen weights: (outputs, inputs) and (1, outputs).
+pub(super) struct Linear<A> {
+    pub(super) target: Target,
+    pub(super) weight: A,
+    pub(super) bias: Option<A>,
+}
+
+/// One module's factors on the device, and where their gradients lie in the flat buffer.
+pub(super) struct Factor<A> {
+    /// (rank, inputs)
+    a: A,
+    /// (outputs, rank)
+    b: A,
+    scale: f32,
+    a_range: Range<usize>,
+    b_range: Range<usize>,
+}
+
+/// An adapter on the device: for each layer and target its factors, if it has them.
+pub(crate) struct Factors<A> {
+    layers: Vec<[Option<Factor<A>>; 4]>,
+}
+
+/// What a module's backward needs: its masked input (rows, inputs) and A times it (rows, rank).
+pub(super) struct Saved<A> {
+    input: A,
+    shrunk: A,
+}
+
+/// What a backward is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// The gradients of the factors, and of the input.
+    Input,
+    /// The gradients of the factors only: nothing trainable lies below.
+    Factors,
+}
+
+/// What a layer's backward carries along.
+pub(super) struct Way<'a, 'p, O: Ops> {
+    pub(super) ops: &'a O,
+    pub(super) layer: usize,
+    pub(super) pass: &'a Pass<'p, O>,
+    /// The gradients of the whole adapter.
+    pub(super) grads: &'a mut [f32],
+}
+
+impl Need {
+    pub(super) fn input_if(condition: bool) -> Self {
+        if condition {
+            Self::Input
+        } else {
+            Self::Factors
+        }
+    }
+}
+
+impl<A> Factors<A> {
+    pub(super) fn new<O: Ops<Array = A>>(ops: &O, config: &Config, lora: &Lora) -> Result<Self> {
+        let mut layers: Vec<_> = (0..config.num_hidden_layers)
+            .map(|_| [const { None }; 4])
+            .collect();
+        for module in lora.modules() {
+            let (layer, target) = (module.layer, module.target);
+            let slot = layers
+                .get_mut(layer)
+                .map(|layer: &mut [Option<Factor<A>>; 4]| &mut layer[target.index()]);
+            let (Some(slot), true) = (
+                slot,
+                (module.inputs, module.outputs) == target.widths(config),
+            ) else {
+                return Err(Error::Config(format!(
+                    "the adapter's {} of layer {layer} does not fit",
+                    target.name()
+                )));
+            };
+            *slot = Some(Factor {
+                a: ops.upload(&lora.values()[module.a.clone()], module.rank, module.inputs)?,
+                b: ops.upload(
+                    &lora.values()[module.b.clone()],
+                    module.outputs,
+                    module.rank,
+                )?,
+                scale: module.scale as f32,
+                a_range: module.a.clone(),
+                b_range: module.b.clone(),
+            });
+        }
+        Ok(Self { layers })
+    }
+
+    pub(super) fn get(&self, layer: usize, target: Target) -> Option<&Factor<A>> {
+        self.layers.get(layer)?[target.index()].as_ref()
+    }
+
+    pub(super) fn first_adapted(&self) -> Option<usize> {
+        self.layers
+            .iter()
+            .position(|layer| layer.iter().any(Option::is_some))
+    }
+}
+
+impl<A: Clone + Send + Sync> Linear<A> {
+    /// The product of all rows, each with its group's adapter; what was saved is that of the last group (in training
+    /// there is one).
+    pub(super) fn forward<O: Ops<Array = A>>(
+        &self,
+        ops: &O,
+        layer: usize,
+        x: &A,
+        pass: &Pass<'_, O>,
+    ) -> Result<(A, Option<Saved<A>>)> {
+        let y = ops.linear(x, &self.weight, self.bias.as_ref())?;
+        let mut saved = None;
+        for group in &pass.groups {
+            let Some(factor) = group.factors.get(layer, self.target) else {
+                continue;
+            };
+            let mut input = if group.rows.len() == pass.ids.len() {
+                x.clone()
+            } else {
+                ops.rows(x, group.rows.clone())?
+            };
+            if let Some((dropout, places)) = pass.dropout {
+                input = ops.dropout(&input, &dropout.mask(layer, self.target, places))?;
+            }
+            let shrunk = ops.linear(&input, &factor.a, None)?;
+            ops.add_scaled(
+                &y,
+                group.rows.start,
+                &ops.linear(&shrunk, &factor.b, None)?,
+                factor.scale,
+            )?;
+            saved = Some(Saved { input, shrunk });
+        }
+        Ok((y, saved))
+    }
+
+    /// With g = s dy: `dB += gᵀ A x̃`, `dA += (g B)ᵀ x̃`, and if it is needed `dx = dy W + mask ∘ (g B A)`; x̃ is the masked
+    /// input. The small products come first, so that nothing of the weight's size is ever formed.
+    pub(super) fn backward<O: Ops<Array = A>>(
+        &self,
+        way: &mut Way<'_, '_, O>,
+        dy: &A,
+        saved: Option<&Saved<A>>,
+        need: Need,
+    ) -> Result<Option<A>> {
+        let Way {
+            ops,
+            layer,
+            pass,
+            grads,
+        } = way;
+        let dx = match need {
+            Need::Input => Some(ops.product(dy, &self.weight)?),
+            Need::Factors => None,
+        };
+        let factor = pass
+            .groups
+            .first()
+            .and_then(|group| group.factors.get(*layer, self.target));
+        let (Some(factor), Some(saved)) = (factor, saved) else {
+            return Ok(dx);
+        };
+        ops.add_gradient(
+            &mut grads[factor.b_range.clone()],
+            dy,
+            &saved.shrunk,
+            factor.scale,
+        )?;
+        let d_shrunk = ops.product(dy, &factor.b)?;
+        let a_grads = &mut grads[factor.a_range.clone()];
+        ops.add_gradient(a_grads, &d_shrunk, &saved.input, factor.scale)?;
+        if let Some(dx) = &dx {
+            let mut through = ops.product(&d_shrunk, &factor.a)?;
+            if let Some((dropout, places)) = pass.dropout {
+                let mask = dropout.mask(*layer, self.target, places);
+                through = ops.dropout(&through, &mask)?;
+            }
+            ops.add_scaled(dx, 0, &through, factor.scale)?;
+        }
+        Ok(dx)
+    }
+}

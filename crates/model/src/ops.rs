@@ -1,0 +1,147 @@
+//! The small set of operations that the network is written in: each device implements this trait once.
+
+use std::ops::Range;
+
+use crate::config::Activation;
+use crate::dropout::Mask;
+use crate::error::Result;
+
+/// Rows of one sequence in a pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Span {
+    /// The sequence's first row.
+    pub(crate) start: usize,
+    /// Rows.
+    pub(crate) len: usize,
+    /// Tokens of the sequence that are in its cache from earlier passes.
+    pub(crate) past: usize,
+}
+
+/// The shape of attention and its rotary tables.
+#[derive(Clone, Debug)]
+pub(crate) struct Heads<A> {
+    pub(crate) count: usize,
+    pub(crate) dim: usize,
+    /// Leading dimensions of a head that are turned; even.
+    pub(crate) turned: usize,
+    /// cos and sin of position × frequency, (positions, turned / 2) each.
+    pub(crate) cos: A,
+    pub(crate) sin: A,
+}
+
+/// A layer norm's gain and offset, (1, width) each.
+#[derive(Clone, Debug)]
+pub(crate) struct Norm<A> {
+    pub(crate) weight: A,
+    pub(crate) bias: A,
+    pub(crate) eps: f32,
+}
+
+/// What attention's backward needs of its forward.
+#[derive(Clone, Debug)]
+pub(crate) struct Attended<A> {
+    /// Turned queries, turned keys, values: (3, heads, rows, dim).
+    pub(crate) parts: A,
+    /// Log of each row's sum of exponentials: (heads, rows).
+    pub(crate) log_sums: A,
+    /// The output: (rows, heads × dim).
+    pub(crate) out: A,
+}
+
+/// A device's operations on matrices of f32, (rows, columns) row by row.
+///
+/// Every reduction has an order that depends on shapes alone, so that a pass repeats bit for bit. An operation that
+/// changes a matrix in place takes it by shared reference, because device memory is shared; the network hands over only
+/// matrices that it has just made and not shared.
+pub(crate) trait Ops: Send + Sync {
+    /// A matrix on the device; clones share it.
+    type Array: Clone + Send + Sync;
+    /// Keys and values of one sequence, all layers.
+    type Cache: Send;
+
+    /// Copies to the device.
+    fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Self::Array>;
+    /// A loaded weight on the device, shared where it already is there; a vector becomes one row.
+    fn adopt(&self, weight: &candle_core::Tensor) -> Result<Self::Array>;
+    /// Copies from the device.
+    fn download(&self, x: &Self::Array) -> Result<Vec<f32>>;
+    /// An empty cache.
+    fn cache(&self, layers: usize, heads: usize) -> Self::Cache;
+
+    /// The rows of `table` with these numbers.
+    fn gather(&self, table: &Self::Array, rows: &[u32]) -> Result<Self::Array>;
+    /// A matrix of zeros.
+    fn zeros(&self, rows: usize, columns: usize) -> Result<Self::Array>;
+    /// Copies `x`'s rows to the rows of `into` with these numbers.
+    fn scatter(&self, into: &Self::Array, x: &Self::Array, rows: &[u32]) -> Result<()>;
+    /// A copy of a range of rows.
+    fn rows(&self, x: &Self::Array, range: Range<usize>) -> Result<Self::Array>;
+
+    /// `a b`: (m, k) (k, n).
+    fn product(&self, a: &Self::Array, b: &Self::Array) -> Result<Self::Array>;
+    /// `x wᵀ + bias`: (m, k) (n, k), bias (1, n).
+    fn linear(
+        &self,
+        x: &Self::Array,
+        w: &Self::Array,
+        bias: Option<&Self::Array>,
+    ) -> Result<Self::Array>;
+    /// `y[first..] += scale × x`, on as many rows of `y` as `x` has.
+    fn add_scaled(&self, y: &Self::Array, first: usize, x: &Self::Array, scale: f32) -> Result<()>;
+    /// `out += scale × aᵀ b`: (m, k) (m, n), to (k, n) on the host.
+    fn add_gradient(
+        &self,
+        out: &mut [f32],
+        a: &Self::Array,
+        b: &Self::Array,
+        scale: f32,
+    ) -> Result<()>;
+    /// `y *= x`, element by element.
+    fn multiply(&self, y: &Self::Array, x: &Self::Array) -> Result<()>;
+    /// A masked, scaled copy.
+    fn dropout(&self, x: &Self::Array, mask: &Mask<'_>) -> Result<Self::Array>;
+
+    /// The norm of each row.
+    fn layer_norm(&self, x: &Self::Array, norm: &Norm<Self::Array>) -> Result<Self::Array>;
+    /// `dx += ∂(norm of x) dy`.
+    fn layer_norm_backward(
+        &self,
+        dx: &Self::Array,
+        dy: &Self::Array,
+        x: &Self::Array,
+        norm: &Norm<Self::Array>,
+    ) -> Result<()>;
+
+    /// The activation in place.
+    fn activate(&self, x: &Self::Array, kind: Activation) -> Result<()>;
+    /// The activation in place, and its derivative.
+    fn activate_with_slope(&self, x: &Self::Array, kind: Activation) -> Result<Self::Array>;
+
+    /// Causal attention within each span, from the joint product (rows, heads × 3 × dim); spans cover the rows in order.
+    fn attention(
+        &self,
+        qkv: &Self::Array,
+        heads: &Heads<Self::Array>,
+        spans: &[Span],
+    ) -> Result<Attended<Self::Array>>;
+    /// The same over caches, one for each span, to which the spans' keys and values are appended; only the output.
+    fn attention_cached(
+        &self,
+        qkv: &Self::Array,
+        heads: &Heads<Self::Array>,
+        spans: &[Span],
+        layer: usize,
+        caches: &mut [&mut Self::Cache],
+    ) -> Result<Self::Array>;
+    /// The gradient of the joint product, from that of the output.
+    fn attention_backward(
+        &self,
+        d_out: &Self::Array,
+        attended: &Attended<Self::Array>,
+        heads: &Heads<Self::Array>,
+        spans: &[Span],
+    ) -> Result<Self::Array>;
+
+    /// The sum of the rows' cross-entropies; `logits` become the gradient of that sum.
+    fn cross_entropy(&self, logits: &Self::Array, targets: &[u32]) -> Result<f64>;
+}

@@ -1,0 +1,435 @@
+//! From logits to a token: processors and warpers in the order and with the meaning of transformers' `generate`.
+
+use crate::error::{Error, Result};
+use crate::random;
+
+/// How to choose tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Divides the logits; over 0.
+    pub temperature: f32,
+    /// The share of probability to draw from; over 0 up to 1, 1 for all.
+    pub top_p: f32,
+    /// The count of likeliest tokens to draw from; 0 for all.
+    pub top_k: u32,
+    /// No n-gram of this size occurs twice in prompt and answer; 0 for no ban.
+    pub no_repeat_ngram_size: u32,
+    /// Weakens tokens that prompt or answer already have; over 0, 1 for none.
+    pub repetition_penalty: f32,
+    /// Most tokens of the answer; over 0.
+    pub max_new_tokens: u32,
+    /// Seed of the draw.
+    pub seed: u64,
+    /// Always the likeliest token: temperature, `top_p`, `top_k` and seed are not used.
+    pub greedy: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            temperature: 0.7,
+            top_p: 0.75,
+            top_k: 40,
+            no_repeat_ngram_size: 2,
+            repetition_penalty: 1.0,
+            max_new_tokens: 256,
+            seed: 0,
+            greedy: false,
+        }
+    }
+}
+
+impl Options {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`Error::Field`] that names the first field out of its range.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value) in [
+            ("temperature", self.temperature),
+            ("top_p", self.top_p),
+            ("repetition_penalty", self.repetition_penalty),
+        ] {
+            if !value.is_finite() {
+                return Err(Error::field(field, format!("{value} is not finite")));
+            }
+            if value <= 0.0 {
+                return Err(Error::field(field, format!("{value} is not over 0")));
+            }
+        }
+        if self.top_p > 1.0 {
+            return Err(Error::field("top_p", format!("{} is over 1", self.top_p)));
+        }
+        if self.max_new_tokens == 0 {
+            return Err(Error::field("max_new_tokens", "is 0"));
+        }
+        Ok(())
+    }
+}
+
+/// Chooses the tokens of one answer.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    options: Options,
+    history: Vec<u32>,
+    prompt: usize,
+}
+
+impl Sampler {
+    /// A sampler that has seen the prompt.
+    ///
+    /// # Errors
+    /// As [`Options::validate`].
+    pub fn new(options: &Options, prompt: &[u32]) -> Result<Self> {
+        options.validate()?;
+        Ok(Self {
+            options: options.clone(),
+            history: prompt.to_vec(),
+            prompt: prompt.len(),
+        })
+    }
+
+    /// Prompt and answer so far.
+    #[must_use]
+    pub fn history(&self) -> &[u32] {
+        &self.history
+    }
+
+    /// Tokens of the answer so far.
+    #[must_use]
+    pub fn generated(&self) -> usize {
+        self.history.len() - self.prompt
+    }
+
+    /// Chooses the next token and takes it into the history; `logits` are processed in place.
+    ///
+    /// # Errors
+    /// A logit is NaN, or the bans leave no token.
+    pub fn next(&mut self, logits: &mut [f32]) -> Result<u32> {
+        if logits.iter().any(|logit| logit.is_nan()) {
+            return Err(Error::Input("the logits are not numbers".into()));
+        }
+        self.penalize_repetition(logits);
+        self.ban_ngrams(logits);
+        let chosen = if self.options.greedy {
+            likeliest(logits)
+        } else {
+            self.draw(logits)
+        };
+        let chosen =
+            chosen.ok_or_else(|| Error::Input("no token is left to choose from".into()))?;
+        self.history.push(chosen);
+        Ok(chosen)
+    }
+
+    fn penalize_repetition(&self, logits: &mut [f32]) {
+        let penalty = self.options.repetition_penalty;
+        if penalty.to_bits() == 1.0f32.to_bits() {
+            return;
+        }
+        let mut seen = self.history.clone();
+        seen.sort_unstable();
+        seen.dedup();
+        for id in seen {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = if *logit < 0.0 {
+                    *logit * penalty
+                } else {
+                    *logit / penalty
+                };
+            }
+        }
+    }
+
+    fn ban_ngrams(&self, logits: &mut [f32]) {
+        let size = self.options.no_repeat_ngram_size as usize;
+        if size == 0 || self.history.len() + 1 < size {
+            return;
+        }
+        let (past, tail) = (
+            &self.history,
+            &self.history[self.history.len() + 1 - size..],
+        );
+        for ngram in past.windows(size) {
+            if &ngram[..size - 1] == tail
+                && let Some(logit) = logits.get_mut(ngram[size - 1] as usize)
+            {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+
+    /// Temperature, then `top_k`, then `top_p`, then one draw.
+    fn draw(&self, logits: &[f32]) -> Option<u32> {
+        let temperature = self.options.temperature;
+        let mut candidates: Vec<(u32, f32)> = (0u32..)
+            .zip(logits.iter().map(|logit| logit / temperature))
+            .filter(|(_, logit)| *logit > f32::NEG_INFINITY)
+            .collect();
+        keep_top_k(&mut candidates, self.options.top_k as usize);
+        // Equal logits by ascending id, so that a draw repeats.
+        candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let highest = f64::from(candidates.first()?.1);
+        let weight = |logit: f32| {
+            // +inf minus +inf would be NaN; an infinite logit takes everything.
+            if logit == f32::INFINITY {
+                1.0
+            } else {
+                (f64::from(logit) - highest).exp()
+            }
+        };
+        let weights: Vec<f64> = candidates.iter().map(|&(_, logit)| weight(logit)).collect();
+        let kept = top_p_count(&weights, f64::from(self.options.top_p));
+        let total: f64 = weights[..kept].iter().sum();
+        let mut left = random::unit(self.options.seed, self.generated() as u64) * total;
+        for (candidate, weight) in candidates[..kept].iter().zip(&weights) {
+            left -= weight;
+            if left < 0.0 {
+                return Some(candidate.0);
+            }
+        }
+        Some(candidates[kept - 1].0)
+    }
+}
+
+/// The token with the highest logit, the first of equals; none if every logit is minus infinity.
+fn likeliest(logits: &[f32]) -> Option<u32> {
+    let mut best: Option<(u32, f32)> = None;
+    for (id, &logit) in (0u32..).zip(logits) {
+        if logit > best.map_or(f32::NEG_INFINITY, |(_, highest)| highest) {
+            best = Some((id, logit));
+        }
+    }
+    best.map(|(id, _)| id)
+}
+
+/// Leaves the `k` highest and whatever equals the lowest of them; 0 leaves all.
+fn keep_top_k(candidates: &mut Vec<(u32, f32)>, k: usize) {
+    if k == 0 || k >= candidates.len() {
+        return;
+    }
+    let (_, &mut (_, lowest), _) =
+        candidates.select_nth_unstable_by(k - 1, |a, b| b.1.total_cmp(&a.1));
+    candidates.retain(|(_, logit)| *logit >= lowest);
+}
+
+/// How many of the descending weights make up the smallest set that reaches the share `p`; at least one.
+fn top_p_count(weights: &[f64], p: f64) -> usize {
+    if p >= 1.0 {
+        return weights.len();
+    }
+    let total: f64 = weights.iter().sum();
+    let mut reached = 0.0;
+    for (count, weight) in weights.iter().enumerate() {
+        if count > 0 && reached >= p * total {
+            return count;
+        }
+        reached += weight;
+    }
+    weights.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> Options {
+        Options {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            no_repeat_ngram_size: 0,
+            ..Options::default()
+        }
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused_by_name() {
+        let cases = [
+            (
+                "temperature",
+                Options {
+                    temperature: f32::NAN,
+                    ..plain()
+                },
+            ),
+            (
+                "temperature",
+                Options {
+                    temperature: 0.0,
+                    ..plain()
+                },
+            ),
+            (
+                "temperature",
+                Options {
+                    temperature: -1.0,
+                    ..plain()
+                },
+            ),
+            (
+                "top_p",
+                Options {
+                    top_p: f32::NAN,
+                    ..plain()
+                },
+            ),
+            (
+                "top_p",
+                Options {
+                    top_p: 0.0,
+                    ..plain()
+                },
+            ),
+            (
+                "top_p",
+                Options {
+                    top_p: 1.1,
+                    ..plain()
+                },
+            ),
+            (
+                "repetition_penalty",
+                Options {
+                    repetition_penalty: f32::INFINITY,
+                    ..plain()
+                },
+            ),
+            (
+                "repetition_penalty",
+                Options {
+                    repetition_penalty: 0.0,
+                    ..plain()
+                },
+            ),
+            (
+                "max_new_tokens",
+                Options {
+                    max_new_tokens: 0,
+                    ..plain()
+                },
+            ),
+        ];
+        for (expected, options) in cases {
+            let Err(Error::Field { field, .. }) = options.validate() else {
+                panic!("{options:?} passed");
+            };
+            assert_eq!(field, expected);
+        }
+        Options::default().validate().unwrap();
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals() {
+        let mut sampler = Sampler::new(
+            &Options {
+                greedy: true,
+                ..plain()
+            },
+            &[0],
+        )
+        .unwrap();
+        assert_eq!(sampler.next(&mut [0.0, 2.0, 2.0]).unwrap(), 1);
+    }
+
+    #[test]
+    fn ngrams_of_prompt_and_answer_do_not_come_back() {
+        let options = Options {
+            greedy: true,
+            no_repeat_ngram_size: 2,
+            ..plain()
+        };
+        let mut sampler = Sampler::new(&options, &[1, 2, 1]).unwrap();
+        // (1, 2) is in the prompt, so 2 is banned; then (1, 0) is in the answer.
+        assert_eq!(sampler.next(&mut [1.0, 0.0, 5.0]).unwrap(), 0);
+        assert_eq!(sampler.next(&mut [0.0, 1.0, 0.5]).unwrap(), 1);
+        assert!(
+            sampler.next(&mut [3.0, f32::NEG_INFINITY, 2.0]).is_err(),
+            "every token is banned"
+        );
+    }
+
+    #[test]
+    fn unigram_ban_forbids_all_seen_tokens() {
+        let options = Options {
+            greedy: true,
+            no_repeat_ngram_size: 1,
+            ..plain()
+        };
+        let mut sampler = Sampler::new(&options, &[0, 1]).unwrap();
+        assert_eq!(sampler.next(&mut [9.0, 8.0, -1.0]).unwrap(), 2);
+    }
+
+    #[test]
+    fn repetition_penalty_pulls_down_whatever_the_sign() {
+        let options = Options {
+            greedy: true,
+            repetition_penalty: 2.0,
+            ..plain()
+        };
+        let sampler = Sampler::new(&options, &[0, 1, 0]).unwrap();
+        let mut logits = [4.0, -4.0, 1.0];
+        sampler.penalize_repetition(&mut logits);
+        assert_eq!(logits, [2.0, -8.0, 1.0]);
+    }
+
+    #[test]
+    fn top_k_keeps_ties_with_the_last() {
+        let mut candidates = vec![(0, 1.0), (1, 3.0), (2, 2.0), (3, 2.0)];
+        keep_top_k(&mut candidates, 2);
+        candidates.sort_unstable_by_key(|candidate| candidate.0);
+        assert_eq!(candidates, [(1, 3.0), (2, 2.0), (3, 2.0)]);
+    }
+
+    #[test]
+    fn top_p_keeps_the_smallest_set_that_reaches_it() {
+        let weights = [0.5, 0.25, 0.125, 0.125];
+        for (p, count) in [
+            (0.1, 1),
+            (0.5, 1),
+            (0.51, 2),
+            (0.75, 2),
+            (0.8, 3),
+            (0.99, 4),
+            (1.0, 4),
+        ] {
+            assert_eq!(top_p_count(&weights, p), count, "top_p {p}");
+        }
+    }
+
+    #[test]
+    fn draws_repeat_for_a_seed_and_follow_the_probabilities() {
+        let mut counts = [0u32; 3];
+        for seed in 0..4000 {
+            let options = Options { seed, ..plain() };
+            let mut logits = [0.0, 2.0f32.ln(), f32::NEG_INFINITY];
+            let first = Sampler::new(&options, &[])
+                .unwrap()
+                .next(&mut logits.clone())
+                .unwrap();
+            assert_eq!(
+                first,
+                Sampler::new(&options, &[])
+                    .unwrap()
+                    .next(&mut logits)
+                    .unwrap()
+            );
+            counts[first as usize] += 1;
+        }
+        assert_eq!(counts[2], 0);
+        assert!(
+            (1200..1470).contains(&counts[0]),
+            "a third of 4000 is expected: {counts:?}"
+        );
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        assert!(
+            Sampler::new(&plain(), &[])
+                .unwrap()
+                .next(&mut [0.0, f32::NAN])
+                .is_err()
+        );
+    }
+}

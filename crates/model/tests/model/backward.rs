@@ -1,0 +1,133 @@
+//! Central differences, and which tensors have gradients.
+
+use togi_model::{Config, Dropout, Target};
+
+use crate::support;
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    for use_parallel_residual in [false, true] {
+        for rotary_pct in [1.0, 0.25] {
+            let config = Config {
+                use_parallel_residual,
+                rotary_pct,
+                ..support::config()
+            };
+            let engine = support::engine(&config);
+            let mut lora = support::lora(&config, &Target::ALL);
+            let batch = support::batch(&config, &[6, 9]);
+            // With dropout too: its mask does not depend on the values.
+            let dropout = Dropout {
+                p: 0.25,
+                seed: 9,
+                step: 4,
+            };
+            let mut grads = vec![0.0; lora.len()];
+            engine
+                .accumulate(&lora, &batch, Some(&dropout), &mut grads)
+                .unwrap();
+            for view in lora.views().collect::<Vec<_>>() {
+                // Along the tensor's own gradient, where the difference is largest against rounding.
+                let direction = grads[view.range.clone()].to_vec();
+                let length = direction
+                    .iter()
+                    .map(|&g| f64::from(g) * f64::from(g))
+                    .sum::<f64>()
+                    .sqrt();
+                let start = lora.values()[view.range.clone()].to_vec();
+                let step = 2e-2;
+                let mut at = |distance: f64| {
+                    for ((value, start), slope) in lora.values_mut()[view.range.clone()]
+                        .iter_mut()
+                        .zip(&start)
+                        .zip(&direction)
+                    {
+                        *value = (f64::from(*start) + distance * f64::from(*slope) / length) as f32;
+                    }
+                    let mut unused = vec![0.0; grads.len()];
+                    engine
+                        .accumulate(&lora, &batch, Some(&dropout), &mut unused)
+                        .unwrap()
+                        .sum
+                };
+                let slope = (at(step) - at(-step)) / (2.0 * step);
+                at(0.0);
+                assert!(
+                    (slope / length - 1.0).abs() < 5e-3,
+                    "{}: slope {slope}, gradient {length}",
+                    view.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_trainable_tensor_has_a_gradient_that_is_finite_and_not_zero() {
+    let config = support::config();
+    let engine = support::engine(&config);
+    let lora = support::lora(&config, &Target::ALL);
+    let mut grads = vec![0.0; lora.len()];
+    engine
+        .accumulate(&lora, &support::batch(&config, &[8, 8]), None, &mut grads)
+        .unwrap();
+    for view in lora.views() {
+        let grads = &grads[view.range];
+        assert!(grads.iter().all(|grad| grad.is_finite()), "{}", view.name);
+        assert!(grads.iter().any(|grad| *grad != 0.0), "{}", view.name);
+    }
+}
+
+#[test]
+fn gradients_add_up_and_bad_batches_leave_them_alone() {
+    let config = support::config();
+    let engine = support::engine(&config);
+    let lora = support::lora(&config, &[Target::QueryKeyValue]);
+    let batch = support::batch(&config, &[5, 6]);
+    let mut once = vec![0.0; lora.len()];
+    engine.accumulate(&lora, &batch, None, &mut once).unwrap();
+    let mut twice = once.clone();
+    engine.accumulate(&lora, &batch, None, &mut twice).unwrap();
+    let doubled: Vec<f32> = once.iter().map(|grad| 2.0 * grad).collect();
+    support::assert_close(&twice, &doubled, 1e-6, "sum of two");
+
+    let mut wrong = batch.clone();
+    wrong.ids[3] = 1000;
+    assert!(
+        engine
+            .accumulate(&lora, &wrong, None, &mut once.clone())
+            .is_err()
+    );
+    wrong = batch.clone();
+    wrong.labels[3] = -7;
+    assert!(
+        engine
+            .accumulate(&lora, &wrong, None, &mut once.clone())
+            .is_err()
+    );
+    wrong = batch.clone();
+    wrong.starts[1] = 0;
+    assert!(
+        engine
+            .accumulate(&lora, &wrong, None, &mut once.clone())
+            .is_err()
+    );
+    assert!(
+        engine
+            .accumulate(&lora, &batch, None, &mut once[1..])
+            .is_err()
+    );
+}
+
+#[test]
+fn a_batch_without_targets_has_no_loss_and_no_gradient() {
+    let config = support::config();
+    let engine = support::engine(&config);
+    let lora = support::lora(&config, &[Target::Dense]);
+    let mut batch = support::batch(&config, &[5, 1]);
+    batch.labels.fill(-100);
+    let mut grads = vec![0.0; lora.len()];
+    let loss = engine.accumulate(&lora, &batch, None, &mut grads).unwrap();
+    assert_eq!((loss.sum, loss.targets, loss.mean()), (0.0, 0, 0.0));
+    assert!(grads.iter().all(|grad| *grad == 0.0));
+}

@@ -1,0 +1,118 @@
+//! Decoding over a cache equals the full pass, alone and beside other sequences.
+
+use togi_model::{Config, Engine, Step, Target};
+
+use crate::support;
+
+const IDS: [u32; 9] = [4, 8, 15, 16, 23, 30, 7, 1, 36];
+
+fn models() -> impl Iterator<Item = Engine> {
+    [(false, 1.0, false), (true, 0.25, true)]
+        .into_iter()
+        .map(|(parallel, rotary_pct, tied)| {
+            let config = Config {
+                use_parallel_residual: parallel,
+                tie_word_embeddings: tied,
+                rotary_pct,
+                ..support::config()
+            };
+            support::engine(&config)
+        })
+}
+
+#[test]
+fn steps_over_a_cache_equal_the_full_pass() {
+    for engine in models() {
+        let adapter = engine
+            .adapter(&support::lora(engine.config(), &Target::ALL))
+            .unwrap();
+        for adapter in [None, Some(&adapter)] {
+            let whole = engine.decode(&mut engine.cache(), &IDS, adapter).unwrap();
+            assert_eq!(whole.len(), 37);
+            for split in [1, 4, 8] {
+                let mut cache = engine.cache();
+                engine.decode(&mut cache, &IDS[..split], adapter).unwrap();
+                let mut last = Vec::new();
+                for &id in &IDS[split..] {
+                    last = engine.decode(&mut cache, &[id], adapter).unwrap();
+                }
+                assert_eq!(cache.len(), IDS.len());
+                support::assert_close(&last, &whole, 1e-5, "logits");
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_gives_the_loss_of_the_training_pass() {
+    for engine in models() {
+        let lora = support::lora(engine.config(), &Target::ALL);
+        let adapter = engine.adapter(&lora).unwrap();
+        let mut batch = togi_model::Batch::new();
+        let mut labels = [-100; 9];
+        labels[8] = 36;
+        batch.push(&IDS, &labels, 0);
+        let loss = engine.evaluate(Some(&lora), &batch).unwrap();
+        let logits = engine
+            .decode(&mut engine.cache(), &IDS[..8], Some(&adapter))
+            .unwrap();
+        let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+        assert_eq!(loss.targets, 1);
+        assert!((total.ln() - f64::from(logits[36]) - loss.sum).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn sequences_with_different_adapters_run_in_one_pass() {
+    for engine in models() {
+        let one = engine
+            .adapter(&support::lora(engine.config(), &Target::ALL))
+            .unwrap();
+        let two = engine
+            .adapter(&support::lora(engine.config(), &[Target::Dense]))
+            .unwrap();
+        let adapters = [None, Some(&one), Some(&two), Some(&one)];
+        let lens = [9, 3, 1, 5];
+        let mut caches: Vec<_> = lens.iter().map(|_| engine.cache()).collect();
+        let alone: Vec<_> = adapters
+            .iter()
+            .zip(lens)
+            .map(|(adapter, len)| {
+                let mut cache = engine.cache();
+                engine.decode(&mut cache, &IDS[..len], *adapter).unwrap();
+                engine.decode(&mut cache, &[5], *adapter).unwrap()
+            })
+            .collect();
+        let mut pass = |ids: &dyn Fn(usize) -> Vec<u32>| {
+            let ids: Vec<Vec<u32>> = lens.iter().map(|&len| ids(len)).collect();
+            let steps = caches.iter_mut().zip(&ids).zip(adapters);
+            let mut steps: Vec<_> = steps
+                .map(|((cache, ids), adapter)| Step {
+                    cache,
+                    ids,
+                    adapter,
+                })
+                .collect();
+            engine.decode_batch(&mut steps).unwrap()
+        };
+        pass(&|len| IDS[..len].to_vec());
+        for (together, alone) in pass(&|_| vec![5]).iter().zip(&alone) {
+            support::assert_close(together, alone, 1e-5, "logits");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_the_cache_stays() {
+    let engine = support::engine(&support::config());
+    let mut cache = engine.cache();
+    engine.decode(&mut cache, &IDS, None).unwrap();
+    assert!(engine.decode(&mut cache, &[], None).is_err());
+    assert!(engine.decode(&mut cache, &[37], None).is_err());
+    assert!(
+        engine.decode(&mut cache, &[1; 56], None).is_err(),
+        "65 tokens, 64 fit"
+    );
+    assert_eq!(cache.len(), IDS.len());
+    engine.decode(&mut cache, &[1; 55], None).unwrap();
+}

@@ -1,0 +1,97 @@
+//! The same work gives the same bits, run after run and whatever the count of threads.
+
+use std::process::Command;
+
+use togi_model::{Config, Dropout, Target};
+
+use crate::support;
+
+fn wide() -> Config {
+    // Large enough that products and loops are cut into parallel parts.
+    Config {
+        vocab_size: 600,
+        hidden_size: 192,
+        num_attention_heads: 4,
+        intermediate_size: 768,
+        num_hidden_layers: 2,
+        ..support::config()
+    }
+}
+
+/// A number that depends on every bit of a step's loss and gradients and of some logits.
+fn fingerprint() -> u64 {
+    let config = wide();
+    let engine = support::engine(&config);
+    let lora = support::lora(&config, &Target::ALL);
+    let batch = support::batch(&config, &[60, 33, 64, 17, 64, 50]);
+    let mut grads = vec![0.0; lora.len()];
+    let dropout = Dropout {
+        p: 0.1,
+        seed: 4,
+        step: 7,
+    };
+    let loss = engine
+        .accumulate(&lora, &batch, Some(&dropout), &mut grads)
+        .unwrap();
+    let logits = engine
+        .decode(&mut engine.cache(), &batch.ids[..60], None)
+        .unwrap();
+    let values = grads
+        .iter()
+        .chain(&logits)
+        .map(|value| u64::from(value.to_bits()));
+    values.fold(loss.sum.to_bits(), |print, bits| {
+        (print ^ bits)
+            .wrapping_mul(0x0100_0000_01b3)
+            .rotate_left(17)
+    })
+}
+
+#[test]
+fn training_and_decoding_repeat_bit_for_bit() {
+    let reference = fingerprint();
+    assert_eq!(fingerprint(), reference);
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        assert_eq!(
+            pool.install(fingerprint),
+            reference,
+            "a pool of {threads} threads"
+        );
+    }
+}
+
+const MARK: &str = "fingerprint of this process: ";
+
+#[test]
+fn a_process_tells_its_fingerprint() {
+    println!("{MARK}{:016x}", fingerprint());
+}
+
+/// The products read the count of threads once from the environment, so each count needs a process of its own.
+#[test]
+fn processes_with_other_counts_of_threads_get_the_same_bits() {
+    let told = |threads: &str| {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "determinism::a_process_tells_its_fingerprint",
+                "--nocapture",
+            ])
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let at = text
+            .find(MARK)
+            .unwrap_or_else(|| panic!("no fingerprint in {text}"));
+        text[at + MARK.len()..][..16].to_owned()
+    };
+    let reference = told("1");
+    for threads in ["2", "3", "7"] {
+        assert_eq!(told(threads), reference, "{threads} threads");
+    }
+}

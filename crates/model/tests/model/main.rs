@@ -1,0 +1,14 @@
+//! The crate's tests by what they prove; the files share one binary, because linking costs more than running.
+
+// The configuration's exception for tests sees test functions, not their helpers.
+#![allow(clippy::unwrap_used)]
+
+mod adapter;
+mod backward;
+mod decode;
+mod determinism;
+mod load;
+mod oracle;
+mod packing;
+mod support;
+mod training;

@@ -1,0 +1,89 @@
+//! Packing and micro-batches change nothing: not the loss, not the gradient, not dropout's mask.
+
+use togi_model::{Batch, Config, Dropout, Target};
+
+use crate::support;
+
+fn packed_and_single(config: &Config, dropout: Option<&Dropout>) {
+    let engine = support::engine(config);
+    let lora = support::lora(config, &Target::ALL);
+    let batch = support::batch(config, &[9, 1, 17, 4]);
+    let mut packed = vec![0.0; lora.len()];
+    let loss = engine
+        .accumulate(&lora, &batch, dropout, &mut packed)
+        .unwrap();
+    let mut single = vec![0.0; lora.len()];
+    let mut sum = togi_model::WindowLoss::default();
+    for record in support::one_by_one(&batch) {
+        sum.add(
+            engine
+                .accumulate(&lora, &record, dropout, &mut single)
+                .unwrap(),
+        );
+    }
+    assert!((loss.sum / sum.sum - 1.0).abs() < 1e-5);
+    assert_eq!(loss.targets, sum.targets);
+    support::assert_close(&packed, &single, 1e-5, "gradient");
+}
+
+#[test]
+fn packed_records_equal_records_one_by_one() {
+    for use_parallel_residual in [false, true] {
+        let config = Config {
+            use_parallel_residual,
+            rotary_pct: 0.25,
+            ..support::config()
+        };
+        packed_and_single(&config, None);
+        packed_and_single(
+            &config,
+            Some(&Dropout {
+                p: 0.3,
+                seed: 1,
+                step: 2,
+            }),
+        );
+    }
+}
+
+#[test]
+fn a_record_does_not_see_its_neighbours() {
+    let config = support::config();
+    let engine = support::engine(&config);
+    let batch = support::batch(&config, &[6, 8]);
+    let mut changed = batch.clone();
+    changed.ids[2] = (changed.ids[2] + 1) % 37;
+    // Only the second record is learned.
+    let second = |mut batch: Batch| {
+        batch.labels[..6].fill(-100);
+        engine.evaluate(None, &batch).unwrap().sum
+    };
+    assert_eq!(second(batch).to_bits(), second(changed).to_bits());
+}
+
+#[test]
+fn dropout_depends_on_seed_step_and_slot_and_keeps_the_mean() {
+    let config = support::config();
+    let engine = support::engine(&config);
+    let lora = support::lora(&config, &[Target::QueryKeyValue]);
+    let batch = support::batch(&config, &[12]);
+    let run = |batch: &Batch, p: f64, seed: u64, step: u64| {
+        let mut grads = vec![0.0; lora.len()];
+        engine
+            .accumulate(&lora, batch, Some(&Dropout { p, seed, step }), &mut grads)
+            .unwrap()
+            .sum
+    };
+    let reference = run(&batch, 0.5, 1, 1);
+    assert_eq!(reference.to_bits(), run(&batch, 0.5, 1, 1).to_bits());
+    assert_ne!(reference.to_bits(), run(&batch, 0.5, 2, 1).to_bits());
+    assert_ne!(reference.to_bits(), run(&batch, 0.5, 1, 2).to_bits());
+    let mut other = batch.clone();
+    other.slots[0] = 1;
+    assert_ne!(reference.to_bits(), run(&other, 0.5, 1, 1).to_bits());
+    // None is dropped at 0, and the mean over many masks comes near to the loss without.
+    let plain = engine.evaluate(Some(&lora), &batch).unwrap().sum;
+    assert_eq!(plain.to_bits(), run(&batch, 0.0, 1, 1).to_bits());
+    let mean = (0..200).map(|step| run(&batch, 0.1, 3, step)).sum::<f64>() / 200.0;
+    assert!((mean / plain - 1.0).abs() < 0.02, "{mean} against {plain}");
+}

@@ -1,0 +1,270 @@
+//! A window of steps: losses fall, a stop in the middle changes no bit, and the optimizer is torch's.
+
+use togi_model::optim::{AdamW, AdamWConfig, Schedule, clip_norm};
+use togi_model::{Batch, Dropout, Engine, Lora, Target, memory};
+
+use crate::support;
+
+fn step(
+    engine: &Engine,
+    lora: &mut Lora,
+    adam: &mut AdamW,
+    batch: &Batch,
+    schedule: &Schedule,
+) -> f64 {
+    let mut grads = vec![0.0; lora.len()];
+    let dropout = Dropout {
+        p: 0.05,
+        seed: 1,
+        step: adam.steps(),
+    };
+    let loss = engine
+        .accumulate(lora, batch, Some(&dropout), &mut grads)
+        .unwrap();
+    grads
+        .iter_mut()
+        .for_each(|grad| *grad /= loss.targets as f32);
+    clip_norm(&mut grads, 1.0);
+    let lr = schedule.lr(adam.steps());
+    adam.step(lora.values_mut(), &grads, lr).unwrap();
+    loss.mean()
+}
+
+#[test]
+fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits() {
+    let config = support::config();
+    let engine = support::engine(&config);
+    let batch = support::batch(&config, &[10, 12, 9]);
+    let schedule = Schedule {
+        base: 2e-2,
+        warmup: 3,
+        total: 40,
+    };
+    let start = Lora::init(&config, &support::lora_config(&Target::ALL), 1).unwrap();
+    let base = engine.evaluate(None, &batch).unwrap().mean();
+    assert_eq!(
+        engine.evaluate(Some(&start), &batch).unwrap().mean(),
+        base,
+        "B is zero"
+    );
+
+    let mut lora = start.clone();
+    let mut adam = AdamW::new(lora.len(), AdamWConfig::default());
+    let losses: Vec<f64> = (0..40)
+        .map(|_| step(&engine, &mut lora, &mut adam, &batch, &schedule))
+        .collect();
+    assert!(losses[39] < 0.5 * losses[0], "{losses:?}");
+
+    let mut again = start.clone();
+    let mut state = AdamW::new(again.len(), AdamWConfig::default());
+    for (number, loss) in losses.iter().enumerate() {
+        // Everything through bytes, as a checkpoint does it.
+        let bytes = (again.to_bytes(), state.to_bytes());
+        again = start.clone();
+        again.set_bytes(&bytes.0).unwrap();
+        state = AdamW::from_bytes(&bytes.1, AdamWConfig::default()).unwrap();
+        assert_eq!(state.steps(), number as u64);
+        assert_eq!(
+            loss.to_bits(),
+            step(&engine, &mut again, &mut state, &batch, &schedule).to_bits()
+        );
+    }
+    assert_eq!(again, lora);
+    assert_eq!(state, adam);
+}
+
+#[test]
+fn broken_states_are_refused() {
+    let state = AdamW::new(3, AdamWConfig::default()).to_bytes();
+    for bad in [&state[..5], &state[..state.len() - 1], &state[1..], &[]] {
+        assert!(AdamW::from_bytes(bad, AdamWConfig::default()).is_err());
+    }
+    let mut lora = support::lora(&support::config(), &[Target::Dense]);
+    assert!(lora.set_bytes(&[0; 4]).is_err());
+    let mut adam = AdamW::new(3, AdamWConfig::default());
+    assert!(adam.step(&mut [0.0; 2], &[0.0; 2], 1.0).is_err());
+}
+
+#[test]
+fn adamw_takes_the_steps_that_its_formula_gives() {
+    let config = AdamWConfig {
+        weight_decay: 0.1,
+        ..AdamWConfig::default()
+    };
+    let mut adam = AdamW::new(1, config);
+    let (mut value, mut m, mut v) = (0.5f64, 0.0f64, 0.0f64);
+    let mut values = [0.5f32];
+    for (number, grad) in [0.3, -0.2, 0.9, 0.0].into_iter().enumerate() {
+        adam.step(&mut values, &[grad as f32], 0.01).unwrap();
+        m = 0.9 * m + 0.1 * grad;
+        v = 0.999 * v + 0.001 * grad * grad;
+        let power = number as i32 + 1;
+        let (m_hat, v_hat) = (
+            m / (1.0 - 0.9f64.powi(power)),
+            v / (1.0 - 0.999f64.powi(power)),
+        );
+        value = value * (1.0 - 0.01 * 0.1) - 0.01 * m_hat / (v_hat.sqrt() + 1e-8);
+        assert!((f64::from(values[0]) - value).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn the_schedule_warms_up_and_decays_to_zero() {
+    let schedule = Schedule {
+        base: 2.0,
+        warmup: 4,
+        total: 10,
+    };
+    let rates: Vec<f64> = (0..=10).map(|step| schedule.lr(step)).collect();
+    let want: Vec<f64> = [
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        5.0 / 6.0,
+        4.0 / 6.0,
+        0.5,
+        2.0 / 6.0,
+        1.0 / 6.0,
+        0.0,
+    ]
+    .map(|x| 2.0 * x)
+    .into();
+    assert_eq!(rates.len(), want.len());
+    assert!(
+        rates.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-12),
+        "{rates:?}"
+    );
+    assert_eq!(
+        Schedule {
+            base: 1.0,
+            warmup: 0,
+            total: 4
+        }
+        .lr(0),
+        1.0
+    );
+    assert_eq!(schedule.lr(99), 0.0);
+}
+
+#[test]
+fn clipping_scales_only_what_is_too_long() {
+    let mut grads = [3.0, 4.0];
+    assert!((clip_norm(&mut grads, 10.0) - 5.0).abs() < 1e-9);
+    assert_eq!(grads, [3.0, 4.0]);
+    assert!((clip_norm(&mut grads, 1.0) - 5.0).abs() < 1e-9);
+    assert!((grads[0] - 0.6).abs() < 1e-6 && (grads[1] - 0.8).abs() < 1e-6);
+    assert!(clip_norm(&mut [f32::NAN, 1.0], 1.0).is_nan());
+}
+
+#[test]
+fn initial_values_are_pefts_and_differ_by_tensor_and_seed() {
+    let config = support::config();
+    let lora = Lora::init(&config, &support::lora_config(&Target::ALL), 1).unwrap();
+    let other = Lora::init(&config, &support::lora_config(&Target::ALL), 2).unwrap();
+    assert_ne!(lora.values(), other.values());
+    let mut firsts = Vec::new();
+    for view in lora.views() {
+        let values = &lora.values()[view.range];
+        if view.name.contains("lora_B") {
+            assert!(values.iter().all(|value| *value == 0.0));
+        } else {
+            let bound = 1.0 / (view.shape[1] as f32).sqrt();
+            assert!(values.iter().all(|value| value.abs() <= bound));
+            assert!(values.iter().any(|value| value.abs() > 0.9 * bound));
+            firsts.push(values[0].to_bits());
+        }
+    }
+    firsts.sort_unstable();
+    firsts.dedup();
+    assert_eq!(firsts.len(), 8);
+    assert_eq!(
+        lora.len() as u64,
+        memory::trainable(&config, &support::lora_config(&Target::ALL))
+    );
+}
+
+#[test]
+fn lora_settings_out_of_range_are_refused_by_name() {
+    let config = support::config();
+    let good = support::lora_config(&[Target::Dense]);
+    let cases = [
+        (
+            "rank",
+            togi_model::LoraConfig {
+                rank: 0,
+                ..good.clone()
+            },
+        ),
+        (
+            "rank",
+            togi_model::LoraConfig {
+                rank: 25,
+                ..good.clone()
+            },
+        ),
+        (
+            "alpha",
+            togi_model::LoraConfig {
+                alpha: f64::NAN,
+                ..good.clone()
+            },
+        ),
+        (
+            "alpha",
+            togi_model::LoraConfig {
+                alpha: 0.0,
+                ..good.clone()
+            },
+        ),
+        (
+            "dropout",
+            togi_model::LoraConfig {
+                dropout: 1.0,
+                ..good.clone()
+            },
+        ),
+        (
+            "dropout",
+            togi_model::LoraConfig {
+                dropout: f64::NAN,
+                ..good.clone()
+            },
+        ),
+        (
+            "target_modules",
+            togi_model::LoraConfig {
+                targets: vec![],
+                ..good.clone()
+            },
+        ),
+        (
+            "target_modules",
+            togi_model::LoraConfig {
+                targets: vec![Target::Dense; 2],
+                ..good
+            },
+        ),
+    ];
+    for (expected, lora) in cases {
+        let Err(togi_model::Error::Field { field, .. }) = lora.validate(&config) else {
+            panic!("{lora:?} passed");
+        };
+        assert_eq!(field, expected);
+    }
+}
+
+#[test]
+fn the_memory_plan_counts_what_is_there() {
+    let config = support::config();
+    let lora = support::lora_config(&[Target::QueryKeyValue]);
+    let plan = memory::plan(&config, &lora, 100);
+    assert_eq!(plan.weights, 4 * config.parameters());
+    assert_eq!(plan.lora, plan.optimizer);
+    assert!(memory::plan(&config, &lora, 200).activations > plan.activations);
+    assert_eq!(
+        plan.total(),
+        plan.weights + plan.lora + plan.optimizer + plan.activations
+    );
+}
