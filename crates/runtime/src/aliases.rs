@@ -1,0 +1,397 @@
+//! What each alias names. Its revisions are in the store, create-if-absent, the highest one counts; the bucket is a mirror and
+//! events are hints, so whoever follows also lists from time to time and is right with NATS or without.
+
+use std::{pin::Pin, time::Duration};
+
+use futures::{Stream, StreamExt as _};
+use togi_proto::events::v1 as said;
+
+use crate::{
+    Bus, Class, Error, Event, Result, Store,
+    bus::{EventStream, Start},
+    events::EventKind,
+    layout::{self, validate_digest, validate_name},
+    registry::AliasRevision,
+    store::canonical_json,
+    telemetry,
+};
+
+/// What an alias names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// Its revision, from 1.
+    pub revision: u64,
+    /// What the revision says.
+    pub said: AliasRevision,
+}
+
+impl Alias {
+    /// Returns the alias's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.said.alias
+    }
+
+    /// Returns the generation that it names.
+    #[must_use]
+    pub fn generation(&self) -> &str {
+        &self.said.generation
+    }
+}
+
+/// The aliases. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Aliases {
+    bus: Bus,
+    store: Store,
+}
+
+impl Aliases {
+    /// Returns the aliases of this bus and store.
+    #[must_use]
+    pub fn new(bus: &Bus, store: &Store) -> Self {
+        Self {
+            bus: bus.clone(),
+            store: store.clone(),
+        }
+    }
+
+    /// Returns what an alias names, if there is such an alias.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is no name; `DataLoss`; `Unavailable`.
+    pub async fn current(&self, alias: &str) -> Result<Option<Alias>> {
+        validate_name("alias", alias)?;
+        match self
+            .store
+            .newest_revision(&layout::alias_revisions(alias))
+            .await?
+        {
+            Some((revision, _)) => Ok(Some(self.read(alias, revision).await?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn read(&self, alias: &str, revision: u64) -> Result<Alias> {
+        let said: AliasRevision = self
+            .store
+            .get_json(&layout::alias_revision(alias, revision))
+            .await?;
+        if said.alias != alias {
+            let message = format!("revision {revision} of alias \"{alias}\" is another alias's");
+            return Err(Error::data_loss(message));
+        }
+        Ok(Alias { revision, said })
+    }
+
+    /// Returns an alias's revisions, oldest first.
+    ///
+    /// # Errors
+    /// As [`Aliases::current`].
+    pub async fn history(&self, alias: &str) -> Result<Vec<Alias>> {
+        let newest = self.current(alias).await?.map_or(0, |alias| alias.revision);
+        let mut revisions = Vec::new();
+        for revision in 1..=newest {
+            match self.read(alias, revision).await {
+                Ok(found) => revisions.push(found),
+                Err(error) if error.class() == Class::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(revisions)
+    }
+
+    /// Returns all aliases, ordered by name. A broken one is left out and logged: it blocks no other.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn list(&self) -> Result<Vec<Alias>> {
+        let mut aliases = Vec::new();
+        for name in self.store.list_dirs(&layout::aliases()).await? {
+            match self.current(&name).await {
+                Ok(found) => aliases.extend(found),
+                Err(error) if error.class().retryable() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(alias = name, error = error.chain(), "alias cannot be read")
+                }
+            }
+        }
+        Ok(aliases)
+    }
+
+    /// Lets an alias name a published generation. The generation that it names already is no new revision.
+    ///
+    /// # Errors
+    /// `NotFound` if no such adapter was published; `InvalidArgument`; `Unavailable`.
+    pub async fn promote(&self, alias: &str, generation: &str) -> Result<Alias> {
+        validate_name("alias", alias)?;
+        validate_digest("generation", generation)?;
+        if !self
+            .store
+            .exists(&layout::adapter_manifest(generation))
+            .await?
+        {
+            let message = format!("there is no adapter of generation \"{generation}\"");
+            return Err(Error::not_found(message).with_field("generation"));
+        }
+        loop {
+            let current = self.current(alias).await?;
+            if let Some(current) = current
+                .as_ref()
+                .filter(|current| current.generation() == generation)
+            {
+                // Whoever died between the revision and its event: both again, they are the same.
+                self.tell(current).await;
+                return Ok(current.clone());
+            }
+            let next = current.map_or(1, |current| current.revision + 1);
+            if let Some(declared) = self
+                .declare(alias, next, generation, Kind::Promotion)
+                .await?
+            {
+                return Ok(declared);
+            }
+        }
+    }
+
+    /// Lets an alias name again what it named before its present generation was promoted; again, what it named before that.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such alias; `FailedPrecondition` if it named nothing before; `Unavailable`.
+    pub async fn rollback(&self, alias: &str) -> Result<Alias> {
+        loop {
+            let history = self.history(alias).await?;
+            let Some(newest) = history.last() else {
+                let message = format!("there is no alias \"{alias}\"");
+                return Err(Error::not_found(message).with_field("alias"));
+            };
+            let Some(before) = before(&history) else {
+                let message = format!("alias \"{alias}\" named nothing before");
+                return Err(Error::precondition(message).with_field("alias"));
+            };
+            let declared = self
+                .declare(alias, newest.revision + 1, before, Kind::Rollback)
+                .await?;
+            if let Some(declared) = declared {
+                return Ok(declared);
+            }
+        }
+    }
+
+    /// Writes a revision; `None` if somebody else was faster.
+    async fn declare(
+        &self,
+        alias: &str,
+        revision: u64,
+        generation: &str,
+        kind: Kind,
+    ) -> Result<Option<Alias>> {
+        let said = AliasRevision {
+            alias: alias.to_owned(),
+            generation: generation.to_owned(),
+            rollback: kind == Kind::Rollback,
+            time: jiff::Timestamp::now().to_string(),
+            traceparent: telemetry::current_traceparent(),
+        };
+        let bytes = canonical_json(&said)?;
+        let folder = layout::alias_revisions(alias);
+        if !self
+            .store
+            .put_revision(&folder, revision, bytes.into())
+            .await?
+        {
+            return Ok(None);
+        }
+        let declared = Alias { revision, said };
+        self.tell(&declared).await;
+        Ok(Some(declared))
+    }
+
+    /// Mirror and event. The revision stands whether they arrive or not.
+    async fn tell(&self, alias: &Alias) {
+        let mirrored = match canonical_json(&serde_json::json!({
+            "alias": alias.name(), "generation": alias.generation(), "revision": alias.revision,
+        })) {
+            Ok(bytes) => self
+                .bus
+                .aliases()
+                .put(alias.name(), bytes)
+                .await
+                .map(|_| ()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = mirrored {
+            tracing::warn!(
+                alias = alias.name(),
+                error = error.chain(),
+                "alias was not mirrored"
+            );
+        }
+        let (name, generation, revision) = (
+            alias.name().to_owned(),
+            alias.generation().to_owned(),
+            alias.revision,
+        );
+        let event: Event = if alias.said.rollback {
+            said::AdapterRolledBack {
+                alias: name,
+                generation,
+                revision,
+            }
+            .into()
+        } else {
+            said::AdapterPromoted {
+                alias: name,
+                generation,
+                revision,
+            }
+            .into()
+        };
+        if let Err(error) = self
+            .bus
+            .publish_in(event, alias.said.traceparent.as_deref())
+            .await
+        {
+            tracing::warn!(
+                alias = alias.name(),
+                error = error.chain(),
+                "alias's event was not published"
+            );
+        }
+    }
+
+    /// Returns all aliases now, and again whenever they have changed: at once after an event, after the period at the latest. It goes on
+    /// without NATS and waits for a store that is away; it has no end.
+    #[must_use]
+    pub fn follow(&self, period: Duration) -> Pin<Box<dyn Stream<Item = Vec<Alias>> + Send>> {
+        let following = Following {
+            aliases: self.clone(),
+            period,
+            events: None,
+            last: None,
+        };
+        futures::stream::unfold(following, |mut following| async move {
+            let changed = following.next().await;
+            Some((changed, following))
+        })
+        .boxed()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Promotion,
+    Rollback,
+}
+
+/// Promotions pile up, a rollback takes the topmost one away: what is below is what the alias named before.
+fn before(history: &[Alias]) -> Option<&str> {
+    let mut pile: Vec<&str> = Vec::new();
+    for alias in history {
+        if alias.said.rollback && pile.len() > 1 {
+            pile.pop();
+        } else {
+            pile.push(alias.generation());
+        }
+    }
+    pile.len()
+        .checked_sub(2)
+        .and_then(|below| pile.get(below))
+        .copied()
+}
+
+struct Following {
+    aliases: Aliases,
+    period: Duration,
+    events: Option<EventStream>,
+    last: Option<Vec<Alias>>,
+}
+
+impl Following {
+    async fn next(&mut self) -> Vec<Alias> {
+        if self.last.is_some() {
+            self.wait().await;
+        }
+        loop {
+            // The events first, then the list: what happens in between is seen by one of them.
+            self.listen().await;
+            match self.aliases.list().await {
+                Ok(list) if self.last.as_ref() != Some(&list) => {
+                    self.last = Some(list.clone());
+                    return list;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(error = error.chain(), "aliases cannot be listed now");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            }
+            self.wait().await;
+        }
+    }
+
+    async fn listen(&mut self) {
+        if self.events.is_some() {
+            return;
+        }
+        let kinds = [EventKind::AdapterPromoted, EventKind::AdapterRolledBack];
+        let opening = self.aliases.bus.events(&kinds, Start::New);
+        // Without NATS the list alone must do.
+        if let Ok(Ok(events)) = tokio::time::timeout(Duration::from_millis(500), opening).await {
+            self.events = Some(events);
+        }
+    }
+
+    async fn wait(&mut self) {
+        let Some(events) = &mut self.events else {
+            return tokio::time::sleep(self.period.min(Duration::from_secs(5))).await;
+        };
+        let event = tokio::time::timeout(self.period, events.next()).await;
+        if matches!(event, Ok(None)) {
+            // The bus has stopped: events will not come any more, and must not be asked for in a hurry.
+            self.events = None;
+            tokio::time::sleep(self.period).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(says: &[(&str, bool)]) -> Vec<Alias> {
+        let alias = |(revision, (generation, rollback)): (u64, &(&str, bool))| Alias {
+            revision,
+            said: AliasRevision {
+                alias: "a".into(),
+                generation: (*generation).into(),
+                rollback: *rollback,
+                time: String::new(),
+                traceparent: None,
+            },
+        };
+        (1..).zip(says).map(alias).collect()
+    }
+
+    #[test]
+    fn a_rollback_goes_further_back_each_time() {
+        type Says = &'static [(&'static str, bool)];
+        let table: [(Says, Option<&str>); 5] = [
+            (&[("1", false)], None),
+            (&[("1", false), ("2", false)], Some("1")),
+            (&[("1", false), ("2", false), ("1", true)], None),
+            (
+                &[("1", false), ("2", false), ("3", false), ("2", true)],
+                Some("1"),
+            ),
+            (
+                &[("1", false), ("2", false), ("1", true), ("3", false)],
+                Some("1"),
+            ),
+        ];
+        for (says, expected) in table {
+            assert_eq!(before(&history(says)), expected, "{says:?}");
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The bus: one NATS connection, the streams and buckets on it, publishing, and reading events. It waits for a server that is
+//! not there, says so, and comes back by itself.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_nats::{
+    Client, HeaderMap, Subject,
+    connection::State,
+    jetstream::{self, context::PublishErrorKind},
+};
+use bytes::Bytes;
+use opentelemetry::{KeyValue, metrics::Counter};
+use serde::Serialize;
+use tokio::{sync::watch, task::JoinHandle};
+use tracing::Instrument as _;
+
+use crate::{
+    Class, Error, JobId, Result, Stopper,
+    config::NatsConfig,
+    events::{self, Event},
+    kv::Kv,
+    semconv, streams, telemetry,
+};
+
+mod connection;
+mod reader;
+pub use reader::{EventStream, Received, Start};
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(15);
+
+/// The bus. Clones share the connection.
+#[derive(Clone, Debug)]
+pub struct Bus(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    client: Client,
+    js: jetstream::Context,
+    name: String,
+    config: NatsConfig,
+    stopper: Stopper,
+    connections: watch::Receiver<u64>,
+    jobs: Kv,
+    aliases: Kv,
+    policies: Kv,
+    replicas: Kv,
+    sent: Counter<u64>,
+    keeper: JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl Bus {
+    /// Connects, waiting for the server as long as it takes (and saying so in the log), and makes the streams and buckets that
+    /// are missing. `name` tells this process from others: it is CloudEvents' source and the connection's name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the address or the credentials are wrong, `FailedPrecondition` if a stream contradicts, `Cancelled` if the
+    /// stopper stops first.
+    pub async fn connect(config: &NatsConfig, name: &str, stopper: &Stopper) -> Result<Self> {
+        let bus = Self::connect_later(config, name, stopper).await?;
+        connection::wait_for_streams(&bus.0.js, config, stopper).await?;
+        Ok(bus)
+    }
+
+    /// Returns the bus at once and connects behind the scenes, for a process that has work to do without it: until the server is
+    /// there, everything on the bus is `Unavailable`, and streams of events have not begun.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the address or the credentials are wrong.
+    pub async fn connect_later(config: &NatsConfig, name: &str, stopper: &Stopper) -> Result<Self> {
+        crate::process::install_crypto();
+        let (connected, connections) = watch::channel(0u64);
+        let client = connection::dial(config, name, connected).await?;
+        let mut js = jetstream::new(client.clone());
+        js.set_timeout(REQUEST_TIMEOUT);
+        let keeper = connection::keep_streams(
+            js.clone(),
+            config.clone(),
+            connections.clone(),
+            stopper.clone(),
+        );
+        Ok(Self(Arc::new(Inner {
+            name: name.to_owned(),
+            config: config.clone(),
+            stopper: stopper.clone(),
+            jobs: Kv::new(&js, streams::JOBS_BUCKET),
+            aliases: Kv::new(&js, streams::ALIASES_BUCKET),
+            policies: Kv::new(&js, streams::POLICIES_BUCKET),
+            replicas: Kv::new(&js, streams::REPLICAS_BUCKET),
+            sent: telemetry::meter()
+                .u64_counter(semconv::MESSAGING_SENT_MESSAGES)
+                .build(),
+            keeper: tokio::spawn(keeper),
+            connections,
+            client,
+            js,
+        })))
+    }
+
+    /// Returns the name that this process goes by.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Returns the configuration.
+    #[must_use]
+    pub fn config(&self) -> &NatsConfig {
+        &self.0.config
+    }
+
+    /// Returns the bucket of the jobs' records; [`crate::Jobs`] is its owner.
+    #[must_use]
+    pub fn jobs(&self) -> &Kv {
+        &self.0.jobs
+    }
+
+    /// Returns the mirror of what each alias names.
+    #[must_use]
+    pub fn aliases(&self) -> &Kv {
+        &self.0.aliases
+    }
+
+    /// Returns the policies' bucket.
+    #[must_use]
+    pub fn policies(&self) -> &Kv {
+        &self.0.policies
+    }
+
+    /// Returns the bucket of what each replica serves.
+    #[must_use]
+    pub fn replicas(&self) -> &Kv {
+        &self.0.replicas
+    }
+
+    pub(crate) fn js(&self) -> &jetstream::Context {
+        &self.0.js
+    }
+
+    pub(crate) fn stopper(&self) -> &Stopper {
+        &self.0.stopper
+    }
+
+    pub(crate) fn connections(&self) -> watch::Receiver<u64> {
+        self.0.connections.clone()
+    }
+
+    /// Says whether the bus works now: the server answers and JetStream is there.
+    ///
+    /// # Errors
+    /// `Unavailable` if not.
+    pub async fn health(&self) -> Result<()> {
+        if self.0.client.connection_state() != State::Connected {
+            return Err(Error::unavailable("NATS is not connected"));
+        }
+        let account = self.0.js.query_account().await;
+        account
+            .map_err(|error| Error::unavailable("JetStream does not answer").with_source(error))?;
+        Ok(())
+    }
+
+    /// Publishes an event and waits until it is stored, with the current span's trace context. The same event twice is one.
+    ///
+    /// # Errors
+    /// `Unavailable` if it could not be stored in some seconds.
+    pub async fn publish(&self, event: impl Into<Event>) -> Result<()> {
+        self.publish_in(event, telemetry::current_traceparent().as_deref())
+            .await
+    }
+
+    /// Publishes an event as [`Bus::publish`] does, in a trace of the caller's choice.
+    ///
+    /// # Errors
+    /// `Unavailable` if it could not be stored in some seconds.
+    pub async fn publish_in(
+        &self,
+        event: impl Into<Event>,
+        traceparent: Option<&str>,
+    ) -> Result<()> {
+        let event = event.into();
+        let headers = event.headers(&self.source(), traceparent)?;
+        self.send(event.kind().subject(), headers, event.body()?)
+            .await?;
+        tracing::debug!(
+            event = event.kind().name(),
+            about = event.about(),
+            "published"
+        );
+        Ok(())
+    }
+
+    pub(crate) fn source(&self) -> String {
+        format!("togi/{}", self.0.name)
+    }
+
+    /// Publishes a message until it is stored; returns its place in the stream. The headers should hold a `Nats-Msg-Id`.
+    pub(crate) async fn send(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<u64> {
+        if body.len() > events::MAX_BODY_BYTES {
+            let message = format!("a message of {} bytes is too large: {subject}", body.len());
+            return Err(Error::new(Class::InvalidArgument, message));
+        }
+        let template = subject.clone();
+        let span = tracing::info_span!(
+            "send",
+            otel.kind = "producer",
+            messaging.system = "nats",
+            messaging.operation.name = "send",
+            messaging.destination.name = template
+        );
+        let deadline = Instant::now() + PUBLISH_PATIENCE;
+        let mut delay = Duration::from_millis(100);
+        loop {
+            let error = match self
+                .send_once(&subject, &headers, &body)
+                .instrument(span.clone())
+                .await
+            {
+                Ok(sequence) => {
+                    let attributes = [
+                        KeyValue::new(semconv::MESSAGING_SYSTEM, "nats"),
+                        KeyValue::new(semconv::MESSAGING_DESTINATION_TEMPLATE, family(&subject)),
+                    ];
+                    self.0.sent.add(1, &attributes);
+                    return Ok(sequence);
+                }
+                Err(error) => error,
+            };
+            if error.class() != Class::Unavailable || Instant::now() + delay > deadline {
+                return Err(error);
+            }
+            if !self.0.stopper.wait(delay).await {
+                return Err(error);
+            }
+            delay = (delay * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    async fn send_once(&self, subject: &str, headers: &HeaderMap, body: &Bytes) -> Result<u64> {
+        let publish =
+            self.0
+                .js
+                .publish_with_headers(subject.to_owned(), headers.clone(), body.clone());
+        let outcome = match publish.await {
+            Ok(acknowledgement) => acknowledgement.await,
+            Err(error) => Err(error),
+        };
+        let error = match outcome {
+            Ok(stored) => return Ok(stored.sequence),
+            Err(error) => error,
+        };
+        if error.kind() == PublishErrorKind::StreamNotFound {
+            // Somebody has wiped JetStream's folder below us.
+            streams::ensure(&self.0.js, self.0.config.replicas).await?;
+        }
+        let text = error.to_string();
+        if text.contains("maximum bytes") || text.contains("insufficient") {
+            let message = "the stream is full: old messages must expire or its limit be raised";
+            return Err(Error::new(Class::ResourceExhausted, message).with_source(error));
+        }
+        Err(Error::unavailable("NATS did not store the message").with_source(error))
+    }
+
+    /// Answers a message of a consumer and waits for the server's word. `Message::double_ack` is not used: it calls "nobody
+    /// received the acknowledgement" a success.
+    pub(crate) async fn answer(&self, reply: &Subject, answer: &str) -> Result<()> {
+        let request = self
+            .0
+            .client
+            .request(reply.clone(), Bytes::copy_from_slice(answer.as_bytes()));
+        match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                Err(Error::unavailable("NATS did not take the answer").with_source(error))
+            }
+            Err(_) => Err(Error::unavailable(
+                "NATS did not confirm the answer in time",
+            )),
+        }
+    }
+
+    /// Stores a job's newest progress in place of the one before.
+    ///
+    /// # Errors
+    /// `Unavailable` if it could not be stored; progress may be lost, the job goes on.
+    pub async fn put_progress(&self, job: &JobId, body: &(impl Serialize + Sync)) -> Result<()> {
+        let subject = events::progress_subject(job);
+        let body = Bytes::from(serde_json::to_vec(body)?);
+        self.send_once(&subject, &HeaderMap::new(), &body).await?;
+        Ok(())
+    }
+
+    /// Returns a job's newest progress.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn progress(&self, job: &JobId) -> Result<Option<Bytes>> {
+        let gone = "progress cannot be read";
+        let stream = self.0.js.get_stream_no_info(events::PROGRESS_STREAM).await;
+        let stream = stream.map_err(|error| Error::unavailable(gone).with_source(error))?;
+        match stream
+            .direct_get_last_for_subject(events::progress_subject(job))
+            .await
+        {
+            Ok(message) => Ok(Some(message.payload)),
+            Err(error) if error.kind() == jetstream::stream::DirectGetErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(Error::unavailable(gone).with_source(error)),
+        }
+    }
+}
+
+/// The part of a subject that has few values: `togi.events.dataset.ready`, but `togi.progress`.
+fn family(subject: &str) -> String {
+    let many = subject.starts_with("togi.progress.");
+    if many {
+        "togi.progress".to_owned()
+    } else {
+        subject.to_owned()
+    }
+}

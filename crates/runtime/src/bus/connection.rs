@@ -1,0 +1,116 @@
+//! Making the connection and keeping what it needs on the other side.
+
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, jetstream};
+use tokio::sync::watch;
+
+use super::REQUEST_TIMEOUT;
+use crate::{Class, Error, Result, Stopper, config::NatsConfig, error::scrub, streams};
+
+pub(super) async fn dial(
+    config: &NatsConfig,
+    name: &str,
+    connected: watch::Sender<u64>,
+) -> Result<Client> {
+    let wrong =
+        |what: &str| Error::invalid("nats.url", format!("\"{}\" {what}", scrub(&config.url)));
+    let addresses: Vec<async_nats::ServerAddr> = config
+        .url
+        .split(',')
+        .map(|address| address.trim().parse())
+        .collect::<std::io::Result<_>>()
+        .map_err(|_| wrong("is not an address such as nats://127.0.0.1:4222"))?;
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .retry_on_initial_connect()
+        .connection_timeout(Duration::from_secs(5))
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .ping_interval(Duration::from_secs(10))
+        .reconnect_delay_callback(|attempt| {
+            let doublings = u32::try_from(attempt.saturating_sub(1).min(6)).unwrap_or(6);
+            (Duration::from_millis(50) * 2u32.pow(doublings)).min(Duration::from_secs(2))
+        })
+        .event_callback(move |event| {
+            let connected = connected.clone();
+            async move { heard(&event, &connected) }
+        });
+    if let Some(file) = &config.credentials {
+        options = options.credentials_file(file).await.map_err(|error| {
+            Error::invalid("nats.credentials", "the credentials file cannot be used")
+                .with_source(error)
+        })?;
+    }
+    options
+        .connect(addresses)
+        .await
+        .map_err(|error| wrong("cannot be used").with_source(error))
+}
+
+fn heard(event: &async_nats::Event, connected: &watch::Sender<u64>) {
+    match event {
+        async_nats::Event::Connected => {
+            tracing::info!("NATS connected");
+            connected.send_modify(|count| *count += 1);
+        }
+        async_nats::Event::Disconnected => tracing::warn!("NATS disconnected; connecting again"),
+        other => tracing::debug!(event = %other, "NATS"),
+    }
+}
+
+pub(super) async fn wait_for_streams(
+    js: &jetstream::Context,
+    config: &NatsConfig,
+    stopper: &Stopper,
+) -> Result<()> {
+    let mut delay = Duration::from_millis(100);
+    loop {
+        let ensured = stopper.run(streams::ensure(js, config.replicas)).await;
+        match ensured {
+            Some(Err(error)) if error.class() == Class::Unavailable => {
+                let url = scrub(&config.url);
+                tracing::warn!(url, error = error.chain(), "waiting for NATS");
+            }
+            Some(result) => return result,
+            None => {
+                return Err(Error::new(
+                    Class::Cancelled,
+                    "stopped before NATS was there",
+                ));
+            }
+        }
+        stopper.wait(delay).await;
+        delay = (delay * 2).min(Duration::from_secs(2));
+    }
+}
+
+/// At the first connection, and after every other: the server may be a new one with an empty folder.
+pub(super) async fn keep_streams(
+    js: jetstream::Context,
+    config: NatsConfig,
+    mut connections: watch::Receiver<u64>,
+    stopper: Stopper,
+) {
+    if let Err(error) = wait_for_streams(&js, &config, &stopper).await
+        && error.class() != Class::Cancelled
+    {
+        tracing::error!(error = error.chain(), "NATS has streams that contradict");
+    }
+    connections.mark_unchanged();
+    while let Some(Ok(())) = stopper.run(connections.changed()).await {
+        let mut delay = Duration::from_millis(100);
+        while let Err(error) = streams::ensure(&js, config.replicas).await {
+            if error.class() != Class::Unavailable {
+                tracing::error!(
+                    error = error.chain(),
+                    "NATS came back with streams that contradict"
+                );
+                break;
+            }
+            if !stopper.wait(delay).await {
+                return;
+            }
+            delay = (delay * 2).min(Duration::from_secs(2));
+        }
+    }
+}

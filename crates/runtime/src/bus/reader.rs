@@ -1,0 +1,210 @@
+//! Reading a stream for as long as the process lives: an ephemeral consumer that is made anew, at the right place, after
+//! any error, a restart of the server, or the loss of the whole stream.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+};
+use futures::{Stream, StreamExt as _, stream::BoxStream};
+
+use super::Bus;
+use crate::{
+    Class, Error, Result,
+    events::{self, Event, EventKind, Metadata},
+};
+
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// Where reading starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With what is published from now on.
+    New,
+    /// With the oldest event that is still there.
+    All,
+    /// With the first one after this place in the stream ([`Metadata::sequence`]).
+    After(u64),
+}
+
+/// An event that was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Received {
+    /// What happened.
+    pub event: Event,
+    /// What its message says about it.
+    pub meta: Metadata,
+}
+
+/// Events as they come. It ends when the bus's stopper stops, and only then.
+pub struct EventStream(BoxStream<'static, Received>);
+
+impl Stream for EventStream {
+    type Item = Received;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Received>> {
+        self.0.poll_next_unpin(cx)
+    }
+}
+
+impl Bus {
+    /// Returns the events of these kinds (all kinds if none is named). They are hints: some may come twice, and whoever reads them
+    /// must also look into the store from time to time. What is no event of ours is left out.
+    ///
+    /// # Errors
+    /// `Cancelled` if the stopper stops before the place of [`Start::New`] is known.
+    pub async fn events(&self, kinds: &[EventKind], start: Start) -> Result<EventStream> {
+        let next = match start {
+            Start::All => 1,
+            Start::After(sequence) => sequence + 1,
+            Start::New => self.end_of(events::EVENTS_STREAM).await? + 1,
+        };
+        let subjects = match kinds {
+            [] => vec![events::ALL_EVENTS.to_owned()],
+            kinds => kinds.iter().map(|kind| kind.subject()).collect(),
+        };
+        let reader = Reader {
+            bus: self.clone(),
+            stream: events::EVENTS_STREAM,
+            subjects,
+            next,
+            messages: None,
+            delay: FIRST_DELAY,
+        };
+        let stopped = self.stopper().stopped();
+        let received = futures::stream::unfold(reader, |mut reader| async move {
+            let received = reader.event().await;
+            Some((received, reader))
+        });
+        Ok(EventStream(received.take_until(stopped).boxed()))
+    }
+
+    async fn end_of(&self, stream: &str) -> Result<u64> {
+        let mut delay = FIRST_DELAY;
+        loop {
+            match self.js().get_stream(stream).await {
+                Ok(found) => return Ok(found.cached_info().state.last_sequence),
+                Err(error) => tracing::debug!(%error, stream, "waiting for the stream"),
+            }
+            if !self.stopper().wait(delay).await {
+                return Err(Error::new(
+                    Class::Cancelled,
+                    "stopped before the stream was there",
+                ));
+            }
+            delay = (delay * 2).min(Duration::from_secs(2));
+        }
+    }
+}
+
+struct Reader {
+    bus: Bus,
+    stream: &'static str,
+    subjects: Vec<String>,
+    /// Place of the next message wanted.
+    next: u64,
+    messages: Option<pull::Stream>,
+    delay: Duration,
+}
+
+impl Reader {
+    async fn event(&mut self) -> Received {
+        loop {
+            let message = self.message().await;
+            match Event::from_message(message.headers.as_ref(), &message.payload) {
+                Ok((event, mut meta)) => {
+                    meta.sequence = self.next - 1;
+                    return Received { event, meta };
+                }
+                Err(error) => {
+                    let subject = message.subject.as_str();
+                    tracing::debug!(subject, error = error.chain(), "not an event of ours");
+                }
+            }
+        }
+    }
+
+    async fn message(&mut self) -> jetstream::Message {
+        let mut connections = self.bus.connections();
+        connections.mark_unchanged();
+        loop {
+            let failed = match &mut self.messages {
+                Some(messages) => {
+                    let message = tokio::select! {
+                        message = messages.next() => message,
+                        // The consumer lived in the server's memory: do not wait until its silence is noticed.
+                        Ok(()) = connections.changed() => None,
+                    };
+                    match message {
+                        Some(Ok(message)) => {
+                            let Ok(info) = message.info() else { continue };
+                            self.next = info.stream_sequence + 1;
+                            self.delay = FIRST_DELAY;
+                            return message;
+                        }
+                        Some(Err(error)) => error.to_string(),
+                        None => "the connection is a new one".to_owned(),
+                    }
+                }
+                None => match self.open().await {
+                    Ok(messages) => {
+                        self.messages = Some(messages);
+                        continue;
+                    }
+                    Err(error) => error.chain(),
+                },
+            };
+            self.messages = None;
+            tracing::debug!(stream = self.stream, error = failed, "reading again");
+            tokio::time::sleep(self.delay).await;
+            self.delay = (self.delay * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    async fn open(&mut self) -> Result<pull::Stream> {
+        let gone = |error: &dyn std::fmt::Display| Error::unavailable(error.to_string());
+        let found = self
+            .bus
+            .js()
+            .get_stream(self.stream)
+            .await
+            .map_err(|error| gone(&error))?;
+        let last = found.cached_info().state.last_sequence;
+        if last + 1 < self.next {
+            // The stream was lost and made anew: all that is in it is new to us.
+            tracing::warn!(
+                stream = self.stream,
+                "the stream starts again from its beginning"
+            );
+            self.next = 1;
+        }
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: self.next,
+            },
+            ack_policy: AckPolicy::None,
+            filter_subjects: self.subjects.clone(),
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: Duration::from_secs(60),
+            ..pull::Config::default()
+        };
+        let consumer = found
+            .create_consumer(config)
+            .await
+            .map_err(|error| gone(&error))?;
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(64)
+            .expires(Duration::from_secs(30))
+            .heartbeat(Duration::from_secs(5))
+            .messages()
+            .await;
+        messages.map_err(|error| gone(&error))
+    }
+}

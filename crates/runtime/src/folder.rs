@@ -1,0 +1,227 @@
+//! A base's files as a local folder, wherever they are: `file://` in place, a hub's commit from its cache, an object store's copied
+//! once for each of its states.
+
+use std::path::{Path, PathBuf};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    Error, Result,
+    config::BaseConfig,
+    error::scrub,
+    hub::{Hub, HubRef},
+    store,
+};
+
+/// Returns whether a file of this name belongs to a base: configuration, weights, tokenizer.
+#[must_use]
+pub fn is_base_file(name: &str) -> bool {
+    matches!(
+        name,
+        "config.json"
+            | "generation_config.json"
+            | "spiece.model"
+            | "tokenizer.model"
+            | "tokenizer_config.json"
+    ) || [".safetensors", ".safetensors.index.json"]
+        .iter()
+        .any(|end| name.ends_with(end))
+        || (name.starts_with("pytorch_model")
+            && (name.ends_with(".bin") || name.ends_with(".bin.index.json")))
+}
+
+/// Returns a local folder with a base's files. What must be fetched goes below `cache`, or into the hub's own cache.
+///
+/// # Errors
+/// `NotFound` if there are none; `InvalidArgument` if the URL is wrong; `Unavailable`.
+pub async fn materialize(base: &BaseConfig, cache: &Path) -> Result<PathBuf> {
+    if base.url.starts_with("hf://") {
+        let reference = HubRef::parse("url", &base.url)?;
+        let hub = Hub::from_environment()?;
+        return from_hub(&hub, &reference).await;
+    }
+    let shown = scrub(&base.url);
+    if let Some(path) = local_folder(&base.url)? {
+        if !tokio::fs::try_exists(path.join("config.json")).await? {
+            return Err(Error::not_found(format!("{shown} has no config.json")));
+        }
+        return Ok(path);
+    }
+    let store = store::connect(&base.url, &base.options)?;
+    let objects: Vec<ObjectMeta> = store.list_with_delimiter(None).await?.objects;
+    let names: Vec<String> = objects.iter().filter_map(name_of).collect();
+    let wanted = |meta: &ObjectMeta| name_of(meta).is_some_and(|name| is_wanted(&name, &names));
+    let objects: Vec<ObjectMeta> = objects.into_iter().filter(wanted).collect();
+    if !objects
+        .iter()
+        .any(|meta| meta.location.filename() == Some("config.json"))
+    {
+        return Err(Error::not_found(format!("{shown} has no config.json")));
+    }
+    let folder = cache.join(state_digest(&base.url, &objects));
+    copy(&*store, &objects, &folder).await?;
+    Ok(folder)
+}
+
+/// Returns the commit's folder of a base on a hub.
+///
+/// # Errors
+/// As [`Hub::snapshot`].
+pub async fn from_hub(hub: &Hub, reference: &HubRef) -> Result<PathBuf> {
+    // Twice the weights would be twice the time: torch's own format only where there is no other.
+    let safe = |name: &str| is_base_file(name) && !name.starts_with("pytorch_model");
+    let snapshot = hub.snapshot(reference, safe).await?;
+    let has_weights = snapshot
+        .files
+        .iter()
+        .any(|(name, _)| name.ends_with(".safetensors"));
+    if has_weights {
+        return Ok(snapshot.folder);
+    }
+    Ok(hub.snapshot(reference, is_base_file).await?.folder)
+}
+
+fn local_folder(url: &str) -> Result<Option<PathBuf>> {
+    let wrong = || {
+        Error::invalid(
+            "url",
+            format!("\"{}\" is not a URL such as file:///folder", scrub(url)),
+        )
+    };
+    let parsed = url::Url::parse(url).map_err(|_| wrong())?;
+    if parsed.scheme() != "file" {
+        return Ok(None);
+    }
+    Ok(Some(parsed.to_file_path().map_err(|()| wrong())?))
+}
+
+fn name_of(meta: &ObjectMeta) -> Option<String> {
+    meta.location.filename().map(str::to_owned)
+}
+
+fn is_wanted(name: &str, all: &[String]) -> bool {
+    let safe = all.iter().any(|name| name.ends_with(".safetensors"));
+    is_base_file(name) && !(safe && name.starts_with("pytorch_model"))
+}
+
+/// A folder for each state of the source: what was copied stays valid until the source changes.
+fn state_digest(url: &str, objects: &[ObjectMeta]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(url);
+    for meta in objects {
+        let version = meta
+            .e_tag
+            .clone()
+            .unwrap_or_else(|| meta.last_modified.to_string());
+        hash.update(format!("\n{} {} {version}", meta.location, meta.size));
+    }
+    hex::encode(hash.finalize())[..32].to_owned()
+}
+
+async fn copy(store: &dyn ObjectStore, objects: &[ObjectMeta], folder: &Path) -> Result<()> {
+    tokio::fs::create_dir_all(folder).await?;
+    // Collected first: a closure in the stream would make the future unfit for `tokio::spawn`.
+    let copies: Vec<_> = objects
+        .iter()
+        .map(|meta| copy_one(store, meta, folder))
+        .collect();
+    futures::stream::iter(copies)
+        .buffer_unordered(4)
+        .try_collect::<Vec<()>>()
+        .await?;
+    Ok(())
+}
+
+async fn copy_one(store: &dyn ObjectStore, meta: &ObjectMeta, folder: &Path) -> Result<()> {
+    let Some(name) = meta.location.filename() else {
+        return Ok(());
+    };
+    let target = folder.join(name);
+    let there = tokio::fs::metadata(&target)
+        .await
+        .is_ok_and(|found| found.len() == meta.size);
+    if there {
+        return Ok(());
+    }
+    // Another process may copy the same: each into a file of its own, renamed when it is whole.
+    let part = folder.join(format!(".{name}.{}", store::random_hex()?));
+    let mut file = tokio::fs::File::create(&part).await?;
+    let mut pieces = store.get(&meta.location).await?.into_stream();
+    while let Some(piece) = pieces.try_next().await? {
+        file.write_all(&piece).await?;
+    }
+    file.flush().await?;
+    file.sync_all().await?;
+    drop(file);
+    tokio::fs::rename(&part, &target).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn base(url: &str) -> BaseConfig {
+        BaseConfig {
+            url: url.to_owned(),
+            options: BTreeMap::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_local_folder_is_used_in_place_and_must_have_a_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = url::Url::from_directory_path(folder.path()).unwrap();
+        let error = materialize(&base(url.as_str()), Path::new("/nowhere"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.class(), crate::Class::NotFound);
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let found = materialize(&base(url.as_str()), Path::new("/nowhere"))
+            .await
+            .unwrap();
+        assert_eq!(
+            found.canonicalize().unwrap(),
+            folder.path().canonicalize().unwrap()
+        );
+    }
+
+    #[tokio::test]
+    async fn objects_are_copied_whole_and_once() {
+        let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let names = [
+            "config.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "README.md",
+        ];
+        for name in names {
+            std::fs::write(source.path().join(name), name).unwrap();
+        }
+        let url = url::Url::from_directory_path(source.path()).unwrap();
+        let store = store::connect(url.as_str(), &BTreeMap::new()).unwrap();
+        let objects = store.list_with_delimiter(None).await.unwrap().objects;
+        let all: Vec<String> = objects.iter().filter_map(name_of).collect();
+        let wanted: Vec<ObjectMeta> = objects
+            .into_iter()
+            .filter(|meta| is_wanted(&name_of(meta).unwrap(), &all))
+            .collect();
+        copy(&*store, &wanted, target.path()).await.unwrap();
+        copy(&*store, &wanted, target.path()).await.unwrap();
+        let mut found: Vec<String> = std::fs::read_dir(target.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort();
+        assert_eq!(found, ["config.json", "model.safetensors"]);
+        assert_eq!(
+            std::fs::read(target.path().join("config.json")).unwrap(),
+            b"config.json"
+        );
+    }
+}

@@ -1,0 +1,247 @@
+//! Jobs: what was asked (in the store, written first), the record (in the bucket, changed by compare-and-set), the message that
+//! tells a worker to look. The store is the truth: the other two are made again from it, so that losing NATS loses no job.
+
+use async_nats::{HeaderMap, jetstream};
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use togi_proto::{
+    events::v1 as said,
+    job::v1::{Job, JobKind},
+};
+
+pub use crate::layout::JobId;
+use crate::{
+    Bus, Class, Error, Result, Store,
+    events::{self, kind_name},
+    layout,
+    store::{canonical_json, random_hex},
+    telemetry,
+};
+
+mod end;
+mod query;
+mod reconcile;
+mod record;
+pub use reconcile::Reconciled;
+pub use record::is_final;
+pub(crate) use record::{Envelope, Record, now};
+
+/// Failed attempts after which a job has failed for good.
+pub const MAX_ATTEMPTS: u32 = 5;
+
+/// The jobs of all kinds. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Jobs {
+    bus: Bus,
+    store: Store,
+}
+
+/// Returns a job's id: of a key of the caller's, so that the same key is the same job for ever, or random if the key is empty.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn job_id(kind: JobKind, idempotency_key: &str) -> Result<JobId> {
+    if idempotency_key.is_empty() {
+        return JobId::parse(&random_hex()?);
+    }
+    let mut hash = Sha256::new();
+    hash.update(kind_name(kind));
+    hash.update([0]);
+    hash.update(idempotency_key);
+    JobId::parse(&hex::encode(hash.finalize())[..20])
+}
+
+impl Jobs {
+    /// Returns the jobs of this bus and store.
+    #[must_use]
+    pub fn new(bus: &Bus, store: &Store) -> Self {
+        Self {
+            bus: bus.clone(),
+            store: store.clone(),
+        }
+    }
+
+    pub(crate) fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Accepts a job: its request into the store, its record into the bucket, its message into the stream; only then is it
+    /// accepted. Each step is harmless when repeated, so a caller who got an error asks again with the same id.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the id is another request's; `Unavailable`.
+    pub async fn submit(
+        &self,
+        kind: JobKind,
+        id: &JobId,
+        request: &(impl Serialize + Sync),
+    ) -> Result<Job> {
+        let envelope = self
+            .keep_request(kind, id, serde_json::to_value(request)?)
+            .await?;
+        self.restore(id, &envelope, 0).await?;
+        self.get(id).await
+    }
+
+    /// Writes the request, or finds the same one there.
+    pub(crate) async fn keep_request(
+        &self,
+        kind: JobKind,
+        id: &JobId,
+        request: Value,
+    ) -> Result<Envelope> {
+        let key = layout::job_request(id);
+        let envelope = Envelope {
+            kind: kind_name(kind).to_owned(),
+            request,
+            create_time: jiff::Timestamp::now(),
+            traceparent: telemetry::current_traceparent().unwrap_or_default(),
+        };
+        let error = match self.store.put_new(&key, canonical_json(&envelope)?).await {
+            Ok(_) => return Ok(envelope),
+            Err(error) => error,
+        };
+        if error.class() != Class::AlreadyExists {
+            return Err(error);
+        }
+        let found: Envelope = self.store.get_json(&key).await?;
+        let same = found.kind == envelope.kind
+            && canonical_json(&found.request)? == canonical_json(&envelope.request)?;
+        if same {
+            return Ok(found);
+        }
+        let message = "this idempotency key was used for another request; take a new key or send the same request";
+        Err(Error::new(Class::AlreadyExists, message).with_field("idempotency_key"))
+    }
+
+    /// Makes what is missing of a job whose request is in the store. `message` is the place of a message that exists already (a
+    /// bare one), 0 if there is none.
+    pub(crate) async fn restore(
+        &self,
+        id: &JobId,
+        envelope: &Envelope,
+        message: u64,
+    ) -> Result<()> {
+        if let Some(finished) = self.final_record(id).await? {
+            return self.settle(&finished).await;
+        }
+        let record = Record {
+            job: envelope.to_job(id)?,
+            message,
+        };
+        match self
+            .bus
+            .jobs()
+            .create(id.as_str(), record.to_bytes()?)
+            .await
+        {
+            Ok(_) => {}
+            Err(error) if error.class() == Class::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        if message == 0 {
+            self.ensure_message(id).await?;
+        }
+        let kind = envelope.kind.clone();
+        let queued = said::JobQueued {
+            job: id.to_string(),
+            kind,
+        };
+        // A hint; the message is stored, so the job is accepted whatever becomes of it.
+        if let Err(error) = self
+            .bus
+            .publish_in(queued, Some(&envelope.traceparent))
+            .await
+        {
+            tracing::warn!(job = %id, error = error.chain(), "job.queued was not published");
+        }
+        Ok(())
+    }
+
+    /// Publishes a job's message unless the one that its record names is in the stream. Returns whether it did.
+    pub(crate) async fn ensure_message(&self, id: &JobId) -> Result<bool> {
+        loop {
+            let Some((record, revision)) = self.record(id).await? else {
+                return Ok(false);
+            };
+            if is_final(record.job.state()) || self.names_job(record.message, id).await? {
+                return Ok(false);
+            }
+            let kind = record.job.kind();
+            let body = said::JobQueued {
+                job: id.to_string(),
+                kind: kind_name(kind).to_owned(),
+            };
+            let body = Bytes::from(serde_json::to_vec(&body)?);
+            let mut headers = HeaderMap::new();
+            headers.insert("ce-specversion", "1.0");
+            headers.insert("ce-type", "togi.job.requested");
+            headers.insert("ce-source", self.bus.source().as_str());
+            headers.insert("ce-subject", id.as_str());
+            // Not only the job's id: a message that was lost with its stream must not count as a repetition of itself.
+            let unique = events::message_id(
+                &format!("requested {}", record.message),
+                id.as_str().as_bytes(),
+            );
+            headers.insert("ce-id", unique.as_str());
+            headers.insert("Nats-Msg-Id", unique.as_str());
+            if !record.job.traceparent.is_empty() {
+                headers.insert(telemetry::TRACEPARENT, record.job.traceparent.as_str());
+            }
+            let message = self
+                .bus
+                .send(events::job_subject(kind), headers, body)
+                .await?;
+            let record = Record { message, ..record };
+            match self
+                .bus
+                .jobs()
+                .update(id.as_str(), record.to_bytes()?, revision)
+                .await
+            {
+                Ok(_) => return Ok(true),
+                // A worker has claimed it already, or another sender was as fast.
+                Err(error) if error.class() == Class::Aborted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Returns whether the message at this place of the stream is this job's. Bare messages name no job: theirs is known by the record
+    /// alone, so being there is enough.
+    pub(crate) async fn names_job(&self, message: u64, id: &JobId) -> Result<bool> {
+        if message == 0 {
+            return Ok(false);
+        }
+        let gone = "the job stream cannot be read";
+        let stream = self.bus.js().get_stream_no_info(events::JOBS_STREAM).await;
+        let stream = stream.map_err(|error| Error::unavailable(gone).with_source(error))?;
+        match stream.direct_get(message).await {
+            Ok(found) => {
+                let named =
+                    events::header(&found.headers, "ce-subject").map(|named| named == id.as_str());
+                Ok(named.unwrap_or(true))
+            }
+            Err(error) if error.kind() == jetstream::stream::DirectGetErrorKind::NotFound => {
+                Ok(false)
+            }
+            Err(error) => Err(Error::unavailable(gone).with_source(error)),
+        }
+    }
+
+    pub(crate) async fn record(&self, id: &JobId) -> Result<Option<(Record, u64)>> {
+        let Some(entry) = self.bus.jobs().get(id.as_str()).await? else {
+            return Ok(None);
+        };
+        let Some(value) = entry.value else {
+            return Ok(None);
+        };
+        Ok(Some((Record::from_bytes(&value)?, entry.revision)))
+    }
+}

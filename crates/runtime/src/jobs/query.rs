@@ -1,0 +1,183 @@
+//! Asking for jobs: one, all of a kind, or one until it ends.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use togi_proto::job::v1::{Job, JobKind, JobState};
+
+use super::{Envelope, Jobs, Record, is_final};
+use crate::{Class, Error, JobId, Result, layout, store::canonical_json};
+
+impl Jobs {
+    /// Returns a job, with its place in the queue.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable`.
+    pub async fn get(&self, id: &JobId) -> Result<Job> {
+        let mut job = match self.record(id).await? {
+            Some((record, _)) => record.job,
+            None => self.known_to_store(id).await?,
+        };
+        if job.state() == JobState::Queued {
+            job.queue_position = self.queue_position(&job).await?;
+        }
+        Ok(job)
+    }
+
+    /// What the store alone says, while the bucket does not know the job (yet, or any more).
+    pub(super) async fn known_to_store(&self, id: &JobId) -> Result<Job> {
+        if let Some(finished) = self.final_record(id).await? {
+            return Ok(finished);
+        }
+        match self
+            .store
+            .get_json::<Envelope>(&layout::job_request(id))
+            .await
+        {
+            Ok(envelope) => envelope.to_job(id),
+            Err(error) if error.class() == Class::NotFound => {
+                Err(Error::not_found(format!("there is no job \"{id}\"")).with_field("job"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns what was asked, as proto3 JSON.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable`.
+    pub async fn request(&self, id: &JobId) -> Result<Bytes> {
+        match self
+            .store
+            .get_json::<Envelope>(&layout::job_request(id))
+            .await
+        {
+            Ok(envelope) => Ok(canonical_json(&envelope.request)?.into()),
+            Err(error) if error.class() == Class::NotFound => {
+                Err(Error::not_found(format!("there is no job \"{id}\"")).with_field("job"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the jobs of a kind, newest first.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn list(&self, kind: JobKind) -> Result<Vec<Job>> {
+        let mut jobs: Vec<Job> = self
+            .records()
+            .await?
+            .into_iter()
+            .map(|(record, _)| record.job)
+            .collect();
+        jobs.retain(|job| job.kind() == kind);
+        jobs.sort_by(|a, b| created(b).cmp(&created(a)).then_with(|| a.id.cmp(&b.id)));
+        let queued = jobs
+            .iter()
+            .filter(|job| job.state() == JobState::Queued)
+            .count();
+        let mut position = u32::try_from(queued).unwrap_or(u32::MAX);
+        for job in &mut jobs {
+            if job.state() == JobState::Queued {
+                position = position.saturating_sub(1);
+                job.queue_position = position;
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// Returns how many queued jobs of the same kind were accepted before this one.
+    async fn queue_position(&self, job: &Job) -> Result<u32> {
+        let own = (created(job), job.id.clone());
+        let records = self.records().await?;
+        let before = records.iter().filter(|(record, _)| {
+            let other = &record.job;
+            other.kind == job.kind
+                && other.state() == JobState::Queued
+                && (created(other), other.id.clone()) < own
+        });
+        Ok(u32::try_from(before.count()).unwrap_or(u32::MAX))
+    }
+
+    /// Returns a job's record as it is and then every change, until it has ended. The queue's place is not in it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable`.
+    pub async fn watch(&self, id: &JobId) -> Result<Pin<Box<dyn Stream<Item = Job> + Send>>> {
+        let first = self.get(id).await?;
+        if is_final(first.state()) {
+            return Ok(futures::stream::iter([first]).boxed());
+        }
+        let changes = self
+            .bus
+            .jobs()
+            .watch(id.as_str())
+            .filter_map(|entry| async move {
+                let record = Record::from_bytes(&entry.value?).ok()?;
+                Some(record.job)
+            });
+        // The present record comes again as the watch's first entry; what says nothing new is left out.
+        let news = changes.scan(first.clone(), |last, job| {
+            let new = Job {
+                queue_position: last.queue_position,
+                ..job.clone()
+            } != *last;
+            if new {
+                *last = job.clone();
+            }
+            async move { Some(new.then_some(job)) }
+        });
+        let news = news.filter_map(|job| async move { job });
+        let news = EndAfter {
+            inner: news.boxed(),
+            ended: false,
+        };
+        Ok(futures::stream::iter([first]).chain(news).boxed())
+    }
+
+    pub(super) async fn records(&self) -> Result<Vec<(Record, u64)>> {
+        let mut records = Vec::new();
+        for entry in self.bus.jobs().entries().await? {
+            let Some(value) = entry.value else { continue };
+            match Record::from_bytes(&value) {
+                Ok(record) => records.push((record, entry.revision)),
+                Err(error) => {
+                    tracing::warn!(job = entry.key, error = error.chain(), "not a job's record")
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+fn created(job: &Job) -> (i64, i32) {
+    job.create_time
+        .as_ref()
+        .map_or((0, 0), |time| (time.seconds, time.nanos))
+}
+
+/// Ends after the first final record.
+struct EndAfter<S> {
+    inner: S,
+    ended: bool,
+}
+
+impl<S: Stream<Item = Job> + Unpin> Stream for EndAfter<S> {
+    type Item = Job;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Job>> {
+        if self.ended {
+            return std::task::Poll::Ready(None);
+        }
+        let next = self.inner.poll_next_unpin(cx);
+        if let std::task::Poll::Ready(Some(job)) = &next {
+            self.ended = is_final(job.state());
+        }
+        next
+    }
+}

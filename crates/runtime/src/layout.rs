@@ -1,0 +1,450 @@
+//! Every object key, and the form of the names in them. Nobody else builds a key: a reader of this file knows the store.
+
+use std::fmt;
+
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A job's id: a valid name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct JobId(String);
+
+impl JobId {
+    /// Returns the id, if the text has a name's form.
+    ///
+    /// # Errors
+    /// `InvalidArgument` of field `job`.
+    pub fn parse(text: &str) -> Result<Self> {
+        validate_name("job", text)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Returns the id's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for JobId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        Self::parse(&text)
+    }
+}
+
+impl From<JobId> for String {
+    fn from(id: JobId) -> Self {
+        id.0
+    }
+}
+
+/// Checks a name (data set, alias, policy, job, base): `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`.
+///
+/// # Errors
+/// `InvalidArgument` with the field's name.
+pub fn validate_name(field: &str, name: &str) -> Result<()> {
+    let bytes = name.as_bytes();
+    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    let valid = (1..=63).contains(&bytes.len())
+        && bytes.iter().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if valid {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        field,
+        format!(
+            "{field} must have 1 to 63 characters of a-z, 0-9 and \"-\", with no \"-\" at either end"
+        ),
+    ))
+}
+
+/// Checks a SHA-256 in lower-case hex: 64 digits.
+///
+/// # Errors
+/// `InvalidArgument` with the field's name.
+pub fn validate_digest(field: &str, digest: &str) -> Result<()> {
+    let valid = digest.len() == 64
+        && digest
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if valid {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        field,
+        format!("{field} must be 64 lower-case hex digits"),
+    ))
+}
+
+/// A file's name inside a folder: our own constants and checked manifest entries; anything else becomes one odd, harmless part.
+fn file(parts: &[&str]) -> Path {
+    Path::from_iter(parts.iter().copied())
+}
+
+/// `probe/<id>`: written twice at start, to see whether the store keeps its promise of conditional writes.
+#[must_use]
+pub fn probe(id: &str) -> Path {
+    file(&["probe", id])
+}
+
+/// `uploads/`
+#[must_use]
+pub fn uploads() -> Path {
+    file(&["uploads"])
+}
+
+/// `uploads/<sha256>`
+#[must_use]
+pub fn upload(sha256: &str) -> Path {
+    file(&["uploads", sha256])
+}
+
+/// `datasets/`
+#[must_use]
+pub fn datasets() -> Path {
+    file(&["datasets"])
+}
+
+/// `datasets/<dataset>/`
+#[must_use]
+pub fn dataset(dataset: &str) -> Path {
+    file(&["datasets", dataset])
+}
+
+/// `datasets/<dataset>/manifest.json`
+#[must_use]
+pub fn dataset_manifest(dataset: &str) -> Path {
+    file(&["datasets", dataset, "manifest.json"])
+}
+
+/// `datasets/<dataset>/<file>`: a file that the manifest names.
+#[must_use]
+pub fn dataset_file(dataset: &str, name: &str) -> Path {
+    file(&["datasets", dataset, name])
+}
+
+/// `part-00000.parquet`: the name of a data set's n-th part, as in its manifest.
+#[must_use]
+pub fn part_name(n: usize) -> String {
+    format!("part-{n:05}.parquet")
+}
+
+/// `datasets/<dataset>/part-<n>.parquet`
+#[must_use]
+pub fn dataset_part(dataset: &str, n: usize) -> Path {
+    dataset_file(dataset, &part_name(n))
+}
+
+/// `datasets/<dataset>/rejects.jsonl`
+#[must_use]
+pub fn dataset_rejects(dataset: &str) -> Path {
+    dataset_file(dataset, "rejects.jsonl")
+}
+
+/// `names/`: a folder for each data set's name.
+#[must_use]
+pub fn names() -> Path {
+    file(&["names"])
+}
+
+/// `names/<name>/`: revisions of a data set's name.
+#[must_use]
+pub fn name_revisions(name: &str) -> Path {
+    file(&["names", name])
+}
+
+/// `names/<name>/<n>.json`
+#[must_use]
+pub fn name_revision(name: &str, n: u64) -> Path {
+    revision(&name_revisions(name), n)
+}
+
+/// `jobs/`
+#[must_use]
+pub fn jobs() -> Path {
+    file(&["jobs"])
+}
+
+/// `jobs/<job>/`
+#[must_use]
+pub fn job(job: &JobId) -> Path {
+    file(&["jobs", job.as_str()])
+}
+
+/// `jobs/<job>/<name>`
+#[must_use]
+pub fn job_file(job: &JobId, name: &str) -> Path {
+    file(&["jobs", job.as_str(), name])
+}
+
+/// `jobs/<job>/request.json`: what was asked; written before anything else knows of the job.
+#[must_use]
+pub fn job_request(job: &JobId) -> Path {
+    job_file(job, "request.json")
+}
+
+/// `jobs/<job>/final.json`: how the job ended, create-if-absent; nothing is done for a job that has one.
+#[must_use]
+pub fn job_final(job: &JobId) -> Path {
+    job_file(job, "final.json")
+}
+
+/// `jobs/<job>/log.jsonl`
+#[must_use]
+pub fn job_log(job: &JobId) -> Path {
+    job_file(job, "log.jsonl")
+}
+
+/// `jobs/<job>/log/`: segments of the log while the job runs.
+#[must_use]
+pub fn job_log_segments(job: &JobId) -> Path {
+    job_file(job, "log")
+}
+
+/// `jobs/<job>/log/<first>-<last>-<epoch>.jsonl`: lines of the steps `first` to `last` that the claim `epoch` wrote.
+#[must_use]
+pub fn job_log_segment(job: &JobId, first: u64, last: u64, epoch: u64) -> Path {
+    job_log_segments(job).join(format!("{first:012}-{last:012}-{epoch}.jsonl"))
+}
+
+/// Returns first step, last step and epoch of a [`job_log_segment`]; `None` for any other key.
+#[must_use]
+pub fn parse_job_log_segment(key: &Path) -> Option<(u64, u64, u64)> {
+    let numbers: Vec<u64> = key
+        .filename()?
+        .strip_suffix(".jsonl")?
+        .split('-')
+        .map(|n| n.parse().ok())
+        .collect::<Option<_>>()?;
+    let [first, last, epoch] = numbers.as_slice() else {
+        return None;
+    };
+    Some((*first, *last, *epoch))
+}
+
+/// `jobs/<job>/trainer_state.json`
+#[must_use]
+pub fn job_trainer_state(job: &JobId) -> Path {
+    job_file(job, "trainer_state.json")
+}
+
+/// `jobs/<job>/report.json`
+#[must_use]
+pub fn job_report(job: &JobId) -> Path {
+    job_file(job, "report.json")
+}
+
+/// `jobs/<job>/runs/`: TensorBoard.
+#[must_use]
+pub fn job_runs(job: &JobId) -> Path {
+    job_file(job, "runs")
+}
+
+/// `jobs/<job>/runs/<name>`
+#[must_use]
+pub fn job_run(job: &JobId, name: &str) -> Path {
+    file(&["jobs", job.as_str(), "runs", name])
+}
+
+/// `jobs/<job>/checkpoints/`
+#[must_use]
+pub fn checkpoints(job: &JobId) -> Path {
+    job_file(job, "checkpoints")
+}
+
+/// `jobs/<job>/checkpoints/<step>/<epoch>/`: the epoch is the fencing token, so that two workers never share a folder.
+#[must_use]
+pub fn checkpoint(job: &JobId, step: u64, epoch: u64) -> Path {
+    file(&[
+        "jobs",
+        job.as_str(),
+        "checkpoints",
+        &step.to_string(),
+        &epoch.to_string(),
+    ])
+}
+
+/// `jobs/<job>/checkpoints/<step>/<epoch>/<name>`
+#[must_use]
+pub fn checkpoint_file(job: &JobId, step: u64, epoch: u64, name: &str) -> Path {
+    checkpoint(job, step, epoch).join(name)
+}
+
+/// `jobs/<job>/checkpoints/<step>/<epoch>/manifest.json`
+#[must_use]
+pub fn checkpoint_manifest(job: &JobId, step: u64, epoch: u64) -> Path {
+    checkpoint_file(job, step, epoch, "manifest.json")
+}
+
+/// Returns step and epoch of a key below [`checkpoints`], if it is one.
+#[must_use]
+pub fn parse_checkpoint(key: &Path) -> Option<(u64, u64)> {
+    let parts: Vec<_> = key.parts().collect();
+    let [jobs, _, checkpoints, step, epoch, ..] = parts.as_slice() else {
+        return None;
+    };
+    if jobs.as_ref() != "jobs" || checkpoints.as_ref() != "checkpoints" {
+        return None;
+    }
+    Some((step.as_ref().parse().ok()?, epoch.as_ref().parse().ok()?))
+}
+
+/// `adapters/`
+#[must_use]
+pub fn adapters() -> Path {
+    file(&["adapters"])
+}
+
+/// `adapters/<generation>/`
+#[must_use]
+pub fn adapter(generation: &str) -> Path {
+    file(&["adapters", generation])
+}
+
+/// `adapters/<generation>/<name>`
+#[must_use]
+pub fn adapter_file(generation: &str, name: &str) -> Path {
+    file(&["adapters", generation, name])
+}
+
+/// `adapters/<generation>/manifest.json`
+#[must_use]
+pub fn adapter_manifest(generation: &str) -> Path {
+    adapter_file(generation, "manifest.json")
+}
+
+/// `aliases/`: a folder for each alias.
+#[must_use]
+pub fn aliases() -> Path {
+    file(&["aliases"])
+}
+
+/// `aliases/<alias>/`
+#[must_use]
+pub fn alias_revisions(alias: &str) -> Path {
+    file(&["aliases", alias])
+}
+
+/// `aliases/<alias>/<n>.json`
+#[must_use]
+pub fn alias_revision(alias: &str, n: u64) -> Path {
+    revision(&alias_revisions(alias), n)
+}
+
+/// `policies/`: a folder for each policy. The bucket `togi_policies` is a mirror that may be lost.
+#[must_use]
+pub fn policies() -> Path {
+    file(&["policies"])
+}
+
+/// `policies/<policy>/`
+#[must_use]
+pub fn policy_revisions(policy: &str) -> Path {
+    file(&["policies", policy])
+}
+
+/// `<folder>/<n>.json`: the n-th revision of what the folder names, from 1.
+#[must_use]
+pub fn revision(folder: &Path, n: u64) -> Path {
+    folder.clone().join(format!("{n}.json"))
+}
+
+/// Returns n of a key `<folder>/<n>.json`; `None` for any other form.
+#[must_use]
+pub fn parse_revision(key: &Path) -> Option<u64> {
+    let number = key.filename()?.strip_suffix(".json")?;
+    let n: u64 = number.parse().ok()?;
+    // "007" and "+7" are not what we write.
+    (n > 0 && n.to_string() == number).then_some(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_table() {
+        let long = "a".repeat(63);
+        for good in ["a", "0", "dolly-ja", "a-b", "a--b", long.as_str()] {
+            assert!(validate_name("name", good).is_ok(), "{good}");
+        }
+        let longer = "a".repeat(64);
+        let bad = [
+            "",
+            "-",
+            "-a",
+            "a-",
+            "A",
+            "a_b",
+            "a.b",
+            "..",
+            "../x",
+            "a/b",
+            "a b",
+            "日本",
+            "a\n",
+            "%2e",
+            "a\0",
+            longer.as_str(),
+        ];
+        for bad in bad {
+            let error = validate_name("alias", bad).unwrap_err();
+            assert_eq!(error.field(), Some("alias"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_are_the_documented_ones() {
+        let job = JobId::parse("j1").unwrap();
+        let digest = "ab".repeat(32);
+        assert!(validate_digest("upload", &digest).is_ok());
+        assert!(validate_digest("upload", &digest.to_uppercase()).is_err());
+        assert_eq!(
+            dataset_part("d", 3).as_ref(),
+            "datasets/d/part-00003.parquet"
+        );
+        assert_eq!(name_revision("n", 2).as_ref(), "names/n/2.json");
+        assert_eq!(job_final(&job).as_ref(), "jobs/j1/final.json");
+        assert_eq!(
+            checkpoint_manifest(&job, 5, 9).as_ref(),
+            "jobs/j1/checkpoints/5/9/manifest.json"
+        );
+        assert_eq!(
+            parse_checkpoint(&checkpoint_manifest(&job, 5, 9)),
+            Some((5, 9))
+        );
+        assert_eq!(
+            parse_job_log_segment(&job_log_segment(&job, 1, 20, 9)),
+            Some((1, 20, 9))
+        );
+        assert_eq!(adapter_manifest("g").as_ref(), "adapters/g/manifest.json");
+        assert_eq!(alias_revision("main", 1).as_ref(), "aliases/main/1.json");
+        for (key, n) in [
+            ("1.json", Some(1)),
+            ("01.json", None),
+            ("0.json", None),
+            ("x.json", None),
+            ("7.txt", None),
+        ] {
+            assert_eq!(parse_revision(&file(&["aliases", "a", key])), n, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_part_stays_one_part() {
+        assert_eq!(upload("../../etc/passwd").parts().count(), 2);
+    }
+}

@@ -1,0 +1,284 @@
+//! What every main does, once: configuration, telemetry, signals, listeners, bus and store, the service, its end.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use tokio::net::TcpListener;
+
+use crate::{
+    Bus, Class, Error, Readiness, Result, Stopper, Store, Tasks, admin,
+    config::{self, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig},
+    grpc::{self, Services},
+    telemetry,
+};
+
+/// What a service works with. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Asks for the end.
+    pub stopper: Stopper,
+    /// The bus.
+    pub bus: Bus,
+    /// The object store.
+    pub store: Store,
+    /// Whether the process can do its work.
+    pub readiness: Readiness,
+    /// The process's name as worker and replica: unlike any other's.
+    pub instance: String,
+}
+
+impl Context {
+    /// Opens store and bus, waiting for both. `service` begins the instance's name.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration; `Cancelled` if the stopper stops first.
+    pub async fn open(
+        nats: &NatsConfig,
+        store: &StoreConfig,
+        service: &str,
+        readiness: Readiness,
+        stopper: Stopper,
+    ) -> Result<Self> {
+        let _latch = readiness.latch("bus");
+        let (store, instance) = open_store(store, service, &readiness, &stopper).await?;
+        let bus = Bus::connect(nats, &instance, &stopper).await?;
+        Ok(Self {
+            stopper,
+            bus,
+            store,
+            readiness,
+            instance,
+        })
+    }
+
+    /// Opens the store, waiting for it, and a bus that connects behind the scenes.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub async fn open_store_first(
+        nats: &NatsConfig,
+        store: &StoreConfig,
+        service: &str,
+        readiness: Readiness,
+        stopper: Stopper,
+    ) -> Result<Self> {
+        let (store, instance) = open_store(store, service, &readiness, &stopper).await?;
+        let bus = Bus::connect_later(nats, &instance, &stopper).await?;
+        Ok(Self {
+            stopper,
+            bus,
+            store,
+            readiness,
+            instance,
+        })
+    }
+}
+
+async fn open_store(
+    config: &StoreConfig,
+    service: &str,
+    readiness: &Readiness,
+    stopper: &Stopper,
+) -> Result<(Store, String)> {
+    install_crypto();
+    let _latch = readiness.latch("store");
+    let instance = instance(service)?;
+    let cancelled = || {
+        Error::new(
+            Class::Cancelled,
+            "stopped before the object store was there",
+        )
+    };
+    let store = stopper
+        .run(Store::open(config))
+        .await
+        .ok_or_else(cancelled)??;
+    Ok((store, instance))
+}
+
+/// Returns a name that no other process has: service, host, and some random digits.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn instance(service: &str) -> Result<String> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host
+        .trim()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .take(40)
+        .collect();
+    let random = crate::store::random_hex()?;
+    Ok(format!("{service}-{host}-{}", &random[..8])
+        .to_ascii_lowercase()
+        .replace("--", "-"))
+}
+
+/// Chooses the process's TLS provider. Two are in the tree, and without a choice the first TLS connection panics.
+pub fn install_crypto() {
+    // An error only says that it was installed before.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// The sections of a service's configuration that every process needs.
+pub trait Sections {
+    /// How to reach NATS.
+    fn nats(&self) -> &NatsConfig;
+    /// Where objects are.
+    fn store(&self) -> &StoreConfig;
+    /// What is logged and exported.
+    fn telemetry(&self) -> &TelemetryConfig;
+    /// Where to listen.
+    fn listen(&self) -> &ListenConfig;
+    /// Whether the service can do nothing before the bus is there.
+    fn waits_for_bus(&self) -> bool {
+        true
+    }
+}
+
+/// A service's whole life in a process of its own. `load` takes the files of `--config FILE` (any number) and `TOGI_CONFIG`; `start` is
+/// the service's.
+pub fn main<C, S>(service: &str, load: impl FnOnce(&[PathBuf]) -> Result<C>, start: S) -> ExitCode
+where
+    C: Sections,
+    S: AsyncFnOnce(C, &Context, &mut Services, &mut Tasks) -> Result<()>,
+{
+    install_crypto();
+    let config = match files(std::env::args().skip(1)).and_then(|files| load(&files)) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{service}: {}", error.chain());
+            return ExitCode::from(config::EXIT_CODE);
+        }
+    };
+    // At least two threads: the exporter of spans waits for itself on one.
+    let threads = std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .max(2);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("{service}: the runtime cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(live(service, config, start));
+    // Threads that compute must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.class() == Class::Cancelled => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{service}: {}", error.chain());
+            ExitCode::from(error.class().exit_code())
+        }
+    }
+}
+
+async fn live<C: Sections, S>(service: &str, config: C, start: S) -> Result<()>
+where
+    S: AsyncFnOnce(C, &Context, &mut Services, &mut Tasks) -> Result<()>,
+{
+    let guard = telemetry::init(config.telemetry(), service)?;
+    let stopper = Stopper::on_signals()?;
+    let result = serve(service, config, start, &stopper).await;
+    if let Err(error) = &result {
+        tracing::error!(error = error.chain(), "the service ended");
+    }
+    guard.flush().await;
+    result
+}
+
+async fn serve<C: Sections, S>(service: &str, config: C, start: S, stopper: &Stopper) -> Result<()>
+where
+    S: AsyncFnOnce(C, &Context, &mut Services, &mut Tasks) -> Result<()>,
+{
+    let listen = config.listen();
+    let grpc_listener = bind("listen.grpc", listen.grpc).await?;
+    let admin_listener = bind("listen.admin", listen.admin).await?;
+    let readiness = Readiness::new();
+    let starting = readiness.latch("starting");
+    let mut tasks = Tasks::new(stopper);
+    tasks.spawn(
+        "admin",
+        admin::serve(admin_listener, readiness.clone(), stopper.clone()),
+    );
+    let (nats, store) = (config.nats(), config.store());
+    let context = match config.waits_for_bus() {
+        true => Context::open(nats, store, service, readiness, stopper.clone()).await,
+        false => Context::open_store_first(nats, store, service, readiness, stopper.clone()).await,
+    };
+    let started = async {
+        let context = context?;
+        let mut services = Services::new();
+        start(config, &context, &mut services, &mut tasks).await?;
+        drop(starting);
+        grpc::serve(grpc_listener, services, &context).await
+    };
+    let result = started.await;
+    stopper.stop();
+    let joined = tasks.join().await;
+    result.and(joined)
+}
+
+/// Binds a port.
+///
+/// # Errors
+/// `Unavailable` if it is taken or not ours.
+pub async fn bind(field: &str, address: std::net::SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let message = format!("cannot listen on {address}: {}", error.kind());
+        Error::unavailable(message)
+            .with_field(field)
+            .with_source(error)
+    })
+}
+
+fn files(mut arguments: impl Iterator<Item = String>) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = std::env::var_os("TOGI_CONFIG")
+        .map(PathBuf::from)
+        .into_iter()
+        .collect();
+    while let Some(argument) = arguments.next() {
+        let file = match argument.split_once('=') {
+            Some(("--config", file)) => Some(file.to_owned()),
+            None if argument == "--config" => arguments.next(),
+            _ => None,
+        };
+        let Some(file) = file else {
+            let message = format!("\"{argument}\" is not understood; usage: [--config FILE]...");
+            return Err(Error::new(Class::InvalidArgument, message));
+        };
+        files.push(file.into());
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_name_configuration_files_and_nothing_else() {
+        let parse = |arguments: &[&str]| files(arguments.iter().map(|a| (*a).to_owned()));
+        assert_eq!(
+            parse(&["--config", "a", "--config=b"]).unwrap(),
+            [PathBuf::from("a"), "b".into()]
+        );
+        assert!(parse(&["--verbose"]).is_err());
+        assert!(parse(&["--config"]).is_err());
+    }
+
+    #[test]
+    fn instances_differ() {
+        let (one, two) = (
+            instance("togi-trainer").unwrap(),
+            instance("togi-trainer").unwrap(),
+        );
+        assert_ne!(one, two);
+        assert!(one.starts_with("togi-trainer-"), "{one}");
+    }
+}

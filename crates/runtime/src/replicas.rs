@@ -1,0 +1,50 @@
+//! What each inference replica serves: an entry of its own that it refreshes, and that expires when it is gone.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+use crate::{Bus, Result, Stopper, store::canonical_json, streams::REPLICA_LIFETIME};
+
+/// Keeps this process's entry: written when it changes and a few times in its life, deleted when the stopper stops. What fails is logged
+/// and tried again.
+///
+/// # Errors
+/// If the value has no JSON form.
+pub async fn announce<T: Serialize + Clone + Send + Sync>(
+    bus: Bus,
+    replica: String,
+    mut entry: watch::Receiver<T>,
+    stopper: Stopper,
+) -> Result<()> {
+    while !stopper.is_stopped() {
+        let bytes = canonical_json(&*entry.borrow_and_update())?;
+        let mut pause = REPLICA_LIFETIME / 3;
+        if let Some(Err(error)) = stopper.run(bus.replicas().put(&replica, bytes)).await {
+            tracing::debug!(error = error.chain(), "replica was not announced");
+            pause = Duration::from_secs(1);
+        }
+        tokio::select! {
+            changed = entry.changed() => if changed.is_err() { break },
+            () = tokio::time::sleep(pause) => {}
+            () = stopper.stopped() => {}
+        }
+    }
+    // It would expire anyway.
+    let _ = tokio::time::timeout(Duration::from_secs(1), bus.replicas().delete(&replica)).await;
+    Ok(())
+}
+
+/// Returns the replicas' entries by name; one that cannot be read is left out.
+///
+/// # Errors
+/// `Unavailable`.
+pub async fn list<T: DeserializeOwned>(bus: &Bus) -> Result<BTreeMap<String, T>> {
+    let entries = bus.replicas().entries().await?.into_iter();
+    let read = entries.filter_map(|entry| {
+        let value = serde_json::from_slice(&entry.value?).ok()?;
+        Some((entry.key, value))
+    });
+    Ok(read.collect())
+}

@@ -1,0 +1,22 @@
+//! OpenTelemetry's attribute and metric names, restated in one place: the stable ones of rpc, the present ones of messaging.
+
+/// The rpc system: always `grpc`.
+pub const RPC_SYSTEM_NAME: &str = "rpc.system.name";
+/// The fully qualified method, `pkg.Service/Method`.
+pub const RPC_METHOD: &str = "rpc.method";
+/// The gRPC code's name, for example `OK`.
+pub const RPC_STATUS_CODE: &str = "rpc.status_code";
+/// Histogram in seconds: how long the server took, the whole stream included.
+pub const RPC_SERVER_CALL_DURATION: &str = "rpc.server.call.duration";
+/// Histogram in seconds: how long a message's handler took.
+pub const MESSAGING_PROCESS_DURATION: &str = "messaging.process.duration";
+/// Counter: messages published.
+pub const MESSAGING_SENT_MESSAGES: &str = "messaging.client.sent.messages";
+/// Counter: messages received.
+pub const MESSAGING_CONSUMED_MESSAGES: &str = "messaging.client.consumed.messages";
+/// The messaging system: always `nats`.
+pub const MESSAGING_SYSTEM: &str = "messaging.system";
+/// The subject's template, of low cardinality.
+pub const MESSAGING_DESTINATION_TEMPLATE: &str = "messaging.destination.template";
+/// How it ended, for example `succeeded`.
+pub const OUTCOME: &str = "togi.job.outcome";

@@ -1,0 +1,422 @@
+//! The object store: create-if-absent with read-back, revisions, listing. Committed manifests here are the truth of the whole
+//! system, so an unclear outcome is always settled by reading, and nothing is deleted because of one.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use object_store::{
+    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, WriteMultipart, path::Path,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::AsyncReadExt as _;
+
+use crate::{Class, Error, Result, config::StoreConfig, layout};
+
+mod open;
+pub use open::{connect, connect_object};
+
+/// Largest object that is read into memory whole.
+pub const MAX_WHOLE_BYTES: u64 = 1 << 30;
+const CHUNK_BYTES: usize = 8 << 20;
+const PARALLEL_CHUNKS: usize = 4;
+const ATTEMPTS: u32 = 6;
+const CONFLICTS: u32 = 64;
+
+/// What [`Store::put_new`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The object is there now and was not before.
+    Created,
+    /// The object was there already, with the same bytes.
+    Same,
+}
+
+/// The object store. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+}
+
+impl Store {
+    /// Opens the store, waiting for it as long as it cannot be reached (and saying so in the log), and proves that it keeps
+    /// conditional writes. Drop the future to give up.
+    ///
+    /// # Errors
+    /// A URL or option that is wrong, refused credentials, or a store that lets two writers create the same object.
+    pub async fn open(config: &StoreConfig) -> Result<Self> {
+        let store = Self {
+            inner: connect(&config.url, &config.options)?,
+        };
+        let mut delay = Duration::from_millis(250);
+        loop {
+            match store.probe().await {
+                Ok(()) => return Ok(store),
+                Err(error) if error.class() == Class::Unavailable => {
+                    let url = crate::error::scrub(&config.url);
+                    tracing::warn!(url, error = error.chain(), "waiting for the object store");
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    /// Returns the store below, rooted at the configured URL: for readers that want the trait itself.
+    #[must_use]
+    pub fn inner(&self) -> Arc<dyn ObjectStore> {
+        self.inner.clone()
+    }
+
+    /// Some S3 servers ignore `If-None-Match` and let every writer win: on those nothing here would hold.
+    async fn probe(&self) -> Result<()> {
+        let key = layout::probe(&random_hex()?);
+        self.create(&key, Bytes::from_static(b"1")).await?;
+        let second = self.create(&key, Bytes::from_static(b"2")).await;
+        if let Err(error) = self.delete(&key).await {
+            tracing::debug!(error = error.chain(), "probe object stays behind");
+        }
+        match second {
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => Ok(()),
+            Ok(()) => Err(Error::precondition(
+                "the object store ignores conditional writes (If-None-Match): two writers could create the same object; \
+                 use one that keeps them",
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn create(
+        &self,
+        key: &Path,
+        bytes: Bytes,
+    ) -> std::result::Result<(), object_store::Error> {
+        let options = PutOptions {
+            mode: PutMode::Create,
+            ..PutOptions::default()
+        };
+        self.inner
+            .put_opts(key, bytes.into(), options)
+            .await
+            .map(|_| ())
+    }
+
+    /// Creates an object that is not there yet. Equal bytes that are there already are a success; a store that reports a
+    /// conflict with itself, a timeout or an error after the fact are settled by reading back.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the object is there with other bytes; `Unavailable` if the store gives no clear answer.
+    pub async fn put_new(&self, key: &Path, bytes: impl Into<Bytes>) -> Result<Put> {
+        let bytes = bytes.into();
+        let mut delay = Duration::from_millis(50);
+        let mut unclear = None;
+        for _ in 0..ATTEMPTS {
+            match self.create(key, bytes.clone()).await.map_err(about(key)) {
+                Ok(()) => return Ok(Put::Created),
+                Err(error) if settled_by_reading(error.class()) => unclear = Some(error),
+                Err(error) => return Err(error),
+            }
+            match self.get(key).await {
+                // After an unclear outcome the equal bytes may be our own; for the caller it is the same.
+                Ok(found) if found == bytes => return Ok(Put::Same),
+                Ok(_) => {
+                    let message = format!("object {key} exists already with other bytes");
+                    return Err(Error::new(Class::AlreadyExists, message));
+                }
+                Err(error) if error.class() == Class::NotFound => {}
+                Err(error) => unclear = Some(error),
+            }
+            tokio::time::sleep(delay).await;
+            delay *= 2;
+        }
+        let error = Error::unavailable(format!("object {key} could not be written"));
+        Err(match unclear {
+            Some(cause) => error.with_source(cause),
+            None => error,
+        })
+    }
+
+    /// Writes an object, whatever was there: for logs and other objects that no manifest names.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn put(&self, key: &Path, bytes: impl Into<Bytes>) -> Result<()> {
+        self.inner
+            .put(key, bytes.into().into())
+            .await
+            .map_err(about(key))?;
+        Ok(())
+    }
+
+    /// Writes a stream of any length under a content-addressed key, in parts; returns the bytes written. On an error of the
+    /// stream or the store nothing is visible under the key.
+    ///
+    /// # Errors
+    /// The stream's first error, or those of the store.
+    pub async fn put_stream(
+        &self,
+        key: &Path,
+        stream: impl Stream<Item = Result<Bytes>> + Send,
+    ) -> Result<u64> {
+        let upload = self.inner.put_multipart(key).await.map_err(about(key))?;
+        let mut write = WriteMultipart::new_with_chunk_size(upload, CHUNK_BYTES);
+        let mut total = 0u64;
+        let mut stream = std::pin::pin!(stream);
+        while let Some(piece) = stream.next().await {
+            let written = match piece {
+                Ok(bytes) => {
+                    total += bytes.len() as u64;
+                    write.put(bytes);
+                    write
+                        .wait_for_capacity(PARALLEL_CHUNKS)
+                        .await
+                        .map_err(about(key))
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                if let Err(error) = write.abort().await {
+                    tracing::debug!(%error, "upload's parts stay behind");
+                }
+                return Err(error);
+            }
+        }
+        write.finish().await.map_err(about(key))?;
+        Ok(total)
+    }
+
+    /// Copies a local file to a content-addressed key; returns its size. An object of that size which is there already is taken
+    /// to be the same one.
+    ///
+    /// # Errors
+    /// Those of the file and the store.
+    pub async fn put_file(&self, key: &Path, local: &std::path::Path) -> Result<u64> {
+        let mut file = tokio::fs::File::open(local).await?;
+        let size = file.metadata().await?.len();
+        match self.head(key).await {
+            Ok(meta) if meta.size == size => return Ok(size),
+            Ok(_) => {}
+            Err(error) if error.class() == Class::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        if size <= CHUNK_BYTES as u64 {
+            let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+            file.read_to_end(&mut bytes).await?;
+            self.put(key, bytes).await?;
+            return Ok(size);
+        }
+        let pieces =
+            tokio_util::io::ReaderStream::with_capacity(file, 1 << 20).map_err(Error::from);
+        self.put_stream(key, pieces).await
+    }
+
+    /// Returns an object's bytes.
+    ///
+    /// # Errors
+    /// `NotFound`; `ResourceExhausted` above [`MAX_WHOLE_BYTES`]; those of the store.
+    pub async fn get(&self, key: &Path) -> Result<Bytes> {
+        self.get_bounded(key, MAX_WHOLE_BYTES).await
+    }
+
+    /// Returns an object's bytes if it has at most so many.
+    ///
+    /// # Errors
+    /// `NotFound`; `ResourceExhausted` if it is larger; those of the store.
+    pub async fn get_bounded(&self, key: &Path, max_bytes: u64) -> Result<Bytes> {
+        let found = self.inner.get(key).await.map_err(about(key))?;
+        let size = found.meta.size;
+        if size > max_bytes {
+            let message = format!("object {key} has {size} bytes; at most {max_bytes} are read");
+            return Err(Error::new(Class::ResourceExhausted, message));
+        }
+        found.bytes().await.map_err(about(key))
+    }
+
+    /// Returns an object's bytes as a stream.
+    ///
+    /// # Errors
+    /// `NotFound`, and those of the store, at first or in the stream.
+    pub async fn get_stream(&self, key: &Path) -> Result<BoxStream<'static, Result<Bytes>>> {
+        let found = self.inner.get(key).await.map_err(about(key))?;
+        Ok(found.into_stream().map_err(about(key)).boxed())
+    }
+
+    /// Returns some of an object's bytes.
+    ///
+    /// # Errors
+    /// `NotFound`, and those of the store.
+    pub async fn get_range(&self, key: &Path, range: Range<u64>) -> Result<Bytes> {
+        self.inner.get_range(key, range).await.map_err(about(key))
+    }
+
+    /// Returns an object's size and time.
+    ///
+    /// # Errors
+    /// `NotFound`, and those of the store.
+    pub async fn head(&self, key: &Path) -> Result<ObjectMeta> {
+        self.inner.head(key).await.map_err(about(key))
+    }
+
+    /// Returns whether the object is there.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn exists(&self, key: &Path) -> Result<bool> {
+        match self.head(key).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.class() == Class::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns all objects below a folder, at any depth, ordered by key.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn list(&self, folder: &Path) -> Result<Vec<ObjectMeta>> {
+        let mut found: Vec<ObjectMeta> = self.inner.list(Some(folder)).try_collect().await?;
+        found.sort_by(|a, b| a.location.cmp(&b.location));
+        Ok(found)
+    }
+
+    /// Returns the names of the folders directly in a folder, ordered.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn list_dirs(&self, folder: &Path) -> Result<Vec<String>> {
+        let found = self.inner.list_with_delimiter(Some(folder)).await?;
+        let names = found.common_prefixes.iter().filter_map(Path::filename);
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Deletes an object; one that is not there is deleted already.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn delete(&self, key: &Path) -> Result<()> {
+        match self.inner.delete(key).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(about(key)(error)),
+        }
+    }
+
+    /// Returns a JSON object.
+    ///
+    /// # Errors
+    /// `NotFound`; `DataLoss` if it is not what was written; those of the store.
+    pub async fn get_json<T: DeserializeOwned>(&self, key: &Path) -> Result<T> {
+        let bytes = self.get_bounded(key, 64 << 20).await?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Error::data_loss(format!("object {key} is not what it should be")).with_source(error)
+        })
+    }
+
+    /// Creates a JSON object that is not there yet, in [`canonical_json`]'s bytes.
+    ///
+    /// # Errors
+    /// As [`Store::put_new`].
+    pub async fn put_new_json<T: Serialize + Sync>(&self, key: &Path, value: &T) -> Result<Put> {
+        self.put_new(key, canonical_json(value)?).await
+    }
+
+    /// Returns the highest revision in a folder of `<n>.json`, and its key.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn newest_revision(&self, folder: &Path) -> Result<Option<(u64, Path)>> {
+        let found = self.inner.list_with_delimiter(Some(folder)).await?;
+        let numbers = found
+            .objects
+            .iter()
+            .filter_map(|meta| layout::parse_revision(&meta.location));
+        Ok(numbers.max().map(|n| (n, layout::revision(folder, n))))
+    }
+
+    /// Writes the revision after the highest one and returns its number; of two writers at once both get one, in some order.
+    /// `bytes` is asked for the object's bytes by number, and again when somebody else was faster.
+    ///
+    /// # Errors
+    /// `Aborted` if others are always faster; the error of `bytes`; those of the store.
+    pub async fn append_revision(
+        &self,
+        folder: &Path,
+        bytes: impl Fn(u64) -> Result<Bytes> + Send,
+    ) -> Result<u64> {
+        for _ in 0..CONFLICTS {
+            let n = self
+                .newest_revision(folder)
+                .await?
+                .map_or(1, |(n, _)| n + 1);
+            if self.put_revision(folder, n, bytes(n)?).await? {
+                return Ok(n);
+            }
+        }
+        Err(Error::new(
+            Class::Aborted,
+            format!("{folder} is changed by others all the time"),
+        ))
+    }
+
+    /// Writes exactly this revision; false if somebody else has written it otherwise: for a caller that must look again first.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn put_revision(&self, folder: &Path, n: u64, bytes: Bytes) -> Result<bool> {
+        match self.put_new(&layout::revision(folder, n), bytes).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.class() == Class::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Names the object in an error of the store.
+fn about(key: &Path) -> impl Fn(object_store::Error) -> Error + Send + use<> {
+    let key = key.to_string();
+    move |error| Error::of_object(&key, error)
+}
+
+/// Whether reading back tells more than the error does.
+fn settled_by_reading(class: Class) -> bool {
+    matches!(
+        class,
+        Class::AlreadyExists
+            | Class::Aborted
+            | Class::Unavailable
+            | Class::DeadlineExceeded
+            | Class::NotFound
+    )
+}
+
+/// Returns a value as JSON with the keys of every object sorted and no spaces: equal values have equal bytes.
+///
+/// # Errors
+/// `InvalidArgument` if the value has no JSON form.
+pub fn canonical_json<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
+    let mut value = serde_json::to_value(value)?;
+    // Whether serde_json's map is sorted depends on a feature that any crate may switch on.
+    value.sort_all_objects();
+    Ok(serde_json::to_vec(&value)?)
+}
+
+/// Returns 20 random hex digits.
+///
+/// # Errors
+/// When the system has no randomness.
+pub(crate) fn random_hex() -> Result<String> {
+    let mut bytes = [0u8; 10];
+    rustls::crypto::aws_lc_rs::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| Error::internal("the system gives no random bytes"))?;
+    Ok(hex::encode(bytes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! From a URL to a store: `file://` with fsync, S3, GCS and Azure with bounded retries, credentials from the environment.
+
+use std::{collections::BTreeMap, str::FromStr, sync::Arc, time::Duration};
+
+use object_store::{
+    ObjectStore, ObjectStoreScheme, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    azure::{AzureConfigKey, MicrosoftAzureBuilder},
+    gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
+    http::HttpBuilder,
+    local::LocalFileSystem,
+    memory::InMemory,
+    path::Path,
+    prefix::PrefixStore,
+};
+use url::Url;
+
+use crate::{Error, Result, error::scrub};
+
+/// Returns the store of a URL, rooted at the URL's path. A `file://` folder is made if it is missing. Nothing is asked of the
+/// store yet.
+///
+/// # Errors
+/// `InvalidArgument` if the URL or an option is wrong.
+pub fn connect(url: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn ObjectStore>> {
+    let shown = scrub(url);
+    let parsed = Url::parse(url).map_err(|_| {
+        Error::invalid(
+            "url",
+            format!("\"{shown}\" is not a URL such as file:///folder or s3://bucket"),
+        )
+    })?;
+    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|_| {
+        Error::invalid(
+            "url",
+            format!("\"{shown}\" names no object store that is known"),
+        )
+    })?;
+    let store: Arc<dyn ObjectStore> = match scheme {
+        ObjectStoreScheme::Local => return local(&parsed, &shown),
+        ObjectStoreScheme::Memory => Arc::new(InMemory::new()),
+        ObjectStoreScheme::AmazonS3 => {
+            let mut builder = AmazonS3Builder::from_env()
+                .with_url(url)
+                .with_retry(retry());
+            for (key, value) in options {
+                builder = builder.with_config(option::<AmazonS3ConfigKey>(key)?, value);
+            }
+            Arc::new(builder.build()?)
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            let mut builder = GoogleCloudStorageBuilder::from_env()
+                .with_url(url)
+                .with_retry(retry());
+            for (key, value) in options {
+                builder = builder.with_config(option::<GoogleConfigKey>(key)?, value);
+            }
+            Arc::new(builder.build()?)
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            let mut builder = MicrosoftAzureBuilder::from_env()
+                .with_url(url)
+                .with_retry(retry());
+            for (key, value) in options {
+                builder = builder.with_config(option::<AzureConfigKey>(key)?, value);
+            }
+            Arc::new(builder.build()?)
+        }
+        ObjectStoreScheme::Http => {
+            let origin = &parsed[..url::Position::BeforePath];
+            Arc::new(
+                HttpBuilder::new()
+                    .with_url(origin)
+                    .with_retry(retry())
+                    .build()?,
+            )
+        }
+        _ => {
+            return Err(Error::invalid(
+                "url",
+                format!("\"{shown}\" names no object store that is known"),
+            ));
+        }
+    };
+    if path.as_ref().is_empty() {
+        return Ok(store);
+    }
+    Ok(Arc::new(PrefixStore::new(store, path)))
+}
+
+fn local(url: &Url, shown: &str) -> Result<Arc<dyn ObjectStore>> {
+    let folder = url
+        .to_file_path()
+        .map_err(|()| Error::invalid("url", format!("\"{shown}\" names no local folder")))?;
+    std::fs::create_dir_all(&folder)?;
+    // Without fsync a power loss could take back what was committed.
+    let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
+    Ok(Arc::new(store))
+}
+
+fn option<K: FromStr<Err = object_store::Error>>(key: &str) -> Result<K> {
+    key.to_ascii_lowercase().parse().map_err(|_| {
+        Error::invalid(
+            "store.options",
+            format!("the object store has no option \"{key}\""),
+        )
+    })
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig {
+        max_retries: 5,
+        retry_timeout: Duration::from_secs(60),
+        ..RetryConfig::default()
+    }
+}
+
+/// Returns the store and key of a URL that names one object: its last path segment is the key.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_object(
+    url: &str,
+    options: &BTreeMap<String, String>,
+) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    let shown = scrub(url);
+    let (folder, name) = url
+        .rsplit_once('/')
+        .filter(|(folder, name)| !name.is_empty() && !folder.ends_with('/'))
+        .ok_or_else(|| Error::invalid("url", format!("\"{shown}\" names no object")))?;
+    let key = Path::from_url_path(name)
+        .map_err(|_| Error::invalid("url", format!("\"{shown}\" names no object")))?;
+    Ok((connect(&format!("{folder}/"), options)?, key))
+}

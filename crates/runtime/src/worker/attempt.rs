@@ -1,0 +1,259 @@
+//! One attempt at a job that is ours: start the lease, let the handler work, write down how it ended.
+
+use std::{any::Any, panic::AssertUnwindSafe, time::Duration, time::Instant};
+
+use futures::FutureExt as _;
+use opentelemetry::KeyValue;
+use togi_proto::{
+    events::v1 as said,
+    job::v1::{Job, JobError, JobState},
+};
+
+use super::{Claim, Delivery, Handler, Outcome, Slot, claim, nak};
+use crate::{
+    Class, Error, JobId, Result, events::kind_name, jobs::MAX_ATTEMPTS, lease::Lease, semconv,
+    telemetry,
+};
+
+/// How long a handler may go on after its lease is lost, its job cancelled or the process told to stop.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl<H: Handler> Slot<H> {
+    pub(super) async fn attempt(&self, delivery: &Delivery, id: &JobId, job: Job) -> Result<()> {
+        let kind = kind_name(H::KIND);
+        let lease = Lease::new(
+            &self.jobs,
+            id,
+            &self.context.instance,
+            job.epoch,
+            delivery.since,
+        );
+        let keeper = AbortOnDrop(tokio::spawn(lease.clone().keep(delivery.reply.clone())));
+        if job.cancel_requested {
+            return self.end(delivery, &lease, job, Outcome::Cancelled).await;
+        }
+        let started = said::JobStarted {
+            job: id.to_string(),
+            kind: kind.to_owned(),
+            worker: self.context.instance.clone(),
+            epoch: job.epoch,
+        };
+        if let Err(error) = self.jobs.bus().publish(started).await {
+            tracing::warn!(error = error.chain(), "job.started was not published");
+        }
+        tracing::info!(kind, attempt = job.attempts + 1, "job started");
+        let begun = Instant::now();
+        let outcome = match self.jobs.request(id).await {
+            Ok(request) => {
+                let stopper = self.context.stopper.child();
+                let claim = Claim {
+                    job: job.clone(),
+                    request,
+                    lease: lease.clone(),
+                    stopper,
+                };
+                self.handle(claim).await
+            }
+            Err(error) => Outcome::Failed(error),
+        };
+        let attributes = [
+            KeyValue::new(
+                semconv::MESSAGING_DESTINATION_TEMPLATE,
+                crate::events::job_subject(H::KIND),
+            ),
+            KeyValue::new(semconv::OUTCOME, outcome_name(&outcome)),
+        ];
+        let meter = telemetry::meter();
+        let duration = meter
+            .f64_histogram(semconv::MESSAGING_PROCESS_DURATION)
+            .with_unit("s")
+            .build();
+        duration.record(begun.elapsed().as_secs_f64(), &attributes);
+        let ended = self.end(delivery, &lease, job, outcome).await;
+        drop(keeper);
+        ended
+    }
+
+    /// Runs the handler. A panic is a failed attempt; a handler that does not hear is left alone after a while.
+    async fn handle(&self, claim: Claim) -> Outcome {
+        let lease = claim.lease.clone();
+        let work = AssertUnwindSafe(self.handler.handle(claim)).catch_unwind();
+        let patience = async {
+            let given_up = tokio::select! {
+                () = lease.lost() => Outcome::LeaseLost,
+                () = lease.cancelled() => Outcome::Cancelled,
+                () = self.context.stopper.stopped() => Outcome::HandBack,
+            };
+            tokio::time::sleep(PATIENCE).await;
+            given_up
+        };
+        tokio::select! {
+            outcome = work => outcome.unwrap_or_else(|panic| {
+                let error = Error::internal(format!("the worker panicked: {}", panic_text(&*panic)));
+                tracing::error!(error = error.chain(), "a job's handler panicked");
+                Outcome::Failed(error)
+            }),
+            given_up = patience => {
+                tracing::warn!(outcome = outcome_name(&given_up), "a job's handler did not end in time");
+                given_up
+            }
+        }
+    }
+
+    /// Writes down how the attempt ended, and answers the message.
+    async fn end(
+        &self,
+        delivery: &Delivery,
+        lease: &Lease,
+        job: Job,
+        outcome: Outcome,
+    ) -> Result<()> {
+        let name = outcome_name(&outcome);
+        match outcome {
+            Outcome::Succeeded { result } => {
+                let job = Job {
+                    result,
+                    error: None,
+                    ..job
+                };
+                self.finish(delivery, lease, job, JobState::Succeeded)
+                    .await?;
+            }
+            Outcome::Cancelled => {
+                self.finish(delivery, lease, job, JobState::Cancelled)
+                    .await?
+            }
+            Outcome::Failed(error) => self.fail(delivery, lease, job, &error).await?,
+            Outcome::HandBack => {
+                self.requeue(lease, |_| {}).await?;
+                self.jobs.bus().answer(&delivery.reply, "-NAK").await?;
+            }
+            Outcome::LeaseLost => {
+                // If nobody has taken it yet (NATS was away), the next worker should not count us as one that vanished.
+                if let Err(error) = self.requeue(lease, |_| {}).await {
+                    tracing::debug!(error = error.chain(), "the job is somebody else's");
+                }
+                lease.lose();
+            }
+        }
+        tracing::info!(outcome = name, "job attempt ended");
+        Ok(())
+    }
+
+    async fn fail(
+        &self,
+        delivery: &Delivery,
+        lease: &Lease,
+        mut job: Job,
+        error: &Error,
+    ) -> Result<()> {
+        tracing::warn!(error = error.chain(), "job attempt failed");
+        // The record's own count: a checkpoint may have set it back since the claim.
+        if let Some((record, _)) = self.jobs.record(lease.job()).await? {
+            job.attempts = record.job.attempts;
+        }
+        job.attempts += 1;
+        job.error = Some(JobError::from(error));
+        if !error.class().retryable() || job.attempts >= MAX_ATTEMPTS {
+            return self.finish(delivery, lease, job, JobState::Failed).await;
+        }
+        let (attempts, written) = (job.attempts, job.error.clone());
+        self.requeue(lease, |job| {
+            job.attempts = attempts;
+            job.error.clone_from(&written);
+        })
+        .await?;
+        let delay = claim::delay_after(self.jobs.bus().config(), attempts);
+        self.jobs.bus().answer(&delivery.reply, &nak(delay)).await
+    }
+
+    /// Puts the record back into the queue, if it is still ours.
+    async fn requeue(&self, lease: &Lease, change: impl Fn(&mut Job)) -> Result<()> {
+        let id = lease.job();
+        loop {
+            let Some((mut record, revision)) = self.jobs.record(id).await? else {
+                return Ok(());
+            };
+            if record.job.epoch != lease.epoch() || record.job.state() != JobState::Running {
+                return Err(Error::new(
+                    Class::Aborted,
+                    format!("the lease of job {id} is lost"),
+                ));
+            }
+            record.job.set_state(JobState::Queued);
+            record.job.worker.clear();
+            change(&mut record.job);
+            match self
+                .jobs
+                .bus()
+                .jobs()
+                .update(id.as_str(), record.to_bytes()?, revision)
+                .await
+            {
+                Ok(_) => return Ok(()),
+                Err(error) if error.class() == Class::Aborted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The store first, then the record, the event, the answer; whoever finds only the first of them does the rest.
+    async fn finish(
+        &self,
+        delivery: &Delivery,
+        lease: &Lease,
+        job: Job,
+        state: JobState,
+    ) -> Result<()> {
+        let job = Job {
+            epoch: lease.epoch(),
+            ..job
+        };
+        let mut delay = Duration::from_millis(200);
+        let ended = loop {
+            let decided = match lease.check().await {
+                Ok(()) => self.jobs.finish(job.clone(), state).await,
+                Err(error) if error.class() == Class::Aborted => {
+                    tracing::warn!("the lease was lost before the end was written");
+                    return Ok(());
+                }
+                Err(error) => Err(error),
+            };
+            match decided {
+                Ok(ended) => break ended,
+                Err(error) => {
+                    tracing::warn!(error = error.chain(), "the job's end cannot be written yet")
+                }
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(Duration::from_secs(2));
+        };
+        self.jobs.settle(&ended).await?;
+        self.jobs.say_outcome(&ended).await?;
+        self.jobs.bus().answer(&delivery.reply, "+ACK").await
+    }
+}
+
+fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded { .. } => "succeeded",
+        Outcome::Failed(_) => "failed",
+        Outcome::HandBack => "handed back",
+        Outcome::Cancelled => "cancelled",
+        Outcome::LeaseLost => "lease lost",
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a word")
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

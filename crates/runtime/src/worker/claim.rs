@@ -1,0 +1,244 @@
+//! Whether a message means work, and whose: facts in, decision out, then one compare-and-set.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use togi_proto::job::v1::{Job, JobError, JobState};
+
+use super::{Delivery, Handler, Slot, nak};
+use crate::{
+    Class, Error, JobId, Result,
+    jobs::{Envelope, MAX_ATTEMPTS, Record, is_final, now},
+    layout,
+};
+
+/// What became of a message.
+pub(super) enum Decision {
+    /// The job is ours.
+    Work(Box<Job>),
+    /// The message is answered; there is nothing to do.
+    Settled,
+}
+
+/// What the record and the message say together.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It has ended: acknowledge.
+    Ended,
+    /// Somebody asked for its end before it began.
+    Cancel,
+    /// Claim it; `vanished` if its last worker went without a word.
+    Claim { vanished: bool },
+    /// Another message stands for this job: acknowledge this one.
+    Duplicate,
+    /// Its holder may be alive; look again later.
+    Later,
+}
+
+/// `other_there`: whether the message that the record names, if it is not this one, is still in the stream.
+fn judge(record: &Record, place: u64, delivered: i64, other_there: bool) -> Verdict {
+    let job = &record.job;
+    let own = record.message == place || record.message == 0;
+    match job.state() {
+        state if is_final(state) => Verdict::Ended,
+        // The other message comes too, and this one would only be a second worker's reason to wait.
+        _ if !own && other_there => Verdict::Duplicate,
+        JobState::Running if own => Verdict::Claim { vanished: true },
+        // The holder's message is gone with its stream, so it cannot confirm its lease any more; one lease's time later it has
+        // stopped for certain.
+        JobState::Running if delivered < 2 => Verdict::Later,
+        JobState::Running => Verdict::Claim { vanished: true },
+        _ if job.cancel_requested => Verdict::Cancel,
+        _ => Verdict::Claim { vanished: false },
+    }
+}
+
+impl<H: Handler> Slot<H> {
+    /// Claims the job of a message, or settles the message. `bare` is the request of a message that names no job yet.
+    pub(super) async fn claim(
+        &self,
+        delivery: &Delivery,
+        id: &JobId,
+        bare: Option<Value>,
+    ) -> Result<Decision> {
+        if let Some(request) = bare {
+            match self.register(delivery, id, request).await {
+                Ok(()) => {}
+                Err(error) if error.class() == Class::AlreadyExists => {
+                    self.bury::<()>(delivery, &error).await?;
+                    return Ok(Decision::Settled);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        loop {
+            let Some((record, revision)) = self.jobs.record(id).await? else {
+                if self.remake(delivery, id).await? {
+                    continue;
+                }
+                return Ok(Decision::Settled);
+            };
+            let bus = self.jobs.bus();
+            let another = record.message != delivery.place;
+            let other_there = another && self.jobs.names_job(record.message, id).await?;
+            let mut vanished = false;
+            match judge(&record, delivery.place, delivery.delivered, other_there) {
+                Verdict::Ended => {
+                    // The worker may have died between the record and the event; said twice it is one event.
+                    self.jobs.say_outcome(&record.job).await?;
+                    bus.answer(&delivery.reply, "+ACK").await?;
+                    return Ok(Decision::Settled);
+                }
+                Verdict::Duplicate => {
+                    bus.answer(&delivery.reply, "+ACK").await?;
+                    return Ok(Decision::Settled);
+                }
+                Verdict::Later => {
+                    bus.answer(&delivery.reply, &nak(bus.config().ack_wait()))
+                        .await?;
+                    return Ok(Decision::Settled);
+                }
+                Verdict::Cancel => {
+                    let ended = self.jobs.finish(record.job, JobState::Cancelled).await?;
+                    self.jobs.settle(&ended).await?;
+                    continue;
+                }
+                Verdict::Claim { vanished: was } => vanished = was || vanished,
+            }
+            // The store's word comes first: a worker may have died, or the bucket been lost, after it was written.
+            if let Some(ended) = self.jobs.final_record(id).await? {
+                self.jobs.settle(&ended).await?;
+                continue;
+            }
+            match self.take(delivery, id, record, revision, vanished).await {
+                Ok(Some(job)) => {
+                    return Ok(Decision::Work(Box::new(job)));
+                }
+                Ok(None) => {}
+                Err(error) if error.class() == Class::Aborted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Makes a job of a bare message: the message is its message.
+    async fn register(&self, delivery: &Delivery, id: &JobId, request: Value) -> Result<()> {
+        let envelope = self.jobs.keep_request(H::KIND, id, request).await?;
+        self.jobs.restore(id, &envelope, delivery.place).await
+    }
+
+    /// A message whose job the bucket does not know: from the store, or nobody's. Returns whether there is a record now.
+    async fn remake(&self, delivery: &Delivery, id: &JobId) -> Result<bool> {
+        let error = match self
+            .jobs
+            .store()
+            .get_json::<Envelope>(&layout::job_request(id))
+            .await
+        {
+            Ok(envelope) => {
+                self.jobs.restore(id, &envelope, delivery.place).await?;
+                return Ok(true);
+            }
+            Err(error) if error.class() == Class::NotFound => error,
+            Err(error) => return Err(error),
+        };
+        let error = Error::not_found(format!("there is no job \"{id}\"")).with_source(error);
+        self.bury::<()>(delivery, &error).await?;
+        Ok(false)
+    }
+
+    /// Writes the claim. `None` if the job has failed for good by its last worker's disappearance.
+    async fn take(
+        &self,
+        delivery: &Delivery,
+        id: &JobId,
+        record: Record,
+        revision: u64,
+        vanished: bool,
+    ) -> Result<Option<Job>> {
+        let bucket = self.jobs.bus().jobs();
+        let Record { mut job, .. } = record;
+        if vanished {
+            // Whatever kills its worker must not do so for ever.
+            job.attempts += 1;
+            let message = format!("worker {} was lost while it held the job", job.worker);
+            let code = Class::Aborted.name().to_owned();
+            job.error = Some(JobError {
+                code,
+                message,
+                field: String::new(),
+            });
+            if job.attempts >= MAX_ATTEMPTS {
+                let ended = self.jobs.finish(job, JobState::Failed).await?;
+                self.jobs.settle(&ended).await?;
+                return Ok(None);
+            }
+        }
+        job.set_state(JobState::Running);
+        job.worker.clone_from(&self.context.instance);
+        job.start_time = job.start_time.or_else(|| Some(now()));
+        let mut record = Record {
+            job,
+            message: delivery.place,
+        };
+        let claimed = bucket
+            .update(id.as_str(), record.to_bytes()?, revision)
+            .await?;
+        // The fencing token is the claiming write's revision, which only that write could tell.
+        record.job.epoch = claimed;
+        bucket
+            .update(id.as_str(), record.to_bytes()?, claimed)
+            .await?;
+        Ok(Some(record.job))
+    }
+}
+
+/// How long to wait after the n-th failed attempt.
+pub(super) fn delay_after(config: &crate::config::NatsConfig, attempts: u32) -> Duration {
+    config.retry_delay(attempts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(state: JobState, message: u64, cancel_requested: bool) -> Record {
+        let mut job = Job {
+            id: "j".into(),
+            cancel_requested,
+            ..Job::default()
+        };
+        job.set_state(state);
+        Record { job, message }
+    }
+
+    #[test]
+    fn what_a_message_means() {
+        use JobState::{Cancelled, Queued, Running, Succeeded};
+        use Verdict::{Cancel, Claim, Duplicate, Ended, Later};
+        let fresh = Claim { vanished: false };
+        let after = Claim { vanished: true };
+        // state, the record's message, cancel asked for, delivered, other message there, verdict for message 5
+        let table = [
+            (Succeeded, 5, false, 1, false, Ended),
+            (Cancelled, 4, true, 1, true, Ended),
+            (Queued, 5, false, 1, false, fresh),
+            (Queued, 0, false, 1, false, Claim { vanished: false }),
+            (Queued, 5, true, 3, false, Cancel),
+            (Queued, 4, false, 1, true, Duplicate),
+            (Queued, 4, false, 1, false, Claim { vanished: false }),
+            (Running, 5, false, 2, false, after),
+            (Running, 4, false, 1, true, Duplicate),
+            (Running, 4, false, 1, false, Later),
+            (Running, 4, false, 2, false, Claim { vanished: true }),
+        ];
+        for (state, message, cancel, delivered, there, verdict) in table {
+            let record = record(state, message, cancel);
+            assert_eq!(
+                judge(&record, 5, delivered, there),
+                verdict,
+                "{record:?} {delivered} {there}"
+            );
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Promotion, rollback and following, with NATS and without.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use togi_runtime::{Class, Context, aliases::Aliases, layout, testing::Rig};
+
+async fn publish(context: &Context, n: u8) -> String {
+    let generation = hex::encode([n; 32]);
+    context
+        .store
+        .put_new(&layout::adapter_manifest(&generation), "{}")
+        .await
+        .unwrap();
+    generation
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promotions_and_rollbacks_are_revisions() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let aliases = Aliases::new(&context.bus, &context.store);
+    let (one, two) = (publish(&context, 1).await, publish(&context, 2).await);
+    assert!(aliases.current("main").await.unwrap().is_none());
+    assert_eq!(
+        aliases.rollback("main").await.unwrap_err().class(),
+        Class::NotFound
+    );
+    assert_eq!(aliases.promote("main", &one).await.unwrap().revision, 1);
+    assert_eq!(aliases.promote("main", &one).await.unwrap().revision, 1);
+    assert_eq!(
+        aliases.rollback("main").await.unwrap_err().class(),
+        Class::FailedPrecondition
+    );
+    assert_eq!(aliases.promote("main", &two).await.unwrap().revision, 2);
+    let back = aliases.rollback("main").await.unwrap();
+    assert_eq!((back.revision, back.generation()), (3, one.as_str()));
+    assert_eq!(aliases.list().await.unwrap(), [back]);
+    let mirrored = context
+        .bus
+        .aliases()
+        .get("main")
+        .await
+        .unwrap()
+        .unwrap()
+        .value
+        .unwrap();
+    let mirrored: serde_json::Value = serde_json::from_slice(&mirrored).unwrap();
+    assert_eq!(
+        (
+            mirrored["generation"].as_str(),
+            mirrored["revision"].as_u64()
+        ),
+        (Some(one.as_str()), Some(3))
+    );
+    for bad in ["..", "a/b", "A", ""] {
+        assert_eq!(
+            aliases.promote(bad, &one).await.unwrap_err().field(),
+            Some("alias"),
+            "{bad}"
+        );
+    }
+    let unknown = hex::encode([9; 32]);
+    assert_eq!(
+        aliases.promote("main", &unknown).await.unwrap_err().class(),
+        Class::NotFound
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_promotions_all_get_a_revision_and_one_is_the_last() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let aliases = Aliases::new(&context.bus, &context.store);
+    let mut generations = Vec::new();
+    for n in 1..=6 {
+        generations.push(publish(&context, n).await);
+    }
+    let racers = generations
+        .iter()
+        .map(|generation| aliases.promote("main", generation));
+    let promoted = futures::future::join_all(racers).await;
+    let mut revisions: Vec<u64> = promoted
+        .into_iter()
+        .map(|alias| alias.unwrap().revision)
+        .collect();
+    revisions.sort_unstable();
+    assert_eq!(revisions, [1, 2, 3, 4, 5, 6]);
+    let history = aliases.history("main").await.unwrap();
+    let mut named: Vec<&str> = history.iter().map(|alias| alias.generation()).collect();
+    named.sort_unstable();
+    assert_eq!(named, generations);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_hears_at_once_and_a_broken_alias_blocks_no_other() {
+    let mut rig = Rig::start();
+    let (context, other) = (
+        rig.context("one").await.unwrap(),
+        rig.context("two").await.unwrap(),
+    );
+    let (aliases, follower) = (
+        Aliases::new(&context.bus, &context.store),
+        Aliases::new(&other.bus, &other.store),
+    );
+    let one = publish(&context, 1).await;
+    context
+        .store
+        .put_new(&layout::alias_revision("broken", 1), "not json")
+        .await
+        .unwrap();
+    // The period is longer than the test's patience: it is the event that tells.
+    let mut changes = follower.follow(Duration::from_secs(600));
+    assert!(changes.next().await.unwrap().is_empty());
+    let waiting = tokio::spawn(async move { (changes.next().await.unwrap(), changes) });
+    aliases.promote("main", &one).await.unwrap();
+    let patience = Duration::from_secs(20);
+    let (seen, changes) = tokio::time::timeout(patience, waiting)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((seen.len(), seen[0].generation()), (1, one.as_str()));
+    drop(changes);
+    // Without NATS the list alone tells.
+    rig.nats.kill();
+    let mut alone = follower.follow(Duration::from_millis(50));
+    let seen = tokio::time::timeout(patience, alone.next())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(seen[0].generation(), one);
+}

@@ -1,0 +1,359 @@
+//! Jobs from submission to their end.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use futures::StreamExt as _;
+use togi_proto::job::v1::{JobKind, JobState};
+use togi_runtime::{
+    Class, Context, Error, Event, JobId,
+    bus::{EventStream, Received, Start},
+    events, jobs, layout,
+    testing::{Rig, wait_until},
+    worker::Outcome,
+};
+
+use crate::workers::{Scripted, all, reach, submit, work};
+
+async fn next(stream: &mut EventStream) -> Received {
+    tokio::time::timeout(Duration::from_secs(20), stream.next())
+        .await
+        .expect("an event in time")
+        .unwrap()
+}
+
+/// Returns the dead letters.
+async fn dead(context: &Context, rig: &Rig) -> Vec<serde_json::Value> {
+    let _ = context;
+    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
+    let mut stream = js.get_stream(events::DEAD_STREAM).await.unwrap();
+    let state = stream.info().await.unwrap().state.clone();
+    let mut letters = Vec::new();
+    for sequence in state.first_sequence.max(1)..=state.last_sequence {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        letters.push(serde_json::from_slice(&message.payload).unwrap());
+    }
+    letters
+}
+
+/// Returns how many messages the train consumer has not got an answer to.
+async fn unanswered(rig: &Rig) -> u64 {
+    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
+    let stream = js.get_stream(events::JOBS_STREAM).await.unwrap();
+    let info = stream.consumer_info("togi-train").await.unwrap();
+    info.num_pending + info.num_ack_pending as u64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_claimed_done_and_acknowledged() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let mut said = context.bus.events(&[], Start::New).await.unwrap();
+    let id = submit(&context, "a").await;
+    assert_eq!(all(&context).get(&id).await.unwrap().queue_position, 0);
+    let second = submit(&context, "b").await;
+    assert_eq!(all(&context).get(&second).await.unwrap().queue_position, 1);
+    let handler = Scripted::succeeding();
+    let worker = work(&context, &handler);
+    let states: Vec<JobState> = all(&context)
+        .watch(&second)
+        .await
+        .unwrap()
+        .map(|job| job.state())
+        .collect()
+        .await;
+    assert_eq!(
+        (states.first(), states.last()),
+        (Some(&JobState::Queued), Some(&JobState::Succeeded))
+    );
+    let job = reach(&context, &id, JobState::Succeeded).await;
+    assert_eq!((job.result.as_str(), job.attempts), ("made by one", 0));
+    assert!(job.epoch > 0 && job.start_time.is_some() && job.end_time.is_some());
+    let request: serde_json::Value = serde_json::from_slice(&handler.claim(0).request).unwrap();
+    assert_eq!(request["base"], "demo");
+    wait_until("both messages are acknowledged", async || {
+        unanswered(&rig).await == 0
+    })
+    .await;
+    let mut names = Vec::new();
+    while names
+        .iter()
+        .filter(|name| **name == "job.succeeded")
+        .count()
+        < 2
+    {
+        names.push(next(&mut said).await.event.kind().name());
+    }
+    assert_eq!(
+        names.iter().filter(|name| **name == "job.queued").count(),
+        2,
+        "{names:?}"
+    );
+    assert_eq!(
+        names.iter().filter(|name| **name == "job.started").count(),
+        2,
+        "{names:?}"
+    );
+    let listed = all(&context).list(JobKind::Train).await.unwrap();
+    assert_eq!(
+        listed.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(),
+        [second.as_str(), id.as_str()]
+    );
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_failed_attempts_are_the_end_and_a_dead_letter() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let handler = Scripted::new(|_, call| async move {
+        // A panic counts like an error.
+        assert!(call != 1, "on purpose");
+        Outcome::Failed(Error::unavailable("the moon is not up"))
+    });
+    let id = submit(&context, "a").await;
+    let worker = work(&context, &handler);
+    let job = reach(&context, &id, JobState::Failed).await;
+    assert_eq!((job.attempts, handler.calls()), (5, 5));
+    let error = job.error.unwrap();
+    assert_eq!(
+        (error.code.as_str(), error.message.as_str()),
+        ("UNAVAILABLE", "the moon is not up")
+    );
+    wait_until("the message is acknowledged", async || {
+        unanswered(&rig).await == 0
+    })
+    .await;
+    let letters = dead(&context, &rig).await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0]["job"]["id"], id.as_str());
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_that_is_the_requests_fault_is_final_at_once() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let handler =
+        Scripted::new(|_, _| async { Outcome::Failed(Error::invalid("base", "is unknown")) });
+    let id = submit(&context, "a").await;
+    let worker = work(&context, &handler);
+    let job = reach(&context, &id, JobState::Failed).await;
+    assert_eq!(
+        (
+            job.attempts,
+            handler.calls(),
+            job.error.unwrap().field.as_str()
+        ),
+        (1, 1, "base")
+    );
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queued_job_is_cancelled_at_once_and_never_done() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let (id, other) = (submit(&context, "a").await, submit(&context, "b").await);
+    let job = all(&context).cancel(&id).await.unwrap();
+    assert_eq!(job.state(), JobState::Cancelled);
+    assert_eq!(
+        all(&context).cancel(&id).await.unwrap().state(),
+        JobState::Cancelled
+    );
+    let handler = Scripted::succeeding();
+    let worker = work(&context, &handler);
+    reach(&context, &other, JobState::Succeeded).await;
+    wait_until("both messages are acknowledged", async || {
+        unanswered(&rig).await == 0
+    })
+    .await;
+    assert_eq!(handler.calls(), 1);
+    let error = all(&context).cancel(&other).await.unwrap_err();
+    assert_eq!(error.class(), Class::FailedPrecondition);
+    let nobody = JobId::parse("nobody").unwrap();
+    assert_eq!(
+        all(&context).cancel(&nobody).await.unwrap_err().class(),
+        Class::NotFound
+    );
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_hears_of_its_cancellation() {
+    let rig = Rig::start();
+    let (context, client) = (
+        rig.context("one").await.unwrap(),
+        rig.context("client").await.unwrap(),
+    );
+    let handler = Scripted::new(|claim, _| async move {
+        claim.lease.cancelled().await;
+        Outcome::Cancelled
+    });
+    let id = submit(&client, "a").await;
+    let worker = work(&context, &handler);
+    reach(&client, &id, JobState::Running).await;
+    assert!(all(&client).cancel(&id).await.unwrap().cancel_requested);
+    let job = reach(&client, &id, JobState::Cancelled).await;
+    assert_eq!(job.attempts, 0);
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_handed_back_has_lost_no_attempt() {
+    let rig = Rig::start();
+    let (first, second) = (
+        rig.context("first").await.unwrap(),
+        rig.context("second").await.unwrap(),
+    );
+    let patient = Scripted::new(|claim, _| async move {
+        claim.stopper.stopped().await;
+        Outcome::HandBack
+    });
+    let id = submit(&first, "a").await;
+    let worker = work(&first, &patient);
+    reach(&first, &id, JobState::Running).await;
+    first.stopper.stop();
+    worker.await.unwrap().unwrap();
+    let job = all(&second).get(&id).await.unwrap();
+    assert_eq!(
+        (job.state(), job.attempts, job.worker.as_str()),
+        (JobState::Queued, 0, "")
+    );
+    let quick = Scripted::succeeding();
+    let worker = work(&second, &quick);
+    let job = reach(&second, &id, JobState::Succeeded).await;
+    assert_eq!((job.attempts, job.result.as_str()), (0, "made by second"));
+    assert!(quick.claim(0).lease.epoch() > patient.claim(0).lease.epoch());
+    second.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_is_the_same_job_for_ever_and_another_body_is_refused() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let id = submit(&context, "key").await;
+    assert_eq!(submit(&context, "key").await, id);
+    let other = serde_json::json!({ "base": "other" });
+    let error = all(&context)
+        .submit(JobKind::Train, &id, &other)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.class(), error.field()),
+        (Class::AlreadyExists, Some("idempotency_key"))
+    );
+    assert_ne!(jobs::job_id(JobKind::Prepare, "key").unwrap(), id);
+    assert_ne!(
+        jobs::job_id(JobKind::Train, "").unwrap(),
+        jobs::job_id(JobKind::Train, "").unwrap()
+    );
+    let handler = Scripted::succeeding();
+    let worker = work(&context, &handler);
+    reach(&context, &id, JobState::Succeeded).await;
+    let again = all(&context)
+        .submit(
+            JobKind::Train,
+            &id,
+            &serde_json::json!({ "idempotencyKey": "key", "base": "demo" }),
+        )
+        .await
+        .unwrap();
+    assert_eq!((again.state(), handler.calls()), (JobState::Succeeded, 1));
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bare_messages_become_jobs_and_broken_ones_dead_letters() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
+    for body in [
+        r#"{"base":"demo","idempotencyKey":"k"}"#,
+        "not json",
+        r#"{"base":"demo"}"#,
+    ] {
+        js.publish("togi.jobs.train", body.into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    let handler = Scripted::succeeding();
+    let worker = work(&context, &handler);
+    let id = jobs::job_id(JobKind::Train, "k").unwrap();
+    reach(&context, &id, JobState::Succeeded).await;
+    wait_until("all three are answered", async || {
+        unanswered(&rig).await == 0
+    })
+    .await;
+    assert_eq!(all(&context).list(JobKind::Train).await.unwrap().len(), 2);
+    assert!(
+        context
+            .store
+            .exists(&layout::job_request(&id))
+            .await
+            .unwrap()
+    );
+    let letters = dead(&context, &rig).await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(
+        (
+            letters[0]["message"].as_str(),
+            letters[0]["error"]["code"].as_str()
+        ),
+        (Some("not json"), Some("INVALID_ARGUMENT"))
+    );
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trace_of_the_request_goes_on_in_the_worker() {
+    togi_runtime::telemetry::init(&Default::default(), "test")
+        .unwrap()
+        .flush()
+        .await;
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let mut said = context
+        .bus
+        .events(&[events::EventKind::CheckpointSaved], Start::New)
+        .await
+        .unwrap();
+    let (bus, handler_context) = (context.bus.clone(), context.clone());
+    let handler = Scripted::new(move |claim, _| {
+        let bus = bus.clone();
+        async move {
+            let event: Event = togi_proto::events::v1::CheckpointSaved {
+                job: claim.id().to_string(),
+                ..Default::default()
+            }
+            .into();
+            bus.publish(event).await.unwrap();
+            Outcome::Succeeded { result: "x".into() }
+        }
+    });
+    let worker = work(&handler_context, &handler);
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let span = togi_runtime::telemetry::span_with_parent(
+        tracing::info_span!(target: "togi_test", "request"),
+        &format!("00-{trace}-b7ad6b7169203331-01"),
+    );
+    tracing::Instrument::instrument(submit(&context, "a"), span).await;
+    let received = next(&mut said).await;
+    assert!(
+        received.meta.traceparent.contains(trace),
+        "{}",
+        received.meta.traceparent
+    );
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}

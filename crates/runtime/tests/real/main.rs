@@ -1,0 +1,11 @@
+//! The runtime over real parts: a nats-server child, a store in a folder, gRPC over loopback, a hub in this process.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod aliases;
+mod bus;
+mod grpc;
+mod hub;
+mod jobs;
+mod outages;
+mod workers;

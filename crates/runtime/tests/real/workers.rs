@@ -1,0 +1,103 @@
+//! Handlers for tests: they do what they are told and say what they saw.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU32, Ordering},
+};
+
+use async_trait::async_trait;
+use togi_proto::job::v1::{Job, JobKind, JobState};
+use togi_runtime::{
+    Context, JobId, Jobs, Result, jobs,
+    testing::wait_until,
+    worker::{self, Claim, Handler, Outcome},
+};
+use tokio::task::JoinHandle;
+
+type Behaviour = dyn Fn(Claim, u32) -> futures::future::BoxFuture<'static, Outcome> + Send + Sync;
+
+/// A handler of train jobs that behaves as its test wants.
+pub(crate) struct Scripted {
+    behaviour: Box<Behaviour>,
+    pub(crate) calls: AtomicU32,
+    pub(crate) claims: Mutex<Vec<Claim>>,
+}
+
+impl Scripted {
+    /// `behaviour` gets the claim and how many calls there were before.
+    pub(crate) fn new<F>(behaviour: impl Fn(Claim, u32) -> F + Send + Sync + 'static) -> Arc<Self>
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        let behaviour = Box::new(
+            move |claim, call| -> futures::future::BoxFuture<'static, Outcome> {
+                Box::pin(behaviour(claim, call))
+            },
+        );
+        Arc::new(Self {
+            behaviour,
+            calls: AtomicU32::new(0),
+            claims: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Succeeds at once.
+    pub(crate) fn succeeding() -> Arc<Self> {
+        Self::new(|claim, _| async move {
+            Outcome::Succeeded {
+                result: format!("made by {}", claim.job.worker),
+            }
+        })
+    }
+
+    pub(crate) fn calls(&self) -> u32 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn claim(&self, n: usize) -> Claim {
+        self.claims.lock().unwrap()[n].clone()
+    }
+}
+
+#[async_trait]
+impl Handler for Scripted {
+    const KIND: JobKind = JobKind::Train;
+
+    async fn handle(&self, claim: Claim) -> Outcome {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        self.claims.lock().unwrap().push(claim.clone());
+        (self.behaviour)(claim, call).await
+    }
+}
+
+/// Starts a worker with one slot.
+pub(crate) fn work(context: &Context, handler: &Arc<Scripted>) -> JoinHandle<Result<()>> {
+    tokio::spawn(worker::serve(context.clone(), handler.clone(), 1))
+}
+
+/// Submits a train job.
+pub(crate) async fn submit(context: &Context, key: &str) -> JobId {
+    let id = jobs::job_id(JobKind::Train, key).unwrap();
+    let request = serde_json::json!({ "base": "demo", "idempotencyKey": key });
+    let job = all(context)
+        .submit(JobKind::Train, &id, &request)
+        .await
+        .unwrap();
+    assert_eq!(job.id, id.as_str());
+    id
+}
+
+pub(crate) fn all(context: &Context) -> Jobs {
+    Jobs::new(&context.bus, &context.store)
+}
+
+/// Waits until a job is in a state, and returns it.
+pub(crate) async fn reach(context: &Context, id: &JobId, state: JobState) -> Job {
+    let jobs = all(context);
+    let what = format!("job {id} is {}", state.as_str_name());
+    wait_until(&what, async || {
+        jobs.get(id).await.is_ok_and(|job| job.state() == state)
+    })
+    .await;
+    jobs.get(id).await.unwrap()
+}
