@@ -1,0 +1,186 @@
+//! The data sets in the object store: what is committed, and what it is called. Everything is read from the store each time;
+//! nothing here outlives a request.
+
+use jiff::Timestamp;
+use togi_proto::dataprep::v1 as proto;
+use togi_runtime::layout::{self, validate_digest, validate_name};
+use togi_runtime::registry::NameRevision;
+use togi_runtime::store::canonical_json;
+use togi_runtime::{Class, Error, Store};
+use togi_tokens::manifest::{DatasetManifest, Split};
+use togi_tokens::row::Learn;
+
+use crate::Result;
+
+/// Most bytes of a manifest.
+const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// A data set under the name that it was asked for by.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// The name; empty where the data set was asked for by its digest.
+    pub name: String,
+    /// The name's revision; 0 where there is no name.
+    pub revision: u64,
+    /// When the revision was made.
+    pub create_time: Option<Timestamp>,
+    /// What the data set consists of.
+    pub manifest: DatasetManifest,
+}
+
+/// Reads and names data sets.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    store: Store,
+}
+
+impl Catalog {
+    /// Reads from a store.
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// Returns a data set by digest, or by name its newest revision.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where `dataset` is neither, `NotFound` where there is none, each with the field.
+    pub async fn get(&self, dataset: &str) -> Result<Named> {
+        if validate_digest("dataset", dataset).is_ok() {
+            let manifest = self.manifest(dataset).await?;
+            return Ok(Named {
+                name: String::new(),
+                revision: 0,
+                create_time: None,
+                manifest,
+            });
+        }
+        validate_name("dataset", dataset)?;
+        self.newest(dataset).await?.ok_or_else(|| absent(dataset))
+    }
+
+    /// Returns the manifest of a digest.
+    ///
+    /// # Errors
+    /// `NotFound` with the field, `DataLoss` where the manifest is none.
+    pub async fn manifest(&self, digest: &str) -> Result<DatasetManifest> {
+        let path = layout::dataset_manifest(digest);
+        let bytes = match self.store.get_bounded(&path, MAX_MANIFEST_BYTES).await {
+            Err(error) if error.class() == Class::NotFound => return Err(absent(digest)),
+            found => found?,
+        };
+        let manifest = DatasetManifest::from_json(&bytes).map_err(|e| {
+            Error::data_loss(format!("the manifest of {digest} cannot be read")).with_source(e)
+        })?;
+        if manifest.dataset != digest {
+            return Err(Error::data_loss(format!(
+                "the manifest of {digest} names another data set"
+            )));
+        }
+        Ok(manifest)
+    }
+
+    /// Returns a page of names in their order, beginning behind `after`, and whether more follow.
+    pub async fn page(&self, after: &str, most: usize) -> Result<(Vec<Named>, bool)> {
+        let mut names = self.store.list_dirs(&layout::names()).await?;
+        names.retain(|name| name.as_str() > after);
+        let mut found = Vec::new();
+        for name in &names {
+            if found.len() == most {
+                return Ok((found, true));
+            }
+            found.extend(self.newest(name).await?);
+        }
+        Ok((found, false))
+    }
+
+    async fn newest(&self, name: &str) -> Result<Option<Named>> {
+        let Some((revision, at)) = self.revision(name).await? else {
+            return Ok(None);
+        };
+        let manifest = self.manifest(&at.dataset).await?;
+        let create_time = at.time.parse().ok();
+        Ok(Some(Named {
+            name: name.to_owned(),
+            revision,
+            create_time,
+            manifest,
+        }))
+    }
+
+    async fn revision(&self, name: &str) -> Result<Option<(u64, NameRevision)>> {
+        let newest = self
+            .store
+            .newest_revision(&layout::name_revisions(name))
+            .await?;
+        let Some((number, path)) = newest else {
+            return Ok(None);
+        };
+        Ok(Some((number, self.store.get_json(&path).await?)))
+    }
+
+    /// Makes a digest the name's newest revision, unless it is that already; returns the revision. `traceparent` is the trace
+    /// of the request that asked for it.
+    pub async fn name(&self, name: &str, digest: &str, traceparent: Option<String>) -> Result<u64> {
+        loop {
+            let newest = self.revision(name).await?;
+            let next = match newest {
+                Some((number, NameRevision { dataset, .. })) if dataset == digest => {
+                    return Ok(number);
+                }
+                Some((number, _)) => number + 1,
+                None => 1,
+            };
+            let revision = NameRevision {
+                name: name.to_owned(),
+                dataset: digest.to_owned(),
+                time: Timestamp::now().to_string(),
+                traceparent: traceparent.clone(),
+            };
+            let bytes = canonical_json(&revision)?.into();
+            // Another preparation may have been faster, perhaps with this very digest: look again.
+            if self
+                .store
+                .put_revision(&layout::name_revisions(name), next, bytes)
+                .await?
+            {
+                return Ok(next);
+            }
+        }
+    }
+}
+
+fn absent(dataset: &str) -> Error {
+    Error::not_found(format!("no data set {dataset:?}")).with_field("dataset")
+}
+
+impl From<Named> for proto::Dataset {
+    fn from(named: Named) -> Self {
+        let Named {
+            name,
+            revision,
+            create_time,
+            manifest,
+        } = named;
+        Self {
+            name,
+            revision,
+            rows: manifest.rows(Split::Train),
+            validation_rows: manifest.rows(Split::Validation),
+            tokens: manifest.tokens(Split::Train),
+            records_read: manifest.records_read,
+            rejected: manifest.rejected,
+            max_length: manifest.settings.max_length,
+            learn: match manifest.settings.learn {
+                Learn::All => "all".to_owned(),
+                Learn::Answer => "answer".to_owned(),
+            },
+            digest: manifest.dataset,
+            tokenizer_digest: manifest.tokenizer_digest,
+            template_digest: manifest.template_digest,
+            create_time: create_time.map(|time| pbjson_types::Timestamp {
+                seconds: time.as_second(),
+                nanos: time.subsec_nanosecond(),
+            }),
+        }
+    }
+}

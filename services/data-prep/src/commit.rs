@@ -1,0 +1,83 @@
+//! Makes a prepared data set visible: shards, then rejects, then the manifest (the commit point), then the name, then the
+//! event. Each step may find that it was done before, by an earlier attempt or another preparation of the same content.
+
+use std::path::Path;
+
+use togi_proto::events::v1::DatasetReady;
+use togi_runtime::lease::Lease;
+use togi_runtime::{Class, Context, layout, telemetry};
+use togi_tokens::manifest::{DatasetManifest, Split};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalog;
+use crate::{Error, Result, shards};
+
+/// One preparation's way into the store.
+pub(crate) struct Commit<'a> {
+    pub(crate) context: &'a Context,
+    /// Checked before each step that others see.
+    pub(crate) lease: &'a Lease,
+    pub(crate) stop: &'a CancellationToken,
+}
+
+impl Commit<'_> {
+    /// Returns the manifest of a digest that is committed already.
+    pub(crate) async fn committed(&self, digest: &str) -> Result<Option<DatasetManifest>> {
+        match self.catalog().manifest(digest).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.class() == Class::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Uploads a data set's files from the local disk and, last, its manifest.
+    pub(crate) async fn dataset(
+        &self,
+        manifest: &DatasetManifest,
+        folder: &Path,
+        rejects: &Path,
+    ) -> Result<()> {
+        let store = &self.context.store;
+        let digest = &manifest.dataset;
+        let parts = manifest
+            .parts
+            .iter()
+            .map(|part| (&part.path, shards::local(folder, part)));
+        let rejects = (&manifest.rejects.path, rejects.to_owned());
+        for (name, local) in parts.chain([rejects]) {
+            let key = layout::dataset_file(digest, name);
+            let put = self
+                .stop
+                .run_until_cancelled(store.put_file(&key, &local))
+                .await;
+            put.ok_or(Error::Stopped)??;
+        }
+        self.lease.check().await?;
+        store
+            .put_new(&layout::dataset_manifest(digest), manifest.to_json())
+            .await?;
+        Ok(())
+    }
+
+    /// Names a committed data set and says so.
+    pub(crate) async fn name(&self, name: &str, manifest: &DatasetManifest) -> Result<()> {
+        self.lease.check().await?;
+        let digest = &manifest.dataset;
+        let traceparent = telemetry::current_traceparent();
+        let revision = self.catalog().name(name, digest, traceparent).await?;
+        // Also where the revision is an old one: the attempt that made it may have ended before it said so.
+        let ready = DatasetReady {
+            dataset: digest.clone(),
+            name: name.to_owned(),
+            revision,
+            manifest: layout::dataset_manifest(digest).to_string(),
+            rows: manifest.rows(Split::Train),
+            rejected: manifest.rejected,
+        };
+        self.context.bus.publish(ready).await
+    }
+
+    fn catalog(&self) -> Catalog {
+        Catalog::new(self.context.store.clone())
+    }
+}

@@ -1,0 +1,203 @@
+//! Rows of a data set in any order, with bounded memory: a window of positions is looked up at a time, shard by shard, so
+//! that one decoded shard, the window itself and the shared cache are all that is held.
+
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_select::concat::concat_batches;
+use arrow_select::interleave::interleave_record_batch;
+use arrow_select::take::take_record_batch;
+use togi_runtime::{Store, layout};
+use togi_tokens::digest::sha256_hex;
+use togi_tokens::manifest::{DatasetManifest, Part, Split};
+use togi_tokens::order::Permutation;
+use togi_tokens::shard::{Caps, Reader, schema};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tracing::instrument;
+
+use super::cache::Cache;
+use super::ticket::Wanted;
+use crate::Error;
+use crate::metrics::Metrics;
+
+/// Most bytes of ids and labels in a message; gRPC readers refuse 4 MiB by default.
+const MAX_BATCH_BYTES: u64 = 1 << 20;
+/// Most bytes of ids and labels in a window.
+const MAX_WINDOW_BYTES: u64 = 64 << 20;
+
+/// What readers share.
+pub(crate) struct Shards {
+    pub(crate) store: Store,
+    pub(crate) cache: Cache,
+    /// Shards that are decoded at the same time.
+    pub(crate) decoding: Semaphore,
+    pub(crate) metrics: Metrics,
+}
+
+/// A reader's way through a data set.
+pub(crate) struct Rows {
+    shards: Arc<Shards>,
+    manifest: Arc<DatasetManifest>,
+    /// The split's parts, by their place in the manifest, each with its first row.
+    parts: Vec<(usize, u64)>,
+    order: Option<Permutation>,
+    total: u64,
+    next: u64,
+    window: usize,
+    batch: usize,
+}
+
+impl Rows {
+    /// Starts at `wanted.offset`, which must be at most the split's rows.
+    pub(crate) fn new(
+        shards: Arc<Shards>,
+        manifest: Arc<DatasetManifest>,
+        wanted: &Wanted,
+        window_rows: usize,
+        batch_rows: usize,
+    ) -> Self {
+        let total = manifest.rows(wanted.split);
+        let row_bytes = 8 * u64::from(manifest.settings.max_length);
+        let within = |rows: usize, bytes: u64| {
+            let most = usize::try_from(bytes / row_bytes).unwrap_or(usize::MAX);
+            rows.min(most).max(1)
+        };
+        let batch = within(batch_rows, MAX_BATCH_BYTES);
+        Self {
+            parts: places(&manifest, wanted.split),
+            order: wanted
+                .shuffle
+                .map(|(seed, epoch)| Permutation::new(total, seed, epoch)),
+            total,
+            next: wanted.offset,
+            window: within(window_rows, MAX_WINDOW_BYTES).max(batch),
+            batch,
+            shards,
+            manifest,
+        }
+    }
+
+    /// Returns the next rows as batches in their order; none at the end.
+    pub(crate) async fn next_window(&mut self) -> Result<Vec<RecordBatch>, Error> {
+        let end = self.total.min(self.next + self.window as u64);
+        let rows: Vec<u64> = (self.next..end)
+            .map(|position| self.row(position))
+            .collect();
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        // For each shard of the window, its rows there; for each row, where it is among those.
+        let mut wanted: Vec<Vec<u64>> = vec![Vec::new(); self.parts.len()];
+        let mut places = Vec::with_capacity(rows.len());
+        for row in rows {
+            let part = self.parts.partition_point(|&(_, first)| first <= row) - 1;
+            places.push((part, wanted[part].len()));
+            wanted[part].push(row - self.parts[part].1);
+        }
+        let mut taken = Vec::new();
+        let mut place_of = vec![0; self.parts.len()];
+        for (part, rows) in wanted
+            .into_iter()
+            .enumerate()
+            .filter(|(_, rows)| !rows.is_empty())
+        {
+            place_of[part] = taken.len();
+            let shard = self.shards.get(&self.manifest, self.parts[part].0).await?;
+            taken.push(on_thread(move || take(&shard, rows)).await?);
+        }
+        let batch = self.batch;
+        let batches = on_thread(move || {
+            let shards: Vec<&RecordBatch> = taken.iter().collect();
+            let mut batches = Vec::new();
+            for places in places.chunks(batch) {
+                let indices: Vec<(usize, usize)> = places
+                    .iter()
+                    .map(|&(part, row)| (place_of[part], row))
+                    .collect();
+                let gathered = interleave_record_batch(&shards, &indices);
+                batches.push(gathered.map_err(togi_tokens::Error::from)?);
+            }
+            Ok(batches)
+        })
+        .await?;
+        self.shards.metrics.flight_rows(end - self.next);
+        self.next = end;
+        Ok(batches)
+    }
+
+    fn row(&self, position: u64) -> u64 {
+        self.order
+            .as_ref()
+            .and_then(|order| order.at(position))
+            .unwrap_or(position)
+    }
+}
+
+/// Returns each part of a split that has rows, by its place in the manifest, with the number of its first row.
+fn places(manifest: &DatasetManifest, split: Split) -> Vec<(usize, u64)> {
+    let mut first = 0;
+    let mut places = Vec::new();
+    for (place, part) in manifest.parts.iter().enumerate() {
+        if part.split == split && part.rows > 0 {
+            places.push((place, first));
+            first += part.rows;
+        }
+    }
+    places
+}
+
+fn take(shard: &RecordBatch, rows: Vec<u64>) -> Result<RecordBatch, Error> {
+    let rows = arrow_array::UInt64Array::from(rows);
+    Ok(take_record_batch(shard, &rows).map_err(togi_tokens::Error::from)?)
+}
+
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Panicked { thread: "flight" })?
+}
+
+impl Shards {
+    /// Returns a part, decoded: from the cache, or from the store with its digest checked first.
+    async fn get(&self, manifest: &DatasetManifest, place: usize) -> Result<RecordBatch, Error> {
+        let key = (manifest.dataset.clone(), place);
+        if let Some(shard) = self.cache.get(&key) {
+            self.metrics.shard("cache");
+            return Ok(shard);
+        }
+        let _permit = self.decoding.acquire().await.map_err(|_| Error::Stopped)?;
+        // Another reader may have decoded it while this one waited.
+        if let Some(shard) = self.cache.get(&key) {
+            self.metrics.shard("cache");
+            return Ok(shard);
+        }
+        let part = manifest.parts[place].clone();
+        let shard = self.load(&manifest.dataset, part).await?;
+        self.metrics.shard("store");
+        self.cache.put(key, shard.clone());
+        Ok(shard)
+    }
+
+    #[instrument(level = "debug", skip_all, fields(dataset, part = part.path))]
+    async fn load(&self, dataset: &str, part: Part) -> Result<RecordBatch, Error> {
+        let path = layout::dataset_file(dataset, &part.path);
+        let bytes = self.store.get_bounded(&path, part.size_bytes).await?;
+        let path = path.to_string();
+        on_thread(move || {
+            if sha256_hex(&bytes) != part.sha256 {
+                return Err(Error::Damaged { path });
+            }
+            let reader = Reader::open(bytes, &Caps::default())?;
+            let groups = reader.groups().collect::<Result<Vec<_>, _>>()?;
+            let rows = concat_batches(&schema(), &groups).map_err(togi_tokens::Error::from)?;
+            if rows.num_rows() as u64 != part.rows {
+                return Err(Error::Damaged { path });
+            }
+            Ok(rows)
+        })
+        .await
+    }
+}

@@ -1,0 +1,196 @@
+//! What a Flight ticket and a descriptor say. A ticket is the proto3 JSON of `DatasetTicket`.
+
+use arrow_flight::flight_descriptor::DescriptorType;
+use arrow_flight::{FlightDescriptor, Ticket};
+use bytes::Bytes;
+use togi_proto::dataprep::v1::DatasetTicket;
+use togi_runtime::Error;
+use togi_runtime::layout::{validate_digest, validate_name};
+use togi_tokens::manifest::Split;
+
+use crate::Result;
+
+/// Most bytes of a ticket.
+const MAX_BYTES: usize = 4 << 10;
+
+/// Rows in an order, as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// A digest or, in a descriptor, a name.
+    pub(crate) dataset: String,
+    pub(crate) split: Split,
+    /// Seed and epoch of the permutation; the stored order if not set.
+    pub(crate) shuffle: Option<(u64, u64)>,
+    pub(crate) offset: u64,
+}
+
+impl Wanted {
+    /// Reads a ticket; it names the data set by its digest.
+    pub(crate) fn from_ticket(ticket: &Ticket) -> Result<Self> {
+        let wanted = Self::from_json(&ticket.ticket, "ticket")?;
+        validate_digest("ticket.dataset", &wanted.dataset)?;
+        Ok(wanted)
+    }
+
+    /// Reads a descriptor: a path `[data set]` or `[data set, split]`, or a ticket's JSON as a command. Either may name the
+    /// data set by its name.
+    pub(crate) fn from_descriptor(descriptor: &FlightDescriptor) -> Result<Self> {
+        let wanted = match descriptor.r#type() {
+            DescriptorType::Cmd => Self::from_json(&descriptor.cmd, "descriptor.cmd")?,
+            DescriptorType::Path => {
+                let (dataset, split) = match descriptor.path.as_slice() {
+                    [dataset] => (dataset, ""),
+                    [dataset, split] => (dataset, split.as_str()),
+                    _ => {
+                        let text = "descriptor.path must be a data set, or a data set and a split";
+                        return Err(Error::invalid("descriptor.path", text));
+                    }
+                };
+                let split = self::split("descriptor.path", split)?;
+                Self {
+                    dataset: dataset.clone(),
+                    split,
+                    shuffle: None,
+                    offset: 0,
+                }
+            }
+            DescriptorType::Unknown => {
+                let text = "descriptor must be a path or a command";
+                return Err(Error::invalid("descriptor.type", text));
+            }
+        };
+        if validate_digest("dataset", &wanted.dataset).is_err() {
+            validate_name("dataset", &wanted.dataset)?;
+        }
+        Ok(wanted)
+    }
+
+    fn from_json(json: &[u8], field: &str) -> Result<Self> {
+        if json.len() > MAX_BYTES {
+            return Err(Error::invalid(
+                field,
+                format!("{field} has more than {MAX_BYTES} bytes"),
+            ));
+        }
+        let ticket: DatasetTicket = serde_json::from_slice(json).map_err(|e| {
+            Error::invalid(
+                field,
+                format!("{field} is not the JSON of a DatasetTicket: {e}"),
+            )
+        })?;
+        Ok(Self {
+            split: self::split(&format!("{field}.split"), &ticket.split)?,
+            shuffle: ticket.shuffle.then_some((ticket.seed, ticket.epoch)),
+            dataset: ticket.dataset,
+            offset: ticket.offset,
+        })
+    }
+
+    /// Returns the ticket for these rows of a data set.
+    pub(crate) fn to_ticket(&self, digest: &str) -> Result<Ticket> {
+        let (seed, epoch) = self.shuffle.unwrap_or_default();
+        let ticket = DatasetTicket {
+            dataset: digest.to_owned(),
+            split: split_name(self.split).to_owned(),
+            seed,
+            epoch,
+            offset: self.offset,
+            shuffle: self.shuffle.is_some(),
+        };
+        let json = serde_json::to_vec(&ticket)
+            .map_err(|e| Error::internal("a ticket could not be written").with_source(e))?;
+        Ok(Ticket {
+            ticket: Bytes::from(json),
+        })
+    }
+}
+
+/// Returns a split's word.
+pub(crate) fn split_name(split: Split) -> &'static str {
+    match split {
+        Split::Train => "train",
+        Split::Validation => "validation",
+    }
+}
+
+fn split(field: &str, word: &str) -> Result<Split> {
+    match word {
+        "" | "train" => Ok(Split::Train),
+        "validation" => Ok(Split::Validation),
+        _ => Err(Error::invalid(
+            field,
+            format!("{field} must be train or validation"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket(json: &str) -> Result<Wanted> {
+        Wanted::from_ticket(&Ticket {
+            ticket: Bytes::copy_from_slice(json.as_bytes()),
+        })
+    }
+
+    #[test]
+    fn a_ticket_comes_back_as_it_went() {
+        let digest = "ab".repeat(32);
+        for shuffle in [None, Some((7, 0)), Some((u64::MAX, 3))] {
+            let wanted = Wanted {
+                dataset: digest.clone(),
+                split: Split::Validation,
+                shuffle,
+                offset: 9,
+            };
+            assert_eq!(
+                Wanted::from_ticket(&wanted.to_ticket(&digest).unwrap()).unwrap(),
+                wanted
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_ticket_is_refused_by_field() {
+        let digest = "ab".repeat(32);
+        let table = [
+            ("{".to_owned(), "ticket"),
+            (format!("{{\"dataset\":\"{digest}\",\"rows\":1}}"), "ticket"),
+            (
+                format!("{{\"dataset\":\"{digest}\",\"offset\":-1}}"),
+                "ticket",
+            ),
+            (
+                format!("{{\"dataset\":\"{digest}\",\"split\":\"test\"}}"),
+                "ticket.split",
+            ),
+            ("{\"dataset\":\"dolly\"}".to_owned(), "ticket.dataset"),
+            ("{}".to_owned(), "ticket.dataset"),
+            (" ".repeat(MAX_BYTES + 1), "ticket"),
+        ];
+        for (json, field) in table {
+            let error = ticket(&json).unwrap_err();
+            assert_eq!(error.field(), Some(field), "{json}: {}", error.message());
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_a_path_or_a_command() {
+        let path = |parts: &[&str]| {
+            let parts = parts.iter().map(|&part| part.to_owned()).collect();
+            Wanted::from_descriptor(&FlightDescriptor::new_path(parts))
+        };
+        assert_eq!(path(&["dolly"]).unwrap().split, Split::Train);
+        assert_eq!(
+            path(&["dolly", "validation"]).unwrap().split,
+            Split::Validation
+        );
+        for bad in [&[][..], &["a", "b", "c"], &["../x"], &["a", "test"]] {
+            assert!(path(bad).is_err(), "{bad:?}");
+        }
+        let cmd =
+            FlightDescriptor::new_cmd("{\"dataset\":\"dolly\",\"seed\":\"5\",\"shuffle\":true}");
+        assert_eq!(Wanted::from_descriptor(&cmd).unwrap().shuffle, Some((5, 0)));
+    }
+}

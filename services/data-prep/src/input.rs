@@ -1,0 +1,328 @@
+//! Cuts a source's bytes into chunks of records: tells the format, unpacks it, and hands out pieces of bounded size.
+//! Nothing here knows what a record means; a record that is no JSON comes out like any other.
+
+mod array;
+mod lines;
+mod table;
+mod unpack;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::Error;
+
+pub use table::Table;
+
+/// Longest record in bytes, as written in the source; a longer one is rejected without being kept in memory.
+pub const MAX_RECORD_BYTES: usize = 1 << 20;
+/// Bytes that are kept of a record that is too long: enough to recognise it by.
+const KEPT_OF_OVER_LONG: usize = 1 << 10;
+/// A chunk is full at this many records,
+const CHUNK_RECORDS: usize = 64;
+/// or at this many bytes of text, whichever comes first.
+const CHUNK_BYTES: usize = 128 << 10;
+/// Bytes looked at to tell a format.
+const PREFIX_BYTES: usize = 4 << 10;
+
+/// How a file holds its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON array of objects.
+    Json,
+    /// One JSON object a line; blank lines are no records.
+    JsonLines,
+    /// A Parquet table.
+    Parquet,
+}
+
+impl FromStr for Format {
+    type Err = ();
+
+    fn from_str(word: &str) -> Result<Self, ()> {
+        match word {
+            "json" => Ok(Self::Json),
+            "jsonl" => Ok(Self::JsonLines),
+            "parquet" => Ok(Self::Parquet),
+            _ => Err(()),
+        }
+    }
+}
+
+/// A run of records in the source's order.
+pub enum Chunk {
+    /// Records as JSON text.
+    Text(Text),
+    /// Records as rows of a table.
+    Table(Table),
+}
+
+/// Records as JSON text in one buffer.
+#[derive(Default)]
+pub struct Text {
+    bytes: Vec<u8>,
+    spans: Vec<Span>,
+}
+
+struct Span {
+    number: u64,
+    start: usize,
+    end: usize,
+    over_long: bool,
+}
+
+/// One record of a [`Text`].
+pub struct TextRecord<'a> {
+    /// Its line (JSON Lines) or its place (a JSON array), from 1.
+    pub number: u64,
+    /// Its bytes; only the first of them when `over_long`.
+    pub bytes: &'a [u8],
+    /// It has more than [`MAX_RECORD_BYTES`].
+    pub over_long: bool,
+}
+
+impl Text {
+    /// Returns the records in order.
+    pub fn records(&self) -> impl Iterator<Item = TextRecord<'_>> {
+        self.spans.iter().map(|span| TextRecord {
+            number: span.number,
+            bytes: &self.bytes[span.start..span.end],
+            over_long: span.over_long,
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.spans.len() >= CHUNK_RECORDS || self.bytes.len() >= CHUNK_BYTES
+    }
+
+    /// Ends the record that began at `start`: what is behind it in the buffer, less white space around it.
+    fn end_record(&mut self, number: u64, start: usize) {
+        let over_long = self.bytes.len() - start > MAX_RECORD_BYTES;
+        if over_long {
+            self.bytes.truncate(start + KEPT_OF_OVER_LONG);
+        }
+        let text = &self.bytes[start..];
+        let lead = text.len() - text.trim_ascii_start().len();
+        let end = start + lead + text.trim_ascii().len();
+        self.spans.push(Span {
+            number,
+            start: start + lead,
+            end,
+            over_long,
+        });
+    }
+}
+
+/// A source of chunks.
+pub trait Chunks {
+    /// Returns the next records, or nothing at the end.
+    fn next_chunk(&mut self) -> Result<Option<Chunk>, Error>;
+}
+
+/// One file to read records from.
+pub struct Input {
+    /// Its bytes from the start.
+    pub reader: Box<dyn Read + Send>,
+    /// The same bytes as a local file, where there is one: a Parquet table is then read in place.
+    pub file: Option<File>,
+}
+
+/// How to open an input.
+pub struct Options<'a> {
+    /// The format; told from the bytes if not set.
+    pub format: Option<Format>,
+    /// The file's own names of the columns that matter; a table's other columns are not read.
+    pub columns: &'a [String],
+    /// Columns that a table must have, by the file's own names.
+    pub required: &'a [String],
+    /// Most bytes of a source once unpacked.
+    pub max_bytes: u64,
+    /// Where a packed Parquet table is unpacked to.
+    pub scratch: &'a Path,
+}
+
+/// Opens an input. gzip and zstd are recognised by their first bytes, whatever the format.
+pub fn open(input: Input, options: &Options<'_>) -> Result<Box<dyn Chunks + Send>, Error> {
+    let mut unpacked = unpack::unpack(input.reader, options.max_bytes)?;
+    let mut prefix = Vec::with_capacity(PREFIX_BYTES);
+    unpacked
+        .reader
+        .by_ref()
+        .take(PREFIX_BYTES as u64)
+        .read_to_end(&mut prefix)?;
+    let format = options.format.unwrap_or_else(|| detect(&prefix));
+    let text = if prefix.starts_with(b"\xef\xbb\xbf") {
+        prefix.split_off(3)
+    } else {
+        prefix
+    };
+    let whole = std::io::Cursor::new(text).chain(unpacked.reader);
+    Ok(match format {
+        Format::Json => Box::new(array::Array::new(buffered(whole))),
+        Format::JsonLines => Box::new(lines::Lines::new(buffered(whole))),
+        Format::Parquet => {
+            let file = match input.file {
+                Some(file) if !unpacked.was_packed => file,
+                _ => spill(whole, options.scratch)?,
+            };
+            Box::new(table::Rows::open(file, options.columns, options.required)?)
+        }
+    })
+}
+
+fn detect(prefix: &[u8]) -> Format {
+    let text = prefix.strip_prefix(b"\xef\xbb\xbf").unwrap_or(prefix);
+    if prefix.starts_with(b"PAR1") {
+        Format::Parquet
+    } else if text.trim_ascii_start().first() == Some(&b'[') {
+        Format::Json
+    } else {
+        Format::JsonLines
+    }
+}
+
+fn buffered(reader: impl Read + Send + 'static) -> Box<dyn BufRead + Send> {
+    Box::new(BufReader::with_capacity(64 << 10, reader))
+}
+
+/// Copies a stream to an unnamed local file: a Parquet table begins at its end.
+fn spill(mut reader: impl Read, scratch: &Path) -> Result<File, Error> {
+    let mut file = tempfile::tempfile_in(scratch).map_err(Error::Scratch)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let read = reader.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(file);
+        }
+        std::io::Write::write_all(&mut file, &buffer[..read]).map_err(Error::Scratch)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8], format: Option<Format>) -> Result<Vec<(u64, String, bool)>, Error> {
+        let scratch = tempfile::tempdir().unwrap();
+        let options = Options {
+            format,
+            columns: &[],
+            required: &[],
+            max_bytes: 64 << 20,
+            scratch: scratch.path(),
+        };
+        let reader = Box::new(std::io::Cursor::new(bytes.to_vec()));
+        let mut chunks = open(Input { reader, file: None }, &options)?;
+        let mut found = Vec::new();
+        while let Some(chunk) = chunks.next_chunk()? {
+            let Chunk::Text(text) = chunk else {
+                panic!("not text")
+            };
+            assert!(text.bytes.len() <= CHUNK_BYTES + MAX_RECORD_BYTES + 1);
+            assert!(text.bytes.capacity() <= 4 * (CHUNK_BYTES + MAX_RECORD_BYTES));
+            for record in text.records() {
+                let text = String::from_utf8_lossy(record.bytes).into_owned();
+                found.push((record.number, text, record.over_long));
+            }
+        }
+        Ok(found)
+    }
+
+    fn texts(bytes: &[u8]) -> Vec<String> {
+        read(bytes, None)
+            .unwrap()
+            .into_iter()
+            .map(|(_, text, _)| text)
+            .collect()
+    }
+
+    #[test]
+    fn an_array_is_cut_at_its_own_commas_alone() {
+        let text = br#" [ {"a": "x,]}\"[", "b": [1, {"c": 2}]} , 7,"y\\" , {"d":[]} ] "#;
+        let wanted = [
+            r#"{"a": "x,]}\"[", "b": [1, {"c": 2}]}"#,
+            "7",
+            r#""y\\""#,
+            r#"{"d":[]}"#,
+        ];
+        assert_eq!(texts(text), wanted);
+    }
+
+    #[test]
+    fn an_empty_array_has_no_records_and_a_hole_is_one() {
+        assert!(texts(b"[ \n ]").is_empty());
+        assert_eq!(texts(b"[1,,2]"), ["1", "", "2"]);
+        assert_eq!(texts(b"[1,]"), ["1", ""]);
+    }
+
+    #[test]
+    fn an_array_that_does_not_end_or_goes_on_is_refused() {
+        for bad in [&b"[{\"a\":1}, {\"b\""[..], b"[1", b"[", b"[1] 2", b"[\"\\"] {
+            assert!(
+                matches!(read(bad, None), Err(Error::Malformed { .. })),
+                "{bad:?}"
+            );
+        }
+        assert!(matches!(
+            read(b"{}", Some(Format::Json)),
+            Err(Error::Malformed { .. })
+        ));
+    }
+
+    #[test]
+    fn lines_keep_their_numbers_over_blank_ones() {
+        let found = read(b"\xef\xbb\xbf{\"a\":1}\r\n\n  \n{\"b\":2}", None).unwrap();
+        assert_eq!(
+            found,
+            [
+                (1, "{\"a\":1}".into(), false),
+                (4, "{\"b\":2}".into(), false)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_record_of_any_length_takes_bounded_memory() {
+        let long = "x".repeat(5 * MAX_RECORD_BYTES);
+        let lines = read(format!("{{}}\n\"{long}\"\n[]\n").as_bytes(), None).unwrap();
+        let array = read(format!("[{{}},\"{long}\",[]]").as_bytes(), None).unwrap();
+        for (found, numbers) in [(lines, [1, 2, 3]), (array, [1, 2, 3])] {
+            assert_eq!(found.iter().map(|r| r.0).collect::<Vec<_>>(), numbers);
+            assert_eq!(
+                found.iter().map(|r| r.2).collect::<Vec<_>>(),
+                [false, true, false]
+            );
+            assert!(found[1].1.len() <= KEPT_OF_OVER_LONG);
+            assert_eq!(found[2].1, "[]");
+        }
+    }
+
+    #[test]
+    fn packed_text_is_recognised_and_a_broken_one_refused() {
+        let plain = b"[{\"a\":1},{\"a\":2}]";
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut gzip, plain).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::encode_all(&plain[..], 3).unwrap();
+        for packed in [&gzip, &zstd] {
+            assert_eq!(texts(packed), ["{\"a\":1}", "{\"a\":2}"]);
+            let cut = read(&packed[..packed.len() - 6], None);
+            assert!(
+                matches!(cut, Err(Error::Malformed { .. })),
+                "{:?}",
+                cut.err()
+            );
+        }
+    }
+
+    #[test]
+    fn a_source_that_unpacks_to_more_than_the_limit_is_refused() {
+        let bomb = zstd::encode_all(&vec![b' '; 65 << 20][..], 3).unwrap();
+        assert!(bomb.len() < 64 << 10);
+        assert!(matches!(
+            read(&bomb, None),
+            Err(Error::SourceTooLarge { .. })
+        ));
+    }
+}

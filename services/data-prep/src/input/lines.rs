@@ -1,0 +1,65 @@
+//! JSON Lines.
+
+use std::io::{BufRead, Read};
+
+use super::{Chunk, Chunks, MAX_RECORD_BYTES, Text};
+use crate::Error;
+
+pub(super) struct Lines {
+    reader: Box<dyn BufRead + Send>,
+    line: u64,
+}
+
+impl Lines {
+    pub(super) fn new(reader: Box<dyn BufRead + Send>) -> Self {
+        Self { reader, line: 0 }
+    }
+
+    fn skip_line(&mut self) -> Result<(), Error> {
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            let (used, ended) = match buffer.iter().position(|&byte| byte == b'\n') {
+                Some(at) => (at + 1, true),
+                None => (buffer.len(), buffer.is_empty()),
+            };
+            self.reader.consume(used);
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Chunks for Lines {
+    fn next_chunk(&mut self) -> Result<Option<Chunk>, Error> {
+        let mut text = Text::default();
+        while !text.is_full() {
+            let start = text.bytes.len();
+            // One byte more than a record may have, and its newline: more than that is over-long.
+            let most = MAX_RECORD_BYTES as u64 + 2;
+            let read = self
+                .reader
+                .by_ref()
+                .take(most)
+                .read_until(b'\n', &mut text.bytes)?;
+            if read == 0 {
+                break;
+            }
+            self.line += 1;
+            if text.bytes.last() == Some(&b'\n') {
+                text.bytes.pop();
+                if text.bytes.last() == Some(&b'\r') {
+                    text.bytes.pop();
+                }
+            } else if read as u64 == most {
+                self.skip_line()?;
+            }
+            if text.bytes[start..].trim_ascii().is_empty() {
+                text.bytes.truncate(start);
+            } else {
+                text.end_record(self.line, start);
+            }
+        }
+        Ok((!text.spans.is_empty()).then_some(Chunk::Text(text)))
+    }
+}

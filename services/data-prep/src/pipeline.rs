@@ -1,0 +1,333 @@
+//! From a source's bytes to rows on the local disk: one thread reads and cuts, several tokenize, and the calling one
+//! writes, in the source's order.
+//!
+//! ```text
+//! reader ─┬─▶ thread 0 ─┬─▶ writer        chunk n goes to thread n mod threads and is taken from there again:
+//!         ├─▶ thread 1 ─┤                 in order without a place to sort in, and every channel holds
+//!         └─▶ …        ─┘                 at most IN_FLIGHT chunks, however long the source is
+//! ```
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+use togi_tokens::digest::DatasetHasher;
+use togi_tokens::record::{COLUMNS, Columns};
+use togi_tokens::row::{Encoder, Settings};
+use togi_tokens::tokenizer::Tokenizer;
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::input::{self, Chunk, Format, Input};
+use crate::metrics::Metrics;
+use crate::progress::Progress;
+use crate::spool::{self, Spool};
+use crate::tokenize::{Fate, Tokenized, Tokenizing};
+
+/// Chunks that one channel holds; each thread has one channel before it and one behind it.
+const IN_FLIGHT: usize = 2;
+
+/// What a bad record does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnBadRecord {
+    /// It is left out and listed.
+    Skip,
+    /// It fails the preparation.
+    Fail,
+}
+
+/// How to prepare.
+pub struct Plan<'a> {
+    /// What cuts the text.
+    pub tokenizer: Arc<Tokenizer>,
+    /// How records become rows.
+    pub settings: Settings,
+    /// What the source calls our columns.
+    pub columns: Columns,
+    /// The source's format; told from its bytes if not set.
+    pub format: Option<Format>,
+    /// What a bad record does.
+    pub on_bad_record: OnBadRecord,
+    /// Tokenizing threads, at least 1.
+    pub workers: usize,
+    /// Most bytes of one file once unpacked.
+    pub max_bytes: u64,
+    /// A folder for what does not fit into memory.
+    pub scratch: &'a Path,
+    /// Ends the preparation early.
+    pub stop: &'a CancellationToken,
+    /// Counts as it goes.
+    pub progress: &'a Progress,
+    /// Counts for good.
+    pub metrics: &'a Metrics,
+}
+
+/// A file of a source, opened when its turn comes.
+pub trait Source: Send {
+    /// Returns the files' count.
+    fn files(&self) -> usize;
+    /// Opens a file and returns its name with it.
+    fn open(&mut self, file: usize) -> Result<(String, Input), Error>;
+}
+
+/// Everything that a data set consists of, before it has its form.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The data set's digest.
+    pub digest: String,
+    /// Rows to train on, at least one.
+    pub train: Spool,
+    /// Rows kept for validation.
+    pub validation: Spool,
+    /// One line a rejected record.
+    pub rejects: Rejects,
+    /// Records read.
+    pub read: u64,
+    /// Records that became rows.
+    pub accepted: u64,
+    /// Records that did not.
+    pub rejected: u64,
+}
+
+/// `rejects.jsonl` on the local disk; gone when dropped.
+#[derive(Debug)]
+pub struct Rejects {
+    /// The file.
+    pub file: NamedTempFile,
+    /// SHA-256 of its bytes, lower-case hex.
+    pub sha256: String,
+}
+
+struct Numbered {
+    chunk: Chunk,
+    file: Option<Arc<str>>,
+}
+
+/// Reads a source to its end. Takes as long as it takes: for a thread of its own.
+pub fn prepare(plan: &Plan<'_>, source: &mut impl Source) -> Result<Prepared, Error> {
+    let encoder = Encoder::new(plan.tokenizer.clone(), plan.settings.clone())?;
+    thread::scope(|scope| {
+        let (mut inlets, mut outlets, mut threads) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..plan.workers.max(1) {
+            let (inlet, chunks) = sync_channel(IN_FLIGHT);
+            let (results, outlet) = sync_channel(IN_FLIGHT);
+            let tokenizing = Tokenizing::new(encoder.clone(), plan.columns.clone());
+            threads.push(scope.spawn(move || tokenize(tokenizing, &chunks, &results)));
+            inlets.push(inlet);
+            outlets.push(outlet);
+        }
+        let reader = scope.spawn(move || read(plan, source, &inlets));
+        let written = write(plan, &outlets);
+        // The channels' ends are what makes the other threads end, too, after an error here.
+        drop(outlets);
+        let read = reader
+            .join()
+            .map_err(|_| Error::Panicked { thread: "reading" });
+        for thread in threads {
+            thread.join().map_err(|_| Error::Panicked {
+                thread: "tokenizing",
+            })?;
+        }
+        // An error of the writer concerns an earlier record than one of the reader.
+        let gathered = written?;
+        read??;
+        gathered.finish(plan)
+    })
+}
+
+fn read(
+    plan: &Plan<'_>,
+    source: &mut impl Source,
+    inlets: &[SyncSender<Numbered>],
+) -> Result<(), Error> {
+    let names = plan.columns.names();
+    // Only these two have to be there: instruction and output.
+    let required = [0, 2].map(|at| names[at].clone());
+    debug_assert_eq!([COLUMNS[0], COLUMNS[2]], ["instruction", "output"]);
+    let options = input::Options {
+        format: plan.format,
+        columns: names,
+        required: &required,
+        max_bytes: plan.max_bytes,
+        scratch: plan.scratch,
+    };
+    let mut turns = inlets.iter().cycle();
+    for file in 0..source.files() {
+        let (name, input) = source.open(file)?;
+        let name: Option<Arc<str>> = (source.files() > 1).then(|| name.into());
+        let mut chunks = input::open(input, &options)?;
+        while let Some(chunk) = chunks.next_chunk()? {
+            if plan.stop.is_cancelled() {
+                return Err(Error::Stopped);
+            }
+            let Some(inlet) = turns.next() else {
+                return Ok(());
+            };
+            if inlet
+                .send(Numbered {
+                    chunk,
+                    file: name.clone(),
+                })
+                .is_err()
+            {
+                // The other end is gone: it has an error of its own to tell.
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tokenize(
+    mut tokenizing: Tokenizing,
+    chunks: &Receiver<Numbered>,
+    results: &SyncSender<Tokenized>,
+) {
+    for Numbered { chunk, file } in chunks {
+        if results
+            .send(tokenizing.chunk(&chunk, file.as_deref()))
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn write(plan: &Plan<'_>, outlets: &[Receiver<Tokenized>]) -> Result<Gathered, Error> {
+    let mut gathered = Gathered::new(plan)?;
+    let mut turns = outlets.iter().cycle();
+    while let Some(Ok(tokenized)) = turns.next().map(Receiver::recv) {
+        gathered.add(plan, tokenized)?;
+    }
+    Ok(gathered)
+}
+
+/// What the writer has so far.
+struct Gathered {
+    hasher: DatasetHasher,
+    train: spool::Writer,
+    validation: spool::Writer,
+    rejects: BufWriter<NamedTempFile>,
+    rejects_hasher: Sha256,
+    accepted: u64,
+    rejected: u64,
+    first_rejected: Option<(u64, String)>,
+}
+
+impl Gathered {
+    fn new(plan: &Plan<'_>) -> Result<Self, Error> {
+        let rejects = NamedTempFile::new_in(plan.scratch).map_err(Error::Scratch)?;
+        Ok(Self {
+            hasher: DatasetHasher::new(&plan.tokenizer, &plan.settings),
+            train: spool::Writer::create(plan.scratch, plan.settings.rows_per_shard)?,
+            validation: spool::Writer::create(plan.scratch, plan.settings.rows_per_shard)?,
+            rejects: BufWriter::new(rejects),
+            rejects_hasher: Sha256::new(),
+            accepted: 0,
+            rejected: 0,
+            first_rejected: None,
+        })
+    }
+
+    fn add(&mut self, plan: &Plan<'_>, tokenized: Tokenized) -> Result<(), Error> {
+        let (before_accepted, before_rejected) = (self.accepted, self.rejected);
+        for fate in tokenized.fates {
+            match fate {
+                Fate::Accepted(digest) => {
+                    self.hasher.accept(&digest);
+                    self.accepted += 1;
+                }
+                Fate::Rejected { number, reason, .. }
+                    if plan.on_bad_record == OnBadRecord::Fail =>
+                {
+                    return Err(Error::BadRecord { number, reason });
+                }
+                Fate::Rejected {
+                    number,
+                    reason,
+                    mut line,
+                } => {
+                    self.hasher.reject(&line);
+                    line.push(b'\n');
+                    self.rejects_hasher.update(&line);
+                    self.rejects.write_all(&line).map_err(Error::Scratch)?;
+                    self.rejected += 1;
+                    self.first_rejected.get_or_insert((number, reason));
+                }
+            }
+        }
+        let accepted = self.accepted - before_accepted;
+        let rejected = self.rejected - before_rejected;
+        plan.progress.add_records(accepted + rejected);
+        let tokens = tokenized.train.tokens + tokenized.validation.tokens;
+        plan.metrics.records(accepted, rejected, tokens);
+        self.train.append(&tokenized.train)?;
+        self.validation.append(&tokenized.validation)
+    }
+
+    fn finish(self, plan: &Plan<'_>) -> Result<Prepared, Error> {
+        let read = self.accepted + self.rejected;
+        if self.accepted == 0 {
+            return Err(match self.first_rejected {
+                None => Error::Empty,
+                Some((number, reason)) => Error::AllRejected {
+                    read,
+                    number,
+                    reason,
+                },
+            });
+        }
+        let train = self.train.finish()?;
+        if train.rows == 0 {
+            return Err(Error::NothingToTrainOn {
+                share: plan.settings.validation_share,
+            });
+        }
+        let file = self
+            .rejects
+            .into_inner()
+            .map_err(|e| Error::Scratch(e.into_error()))?;
+        let sha256 = hex::encode(self.rejects_hasher.finalize());
+        Ok(Prepared {
+            digest: self.hasher.finish(),
+            train,
+            validation: self.validation.finish()?,
+            rejects: Rejects { file, sha256 },
+            read,
+            accepted: self.accepted,
+            rejected: self.rejected,
+        })
+    }
+}
+
+/// A source of local files, in the order given.
+pub struct LocalFiles(pub Vec<std::path::PathBuf>);
+
+impl Source for LocalFiles {
+    fn files(&self) -> usize {
+        self.0.len()
+    }
+
+    fn open(&mut self, file: usize) -> Result<(String, Input), Error> {
+        let path = &self.0[file];
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let opened = File::open(path).map_err(Error::Scratch)?;
+        let reader = Box::new(opened.try_clone().map_err(Error::Scratch)?);
+        Ok((
+            name,
+            Input {
+                reader,
+                file: Some(opened),
+            },
+        ))
+    }
+}

@@ -1,0 +1,263 @@
+//! The handler of preparation jobs: from a claimed job to a committed data set. What it does twice gives the same objects.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tempfile::TempDir;
+use togi_proto::dataprep::v1 as proto;
+use togi_proto::job::v1::JobKind;
+use togi_runtime::lease::Lease;
+use togi_runtime::worker::{Admission, Claim, Handler, Outcome};
+use togi_runtime::{Bus, Context, Error};
+use togi_tokens::tokenizer::Tokenizer;
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tracing::{Span, info, instrument, warn};
+
+use crate::commit::Commit;
+use crate::config::PrepareConfig;
+use crate::metrics::Metrics;
+use crate::pipeline::{self, Plan, Prepared};
+use crate::progress::Progress;
+use crate::request::Request;
+use crate::source::{Located, Opener};
+use crate::submission::Submissions;
+use crate::{Error as Fault, Result, shards};
+
+/// How often progress is published.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
+
+/// Prepares data sets.
+pub struct Preparer {
+    context: Context,
+    submissions: Submissions,
+    config: PrepareConfig,
+    metrics: Metrics,
+}
+
+/// What a preparation works with once its request is understood.
+struct Work {
+    request: Request,
+    located: Located,
+    tokenizer: Arc<Tokenizer>,
+    workers: usize,
+    scratch: TempDir,
+    progress: Arc<Progress>,
+}
+
+impl Preparer {
+    /// Prepares with a process's bus and store.
+    pub fn new(
+        context: &Context,
+        submissions: Submissions,
+        config: PrepareConfig,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            context: context.clone(),
+            submissions,
+            config,
+            metrics,
+        }
+    }
+
+    /// Prepares a data set and returns its digest.
+    async fn prepare(&self, claim: &Claim, stop: &CancellationToken) -> Result<String> {
+        let work = stop
+            .run_until_cancelled(self.understand(&claim.request))
+            .await;
+        let work = Arc::new(work.ok_or(Fault::Stopped)??);
+        let prepared = {
+            let reading = self.read(work.clone(), stop);
+            tokio::pin!(reading);
+            let telling = tell_progress(&self.context.bus, &claim.lease, &work.progress);
+            tokio::select! {
+                prepared = &mut reading => prepared?,
+                () = telling => reading.await?,
+            }
+        };
+        let (read, rejected) = (prepared.read, prepared.rejected);
+        let digest = self.finish(claim, work, prepared, stop).await?;
+        info!(
+            job = claim.job.id,
+            dataset = digest,
+            read,
+            rejected,
+            "data set ready"
+        );
+        Ok(digest)
+    }
+
+    async fn understand(&self, request: &[u8]) -> Result<Work> {
+        let request: proto::PrepareRequest = serde_json::from_slice(request)
+            .map_err(|e| Error::invalid("request", format!("not a preparation's request: {e}")))?;
+        let request = Request::try_from(request)?;
+        let located = self.submissions.finder.find(&request.records).await?;
+        let tokenizer = self.submissions.tokenizers.load(&request.tokenizer).await?;
+        let scratch = self.config.scratch();
+        let scratch = spawn_blocking(move || {
+            std::fs::create_dir_all(&scratch)
+                .and_then(|()| TempDir::with_prefix_in("togi-prepare-", &scratch))
+        });
+        let scratch = scratch
+            .await
+            .map_err(|_| Fault::Panicked { thread: "scratch" })?;
+        Ok(Work {
+            workers: request.workers.unwrap_or_else(|| self.config.workers()),
+            progress: Arc::new(Progress::new(located.bytes)),
+            scratch: scratch.map_err(Fault::Scratch)?,
+            request,
+            located,
+            tokenizer,
+        })
+    }
+
+    #[instrument(name = "tokenize_records", skip_all)]
+    async fn read(&self, work: Arc<Work>, stop: &CancellationToken) -> Result<Prepared> {
+        let (metrics, stop) = (self.metrics.clone(), stop.clone());
+        let max_bytes = self.config.max_source_bytes;
+        let mut source = Opener {
+            located: work.located.clone(),
+            handle: Handle::current(),
+            stop: stop.clone(),
+            progress: work.progress.clone(),
+            metrics: metrics.clone(),
+        };
+        let prepared = on_thread(move || {
+            let request = &work.request;
+            let plan = Plan {
+                tokenizer: work.tokenizer.clone(),
+                settings: request.settings.clone(),
+                columns: request.columns.clone(),
+                format: request.format,
+                on_bad_record: request.on_bad_record,
+                workers: work.workers,
+                max_bytes,
+                scratch: work.scratch.path(),
+                stop: &stop,
+                progress: &work.progress,
+                metrics: &metrics,
+            };
+            pipeline::prepare(&plan, &mut source)
+        });
+        prepared.await
+    }
+
+    /// Writes what is missing in the store, in the order in which a reader may rely on it.
+    #[instrument(name = "commit_dataset", skip_all, fields(dataset = prepared.digest))]
+    async fn finish(
+        &self,
+        claim: &Claim,
+        work: Arc<Work>,
+        prepared: Prepared,
+        stop: &CancellationToken,
+    ) -> Result<String> {
+        let commit = Commit {
+            context: &self.context,
+            lease: &claim.lease,
+            stop,
+        };
+        let digest = prepared.digest.clone();
+        let manifest = match commit.committed(&digest).await? {
+            Some(manifest) => manifest,
+            None => {
+                let prepared = Arc::new(prepared);
+                let manifest = self
+                    .write_shards(work.clone(), prepared.clone(), stop)
+                    .await?;
+                let rejects = prepared.rejects.file.path();
+                commit
+                    .dataset(&manifest, work.scratch.path(), rejects)
+                    .await?;
+                manifest
+            }
+        };
+        let last = work.progress.snapshot();
+        if let Err(error) = self.context.bus.put_progress(claim.id(), &last).await {
+            warn!(error = error.chain(), "progress not published");
+        }
+        commit.name(&work.request.name, &manifest).await?;
+        Ok(digest)
+    }
+
+    async fn write_shards(
+        &self,
+        work: Arc<Work>,
+        prepared: Arc<Prepared>,
+        stop: &CancellationToken,
+    ) -> Result<togi_tokens::DatasetManifest> {
+        let stop = stop.clone();
+        on_thread(move || {
+            let form = shards::Form {
+                tokenizer_digest: work.tokenizer.digest(),
+                settings: &work.request.settings,
+                workers: work.workers,
+                folder: work.scratch.path(),
+                stop: &stop,
+            };
+            shards::write(&form, &prepared)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Handler for Preparer {
+    const KIND: JobKind = JobKind::Prepare;
+
+    async fn handle(&self, claim: Claim) -> Outcome {
+        let stop = CancellationToken::new();
+        // If this future is dropped, its threads end, too.
+        let _guard = stop.clone().drop_guard();
+        let work = self.prepare(&claim, &stop);
+        tokio::pin!(work);
+        let interrupted = tokio::select! {
+            done = &mut work => {
+                return done.map_or_else(Outcome::from, |result| Outcome::Succeeded { result });
+            }
+            () = claim.lease.lost() => Outcome::LeaseLost,
+            () = claim.lease.cancelled() => Outcome::Cancelled,
+            () = claim.stopper.stopped() => Outcome::HandBack,
+        };
+        stop.cancel();
+        match work.await {
+            // It was committed before it could stop.
+            Ok(result) if claim.lease.is_held() => Outcome::Succeeded { result },
+            _ => interrupted,
+        }
+    }
+
+    async fn admit(&self, request: Bytes) -> Result<Admission> {
+        let admission = Admission::from_json(&request)?;
+        let request: proto::PrepareRequest = serde_json::from_slice(&request)
+            .map_err(|e| Error::invalid("request", format!("not a preparation's request: {e}")))?;
+        self.submissions.check(request).await?;
+        Ok(admission)
+    }
+}
+
+/// Publishes progress until it is dropped. It never fails a job: it is gone with the next one.
+async fn tell_progress(bus: &Bus, lease: &Lease, progress: &Progress) {
+    let mut ticks = tokio::time::interval(PROGRESS_PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = bus.put_progress(lease.job(), &progress.snapshot()).await {
+            warn!(error = error.chain(), "progress not published");
+        }
+    }
+}
+
+/// Runs CPU work beside the async runtime, in the span of its caller.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, Fault> + Send + 'static,
+) -> Result<T> {
+    let span = Span::current();
+    let done = spawn_blocking(move || span.in_scope(work)).await;
+    Ok(done.map_err(|_| Fault::Panicked {
+        thread: "preparing",
+    })??)
+}

@@ -1,0 +1,53 @@
+//! How far a preparation is: counted by the threads that work, read by those who tell it on.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// Counts of one preparation.
+#[derive(Debug, Default)]
+pub struct Progress {
+    records: AtomicU64,
+    bytes: AtomicU64,
+    bytes_total: AtomicU64,
+}
+
+/// The counts at one moment; what a worker publishes and a watcher reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Records read.
+    pub records: u64,
+    /// Bytes of the source read, as they are stored.
+    pub bytes: u64,
+    /// Bytes of the source; 0 where not known.
+    pub bytes_total: u64,
+}
+
+impl Progress {
+    /// Starts at nothing of `bytes_total`.
+    pub fn new(bytes_total: u64) -> Self {
+        Self {
+            bytes_total: bytes_total.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Counts records.
+    pub fn add_records(&self, records: u64) {
+        self.records.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// Counts bytes of the source.
+    pub fn add_bytes(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the counts.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            records: self.records.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            bytes_total: self.bytes_total.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! `DataPrepService`: uploads, preparations, data sets. Protobuf types end here.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use togi_proto::dataprep::v1 as proto;
+use togi_proto::dataprep::v1::data_prep_service_server::DataPrepService;
+use togi_proto::job::v1::{Job, JobKind};
+use togi_runtime::jobs::{is_final, job_id};
+use togi_runtime::{Class, Context, Error, JobId, Jobs};
+use tokio::sync::Semaphore;
+use tokio::time::{Interval, MissedTickBehavior};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::Result;
+use crate::catalog::Catalog;
+use crate::config::PrepareConfig;
+use crate::progress::Snapshot;
+use crate::submission::Submissions;
+use crate::upload::{self, Uploaded};
+
+/// Uploads at the same time.
+const MAX_UPLOADS: usize = 32;
+/// How often a watcher looks for progress.
+const WATCH_PERIOD: Duration = Duration::from_millis(300);
+const DEFAULT_PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
+
+/// The service.
+#[derive(Clone)]
+pub struct Service {
+    context: Context,
+    jobs: Jobs,
+    catalog: Catalog,
+    submissions: Submissions,
+    config: PrepareConfig,
+    uploads: Arc<Semaphore>,
+}
+
+impl Service {
+    /// Serves with a process's bus and store.
+    pub fn new(context: &Context, submissions: Submissions, config: PrepareConfig) -> Self {
+        Self {
+            jobs: Jobs::new(&context.bus, &context.store),
+            catalog: Catalog::new(context.store.clone()),
+            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
+            context: context.clone(),
+            submissions,
+            config,
+        }
+    }
+
+    /// Returns a preparation; a job of another kind is none.
+    async fn preparation(&self, id: &str) -> Result<(JobId, Job)> {
+        let id = JobId::parse(id)?;
+        let job = self.jobs.get(&id).await?;
+        if job.kind() != JobKind::Prepare {
+            return Err(
+                Error::not_found(format!("there is no preparation \"{id}\"")).with_field("job"),
+            );
+        }
+        Ok((id, job))
+    }
+
+    async fn follow(
+        &self,
+        id: JobId,
+    ) -> Result<BoxStream<'static, Result<proto::WatchPreparationResponse, Status>>> {
+        let changes = self.jobs.watch(&id).await?;
+        let mut ticks = tokio::time::interval(WATCH_PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watch = Watch {
+            context: self.context.clone(),
+            id,
+            changes,
+            ticks,
+            job: None,
+            told: Snapshot::default(),
+        };
+        Ok(futures::stream::unfold(watch, Watch::next).boxed())
+    }
+}
+
+/// A watcher's view: the job's record as it changes, and the newest progress.
+struct Watch {
+    context: Context,
+    id: JobId,
+    changes: Pin<Box<dyn Stream<Item = Job> + Send>>,
+    ticks: Interval,
+    job: Option<Job>,
+    told: Snapshot,
+}
+
+impl Watch {
+    async fn next(mut self) -> Option<(Result<proto::WatchPreparationResponse, Status>, Self)> {
+        loop {
+            tokio::select! {
+                change = self.changes.next() => {
+                    self.job = Some(change?);
+                    self.told = self.progress().await;
+                }
+                _ = self.ticks.tick(), if self.job.is_some() => {
+                    let news = self.progress().await;
+                    if news == self.told {
+                        continue;
+                    }
+                    self.told = news;
+                }
+            }
+            let told = proto::WatchPreparationResponse {
+                job: self.job.clone(),
+                records_read: self.told.records,
+                bytes_read: self.told.bytes,
+                bytes_total: self.told.bytes_total,
+            };
+            return Some((Ok(told), self));
+        }
+    }
+
+    /// Returns the newest progress, or what was told last where nobody knows.
+    async fn progress(&mut self) -> Snapshot {
+        let queued = self
+            .job
+            .as_ref()
+            .is_none_or(|job| !is_final(job.state()) && job.epoch == 0);
+        if queued {
+            return self.told;
+        }
+        let body = self.context.bus.progress(&self.id).await.ok().flatten();
+        body.and_then(|body| serde_json::from_slice(&body).ok())
+            .unwrap_or(self.told)
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl DataPrepService for Service {
+    type WatchPreparationStream =
+        BoxStream<'static, Result<proto::WatchPreparationResponse, Status>>;
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<proto::UploadRequest>>,
+    ) -> Answer<proto::UploadResponse> {
+        let _permit = self.uploads.try_acquire().map_err(|_| {
+            Error::new(
+                Class::ResourceExhausted,
+                "too many uploads at the same time; try again later",
+            )
+        })?;
+        let chunks = request
+            .into_inner()
+            .map(|message| message.map(|message| message.chunk.into()));
+        let scratch = self.config.scratch();
+        let taken = upload::take(
+            &self.context.store,
+            chunks,
+            scratch,
+            self.config.max_upload_bytes,
+        );
+        let Uploaded { id, bytes } = taken.await?;
+        tracing::info!(upload = id, bytes, "upload stored");
+        Ok(Response::new(proto::UploadResponse {
+            upload: id,
+            size_bytes: bytes,
+        }))
+    }
+
+    async fn prepare(
+        &self,
+        request: Request<proto::PrepareRequest>,
+    ) -> Answer<proto::PrepareResponse> {
+        let request = request.into_inner();
+        self.submissions.check(request.clone()).await?;
+        let id = job_id(JobKind::Prepare, &request.idempotency_key)?;
+        let job = self.jobs.submit(JobKind::Prepare, &id, &request).await?;
+        tracing::info!(job = job.id, name = request.name, "preparation accepted");
+        Ok(Response::new(proto::PrepareResponse { job: Some(job) }))
+    }
+
+    async fn get_preparation(
+        &self,
+        request: Request<proto::GetPreparationRequest>,
+    ) -> Answer<proto::GetPreparationResponse> {
+        let (_, job) = self.preparation(&request.get_ref().job).await?;
+        Ok(Response::new(proto::GetPreparationResponse {
+            job: Some(job),
+        }))
+    }
+
+    async fn watch_preparation(
+        &self,
+        request: Request<proto::WatchPreparationRequest>,
+    ) -> Answer<Self::WatchPreparationStream> {
+        let (id, _) = self.preparation(&request.get_ref().job).await?;
+        Ok(Response::new(self.follow(id).await?))
+    }
+
+    async fn cancel_preparation(
+        &self,
+        request: Request<proto::CancelPreparationRequest>,
+    ) -> Answer<proto::CancelPreparationResponse> {
+        let (id, _) = self.preparation(&request.get_ref().job).await?;
+        let job = self.jobs.cancel(&id).await?;
+        Ok(Response::new(proto::CancelPreparationResponse {
+            job: Some(job),
+        }))
+    }
+
+    async fn get_dataset(
+        &self,
+        request: Request<proto::GetDatasetRequest>,
+    ) -> Answer<proto::GetDatasetResponse> {
+        let dataset = self.catalog.get(&request.get_ref().dataset).await?;
+        Ok(Response::new(proto::GetDatasetResponse {
+            dataset: Some(dataset.into()),
+        }))
+    }
+
+    async fn list_datasets(
+        &self,
+        request: Request<proto::ListDatasetsRequest>,
+    ) -> Answer<proto::ListDatasetsResponse> {
+        let proto::ListDatasetsRequest {
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let most = page_rows(page_size)?;
+        let (page, more) = self.catalog.page(&after(&page_token)?, most).await?;
+        let next = page.last().filter(|_| more).map(|last| token(&last.name));
+        Ok(Response::new(proto::ListDatasetsResponse {
+            datasets: page.into_iter().map(proto::Dataset::from).collect(),
+            next_page_token: next.unwrap_or_default(),
+        }))
+    }
+}
+
+fn page_rows(asked: i32) -> Result<usize> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(DEFAULT_PAGE),
+        Ok(rows) if rows <= MAX_PAGE => Ok(rows),
+        _ => Err(Error::invalid(
+            "page_size",
+            format!("page_size must be 1 to {MAX_PAGE}"),
+        )),
+    }
+}
+
+/// A page's token: the last name on it, in a form that invites nobody to write one.
+fn token(last: &str) -> String {
+    hex::encode(format!("after:{last}"))
+}
+
+fn after(token: &str) -> Result<String> {
+    if token.is_empty() {
+        return Ok(String::new());
+    }
+    let text = hex::decode(token)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok());
+    let name = text.as_deref().and_then(|text| text.strip_prefix("after:"));
+    let name = name.ok_or_else(|| {
+        Error::invalid(
+            "page_token",
+            "page_token must be the last answer's next_page_token",
+        )
+    })?;
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_bounded_and_tokens_come_back() {
+        assert_eq!(page_rows(0).unwrap(), 100);
+        assert_eq!(page_rows(1000).unwrap(), 1000);
+        for bad in [-1, 1001, i32::MIN] {
+            assert_eq!(page_rows(bad).unwrap_err().field(), Some("page_size"));
+        }
+        assert_eq!(after(&token("dolly")).unwrap(), "dolly");
+        assert_eq!(after("").unwrap(), "");
+        for bad in ["dolly", "zz", "6162"] {
+            assert_eq!(after(bad).unwrap_err().field(), Some("page_token"));
+        }
+    }
+}

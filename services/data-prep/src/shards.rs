@@ -1,0 +1,152 @@
+//! From waiting rows to shards: Parquet files on the local disk, several at a time, the same bytes whoever writes them.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+use togi_runtime::layout;
+use togi_tokens::manifest::{self, DatasetManifest, Part, Split};
+use togi_tokens::shard::{Metadata, Writer};
+use togi_tokens::{prompt, row::Settings};
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::pipeline::Prepared;
+use crate::spool::Spool;
+
+/// How shards are written.
+pub struct Form<'a> {
+    /// Digest of the tokenizer's file.
+    pub tokenizer_digest: &'a str,
+    /// How records became rows.
+    pub settings: &'a Settings,
+    /// Threads that write, at least 1.
+    pub workers: usize,
+    /// An empty folder for the files.
+    pub folder: &'a Path,
+    /// Ends the writing early.
+    pub stop: &'a CancellationToken,
+}
+
+/// Writes a data set's shards into a folder, under the names that its manifest has for them, and returns the manifest.
+pub fn write(form: &Form<'_>, prepared: &Prepared) -> Result<DatasetManifest, Error> {
+    let spools = [
+        (Split::Train, &prepared.train),
+        (Split::Validation, &prepared.validation),
+    ];
+    let jobs: Vec<(Split, &Spool, usize)> = spools
+        .into_iter()
+        .flat_map(|(split, spool)| (0..spool.shards()).map(move |shard| (split, spool, shard)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut parts = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(&(split, spool, shard)) = jobs.get(number) else {
+                return Ok::<_, Error>(parts);
+            };
+            parts.push((
+                number,
+                write_one(form, &prepared.digest, number, split, spool, shard)?,
+            ));
+        }
+    };
+    let mut parts = thread::scope(|scope| {
+        let threads: Vec<_> = (0..form.workers.clamp(1, jobs.len().max(1)))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let mut parts = Vec::new();
+        for thread in threads {
+            let written = thread
+                .join()
+                .map_err(|_| Error::Panicked { thread: "writing" })?;
+            parts.extend(written?);
+        }
+        Ok::<_, Error>(parts)
+    })?;
+    parts.sort_by_key(|&(number, _)| number);
+    Ok(DatasetManifest {
+        schema_version: manifest::SCHEMA_VERSION,
+        dataset: prepared.digest.clone(),
+        tokenizer_digest: form.tokenizer_digest.to_owned(),
+        template_digest: prompt::template_digest().to_owned(),
+        settings: form.settings.clone(),
+        records_read: prepared.read,
+        accepted: prepared.accepted,
+        rejected: prepared.rejected,
+        rejects: manifest::Rejects {
+            path: "rejects.jsonl".to_owned(),
+            sha256: prepared.rejects.sha256.clone(),
+        },
+        parts: parts.into_iter().map(|(_, part)| part).collect(),
+    })
+}
+
+/// Returns where a part is on the local disk.
+pub fn local(folder: &Path, part: &Part) -> PathBuf {
+    folder.join(&part.path)
+}
+
+fn write_one(
+    form: &Form<'_>,
+    dataset: &str,
+    number: usize,
+    split: Split,
+    spool: &Spool,
+    shard: usize,
+) -> Result<Part, Error> {
+    let path = layout::part_name(number);
+    let file = File::create(form.folder.join(&path)).map_err(Error::Scratch)?;
+    let sink = Hashing {
+        file: BufWriter::new(file),
+        hasher: Sha256::new(),
+        bytes: 0,
+    };
+    let metadata = Metadata {
+        tokenizer_digest: form.tokenizer_digest.to_owned(),
+        template_digest: prompt::template_digest().to_owned(),
+        max_length: form.settings.max_length,
+        learn: form.settings.learn,
+    };
+    let mut writer = Writer::new(sink, &metadata)?;
+    for row in spool.shard(shard) {
+        if form.stop.is_cancelled() {
+            return Err(Error::Stopped);
+        }
+        writer.push(row?)?;
+    }
+    let (mut sink, summary) = writer.finish(dataset)?;
+    sink.flush().map_err(Error::Scratch)?;
+    Ok(Part {
+        path,
+        split,
+        rows: summary.rows,
+        tokens: summary.tokens,
+        size_bytes: sink.bytes,
+        sha256: hex::encode(sink.hasher.finalize()),
+    })
+}
+
+/// A file whose bytes are hashed as they go by.
+struct Hashing {
+    file: BufWriter<File>,
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

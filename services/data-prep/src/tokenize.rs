@@ -1,0 +1,164 @@
+//! What a tokenizing thread does to a chunk: each record is read, validated and turned into a row, or rejected with its
+//! reason. A pure function of the chunk, so that any number of threads gives the same.
+
+use serde::Serialize;
+use serde_json::Value;
+use togi_tokens::manifest::canonical_json;
+use togi_tokens::record::{Columns, Record, Reject};
+use togi_tokens::row::{Encoder, is_validation};
+
+use crate::input::{Chunk, MAX_RECORD_BYTES};
+use crate::spool::Packed;
+
+/// Most bytes of a rejected record that are shown.
+const SAMPLE_BYTES: usize = 256;
+
+/// What became of a chunk.
+#[derive(Default)]
+pub(crate) struct Tokenized {
+    /// Each record's fate, in the source's order.
+    pub(crate) fates: Vec<Fate>,
+    /// Rows to train on.
+    pub(crate) train: Packed,
+    /// Rows kept for validation.
+    pub(crate) validation: Packed,
+}
+
+/// What became of a record.
+pub(crate) enum Fate {
+    /// It is a row; the record's digest.
+    Accepted([u8; 32]),
+    /// It is a line of `rejects.jsonl`, without its newline.
+    Rejected {
+        number: u64,
+        reason: String,
+        line: Vec<u8>,
+    },
+}
+
+/// A line of `rejects.jsonl`.
+#[derive(Serialize)]
+struct RejectLine<'a> {
+    /// The line (JSON Lines) or the place (array, table) in its file, from 1.
+    line: u64,
+    /// The file, where the source has more than one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a str>,
+    /// The column at fault, by our name.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    field: &'a str,
+    reason: &'a str,
+    /// How the record begins, as given.
+    sample: &'a str,
+}
+
+/// Turns chunks into rows; one for each thread.
+pub(crate) struct Tokenizing {
+    encoder: Encoder,
+    columns: Columns,
+}
+
+impl Tokenizing {
+    pub(crate) fn new(encoder: Encoder, columns: Columns) -> Self {
+        Self { encoder, columns }
+    }
+
+    pub(crate) fn chunk(&mut self, chunk: &Chunk, file: Option<&str>) -> Tokenized {
+        let mut done = Tokenized::default();
+        match chunk {
+            Chunk::Text(text) => {
+                for record in text.records() {
+                    let read = if record.over_long {
+                        let reason = format!("longer than {MAX_RECORD_BYTES} bytes");
+                        Err(Reject::record(reason))
+                    } else {
+                        Record::from_json_slice(record.bytes, &self.columns)
+                    };
+                    let sample = || String::from_utf8_lossy(head(record.bytes)).into_owned();
+                    self.record(read, record.number, file, sample, &mut done);
+                }
+            }
+            Chunk::Table(table) => {
+                for (number, value) in table.records() {
+                    let sample = value.clone();
+                    let sample = move || sample.to_string();
+                    let read = within_length(&value)
+                        .and_then(|()| Record::from_json(value, &self.columns));
+                    self.record(read, number, file, sample, &mut done);
+                }
+            }
+        }
+        done
+    }
+
+    fn record(
+        &mut self,
+        read: Result<Record, Reject>,
+        number: u64,
+        file: Option<&str>,
+        sample: impl FnOnce() -> String,
+        done: &mut Tokenized,
+    ) {
+        let encoder = &mut self.encoder;
+        let row = read.and_then(|record| encoder.row(&record).map(|row| (record, row)));
+        let fate = match row {
+            Ok((record, row)) => {
+                let share = encoder.settings().validation_share;
+                let kept = share > 0.0 && is_validation(&record.content_hash(), share);
+                if kept {
+                    &mut done.validation
+                } else {
+                    &mut done.train
+                }
+                .push(&row);
+                Fate::Accepted(record.digest())
+            }
+            Err(Reject { reason, field }) => {
+                let sample = sample();
+                let sample = cut(&sample, SAMPLE_BYTES);
+                let line = RejectLine {
+                    line: number,
+                    file,
+                    field: &field,
+                    reason: &reason,
+                    sample,
+                };
+                let line = canonical_json(&line);
+                let reason = if field.is_empty() {
+                    reason
+                } else {
+                    format!("{field}: {reason}")
+                };
+                Fate::Rejected {
+                    number,
+                    reason,
+                    line,
+                }
+            }
+        };
+        done.fates.push(fate);
+    }
+}
+
+fn within_length(value: &Value) -> Result<(), Reject> {
+    let texts = value
+        .as_object()
+        .into_iter()
+        .flat_map(|object| object.values());
+    let bytes: usize = texts.filter_map(Value::as_str).map(str::len).sum();
+    if bytes > MAX_RECORD_BYTES {
+        return Err(Reject::record(format!(
+            "longer than {MAX_RECORD_BYTES} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// The bytes that a sample can show; a character more than it keeps, which `cut` takes off whole.
+fn head(bytes: &[u8]) -> &[u8] {
+    &bytes[..bytes.len().min(SAMPLE_BYTES + 4)]
+}
+
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}

@@ -1,0 +1,92 @@
+//! Uploads: a client's file, hashed on its way to the local disk and then stored under its hash.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+use togi_runtime::{Class, Error, Store, layout};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tonic::Status;
+
+use crate::{Error as Fault, Result};
+
+/// Most bytes of one message.
+const MAX_CHUNK_BYTES: usize = 1 << 20;
+/// Messages that wait for the disk.
+const IN_FLIGHT: usize = 4;
+
+/// What was stored.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Uploaded {
+    pub(crate) id: String,
+    pub(crate) bytes: u64,
+}
+
+/// Takes one file of at most `max_bytes` and stores it, unless it is there already.
+pub(crate) async fn take(
+    store: &Store,
+    chunks: impl Stream<Item = Result<Bytes, Status>>,
+    scratch: PathBuf,
+    max_bytes: u64,
+) -> Result<Uploaded> {
+    let (sender, receiver) = mpsc::channel(IN_FLIGHT);
+    let writing = spawn_blocking(move || write(receiver, scratch));
+    let sent = send(chunks, sender, max_bytes).await;
+    let (file, hash) = writing
+        .await
+        .map_err(|_| Fault::Panicked { thread: "upload" })??;
+    // First what the client did wrong: the writer only saw an end.
+    let bytes = sent?;
+    let key = layout::upload(&hash);
+    if !store.exists(&key).await? {
+        store.put_file(&key, file.path()).await?;
+    }
+    Ok(Uploaded { id: hash, bytes })
+}
+
+async fn send(
+    chunks: impl Stream<Item = Result<Bytes, Status>>,
+    sender: mpsc::Sender<Bytes>,
+    max_bytes: u64,
+) -> Result<u64> {
+    let mut chunks = std::pin::pin!(chunks);
+    let mut total = 0;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        if chunk.len() > MAX_CHUNK_BYTES {
+            let text = format!("chunk must have at most {MAX_CHUNK_BYTES} bytes");
+            return Err(Error::invalid("chunk", text));
+        }
+        total += chunk.len() as u64;
+        if total > max_bytes {
+            let text = format!("a file may have at most {max_bytes} bytes");
+            return Err(Error::new(Class::ResourceExhausted, text).with_field("chunk"));
+        }
+        if sender.send(chunk).await.is_err() {
+            // The disk failed; the writer says how.
+            return Ok(total);
+        }
+    }
+    if total == 0 {
+        return Err(Error::invalid("chunk", "the file is empty"));
+    }
+    Ok(total)
+}
+
+fn write(
+    mut chunks: mpsc::Receiver<Bytes>,
+    scratch: PathBuf,
+) -> Result<(NamedTempFile, String), Fault> {
+    std::fs::create_dir_all(&scratch).map_err(Fault::Scratch)?;
+    let mut file = NamedTempFile::new_in(scratch).map_err(Fault::Scratch)?;
+    let mut hasher = Sha256::new();
+    while let Some(chunk) = chunks.blocking_recv() {
+        hasher.update(&chunk);
+        file.write_all(&chunk).map_err(Fault::Scratch)?;
+    }
+    Ok((file, hex::encode(hasher.finalize())))
+}

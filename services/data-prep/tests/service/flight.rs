@@ -1,0 +1,227 @@
+//! Arrow Flight: rows in the documented order, from any row on, for any client.
+
+use arrow_array::RecordBatch;
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::error::FlightError;
+use arrow_flight::{Criteria, FlightDescriptor, FlightInfo, Ticket};
+use futures::TryStreamExt;
+use serde_json::{Value, json};
+use togi_runtime::layout;
+use togi_tokens::order::Permutation;
+use togi_tokens::row::Row;
+use togi_tokens::shard;
+use tonic::{Code, Status};
+
+use crate::rig::{System, lines, records};
+
+async fn get(system: &System, ticket: Value) -> Result<Vec<Row>, Status> {
+    let ticket = Ticket {
+        ticket: serde_json::to_vec(&ticket).unwrap().into(),
+    };
+    let answer = system.flight().await.do_get(ticket).await?.into_inner();
+    let stream = FlightRecordBatchStream::new_from_flight_data(answer.map_err(FlightError::from));
+    let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(Status::from)?;
+    Ok(batches
+        .iter()
+        .flat_map(|batch| shard::from_batch(batch).unwrap())
+        .collect())
+}
+
+async fn info(system: &System, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+    Ok(system
+        .flight()
+        .await
+        .get_flight_info(descriptor)
+        .await?
+        .into_inner())
+}
+
+async fn prepared(system: &System) -> String {
+    let settings = json!({"settings": {"rows_per_shard": 100, "validation_share": 0.1}});
+    system.prepare(&lines(&records(0, 1000)), settings).await
+}
+
+/// Small enough that shards leave the cache and windows end within a data set.
+async fn cramped() -> System {
+    System::start_with(|config| {
+        config.flight.cache_bytes = 150_000;
+        config.flight.window_rows = 130;
+        config.flight.batch_rows = 50;
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_come_in_the_permutation_and_resume_at_any_offset() {
+    let system = cramped().await;
+    let digest = prepared(&system).await;
+    let stored = get(&system, json!({"dataset": digest})).await.unwrap();
+    let manifest = system.manifest(&digest).await;
+    assert_eq!(
+        stored.len() as u64,
+        manifest.rows(togi_tokens::Split::Train)
+    );
+    let tokens: usize = stored.iter().map(|row| row.input_ids.len()).sum();
+    assert_eq!(tokens as u64, manifest.tokens(togi_tokens::Split::Train));
+    for (seed, epoch) in [(42_u64, 0_u64), (42, 1), (u64::MAX, 7)] {
+        let order = Permutation::new(stored.len() as u64, seed, epoch);
+        let wanted: Vec<Row> = order
+            .from(0)
+            .map(|row| stored[usize::try_from(row).unwrap()].clone())
+            .collect();
+        for offset in [0, 1, 129, 131, 777, stored.len()] {
+            let ticket = json!({"dataset": digest, "seed": seed.to_string(), "epoch": epoch.to_string(),
+                "offset": offset.to_string(), "shuffle": true});
+            let rows = get(&system, ticket).await.unwrap();
+            assert!(
+                rows == wanted[offset..],
+                "seed {seed}, epoch {epoch}, offset {offset}"
+            );
+        }
+    }
+    let kept = get(&system, json!({"dataset": digest, "split": "validation"}))
+        .await
+        .unwrap();
+    assert!(!kept.is_empty() && kept.len() + stored.len() == 1000);
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_sets_are_found_by_name_digest_and_listing() {
+    let system = System::start().await;
+    let digest = prepared(&system).await;
+    system
+        .prepare(&lines(&records(0, 7)), json!({"name": "airs"}))
+        .await;
+    for path in [vec!["songs".to_owned()], vec![digest.clone()]] {
+        let info = info(&system, FlightDescriptor::new_path(path))
+            .await
+            .unwrap();
+        let ticket: Value =
+            serde_json::from_slice(&info.endpoint[0].ticket.as_ref().unwrap().ticket).unwrap();
+        assert_eq!(ticket["dataset"], digest.as_str());
+        assert!(info.endpoint[0].location.is_empty());
+        assert_eq!(
+            get(&system, ticket).await.unwrap().len() as i64,
+            info.total_records
+        );
+        assert_eq!(
+            info.try_decode_schema().unwrap().fields(),
+            shard::schema().fields()
+        );
+    }
+    let cmd = json!({"dataset": "songs", "offset": "3", "shuffle": true, "seed": "9"}).to_string();
+    let shuffled = info(&system, FlightDescriptor::new_cmd(cmd)).await.unwrap();
+    let ticket: Value =
+        serde_json::from_slice(&shuffled.endpoint[0].ticket.as_ref().unwrap().ticket).unwrap();
+    assert_eq!(
+        (&ticket["offset"], &ticket["seed"]),
+        (&json!("3"), &json!("9"))
+    );
+    assert_eq!(
+        get(&system, ticket).await.unwrap().len() as i64,
+        shuffled.total_records
+    );
+    let descriptor = FlightDescriptor::new_path(vec!["songs".into()]);
+    let schema = system
+        .flight()
+        .await
+        .get_schema(descriptor)
+        .await
+        .unwrap()
+        .into_inner();
+    let schema = arrow_schema::Schema::try_from(&schema).unwrap();
+    assert_eq!(schema.fields(), shard::schema().fields());
+    let listed = |prefix: &'static str| {
+        let system = &system;
+        async move {
+            let criteria = Criteria {
+                expression: prefix.into(),
+            };
+            let flights = system
+                .flight()
+                .await
+                .list_flights(criteria)
+                .await
+                .unwrap()
+                .into_inner();
+            let flights: Vec<FlightInfo> = flights.try_collect().await.unwrap();
+            let paths = flights
+                .into_iter()
+                .map(|f| f.flight_descriptor.unwrap().path.join("/"));
+            paths.collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(listed("").await, ["airs", "songs", "songs/validation"]);
+    assert_eq!(listed("ai").await, ["airs"]);
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_ticket_is_refused_and_a_damaged_shard_never_served() {
+    let system = System::start().await;
+    let digest = prepared(&system).await;
+    let table = [
+        (json!({"dataset": "ab".repeat(32)}), Code::NotFound),
+        (json!({"dataset": "songs"}), Code::InvalidArgument),
+        (json!({"dataset": digest, "rows": 3}), Code::InvalidArgument),
+        (
+            json!({"dataset": digest, "split": "test"}),
+            Code::InvalidArgument,
+        ),
+        (
+            json!({"dataset": digest, "offset": "1001"}),
+            Code::InvalidArgument,
+        ),
+        (
+            json!({"dataset": digest, "offset": -1}),
+            Code::InvalidArgument,
+        ),
+    ];
+    for (ticket, code) in table {
+        assert_eq!(
+            get(&system, ticket.clone()).await.unwrap_err().code(),
+            code,
+            "{ticket}"
+        );
+    }
+    let unknown = FlightDescriptor::new_path(vec!["nobody".into()]);
+    assert_eq!(
+        info(&system, unknown).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let part = layout::dataset_part(&digest, 3);
+    let mut bytes = system.context.store.get(&part).await.unwrap().to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    system.context.store.put(&part, bytes).await.unwrap();
+    assert_eq!(
+        get(&system, json!({"dataset": digest}))
+            .await
+            .unwrap_err()
+            .code(),
+        Code::DataLoss
+    );
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_reader_too_many_is_refused_at_once() {
+    let system = System::start_with(|config| config.flight.max_readers = 1).await;
+    let digest = prepared(&system).await;
+    let ticket = || Ticket {
+        ticket: serde_json::to_vec(&json!({"dataset": digest}))
+            .unwrap()
+            .into(),
+    };
+    let mut flight = system.flight().await;
+    let reading = flight.do_get(ticket()).await.unwrap();
+    let refused = flight.do_get(ticket()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    drop(reading);
+    togi_runtime::testing::wait_until("the first reader's place is free", async || {
+        system.flight().await.do_get(ticket()).await.is_ok()
+    })
+    .await;
+    system.stop().await;
+}

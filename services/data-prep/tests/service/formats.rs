@@ -1,0 +1,154 @@
+//! Every form of the same records is the same data set, wherever it lies.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
+use serde_json::{Value, json};
+use togi_proto::job::v1::JobState;
+use togi_runtime::config::BaseConfig;
+
+use crate::rig::{System, lines, records};
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+fn parquet(records: &[Value]) -> Vec<u8> {
+    let column = |name: &str| {
+        let texts = records.iter().map(|record| record[name].as_str().unwrap());
+        Arc::new(StringArray::from_iter_values(texts)) as ArrayRef
+    };
+    let names = ["category", "index", "instruction", "input", "output"];
+    let batch = RecordBatch::try_from_iter(names.map(|name| (name, column(name)))).unwrap();
+    let properties = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(70))
+        .build();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
+fn english(records: &[Value]) -> Vec<Value> {
+    let rename = |record: &Value| {
+        json!({
+            "index": record["index"].as_str().unwrap().parse::<u64>().unwrap(),
+            "instruction": record["instruction"],
+            "context": record["input"],
+            "response": record["output"],
+            "category": record["category"],
+        })
+    };
+    records.iter().map(rename).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_form_of_the_same_records_is_the_same_data_set() {
+    let system = System::start().await;
+    let records = records(0, 200);
+    let array = serde_json::to_vec_pretty(&records).unwrap();
+    let lines_of = lines(&records);
+    let table = parquet(&records);
+    let digest = system.prepare(&lines_of, json!({})).await;
+    let manifest = system.manifest(&digest).await;
+    assert_eq!(
+        (manifest.records_read, manifest.accepted, manifest.rejected),
+        (200, 200, 0)
+    );
+    let renamed = json!({"records": {"columns": {"input": "context", "output": "response"}}});
+    let forms: Vec<(&str, Vec<u8>, Value)> = vec![
+        ("array", array.clone(), json!({})),
+        (
+            "array by name",
+            array.clone(),
+            json!({"records": {"format": "json"}}),
+        ),
+        ("lines.gz", gzip(&lines_of), json!({})),
+        (
+            "array.gz",
+            gzip(&array),
+            json!({"records": {"format": "json"}}),
+        ),
+        (
+            "lines.zst",
+            zstd::encode_all(&lines_of[..], 3).unwrap(),
+            json!({}),
+        ),
+        (
+            "array.zst",
+            zstd::encode_all(&array[..], 3).unwrap(),
+            json!({}),
+        ),
+        ("table", table.clone(), json!({})),
+        (
+            "table.gz",
+            gzip(&table),
+            json!({"records": {"format": "parquet"}}),
+        ),
+        ("renamed", lines(&english(&records)), renamed),
+    ];
+    for (form, bytes, edits) in forms {
+        assert_eq!(system.prepare(&bytes, edits).await, digest, "{form}");
+    }
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configured_sources_are_an_object_or_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let records = records(0, 60);
+    std::fs::create_dir(folder.path().join("parts")).unwrap();
+    std::fs::write(folder.path().join("all.jsonl"), lines(&records)).unwrap();
+    std::fs::write(
+        folder.path().join("parts/a.json.gz"),
+        gzip(&serde_json::to_vec(&records[..25]).unwrap()),
+    )
+    .unwrap();
+    let mut rest = lines(&records[25..]);
+    rest.extend_from_slice(b"{\"broken\n");
+    std::fs::write(folder.path().join("parts/b.jsonl"), rest).unwrap();
+    std::fs::write(folder.path().join("parts/README.md"), "no records").unwrap();
+    let url = |name: &str| BaseConfig {
+        url: format!("file://{}/{name}", folder.path().display()),
+        options: [].into(),
+    };
+    let system = System::start_with(|config| {
+        config.sources.insert("whole".into(), url("all.jsonl"));
+        config.sources.insert("parts".into(), url("parts/"));
+        config.sources.insert("gone".into(), url("gone.jsonl"));
+    })
+    .await;
+    let of = |name: &str| {
+        let mut request = system.request("", json!({}));
+        request.records = serde_json::from_value(json!({"configured": name})).unwrap();
+        request
+    };
+    let whole = system.run(of("whole")).await;
+    assert_eq!(whole.state(), JobState::Succeeded, "{:?}", whole.error);
+    assert_eq!(system.manifest(&whole.result).await.accepted, 60);
+    let parts = system.run(of("parts")).await;
+    assert_eq!(parts.state(), JobState::Succeeded, "{:?}", parts.error);
+    let manifest = system.manifest(&parts.result).await;
+    assert_eq!((manifest.accepted, manifest.rejected), (60, 1));
+    let rejects = system.rejects(&parts.result).await;
+    assert_eq!(
+        (&rejects[0]["file"], &rejects[0]["line"]),
+        (&json!("b.jsonl"), &json!(36))
+    );
+    let gone = system.run(of("gone")).await;
+    let error = gone.error.clone().unwrap();
+    assert_eq!(gone.state(), JobState::Failed);
+    assert_eq!(
+        (error.code.as_str(), error.field.as_str()),
+        ("NOT_FOUND", "records.configured")
+    );
+    system.stop().await;
+}
