@@ -1,0 +1,141 @@
+//! The model card: a README.md with the front matter that PEFT writes. A pure function of what the generation is made of, so
+//! that two jobs that make the same generation write the same card.
+
+use togi_runtime::registry::Identity;
+
+use crate::recipe::Recipe;
+
+/// Returns the card of an adapter over the base that PEFT shall load as `base_name`.
+#[must_use]
+pub(crate) fn card(
+    base_name: &str,
+    identity: &Identity,
+    generation: &str,
+    recipe: &Recipe,
+) -> String {
+    let targets: Vec<String> = recipe
+        .target_names()
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let clipping = match recipe.max_gradient_norm {
+        0.0 => "none".to_owned(),
+        norm => norm.to_string(),
+    };
+    format!(
+        "---\n\
+         base_model: {base_name:?}\n\
+         language: ja\n\
+         library_name: peft\n\
+         license: other\n\
+         license_name: base-and-data\n\
+         pipeline_tag: text-generation\n\
+         tags:\n\
+         - \"base_model:adapter:{base_name}\"\n\
+         - lora\n\
+         - transformers\n\
+         ---\n\
+         \n\
+         # A LoRA adapter for {base_name}\n\
+         \n\
+         Made by Togi. Its licence follows from those of the base and of the data that it was trained on.\n\
+         \n\
+         ## Use\n\
+         \n\
+         ```python\n\
+         from peft import PeftModel\n\
+         from transformers import AutoModelForCausalLM\n\
+         \n\
+         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base_name:?}), \"PATH_OF_THIS_FOLDER\")\n\
+         ```\n\
+         \n\
+         The prompt is `### 指示:` instruction, `### 入力:` input (left out when empty) and `### 回答:`, with an empty line between them;\n\
+         each newline is written `<NL>`.\n\
+         \n\
+         ## Made of\n\
+         \n\
+         | | |\n\
+         |---|---|\n\
+         | generation | `{generation}` |\n\
+         | base | `{}`, held as {} |\n\
+         | tokenizer | `{}` |\n\
+         | prompt template | `{}` |\n\
+         | data set | `{}` |\n\
+         | recipe | `{}` |\n\
+         \n\
+         ## Training\n\
+         \n\
+         | | |\n\
+         |---|---|\n\
+         | LoRA | rank {}, alpha {}, dropout {}, on {} |\n\
+         | optimizer | AdamW ({}, {}, {:e}), weight decay {} |\n\
+         | learning rate | {:e}, {} warm-up steps, then linear decay |\n\
+         | records in a step | {} x {} |\n\
+         | epochs | {} |\n\
+         | gradient clipping | {clipping} |\n\
+         | seed | {} |\n",
+        identity.base,
+        identity.base_precision,
+        identity.tokenizer,
+        identity.template,
+        identity.dataset,
+        identity.recipe,
+        recipe.lora.rank,
+        recipe.lora.alpha,
+        recipe.lora.dropout,
+        targets.join(", "),
+        recipe.adam_beta1,
+        recipe.adam_beta2,
+        recipe.adam_epsilon,
+        recipe.weight_decay,
+        recipe.learning_rate,
+        recipe.warmup_steps,
+        recipe.batch_size,
+        recipe.accumulation,
+        recipe.epochs,
+        recipe.seed,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_has_front_matter_and_names_its_parts() {
+        let identity = Identity {
+            base: "b0".into(),
+            base_precision: "f32".into(),
+            tokenizer: "t0".into(),
+            template: "p0".into(),
+            dataset: "d0".into(),
+            recipe: "r0".into(),
+        };
+        let card = card(
+            "rinna/japanese-gpt-neox-3.6b",
+            &identity,
+            "g0",
+            &Recipe::from_toml("").unwrap(),
+        );
+        let front = card
+            .strip_prefix("---\n")
+            .and_then(|rest| rest.split_once("\n---\n"))
+            .unwrap()
+            .0;
+        for line in [
+            "base_model: \"rinna/japanese-gpt-neox-3.6b\"",
+            "library_name: peft",
+            "language: ja",
+        ] {
+            assert!(front.lines().any(|l| l == line), "{line} in {front}");
+        }
+        for part in [
+            "`g0`",
+            "`b0`, held as f32",
+            "`d0`",
+            "rank 8, alpha 32, dropout 0.1, on `query_key_value`",
+        ] {
+            assert!(card.contains(part), "{part} in {card}");
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! Checkpoints: everything that a later worker needs to go on exactly, at a step's boundary.
+//!
+//! Under `jobs/<job>/checkpoints/<step>/<claim>/` lie the trainable tensors (f32), the optimizer's state and, written last,
+//! the manifest with their digests, the position in the data, and the run's identity. A folder without a manifest is no
+//! checkpoint. The claim in the key keeps a stale worker's objects apart from its successor's.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use togi_runtime::{
+    Class, JobId, Store, layout,
+    registry::{AdapterFile, Identity},
+};
+use tracing::warn;
+
+use crate::error::{Error, Result};
+
+/// Checkpoints that are kept, the final one among them.
+const KEPT: usize = 3;
+
+const SCHEMA_VERSION: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const LORA: &str = "lora.f32";
+const OPTIMIZER: &str = "adamw.bin";
+
+/// A run's state after `step` optimizer steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Where it stands.
+    pub progress: Progress,
+    /// The trainable buffer, as [`togi_model::Lora::to_bytes`] writes it.
+    pub lora: Bytes,
+    /// The optimizer's state, as [`togi_model::optim::AdamW::to_bytes`] writes it.
+    pub optimizer: Bytes,
+}
+
+/// Where a run stands at a step's boundary. Learning rate, order and dropout are functions of it and the recipe.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimizer steps done; also AdamW's count.
+    pub step: u64,
+    /// Epoch of the next record, from 0.
+    pub epoch: u64,
+    /// Records of that epoch already used.
+    pub offset: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Records trained on.
+    pub samples: u64,
+    /// Seconds spent in steps, by all workers of the job together. A figure for the report; nothing depends on it.
+    pub seconds: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    schema_version: u32,
+    job: JobId,
+    claim: u64,
+    seed: u64,
+    progress: Progress,
+    identity: Identity,
+    engine: String,
+    files: BTreeMap<String, AdapterFile>,
+}
+
+/// What a checkpoint belongs to.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// The job.
+    pub job: JobId,
+    /// What the run is made from.
+    pub identity: Identity,
+    /// The recipe's seed.
+    pub seed: u64,
+}
+
+/// Commits a checkpoint of a claim and returns its manifest's key.
+///
+/// # Errors
+/// The store's.
+pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot) -> Result<Path> {
+    let step = snapshot.progress.step;
+    let mut files = BTreeMap::new();
+    for (name, bytes) in [(LORA, &snapshot.lora), (OPTIMIZER, &snapshot.optimizer)] {
+        let sha256 = hex::encode(Sha256::digest(bytes));
+        files.insert(
+            name.to_owned(),
+            AdapterFile {
+                bytes: bytes.len() as u64,
+                sha256,
+            },
+        );
+        store
+            .put_new(
+                &layout::checkpoint_file(&owner.job, step, claim, name),
+                bytes.clone(),
+            )
+            .await?;
+    }
+    let manifest = Manifest {
+        schema_version: SCHEMA_VERSION,
+        job: owner.job.clone(),
+        claim,
+        seed: owner.seed,
+        progress: snapshot.progress.clone(),
+        identity: owner.identity.clone(),
+        engine: engine(),
+        files,
+    };
+    let path = layout::checkpoint_manifest(&owner.job, step, claim);
+    store.put_new_json(&path, &manifest).await?;
+    Ok(path)
+}
+
+/// Returns the newest checkpoint whose files are what its manifest says, and its manifest's key; `None` to start from
+/// nothing.
+///
+/// # Errors
+/// [`Error::OtherRun`] if the job's checkpoints belong to other data, another base or another recipe; the store's.
+pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapshot)>> {
+    for (step, claim, path) in committed(store, &owner.job).await?.into_iter().rev() {
+        match read(store, owner, step, claim).await {
+            Ok(snapshot) => return Ok(Some((path, snapshot))),
+            Err(Error::Damaged { what, reason }) => {
+                warn!(job = %owner.job, step, claim, %what, %reason, "a damaged checkpoint is passed over");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Removes all but the newest checkpoints, oldest first, manifest first: what is half removed is no checkpoint.
+///
+/// # Errors
+/// The store's.
+pub async fn prune(store: &Store, job: &JobId) -> Result<()> {
+    let committed = committed(store, job).await?;
+    let surplus = committed.len().saturating_sub(KEPT);
+    for (step, claim, manifest) in committed.into_iter().take(surplus) {
+        store.delete(&manifest).await?;
+        for name in [LORA, OPTIMIZER] {
+            store
+                .delete(&layout::checkpoint_file(job, step, claim, name))
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Manifests of a job's checkpoints, oldest step first.
+async fn committed(store: &Store, job: &JobId) -> Result<Vec<(u64, u64, Path)>> {
+    let objects = store.list(&layout::checkpoints(job)).await?;
+    let mut committed: Vec<(u64, u64, Path)> = objects
+        .into_iter()
+        .filter_map(|object| {
+            object
+                .location
+                .filename()
+                .filter(|name| *name == MANIFEST)?;
+            let (step, claim) = layout::parse_checkpoint(&object.location)?;
+            Some((step, claim, object.location))
+        })
+        .collect();
+    committed.sort();
+    Ok(committed)
+}
+
+async fn read(store: &Store, owner: &Owner, step: u64, claim: u64) -> Result<Snapshot> {
+    let path = layout::checkpoint_manifest(&owner.job, step, claim);
+    let bytes = store.get(&path).await?;
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))?;
+    if manifest.schema_version != SCHEMA_VERSION {
+        return Err(Error::damaged(
+            path.to_string(),
+            format!("its schema version is {}", manifest.schema_version),
+        ));
+    }
+    check_owner(&path, &manifest, owner)?;
+    if manifest.engine != engine() {
+        warn!(checkpoint = %path, made_by = %manifest.engine, "the checkpoint was made by another build: the result may differ in its last bits");
+    }
+    let file = |name| layout::checkpoint_file(&owner.job, step, claim, name);
+    Ok(Snapshot {
+        lora: read_file(store, &file(LORA), manifest.files.get(LORA)).await?,
+        optimizer: read_file(store, &file(OPTIMIZER), manifest.files.get(OPTIMIZER)).await?,
+        progress: manifest.progress,
+    })
+}
+
+fn check_owner(path: &Path, manifest: &Manifest, owner: &Owner) -> Result<()> {
+    let (found, ours) = (&manifest.identity, &owner.identity);
+    let other = [
+        ("job", manifest.job != owner.job),
+        ("seed", manifest.seed != owner.seed),
+        (
+            "base",
+            found.base != ours.base || found.base_precision != ours.base_precision,
+        ),
+        ("tokenizer", found.tokenizer != ours.tokenizer),
+        ("prompt template", found.template != ours.template),
+        ("data set", found.dataset != ours.dataset),
+        ("recipe", found.recipe != ours.recipe),
+    ];
+    match other.into_iter().find(|(_, differs)| *differs) {
+        Some((what, _)) => Err(Error::OtherRun {
+            checkpoint: path.to_string(),
+            what,
+        }),
+        None => Ok(()),
+    }
+}
+
+async fn read_file(store: &Store, path: &Path, file: Option<&AdapterFile>) -> Result<Bytes> {
+    let Some(file) = file else {
+        return Err(Error::damaged(
+            path.to_string(),
+            "the manifest does not name it",
+        ));
+    };
+    let bytes = match store.get(path).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.class() == Class::NotFound => {
+            return Err(Error::damaged(path.to_string(), "it is missing"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if bytes.len() as u64 != file.bytes || hex::encode(Sha256::digest(&bytes)) != file.sha256 {
+        return Err(Error::damaged(
+            path.to_string(),
+            "its bytes are not those of the manifest",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// What computes: bits may differ between builds and kinds of CPU.
+fn engine() -> String {
+    format!(
+        "togi {} {}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::ARCH
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use togi_runtime::config::StoreConfig;
+
+    use super::*;
+
+    fn job() -> JobId {
+        JobId::parse("job").unwrap()
+    }
+
+    fn owner() -> Owner {
+        let digest = |c: &str| c.repeat(64);
+        Owner {
+            job: job(),
+            identity: Identity {
+                base: digest("a"),
+                base_precision: "f32".into(),
+                tokenizer: digest("b"),
+                template: digest("c"),
+                dataset: digest("d"),
+                recipe: digest("e"),
+            },
+            seed: 42,
+        }
+    }
+
+    fn snapshot(step: u64) -> Snapshot {
+        let progress = Progress {
+            step,
+            epoch: 1,
+            offset: 3,
+            tokens: 99,
+            samples: 7,
+            seconds: 0.5,
+        };
+        Snapshot {
+            progress,
+            lora: Bytes::from(vec![step as u8; 8]),
+            optimizer: Bytes::from_static(b"state"),
+        }
+    }
+
+    async fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreConfig::folder(folder.path()).unwrap())
+            .await
+            .unwrap();
+        (folder, store)
+    }
+
+    #[tokio::test]
+    async fn the_newest_sound_checkpoint_is_resumed() {
+        let (_folder, store) = store().await;
+        assert_eq!(newest(&store, &owner()).await.unwrap(), None);
+        for step in [9, 10, 100] {
+            save(&store, &owner(), 5, &snapshot(step)).await.unwrap();
+        }
+        assert_eq!(
+            newest(&store, &owner()).await.unwrap().unwrap().1,
+            snapshot(100)
+        );
+        store
+            .put(
+                &layout::checkpoint_file(&job(), 100, 5, OPTIMIZER),
+                Bytes::from_static(b"State"),
+            )
+            .await
+            .unwrap();
+        assert_eq!(
+            newest(&store, &owner()).await.unwrap().unwrap().1,
+            snapshot(10)
+        );
+        store
+            .delete(&layout::checkpoint_file(&job(), 10, 5, LORA))
+            .await
+            .unwrap();
+        assert_eq!(
+            newest(&store, &owner()).await.unwrap().unwrap().1,
+            snapshot(9)
+        );
+        store
+            .delete(&layout::checkpoint_manifest(&job(), 9, 5))
+            .await
+            .unwrap();
+        assert_eq!(newest(&store, &owner()).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn the_newest_three_are_kept() {
+        let (_folder, store) = store().await;
+        for step in 1..=5 {
+            save(&store, &owner(), 5, &snapshot(step)).await.unwrap();
+            prune(&store, &job()).await.unwrap();
+        }
+        let steps: Vec<u64> = committed(&store, &job())
+            .await
+            .unwrap()
+            .iter()
+            .map(|(step, ..)| *step)
+            .collect();
+        assert_eq!(steps, [3, 4, 5]);
+        assert_eq!(
+            store
+                .list(&layout::checkpoints(&job()))
+                .await
+                .unwrap()
+                .len(),
+            9
+        );
+    }
+
+    #[tokio::test]
+    async fn another_runs_checkpoint_is_refused_by_name() {
+        let (_folder, store) = store().await;
+        save(&store, &owner(), 5, &snapshot(1)).await.unwrap();
+        let mut other = owner();
+        other.identity.dataset = "f".repeat(64);
+        let error = newest(&store, &other).await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::OtherRun {
+                    what: "data set",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}

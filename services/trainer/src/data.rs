@@ -1,0 +1,278 @@
+//! Rows for the training loop: read over Arrow Flight ahead of their use, within a budget of bytes, in the ticket's order.
+//!
+//! The reader waits for data-prep as long as it takes: when it goes away the stream is asked for again from the row after
+//! the last one received, so that the loop sees one unbroken sequence of records.
+
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
+
+use arrow_flight::{FlightClient, Ticket, error::FlightError};
+use futures::StreamExt;
+use togi_proto::dataprep::v1::DatasetTicket;
+use togi_runtime::{Class, grpc::Client};
+use togi_tokens::{Row, shard};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tonic::Code;
+use tracing::{debug, warn};
+
+use crate::{
+    checkpoint::Progress,
+    error::{Error, Result},
+};
+
+/// Largest message that is taken from data-prep.
+const MESSAGE_BYTES: usize = 16 << 20;
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How often a stream may end early, without an error and without a row, before the data set is held to be damaged.
+const EMPTY_STREAMS: u32 = 5;
+
+/// Which rows, in which order.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The data set's digest.
+    pub dataset: String,
+    /// Its rows.
+    pub rows: u64,
+    /// Seed of the permutations.
+    pub seed: u64,
+    /// False: the stored order.
+    pub shuffle: bool,
+    /// Passes over the rows.
+    pub epochs: u64,
+}
+
+/// A row that waits and its share of the budget, given back when the row is taken: a window may be larger than the budget.
+#[derive(Debug)]
+struct Fetched {
+    row: Row,
+    _budget: OwnedSemaphorePermit,
+}
+
+/// Where the training thread takes its rows from; an error is the last item.
+#[derive(Debug)]
+pub struct Rows(mpsc::UnboundedReceiver<Result<Fetched>>);
+
+impl Rows {
+    /// Waits for the next row; `None` when the reader was stopped or the last epoch is over. Not for async code.
+    ///
+    /// # Errors
+    /// What ended the reader.
+    pub fn receive(&mut self) -> Result<Option<Row>> {
+        let fetched = self.0.blocking_recv().transpose()?;
+        Ok(fetched.map(|fetched| fetched.row))
+    }
+}
+
+/// Reads rows into a channel; what is in the channel never holds more than the budget.
+pub struct Reader {
+    client: FlightClient<Client>,
+    order: Order,
+    budget: Arc<Semaphore>,
+    budget_bytes: u32,
+    rows: mpsc::UnboundedSender<Result<Fetched>>,
+}
+
+impl Reader {
+    /// Returns a reader of data-prep and the rows that it will read.
+    #[must_use]
+    pub fn new(client: Client, order: Order, budget_bytes: u32) -> (Reader, Rows) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let inner = arrow_flight::flight_service_client::FlightServiceClient::new(client)
+            .max_decoding_message_size(MESSAGE_BYTES);
+        let client = FlightClient::new_from_inner(inner);
+        let budget = Arc::new(Semaphore::new(budget_bytes as usize));
+        (
+            Reader {
+                client,
+                order,
+                budget,
+                budget_bytes,
+                rows: sender,
+            },
+            Rows(receiver),
+        )
+    }
+
+    /// Reads from a position to the end of the last epoch. Returns when it is there, when nobody takes the rows any more, or
+    /// after an error, which is the rows' last item.
+    pub async fn run(mut self, from: Progress) {
+        let (mut epoch, mut offset) = (from.epoch, from.offset);
+        while epoch < self.order.epochs {
+            match self.read_epoch(epoch, offset).await {
+                Ok(ControlFlow::Continue(())) => (epoch, offset) = (epoch + 1, 0),
+                Ok(ControlFlow::Break(())) => return,
+                Err(error) => {
+                    // Nobody takes it: then nobody needs it.
+                    let _ = self.rows.send(Err(error));
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn read_epoch(&mut self, epoch: u64, mut offset: u64) -> Result<ControlFlow<()>> {
+        let mut wait = FIRST_WAIT;
+        let mut empty_streams = 0;
+        while offset < self.order.rows {
+            let start = offset;
+            match self.read_stream(epoch, &mut offset).await {
+                Ok(ControlFlow::Break(())) => return Ok(ControlFlow::Break(())),
+                Ok(ControlFlow::Continue(())) if offset == self.order.rows => break,
+                Ok(ControlFlow::Continue(())) => {
+                    empty_streams = if offset == start {
+                        empty_streams + 1
+                    } else {
+                        0
+                    };
+                    if empty_streams == EMPTY_STREAMS {
+                        let reason = format!(
+                            "epoch {epoch} ends after {offset} of {} rows",
+                            self.order.rows
+                        );
+                        return Err(self.data_error(Class::DataLoss, reason));
+                    }
+                }
+                Err(error) if waiting_helps(&error) => {
+                    warn!(epoch, offset, %error, "data-prep does not answer; the rows are asked for again");
+                }
+                Err(error) => return Err(self.data_error(class_of(&error), error.to_string())),
+            }
+            if offset > start {
+                wait = FIRST_WAIT;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.rows.closed() => return Ok(ControlFlow::Break(())),
+            }
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// One Flight stream from `offset` on, which follows what was received.
+    async fn read_stream(
+        &mut self,
+        epoch: u64,
+        offset: &mut u64,
+    ) -> std::result::Result<ControlFlow<()>, FlightError> {
+        let ticket = DatasetTicket {
+            dataset: self.order.dataset.clone(),
+            split: "train".to_owned(),
+            seed: self.order.seed,
+            epoch,
+            offset: *offset,
+            shuffle: self.order.shuffle,
+        };
+        let ticket = serde_json::to_vec(&ticket)
+            .map_err(|error| FlightError::from_external_error(Box::new(error)))?;
+        debug!(epoch, offset = *offset, "asking data-prep for rows");
+        let mut batches = self
+            .client
+            .do_get(Ticket {
+                ticket: ticket.into(),
+            })
+            .await?;
+        while let Some(batch) = batches.next().await {
+            let rows = shard::from_batch(&batch?)
+                .map_err(|error| FlightError::DecodeError(error.to_string()))?;
+            for row in rows {
+                if *offset == self.order.rows {
+                    return Err(FlightError::DecodeError(format!(
+                        "there are more than {} rows",
+                        self.order.rows
+                    )));
+                }
+                let bytes = row_bytes(&row).min(self.budget_bytes);
+                let Ok(budget) = Arc::clone(&self.budget).acquire_many_owned(bytes).await else {
+                    return Ok(ControlFlow::Break(()));
+                };
+                if self
+                    .rows
+                    .send(Ok(Fetched {
+                        row,
+                        _budget: budget,
+                    }))
+                    .is_err()
+                {
+                    return Ok(ControlFlow::Break(()));
+                }
+                *offset += 1;
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn data_error(&self, class: Class, reason: String) -> Error {
+        Error::Data {
+            dataset: self.order.dataset.clone(),
+            reason,
+            class,
+        }
+    }
+}
+
+fn row_bytes(row: &Row) -> u32 {
+    let bytes = size_of::<Fetched>()
+        + row.sample_id.len()
+        + row.category.len()
+        + 4 * (row.input_ids.len() + row.labels.len());
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// Whether data-prep may answer the same question otherwise later: it is away, overloaded, or the connection broke.
+fn waiting_helps(error: &FlightError) -> bool {
+    match error {
+        FlightError::Tonic(status) => matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::Unknown
+                | Code::Cancelled
+                | Code::Aborted
+                | Code::DeadlineExceeded
+                | Code::ResourceExhausted
+                | Code::Internal
+        ),
+        _ => false,
+    }
+}
+
+fn class_of(error: &FlightError) -> Class {
+    match error {
+        FlightError::Tonic(status) => match status.code() {
+            Code::NotFound => Class::NotFound,
+            Code::InvalidArgument => Class::InvalidArgument,
+            Code::FailedPrecondition => Class::FailedPrecondition,
+            Code::Unimplemented => Class::Unimplemented,
+            Code::DataLoss => Class::DataLoss,
+            _ => Class::Internal,
+        },
+        _ => Class::DataLoss,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_waiting_cures_is_waited_for() {
+        let status = |code| FlightError::Tonic(Box::new(tonic::Status::new(code, "x")));
+        for code in [Code::Unavailable, Code::Cancelled, Code::ResourceExhausted] {
+            assert!(waiting_helps(&status(code)));
+        }
+        for code in [
+            Code::NotFound,
+            Code::InvalidArgument,
+            Code::FailedPrecondition,
+            Code::DataLoss,
+        ] {
+            assert!(!waiting_helps(&status(code)));
+        }
+        assert!(!waiting_helps(&FlightError::DecodeError("x".into())));
+        assert_eq!(class_of(&status(Code::NotFound)), Class::NotFound);
+        assert_eq!(
+            class_of(&FlightError::DecodeError("x".into())),
+            Class::DataLoss
+        );
+    }
+}

@@ -1,0 +1,193 @@
+//! What can go wrong in the trainer, and the class of each: the class alone decides the gRPC code and the job's fate.
+
+use togi_runtime::Class;
+
+use crate::recipe::Precision;
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of the trainer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of a request is wrong in itself.
+    #[error("{field} {reason}")]
+    Invalid {
+        /// The field's path in the request, for example `recipe.lora.rank`.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The parts that a request names do not fit each other.
+    #[error("{field} {reason}")]
+    Unfit {
+        /// The field at fault.
+        field: &'static str,
+        /// What does not fit, with both sides' figures.
+        reason: String,
+    },
+    /// The base cannot be held so yet.
+    #[error("recipe.base_precision \"{}\" is not built yet; \"f32\" is", .0.name())]
+    PrecisionNotBuilt(Precision),
+    /// The job would need more memory than there is.
+    #[error(
+        "the job needs {needed} bytes of memory ({plan}) and {available} are available; a smaller recipe.batch_size, \
+         recipe.lora.rank or data set max_length needs less"
+    )]
+    Memory {
+        /// Bytes that the plan asks for.
+        needed: u64,
+        /// Bytes that the device has.
+        available: u64,
+        /// The plan's parts.
+        plan: String,
+    },
+    /// The loss or the gradient stopped being a number.
+    #[error(
+        "{what} of step {step} is not finite (epoch {epoch}, samples {}); {}",
+        samples.join(", "),
+        last_good(checkpoint.as_deref())
+    )]
+    NotFinite {
+        /// "the loss" or "the gradient norm".
+        what: &'static str,
+        /// The optimizer step.
+        step: u64,
+        /// Its epoch, from 0.
+        epoch: u64,
+        /// Ids of the window's records.
+        samples: Vec<String>,
+        /// Manifest of the last checkpoint before it.
+        checkpoint: Option<String>,
+    },
+    /// Bytes in the store are not what their manifest or their schema says.
+    #[error("{what} is damaged: {reason}")]
+    Damaged {
+        /// What was read.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A checkpoint belongs to another run: other data, base or recipe.
+    #[error(
+        "the checkpoint {checkpoint} was made with another {what}; the job cannot go on exactly"
+    )]
+    OtherRun {
+        /// Its manifest.
+        checkpoint: String,
+        /// The part of the identity that differs.
+        what: &'static str,
+    },
+    /// Data-prep answered with an error that waiting does not cure, or with rows that are not rows.
+    #[error("data set {dataset} cannot be read from data-prep: {reason}")]
+    Data {
+        /// The data set's digest.
+        dataset: String,
+        /// Why.
+        reason: String,
+        /// Class of the cause.
+        class: Class,
+    },
+    /// The training thread ended without saying why.
+    #[error("the training thread ended unexpectedly")]
+    ThreadGone,
+    /// The network, the adapter or the base.
+    #[error(transparent)]
+    Model(#[from] togi_model::Error),
+    /// The tokenizer or the data set's manifest.
+    #[error(transparent)]
+    Tokens(#[from] togi_tokens::Error),
+    /// The store, the bus, a job's record, configuration.
+    #[error(transparent)]
+    Runtime(#[from] togi_runtime::Error),
+    /// A file or a thread.
+    #[error("i/o")]
+    Io(#[from] std::io::Error),
+    /// A value of ours that has no JSON form.
+    #[error("json")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// A request's field that is wrong in itself.
+    pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Error {
+        Error::Invalid {
+            field,
+            reason: reason.into(),
+        }
+    }
+
+    /// Two parts of a request that do not fit.
+    pub(crate) fn unfit(field: &'static str, reason: impl Into<String>) -> Error {
+        Error::Unfit {
+            field,
+            reason: reason.into(),
+        }
+    }
+
+    /// Bytes that are not what they should be.
+    pub(crate) fn damaged(what: impl Into<String>, reason: impl ToString) -> Error {
+        Error::Damaged {
+            what: what.into(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// The error's class.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Invalid { .. } => Class::InvalidArgument,
+            Error::Unfit { .. } | Error::OtherRun { .. } | Error::NotFinite { .. } => {
+                Class::FailedPrecondition
+            }
+            Error::PrecisionNotBuilt(_) => Class::Unimplemented,
+            Error::Memory { .. } => Class::ResourceExhausted,
+            Error::Damaged { .. } => Class::DataLoss,
+            Error::Data { class, .. } => *class,
+            Error::Model(togi_model::Error::Field { .. }) => Class::InvalidArgument,
+            Error::Model(_) => Class::FailedPrecondition,
+            Error::Tokens(_) => Class::DataLoss,
+            Error::Runtime(error) => error.class(),
+            Error::ThreadGone | Error::Json(_) => Class::Internal,
+            Error::Io(_) => Class::Unavailable,
+        }
+    }
+
+    fn field(&self) -> Option<&'static str> {
+        match self {
+            Error::Invalid { field, .. } | Error::Unfit { field, .. } => Some(field),
+            Error::PrecisionNotBuilt(_) => Some("recipe.base_precision"),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for togi_runtime::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Runtime(error) => error,
+            error => {
+                let class = error.class();
+                let message = error.to_string();
+                match error.field() {
+                    Some(field) => togi_runtime::Error::new(class, message).with_field(field),
+                    None => togi_runtime::Error::new(class, message).with_source(error),
+                }
+            }
+        }
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        togi_runtime::Error::from(error).into()
+    }
+}
+
+fn last_good(checkpoint: Option<&str>) -> String {
+    match checkpoint {
+        Some(manifest) => format!("the last good checkpoint is {manifest}"),
+        None => "there is no earlier checkpoint".to_owned(),
+    }
+}

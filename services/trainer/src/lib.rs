@@ -1,0 +1,39 @@
+//! Turns data sets into adapters. Reading order: [`config`] → [`recipe`] → [`submission`] → [`queue`] (accepting a job),
+//! [`worker`] → [`train`] → [`checkpoint`], [`log`] → publish (working on it), [`watch`], [`registry`], [`follower`] (what others see).
+
+pub mod api;
+pub mod bases;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+pub mod dataset;
+pub mod error;
+pub mod follower;
+pub mod log;
+pub mod metrics;
+pub mod page;
+pub mod policy;
+pub mod progress;
+pub mod queue;
+pub mod recipe;
+pub mod registry;
+pub mod report;
+pub mod request;
+pub mod submission;
+pub mod tensorboard;
+pub mod train;
+pub mod watch;
+pub mod worker;
+
+mod card;
+mod memory;
+mod patience;
+
+mod publish;
+mod run;
+mod service;
+
+pub use config::{Config, Role};
+pub use error::{Error, Result};
+pub use recipe::Recipe;
+pub use service::start;

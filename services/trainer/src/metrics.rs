@@ -1,0 +1,118 @@
+//! What the trainer measures.
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Gauge, Histogram, UpDownCounter},
+};
+use togi_runtime::telemetry;
+
+use crate::progress::Measured;
+
+/// The trainer's instruments. Clones are the same ones.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    running: UpDownCounter<i64>,
+    waiting: Gauge<u64>,
+    step_seconds: Histogram<f64>,
+    loss: Gauge<f64>,
+    gradient_norm: Gauge<f64>,
+    tokens_per_second: Gauge<f64>,
+    tokens: Counter<u64>,
+    samples: Counter<u64>,
+    policy_jobs: Counter<u64>,
+}
+
+/// Counts a job as running until it is dropped.
+#[derive(Debug)]
+pub struct Running(UpDownCounter<i64>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.add(-1, &[]);
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// Returns the instruments of the process's meter.
+    #[must_use]
+    pub fn new() -> Metrics {
+        let meter = telemetry::meter();
+        Metrics {
+            running: meter
+                .i64_up_down_counter("togi.trainer.jobs.running")
+                .with_description("Jobs that this process works on")
+                .build(),
+            waiting: meter
+                .u64_gauge("togi.trainer.jobs.waiting")
+                .with_description("Training jobs that wait for a worker, anywhere")
+                .build(),
+            step_seconds: meter
+                .f64_histogram("togi.trainer.step.duration")
+                .with_unit("s")
+                .with_description("Duration of an optimizer step")
+                .build(),
+            loss: meter
+                .f64_gauge("togi.trainer.loss")
+                .with_description("Mean loss of the last step's learned targets")
+                .build(),
+            gradient_norm: meter
+                .f64_gauge("togi.trainer.gradient.norm")
+                .with_description("Gradient norm of the last step, before clipping")
+                .build(),
+            tokens_per_second: meter
+                .f64_gauge("togi.trainer.throughput")
+                .with_unit("{token}/s")
+                .with_description("Tokens a second of the last step")
+                .build(),
+            tokens: meter
+                .u64_counter("togi.trainer.tokens")
+                .with_unit("{token}")
+                .with_description("Tokens trained on")
+                .build(),
+            samples: meter
+                .u64_counter("togi.trainer.samples")
+                .with_unit("{record}")
+                .with_description("Records trained on")
+                .build(),
+            policy_jobs: meter
+                .u64_counter("togi.trainer.policy.jobs")
+                .with_description("Jobs that policies have started, or failed to start")
+                .build(),
+        }
+    }
+
+    /// Counts a job as running until the answer is dropped.
+    #[must_use]
+    pub fn running(&self) -> Running {
+        self.running.add(1, &[]);
+        Running(self.running.clone())
+    }
+
+    /// Says how many jobs wait.
+    pub fn waiting(&self, jobs: u64) {
+        self.waiting.record(jobs, &[]);
+    }
+
+    /// Counts a step.
+    pub fn step(&self, step: &Measured) {
+        self.loss.record(step.line.loss, &[]);
+        self.gradient_norm.record(step.line.gradient_norm, &[]);
+        self.tokens_per_second
+            .record(step.line.tokens_per_second, &[]);
+        self.step_seconds.record(step.seconds, &[]);
+        self.samples.add(step.samples, &[]);
+        self.tokens.add(step.tokens, &[]);
+    }
+
+    /// Counts a policy's job.
+    pub fn policy_job(&self, outcome: &'static str) {
+        self.policy_jobs
+            .add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+}

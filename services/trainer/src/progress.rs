@@ -1,0 +1,89 @@
+//! A step's figures: what a line of the log says. Measurement stays out of the training loop.
+
+use togi_proto::trainer::v1::Step;
+use togi_tokens::Row;
+
+use crate::{checkpoint::Progress, memory};
+
+/// Weight of the newest step in the running mean of step times.
+const NEWEST: f64 = 0.1;
+
+/// What a step computed.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    /// Mean loss over the window's learned targets.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// The learning rate that it used.
+    pub learning_rate: f64,
+}
+
+/// A step that is done.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Its line.
+    pub line: Step,
+    /// How long it took.
+    pub seconds: f64,
+    /// Its records.
+    pub samples: u64,
+    /// Its tokens.
+    pub tokens: u64,
+}
+
+/// Turns steps into lines.
+#[derive(Debug)]
+pub struct Meter {
+    steps: u64,
+    rows: u64,
+    mean_seconds: Option<f64>,
+}
+
+impl Meter {
+    /// Returns a meter for a run of `steps` steps over `rows` rows an epoch.
+    #[must_use]
+    pub fn new(steps: u64, rows: u64) -> Meter {
+        Meter {
+            steps,
+            rows,
+            mean_seconds: None,
+        }
+    }
+
+    /// Returns the figures of the step that `progress` has just reached, over `window`, in `seconds`.
+    pub fn step(
+        &mut self,
+        progress: &Progress,
+        figures: Figures,
+        window: &[Row],
+        seconds: f64,
+    ) -> Measured {
+        let seconds = seconds.max(1e-9);
+        let mean = self
+            .mean_seconds
+            .map_or(seconds, |mean| mean + NEWEST * (seconds - mean));
+        self.mean_seconds = Some(mean);
+        let tokens = window.iter().map(|row| row.input_ids.len() as u64).sum();
+        let samples = window.len() as u64;
+        let line = Step {
+            step: progress.step,
+            steps: self.steps,
+            loss: figures.loss,
+            gradient_norm: figures.gradient_norm,
+            learning_rate: figures.learning_rate,
+            epoch: progress.epoch as f64 + progress.offset as f64 / self.rows.max(1) as f64,
+            tokens_per_second: tokens as f64 / seconds,
+            samples_per_second: samples as f64 / seconds,
+            memory_bytes: memory::resident_bytes(),
+            seconds_left: self.steps.saturating_sub(progress.step) as f64 * mean,
+            tokens: progress.tokens,
+        };
+        Measured {
+            line,
+            seconds,
+            samples,
+            tokens,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! From a request to a queued job: checked first, then kept, then told.
+
+use togi_proto::{
+    job::v1::{Job, JobKind},
+    trainer::v1 as proto,
+};
+use togi_runtime::{Class, JobId, Jobs, jobs::job_id};
+use tracing::info;
+
+use crate::{
+    error::{Error, Result},
+    request::{self, JobRequest},
+    submission::Desk,
+};
+
+/// An accepted request.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// The job; none if the caller only wanted to know.
+    pub job: Option<Job>,
+    /// Its memory; none for a job that was accepted earlier and would not be today.
+    pub plan: Option<proto::MemoryPlan>,
+    /// Its optimizer steps.
+    pub steps: u64,
+}
+
+/// Accepts jobs.
+#[derive(Clone)]
+pub struct Queue {
+    jobs: Jobs,
+    desk: Desk,
+}
+
+impl Queue {
+    /// Returns a queue behind a desk.
+    #[must_use]
+    pub fn new(jobs: Jobs, desk: Desk) -> Queue {
+        Queue { jobs, desk }
+    }
+
+    /// Returns the jobs' records.
+    #[must_use]
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    /// Accepts a request, or refuses it with nothing queued. The same idempotency key and body is the same job for ever,
+    /// also when the data set's name means another revision by now.
+    ///
+    /// # Errors
+    /// As [`Desk::check`]; `AlreadyExists` with field `idempotency_key` for a key that was used with another body.
+    pub async fn create(&self, asked: &proto::CreateJobRequest) -> Result<Accepted> {
+        self.desk.check_form(asked)?;
+        let id = job_id(JobKind::Train, &asked.idempotency_key)?;
+        if let Some(known) = self.known(&id, asked).await? {
+            return Ok(known);
+        }
+        let checked = self.desk.check(asked).await?;
+        let (plan, steps) = (Some(checked.plan), checked.request.steps);
+        if asked.validate_only {
+            return Ok(Accepted {
+                job: None,
+                plan,
+                steps,
+            });
+        }
+        match self
+            .jobs
+            .submit(JobKind::Train, &id, &checked.request)
+            .await
+        {
+            Ok(job) => {
+                info!(job = %id, dataset = checked.request.identity.dataset, steps, "job accepted");
+                Ok(Accepted {
+                    job: Some(job),
+                    plan,
+                    steps,
+                })
+            }
+            // Somebody was faster with the same key, and the name's next revision came in between.
+            Err(error) if error.class() == Class::AlreadyExists => {
+                self.known(&id, asked).await?.ok_or(Error::Runtime(error))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns what a job was asked.
+    ///
+    /// # Errors
+    /// `NotFound` with field `job`.
+    pub async fn request(&self, id: &JobId) -> Result<JobRequest> {
+        JobRequest::from_json(&self.jobs.request(id).await?)
+    }
+
+    async fn known(&self, id: &JobId, asked: &proto::CreateJobRequest) -> Result<Option<Accepted>> {
+        if asked.idempotency_key.is_empty() {
+            return Ok(None);
+        }
+        let known = match self.request(id).await {
+            Ok(known) => known,
+            Err(error) if error.class() == Class::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if known.request != request::normal(asked)? {
+            let message = "idempotency_key was used before with another body";
+            return Err(togi_runtime::Error::new(Class::AlreadyExists, message)
+                .with_field("idempotency_key")
+                .into());
+        }
+        let plan = self
+            .desk
+            .check(asked)
+            .await
+            .ok()
+            .map(|checked| checked.plan);
+        if asked.validate_only {
+            return Ok(Some(Accepted {
+                job: None,
+                plan,
+                steps: known.steps,
+            }));
+        }
+        // Submitting again says to the bus, too, what a process that died in between did not say any more.
+        let job = self.jobs.submit(JobKind::Train, id, &known).await?;
+        Ok(Some(Accepted {
+            job: Some(job),
+            plan,
+            steps: known.steps,
+        }))
+    }
+}

@@ -1,0 +1,194 @@
+//! Published adapters, and which of them each alias names. Listed from the store every time: manifests are the truth.
+
+use std::collections::BTreeMap;
+
+use object_store::ObjectMeta;
+use pbjson_types::Timestamp;
+use togi_proto::trainer::v1 as proto;
+use togi_runtime::{
+    Class, Store,
+    aliases::{Alias, Aliases},
+    layout,
+    registry::AdapterManifest,
+};
+
+use crate::error::{Error, Result};
+
+/// Fewest digits by which a generation may be named.
+const SHORTEST_PREFIX: usize = 8;
+
+/// A published adapter's generation, and when it was published.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Published {
+    /// The generation.
+    pub generation: String,
+    /// When its manifest was written.
+    pub time: Timestamp,
+}
+
+/// Returns all published adapters, newest first.
+///
+/// # Errors
+/// The store's.
+pub async fn list(store: &Store) -> Result<Vec<Published>> {
+    let mut published: Vec<Published> = store
+        .list(&layout::adapters())
+        .await?
+        .iter()
+        .filter_map(manifest_of)
+        .collect();
+    published.sort_by(|a, b| {
+        let key = |p: &Published| (p.time.seconds, p.time.nanos);
+        key(b)
+            .cmp(&key(a))
+            .then_with(|| a.generation.cmp(&b.generation))
+    });
+    Ok(published)
+}
+
+/// Returns the published adapter that a text names: an alias, a generation, or at least its first 8 digits.
+///
+/// # Errors
+/// `NotFound` with field `adapter`; `InvalidArgument` for digits that fit several.
+pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Published> {
+    let unknown = || {
+        togi_runtime::Error::not_found(format!("adapter {adapter:?} does not exist"))
+            .with_field("adapter")
+    };
+    if layout::validate_digest("adapter", adapter).is_ok() {
+        return match store.head(&layout::adapter_manifest(adapter)).await {
+            Ok(object) => manifest_of(&object).ok_or_else(|| unknown().into()),
+            Err(error) if error.class() == Class::NotFound => Err(unknown().into()),
+            Err(error) => Err(error.into()),
+        };
+    }
+    layout::validate_name("adapter", adapter)?;
+    let published = list(store).await?;
+    if let Some(alias) = aliases.current(adapter).await? {
+        let named = published
+            .into_iter()
+            .find(|published| published.generation == alias.generation());
+        return named.ok_or_else(|| unknown().into());
+    }
+    let prefix =
+        adapter.len() >= SHORTEST_PREFIX && adapter.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mut fitting = published
+        .into_iter()
+        .filter(|published| prefix && published.generation.starts_with(adapter));
+    match (fitting.next(), fitting.next()) {
+        (Some(one), None) => Ok(one),
+        (Some(_), Some(_)) => Err(Error::invalid(
+            "adapter",
+            format!("{adapter:?} fits several generations"),
+        )),
+        (None, _) => Err(unknown().into()),
+    }
+}
+
+/// Returns what the contract says of a published adapter; `aliases` is [`named`]'s answer.
+///
+/// # Errors
+/// [`Error::Damaged`] if its manifest is none; the store's.
+pub async fn describe(
+    store: &Store,
+    published: &Published,
+    aliases: &BTreeMap<String, Vec<String>>,
+) -> Result<proto::Adapter> {
+    let path = layout::adapter_manifest(&published.generation);
+    let bytes = store.get(&path).await?;
+    let manifest: AdapterManifest =
+        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))?;
+    Ok(proto::Adapter {
+        base_digest: manifest.identity.base,
+        tokenizer_digest: manifest.identity.tokenizer,
+        dataset: manifest.identity.dataset,
+        recipe_digest: manifest.identity.recipe,
+        base_precision: manifest.identity.base_precision,
+        rank: manifest.rank,
+        alpha: manifest.alpha,
+        target_modules: manifest.target_modules,
+        size_bytes: manifest
+            .files
+            .get(togi_model::adapter::TENSORS_FILE)
+            .map_or(0, |file| file.bytes),
+        job: manifest.job,
+        create_time: Some(published.time),
+        aliases: aliases
+            .get(&published.generation)
+            .cloned()
+            .unwrap_or_default(),
+        recipe_name: manifest.recipe_name,
+        generation: manifest.generation,
+    })
+}
+
+/// Returns the aliases that name each generation now.
+///
+/// # Errors
+/// The store's.
+pub async fn named(aliases: &Aliases) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for alias in aliases.list().await? {
+        named
+            .entry(alias.said.generation)
+            .or_default()
+            .push(alias.said.alias);
+    }
+    Ok(named)
+}
+
+/// Returns an alias as the contract says it.
+#[must_use]
+pub fn to_proto(alias: Alias) -> proto::Alias {
+    let Alias { revision, said } = alias;
+    let time = said.time.parse::<jiff::Timestamp>().ok();
+    proto::Alias {
+        name: said.alias,
+        generation: said.generation,
+        revision,
+        update_time: time.map(|time| Timestamp {
+            seconds: time.as_second(),
+            nanos: time.subsec_nanosecond(),
+        }),
+    }
+}
+
+/// Promotes a job's adapter, unless that was done since the job was made: a second attempt of the job must not take back what
+/// somebody has promoted after the first one.
+///
+/// # Errors
+/// The store's.
+pub async fn promote_once(
+    aliases: &Aliases,
+    alias: &str,
+    generation: &str,
+    since: Option<&Timestamp>,
+) -> Result<()> {
+    let since = since.map_or(0, |time| time.seconds);
+    let is_ours = |revision: &Alias| {
+        let time = revision
+            .said
+            .time
+            .parse::<jiff::Timestamp>()
+            .map_or(i64::MAX, jiff::Timestamp::as_second);
+        time >= since && revision.generation() == generation && !revision.said.rollback
+    };
+    if !aliases.history(alias).await?.iter().any(is_ours) {
+        aliases.promote(alias, generation).await?;
+    }
+    Ok(())
+}
+
+fn manifest_of(object: &ObjectMeta) -> Option<Published> {
+    let parts: Vec<_> = object.location.parts().collect();
+    let [_, generation, file] = parts.as_slice() else {
+        return None;
+    };
+    (file.as_ref() == "manifest.json").then(|| Published {
+        generation: generation.as_ref().to_owned(),
+        time: Timestamp {
+            seconds: object.last_modified.timestamp(),
+            nanos: i32::try_from(object.last_modified.timestamp_subsec_nanos()).unwrap_or_default(),
+        },
+    })
+}

@@ -1,0 +1,194 @@
+//! What a job's figures say when it is over: `report.json`, `trainer_state.json` (as transformers' Trainer writes it) and the
+//! seconds at which each step ended. Pure: lines and facts in, documents out.
+
+use serde_json::{Value, json};
+use togi_proto::trainer::v1::Step;
+
+use crate::recipe::Recipe;
+
+/// Facts of a run that its lines do not say.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The job.
+    pub job: String,
+    /// What it made.
+    pub generation: String,
+    /// Rows of an epoch.
+    pub rows: u64,
+    /// Records trained on.
+    pub samples: u64,
+    /// Seconds spent in steps, of all workers together.
+    pub seconds: f64,
+    /// Claims of the job that failed before this one.
+    pub failed_attempts: u32,
+    /// Who finished it.
+    pub worker: String,
+    /// Most resident memory of the worker, in bytes.
+    pub peak_memory_bytes: u64,
+    /// Size of the adapter's tensors' file, in bytes.
+    pub adapter_bytes: u64,
+    /// Values that were trained.
+    pub trainable_parameters: u64,
+    /// Values of the base.
+    pub base_parameters: u64,
+}
+
+/// Returns `report.json`.
+#[must_use]
+pub fn report(facts: &Facts, recipe: &Recipe, lines: &[Step]) -> Value {
+    let loss: Vec<f64> = lines.iter().map(|line| line.loss).collect();
+    let norm: Vec<f64> = lines.iter().map(|line| line.gradient_norm).collect();
+    let tokens = lines.last().map_or(0, |line| line.tokens);
+    let all = facts.base_parameters + facts.trainable_parameters;
+    let seconds = facts.seconds.max(1e-9);
+    json!({
+        "job": facts.job,
+        "generation": facts.generation,
+        "recipe": recipe.to_proto(),
+        "recipe_digest": recipe.digest(),
+        "steps": lines.len(),
+        "epochs": lines.last().map_or(0.0, |line| line.epoch),
+        "rows": facts.rows,
+        "samples": facts.samples,
+        "tokens": tokens,
+        "seconds": facts.seconds,
+        "samples_per_second": facts.samples as f64 / seconds,
+        "tokens_per_second": tokens as f64 / seconds,
+        "steps_per_second": lines.len() as f64 / seconds,
+        "loss": { "first": loss.first(), "last": loss.last(), "mean": mean(&loss) },
+        "gradient_norm": { "first": norm.first(), "last": norm.last(), "mean": mean(&norm), "largest": largest(&norm) },
+        "peak_memory_bytes": facts.peak_memory_bytes,
+        "adapter_bytes": facts.adapter_bytes,
+        "trainable_parameters": facts.trainable_parameters,
+        "base_parameters": facts.base_parameters,
+        "trainable_share": facts.trainable_parameters as f64 / all.max(1) as f64,
+        "failed_attempts": facts.failed_attempts,
+        "worker": facts.worker,
+    })
+}
+
+/// Returns `trainer_state.json` with the names of transformers' Trainer.
+#[must_use]
+pub fn trainer_state(recipe: &Recipe, lines: &[Step]) -> Value {
+    let history: Vec<Value> = lines
+        .iter()
+        .map(|line| {
+            json!({
+                "step": line.step,
+                "epoch": line.epoch,
+                "loss": line.loss,
+                "grad_norm": line.gradient_norm,
+                "learning_rate": line.learning_rate,
+            })
+        })
+        .collect();
+    json!({
+        "best_global_step": null,
+        "best_metric": null,
+        "best_model_checkpoint": null,
+        "epoch": lines.last().map_or(0.0, |line| line.epoch),
+        "eval_steps": 500,
+        "global_step": lines.len(),
+        "is_hyper_param_search": false,
+        "is_local_process_zero": true,
+        "is_world_process_zero": true,
+        "log_history": history,
+        "logging_steps": 1,
+        "max_steps": lines.last().map_or(0, |line| line.steps),
+        "num_input_tokens_seen": lines.last().map_or(0, |line| line.tokens),
+        "num_train_epochs": recipe.epochs,
+        "save_steps": recipe.checkpoint_every,
+        "stateful_callbacks": {},
+        "total_flos": 0.0,
+        "train_batch_size": recipe.batch_size,
+        "trial_name": null,
+        "trial_params": null,
+    })
+}
+
+/// Returns each line with the seconds of training at its end.
+#[must_use]
+pub fn timed(lines: &[Step]) -> Vec<(f64, Step)> {
+    let (mut seconds, mut tokens) = (0.0, 0);
+    lines
+        .iter()
+        .map(|line| {
+            if line.tokens_per_second > 0.0 {
+                seconds += line.tokens.saturating_sub(tokens) as f64 / line.tokens_per_second;
+            }
+            tokens = line.tokens;
+            (seconds, *line)
+        })
+        .collect()
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn largest(values: &[f64]) -> Option<f64> {
+    values.iter().copied().reduce(f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines() -> Vec<Step> {
+        let line = |step, loss, tokens| Step {
+            step,
+            steps: 2,
+            loss,
+            gradient_norm: loss / 2.0,
+            epoch: step as f64 / 2.0,
+            tokens,
+            tokens_per_second: 50.0,
+            ..Default::default()
+        };
+        vec![line(1, 4.0, 100), line(2, 2.0, 150)]
+    }
+
+    #[test]
+    fn a_report_has_the_runs_table() {
+        let facts = Facts {
+            job: "j".into(),
+            generation: "g".into(),
+            rows: 8,
+            samples: 16,
+            seconds: 3.0,
+            failed_attempts: 0,
+            worker: "w".into(),
+            peak_memory_bytes: 1,
+            adapter_bytes: 2,
+            trainable_parameters: 1,
+            base_parameters: 99,
+        };
+        let report = report(&facts, &Recipe::from_toml("").unwrap(), &lines());
+        assert_eq!(
+            report["loss"],
+            json!({ "first": 4.0, "last": 2.0, "mean": 3.0 })
+        );
+        assert_eq!(report["gradient_norm"]["largest"], 2.0);
+        assert_eq!(
+            (&report["steps"], &report["tokens_per_second"]),
+            (&json!(2), &json!(50.0))
+        );
+        assert_eq!(report["trainable_share"], 0.01);
+    }
+
+    #[test]
+    fn a_trainer_state_has_a_line_for_each_step() {
+        let state = trainer_state(&Recipe::from_toml("").unwrap(), &lines());
+        assert_eq!(state["global_step"], 2);
+        assert_eq!(state["log_history"][1]["grad_norm"], 1.0);
+    }
+
+    #[test]
+    fn lines_are_timed_by_their_own_speed() {
+        let seconds: Vec<f64> = timed(&lines())
+            .into_iter()
+            .map(|(seconds, _)| seconds)
+            .collect();
+        assert_eq!(seconds, [2.0, 3.0]);
+    }
+}

@@ -1,0 +1,95 @@
+//! The service put together: the parts of its roles, from one configuration.
+
+use std::sync::Arc;
+
+use togi_proto::{
+    job::v1::JobKind,
+    trainer::v1::{
+        adapter_service_server::AdapterServiceServer, policy_service_server::PolicyServiceServer,
+        trainer_service_server::TrainerServiceServer,
+    },
+};
+use togi_runtime::{Context, Jobs, Result, Tasks, aliases::Aliases, grpc, worker};
+
+use crate::{
+    api::{AdapterApi, PolicyApi, TrainerApi},
+    bases::Bases,
+    config::{Config, Role},
+    follower::Follower,
+    metrics::Metrics,
+    policy::Policies,
+    queue::Queue,
+    submission::Desk,
+    worker::Worker,
+};
+
+/// Starts the configured roles: adds their gRPC services and spawns their tasks.
+///
+/// # Errors
+/// A setting that is wrong.
+pub async fn start(
+    config: Config,
+    context: &Context,
+    services: &mut grpc::Services,
+    tasks: &mut Tasks,
+) -> Result<()> {
+    config.validate()?;
+    let (store, bus, stopper) = (&context.store, &context.bus, &context.stopper);
+    let bases = Bases::new(
+        config.bases.clone(),
+        config.training.base_cache(),
+        config.has(Role::Worker),
+    );
+    let desk = Desk::new(store.clone(), bases.clone(), config.training.memory_bytes);
+    let jobs = Jobs::new(bus, store);
+    let aliases = Aliases::new(bus, store);
+    let metrics = Metrics::new();
+    if config.has(Role::Api) {
+        let queue = Queue::new(jobs.clone(), desk.clone());
+        let policies = Policies::new(store.clone(), bus.policies().clone(), desk.clone());
+        services.add(TrainerServiceServer::new(TrainerApi {
+            store: store.clone(),
+            queue: queue.clone(),
+            stopper: stopper.clone(),
+            poll: config.api.watch_poll(),
+        }));
+        services.add(AdapterServiceServer::new(AdapterApi {
+            store: store.clone(),
+            aliases: aliases.clone(),
+        }));
+        services.add(PolicyServiceServer::new(PolicyApi {
+            policies: policies.clone(),
+        }));
+        let follower = Follower {
+            store: store.clone(),
+            bus: bus.clone(),
+            policies,
+            queue,
+            metrics: metrics.clone(),
+            period: config.api.reconcile(),
+        };
+        tasks.spawn("trainer: policies", follower.run(stopper.clone()));
+        if !config.has(Role::Worker) {
+            // A worker does this anyway.
+            tasks.spawn("trainer: jobs", jobs.keep(JobKind::Train, stopper.clone()));
+        }
+    }
+    if config.has(Role::Worker) {
+        let handler = Worker {
+            store: store.clone(),
+            bus: bus.clone(),
+            aliases,
+            bases,
+            desk,
+            data_prep: grpc::channel(&config.data_prep)?,
+            training: config.training.clone(),
+            metrics,
+        };
+        // One job at a time: one thread owns the device.
+        tasks.spawn(
+            "trainer: worker",
+            worker::serve(context.clone(), Arc::new(handler), 1),
+        );
+    }
+    Ok(())
+}

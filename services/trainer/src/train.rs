@@ -1,0 +1,228 @@
+//! The training loop: one page, on its own thread, with nothing of storage, leases or events in it.
+
+use std::{
+    sync::atomic::{AtomicU8, Ordering},
+    time::Instant,
+};
+
+use togi_model::{Batch, Dropout, Engine, Lora, WindowLoss, optim};
+use togi_tokens::Row;
+use tokio::sync::mpsc;
+
+use crate::{
+    checkpoint::{Progress, Snapshot},
+    data::Rows,
+    error::{Error, Result},
+    progress::{Figures, Measured, Meter},
+    recipe::Recipe,
+};
+
+/// A run between two steps: everything that changes.
+#[derive(Debug)]
+pub struct State {
+    /// Where it stands.
+    pub progress: Progress,
+    /// The trainable tensors.
+    pub lora: Lora,
+    /// The optimizer and its moments.
+    pub optimizer: optim::AdamW,
+}
+
+/// What never changes in a run.
+#[derive(Debug)]
+pub struct Plan {
+    /// The numbers.
+    pub recipe: Recipe,
+    /// Rows of an epoch.
+    pub rows: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+}
+
+/// What the loop tells while it runs, in order.
+#[derive(Debug)]
+pub enum Update {
+    /// A step is done.
+    Step(Measured),
+    /// The state after the last step, to be kept.
+    Checkpoint(Box<Snapshot>),
+}
+
+/// What the loop is asked to do, looked at before each step.
+#[derive(Debug, Default)]
+pub struct Wish(AtomicU8);
+
+const STOP: u8 = 1;
+const ABORT: u8 = 2;
+
+impl Wish {
+    /// Asks for a checkpoint and the end.
+    pub fn stop(&self) {
+        self.0.fetch_max(STOP, Ordering::Relaxed);
+    }
+
+    /// Asks for the end at once.
+    pub fn abort(&self) {
+        self.0.fetch_max(ABORT, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Trains until the last step or until asked to end, and returns whether all steps are done. The last update of a run that is
+/// done, or was stopped, is a checkpoint.
+///
+/// # Errors
+/// [`Error::NotFinite`], the rows' error, the engine's.
+pub fn train(
+    state: &mut State,
+    plan: &Plan,
+    engine: &Engine,
+    rows: &mut Rows,
+    wish: &Wish,
+    updates: &mpsc::Sender<Update>,
+) -> Result<bool> {
+    let recipe = &plan.recipe;
+    let mut gradients = vec![0.0; state.lora.len()];
+    let schedule = optim::Schedule {
+        base: recipe.learning_rate,
+        warmup: recipe.warmup_steps,
+        total: plan.steps,
+    };
+    let mut meter = Meter::new(plan.steps, plan.rows);
+    let mut saved = state.progress.step;
+    while state.progress.step < plan.steps && wish.get() == 0 {
+        let Some(window) = window(rows, recipe.window().min(plan.rows - state.progress.offset))?
+        else {
+            break;
+        };
+        let began = Instant::now();
+        let step = state.progress.step + 1;
+        let rate = schedule.lr(state.progress.step);
+        let dropout = Dropout {
+            p: recipe.lora.dropout,
+            seed: recipe.seed,
+            step,
+        };
+        gradients.fill(0.0);
+        let mut loss = WindowLoss::default();
+        for batch in batches(&window, recipe.batch_size) {
+            loss.add(engine.accumulate(&state.lora, &batch, Some(&dropout), &mut gradients)?);
+        }
+        finite("the loss", loss.sum, step, state, &window)?;
+        // Divided once, by what the whole window has learned: micro-batches of any size give the same step.
+        let share = 1.0 / loss.targets.max(1) as f32;
+        gradients.iter_mut().for_each(|gradient| *gradient *= share);
+        let norm = clip(&mut gradients, recipe.max_gradient_norm);
+        finite("the gradient norm", norm, step, state, &window)?;
+        state
+            .optimizer
+            .step(state.lora.values_mut(), &gradients, rate)?;
+        let seconds = began.elapsed().as_secs_f64();
+        advance(&mut state.progress, plan, &window, seconds);
+        let figures = Figures {
+            loss: loss.mean(),
+            gradient_norm: norm,
+            learning_rate: rate,
+        };
+        let done = meter.step(&state.progress, figures, &window, seconds);
+        if updates.blocking_send(Update::Step(done)).is_err() {
+            return Ok(false);
+        }
+        if recipe.checkpoint_every > 0
+            && step.is_multiple_of(recipe.checkpoint_every)
+            && step < plan.steps
+        {
+            saved = step;
+            if updates
+                .blocking_send(Update::Checkpoint(Box::new(state.snapshot())))
+                .is_err()
+            {
+                return Ok(false);
+            }
+        }
+    }
+    let done = state.progress.step == plan.steps;
+    if wish.get() < ABORT && state.progress.step > saved {
+        // Nobody takes it: then the job is another worker's.
+        let _ = updates.blocking_send(Update::Checkpoint(Box::new(state.snapshot())));
+    }
+    Ok(done)
+}
+
+impl State {
+    /// Returns a copy of everything that a later worker needs.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            progress: self.progress.clone(),
+            lora: self.lora.to_bytes().into(),
+            optimizer: self.optimizer.to_bytes().into(),
+        }
+    }
+}
+
+/// Takes a window's records; `None` when the reader was stopped.
+fn window(rows: &mut Rows, records: u64) -> Result<Option<Vec<Row>>> {
+    let mut window = Vec::new();
+    while (window.len() as u64) < records {
+        match rows.receive()? {
+            Some(row) => window.push(row),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(window))
+}
+
+/// Packs a window into micro-batches. A record's slot is its place in the window, so that dropout does not see the packing.
+fn batches(window: &[Row], batch_size: u32) -> impl Iterator<Item = Batch> {
+    let mut slot = 0;
+    window.chunks(batch_size as usize).map(move |records| {
+        let mut batch = Batch::new();
+        for row in records {
+            batch.push(&row.input_ids, &row.labels, slot);
+            slot += 1;
+        }
+        batch
+    })
+}
+
+fn advance(progress: &mut Progress, plan: &Plan, window: &[Row], seconds: f64) {
+    progress.step += 1;
+    progress.offset += window.len() as u64;
+    progress.samples += window.len() as u64;
+    progress.tokens += window
+        .iter()
+        .map(|row| row.input_ids.len() as u64)
+        .sum::<u64>();
+    progress.seconds += seconds;
+    if progress.offset == plan.rows {
+        progress.epoch += 1;
+        progress.offset = 0;
+    }
+}
+
+/// Clips to the largest norm, 0 for none, and returns the norm before.
+fn clip(gradients: &mut [f32], largest: f64) -> f64 {
+    if largest > 0.0 {
+        optim::clip_norm(gradients, largest)
+    } else {
+        optim::norm(gradients)
+    }
+}
+
+fn finite(what: &'static str, value: f64, step: u64, state: &State, window: &[Row]) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    let samples = window.iter().map(|row| row.sample_id.clone()).collect();
+    Err(Error::NotFinite {
+        what,
+        step,
+        epoch: state.progress.epoch,
+        samples,
+        checkpoint: None,
+    })
+}

@@ -1,0 +1,122 @@
+//! A job as a stream: its record, its steps from any one on, its end. The steps come from the job's log in the store, so that
+//! it does not matter when the watcher comes, nor which workers the job has had.
+
+use std::{collections::VecDeque, time::Duration};
+
+use futures::{Stream, stream};
+use togi_proto::{
+    job::v1::{Job, JobState},
+    trainer::v1::{WatchJobResponse, watch_job_response::Update},
+};
+use togi_runtime::{Class, JobId, Jobs, Stopper, Store};
+use tonic::Status;
+use tracing::debug;
+
+use crate::{error::Result, log};
+
+/// What a watcher follows.
+pub struct Watcher {
+    /// The object store.
+    pub store: Store,
+    /// The jobs' records.
+    pub jobs: Jobs,
+    /// Ends the stream.
+    pub stopper: Stopper,
+    /// Time between two looks.
+    pub poll: Duration,
+}
+
+struct Watching {
+    watcher: Watcher,
+    id: JobId,
+    next_step: u64,
+    said: Option<Job>,
+    waiting: VecDeque<Update>,
+    over: bool,
+}
+
+impl Watcher {
+    /// Returns the job's updates: its record first, each step from `from_step` on once and in order, the record again
+    /// whenever it changes, and last its final state.
+    pub fn watch(
+        self,
+        id: JobId,
+        from_step: u64,
+    ) -> impl Stream<Item = std::result::Result<WatchJobResponse, Status>> + Send {
+        let next_step = from_step.max(1);
+        let watching = Watching {
+            watcher: self,
+            id,
+            next_step,
+            said: None,
+            waiting: VecDeque::new(),
+            over: false,
+        };
+        stream::try_unfold(watching, |mut watching| async move {
+            let update = watching.next().await?;
+            Ok(update.map(|update| {
+                (
+                    WatchJobResponse {
+                        update: Some(update),
+                    },
+                    watching,
+                )
+            }))
+        })
+    }
+}
+
+impl Watching {
+    async fn next(&mut self) -> std::result::Result<Option<Update>, Status> {
+        loop {
+            if let Some(update) = self.waiting.pop_front() {
+                return Ok(Some(update));
+            }
+            if self.over {
+                return Ok(None);
+            }
+            match self.look().await {
+                Ok(()) => {}
+                // The bus or the store is away: the watcher waits as the job does.
+                Err(error) if error.class() == Class::Unavailable => {
+                    debug!(job = %self.id, %error, "watching later")
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if self.waiting.is_empty()
+                && !self.over
+                && !self.watcher.stopper.wait(self.watcher.poll).await
+            {
+                return Err(Status::unavailable(
+                    "the trainer is stopping; watch again from the next step",
+                ));
+            }
+        }
+    }
+
+    /// The record is read before the log: what a final record has done is in the log then.
+    async fn look(&mut self) -> Result<()> {
+        let job = self.watcher.jobs.get(&self.id).await?;
+        let over = matches!(
+            job.state(),
+            JobState::Succeeded | JobState::Failed | JobState::Cancelled
+        );
+        let changed = self.said.as_ref() != Some(&job);
+        if changed && !over {
+            self.waiting.push_back(Update::Job(job.clone()));
+            self.said = Some(job.clone());
+        }
+        // Before its first claim a job has no log.
+        if job.epoch > 0 {
+            for step in log::read(&self.watcher.store, &self.id, self.next_step).await? {
+                self.next_step = step.step + 1;
+                self.waiting.push_back(Update::Step(step));
+            }
+        }
+        if over {
+            self.waiting.push_back(Update::Job(job));
+            self.over = true;
+        }
+        Ok(())
+    }
+}

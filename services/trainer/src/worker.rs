@@ -1,0 +1,209 @@
+//! A worker's part: a claimed job becomes a run, the run an adapter. Everything here can be done twice.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use togi_model::{Engine, Lora, optim};
+use togi_proto::{job::v1::JobKind, trainer::v1 as proto};
+use togi_runtime::{
+    Bus, JobId, Store,
+    aliases::Aliases,
+    grpc,
+    worker::{Admission, Claim, Handler, Outcome},
+};
+use tracing::{Instrument as _, info, info_span};
+
+use crate::{
+    bases::{Bases, Facts},
+    checkpoint::{self, Owner, Progress},
+    config::TrainingConfig,
+    data::Order,
+    error::{Error, Result},
+    metrics::Metrics,
+    publish,
+    recipe::Recipe,
+    request::JobRequest,
+    run::{self, End, Run},
+    submission::Desk,
+    train::{Plan, State},
+};
+
+/// Works on training jobs, one at a time.
+#[derive(Clone)]
+pub struct Worker {
+    /// The object store.
+    pub store: Store,
+    /// Where events go.
+    pub bus: Bus,
+    /// What is promoted.
+    pub aliases: Aliases,
+    /// The configured bases, weights kept.
+    pub bases: Bases,
+    /// Checks what nobody has checked.
+    pub desk: Desk,
+    /// Data-prep.
+    pub data_prep: grpc::Client,
+    /// How jobs are worked on.
+    pub training: TrainingConfig,
+    /// What is measured.
+    pub metrics: Metrics,
+}
+
+/// A claimed job's parts, checked against each other.
+pub(crate) struct Job {
+    pub(crate) id: JobId,
+    pub(crate) request: JobRequest,
+    pub(crate) recipe: Recipe,
+    pub(crate) base: Arc<Facts>,
+    pub(crate) owner: Owner,
+}
+
+#[async_trait]
+impl Handler for Worker {
+    const KIND: JobKind = JobKind::Train;
+
+    async fn handle(&self, claim: Claim) -> Outcome {
+        let running = self.metrics.running();
+        let outcome = match self.work(&claim).await {
+            Ok(Ended::Published(generation)) => Outcome::Succeeded { result: generation },
+            Ok(Ended::Stopped) => Outcome::HandBack,
+            Ok(Ended::Cancelled) => Outcome::Cancelled,
+            Ok(Ended::Lost) => Outcome::LeaseLost,
+            Err(error) => Outcome::Failed(error.into()),
+        };
+        drop(running);
+        outcome
+    }
+
+    /// A bare message is checked and pinned as the service does it.
+    async fn admit(&self, request: Bytes) -> togi_runtime::Result<Admission> {
+        let asked: proto::CreateJobRequest = serde_json::from_slice(&request)?;
+        let checked = self.desk.check(&asked).await?;
+        Ok(Admission {
+            idempotency_key: asked.idempotency_key,
+            request: serde_json::to_value(&checked.request)?,
+        })
+    }
+}
+
+enum Ended {
+    Published(String),
+    Stopped,
+    Cancelled,
+    Lost,
+}
+
+impl Worker {
+    async fn work(&self, claim: &Claim) -> Result<Ended> {
+        let lease = &claim.lease;
+        let prepared = async {
+            let job = self.job(claim).await?;
+            let start = self.start(&job).await?;
+            Ok::<_, Error>((job, start))
+        };
+        // A base may take minutes to come: the wishes of others are heard meanwhile.
+        let (job, start) = tokio::select! {
+            biased;
+            () = lease.lost() => return Ok(Ended::Lost),
+            () = lease.cancelled() => return Ok(Ended::Cancelled),
+            () = claim.stopper.stopped() => return Ok(Ended::Stopped),
+            prepared = prepared.instrument(info_span!("prepare run")) => prepared?,
+        };
+        let span = info_span!("train", job = %job.id, steps = job.request.steps, from_step = start.state.progress.step);
+        let mut run = Run::new(self, claim, &job, start)?;
+        let (end, state) = run.drive(lease, &claim.stopper).instrument(span).await?;
+        match end {
+            End::Done => {}
+            End::Stopped => return Ok(Ended::Stopped),
+            End::Cancelled => return Ok(Ended::Cancelled),
+            End::Lost => return Ok(Ended::Lost),
+        }
+        let span = info_span!("publish", job = %job.id);
+        let published = publish::publish(self, claim, &job, &state)
+            .instrument(span)
+            .await;
+        match published {
+            Ok(generation) => Ok(Ended::Published(generation)),
+            // Who lost the lease meanwhile has nothing to publish: the job's new worker will.
+            Err(_) if !lease.is_held() => Ok(Ended::Lost),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn job(&self, claim: &Claim) -> Result<Job> {
+        let id = claim.id().clone();
+        let request = JobRequest::from_json(&claim.request)?;
+        let recipe = request.recipe()?;
+        recipe.check_built()?;
+        let base = self.bases.facts(&request.request.base).await?;
+        if base.digest != request.identity.base
+            || base.tokenizer_digest != request.identity.tokenizer
+        {
+            let reason =
+                "has other weights or another tokenizer now than when the job was accepted";
+            return Err(Error::unfit("base", reason));
+        }
+        let owner = Owner {
+            job: id.clone(),
+            identity: request.identity.clone(),
+            seed: recipe.seed,
+        };
+        Ok(Job {
+            id,
+            request,
+            recipe,
+            base,
+            owner,
+        })
+    }
+
+    /// Where the job stands: at its newest sound checkpoint, or at the beginning.
+    async fn start(&self, job: &Job) -> Result<run::Start> {
+        let recipe = &job.recipe;
+        let base = self.bases.weights(&job.request.request.base).await?;
+        let mut lora = Lora::init(&job.base.config, &recipe.lora, recipe.seed)?;
+        let constants = optim::AdamWConfig {
+            beta1: recipe.adam_beta1,
+            beta2: recipe.adam_beta2,
+            eps: recipe.adam_epsilon,
+            weight_decay: recipe.weight_decay,
+        };
+        let (optimizer, progress, checkpoint) = match checkpoint::newest(&self.store, &job.owner)
+            .await?
+        {
+            Some((manifest, snapshot)) => {
+                lora.set_bytes(&snapshot.lora)?;
+                let optimizer = optim::AdamW::from_bytes(&snapshot.optimizer, constants)?;
+                info!(job = %job.id, step = snapshot.progress.step, %manifest, "going on from a checkpoint");
+                (optimizer, snapshot.progress, Some(manifest.to_string()))
+            }
+            None => (
+                optim::AdamW::new(lora.len(), constants),
+                Progress::default(),
+                None,
+            ),
+        };
+        Ok(run::Start {
+            engine: Engine::new(base)?,
+            state: State {
+                progress,
+                lora,
+                optimizer,
+            },
+            plan: Plan {
+                recipe: recipe.clone(),
+                rows: job.request.rows,
+                steps: job.request.steps,
+            },
+            order: Order {
+                dataset: job.request.identity.dataset.clone(),
+                rows: job.request.rows,
+                seed: recipe.seed,
+                shuffle: recipe.shuffle,
+                epochs: u64::from(recipe.epochs),
+            },
+            checkpoint,
+        })
+    }
+}

@@ -1,0 +1,15 @@
+//! The trainer with real parts: a nats-server, a store, data-prep, and a random base that is tiny.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as expected"
+)]
+
+mod harness;
+mod inputs;
+mod jobs;
+mod policies;
+mod recipes;
+mod refusals;
+mod resume;
+mod training;
