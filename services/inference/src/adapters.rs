@@ -1,0 +1,300 @@
+//! Adapters over the base: what is declared ([`follower`]) becomes what is served, one load at a time ([`plan`] says which), and
+//! requests find their generation here.
+
+pub(crate) mod follower;
+mod loader;
+mod plan;
+pub(crate) mod served;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use togi_runtime::{Class, Stopper, telemetry};
+use tokio::sync::{Mutex, mpsc, watch};
+use tracing::Instrument;
+
+pub(crate) use self::loader::{Expected, Loader};
+use self::plan::{Declaration, Declared, Deferred, Step, next_step};
+use self::served::{Refusal, Serving, Shelf};
+use crate::announcer::News;
+use crate::error::{Error, Result};
+use crate::generation::Generation;
+use crate::metrics::Metrics;
+use crate::question::Answerer;
+use crate::semconv;
+
+/// First delay before a load is tried again that failed for a reason that may pass; it doubles up to the reconcile period.
+const RETRY: Duration = Duration::from_secs(1);
+/// Longest reason in an event: a file can have any number of unknown tensors.
+const MAX_REASON_CHARS: usize = 1000;
+
+/// The adapters of one replica.
+pub(crate) struct Adapters {
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) loader: Loader,
+    /// None until the store's aliases have been read once.
+    pub(crate) declared: Arc<watch::Sender<Option<Declared>>>,
+    pub(crate) news: mpsc::Sender<News>,
+    pub(crate) metrics: Metrics,
+    pub(crate) replica: String,
+    pub(crate) load_timeout: Duration,
+    pub(crate) retry_period: Duration,
+    /// Held while a generation is loaded: one at a time, so that memory and disk are bounded.
+    pub(crate) turn: Mutex<()>,
+}
+
+impl Adapters {
+    /// Returns the generation that a request is pinned to; None for the base alone.
+    ///
+    /// # Errors
+    /// `NotFound` for a name that nothing declares, `Unavailable` while what it names is still loading, `FailedPrecondition` when
+    /// that was refused.
+    pub(crate) async fn resolve(&self, answerer: &Answerer) -> Result<Option<Arc<Generation>>> {
+        match answerer {
+            Answerer::Base => Ok(None),
+            Answerer::Alias(alias) => self.by_alias(alias).map(Some),
+            Answerer::Generation(digest) => self.by_digest(digest).await.map(Some),
+        }
+    }
+
+    fn by_alias(&self, alias: &str) -> Result<Arc<Generation>> {
+        let served = self.shelf.served();
+        if let Some(serving) = served.aliases.get(alias) {
+            return Ok(serving.generation.clone());
+        }
+        if let Some(refusal) = served.refused.get(alias) {
+            return Err(Error::Refused {
+                name: alias.to_owned(),
+                generation: refusal.generation.clone(),
+                reason: refusal.reason.clone(),
+            });
+        }
+        let is_known = match &*self.declared.borrow() {
+            Some(declared) => declared.contains_key(alias),
+            None => true, // Nobody can tell yet.
+        };
+        Err(if is_known {
+            Error::StillLoading(alias.to_owned())
+        } else {
+            Error::UnknownAdapter(alias.to_owned())
+        })
+    }
+
+    async fn by_digest(&self, digest: &str) -> Result<Arc<Generation>> {
+        match self.get(digest, false).await {
+            Ok(generation) => {
+                self.shelf.keep(&generation);
+                Ok(generation)
+            }
+            Err(Error::BadAdapter(reason) | Error::BrokenAdapter(reason)) => Err(Error::Refused {
+                name: digest.to_owned(),
+                generation: digest.to_owned(),
+                reason,
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns a generation, from memory or from the store.
+    async fn get(&self, digest: &str, replaces: bool) -> Result<Arc<Generation>> {
+        if let Some(generation) = self.shelf.find(digest) {
+            return Ok(generation);
+        }
+        let load = async {
+            let _turn = self.turn.lock().await;
+            if let Some(generation) = self.shelf.find(digest) {
+                return Ok(generation);
+            }
+            if !self.shelf.make_room(replaces) {
+                return Err(Error::TooManyResident(self.shelf.count()));
+            }
+            let generation = self.loader.load(digest).await?;
+            self.shelf.put(&generation);
+            Ok(generation)
+        };
+        let late = |_| Error::LoadTimeout(self.load_timeout);
+        tokio::time::timeout(self.load_timeout, load)
+            .await
+            .map_err(late)?
+    }
+
+    /// Brings what is served to what is declared, again and again, until the stop. `caught_up` is called once, when everything
+    /// that was declared at the start has been tried.
+    pub(crate) async fn keep_up(&self, stopper: &Stopper, caught_up: impl FnOnce()) {
+        let mut changes = self.declared.subscribe();
+        let mut deferred = Deferred::new();
+        let mut caught_up = Some(caught_up);
+        while !stopper.is_stopped() {
+            let declared = changes.borrow_and_update().clone();
+            let step = match &declared {
+                Some(declared) => {
+                    let served = self.shelf.served();
+                    next_step(declared, &served, &deferred, Instant::now())
+                }
+                None => Step::Wait(None),
+            };
+            match (step, declared) {
+                (Step::Load(alias), Some(declared)) => {
+                    let serve = self.serve(&alias, &declared[&alias], &mut deferred);
+                    stopper.run(serve).await;
+                }
+                (Step::Drop(alias), _) => self.drop_alias(&alias),
+                (Step::Wait(until), declared) => {
+                    if declared.is_some() {
+                        caught_up.take().into_iter().for_each(|tell| tell());
+                    }
+                    let due = async {
+                        match until {
+                            Some(until) => tokio::time::sleep_until(until.into()).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        () = stopper.stopped() => {}
+                        // The sender lives in `self`.
+                        _ = changes.changed() => {}
+                        () = due => {}
+                    }
+                }
+                (Step::Load(_), None) => {}
+            }
+        }
+    }
+
+    fn drop_alias(&self, alias: &str) {
+        tracing::info!(alias, "alias is declared no more");
+        self.shelf.change(|served| {
+            served.aliases.remove(alias);
+            served.refused.remove(alias);
+        });
+    }
+
+    /// Loads what an alias names and lets the alias serve it, in one change.
+    async fn serve(&self, alias: &str, declaration: &Declaration, deferred: &mut Deferred) {
+        let span = tracing::info_span!(
+            "load adapter",
+            { semconv::ALIAS } = alias,
+            { semconv::GENERATION } = declaration.generation,
+            { semconv::REVISION } = declaration.revision,
+            { semconv::REPLICA } = self.replica,
+            { semconv::OUTCOME } = tracing::field::Empty,
+        );
+        let span = match &declaration.traceparent {
+            Some(parent) => telemetry::span_with_parent(span, parent),
+            None => span,
+        };
+        let replaces = self.shelf.served().aliases.contains_key(alias);
+        let result = self
+            .get(&declaration.generation, replaces)
+            .instrument(span.clone())
+            .await;
+        let outcome = span.in_scope(|| match result {
+            Ok(generation) => {
+                deferred.remove(alias);
+                self.loaded(alias, declaration, generation);
+                "loaded"
+            }
+            Err(error) => self.failed(alias, declaration, &error, deferred),
+        });
+        span.record(semconv::OUTCOME, outcome);
+        self.metrics
+            .load_ended(outcome, declaration.heard.elapsed().as_secs_f64());
+    }
+
+    fn loaded(&self, alias: &str, declaration: &Declaration, generation: Arc<Generation>) {
+        let serving = Serving {
+            generation,
+            revision: declaration.revision,
+            since: SystemTime::now(),
+        };
+        self.shelf.change(|served| {
+            served.refused.remove(alias);
+            served.aliases.insert(alias.to_owned(), serving);
+        });
+        let seconds = declaration.heard.elapsed().as_secs_f64();
+        let generation = &declaration.generation;
+        tracing::info!(
+            alias,
+            generation,
+            revision = declaration.revision,
+            seconds,
+            "adapter serves"
+        );
+        self.tell(News::Loaded {
+            alias: alias.to_owned(),
+            generation: generation.clone(),
+            traceparent: telemetry::current_traceparent(),
+        });
+    }
+
+    /// A load failed: refuses what cannot be served, puts off what may be served later. Returns the outcome's word.
+    fn failed(
+        &self,
+        alias: &str,
+        declaration: &Declaration,
+        error: &Error,
+        deferred: &mut Deferred,
+    ) -> &'static str {
+        let verdict = Verdict::of(error);
+        if verdict != Verdict::Refused {
+            let delay = deferred
+                .get(alias)
+                .map_or(RETRY, |last| (last.delay * 2).min(self.retry_period));
+            let again = plan::Again::after(declaration.revision, delay);
+            deferred.insert(alias.to_owned(), again);
+        }
+        let generation = &declaration.generation;
+        if verdict == Verdict::Deferred {
+            tracing::warn!(alias, generation, %error, "adapter is not loaded yet");
+            return "deferred";
+        }
+        let refusal = Refusal {
+            generation: generation.clone(),
+            revision: declaration.revision,
+            reason: error.to_string().chars().take(MAX_REASON_CHARS).collect(),
+            is_final: verdict == Verdict::Refused,
+        };
+        if self.shelf.served().refused.get(alias) != Some(&refusal) {
+            tracing::warn!(alias, generation, %error, "adapter refused");
+            let reason = refusal.reason.clone();
+            self.shelf.change(|served| {
+                served.refused.insert(alias.to_owned(), refusal);
+            });
+            self.tell(News::Rejected {
+                alias: alias.to_owned(),
+                generation: generation.clone(),
+                reason,
+                traceparent: telemetry::current_traceparent(),
+            });
+        }
+        "rejected"
+    }
+
+    fn tell(&self, news: News) {
+        // Events are hints: with the bus away for long, the oldest news are the ones worth keeping.
+        if self.news.try_send(news).is_err() {
+            tracing::warn!("too much news waits for the bus; one is left out");
+        }
+    }
+}
+
+/// What a failed load means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Refused for good: objects never change.
+    Refused,
+    /// Refused, and tried again: somebody may bring the missing bytes, or make room.
+    RefusedForNow,
+    /// Nothing is said about the adapter: the store did not answer.
+    Deferred,
+}
+
+impl Verdict {
+    fn of(error: &Error) -> Verdict {
+        match error.class() {
+            Class::FailedPrecondition | Class::InvalidArgument => Verdict::Refused,
+            Class::DataLoss | Class::NotFound | Class::ResourceExhausted => Verdict::RefusedForNow,
+            _ => Verdict::Deferred,
+        }
+    }
+}

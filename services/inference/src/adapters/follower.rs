@@ -1,0 +1,60 @@
+//! Follows the registry: turns what the store's aliases name, at the start, after each event and now and then in any case, into what is
+//! declared. Without events, or with all of them lost, the same set comes out.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use togi_runtime::aliases::{Alias, Aliases};
+use togi_runtime::{Bus, Stopper, Store};
+use tokio::sync::watch;
+
+use super::plan::{Declaration, Declared};
+
+/// Keeps the declared set up to date.
+pub(crate) struct Follower {
+    pub(crate) store: Store,
+    pub(crate) bus: Bus,
+    pub(crate) stopper: Stopper,
+    pub(crate) period: Duration,
+    /// None until the store has been read once.
+    pub(crate) declared: Arc<watch::Sender<Option<Declared>>>,
+}
+
+impl Follower {
+    /// Works until the stop.
+    pub(crate) async fn run(self) {
+        if self.bus.health().await.is_err() {
+            tracing::warn!("the bus is not there; aliases are followed by listing the store alone");
+        }
+        let mut lists = Aliases::new(&self.bus, &self.store).follow(self.period);
+        while let Some(Some(list)) = self.stopper.run(lists.next()).await {
+            self.declared
+                .send_modify(|declared| *declared = Some(next(declared.as_ref(), list)));
+        }
+    }
+}
+
+/// What is declared now; an alias that names what it named was heard of before.
+fn next(known: Option<&Declared>, list: Vec<Alias>) -> Declared {
+    let now = Instant::now();
+    let declaration = |alias: Alias| {
+        let before = known.and_then(|known| known.get(alias.name()));
+        let heard = before
+            .filter(|before| before.revision == alias.revision)
+            .map_or(now, |b| b.heard);
+        let Alias { revision, said } = alias;
+        let generation = said.generation;
+        let traceparent = said.traceparent;
+        (
+            said.alias,
+            Declaration {
+                generation,
+                revision,
+                traceparent,
+                heard,
+            },
+        )
+    };
+    list.into_iter().map(declaration).collect()
+}

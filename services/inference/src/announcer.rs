@@ -1,0 +1,150 @@
+//! Says what this replica serves: events when an adapter was loaded or refused, and its entry in `togi_replicas`. Nothing waits for
+//! it: with the bus away, news wait, and serving goes on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use togi_proto::events::v1 as events;
+use togi_runtime::{Bus, Event, Stopper, replicas};
+use tokio::sync::{mpsc, watch};
+
+use crate::adapters::served::{Refusal, Served, Serving, Shelf};
+
+/// Wait before the next attempt to reach the bus.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Something that happened to an alias here.
+#[derive(Debug, Clone)]
+pub(crate) enum News {
+    /// It serves a generation now.
+    Loaded {
+        alias: String,
+        generation: String,
+        traceparent: Option<String>,
+    },
+    /// A generation was refused.
+    Rejected {
+        alias: String,
+        generation: String,
+        reason: String,
+        traceparent: Option<String>,
+    },
+}
+
+/// What a replica's entry says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaEntry {
+    /// The replica.
+    pub replica: String,
+    /// The base's name.
+    pub base: String,
+    /// The base's digest.
+    pub base_digest: String,
+    /// The generation that each alias serves.
+    pub adapters: BTreeMap<String, String>,
+    /// Why a declared generation is not served, by alias.
+    pub rejected: BTreeMap<String, String>,
+}
+
+/// Says the news and keeps the entry.
+pub(crate) struct Announcer {
+    pub(crate) bus: Bus,
+    pub(crate) replica: String,
+    pub(crate) base: String,
+    pub(crate) base_digest: String,
+    pub(crate) news: mpsc::Receiver<News>,
+}
+
+impl Announcer {
+    /// Works until the stop; then takes the entry away.
+    pub(crate) async fn run(
+        mut self,
+        shelf: &Arc<Shelf>,
+        stopper: &Stopper,
+    ) -> togi_runtime::Result<()> {
+        let mut served = shelf.watch();
+        let (entries, entry) = watch::channel(self.entry(&served.borrow_and_update()));
+        let announce = replicas::announce(
+            self.bus.clone(),
+            self.replica.clone(),
+            entry,
+            stopper.clone(),
+        );
+        let mut news = std::mem::replace(&mut self.news, mpsc::channel(1).1);
+        let renew = async {
+            // The sender lives in `shelf`.
+            while let Some(Ok(())) = stopper.run(served.changed()).await {
+                entries.send_replace(self.entry(&served.borrow_and_update()));
+            }
+        };
+        let say = async {
+            while let Some(Some(news)) = stopper.run(news.recv()).await {
+                self.say(news, stopper).await;
+            }
+        };
+        let (announced, (), ()) = tokio::join!(announce, renew, say);
+        announced
+    }
+
+    fn entry(&self, served: &Served) -> ReplicaEntry {
+        let generation = |(alias, serving): (&String, &Serving)| {
+            (alias.clone(), serving.generation.digest().to_owned())
+        };
+        let reason =
+            |(alias, refusal): (&String, &Refusal)| (alias.clone(), refusal.reason.clone());
+        ReplicaEntry {
+            replica: self.replica.clone(),
+            base: self.base.clone(),
+            base_digest: self.base_digest.clone(),
+            adapters: served.aliases.iter().map(generation).collect(),
+            rejected: served.refused.iter().map(reason).collect(),
+        }
+    }
+
+    /// Publishes until it is stored, or the stop.
+    async fn say(&self, news: News, stopper: &Stopper) {
+        let replica = self.replica.clone();
+        let (event, traceparent): (Event, _) = match news {
+            News::Loaded {
+                alias,
+                generation,
+                traceparent,
+            } => (
+                events::AdapterLoaded {
+                    alias,
+                    generation,
+                    replica,
+                }
+                .into(),
+                traceparent,
+            ),
+            News::Rejected {
+                alias,
+                generation,
+                reason,
+                traceparent,
+            } => {
+                let event = events::AdapterRejected {
+                    alias,
+                    generation,
+                    replica,
+                    reason,
+                };
+                (event.into(), traceparent)
+            }
+        };
+        while let Some(Err(error)) = stopper
+            .run(self.bus.publish_in(event.clone(), traceparent.as_deref()))
+            .await
+        {
+            if !error.class().retryable() {
+                tracing::warn!(error = error.chain(), "an event cannot be published");
+                return;
+            }
+            tracing::debug!(error = error.chain(), "an event waits for the bus");
+            stopper.wait(PATIENCE).await;
+        }
+    }
+}

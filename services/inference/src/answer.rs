@@ -1,0 +1,83 @@
+//! From token ids to what a client is shown: whole characters, `<NL>` as a newline, stop texts found and cut out, and every
+//! id reported once.
+
+use togi_tokens::Decoder;
+
+use crate::stop_text::StopTexts;
+
+/// An answer while it is written.
+pub(crate) struct Answer {
+    decoder: Decoder,
+    stops: StopTexts,
+    unreported: Vec<u32>,
+}
+
+/// Text that belongs to the answer for certain, and the ids since the last piece (those whose text is held back included).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    pub(crate) ids: Vec<u32>,
+}
+
+/// What a token did to the answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// What can be shown now, if anything.
+    pub(crate) piece: Option<Piece>,
+    /// Whether a stop text ended the answer.
+    pub(crate) stopped: bool,
+}
+
+impl Answer {
+    pub(crate) fn new(decoder: Decoder, stops: Vec<String>) -> Answer {
+        Answer {
+            decoder,
+            stops: StopTexts::new(stops),
+            unreported: Vec::new(),
+        }
+    }
+
+    /// Takes the next token of the answer, EOS excepted.
+    pub(crate) fn push(&mut self, id: u32) -> Progress {
+        self.unreported.push(id);
+        let scan = self.stops.push(&self.decoder.push(id));
+        let piece = (!scan.text.is_empty()).then(|| self.piece(scan.text));
+        Progress {
+            piece,
+            stopped: scan.stopped,
+        }
+    }
+
+    /// Ends an answer that no stop text ended: returns what was held back. `eos` is reported, not shown. A stop text can still
+    /// be found in what the decoder held back.
+    pub(crate) fn finish(&mut self, eos: Option<u32>) -> Progress {
+        self.unreported.extend(eos);
+        let scan = self.stops.push(&self.decoder.finish());
+        let rest = if scan.stopped {
+            String::new()
+        } else {
+            self.stops.finish()
+        };
+        let text = scan.text + &rest;
+        Progress {
+            piece: self.last(text),
+            stopped: scan.stopped,
+        }
+    }
+
+    /// Returns what is left after a stop text: ids that no piece has reported.
+    pub(crate) fn leave(&mut self) -> Option<Piece> {
+        self.last(String::new())
+    }
+
+    fn last(&mut self, text: String) -> Option<Piece> {
+        (!text.is_empty() || !self.unreported.is_empty()).then(|| self.piece(text))
+    }
+
+    fn piece(&mut self, text: String) -> Piece {
+        Piece {
+            text,
+            ids: std::mem::take(&mut self.unreported),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The base: brought to a local folder, read once, with its tokenizer. Waits for a source that does not answer; ends for one that
+//! is wrong.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use togi_model::{Base, Engine};
+use togi_runtime::config::BaseConfig;
+use togi_runtime::{Stopper, folder};
+use togi_tokens::Tokenizer;
+
+use crate::error::{Error, Result};
+
+/// How the base is held in memory: adapters must have been made for it.
+pub(crate) const PRECISION: &str = "f32";
+
+/// Time between two attempts to reach the base's source.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A base in memory.
+pub(crate) struct Loaded {
+    pub(crate) network: Arc<Engine>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) digest: String,
+    /// Ends an answer.
+    pub(crate) eos: Option<u32>,
+}
+
+/// Loads the base; None when stopped meanwhile.
+pub(crate) async fn load(
+    name: &str,
+    config: &BaseConfig,
+    cache: &Path,
+    stopper: &Stopper,
+) -> Result<Option<Loaded>> {
+    loop {
+        let Some(folder) = stopper.run(folder::materialize(config, cache)).await else {
+            return Ok(None);
+        };
+        match folder {
+            Ok(folder) => return read(name, folder).await.map(Some),
+            Err(error) if error.class().retryable() => {
+                tracing::warn!(
+                    base = name,
+                    error = error.chain(),
+                    "base cannot be reached; waiting"
+                );
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if !stopper.wait(RETRY).await {
+            return Ok(None);
+        }
+    }
+}
+
+async fn read(name: &str, folder: PathBuf) -> Result<Loaded> {
+    let owned = name.to_owned();
+    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned, &folder))
+        .await
+        .map_err(|error| Error::Broken(format!("loading the base ended: {error}")))??;
+    let parameters = loaded.network.config().parameters();
+    tracing::info!(
+        base = name,
+        digest = loaded.digest,
+        parameters,
+        "base loaded"
+    );
+    Ok(loaded)
+}
+
+fn read_folder(name: &str, folder: &Path) -> Result<Loaded> {
+    let unusable = |reason: String| Error::Base {
+        name: name.to_owned(),
+        reason,
+    };
+    let base = Base::load(folder).map_err(|error| unusable(error.to_string()))?;
+    let bytes = base
+        .tokenizer()
+        .ok_or_else(|| unusable("its folder has no spiece.model and no tokenizer.model".into()))?;
+    let tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| unusable(error.to_string()))?;
+    let (pieces, rows) = (tokenizer.vocab_size(), base.config().vocab_size);
+    if pieces > rows {
+        return Err(unusable(format!(
+            "its tokenizer has {pieces} pieces, its network {rows}"
+        )));
+    }
+    let digest = base.digest().to_owned();
+    let eos = tokenizer.eos().or(base.config().eos_token_id);
+    let network = Engine::new(Arc::new(base)).map_err(|error| unusable(error.to_string()))?;
+    Ok(Loaded {
+        network: Arc::new(network),
+        tokenizer: Arc::new(tokenizer),
+        digest,
+        eos,
+    })
+}

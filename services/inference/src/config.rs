@@ -1,0 +1,211 @@
+//! Settings: `default.toml` is the full list with comments; files and the environment change it. What comes out of
+//! [`Config::load`] is checked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use togi_runtime::config::{BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
+use togi_runtime::process::Sections;
+
+use crate::error::{Error, Result};
+
+/// The defaults.
+pub const DEFAULTS: &str = include_str!("default.toml");
+
+/// All settings.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the base that is served.
+    pub base: String,
+    /// Bases by name.
+    pub bases: BasesConfig,
+    /// Folder for bases that must be copied from an object store.
+    pub cache: PathBuf,
+    /// Where to listen.
+    pub listen: ListenConfig,
+    /// Coordination.
+    pub nats: NatsConfig,
+    /// The object store.
+    pub store: StoreConfig,
+    /// Logs and traces.
+    pub telemetry: TelemetryConfig,
+    /// The engine's thread.
+    pub engine: EngineConfig,
+    /// Adapters over the base.
+    pub adapters: AdaptersConfig,
+    /// How to end.
+    pub stop: StopConfig,
+}
+
+/// Limits of the engine.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Answers that progress together.
+    pub max_active: usize,
+    /// Requests that wait.
+    pub max_waiting: usize,
+    /// Prompt tokens read in one turn.
+    pub prefill_chunk: usize,
+    /// Longest prompt, in bytes.
+    pub max_prompt_bytes: usize,
+}
+
+/// Limits of adapters.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdaptersConfig {
+    /// Adapters held at once.
+    pub max_resident: usize,
+    /// Largest tensor file, in bytes.
+    pub max_bytes: u64,
+    /// When a load is given up.
+    pub load_timeout_seconds: u64,
+    /// Time between two readings of the aliases.
+    pub reconcile_seconds: u64,
+}
+
+impl AdaptersConfig {
+    /// When a load is given up.
+    pub fn load_timeout(&self) -> Duration {
+        Duration::from_secs(self.load_timeout_seconds)
+    }
+
+    /// Time between two readings of the aliases.
+    pub fn reconcile_period(&self) -> Duration {
+        Duration::from_secs(self.reconcile_seconds)
+    }
+}
+
+/// The end.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopConfig {
+    /// Time that running answers have after the stop signal.
+    pub grace_seconds: u64,
+}
+
+impl StopConfig {
+    /// Time that running answers have after the stop signal.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds)
+    }
+}
+
+impl Sections for Config {
+    fn nats(&self) -> &NatsConfig {
+        &self.nats
+    }
+
+    fn store(&self) -> &StoreConfig {
+        &self.store
+    }
+
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn listen(&self) -> &ListenConfig {
+        &self.listen
+    }
+
+    /// Serving goes on without events: the store is the truth.
+    fn waits_for_bus(&self) -> bool {
+        false
+    }
+}
+
+impl Config {
+    /// Reads the defaults, the files in their order, and the environment.
+    ///
+    /// # Errors
+    /// A setting that is unknown, of a wrong type, or out of its range.
+    pub fn load(files: &[PathBuf]) -> togi_runtime::Result<Config> {
+        let config: Config = togi_runtime::config::load(DEFAULTS, files, "TOGI")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the first wrong setting.
+    pub fn check(&self) -> Result<()> {
+        let counts = [
+            ("engine.max_active", self.engine.max_active as u64),
+            ("engine.prefill_chunk", self.engine.prefill_chunk as u64),
+            (
+                "engine.max_prompt_bytes",
+                self.engine.max_prompt_bytes as u64,
+            ),
+            ("adapters.max_resident", self.adapters.max_resident as u64),
+            ("adapters.max_bytes", self.adapters.max_bytes),
+            (
+                "adapters.load_timeout_seconds",
+                self.adapters.load_timeout_seconds,
+            ),
+            (
+                "adapters.reconcile_seconds",
+                self.adapters.reconcile_seconds,
+            ),
+        ];
+        for (setting, value) in counts {
+            if value == 0 {
+                return Err(Error::Setting {
+                    setting,
+                    reason: "must be at least 1".into(),
+                });
+            }
+        }
+        if !self.bases.contains_key(&self.base) {
+            let known: Vec<&str> = self.bases.keys().map(String::as_str).collect();
+            let reason = format!("{:?} is none of [bases]: {}", self.base, known.join(", "));
+            return Err(Error::Setting {
+                setting: "base",
+                reason,
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> togi_runtime::Result<Config> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(&[file])
+    }
+
+    const BASE: &str = "[bases]\ndemo = { url = \"file:///b\" }\n";
+
+    #[test]
+    fn the_defaults_are_complete_but_for_the_base() {
+        let config = load(BASE).unwrap();
+        assert_eq!(config.adapters.reconcile_period(), Duration::from_secs(30));
+        let error = load("").unwrap_err();
+        assert!(error.message().contains("base"), "{error}");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for (section, key) in [
+            ("engine", "max_active"),
+            ("engine", "prefill_chunk"),
+            ("adapters", "max_resident"),
+            ("adapters", "reconcile_seconds"),
+        ] {
+            let error = load(&format!("{BASE}[{section}]\n{key} = 0\n")).unwrap_err();
+            assert!(
+                error.message().contains(&format!("{section}.{key}")),
+                "{error}"
+            );
+        }
+        assert!(load(&format!("{BASE}[engine]\nmax_activ = 1\n")).is_err());
+    }
+}

@@ -1,0 +1,131 @@
+//! What can go wrong here, each with its class: the class alone decides the gRPC code.
+
+use togi_runtime::error::Class;
+
+/// A failure of the inference service.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of the request is wrong.
+    #[error("{field}: {reason}")]
+    Field {
+        /// The field's path, for example `options.temperature`.
+        field: &'static str,
+        /// What is wrong, with figures.
+        reason: String,
+    },
+    /// No such alias or generation.
+    #[error("no alias and no generation is named {0:?}")]
+    UnknownAdapter(String),
+    /// The alias is declared, but its adapter cannot be served.
+    #[error("adapter {generation} of {name:?} was refused: {reason}")]
+    Refused {
+        /// What the request named.
+        name: String,
+        /// The generation.
+        generation: String,
+        /// Why it was refused.
+        reason: String,
+    },
+    /// The alias is declared, and its adapter is not here yet.
+    #[error("adapter {0:?} is still loading")]
+    StillLoading(String),
+    /// All places at the door are taken.
+    #[error("{active} answers are being written and {waiting} requests wait: no place is left")]
+    Full {
+        /// Most sequences that progress together.
+        active: usize,
+        /// Most requests that wait.
+        waiting: usize,
+    },
+    /// An adapter that this replica refuses whole.
+    #[error("{0}")]
+    BadAdapter(String),
+    /// An adapter's files that are missing or differ from their manifest.
+    #[error("{0}")]
+    BrokenAdapter(String),
+    /// As many adapters as allowed are resident, all of them in use.
+    #[error(
+        "{0} adapters are resident, the most that adapters.max_resident allows, and all are in use"
+    )]
+    TooManyResident(usize),
+    /// A load took too long.
+    #[error("the adapter was not loaded within {} s", .0.as_secs())]
+    LoadTimeout(std::time::Duration),
+    /// The replica stops.
+    #[error("this replica is stopping")]
+    Stopping,
+    /// The base is not loaded yet.
+    #[error("the base is still loading")]
+    BaseLoading,
+    /// The base cannot be used.
+    #[error("base {name:?} cannot be used: {reason}")]
+    Base {
+        /// Its configured name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The network failed in the middle of an answer.
+    #[error("the network failed")]
+    Network(#[source] togi_model::Error),
+    /// A setting is wrong.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// The setting's path.
+        setting: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A thread or task ended that must not.
+    #[error("{0}")]
+    Broken(String),
+    /// Something below failed.
+    #[error(transparent)]
+    Runtime(#[from] togi_runtime::Error),
+}
+
+/// What this crate's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A wrong field, named by its path in the request.
+    pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Error {
+        Error::Field {
+            field,
+            reason: reason.into(),
+        }
+    }
+
+    /// The class, which decides the gRPC code, and for an adapter whether it is worth another try.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Field { .. } | Error::Setting { .. } => Class::InvalidArgument,
+            Error::UnknownAdapter(_) => Class::NotFound,
+            Error::Refused { .. } | Error::BadAdapter(_) | Error::Base { .. } => {
+                Class::FailedPrecondition
+            }
+            Error::BrokenAdapter(_) => Class::DataLoss,
+            Error::Full { .. } | Error::TooManyResident(_) => Class::ResourceExhausted,
+            Error::StillLoading(_) | Error::Stopping | Error::BaseLoading => Class::Unavailable,
+            Error::LoadTimeout(_) => Class::DeadlineExceeded,
+            Error::Network(_) | Error::Broken(_) => Class::Internal,
+            Error::Runtime(error) => error.class(),
+        }
+    }
+}
+
+impl From<Error> for togi_runtime::Error {
+    fn from(error: Error) -> togi_runtime::Error {
+        match error {
+            Error::Runtime(error) => error,
+            Error::Field { field, reason } => togi_runtime::Error::invalid(field, reason),
+            other => togi_runtime::Error::new(other.class(), other.to_string()).with_source(other),
+        }
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> tonic::Status {
+        togi_runtime::Error::from(error).into()
+    }
+}

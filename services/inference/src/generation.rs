@@ -1,0 +1,45 @@
+//! One generation of an adapter, checked and in memory. A request holds it by `Arc` from its first token to its last; when the
+//! last holder lets go, its memory is freed.
+
+use std::time::SystemTime;
+
+use togi_model::Adapter;
+
+/// A loaded adapter. Immutable.
+pub struct Generation {
+    digest: String,
+    adapter: Adapter,
+    loaded: SystemTime,
+}
+
+impl Generation {
+    pub(crate) fn new(digest: String, adapter: Adapter) -> Generation {
+        Generation {
+            digest,
+            adapter,
+            loaded: SystemTime::now(),
+        }
+    }
+
+    /// Its name: 64 lower-case hex digits.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// When it was loaded.
+    pub fn loaded(&self) -> SystemTime {
+        self.loaded
+    }
+
+    pub(crate) fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+}
+
+impl std::fmt::Debug for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generation")
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
+    }
+}

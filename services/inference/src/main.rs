@@ -1,0 +1,11 @@
+//! The inference service as a process of its own.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    togi_runtime::process::main(
+        "inference",
+        togi_inference::Config::load,
+        togi_inference::start,
+    )
+}

@@ -1,0 +1,180 @@
+//! What this replica measures, for the admin port. Names of generative AI's own conventions where they exist.
+
+use std::sync::Arc;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram};
+
+use crate::adapters::served::Shelf;
+use crate::door::Load;
+use crate::error::Error;
+use crate::semconv;
+use crate::sequence::Finished;
+
+/// Bounds in seconds for a token.
+const TOKEN_BOUNDS: [f64; 13] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+/// Bounds in seconds for a request or a load.
+const REQUEST_BOUNDS: [f64; 13] = [
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+
+/// The instruments; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    to_first_token: Histogram<f64>,
+    per_token: Histogram<f64>,
+    duration: Histogram<f64>,
+    tokens: Counter<u64>,
+    answers: Counter<u64>,
+    load_duration: Histogram<f64>,
+    loads: Counter<u64>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Metrics {
+        let meter = togi_runtime::telemetry::meter();
+        let seconds = |name: &'static str, what: &'static str, bounds: &[f64]| {
+            meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(what)
+                .with_boundaries(bounds.to_vec())
+                .build()
+        };
+        let count = |name: &'static str, what: &'static str| {
+            meter.u64_counter(name).with_description(what).build()
+        };
+        Metrics {
+            to_first_token: seconds(
+                "gen_ai.server.time_to_first_token",
+                "From a request's arrival to the answer's first token",
+                &REQUEST_BOUNDS,
+            ),
+            per_token: seconds(
+                "gen_ai.server.time_per_output_token",
+                "Time for each token after the first; its inverse is tokens per second",
+                &TOKEN_BOUNDS,
+            ),
+            duration: seconds(
+                "gen_ai.server.request.duration",
+                "From a request's arrival to its answer's end",
+                &REQUEST_BOUNDS,
+            ),
+            tokens: count("togi.inference.tokens", "Tokens of prompts and answers"),
+            answers: count("togi.inference.answers", "Answers that ended, by reason"),
+            load_duration: seconds(
+                "togi.inference.adapter.load.duration",
+                "From hearing of a promotion to serving it",
+                &REQUEST_BOUNDS,
+            ),
+            loads: count(
+                "togi.inference.adapter.loads",
+                "Loads of adapters, by outcome",
+            ),
+        }
+    }
+
+    /// An answer was written to its end.
+    pub(crate) fn finished(&self, finished: &Finished) {
+        self.answers.add(
+            1,
+            &[KeyValue::new(
+                semconv::FINISH_REASON,
+                finished.reason.name(),
+            )],
+        );
+        let total = finished.total.as_secs_f64();
+        let first = finished.to_first_token.as_secs_f64();
+        self.to_first_token.record(first, &[]);
+        self.duration.record(total, &[]);
+        if finished.completion_tokens > 1 {
+            let rest = (finished.completion_tokens - 1) as f64;
+            self.per_token.record((total - first) / rest, &[]);
+        }
+        let token_type = |name| [KeyValue::new(semconv::GEN_AI_TOKEN_TYPE, name)];
+        self.tokens
+            .add(finished.prompt_tokens as u64, &token_type("input"));
+        self.tokens
+            .add(finished.completion_tokens as u64, &token_type("output"));
+    }
+
+    /// A client went away.
+    pub(crate) fn abandoned(&self) {
+        self.answers
+            .add(1, &[KeyValue::new(semconv::FINISH_REASON, "abandoned")]);
+    }
+
+    /// An answer failed.
+    pub(crate) fn failed(&self, error: &Error) {
+        self.answers.add(
+            1,
+            &[
+                KeyValue::new(semconv::FINISH_REASON, "error"),
+                KeyValue::new(semconv::ERROR_TYPE, error.class().name()),
+            ],
+        );
+    }
+
+    /// A load ended: `loaded`, `rejected` or `deferred`.
+    pub(crate) fn load_ended(&self, outcome: &'static str, seconds: f64) {
+        let outcome = [KeyValue::new(semconv::OUTCOME, outcome)];
+        self.loads.add(1, &outcome);
+        self.load_duration.record(seconds, &outcome);
+    }
+}
+
+/// Lets the numbers of requests inside and of adapters be read whenever somebody collects.
+pub(crate) fn observe(load: &Arc<Load>, shelf: &Arc<Shelf>, replica: &str) {
+    let meter = togi_runtime::telemetry::meter();
+    let replica = KeyValue::new(semconv::REPLICA, replica.to_owned());
+    // Weak: what is measured may end before those who measure.
+    let (weak, label) = (Arc::downgrade(load), replica.clone());
+    meter
+        .u64_observable_gauge("togi.inference.active")
+        .with_description("Answers that progress now")
+        .with_callback(move |observer| {
+            if let Some(load) = weak.upgrade() {
+                observer.observe(load.active() as u64, std::slice::from_ref(&label));
+            }
+        })
+        .build();
+    let (weak, label) = (Arc::downgrade(load), replica.clone());
+    meter
+        .u64_observable_gauge("togi.inference.waiting")
+        .with_description("Requests that wait for a place among the active")
+        .with_callback(move |observer| {
+            if let Some(load) = weak.upgrade() {
+                observer.observe(load.waiting() as u64, std::slice::from_ref(&label));
+            }
+        })
+        .build();
+    let (weak, label) = (Arc::downgrade(shelf), replica.clone());
+    meter
+        .u64_observable_gauge("togi.inference.adapters.resident")
+        .with_description("Adapters in memory")
+        .with_callback(move |observer| {
+            if let Some(shelf) = weak.upgrade() {
+                observer.observe(shelf.count() as u64, std::slice::from_ref(&label));
+            }
+        })
+        .build();
+    let weak = Arc::downgrade(shelf);
+    meter
+        .u64_observable_gauge("togi.inference.adapter.info")
+        .with_description("1 for each alias that is served, with its generation")
+        .with_callback(move |observer| {
+            let Some(shelf) = weak.upgrade() else { return };
+            for (alias, serving) in &shelf.served().aliases {
+                let generation = serving.generation.digest().to_owned();
+                let labels = [
+                    KeyValue::new(semconv::ALIAS, alias.clone()),
+                    KeyValue::new(semconv::GENERATION, generation),
+                    replica.clone(),
+                ];
+                observer.observe(1, &labels);
+            }
+        })
+        .build();
+}

@@ -1,0 +1,247 @@
+//! One replica: the base, the engine's thread, the adapters, and the tasks that keep them as the registry says. It exists, and says
+//! that it is loading, before the base is there.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use togi_model::Engine as Network;
+use togi_runtime::{Context, Latch, Stopper};
+use togi_tokens::{Tokenizer, prompt};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+use crate::adapters::follower::Follower;
+use crate::adapters::served::{Served, Shelf};
+use crate::adapters::{Adapters, Expected, Loader};
+use crate::announcer::Announcer;
+use crate::base::{self, Loaded};
+use crate::config::Config;
+use crate::door::{Door, Load};
+use crate::engine::{Engine, Limits};
+use crate::error::{Error, Result};
+use crate::metrics::{self, Metrics};
+
+/// News that wait for the bus at most.
+const NEWS: usize = 1024;
+
+/// A replica; loading until [`Replica::run`] has loaded the base.
+pub struct Replica {
+    config: Config,
+    context: Context,
+    ready: OnceLock<Ready>,
+}
+
+/// What answers requests, once it is there.
+pub(crate) struct Ready {
+    pub(crate) base_name: String,
+    pub(crate) base_digest: String,
+    pub(crate) network: Arc<Network>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) adapters: Arc<Adapters>,
+    pub(crate) door: Arc<Door>,
+    pub(crate) max_prompt_bytes: usize,
+}
+
+impl Replica {
+    /// Makes a replica that has loaded nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a setting out of its range.
+    pub fn new(config: Config, context: Context) -> Result<Replica> {
+        config.check()?;
+        Ok(Replica {
+            config,
+            context,
+            ready: OnceLock::new(),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.context.instance
+    }
+
+    /// Counts of requests inside; None while the base is loading.
+    pub fn load(&self) -> Option<Arc<Load>> {
+        self.ready.get().map(|ready| ready.door.load().clone())
+    }
+
+    /// What is served now; None while the base is loading.
+    pub fn served(&self) -> Option<Arc<Served>> {
+        self.ready.get().map(|ready| ready.adapters.shelf.served())
+    }
+
+    /// How many adapters are in memory, those included that only a running answer holds.
+    pub fn resident(&self) -> usize {
+        self.ready
+            .get()
+            .map_or(0, |ready| ready.adapters.shelf.count())
+    }
+
+    pub(crate) fn ready(&self) -> Result<&Ready> {
+        if self.context.stopper.is_stopped() {
+            return Err(Error::Stopping);
+        }
+        self.ready.get().ok_or(Error::BaseLoading)
+    }
+
+    /// Loads the base, then works until the stop: answers that run have the grace time to finish. The latches hold readiness back
+    /// until the base is loaded and every declared adapter has been tried once.
+    ///
+    /// # Errors
+    /// A base that cannot be used; a thread that ended.
+    pub async fn run(&self, base_latch: Latch, adapters_latch: Latch) -> Result<()> {
+        let stopper = self.context.stopper.clone();
+        let name = &self.config.base;
+        let base_config = &self.config.bases[name];
+        let Some(loaded) = base::load(name, base_config, &self.config.cache, &stopper).await?
+        else {
+            return Ok(());
+        };
+        let metrics = Metrics::new();
+        let (news, announcer) = self.announcer(&loaded);
+        let adapters = Arc::new(self.adapters(&loaded, metrics.clone(), news));
+        let (door, thread) = self.start_engine(&loaded, metrics)?;
+        metrics::observe(door.load(), &adapters.shelf, self.name());
+        let follower = Follower {
+            store: self.context.store.clone(),
+            bus: self.context.bus.clone(),
+            stopper: stopper.clone(),
+            period: self.config.adapters.reconcile_period(),
+            declared: adapters.declared.clone(),
+        };
+        let ready = Ready {
+            base_name: name.clone(),
+            base_digest: loaded.digest,
+            network: loaded.network,
+            tokenizer: loaded.tokenizer,
+            adapters: adapters.clone(),
+            door,
+            max_prompt_bytes: self.config.engine.max_prompt_bytes,
+        };
+        // Only this task sets it, and once.
+        let _ = self.ready.set(ready);
+        drop(base_latch);
+        let serve = async {
+            let keep_up = adapters.keep_up(&stopper, || drop(adapters_latch));
+            tokio::join!(
+                follower.run(),
+                keep_up,
+                announcer.run(&adapters.shelf, &stopper)
+            )
+            .2
+        };
+        let (served, ended) = tokio::join!(serve, thread.ended(&stopper, self.config.stop.grace()));
+        ended.and(served.map_err(Error::from))
+    }
+
+    fn adapters(
+        &self,
+        loaded: &Loaded,
+        metrics: Metrics,
+        news: mpsc::Sender<crate::announcer::News>,
+    ) -> Adapters {
+        let settings = &self.config.adapters;
+        Adapters {
+            shelf: Arc::new(Shelf::new(settings.max_resident)),
+            loader: Loader {
+                store: self.context.store.clone(),
+                network: loaded.network.clone(),
+                expected: Expected {
+                    base: loaded.digest.clone(),
+                    base_precision: base::PRECISION.to_owned(),
+                    tokenizer: loaded.tokenizer.digest().to_owned(),
+                    template: prompt::template_digest().to_owned(),
+                },
+                max_bytes: settings.max_bytes,
+            },
+            declared: Arc::new(watch::Sender::new(None)),
+            news,
+            metrics,
+            replica: self.name().to_owned(),
+            load_timeout: settings.load_timeout(),
+            retry_period: settings.reconcile_period(),
+            turn: Mutex::new(()),
+        }
+    }
+
+    fn announcer(&self, loaded: &Loaded) -> (mpsc::Sender<crate::announcer::News>, Announcer) {
+        let (sender, news) = mpsc::channel(NEWS);
+        let announcer = Announcer {
+            bus: self.context.bus.clone(),
+            replica: self.name().to_owned(),
+            base: self.config.base.clone(),
+            base_digest: loaded.digest.clone(),
+            news,
+        };
+        (sender, announcer)
+    }
+
+    fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, EngineThread)> {
+        let settings = &self.config.engine;
+        let (sender, jobs) = std::sync::mpsc::channel();
+        let door = Arc::new(Door::new(sender, settings.max_active, settings.max_waiting));
+        let abort = Arc::new(AtomicBool::new(false));
+        let engine = Engine {
+            network: loaded.network.clone(),
+            tokenizer: loaded.tokenizer.clone(),
+            eos: loaded.eos,
+            limits: Limits {
+                max_active: settings.max_active,
+                prefill_chunk: settings.prefill_chunk,
+            },
+            jobs,
+            load: door.load().clone(),
+            abort: abort.clone(),
+            metrics,
+        };
+        let (tell, ended) = oneshot::channel();
+        let work = move || {
+            engine.run();
+            // Dropped without this on a panic: the other side sees that too.
+            let _ = tell.send(());
+        };
+        thread::Builder::new()
+            .name("togi-engine".into())
+            .spawn(work)
+            .map_err(|error| Error::Broken(format!("the engine's thread cannot start: {error}")))?;
+        Ok((door.clone(), EngineThread { door, abort, ended }))
+    }
+}
+
+/// The engine's thread, seen from outside: ends when it is let go.
+struct EngineThread {
+    door: Arc<Door>,
+    abort: Arc<AtomicBool>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl EngineThread {
+    /// Waits for the stop, then for the thread; after the grace time every answer ends at its next token.
+    async fn ended(mut self, stopper: &Stopper, grace: std::time::Duration) -> Result<()> {
+        tokio::select! {
+            () = stopper.stopped() => {}
+            _ = &mut self.ended => {
+                stopper.stop();
+                return Err(Error::Broken("the engine's thread ended".into()));
+            }
+        }
+        self.door.close();
+        let broken = |_| Error::Broken("the engine's thread ended early".into());
+        match tokio::time::timeout(grace, &mut self.ended).await {
+            Ok(ended) => ended.map_err(broken),
+            Err(_) => {
+                tracing::warn!("answers did not finish in time");
+                self.abort.store(true, Ordering::Relaxed);
+                (&mut self.ended).await.map_err(broken)
+            }
+        }
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.abort.store(true, Ordering::Relaxed);
+        self.door.close();
+    }
+}

@@ -1,0 +1,330 @@
+//! A replica as a test needs it: real gRPC on a free port, a real store in a temporary folder, a real nats-server or none.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use togi_inference::{Config, Replica};
+use togi_proto::inference::v1::inference_service_client::InferenceServiceClient;
+use togi_proto::inference::v1::{
+    Finished, GenerateRequest, GenerateResponse, Instruction, ListAdaptersRequest,
+    ListAdaptersResponse, Options, Started, generate_request::Prompt, generate_response::Event,
+};
+use togi_runtime::config::{NatsConfig, StoreConfig};
+use togi_runtime::grpc::{self, Services};
+use togi_runtime::testing::NatsServer;
+use togi_runtime::{Bus, Context, Readiness, Stopper, Store, Tasks};
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::bases;
+
+/// An address where nobody listens.
+const NOBODY: &str = "nats://127.0.0.1:9";
+
+/// Which base a replica serves.
+#[derive(Clone, Copy)]
+pub enum BaseKind {
+    Random,
+    Table,
+}
+
+/// What a test chooses before the start.
+pub struct Setup {
+    nats: Option<NatsServer>,
+    folder: tempfile::TempDir,
+    pub store: Store,
+    pub config: Config,
+}
+
+/// A running replica.
+pub struct System {
+    pub store: Store,
+    pub bus: Bus,
+    pub replica: Arc<Replica>,
+    pub readiness: Readiness,
+    pub stopper: Stopper,
+    pub base_folder: PathBuf,
+    endpoint: String,
+    served: tokio::task::JoinHandle<togi_runtime::Result<()>>,
+    nats: Option<NatsServer>,
+    _folder: tempfile::TempDir,
+}
+
+impl Setup {
+    pub async fn new(base: BaseKind) -> Setup {
+        let folder = tempfile::tempdir().unwrap();
+        let base_folder = folder.path().join("base");
+        match base {
+            BaseKind::Random => bases::write_random(&base_folder),
+            BaseKind::Table => bases::write_table(&base_folder),
+        };
+        let store_config = StoreConfig::folder(&folder.path().join("store")).unwrap();
+        std::fs::create_dir_all(folder.path().join("store")).unwrap();
+        let file = folder.path().join("config.toml");
+        let url = |path: &std::path::Path| format!("file://{}", path.display());
+        let text = format!(
+            "base = \"test\"\n[bases]\ntest = {{ url = \"{}\" }}\n[store]\nurl = \"{}\"\n[adapters]\nreconcile_seconds = 1\n",
+            url(&base_folder),
+            store_config.url,
+        );
+        std::fs::write(&file, text).unwrap();
+        Setup {
+            nats: None,
+            store: Store::open(&store_config).await.unwrap(),
+            config: Config::load(&[file]).unwrap(),
+            folder,
+        }
+    }
+
+    pub async fn with_nats(mut self) -> Setup {
+        self.nats = Some(NatsServer::start());
+        self
+    }
+
+    pub fn base_folder(&self) -> PathBuf {
+        self.folder.path().join("base")
+    }
+
+    pub fn nats_mut(&mut self) -> &mut NatsServer {
+        self.nats.as_mut().expect("a test with a bus")
+    }
+
+    pub async fn start(self) -> System {
+        let stopper = Stopper::new();
+        let url = self
+            .nats
+            .as_ref()
+            .map_or(NOBODY.to_owned(), NatsServer::url);
+        let nats = NatsConfig::at(url);
+        let bus = Bus::connect_later(&nats, "replica-1", &stopper)
+            .await
+            .unwrap();
+        let context = Context {
+            stopper: stopper.clone(),
+            bus: bus.clone(),
+            store: self.store.clone(),
+            readiness: Readiness::new(),
+            instance: "replica-1".into(),
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let base_folder = self.base_folder();
+        let (mut services, mut tasks) = (Services::new(), Tasks::new(&stopper));
+        let replica =
+            togi_inference::start_replica(self.config, &context, &mut services, &mut tasks)
+                .unwrap();
+        let readiness = context.readiness.clone();
+        let served = tokio::spawn(async move {
+            let served = grpc::serve(listener, services, &context).await;
+            context.stopper.stop();
+            served.and(tasks.join().await)
+        });
+        System {
+            store: self.store,
+            bus,
+            replica,
+            readiness,
+            stopper,
+            base_folder,
+            endpoint,
+            served,
+            nats: self.nats,
+            _folder: self.folder,
+        }
+    }
+
+    /// Starts and waits until it is ready.
+    pub async fn ready(self) -> System {
+        let system = self.start().await;
+        within("the replica is ready", system.readiness.ready()).await;
+        system
+    }
+}
+
+impl System {
+    pub fn nats_mut(&mut self) -> &mut NatsServer {
+        self.nats.as_mut().expect("a test with a bus")
+    }
+
+    pub async fn client(&self) -> InferenceServiceClient<Channel> {
+        InferenceServiceClient::connect(self.endpoint.clone())
+            .await
+            .unwrap()
+    }
+
+    /// Asks and hears the whole answer.
+    pub async fn ask(&self, request: GenerateRequest) -> Result<Answer, Status> {
+        let mut answer = Heard::new(self.client().await.generate(request).await?.into_inner());
+        answer.rest().await?;
+        answer.whole()
+    }
+
+    /// Asks; the answer is still to be heard.
+    pub async fn open(&self, request: GenerateRequest) -> Result<Heard, Status> {
+        Ok(Heard::new(
+            self.client().await.generate(request).await?.into_inner(),
+        ))
+    }
+
+    pub async fn list(&self) -> ListAdaptersResponse {
+        self.client()
+            .await
+            .list_adapters(ListAdaptersRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    /// The generation that an alias serves.
+    pub fn serving(&self, alias: &str) -> Option<String> {
+        let served = self.replica.served()?;
+        Some(served.aliases.get(alias)?.generation.digest().to_owned())
+    }
+
+    pub async fn until_serving(&self, alias: &str, generation: &str) {
+        let what = format!("{alias} serves {generation}");
+        wait_until(&what, || self.serving(alias).as_deref() == Some(generation)).await;
+    }
+
+    pub fn active(&self) -> usize {
+        self.replica.load().map_or(0, |load| load.active())
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.replica.load().map_or(0, |load| load.waiting())
+    }
+
+    /// Stops and returns how the process would have ended.
+    pub async fn stop(self) -> togi_runtime::Result<()> {
+        self.stopper.stop();
+        within("the replica ends", self.served).await.unwrap()
+    }
+}
+
+/// An answer, whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    pub started: Started,
+    pub text: String,
+    pub ids: Vec<u32>,
+    pub finished: Finished,
+}
+
+/// An answer as far as it was heard.
+pub struct Heard {
+    stream: Streaming<GenerateResponse>,
+    pub started: Option<Started>,
+    pub text: String,
+    pub ids: Vec<u32>,
+    pub finished: Option<Finished>,
+}
+
+impl Heard {
+    fn new(stream: Streaming<GenerateResponse>) -> Heard {
+        Heard {
+            stream,
+            started: None,
+            text: String::new(),
+            ids: Vec::new(),
+            finished: None,
+        }
+    }
+
+    /// Hears one message; false at the end.
+    pub async fn next(&mut self) -> Result<bool, Status> {
+        let Some(message) = self.stream.message().await? else {
+            return Ok(false);
+        };
+        assert!(self.finished.is_none(), "nothing comes after the end");
+        match message.event.expect("an event") {
+            Event::Started(started) => {
+                assert!(self.started.is_none(), "an answer starts once");
+                self.started = Some(started);
+            }
+            Event::Piece(piece) => {
+                assert!(self.started.is_some(), "the start comes first");
+                self.text.push_str(&piece.text);
+                self.ids.extend(piece.token_ids);
+            }
+            Event::Finished(finished) => self.finished = Some(finished),
+        }
+        Ok(true)
+    }
+
+    pub async fn rest(&mut self) -> Result<(), Status> {
+        while self.next().await? {}
+        Ok(())
+    }
+
+    /// Hears until the first text.
+    pub async fn first_text(&mut self) {
+        while self.text.is_empty() {
+            assert!(self.next().await.unwrap(), "the answer has text");
+        }
+    }
+
+    pub fn whole(self) -> Result<Answer, Status> {
+        let finished = self.finished.expect("an answer that ends says why");
+        assert_eq!(
+            finished.completion_tokens as usize,
+            self.ids.len(),
+            "every id is reported once"
+        );
+        let started = self.started.expect("an answer starts");
+        Ok(Answer {
+            started,
+            text: self.text,
+            ids: self.ids,
+            finished,
+        })
+    }
+}
+
+/// A question by instruction.
+pub fn question(adapter: &str, instruction: &str, options: Options) -> GenerateRequest {
+    let prompt = Prompt::Instruction(Instruction {
+        instruction: instruction.into(),
+        input: String::new(),
+    });
+    GenerateRequest {
+        adapter: adapter.into(),
+        prompt: Some(prompt),
+        options: Some(options),
+    }
+}
+
+/// A raw prompt.
+pub fn raw(adapter: &str, text: &str, options: Options) -> GenerateRequest {
+    let prompt = Some(Prompt::Raw(text.into()));
+    GenerateRequest {
+        adapter: adapter.into(),
+        prompt,
+        options: Some(options),
+    }
+}
+
+/// Greedy, with nothing forbidden.
+pub fn greedy(max_new_tokens: u32) -> Options {
+    Options {
+        greedy: Some(true),
+        no_repeat_ngram_size: Some(0),
+        max_new_tokens: Some(max_new_tokens),
+        ..Options::default()
+    }
+}
+
+/// Waits for a condition; a minute is long enough for any machine.
+pub async fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Waits for a future; a minute is long enough for any machine.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(Duration::from_secs(60), future).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}

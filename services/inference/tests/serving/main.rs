@@ -1,0 +1,17 @@
+//! The inference service from outside: a real gRPC client, a real store, a real nats-server or none.
+
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a test binary has no outside"
+)]
+
+mod adapters;
+mod answers;
+mod bases;
+mod door;
+mod following;
+mod harness;
+mod refusing;
+mod swapping;
+mod vocabulary;
