@@ -1,0 +1,175 @@
+//! Connections to the services, and what several commands do over them.
+
+use std::time::Duration;
+
+use togi_proto::{
+    dataprep::v1::{GetPreparationRequest, data_prep_service_client::DataPrepServiceClient},
+    inference::v1::inference_service_client::InferenceServiceClient,
+    job::v1::{Job, JobState},
+    trainer::v1::{
+        GetJobRequest, adapter_service_client::AdapterServiceClient,
+        policy_service_client::PolicyServiceClient, trainer_service_client::TrainerServiceClient,
+    },
+};
+use togi_runtime::grpc::{Client, Inject};
+use tonic::{service::interceptor::InterceptedService, transport::Endpoint};
+
+use crate::{
+    error::{Error, Result},
+    settings::Settings,
+};
+
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection over which nothing comes is tested this often: a stream may be silent for long.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Entries in a page of a list.
+pub const PAGE_SIZE: i32 = 200;
+
+/// Opens connections as commands need them.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    data_prep: String,
+    trainer: String,
+    inference: String,
+}
+
+impl Clients {
+    /// Takes the addresses; nothing is opened yet.
+    pub fn new(settings: &Settings) -> Clients {
+        Clients {
+            data_prep: settings.data_prep.clone(),
+            trainer: settings.trainer.clone(),
+            inference: settings.inference.clone(),
+        }
+    }
+
+    /// Takes one address for all services.
+    pub fn at(endpoint: &str) -> Clients {
+        Clients {
+            data_prep: endpoint.into(),
+            trainer: endpoint.into(),
+            inference: endpoint.into(),
+        }
+    }
+
+    /// Connects to data-prep.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for no address, [`Error::NoAnswer`] when nothing answers; so do the others.
+    pub async fn data_prep(&self) -> Result<DataPrepServiceClient<Client>> {
+        Ok(DataPrepServiceClient::new(connect(&self.data_prep).await?))
+    }
+
+    /// Connects to the trainer's jobs.
+    pub async fn trainer(&self) -> Result<TrainerServiceClient<Client>> {
+        Ok(TrainerServiceClient::new(connect(&self.trainer).await?))
+    }
+
+    /// Connects to the registry of adapters.
+    pub async fn adapters(&self) -> Result<AdapterServiceClient<Client>> {
+        Ok(AdapterServiceClient::new(connect(&self.trainer).await?))
+    }
+
+    /// Connects to the policies.
+    pub async fn policies(&self) -> Result<PolicyServiceClient<Client>> {
+        Ok(PolicyServiceClient::new(connect(&self.trainer).await?))
+    }
+
+    /// Connects to inference.
+    pub async fn inference(&self) -> Result<InferenceServiceClient<Client>> {
+        Ok(InferenceServiceClient::new(connect(&self.inference).await?))
+    }
+
+    /// Returns a job of either kind.
+    pub async fn job(&self, id: &str) -> Result<Job> {
+        let request = GetJobRequest { job: id.to_owned() };
+        let answer = self
+            .trainer()
+            .await?
+            .get_job(request)
+            .await
+            .map(|answer| answer.into_inner().job);
+        let job = match answer.map_err(Error::from) {
+            Err(error) if error.is_not_found() => {
+                let request = GetPreparationRequest { job: id.to_owned() };
+                self.data_prep()
+                    .await?
+                    .get_preparation(request)
+                    .await?
+                    .into_inner()
+                    .job
+            }
+            answer => answer?,
+        };
+        present(job, "job")
+    }
+}
+
+/// Opens a connection at once, so that nobody waits for a service that is not there; it carries the trace context along.
+async fn connect(endpoint: &str) -> Result<Client> {
+    let target = Endpoint::from_shared(endpoint.to_owned())
+        .ok()
+        .filter(|target| target.uri().scheme().is_some() && target.uri().authority().is_some())
+        .ok_or_else(|| {
+            Error::Usage(format!(
+                "{endpoint:?} is no address; one looks like http://127.0.0.1:7670"
+            ))
+        })?;
+    let channel = target
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .connect()
+        .await
+        .map_err(|source| Error::NoAnswer {
+            endpoint: endpoint.to_owned(),
+            source,
+        })?;
+    Ok(InterceptedService::new(channel, Inject))
+}
+
+/// Takes a message's part that a service always sets.
+pub fn present<T>(part: Option<T>, name: &'static str) -> Result<T> {
+    part.ok_or_else(|| Error::Service {
+        code: tonic::Code::Internal,
+        message: format!("the service's answer has no {name}; is it of another version?"),
+        field: String::new(),
+    })
+}
+
+/// Whether a job's state is final.
+pub fn is_final(job: &Job) -> bool {
+    matches!(
+        job.state(),
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled
+    )
+}
+
+/// Returns the job if it succeeded, and why it did not otherwise.
+pub fn succeeded(job: Job) -> Result<Job> {
+    match job.state() {
+        JobState::Failed => {
+            let error = job.error.unwrap_or_default();
+            let field = if error.field.is_empty() {
+                String::new()
+            } else {
+                format!("{}: ", error.field)
+            };
+            let reason = Some(format!("{field}{}", error.message));
+            Err(Error::Job {
+                job: job.id,
+                state: "failed",
+                code: error.code,
+                reason,
+            })
+        }
+        JobState::Cancelled => Err(Error::Job {
+            job: job.id,
+            state: "was cancelled",
+            code: String::new(),
+            reason: None,
+        }),
+        _ => Ok(job),
+    }
+}

@@ -1,0 +1,116 @@
+//! `togi chat`: one question at a time; each stands alone, as adapters are trained.
+
+use std::io::{IsTerminal, Write, stderr, stdin};
+
+use clap::Args;
+use togi_proto::inference::v1::generate_response::Event;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::{
+    Session, generate,
+    sampling::{self, Sampling},
+};
+use crate::{
+    error::{Error, Result},
+    output::complain,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  togi chat --adapter mine
+  togi chat --adapter mine --temperature 0.2
+
+Each question stands alone. `quit` or the end of input ends.";
+
+/// The command's words.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+pub struct Chat {
+    /// How the answer is chosen.
+    #[command(flatten)]
+    pub sampling: Sampling,
+}
+
+impl Chat {
+    /// Runs the command.
+    pub(super) async fn run(self, session: &Session) -> Result<()> {
+        let interactive = stdin().is_terminal();
+        // Told before the first question that nothing answers, not after it.
+        session.clients.inference().await?;
+        if interactive {
+            session.output.say("one question at a time; `quit` ends");
+        }
+        let mut lines = BufReader::new(tokio::io::stdin());
+        loop {
+            if interactive {
+                let mut stderr = stderr().lock();
+                write!(stderr, "{} ", session.output.bold("指示>"))?;
+                stderr.flush()?;
+            }
+            let Some(question) = next_line(&mut lines).await? else {
+                break;
+            };
+            match question.trim() {
+                "" => {}
+                "quit" | "exit" | "ｑｕｉｔ" => break,
+                question => self.answer(session, question, interactive).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers one question; what a service refuses ends a session only where nobody is there to read it.
+    async fn answer(&self, session: &Session, question: &str, interactive: bool) -> Result<()> {
+        let output = &session.output;
+        let request = self.sampling.instruction(question, "");
+        let answer = sampling::answer(&session.clients, request, |response| {
+            match &response.event {
+                _ if output.is_json() => output.json(response),
+                Some(Event::Piece(piece)) => output.text(&piece.text),
+                _ => Ok(()),
+            }
+        })
+        .await;
+        match answer {
+            Ok(answer) => {
+                if !output.is_json() {
+                    output.line("")?;
+                }
+                output.say(output.dim(&generate::usage(&answer, &self.sampling)));
+                Ok(())
+            }
+            Err(error @ (Error::Service { .. } | Error::NoAnswer { .. })) if interactive => {
+                complain(&error);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Reads a line; bytes that are no UTF-8, as a terminal may leave behind half a deleted character, are left out.
+async fn next_line<R: AsyncBufReadExt + Unpin>(lines: &mut R) -> Result<Option<String>> {
+    let mut bytes = Vec::new();
+    if lines.read_until(b'\n', &mut bytes).await? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(
+        String::from_utf8_lossy(&bytes).replace('\u{fffd}', ""),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn half_a_character_is_left_out() {
+        let mut input = BufReader::new(&b"\xe5\xaf\x8c\xe5\xa3\n\xe5\xb1\xb1"[..]);
+        assert_eq!(
+            next_line(&mut input).await.unwrap().as_deref(),
+            Some("富\n")
+        );
+        assert_eq!(next_line(&mut input).await.unwrap().as_deref(), Some("山"));
+        assert_eq!(next_line(&mut input).await.unwrap(), None);
+    }
+}

@@ -1,0 +1,33 @@
+//! `togi completions`: what a shell needs to complete the command.
+
+use clap::Args;
+use clap_complete::Shell;
+
+use crate::{args, error::Result};
+
+const EXAMPLES: &str = "\
+Examples:
+  togi completions bash > ~/.local/share/bash-completion/completions/togi
+  togi completions zsh > ~/.zfunc/_togi
+  togi completions fish > ~/.config/fish/completions/togi.fish";
+
+/// The command's words.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+pub struct Completions {
+    /// bash, elvish, fish, powershell or zsh
+    #[arg(hide_possible_values = true)]
+    pub shell: Shell,
+}
+
+impl Completions {
+    /// Runs the command.
+    pub(super) fn run(&self) -> Result<()> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut args::command(), "togi", &mut script);
+        Ok(std::io::Write::write_all(
+            &mut std::io::stdout().lock(),
+            &script,
+        )?)
+    }
+}

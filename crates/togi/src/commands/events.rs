@@ -1,0 +1,174 @@
+//! `togi events`: what happens, as it happens.
+
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use futures::StreamExt;
+use jiff::{Timestamp, tz::TimeZone};
+use serde::Serialize;
+use togi_runtime::{
+    Bus, Event, Stopper,
+    bus::{Received, Start},
+    config::NatsConfig,
+    events::EventKind,
+};
+use tokio::time::timeout;
+
+use super::Session;
+use crate::{
+    error::{Error, Result},
+    table::{pad, shorten},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  togi events
+  togi events --all                        from the oldest that is still there
+  togi events adapter.promoted job.failed
+  togi events -o json | jq .data";
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// The command's words.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+pub struct Events {
+    /// Which events, for example dataset.ready [default: all]
+    #[arg(value_name = "EVENT", value_parser = kind)]
+    pub events: Vec<EventKind>,
+    /// Begins with the oldest event that is still there
+    #[arg(long)]
+    pub all: bool,
+    /// Ends after so many events
+    #[arg(long, short = 'n', value_name = "EVENTS")]
+    pub count: Option<usize>,
+}
+
+/// An event as JSON: CloudEvents' structured form.
+#[derive(Serialize)]
+struct Line<'a> {
+    specversion: &'static str,
+    id: &'a str,
+    #[serde(rename = "type")]
+    type_name: &'a str,
+    source: &'a str,
+    subject: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    traceparent: &'a str,
+    data: serde_json::Value,
+}
+
+impl Events {
+    /// Runs the command.
+    pub(super) async fn run(self, session: &Session) -> Result<()> {
+        let url = session.settings.nats.clone().ok_or_else(|| {
+            Error::Usage(
+                "no NATS server is known: start `togi up`, or name one with --nats".to_owned(),
+            )
+        })?;
+        let connecting = async {
+            let bus = Bus::connect(&NatsConfig::at(&url), "togi-events", &Stopper::new()).await?;
+            let start = if self.all { Start::All } else { Start::New };
+            bus.events(&self.events, start).await
+        };
+        let stream = timeout(CONNECT_WITHIN, connecting).await;
+        let stream = stream
+            .map_err(|_| Error::Unavailable(format!("no NATS server answers at {url}")))??;
+        session.output.say("following events; Ctrl-C ends");
+        let mut stream = stream.take(self.count.unwrap_or(usize::MAX));
+        while let Some(received) = stream.next().await {
+            print(session, &received)?;
+        }
+        Ok(())
+    }
+}
+
+fn kind(name: &str) -> std::result::Result<EventKind, String> {
+    EventKind::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = EventKind::ALL.iter().map(|kind| kind.name()).collect();
+        format!("it is one of {}", names.join(", "))
+    })
+}
+
+fn print(session: &Session, received: &Received) -> Result<()> {
+    let Received { event, meta } = received;
+    let data = event.body()?;
+    let data: serde_json::Value = serde_json::from_slice(&data).unwrap_or_default();
+    let time = meta
+        .time
+        .and_then(|time: SystemTime| Timestamp::try_from(time).ok());
+    if session.output.is_json() {
+        return session.output.json(&Line {
+            specversion: "1.0",
+            id: &meta.id,
+            type_name: &meta.type_name,
+            source: &meta.source,
+            subject: &meta.subject,
+            time: time.map(|time| time.to_string()),
+            traceparent: &meta.traceparent,
+            data,
+        });
+    }
+    let time = time.map(|time| {
+        time.to_zoned(TimeZone::system())
+            .strftime("%H:%M:%S")
+            .to_string()
+    });
+    let name = pad(event.kind().name(), 20);
+    let words = words(event, &data);
+    let about = pad(&shorten(event.about(), 20), 20);
+    session.output.line(&format!(
+        "{}  {name}  {about}  {words}",
+        time.unwrap_or_default()
+    ))
+}
+
+/// Writes an event's body in short: its fields but the one that the event is about.
+fn words(event: &Event, data: &serde_json::Value) -> String {
+    let Some(fields) = data.as_object() else {
+        return String::new();
+    };
+    let shown = fields.iter().filter_map(|(name, value)| {
+        let text = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        let columns = if matches!(name.as_str(), "message" | "reason") {
+            100
+        } else {
+            24
+        };
+        (text != event.about() && name != "manifest")
+            .then(|| format!("{name}={}", shorten(&text, columns)))
+    });
+    shown.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use togi_proto::events::v1::JobFailed;
+
+    use super::*;
+
+    #[test]
+    fn a_line_names_what_the_event_says() {
+        let failed = JobFailed {
+            job: "j1".into(),
+            kind: "train".into(),
+            code: "INTERNAL".into(),
+            message: "火事".into(),
+        };
+        let event = Event::from(failed);
+        let data = serde_json::from_slice(&event.body().unwrap()).unwrap();
+        let mut said: Vec<String> = words(&event, &data).split(' ').map(str::to_owned).collect();
+        said.sort();
+        assert_eq!(said, ["code=INTERNAL", "kind=train", "message=火事"]);
+        assert!(kind("job.failed").is_ok());
+        assert!(
+            kind("job.exploded")
+                .unwrap_err()
+                .contains("adapter.rolled-back")
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! `togi generate`: one prompt in, one answer out, as it comes.
+
+use std::io::{IsTerminal, Read, stdin};
+
+use clap::Args;
+use togi_proto::inference::v1::{
+    FinishReason, Instruction, generate_request::Prompt, generate_response::Event,
+};
+
+use super::{
+    Session,
+    sampling::{self, Answer, Sampling},
+};
+use crate::{
+    error::{Error, Result},
+    progress::seconds,
+    table::shorten,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  togi generate --instruction 日本で一番高い山は？
+  togi generate --adapter mine --instruction 要約してください。 --input \"$(cat article.txt)\"
+  echo 昔々、あるところに | togi generate --raw - --max-new-tokens 64
+  togi generate --adapter mine --instruction 1+1は？ --greedy -o json";
+
+/// The command's words.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+#[command(group = clap::ArgGroup::new("prompt").args(["instruction", "raw"]))]
+pub struct Generate {
+    /// What to do, in the form that adapters are trained on
+    #[arg(long, short, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// Material for the instruction
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "instruction",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub input: String,
+    /// Text as it is; `-` for standard input, which is also the default
+    #[arg(long, value_name = "TEXT")]
+    pub raw: Option<String>,
+    /// How the answer is chosen.
+    #[command(flatten)]
+    pub sampling: Sampling,
+}
+
+impl Generate {
+    /// Runs the command.
+    pub(super) async fn run(self, session: &Session) -> Result<()> {
+        let prompt = match (self.instruction, self.raw.as_deref()) {
+            (Some(instruction), _) => Prompt::Instruction(Instruction {
+                instruction,
+                input: self.input,
+            }),
+            (None, Some("-")) => Prompt::Raw(from_stdin()?),
+            (None, Some(raw)) => Prompt::Raw(raw.to_owned()),
+            (None, None) if stdin().is_terminal() => {
+                return Err(Error::Usage(
+                    "a prompt is missing: --instruction, --raw, or text on standard input".into(),
+                ));
+            }
+            (None, None) => Prompt::Raw(from_stdin()?),
+        };
+        let output = &session.output;
+        let request = self.sampling.request(prompt);
+        let answer = sampling::answer(&session.clients, request, |response| {
+            match &response.event {
+                _ if output.is_json() => output.json(response),
+                Some(Event::Piece(piece)) => output.text(&piece.text),
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        if !output.is_json() {
+            output.line("")?;
+        }
+        output.say(output.dim(&usage(&answer, &self.sampling)));
+        Ok(())
+    }
+}
+
+/// Reads the prompt; the line break that ends the last line is the shell's, not the prompt's.
+fn from_stdin() -> Result<String> {
+    let mut text = String::new();
+    stdin().lock().read_to_string(&mut text)?;
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(text)
+}
+
+/// Says what an answer took.
+pub(crate) fn usage(answer: &Answer, sampling: &Sampling) -> String {
+    let by = match answer.started.generation.as_str() {
+        "" => "base".to_owned(),
+        generation => shorten(generation, 13),
+    };
+    let reason = match answer.finished.reason() {
+        FinishReason::Eos => "",
+        FinishReason::Stop => ", ended by a stop text",
+        FinishReason::Length => ", cut at its longest",
+        FinishReason::Unspecified => ", ended for no stated reason",
+    };
+    let finished = &answer.finished;
+    let tokens = format!(
+        "{} + {} tokens",
+        finished.prompt_tokens, finished.completion_tokens
+    );
+    let seed = if sampling.greedy {
+        String::new()
+    } else {
+        format!(", seed {}", answer.started.seed)
+    };
+    format!(
+        "[{by}: {tokens}{seed}, {}{reason}]",
+        seconds(finished.seconds)
+    )
+}

@@ -1,0 +1,305 @@
+//! `togi prepare`: records in, a data set out.
+
+use std::{path::PathBuf, time::Instant};
+
+use clap::{Args, ValueEnum};
+use togi_proto::{
+    dataprep::v1::{
+        Dataset, GetDatasetRequest, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource,
+        WatchPreparationRequest, record_source, tokenizer_source,
+    },
+    job::v1::Job,
+};
+
+use super::{Session, datasets, jobs, watch};
+use crate::{
+    client::{is_final, present, succeeded},
+    embedded,
+    error::{Error, Result},
+    progress::{Unit, seconds},
+    upload,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  togi prepare records.jsonl --name mine
+  togi prepare dolly.json.gz --name dolly --column input=context --column output=response
+  togi prepare --hub hf://datasets/kunishou/databricks-dolly-15k-ja --name dolly-ja --tokenizer spiece.model
+  togi prepare records.jsonl --name mine --learn answer --validation-share 0.05";
+
+/// Which targets are learned.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Learn {
+    /// The whole sequence.
+    All,
+    /// The answer.
+    Answer,
+}
+
+/// What becomes of records longer than --max-length.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OverLong {
+    /// They are cut.
+    Truncate,
+    /// They are rejected.
+    Reject,
+}
+
+/// What a bad record does.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OnBadRecord {
+    /// It is left out and named in rejects.jsonl.
+    Skip,
+    /// It ends the job.
+    Fail,
+}
+
+/// The command's words.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+#[command(group = clap::ArgGroup::new("records").required(true).args(["file", "source", "hub"]))]
+pub struct Prepare {
+    /// The records: JSON array, JSON Lines or Parquet, gzip and zstd too; `-` for standard input
+    pub file: Option<PathBuf>,
+    /// A source in the service's configuration
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// A data set on a hub: hf://datasets/OWNER/NAME[@REVISION]
+    #[arg(long, value_name = "REFERENCE")]
+    pub hub: Option<String>,
+    /// The data set's name [default: the file's]
+    #[arg(long, short)]
+    pub name: Option<String>,
+    /// The base whose tokenizer cuts the text [default: demo]
+    #[arg(long, value_name = "NAME", conflicts_with = "tokenizer")]
+    pub base: Option<String>,
+    /// A SentencePiece model that cuts the text
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// json, jsonl or parquet [default: told from the file itself]
+    #[arg(long, value_parser = ["json", "jsonl", "parquet"])]
+    pub format: Option<String>,
+    /// A column that has another name in the file: OURS=THEIRS; more than once
+    #[arg(long, value_name = "OURS=THEIRS", value_parser = column)]
+    pub column: Vec<(String, String)>,
+    /// Most tokens in a row, the end included [default: 512]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<u32>,
+    /// What is learned: all or answer [default: all]
+    #[arg(long, value_name = "PART", hide_possible_values = true)]
+    pub learn: Option<Learn>,
+    /// Share of the records kept for validation, from 0 up to 1 [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub validation_share: Option<f64>,
+    /// What becomes of records longer than --max-length: truncate or reject [default: truncate]
+    #[arg(long, value_name = "CHOICE", hide_possible_values = true)]
+    pub over_long: Option<OverLong>,
+    /// Rows in a shard [default: 4096]
+    #[arg(long, value_name = "ROWS")]
+    pub rows_per_shard: Option<u32>,
+    /// What a bad record does: skip (and be named in rejects.jsonl) or fail the job [default: skip]
+    #[arg(long, value_name = "CHOICE", hide_possible_values = true)]
+    pub on_bad_record: Option<OnBadRecord>,
+    /// Tokenizing threads [default: the service's configuration]
+    #[arg(long, value_name = "THREADS")]
+    pub workers: Option<u32>,
+    /// The same key and request is the same job for ever
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// Queues the job and returns
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+impl Prepare {
+    /// Runs the command.
+    pub(super) async fn run(self, session: &Session) -> Result<()> {
+        let started = Instant::now();
+        let request = self.request(session).await?;
+        let name = request.name.clone();
+        let job = present(
+            session
+                .clients
+                .data_prep()
+                .await?
+                .prepare(request)
+                .await?
+                .into_inner()
+                .job,
+            "job",
+        )?;
+        if self.no_wait {
+            session.output.say(format_args!(
+                "queued; follow it with `togi jobs watch {}`",
+                job.id
+            ));
+            return session.output.one(&job, jobs::fields);
+        }
+        let job = succeeded(follow(session, job).await?)?;
+        let dataset = made(session, &name, &job).await?;
+        session
+            .output
+            .say(summary(&dataset, started.elapsed().as_secs_f64()));
+        session.output.one(&dataset, datasets::fields)
+    }
+
+    /// Builds the request; local files are uploaded first.
+    async fn request(&self, session: &Session) -> Result<PrepareRequest> {
+        let name = self.dataset_name()?;
+        let tokenizer = match (&self.tokenizer, &self.base) {
+            (Some(path), _) => tokenizer_source::Source::Upload(
+                upload::file(&session.clients, &session.output, path).await?,
+            ),
+            (None, Some(base)) => tokenizer_source::Source::Base(base.clone()),
+            (None, None) => tokenizer_source::Source::Base(embedded::BASE.to_owned()),
+        };
+        let records = match (&self.file, &self.source, &self.hub) {
+            (Some(path), ..) => record_source::Source::Upload(
+                upload::file(&session.clients, &session.output, path).await?,
+            ),
+            (_, Some(source), _) => record_source::Source::Configured(source.clone()),
+            (_, _, hub) => record_source::Source::Hub(hub.clone().unwrap_or_default()),
+        };
+        Ok(PrepareRequest {
+            name,
+            records: Some(RecordSource {
+                source: Some(records),
+                format: self.format.clone().unwrap_or_default(),
+                columns: self.column.iter().cloned().collect(),
+            }),
+            tokenizer: Some(TokenizerSource {
+                source: Some(tokenizer),
+            }),
+            settings: Some(PrepareSettings {
+                max_length: self.max_length,
+                learn: word(self.learn),
+                validation_share: self.validation_share,
+                over_long: word(self.over_long),
+                rows_per_shard: self.rows_per_shard,
+            }),
+            on_bad_record: word(self.on_bad_record),
+            workers: self.workers,
+            idempotency_key: self.idempotency_key.clone().unwrap_or_default(),
+        })
+    }
+
+    fn dataset_name(&self) -> Result<String> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let stem = self
+            .file
+            .as_deref()
+            .and_then(|file| file.file_name())
+            .and_then(|name| name.to_str());
+        let stem = stem
+            .and_then(|name| name.split('.').next())
+            .unwrap_or_default()
+            .to_lowercase()
+            .replace('_', "-");
+        if stem.is_empty()
+            || !stem
+                .chars()
+                .all(|letter| letter.is_ascii_alphanumeric() || letter == '-')
+        {
+            return Err(Error::Usage("the data set needs a name: --name".to_owned()));
+        }
+        Ok(stem)
+    }
+}
+
+/// Returns the data set that a preparation made, as the revision of its name where that is still the newest.
+pub(crate) async fn made(session: &Session, name: &str, job: &Job) -> Result<Dataset> {
+    let mut client = session.clients.data_prep().await?;
+    let named = client
+        .get_dataset(GetDatasetRequest {
+            dataset: name.to_owned(),
+        })
+        .await?
+        .into_inner();
+    match named.dataset.filter(|dataset| dataset.digest == job.result) {
+        Some(dataset) => Ok(dataset),
+        None => {
+            let request = GetDatasetRequest {
+                dataset: job.result.clone(),
+            };
+            present(
+                client.get_dataset(request).await?.into_inner().dataset,
+                "dataset",
+            )
+        }
+    }
+}
+
+/// Follows a preparation to its end with a progress bar.
+pub(crate) async fn follow(session: &Session, mut job: Job) -> Result<Job> {
+    let mut progress = session.output.progress("preparing");
+    let mut patience = watch::Patience::default();
+    while !is_final(&job) {
+        let attempt = async {
+            let request = WatchPreparationRequest {
+                job: job.id.clone(),
+            };
+            let mut updates = session
+                .clients
+                .data_prep()
+                .await?
+                .watch_preparation(request)
+                .await?
+                .into_inner();
+            while let Some(update) = updates.message().await? {
+                patience.renew();
+                if update.bytes_total > 0 {
+                    progress.set_length(update.bytes_total, Unit::Bytes);
+                }
+                let records = update.records_read;
+                let said = if records > 0 {
+                    format!("{records} records")
+                } else {
+                    watch::waiting(&job)
+                };
+                progress.set(update.bytes_read, &said);
+                job = update.job.unwrap_or(job.clone());
+            }
+            Ok(())
+        };
+        let outcome = attempt.await;
+        patience.bear(outcome).await?;
+    }
+    progress.finish();
+    Ok(job)
+}
+
+fn summary(dataset: &Dataset, elapsed: f64) -> String {
+    let rejected = match dataset.rejected {
+        0 => String::new(),
+        rejected => format!(", {rejected} rejected (rejects.jsonl beside the shards names each)"),
+    };
+    let Dataset {
+        name,
+        revision,
+        records_read,
+        ..
+    } = dataset;
+    format!(
+        "{name} revision {revision}: {records_read} records read{rejected}, in {}",
+        seconds(elapsed)
+    )
+}
+
+/// Returns a choice's word as the contract writes it; empty for none.
+fn word<T: ValueEnum>(choice: Option<T>) -> String {
+    choice
+        .and_then(|choice| choice.to_possible_value())
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
+}
+
+fn column(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((ours, theirs)) if !ours.is_empty() && !theirs.is_empty() => {
+            Ok((ours.to_owned(), theirs.to_owned()))
+        }
+        _ => Err("it looks like input=context".to_owned()),
+    }
+}

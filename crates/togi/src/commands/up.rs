@@ -1,0 +1,115 @@
+//! `togi up`: starts everything on this machine and lasts until Ctrl-C.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+use togi_runtime::{Stopper, telemetry};
+
+use super::Session;
+use crate::{
+    embedded,
+    error::{Error, Result},
+    settings::{BaseSection, Settings},
+    up::{self, DEFAULT_ADMIN, DEFAULT_LISTEN, state::UpState},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  togi up
+  togi up --data /var/lib/togi --listen 127.0.0.1:9000
+  togi up --base rinna=hf://rinna/japanese-gpt-neox-3.6b --serve rinna
+  togi up --base mine=file:///models/mine
+
+Ctrl-C stops in good order, a second one at once. Settings beyond these flags are in togi.toml.";
+
+/// The command's words.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+pub struct Up {
+    /// Where gRPC listens [default: 127.0.0.1:7670]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Where metrics and health are [default: 127.0.0.1:7680]
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<String>,
+    /// A base beside the embedded one: a folder's file:// URL, an object store's, or hf://OWNER/NAME; more than once
+    #[arg(long, value_name = "NAME=URL", value_parser = base)]
+    pub base: Vec<(String, String)>,
+    /// The base that inference serves [default: demo]
+    #[arg(long, value_name = "NAME")]
+    pub serve: Option<String>,
+}
+
+impl Up {
+    /// Runs the command.
+    pub(super) async fn run(self, session: &Session) -> Result<()> {
+        let settings = &session.settings;
+        let options = self.options(settings)?;
+        let guard = telemetry::init(&settings.file.telemetry, "togi")?;
+        let stopper = Stopper::on_signals().map_err(Error::Terminal)?;
+        let starting = up::start(options, stopper.clone());
+        // Ctrl-C while NATS or the store is waited for ends the waiting.
+        let running = tokio::select! {
+            running = starting => running?,
+            () = stopper.stopped() => return Err(Error::Interrupted(String::new())),
+        };
+        let output = &session.output;
+        if running.ready().await {
+            output.one(running.state(), addresses)?;
+            output.say("ready; Ctrl-C stops");
+        }
+        let outcome = running.wait().await;
+        output.say("stopped");
+        guard.flush().await;
+        outcome
+    }
+
+    fn options(self, settings: &Settings) -> Result<up::Options> {
+        let mut file = settings.file.clone();
+        file.bases.extend(
+            self.base
+                .into_iter()
+                .map(|(name, url)| (name, BaseSection { url })),
+        );
+        // A flag or variable names the store for clients and services alike.
+        file.store.url = settings.named_store.clone();
+        let listen = self.listen.or(file.up.listen.clone());
+        let admin = self.admin.or(file.up.admin.clone());
+        Ok(up::Options {
+            data: settings.data.clone(),
+            listen: address("--listen", listen.as_deref().unwrap_or(DEFAULT_LISTEN))?,
+            admin: address("--admin", admin.as_deref().unwrap_or(DEFAULT_ADMIN))?,
+            serve: self
+                .serve
+                .or(file.up.serve.clone())
+                .unwrap_or_else(|| embedded::BASE.to_owned()),
+            file,
+        })
+    }
+}
+
+fn addresses(state: &UpState) -> Vec<String> {
+    vec![
+        format!("gRPC   {}", state.endpoint),
+        format!("admin  {}  (/metrics, /livez, /readyz)", state.admin),
+        format!("NATS   {}", state.nats.url),
+        format!("store  {}", state.store),
+    ]
+}
+
+fn address(flag: &str, text: &str) -> Result<SocketAddr> {
+    text.parse().map_err(|_| {
+        Error::Configuration(format!(
+            "{flag}: {text:?} is no address; one looks like 127.0.0.1:7670"
+        ))
+    })
+}
+
+fn base(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, url)) if !name.is_empty() && url.contains("://") => {
+            Ok((name.to_owned(), url.to_owned()))
+        }
+        _ => Err("it looks like NAME=file:///models/mine".to_owned()),
+    }
+}

@@ -1,0 +1,38 @@
+//! Putting questions to the base or an adapter, as scores are taken.
+
+use crate::{
+    commands::{
+        Session,
+        sampling::{self, Sampling},
+    },
+    embedded::Question,
+    error::Result,
+    progress::Unit,
+};
+
+/// Longer than any right answer.
+const MAX_NEW_TOKENS: u32 = 32;
+
+/// Asks every question and returns the answers in their order.
+pub(super) async fn ask(
+    session: &Session,
+    what: &str,
+    adapter: &str,
+    questions: &[Question],
+) -> Result<Vec<String>> {
+    let sampling = Sampling::exact(adapter, MAX_NEW_TOKENS);
+    let mut progress = session.output.progress(what);
+    progress.set_length(questions.len() as u64, Unit::Count);
+    let mut answers = Vec::with_capacity(questions.len());
+    for question in questions {
+        progress.set(answers.len() as u64, &question.instruction);
+        let request = sampling.instruction(&question.instruction, &question.input);
+        answers.push(
+            sampling::answer(&session.clients, request, |_| Ok(()))
+                .await?
+                .text,
+        );
+    }
+    progress.finish();
+    Ok(answers)
+}

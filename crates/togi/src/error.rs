@@ -1,0 +1,270 @@
+//! What can go wrong in the command, and the exit code of each: an error has a class, and the class alone decides.
+
+use std::{io, path::PathBuf};
+
+use togi_runtime::error::Class;
+use tonic::Code;
+use tonic_types::StatusExt;
+
+/// What the library's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command line makes no sense; exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// A configuration, recipe or policy file is wrong; exit code 64.
+    #[error("{0}")]
+    Configuration(String),
+    /// A service refused or failed a request.
+    #[error("{}", status_sentence(.code, .message, .field))]
+    Service {
+        /// The gRPC status code.
+        code: Code,
+        /// What the service says.
+        message: String,
+        /// The request's field at fault; empty where none is.
+        field: String,
+    },
+    /// Nothing answers at an address; exit code 4.
+    #[error(
+        "nothing answers at {endpoint}; start it with `togi up`, or name another with --endpoint"
+    )]
+    NoAnswer {
+        /// The address.
+        endpoint: String,
+        /// Why the connection failed.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// A job ended in another state than the hoped one.
+    #[error("job {job} {state}{}", .reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    Job {
+        /// The job's id.
+        job: String,
+        /// "failed" or "was cancelled".
+        state: &'static str,
+        /// The gRPC code's name of the failure, empty for a cancelled job.
+        code: String,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// A file cannot be read or written; exit code 1, or 3 for one that is not there.
+    #[error("{}: {}", .path.display(), .source)]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something that `togi up` needs is missing or taken; exit code 4.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The runtime of the services failed.
+    #[error("{0}")]
+    Runtime(#[from] togi_runtime::Error),
+    /// The demonstration's scores are below their bars; exit code 1.
+    #[error("{0}")]
+    Failed(String),
+    /// Ctrl-C; exit code 130.
+    #[error("interrupted{0}")]
+    Interrupted(String),
+    /// Standard output was closed by its reader; exit code 0, nothing is printed.
+    #[error("standard output is closed")]
+    Closed,
+    /// Standard input or output failed.
+    #[error("standard input or output: {0}")]
+    Terminal(io::Error),
+}
+
+impl Error {
+    /// Returns the process's exit code: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 refused, 64 bad
+    /// configuration, 130 interrupted.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Closed => 0,
+            Error::Failed(_) | Error::Terminal(_) => 1,
+            Error::Usage(_) => 2,
+            Error::NoAnswer { .. } | Error::Unavailable(_) => 4,
+            Error::Configuration(_) => 64,
+            Error::Interrupted(_) => 130,
+            Error::File { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => 3,
+                _ => 1,
+            },
+            Error::Service { code, .. } => code_of(*code),
+            Error::Job { code, .. } => job_code(code),
+            Error::Runtime(error) => code_of(class_code(error.class())),
+        }
+    }
+
+    /// Builds the error of a path.
+    pub fn file(path: impl Into<PathBuf>, source: io::Error) -> Error {
+        Error::File {
+            path: path.into(),
+            source,
+        }
+    }
+
+    /// Whether the same request may succeed a little later, because a connection or a service went away.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::NoAnswer { .. } => true,
+            Error::Service { code, .. } => matches!(code, Code::Unavailable),
+            _ => false,
+        }
+    }
+
+    /// Whether a service said that a thing does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Error::Service {
+                code: Code::NotFound,
+                ..
+            }
+        )
+    }
+}
+
+impl From<tonic::Status> for Error {
+    fn from(status: tonic::Status) -> Error {
+        // Only a status that was made on this side has a source: the service itself said nothing.
+        if let Some(cause) = std::error::Error::source(&status) {
+            let message = format!("the connection to the service broke ({cause})");
+            return Error::Service {
+                code: Code::Unavailable,
+                message,
+                field: String::new(),
+            };
+        }
+        let field = status
+            .get_details_bad_request()
+            .and_then(|details| details.field_violations.into_iter().next())
+            .map(|violation| violation.field)
+            .unwrap_or_default();
+        Error::Service {
+            code: status.code(),
+            message: status.message().to_owned(),
+            field,
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Error::Closed,
+            _ => Error::Terminal(error),
+        }
+    }
+}
+
+/// Maps a gRPC code to an exit code.
+fn code_of(code: Code) -> u8 {
+    match code {
+        Code::Ok => 0,
+        Code::InvalidArgument | Code::OutOfRange => 2,
+        Code::NotFound => 3,
+        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted => 4,
+        Code::FailedPrecondition => 5,
+        _ => 1,
+    }
+}
+
+/// Maps a class of the runtime's errors to the gRPC code that stands for it.
+fn class_code(class: Class) -> Code {
+    match class {
+        Class::InvalidArgument => Code::InvalidArgument,
+        Class::NotFound => Code::NotFound,
+        Class::FailedPrecondition => Code::FailedPrecondition,
+        Class::ResourceExhausted => Code::ResourceExhausted,
+        Class::Unavailable => Code::Unavailable,
+        Class::DeadlineExceeded => Code::DeadlineExceeded,
+        _ => Code::Internal,
+    }
+}
+
+/// Maps the code's name in a failed job's record to an exit code: the job was accepted, so that whatever ended it counts
+/// as a failure, but for what the gate refused.
+fn job_code(name: &str) -> u8 {
+    match name {
+        "FAILED_PRECONDITION" => 5,
+        _ => 1,
+    }
+}
+
+/// Says in one sentence what a service answered.
+fn status_sentence(code: &Code, message: &str, field: &str) -> String {
+    let message = if message.is_empty() {
+        code.description()
+    } else {
+        message
+    };
+    if field.is_empty() || message.contains(field) {
+        message.to_owned()
+    } else {
+        format!("{field}: {message}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(code: Code) -> Error {
+        Error::from(tonic::Status::new(code, "because"))
+    }
+
+    #[test]
+    fn every_class_has_its_exit_code() {
+        let table = [
+            (service(Code::InvalidArgument), 2),
+            (service(Code::OutOfRange), 2),
+            (service(Code::NotFound), 3),
+            (service(Code::Unavailable), 4),
+            (service(Code::DeadlineExceeded), 4),
+            (service(Code::ResourceExhausted), 4),
+            (service(Code::FailedPrecondition), 5),
+            (service(Code::Internal), 1),
+            (service(Code::Aborted), 1),
+            (service(Code::AlreadyExists), 1),
+            (Error::Usage("x".into()), 2),
+            (Error::Configuration("x".into()), 64),
+            (Error::Interrupted(String::new()), 130),
+            (Error::file("x", io::ErrorKind::NotFound.into()), 3),
+            (Error::file("x", io::ErrorKind::PermissionDenied.into()), 1),
+            (Error::from(io::Error::from(io::ErrorKind::BrokenPipe)), 0),
+        ];
+        for (error, code) in table {
+            assert_eq!(error.exit_code(), code, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_named_once() {
+        let mut details = tonic_types::ErrorDetails::new();
+        details.add_bad_request_violation("recipe.lora.rank", "must be at least 1");
+        let status = tonic::Status::with_error_details(
+            Code::InvalidArgument,
+            "must be at least 1",
+            details.clone(),
+        );
+        assert_eq!(
+            Error::from(status).to_string(),
+            "recipe.lora.rank: must be at least 1"
+        );
+        let status = tonic::Status::with_error_details(
+            Code::InvalidArgument,
+            "recipe.lora.rank must be at least 1",
+            details,
+        );
+        assert_eq!(
+            Error::from(status).to_string(),
+            "recipe.lora.rank must be at least 1"
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! The `togi` command as a library: the client of the services, `togi up` in process, and the demonstration, so that tests
+//! can call what the binary does.
+
+pub mod args;
+pub mod client;
+pub mod commands;
+pub mod demo;
+pub mod embedded;
+pub mod error;
+pub mod gc;
+pub mod output;
+pub mod progress;
+pub mod recipe;
+pub mod score;
+pub mod settings;
+pub mod table;
+pub mod up;
+pub mod upload;
+pub mod when;
+
+pub use error::{Error, Result};

@@ -1,0 +1,33 @@
+//! The `togi` command: reads the command line, does it, and ends with the error's exit code.
+
+use std::process::ExitCode;
+
+use togi::{Error, args::Args, commands, output::complain};
+
+fn main() -> ExitCode {
+    let args = match Args::read(std::env::args_os()) {
+        Ok(args) => args,
+        Err(error) => error.exit(),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return end(&Error::Terminal(error)),
+    };
+    let outcome = runtime.block_on(commands::run(args));
+    // A read of standard input cannot be ended: nobody waits for the thread that does it.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => end(&error),
+    }
+}
+
+fn end(error: &Error) -> ExitCode {
+    if !matches!(error, Error::Closed) {
+        complain(error);
+    }
+    ExitCode::from(error.exit_code())
+}

@@ -1,0 +1,180 @@
+//! Where a command writes: data on standard output, messages on standard error, in the form that was asked for.
+
+use std::{
+    env, fmt,
+    io::{self, IsTerminal, Write},
+};
+
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Result},
+    progress::{Progress, Style},
+};
+
+/// The form of what goes to standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Tables and sentences for people.
+    #[default]
+    Table,
+    /// proto3 JSON; a stream is a line of JSON for each message.
+    Json,
+}
+
+/// Writes a command's results and messages.
+#[derive(Clone, Debug)]
+pub struct Output {
+    format: Format,
+    quiet: bool,
+    style: Style,
+    colour: bool,
+}
+
+impl Output {
+    /// Looks at the terminal and the environment: animation and colour only on a terminal, no colour with NO_COLOR.
+    pub fn new(format: Format, quiet: bool, no_color: bool) -> Output {
+        let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let no_color = no_color || env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let able = |terminal: bool| terminal && !dumb;
+        Output {
+            format,
+            quiet,
+            style: style(quiet, able(io::stderr().is_terminal()), !no_color),
+            colour: able(io::stdout().is_terminal() && io::stderr().is_terminal()) && !no_color,
+        }
+    }
+
+    /// Whether JSON was asked for.
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Whether a person watches standard error.
+    pub fn is_interactive(&self) -> bool {
+        matches!(self.style, Style::Bar { .. })
+    }
+
+    /// Writes one message as a line of JSON.
+    pub fn json<T: Serialize>(&self, message: &T) -> Result<()> {
+        let line = serde_json::to_string(message).map_err(|error| Error::Terminal(error.into()))?;
+        self.line(&line)
+    }
+
+    /// Writes lines of data.
+    pub fn lines<I: IntoIterator<Item = String>>(&self, lines: I) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        for line in lines {
+            writeln!(stdout, "{line}")?;
+        }
+        stdout.flush()?;
+        Ok(())
+    }
+
+    /// Writes one line of data.
+    pub fn line(&self, line: &str) -> Result<()> {
+        self.text(&format!("{line}\n"))
+    }
+
+    /// Writes a piece of data as it is, at once.
+    pub fn text(&self, text: &str) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()?;
+        Ok(())
+    }
+
+    /// Writes one thing in the form that was asked for.
+    pub fn one<T: Serialize>(
+        &self,
+        message: &T,
+        lines: impl FnOnce(&T) -> Vec<String>,
+    ) -> Result<()> {
+        match self.format {
+            Format::Json => self.json(message),
+            Format::Table => self.lines(lines(message)),
+        }
+    }
+
+    /// Says something to the person; a standard error that is gone is no reason to stop.
+    pub fn say(&self, message: impl fmt::Display) {
+        if !self.quiet {
+            let _ = writeln!(io::stderr().lock(), "{message}");
+        }
+    }
+
+    /// Starts showing the progress of something that takes over a second.
+    pub fn progress(&self, what: &str) -> Progress {
+        Progress::new(self.style, what)
+    }
+
+    /// Emphasises text for the terminal.
+    pub fn bold(&self, text: &str) -> String {
+        self.sgr("1", text)
+    }
+
+    /// Marks text as good.
+    pub fn green(&self, text: &str) -> String {
+        self.sgr("32", text)
+    }
+
+    /// Marks text as bad.
+    pub fn red(&self, text: &str) -> String {
+        self.sgr("31", text)
+    }
+
+    /// Holds text back.
+    pub fn dim(&self, text: &str) -> String {
+        self.sgr("2", text)
+    }
+
+    fn sgr(&self, code: &str, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// Decides how progress is shown.
+fn style(quiet: bool, animated: bool, colour: bool) -> Style {
+    match (quiet, animated) {
+        (true, _) => Style::None,
+        (false, false) => Style::Lines,
+        (false, true) => Style::Bar { colour },
+    }
+}
+
+/// Writes the error of a command on standard error: its sentence, and in brackets the cause at the bottom if it says more.
+pub fn complain(error: &Error) {
+    let mut deepest = std::error::Error::source(error);
+    while let Some(deeper) = deepest.and_then(std::error::Error::source) {
+        deepest = Some(deeper);
+    }
+    let sentence = error.to_string();
+    let cause = deepest
+        .map(ToString::to_string)
+        .filter(|cause| !sentence.contains(cause));
+    let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
+    let mark = if matches!(error, Error::Interrupted(_)) {
+        ""
+    } else {
+        "error: "
+    };
+    let _ = writeln!(io::stderr().lock(), "{mark}{sentence}{cause}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn animation_needs_a_terminal_and_colour_permission() {
+        assert_eq!(style(false, true, true), Style::Bar { colour: true });
+        assert_eq!(style(false, true, false), Style::Bar { colour: false });
+        assert_eq!(style(false, false, true), Style::Lines);
+        assert_eq!(style(true, true, true), Style::None);
+    }
+}

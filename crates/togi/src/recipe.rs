@@ -1,0 +1,143 @@
+//! Recipe and policy files: the TOML form of their messages, with the messages' own field names.
+
+use std::{fs, path::Path};
+
+use serde::de::DeserializeOwned;
+use togi_proto::trainer::v1::{Policy, Recipe};
+
+use crate::{
+    embedded,
+    error::{Error, Result},
+    settings::place,
+};
+
+/// Reads a recipe from a file, or an embedded one by its name.
+///
+/// # Errors
+/// [`Error::File`] where there is neither, [`Error::Configuration`] for a file that is no recipe.
+pub fn recipe(name: &Path) -> Result<Recipe> {
+    let embedded = name
+        .to_str()
+        .and_then(embedded::recipe)
+        .filter(|_| !name.exists());
+    match embedded {
+        Some(text) => parse(name, text),
+        None => parse(name, &read(name)?),
+    }
+}
+
+/// Reads a policy from a file.
+///
+/// # Errors
+/// As [`recipe`].
+pub fn policy(path: &Path) -> Result<Policy> {
+    parse(path, &read(path)?)
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|error| Error::file(path, error))
+}
+
+/// Turns TOML into a message by way of proto3's JSON, which knows the names and refuses others.
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    let value: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| Error::Configuration(place(path, text, &error)))?;
+    let json = json(toml::Value::Table(value)).map_err(|problem| wrong(path, &problem))?;
+    serde_json::from_value(json).map_err(|error| wrong(path, &error.to_string()))
+}
+
+fn wrong(path: &Path, problem: &str) -> Error {
+    Error::Configuration(format!("{}: {problem}", path.display()))
+}
+
+/// Converts a value; numbers that JSON does not have become the texts by which proto3's JSON writes them.
+fn json(value: toml::Value) -> std::result::Result<serde_json::Value, String> {
+    use serde_json::Value;
+    Ok(match value {
+        toml::Value::String(text) => Value::String(text),
+        toml::Value::Integer(number) => Value::from(number),
+        toml::Value::Float(number) => match serde_json::Number::from_f64(number) {
+            Some(number) => Value::Number(number),
+            None if number.is_nan() => Value::from("NaN"),
+            None if number > 0.0 => Value::from("Infinity"),
+            None => Value::from("-Infinity"),
+        },
+        toml::Value::Boolean(flag) => Value::Bool(flag),
+        toml::Value::Datetime(time) => return Err(format!("a time ({time}) has no place here")),
+        toml::Value::Array(values) => Value::Array(
+            values
+                .into_iter()
+                .map(json)
+                .collect::<std::result::Result<_, _>>()?,
+        ),
+        toml::Value::Table(table) => {
+            let pairs = table
+                .into_iter()
+                .map(|(key, value)| Ok((key, json(value)?)));
+            Value::Object(pairs.collect::<std::result::Result<_, String>>()?)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Recipe> {
+        parse(Path::new("x.toml"), text)
+    }
+
+    #[test]
+    fn a_recipe_has_the_names_of_its_message() {
+        let recipe =
+            parsed("name = 'x'\nlearning_rate = 2e-3\nepochs = 3\n[lora]\nrank = 8\nalpha = 32\n")
+                .unwrap();
+        assert_eq!(recipe.learning_rate, Some(2e-3));
+        assert_eq!(recipe.lora.unwrap().alpha, Some(32.0));
+        assert_eq!(recipe.max_steps, None);
+    }
+
+    #[test]
+    fn a_wrong_name_and_a_wrong_type_are_refused() {
+        for text in [
+            "learning_rat = 1",
+            "[lora]\nrang = 8",
+            "epochs = 'many'",
+            "epochs = -1",
+            "epochs = 2026-01-01",
+        ] {
+            let error = parsed(text).unwrap_err();
+            assert_eq!(error.exit_code(), 64, "{text}");
+            assert!(error.to_string().starts_with("x.toml"), "{error}");
+        }
+        assert!(
+            parsed("learning_rat = 1")
+                .unwrap_err()
+                .to_string()
+                .contains("learning_rat")
+        );
+    }
+
+    #[test]
+    fn not_a_number_travels_to_the_service_that_refuses_it() {
+        assert!(
+            parsed("learning_rate = nan")
+                .unwrap()
+                .learning_rate
+                .unwrap()
+                .is_nan()
+        );
+    }
+
+    #[test]
+    fn embedded_recipes_are_found_by_name_and_missing_files_are_not() {
+        for name in embedded::RECIPES.iter().map(|(name, _)| name) {
+            assert_eq!(recipe(Path::new(name)).unwrap().name, *name);
+        }
+        assert_eq!(
+            recipe(Path::new("no-such-recipe")).unwrap_err().exit_code(),
+            3
+        );
+    }
+}

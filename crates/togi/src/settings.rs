@@ -1,0 +1,361 @@
+//! The client's settings: flags over environment over project file over user file, then what a running `togi up` says of
+//! itself, then the defaults.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use togi_runtime::config::TelemetryConfig;
+
+use crate::{
+    error::{Error, Result},
+    output::Format,
+    up::state::UpState,
+};
+
+/// Where `togi up` listens unless told otherwise.
+pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7670";
+/// Name of the project file.
+pub const PROJECT_FILE: &str = "togi.toml";
+/// The data folder of `togi up` unless told otherwise.
+pub const DEFAULT_DATA: &str = ".togi";
+
+/// What the flags and the environment say.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Flags {
+    /// Where the services answer [default: a running `togi up`, then http://127.0.0.1:7670]
+    #[arg(
+        long,
+        global = true,
+        env = "TOGI_ENDPOINT",
+        value_name = "URL",
+        hide_env = true
+    )]
+    pub endpoint: Option<String>,
+    /// Where NATS answers [default: the one of a running `togi up`]
+    #[arg(
+        long,
+        global = true,
+        env = "TOGI_NATS__URL",
+        value_name = "URL",
+        hide_env = true
+    )]
+    pub nats: Option<String>,
+    /// The object store [default: the one of a running `togi up`]
+    #[arg(
+        long,
+        global = true,
+        env = "TOGI_STORE__URL",
+        value_name = "URL",
+        hide_env = true
+    )]
+    pub store: Option<String>,
+    /// The data folder of `togi up` [default: .togi]
+    #[arg(
+        long,
+        global = true,
+        env = "TOGI_DATA",
+        value_name = "DIR",
+        hide_env = true
+    )]
+    pub data: Option<PathBuf>,
+    /// The project file [default: togi.toml, where there is one]
+    #[arg(
+        long,
+        global = true,
+        env = "TOGI_CONFIG",
+        value_name = "FILE",
+        hide_env = true
+    )]
+    pub config: Option<PathBuf>,
+    /// The form of what goes to standard output: table or json [default: table]
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "TOGI_OUTPUT",
+        value_name = "FORM",
+        hide_env = true,
+        hide_possible_values = true
+    )]
+    pub output: Option<Format>,
+    /// No messages and no progress, only data and errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// No colour; NO_COLOR says the same
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+/// A project or user file: `togi.toml`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    /// Where all three services answer.
+    pub endpoint: Option<String>,
+    /// Where data-prep answers, if elsewhere.
+    pub data_prep: Option<String>,
+    /// Where the trainer answers, if elsewhere.
+    pub trainer: Option<String>,
+    /// Where inference answers, if elsewhere.
+    pub inference: Option<String>,
+    /// The data folder of `togi up`.
+    pub data: Option<PathBuf>,
+    /// The form of results.
+    pub output: Option<Format>,
+    /// The event log.
+    pub nats: NatsSection,
+    /// The object store.
+    pub store: StoreSection,
+    /// Logs of `togi up`, and where traces go.
+    pub telemetry: TelemetryConfig,
+    /// What only `togi up` reads.
+    pub up: UpSection,
+    /// Bases that `togi up` knows beside its own, by name.
+    pub bases: BTreeMap<String, BaseSection>,
+    /// Each service's own settings for `togi up`, in the form of its default.toml: data-prep, trainer, inference.
+    pub services: BTreeMap<String, toml::Table>,
+}
+
+/// `[nats]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsSection {
+    /// Its address.
+    pub url: Option<String>,
+}
+
+/// `[store]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreSection {
+    /// Its address.
+    pub url: Option<String>,
+    /// Options of the object store, as its driver names them.
+    pub options: BTreeMap<String, String>,
+}
+
+/// `[up]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpSection {
+    /// Address of the gRPC port.
+    pub listen: Option<String>,
+    /// Address of the admin port.
+    pub admin: Option<String>,
+    /// The base that inference serves.
+    pub serve: Option<String>,
+}
+
+/// `[bases.NAME]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseSection {
+    /// A folder: file://, an object-store URL, or hf://OWNER/NAME[@REVISION].
+    pub url: String,
+}
+
+/// What the client commands use.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where data-prep answers.
+    pub data_prep: String,
+    /// Where the trainer answers.
+    pub trainer: String,
+    /// Where inference answers.
+    pub inference: String,
+    /// Where NATS answers, if anything says so.
+    pub nats: Option<String>,
+    /// The object store, if anything names one or a `togi up` runs.
+    pub store: Option<String>,
+    /// The object store that flag, variable or file names.
+    pub named_store: Option<String>,
+    /// Options of the object store.
+    pub store_options: BTreeMap<String, String>,
+    /// The data folder.
+    pub data: PathBuf,
+    /// The form of results.
+    pub output: Format,
+    /// The files' own words, for `togi up`.
+    pub file: File,
+}
+
+impl Settings {
+    /// Returns the settings of a client whose services all answer at one address.
+    pub fn at(endpoint: &str) -> Settings {
+        Settings {
+            data_prep: endpoint.to_owned(),
+            trainer: endpoint.to_owned(),
+            inference: endpoint.to_owned(),
+            nats: None,
+            store: None,
+            named_store: None,
+            store_options: BTreeMap::new(),
+            data: DEFAULT_DATA.into(),
+            output: Format::default(),
+            file: File::default(),
+        }
+    }
+
+    /// Reads the files and puts all sources in their order.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] for a file that is wrong, [`Error::File`] for a named one that cannot be read.
+    pub fn load(flags: &Flags) -> Result<Settings> {
+        let file = read_files(flags.config.as_deref())?;
+        let data = flags
+            .data
+            .clone()
+            .or(file.data.clone())
+            .unwrap_or_else(|| DEFAULT_DATA.into());
+        let running = UpState::of_running(&data);
+        let endpoint = flags
+            .endpoint
+            .clone()
+            .or(file.endpoint.clone())
+            .or(running.as_ref().map(|up| up.endpoint.clone()))
+            .unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+        // A flag or variable names all services at once; the file may name them apart.
+        let service = |of_file: &Option<String>| match (&flags.endpoint, of_file) {
+            (None, Some(apart)) => apart.clone(),
+            _ => endpoint.clone(),
+        };
+        let named_store = flags.store.clone().or(file.store.url.clone());
+        Ok(Settings {
+            data_prep: service(&file.data_prep),
+            trainer: service(&file.trainer),
+            inference: service(&file.inference),
+            nats: flags
+                .nats
+                .clone()
+                .or(file.nats.url.clone())
+                .or(running.as_ref().map(|up| up.nats.url.clone())),
+            store: named_store.clone().or(running.map(|up| up.store)),
+            named_store,
+            store_options: file.store.options.clone(),
+            data,
+            output: flags.output.or(file.output).unwrap_or_default(),
+            file,
+        })
+    }
+}
+
+/// Reads the user file and the project file and lays the second over the first.
+fn read_files(named: Option<&Path>) -> Result<File> {
+    let mut table = toml::Table::new();
+    if let Some(user) = user_file().filter(|path| path.is_file()) {
+        merge(&mut table, read_table(&user)?);
+    }
+    match named {
+        Some(project) => merge(&mut table, read_table(project)?),
+        None if Path::new(PROJECT_FILE).is_file() => {
+            merge(&mut table, read_table(Path::new(PROJECT_FILE))?)
+        }
+        None => {}
+    }
+    table.try_into().map_err(|error: toml::de::Error| {
+        Error::Configuration(format!("togi.toml: {}", one_line(&error)))
+    })
+}
+
+/// Returns the user file's path: `$XDG_CONFIG_HOME/togi/togi.toml`.
+fn user_file() -> Option<PathBuf> {
+    let folder = env::var_os("XDG_CONFIG_HOME")
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".config")))?;
+    Some(folder.join("togi").join(PROJECT_FILE))
+}
+
+/// Reads a file and checks it by itself, so that a mistake is told with its place.
+fn read_table(path: &Path) -> Result<toml::Table> {
+    let text = fs::read_to_string(path).map_err(|error| Error::file(path, error))?;
+    let wrong = |error: toml::de::Error| Error::Configuration(place(path, &text, &error));
+    toml::from_str::<File>(&text).map_err(wrong)?;
+    text.parse().map_err(wrong)
+}
+
+/// Says where in a TOML file something is wrong, and what, in one sentence.
+pub fn place(path: &Path, text: &str, error: &toml::de::Error) -> String {
+    let line = error
+        .span()
+        .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+    format!("{}{line}: {}", path.display(), one_line(error))
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().replace('\n', ", ")
+}
+
+/// Lays one table over another, tables within them too.
+fn merge(below: &mut toml::Table, above: toml::Table) {
+    for (key, value) in above {
+        match (below.get_mut(&key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(over)) => merge(inner, over),
+            (_, value) => {
+                below.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project(text: &str) -> (tempfile::TempDir, Flags) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("togi.toml");
+        fs::write(&path, text).unwrap();
+        let flags = Flags {
+            config: Some(path),
+            data: Some(folder.path().join("nothing-runs-here")),
+            ..Flags::default()
+        };
+        (folder, flags)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_the_default() {
+        let (_folder, mut flags) =
+            project("endpoint = 'http://file:1'\ntrainer = 'http://file:2'\noutput = 'json'");
+        let settings = Settings::load(&flags).unwrap();
+        assert_eq!(settings.inference, "http://file:1");
+        assert_eq!(settings.trainer, "http://file:2");
+        assert_eq!(settings.output, Format::Json);
+        flags.endpoint = Some("http://flag:3".into());
+        flags.output = Some(Format::Table);
+        let settings = Settings::load(&flags).unwrap();
+        assert_eq!(settings.trainer, "http://flag:3");
+        assert_eq!(settings.output, Format::Table);
+        let (_folder, flags) = project("");
+        assert_eq!(Settings::load(&flags).unwrap().data_prep, DEFAULT_ENDPOINT);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line() {
+        let (_folder, flags) = project("output = 'json'\nendpont = 'x'\n");
+        let error = Settings::load(&flags).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        assert!(
+            error
+                .to_string()
+                .contains("togi.toml:2: unknown field `endpont`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn tables_are_merged_key_by_key() {
+        let mut below: toml::Table = "a = 1\n[bases.x]\nurl = 'u'\n".parse().unwrap();
+        merge(&mut below, "a = 2\n[bases.y]\nurl = 'v'\n".parse().unwrap());
+        let file: File = toml::from_str("[bases.x]\nurl='u'\n[bases.y]\nurl='v'").unwrap();
+        assert_eq!(below["a"].as_integer(), Some(2));
+        assert_eq!(below["bases"].as_table().unwrap().len(), file.bases.len());
+    }
+}

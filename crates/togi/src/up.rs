@@ -1,0 +1,263 @@
+//! `togi up`: the three services in one process, with a NATS server of their own and a store in a folder.
+//!
+//! [`start`] gets everything ready and returns at once; [`Running::wait`] lasts until the stopper stops, then ends the
+//! services first and NATS last.
+
+mod nats;
+mod service;
+pub mod state;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use togi_runtime::{
+    Context, Readiness, Stopper, Tasks, admin,
+    config::{NatsConfig, StoreConfig},
+    grpc,
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    nats::Server,
+    state::{DataFolder, UpState},
+};
+use crate::{
+    embedded,
+    error::{Error, Result},
+    settings::File,
+};
+
+pub use self::nats::BINARY_VARIABLE;
+
+/// Where gRPC listens unless told otherwise.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:7670";
+/// Where metrics and health are unless told otherwise.
+pub const DEFAULT_ADMIN: &str = "127.0.0.1:7680";
+
+/// What `togi up` is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The data folder.
+    pub data: PathBuf,
+    /// Where gRPC listens; port 0 for any free one.
+    pub listen: SocketAddr,
+    /// Where metrics and health are; port 0 for any free one.
+    pub admin: SocketAddr,
+    /// The base that inference serves.
+    pub serve: String,
+    /// The configuration file: bases, the store, and each service's own settings.
+    pub file: File,
+}
+
+impl Options {
+    /// Returns the options for a data folder with free ports and defaults elsewhere, as tests and the demonstration want.
+    pub fn in_folder(data: impl Into<PathBuf>) -> Options {
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Options {
+            data: data.into(),
+            listen: anywhere,
+            admin: anywhere,
+            serve: embedded::BASE.to_owned(),
+            file: File::default(),
+        }
+    }
+}
+
+/// The running services.
+pub struct Running {
+    state: UpState,
+    context: Context,
+    tasks: Tasks,
+    nats_stop: CancellationToken,
+    nats: JoinHandle<()>,
+    folder: DataFolder,
+}
+
+/// Starts everything; what was started is stopped again if something fails.
+///
+/// # Errors
+/// [`Error::Unavailable`] for a port or a data folder that is taken or a nats-server that is missing,
+/// [`Error::Configuration`] for wrong settings.
+pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
+    let folder = DataFolder::take(&options.data)?;
+    let grpc_port = bind(options.listen, "--listen").await?;
+    let admin_port = bind(options.admin, "--admin").await?;
+    let endpoint = format!("http://{}", local(&grpc_port)?);
+    let store_config = store_config(&options.file, &folder)?;
+    let demo = embedded::write_base(&folder.path().join("bases"))?;
+    let configs = service::configs(&options, &folder, &endpoint, &store_config, &demo)?;
+
+    let server = Server::start(folder.path()).await?;
+    let state = UpState {
+        pid: std::process::id(),
+        endpoint,
+        admin: format!("http://{}", local(&admin_port)?),
+        store: store_config.url.clone(),
+        nats: server.state().clone(),
+    };
+    state.write(folder.path())?;
+    let nats_stop = CancellationToken::new();
+    let nats = tokio::spawn(keep_alive(
+        server,
+        state.clone(),
+        folder.path().to_owned(),
+        nats_stop.clone(),
+    ));
+
+    let context = match connect(&configs.nats(&state.nats.url), &store_config, &stopper).await {
+        Ok(context) => context,
+        Err(error) => {
+            end_nats(nats_stop, nats).await;
+            return Err(error);
+        }
+    };
+    let mut running = Running {
+        state,
+        tasks: Tasks::new(&stopper),
+        context,
+        nats_stop,
+        nats,
+        folder,
+    };
+    match running.serve(configs, grpc_port, admin_port).await {
+        Ok(()) => Ok(running),
+        Err(error) => {
+            stopper.stop();
+            // The first failure is the one to tell.
+            let _ = running.wait().await;
+            Err(error)
+        }
+    }
+}
+
+impl Running {
+    /// Returns where everything is.
+    pub fn state(&self) -> &UpState {
+        &self.state
+    }
+
+    /// Returns the process's shared parts: the bus, the store, the stopper.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Waits until all services can do their work; false if they were stopped before, or one of them failed.
+    pub async fn ready(&self) -> bool {
+        self.context
+            .stopper
+            .run(self.context.readiness.ready())
+            .await
+            .is_some()
+    }
+
+    /// Waits until the stopper stops or a service fails, then ends the services first and NATS last.
+    ///
+    /// # Errors
+    /// What a service failed with.
+    pub async fn wait(self) -> Result<()> {
+        let outcome = self.tasks.join().await;
+        // The connection ends before its server does: no alarm about a server that is gone.
+        drop(self.context);
+        end_nats(self.nats_stop, self.nats).await;
+        UpState::remove(self.folder.path());
+        Ok(outcome?)
+    }
+
+    /// Stops everything and waits for its end.
+    ///
+    /// # Errors
+    /// As [`Running::wait`].
+    pub async fn stop(self) -> Result<()> {
+        self.context.stopper.stop();
+        self.wait().await
+    }
+
+    async fn serve(
+        &mut self,
+        configs: service::Configs,
+        grpc_port: TcpListener,
+        admin_port: TcpListener,
+    ) -> Result<()> {
+        let mut services = grpc::Services::new();
+        let latch = self.context.readiness.latch("services");
+        service::start(configs, &self.context, &mut services, &mut self.tasks).await?;
+        drop(latch);
+        let context = self.context.clone();
+        self.tasks.spawn("grpc", async move {
+            grpc::serve(grpc_port, services, &context).await
+        });
+        let Context {
+            readiness, stopper, ..
+        } = self.context.clone();
+        self.tasks
+            .spawn("admin", admin::serve(admin_port, readiness, stopper));
+        Ok(())
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "another program listens there".to_owned(),
+            _ => error.to_string(),
+        };
+        Error::Unavailable(format!(
+            "cannot listen on {address}: {reason}; choose another address with {flag}"
+        ))
+    })
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr> {
+    listener
+        .local_addr()
+        .map_err(|error| Error::Unavailable(format!("a port has no address: {error}")))
+}
+
+/// Takes the configured store, or the folder `store` of the data folder.
+fn store_config(file: &File, folder: &DataFolder) -> Result<StoreConfig> {
+    match &file.store.url {
+        Some(url) => Ok(StoreConfig {
+            url: url.clone(),
+            options: file.store.options.clone(),
+        }),
+        None => Ok(StoreConfig::folder(&folder.path().join("store"))?),
+    }
+}
+
+async fn connect(nats: &NatsConfig, store: &StoreConfig, stopper: &Stopper) -> Result<Context> {
+    Ok(Context::open(nats, store, "togi-up", Readiness::new(), stopper.clone()).await?)
+}
+
+/// Starts the nats-server again whenever it dies, at the same address; ends it when told to.
+async fn keep_alive(
+    mut server: Server,
+    mut state: UpState,
+    data: PathBuf,
+    stop: CancellationToken,
+) {
+    loop {
+        let how = tokio::select! {
+            how = server.ended() => how,
+            () = stop.cancelled() => return server.stop().await,
+        };
+        tracing::warn!(how, "nats-server ended; starting it again");
+        while let Err(error) = server.restart().await {
+            tracing::error!(%error, "nats-server does not start; trying again");
+            tokio::select! {
+                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+                () = stop.cancelled() => return server.stop().await,
+            }
+        }
+        state.nats = server.state().clone();
+        if let Err(error) = state.write(&data) {
+            tracing::warn!(%error, "cannot note the new nats-server");
+        }
+    }
+}
+
+async fn end_nats(stop: CancellationToken, nats: JoinHandle<()>) {
+    stop.cancel();
+    if let Err(error) = nats.await {
+        tracing::error!(%error, "the guard of nats-server panicked");
+    }
+}

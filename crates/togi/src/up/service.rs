@@ -1,0 +1,139 @@
+//! What each service is told: its own defaults, the user's `[services.NAME]`, then what `togi up` itself decides.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use togi_runtime::{
+    Context, Tasks,
+    config::{NatsConfig, StoreConfig},
+    grpc::Services,
+};
+use toml::{Table, Value};
+
+use super::{Options, state::DataFolder};
+use crate::{
+    embedded,
+    error::{Error, Result},
+};
+
+const SERVICES: [&str; 3] = ["data-prep", "trainer", "inference"];
+
+/// The services' configurations.
+#[derive(Debug)]
+pub(super) struct Configs {
+    data_prep: togi_data_prep::Config,
+    trainer: togi_trainer::Config,
+    inference: togi_inference::Config,
+}
+
+impl Configs {
+    /// Returns how the shared connection to the server at this address behaves: as the trainer's settings say.
+    pub(super) fn nats(&self, url: &str) -> NatsConfig {
+        NatsConfig {
+            url: url.to_owned(),
+            ..self.trainer.nats.clone()
+        }
+    }
+}
+
+/// Writes each service's file into the data folder, where a person can read what was decided, and loads it.
+pub(super) fn configs(
+    options: &Options,
+    folder: &DataFolder,
+    endpoint: &str,
+    store: &StoreConfig,
+    demo: &Path,
+) -> Result<Configs> {
+    if let Some(unknown) = options
+        .file
+        .services
+        .keys()
+        .find(|name| !SERVICES.contains(&name.as_str()))
+    {
+        let known = SERVICES.join(", ");
+        return Err(Error::Configuration(format!(
+            "togi.toml: services.{unknown} is none of {known}"
+        )));
+    }
+    let bases = bases(options, demo)?;
+    if !bases.contains_key(&options.serve) {
+        let known = bases.keys().cloned().collect::<Vec<_>>().join(", ");
+        return Err(Error::Configuration(format!(
+            "base {:?} cannot be served: it is none of {known}",
+            options.serve
+        )));
+    }
+    let common = || {
+        let mut table = Table::new();
+        let mut store_table = Table::new();
+        store_table.insert("url".into(), store.url.clone().into());
+        let pairs = store
+            .options
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone().into()));
+        store_table.insert("options".into(), Value::Table(pairs.collect()));
+        table.insert("store".into(), store_table.into());
+        table.insert("bases".into(), Value::Table(bases.clone()));
+        table
+    };
+    let mut trainer = common();
+    trainer.insert("data_prep".into(), endpoint.into());
+    let mut inference = common();
+    inference.insert("base".into(), options.serve.clone().into());
+    let file = |name, decided| write(options, folder, name, decided);
+    let wrong = |error: togi_runtime::Error| Error::Configuration(error.to_string());
+    Ok(Configs {
+        data_prep: togi_data_prep::Config::load(&[file("data-prep", common())?]).map_err(wrong)?,
+        trainer: togi_trainer::Config::load(&[file("trainer", trainer)?]).map_err(wrong)?,
+        inference: togi_inference::Config::load(&[file("inference", inference)?]).map_err(wrong)?,
+    })
+}
+
+/// Starts the services over the shared context.
+pub(super) async fn start(
+    configs: Configs,
+    context: &Context,
+    services: &mut Services,
+    tasks: &mut Tasks,
+) -> Result<()> {
+    togi_data_prep::start(configs.data_prep, context, services, tasks).await?;
+    togi_trainer::start(configs.trainer, context, services, tasks).await?;
+    togi_inference::start(configs.inference, context, services, tasks).await?;
+    Ok(())
+}
+
+/// The embedded base and the user's.
+fn bases(options: &Options, demo: &Path) -> Result<Table> {
+    let mut bases = Table::new();
+    let demo = StoreConfig::folder(demo)?.url;
+    let users = options
+        .file
+        .bases
+        .iter()
+        .map(|(name, base)| (name.clone(), base.url.clone()));
+    for (name, url) in std::iter::once((embedded::BASE.to_owned(), demo)).chain(users) {
+        togi_runtime::layout::validate_name("base", &name)
+            .map_err(|error| Error::Configuration(error.to_string()))?;
+        let mut base = Table::new();
+        base.insert("url".into(), url.into());
+        bases.insert(name, base.into());
+    }
+    Ok(bases)
+}
+
+fn write(options: &Options, folder: &DataFolder, name: &str, decided: Table) -> Result<PathBuf> {
+    let mut table = options.file.services.get(name).cloned().unwrap_or_default();
+    table.extend(decided);
+    let configs = folder.path().join("config");
+    let path = configs.join(format!("{name}.toml"));
+    let text = toml::to_string(&table).map_err(|error| Error::Configuration(error.to_string()))?;
+    let text = format!(
+        "# Written by `togi up` at each start: changes are lost. Settings come from togi.toml.\n{text}"
+    );
+    fs::create_dir_all(&configs)
+        .and_then(|()| fs::write(&path, text))
+        .map_err(|error| Error::file(&path, error))?;
+    Ok(path)
+}

@@ -1,0 +1,229 @@
+//! `up.json` in the data folder: what a running `togi up` says of itself, for clients and for whoever cleans up after it.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    embedded,
+    error::{Error, Result},
+};
+
+const STATE_FILE: &str = "up.json";
+const LOCK_FILE: &str = "up.lock";
+
+/// A running `togi up`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct UpState {
+    /// Its process.
+    pub pid: u32,
+    /// Where its services answer.
+    pub endpoint: String,
+    /// Where its metrics and health are.
+    pub admin: String,
+    /// The object store's URL.
+    pub store: String,
+    /// Its NATS server.
+    pub nats: NatsState,
+}
+
+/// A NATS server that `togi up` started.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct NatsState {
+    /// Its process.
+    pub pid: u32,
+    /// When that process started, in the system's own terms: a pid alone may be another process by now.
+    pub start_time: String,
+    /// Where it answers.
+    pub url: String,
+}
+
+impl UpState {
+    /// Returns what the `togi up` that holds the folder says; `None` when none runs.
+    pub fn of_running(data: &Path) -> Option<UpState> {
+        let lock = File::open(data.join(LOCK_FILE)).ok()?;
+        // Shared, so that two clients that look at once do not take each other for a server.
+        matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
+            .then(|| UpState::read(data))
+            .flatten()
+    }
+
+    /// Returns what was last written, if it can be read.
+    pub fn read(data: &Path) -> Option<UpState> {
+        serde_json::from_slice(&fs::read(data.join(STATE_FILE)).ok()?).ok()
+    }
+
+    /// Writes it; a reader sees the old or the new.
+    pub fn write(&self, data: &Path) -> Result<()> {
+        let path = data.join(STATE_FILE);
+        let mut text =
+            serde_json::to_vec_pretty(self).map_err(|error| Error::file(&path, error.into()))?;
+        text.push(b'\n');
+        embedded::replace(&path, &text).map_err(|error| Error::file(&path, error))
+    }
+
+    /// Takes it away: nothing runs.
+    pub fn remove(data: &Path) {
+        // What is left behind is only a hint, checked by whoever reads it.
+        let _ = fs::remove_file(data.join(STATE_FILE));
+    }
+}
+
+/// A data folder that belongs to this process until dropped.
+#[derive(Debug)]
+pub struct DataFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Makes the folder and takes it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while another `togi up` has it, [`Error::File`] when it cannot be written.
+    pub fn take(path: &Path) -> Result<DataFolder> {
+        fs::create_dir_all(path).map_err(|error| Error::file(path, error))?;
+        let path = fs::canonicalize(path).map_err(|error| Error::file(path, error))?;
+        let lock_path = path.join(LOCK_FILE);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|error| Error::file(&lock_path, error))?;
+        lock_patiently(&lock).map_err(|error| match error {
+            TryLockError::WouldBlock => Error::Unavailable(in_use(&path)),
+            TryLockError::Error(error) => Error::file(&lock_path, error),
+        })?;
+        Ok(DataFolder { path, _lock: lock })
+    }
+
+    /// Returns the folder's absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A client that looks whether a server runs holds the lock for an instant: a few tries tell the two apart.
+fn lock_patiently(lock: &File) -> std::result::Result<(), TryLockError> {
+    let mut outcome = lock.try_lock();
+    for _ in 0..20 {
+        if !matches!(outcome, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::yield_now();
+        outcome = lock.try_lock();
+    }
+    outcome
+}
+
+fn in_use(path: &Path) -> String {
+    let shown = path.display();
+    match UpState::read(path) {
+        Some(up) => format!(
+            "another `togi up` (process {}, {}) uses the data folder {shown}; stop it, or choose another folder with --data",
+            up.pid, up.endpoint
+        ),
+        None => {
+            format!(
+                "another `togi up` uses the data folder {shown}; stop it, or choose another folder with --data"
+            )
+        }
+    }
+}
+
+/// Returns when a process started, in the system's own terms; `None` when it does not run.
+pub fn start_time(pid: u32) -> Option<String> {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // The second field is the name in brackets and may hold anything; the start time is the twentieth after it. A
+        // zombie has ended.
+        Ok(stat) => {
+            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            if fields.first() == Some(&"Z") {
+                None
+            } else {
+                fields.get(19).map(|time| (*time).to_owned())
+            }
+        }
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self/stat").exists() =>
+        {
+            None
+        }
+        Err(_) => ps(pid, "lstart="),
+    }
+}
+
+/// Returns a process's command line, its words separated by spaces; `None` when it does not run.
+pub fn command_line(pid: u32) -> Option<String> {
+    match fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(words) => Some(
+            String::from_utf8_lossy(&words)
+                .trim_end_matches('\0')
+                .replace('\0', " "),
+        ),
+        Err(_) if Path::new("/proc/self/stat").exists() => None,
+        Err(_) => ps(pid, "command="),
+    }
+}
+
+/// Asks `ps`, for systems without /proc.
+fn ps(pid: u32, column: &str) -> Option<String> {
+    let output = std::process::Command::new("ps")
+        .args(["-o", column, "-p", &pid.to_string()])
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> UpState {
+        UpState {
+            pid: 1,
+            endpoint: "http://127.0.0.1:1".into(),
+            admin: "http://127.0.0.1:2".into(),
+            store: "file:///x".into(),
+            nats: NatsState {
+                pid: 2,
+                start_time: "3".into(),
+                url: "nats://127.0.0.1:4".into(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_folder_has_one_owner_and_clients_see_it() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(UpState::of_running(folder.path()), None);
+        let taken = DataFolder::take(folder.path()).unwrap();
+        state().write(taken.path()).unwrap();
+        assert_eq!(UpState::of_running(folder.path()), Some(state()));
+        let error = DataFolder::take(folder.path()).unwrap_err();
+        assert_eq!(error.exit_code(), 4);
+        assert!(error.to_string().contains("process 1"), "{error}");
+        drop(taken);
+        assert_eq!(
+            UpState::of_running(folder.path()),
+            None,
+            "left behind by one that died"
+        );
+        DataFolder::take(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_start() {
+        let me = std::process::id();
+        assert_eq!(start_time(me), start_time(me));
+        assert!(start_time(me).is_some());
+        assert!(command_line(me).unwrap().contains("togi"));
+        assert_eq!(start_time(u32::MAX / 2), None);
+    }
+}

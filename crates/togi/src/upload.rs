@@ -1,0 +1,121 @@
+//! Brings a local file to the store through data-prep; the service answers with its SHA-256, which requests then name.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use futures::Stream;
+use togi_proto::dataprep::v1::UploadRequest;
+use tokio::{
+    fs::File,
+    io::{AsyncRead, AsyncReadExt},
+    sync::mpsc,
+};
+
+use crate::{
+    client::Clients,
+    error::{Error, Result},
+    output::Output,
+    progress::Unit,
+};
+
+/// Bytes in a message; the contract allows 1 MiB.
+const CHUNK_BYTES: usize = 512 << 10;
+
+/// Uploads a file, or standard input for `-`; returns its id.
+///
+/// # Errors
+/// [`Error::File`] for a file that cannot be read; nothing is stored then.
+pub async fn file(clients: &Clients, output: &Output, path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return stream(
+            clients,
+            output,
+            "standard input",
+            0,
+            Box::new(tokio::io::stdin()),
+        )
+        .await;
+    }
+    let wrong = |error| Error::file(path, error);
+    let file = File::open(path).await.map_err(wrong)?;
+    let metadata = file.metadata().await.map_err(wrong)?;
+    if metadata.is_dir() {
+        return Err(Error::file(
+            path,
+            std::io::Error::from(std::io::ErrorKind::IsADirectory),
+        ));
+    }
+    let name = path
+        .file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned();
+    stream(clients, output, &name, metadata.len(), Box::new(file)).await
+}
+
+/// Uploads bytes that are in memory; returns their id.
+pub async fn bytes(clients: &Clients, content: Bytes) -> Result<String> {
+    let chunks: Vec<_> = content
+        .chunks(CHUNK_BYTES)
+        .map(|chunk| UploadRequest {
+            chunk: content.slice_ref(chunk).to_vec(),
+        })
+        .collect();
+    let answer = clients
+        .data_prep()
+        .await?
+        .upload(futures::stream::iter(chunks))
+        .await?;
+    Ok(answer.into_inner().upload)
+}
+
+async fn stream(
+    clients: &Clients,
+    output: &Output,
+    name: &str,
+    length: u64,
+    source: Box<dyn AsyncRead + Send + Unpin>,
+) -> Result<String> {
+    let mut client = clients.data_prep().await?;
+    let mut progress = output.progress(&format!("uploading {name}"));
+    if length > 0 {
+        progress.set_length(length, Unit::Bytes);
+    }
+    let (chunks, receiver) = mpsc::channel(4);
+    let read = read_chunks(source, chunks, |sent| progress.set(sent, ""));
+    let (read, answer) = tokio::join!(read, client.upload(messages(receiver)));
+    progress.finish();
+    // A file that could not be read to its end is the cause; the service's answer then is about half a file.
+    read.map_err(|error| Error::file(name, error))?;
+    Ok(answer?.into_inner().upload)
+}
+
+/// Reads to the end; a failure is sent to nobody, so that the caller must look at the result.
+async fn read_chunks(
+    mut source: Box<dyn AsyncRead + Send + Unpin>,
+    chunks: mpsc::Sender<UploadRequest>,
+    mut sent: impl FnMut(u64),
+) -> std::io::Result<()> {
+    let mut total = 0;
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        (&mut source)
+            .take(CHUNK_BYTES as u64)
+            .read_to_end(&mut chunk)
+            .await?;
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        total += chunk.len() as u64;
+        if chunks.send(UploadRequest { chunk }).await.is_err() {
+            return Ok(());
+        }
+        sent(total);
+    }
+}
+
+fn messages(
+    receiver: mpsc::Receiver<UploadRequest>,
+) -> impl Stream<Item = UploadRequest> + Send + 'static {
+    tokio_stream::wrappers::ReceiverStream::new(receiver)
+}

@@ -1,0 +1,15 @@
+//! The command as people and scripts meet it: the binary, its exit codes, its streams, and `togi up` around real services.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helper may fail as the test may"
+)]
+
+#[path = "cli/alone.rs"]
+mod alone;
+#[path = "cli/process.rs"]
+mod process;
+#[path = "cli/served.rs"]
+mod served;
+#[path = "cli/world.rs"]
+mod world;

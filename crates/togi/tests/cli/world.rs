@@ -1,0 +1,97 @@
+//! What the tests share: running the binary, and waiting for a condition.
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Long enough for a loaded machine; a condition that never comes true fails the test.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the binary did.
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// Returns standard output's lines as JSON, or says what was there instead.
+    pub(crate) fn json_lines(&self) -> Vec<serde_json::Value> {
+        let parse = |line: &str| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+        };
+        self.stdout.lines().map(parse).collect()
+    }
+
+    /// Returns standard output's only line as JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let mut lines = self.json_lines();
+        assert_eq!(lines.len(), 1, "{}\n{}", self.stdout, self.stderr);
+        lines.remove(0)
+    }
+
+    /// Asserts the exit code.
+    pub(crate) fn expect(self, code: i32) -> Ran {
+        assert_eq!(
+            self.code, code,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        self
+    }
+}
+
+/// Returns the binary in a folder, without the caller's configuration.
+pub(crate) fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_togi"));
+    let ours = std::env::vars()
+        .map(|(name, _)| name)
+        .filter(|name| name.starts_with("TOGI_"));
+    ours.filter(|name| name != "TOGI_NATS_SERVER")
+        .for_each(|name| {
+            command.env_remove(name);
+        });
+    command
+        .current_dir(folder)
+        .env("XDG_CONFIG_HOME", folder.join("no-user-file"))
+        .env_remove("NO_COLOR");
+    command
+}
+
+/// Runs the binary with these words and this standard input.
+pub(crate) fn togi(folder: &Path, words: &[&str], input: &str) -> Ran {
+    let mut child = command(folder)
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that fails before it reads closes its input: no failure of the test.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = child.wait_with_output().unwrap();
+    Ran {
+        code: status.code().unwrap_or(-1),
+        stdout: String::from_utf8(stdout).unwrap(),
+        stderr: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+/// Waits until a condition has a value.
+pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what} does not come true");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
