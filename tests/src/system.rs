@@ -1,0 +1,222 @@
+//! A whole system as its users run it: the `togi` program as child processes, over a temporary data folder.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The workspace's folder.
+#[must_use]
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate lies in the workspace")
+}
+
+/// The `togi` program that this build made.
+pub(crate) fn program() -> PathBuf {
+    let own = std::env::current_exe().expect("a test knows its own path");
+    let folder = own
+        .ancestors()
+        .nth(2)
+        .expect("tests lie in target/PROFILE/deps");
+    let program = folder.join("togi");
+    assert!(
+        program.is_file(),
+        "{} is not built: cargo build --package togi",
+        program.display()
+    );
+    program
+}
+
+/// Asks until `condition` answers, and fails with `what` after a minute.
+pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited a minute for {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// A running `togi up`, stopped and removed on drop.
+pub struct System {
+    child: Child,
+    folder: TempDir,
+    /// Where its gRPC services listen.
+    pub endpoint: String,
+    /// Its admin address: metrics and probes.
+    pub admin: String,
+    /// Its nats-server.
+    pub nats: String,
+}
+
+impl System {
+    /// Starts one on free ports with the given further arguments.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// The same with further environment variables.
+    pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let child = Self::spawn(folder.path(), arguments, environment);
+        Self::when_up(child, folder)
+    }
+
+    fn spawn(data: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
+        let log = std::fs::File::create(data.join("up.log")).expect("the log's file");
+        Command::new(program())
+            .arg("up")
+            .arg("--data")
+            .arg(data)
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .current_dir(data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("togi starts")
+    }
+
+    fn when_up(mut child: Child, folder: TempDir) -> Self {
+        let state = wait_until("togi up", || {
+            if let Ok(Some(status)) = child.try_wait() {
+                let log = std::fs::read_to_string(folder.path().join("up.log"));
+                panic!("togi up ended with {status}: {}", log.unwrap_or_default());
+            }
+            let text = std::fs::read_to_string(folder.path().join("up.json")).ok()?;
+            let state: Value = serde_json::from_str(&text).ok()?;
+            state["pid"]
+                .as_u64()
+                .filter(|pid| *pid == u64::from(child.id()))?;
+            state["endpoint"].is_string().then_some(state)
+        });
+        let field = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let system = Self {
+            child,
+            endpoint: field(&state["endpoint"]),
+            admin: field(&state["admin"]),
+            nats: field(&state["nats"]["url"]),
+            folder,
+        };
+        wait_until("the services to be ready", || {
+            system
+                .try_togi(&["datasets", "list"])
+                .status
+                .success()
+                .then_some(())
+        });
+        system
+    }
+
+    /// Its data folder.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.data().join("up.log")).unwrap_or_default()
+    }
+
+    /// The process id of `togi up`.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills `togi up` at once, as a lost machine would end, and starts it again over the same data.
+    pub fn kill_and_restart(mut self, arguments: &[&str]) -> Self {
+        self.child.kill().expect("the child can be killed");
+        self.child.wait().expect("the child ends");
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        drop(self);
+        let child = Self::spawn(folder.path(), arguments, &[]);
+        Self::when_up(child, folder)
+    }
+
+    /// Runs `togi` against this system.
+    pub fn try_togi(&self, arguments: &[&str]) -> Output {
+        try_togi(self.data(), Some(&self.endpoint), arguments)
+    }
+
+    /// Runs `togi` against this system and returns what it printed; anything but success fails the test.
+    pub fn togi(&self, arguments: &[&str]) -> String {
+        let output = self.try_togi(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "togi {arguments:?} ended with {}: {errors}\n--- log\n{}",
+            output.status,
+            self.log()
+        );
+        String::from_utf8(output.stdout).expect("togi prints UTF-8")
+    }
+
+    /// The same with `--output json`, read.
+    pub fn togi_json(&self, arguments: &[&str]) -> Value {
+        let text = self.togi(&[arguments, &["--output", "json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in: {text}"))
+    }
+}
+
+/// Runs `togi` in a folder, against an endpoint or what the folder's configuration says.
+pub(crate) fn try_togi(folder: &Path, endpoint: Option<&str>, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program());
+    if let Some(endpoint) = endpoint {
+        command.env("TOGI_ENDPOINT", endpoint);
+    }
+    command
+        .args(arguments)
+        .env("NO_COLOR", "1")
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .expect("togi runs")
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        // SIGTERM first: the nats-server child goes with it.
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Runs a script of `tests/strangers` with the Python of `.tools` and returns what it printed.
+pub fn run_python(script: &str, arguments: &[&str]) -> String {
+    let python = workspace().join(".tools/venv/bin/python");
+    assert!(
+        python.exists(),
+        "{} is missing: tools/install test",
+        python.display()
+    );
+    let output = Command::new(python)
+        .arg(workspace().join("tests/strangers").join(script))
+        .args(arguments)
+        .output()
+        .expect("python runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{script} ended with {}: {errors}",
+        output.status
+    );
+    String::from_utf8(output.stdout).expect("the script prints UTF-8")
+}

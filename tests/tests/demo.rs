@@ -1,0 +1,36 @@
+//! The demonstration holds its bars: what `make demo` prints is true on this machine too.
+
+use togi::output::{Format, Output};
+use togi_runtime::Stopper;
+
+#[test]
+fn the_adapter_answers_what_the_base_cannot_and_the_second_generation_what_the_first_could_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let output = Output::new(Format::Table, true, true);
+    let report = runtime
+        .block_on(togi::demo::run(&output, folder.path(), Stopper::new()))
+        .unwrap();
+
+    report.check().unwrap();
+    let held_out = report.held_out();
+    assert!(held_out.after.asked >= 30, "{held_out:?}");
+    assert_eq!(report.new_facts().after.asked, 10);
+    let [first, second] = &report.generations[..] else {
+        panic!("{:?}", report.generations)
+    };
+    assert_ne!(first, second);
+    for event in [
+        "dataset.ready",
+        "adapter.published",
+        "adapter.promoted",
+        "adapter.loaded",
+    ] {
+        assert_eq!(
+            report.events.get(event),
+            Some(&2),
+            "{event}: {:?}",
+            report.events
+        );
+    }
+}

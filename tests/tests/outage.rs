@@ -1,0 +1,149 @@
+//! What is gone comes back: processes killed in the middle of their work, NATS gone, its whole memory lost.
+
+use std::process::Command;
+
+use serde_json::Value;
+use togi_tests::{System, wait_until, workspace};
+
+const RECIPE: &str = r#"
+name = "sixty-steps"
+batch_size = 2
+max_steps = 60
+checkpoint_every = 5
+learning_rate = 1e-3
+[lora]
+rank = 4
+"#;
+
+fn prepare(system: &System) {
+    let records = workspace().join("demo/records.jsonl");
+    system.togi(&[
+        "prepare",
+        records.to_str().unwrap(),
+        "--name",
+        "small",
+        "--learn",
+        "answer",
+    ]);
+    std::fs::write(system.data().join("recipe.toml"), RECIPE).unwrap();
+}
+
+/// Queues the job and returns its id.
+fn train(system: &System) -> String {
+    let job = system.togi_json(&[
+        "train",
+        "--recipe",
+        "recipe.toml",
+        "--dataset",
+        "small",
+        "--alias",
+        "a",
+        "--no-watch",
+    ]);
+    let id = job["id"].as_str().or_else(|| job["job"]["id"].as_str());
+    id.unwrap_or_else(|| panic!("no id in {job}")).to_owned()
+}
+
+fn ended(system: &System, job: &str) -> Value {
+    wait_until("the job to end", || {
+        let output = system.try_togi(&["jobs", "show", job, "--output", "json"]);
+        let shown: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let record = if shown["job"].is_object() {
+            shown["job"].clone()
+        } else {
+            shown
+        };
+        let state = record["state"].as_str()?;
+        (state != "JOB_STATE_QUEUED" && state != "JOB_STATE_RUNNING").then_some(record)
+    })
+}
+
+fn has_checkpoint(system: &System, job: &str) -> bool {
+    let folder = system
+        .data()
+        .join("store/jobs")
+        .join(job)
+        .join("checkpoints");
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+#[test]
+fn a_killed_system_resumes_and_ends_with_the_same_generation() {
+    let system = System::start(&[]);
+    prepare(&system);
+    let undisturbed = ended(&system, &train(&system));
+    assert_eq!(undisturbed["state"], "JOB_STATE_SUCCEEDED", "{undisturbed}");
+
+    let job = train(&system);
+    wait_until("a checkpoint", || {
+        has_checkpoint(&system, &job).then_some(())
+    });
+    // A short lease, so that the job is free again soon after its worker was killed.
+    let system = system.kill_and_restart(&[]);
+    let resumed = ended(&system, &job);
+    assert_eq!(
+        resumed["state"],
+        "JOB_STATE_SUCCEEDED",
+        "{resumed}\n{}",
+        system.log()
+    );
+    assert_eq!(resumed["result"], undisturbed["result"]);
+
+    // Who watches now still sees every step, once.
+    let watched = system.togi(&["jobs", "watch", &job, "--output", "json"]);
+    let steps: Vec<u64> = watched
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|update| update["step"]["step"].as_str()?.parse().ok())
+        .collect();
+    assert_eq!(steps, (1..=60).collect::<Vec<_>>());
+}
+
+#[test]
+fn nats_may_die_and_forget_everything() {
+    let system = System::start(&[]);
+    prepare(&system);
+    let job = train(&system);
+    wait_until("a checkpoint", || {
+        has_checkpoint(&system, &job).then_some(())
+    });
+    let state = std::fs::read_to_string(system.data().join("up.json")).unwrap();
+    let state: Value = serde_json::from_str(&state).unwrap();
+    let pid = state["nats"]["pid"].as_u64().unwrap().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-KILL", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let done = ended(&system, &job);
+    assert_eq!(
+        done["state"],
+        "JOB_STATE_SUCCEEDED",
+        "{done}\n{}",
+        system.log()
+    );
+
+    // Everything that NATS knew is thrown away between two lives; the store alone brings it back.
+    let data = system.data().join("nats");
+    let system = {
+        let kept = system;
+        std::fs::remove_dir_all(&data).ok();
+        kept.kill_and_restart(&[])
+    };
+    let again = ended(&system, &job);
+    assert_eq!(again["result"], done["result"], "{again}");
+    wait_until("the adapter to be served", || {
+        let generate = [
+            "generate",
+            "--adapter",
+            "a",
+            "--instruction",
+            "誰。",
+            "--max-new-tokens",
+            "2",
+        ];
+        system.try_togi(&generate).status.success().then_some(())
+    });
+}

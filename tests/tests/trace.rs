@@ -1,0 +1,98 @@
+//! One prepare request, one trace: across three processes, the object store and two commands, to the served adapter.
+
+use togi_tests::{Cluster, Receiver, Span, wait_until, workspace};
+
+const POLICY: &str = r#"
+name = "retrain"
+dataset = "small"
+base = "demo"
+alias = "traced"
+
+[recipe]
+name = "two-steps"
+batch_size = 4
+max_steps = 2
+checkpoint_every = 0
+learning_rate = 1e-3
+
+[recipe.lora]
+rank = 4
+"#;
+
+/// Services that have a span in the trace.
+fn services(spans: &[Span], trace: &str) -> Vec<String> {
+    let mut names: Vec<_> = spans
+        .iter()
+        .filter(|span| span.trace == trace)
+        .map(|span| span.service.clone())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Follows the parents of a span to the root of its trace.
+fn root<'a>(spans: &'a [Span], from: &'a Span) -> &'a Span {
+    let mut span = from;
+    while let Some(parent) = spans.iter().find(|other| other.id == span.parent) {
+        span = parent;
+    }
+    span
+}
+
+#[test]
+fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let receiver = runtime.block_on(Receiver::start());
+    let mut cluster = Cluster::start(&receiver.endpoint);
+
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("policy.toml");
+    std::fs::write(&policy, POLICY).unwrap();
+    cluster.togi(&["policies", "apply", policy.to_str().unwrap()]);
+    let records = workspace().join("demo/new-records.jsonl");
+    cluster.togi(&[
+        "prepare",
+        records.to_str().unwrap(),
+        "--name",
+        "small",
+        "--base",
+        "demo",
+    ]);
+
+    // The policy trains, promotion follows, and inference answers with what came out of it.
+    wait_until("the alias to be served", || {
+        let listed = cluster.togi(&["adapters", "aliases", "--output", "json"]);
+        listed.contains("\"traced\"").then_some(())
+    });
+    let answer = cluster.togi(&[
+        "generate",
+        "--adapter",
+        "traced",
+        "--instruction",
+        "何ですか。",
+        "--max-new-tokens",
+        "4",
+        "--output",
+        "json",
+    ]);
+    assert!(answer.contains("generation"), "{answer}");
+    cluster.stop();
+
+    let spans = receiver.spans();
+    let load = spans
+        .iter()
+        .find(|span| span.service.contains("inference") && span.name.contains("load"))
+        .unwrap_or_else(|| panic!("inference sent no load span: {spans:#?}"));
+    assert_eq!(
+        services(&spans, &load.trace),
+        ["togi-data-prep", "togi-inference", "togi-trainer"],
+        "one trace joins all three: {spans:#?}"
+    );
+    let root = root(&spans, load);
+    assert!(
+        root.name.contains("Prepare"),
+        "the trace starts with the prepare request: {root:?}"
+    );
+    assert!(root.service.contains("data-prep"), "{root:?}");
+}
