@@ -12,6 +12,7 @@ use crate::canonical;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
+use crate::precision::Precision;
 pub use write::{write, write_random};
 
 /// Names under which a base folder has its SentencePiece model.
@@ -23,6 +24,7 @@ pub struct Base {
     tensors: BTreeMap<String, Tensor>,
     tokenizer: Option<Vec<u8>>,
     digest: String,
+    precision: Precision,
 }
 
 impl Base {
@@ -37,6 +39,20 @@ impl Base {
     /// A file that is missing, unreadable or broken; a tensor that is missing, unknown, twice there, of wrong shape or
     /// type, or not finite.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_as(dir, Precision::F32)
+    }
+
+    /// [`Base::load`] in a precision.
+    ///
+    /// # Errors
+    /// As [`Base::load`]; [`Error::Precision`] if this build cannot hold a base so.
+    pub fn load_as(dir: &Path, precision: Precision) -> Result<Self> {
+        if precision != Precision::F32 {
+            return Err(Error::Precision {
+                precision,
+                reason: "is not built yet".into(),
+            });
+        }
         let config_bytes = read::file(&dir.join("config.json"))?;
         let config = Config::from_json(&config_bytes)?;
         let files = read::weight_files(dir)?;
@@ -65,6 +81,7 @@ impl Base {
             tensors,
             tokenizer,
             digest: digest(digests),
+            precision,
         })
     }
 
@@ -72,6 +89,12 @@ impl Base {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How the linear weights are held.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The tokenizer's file, if the folder has one.

@@ -13,6 +13,7 @@ pub mod error;
 pub mod lora;
 pub mod memory;
 pub mod optim;
+pub mod precision;
 pub mod sampling;
 
 mod canonical;
@@ -30,3 +31,4 @@ pub use dropout::Dropout;
 pub use engine::{Adapter, Cache, Engine, Step};
 pub use error::{Error, Result};
 pub use lora::{Lora, LoraConfig, Target};
+pub use precision::Precision;
