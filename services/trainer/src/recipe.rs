@@ -5,7 +5,7 @@
 use serde_json::json;
 use sha2::{Digest, Sha256};
 pub use togi_model::Precision;
-use togi_model::{Config, LoraConfig, Target};
+use togi_model::{Config, LoraConfig, Target, optim};
 use togi_proto::trainer::v1 as proto;
 use togi_tokens::manifest::canonical_json;
 
@@ -157,6 +157,17 @@ impl Recipe {
             .iter()
             .map(|target| target.name().to_owned())
             .collect()
+    }
+
+    /// Returns the optimizer's constants.
+    #[must_use]
+    pub fn optimizer(&self) -> optim::AdamWConfig {
+        optim::AdamWConfig {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+        }
     }
 
     /// Records in an optimizer step.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use togi_model::{Engine, Lora, optim};
+use togi_model::{Engine, optim};
 use togi_proto::{job::v1::JobKind, trainer::v1 as proto};
 use togi_runtime::{
     Bus, JobId, Store,
@@ -16,7 +16,7 @@ use tracing::{Instrument as _, info, info_span};
 
 use crate::{
     bases::{Bases, Facts},
-    checkpoint::{self, Owner, Progress},
+    checkpoint::{self, Owner},
     config::TrainingConfig,
     data::Order,
     error::{Error, Result},
@@ -162,35 +162,18 @@ impl Worker {
     async fn start(&self, job: &Job) -> Result<run::Start> {
         let recipe = &job.recipe;
         let base = self.bases.weights(&job.request.request.base).await?;
-        let mut lora = Lora::init(&job.base.config, &recipe.lora, recipe.seed)?;
-        let constants = optim::AdamWConfig {
-            beta1: recipe.adam_beta1,
-            beta2: recipe.adam_beta2,
-            eps: recipe.adam_epsilon,
-            weight_decay: recipe.weight_decay,
-        };
-        let (optimizer, progress, checkpoint) = match checkpoint::newest(&self.store, &job.owner)
-            .await?
-        {
-            Some((manifest, snapshot)) => {
-                lora.set_bytes(&snapshot.lora)?;
-                let optimizer = optim::AdamW::from_bytes(&snapshot.optimizer, constants)?;
-                info!(job = %job.id, step = snapshot.progress.step, %manifest, "going on from a checkpoint");
-                (optimizer, snapshot.progress, Some(manifest.to_string()))
-            }
-            None => (
-                optim::AdamW::new(lora.len(), constants),
-                Progress::default(),
-                None,
-            ),
-        };
+        let mut state = State::fresh(&job.base.config, recipe)?;
+        let mut checkpoint = None;
+        if let Some((manifest, snapshot)) = checkpoint::newest(&self.store, &job.owner).await? {
+            info!(job = %job.id, step = snapshot.progress.step, %manifest, "going on from a checkpoint");
+            state.lora.set_bytes(&snapshot.lora)?;
+            state.optimizer = optim::AdamW::from_bytes(&snapshot.optimizer, recipe.optimizer())?;
+            state.progress = snapshot.progress;
+            checkpoint = Some(manifest.to_string());
+        }
         Ok(run::Start {
             engine: Engine::new(base)?,
-            state: State {
-                progress,
-                lora,
-                optimizer,
-            },
+            state,
             plan: Plan {
                 recipe: recipe.clone(),
                 rows: job.request.rows,
