@@ -71,11 +71,16 @@ async fn read(name: &str, folder: PathBuf) -> Result<Loaded> {
 }
 
 fn read_folder(name: &str, folder: &Path) -> Result<Loaded> {
-    let unusable = |reason: String| Error::Base {
-        name: name.to_owned(),
-        reason,
-    };
-    let base = Base::load(folder).map_err(|error| unusable(error.to_string()))?;
+    let base = Base::load(folder).map_err(|error| unusable(name, error.to_string()))?;
+    with_tokenizer(name, base)
+}
+
+/// Brings a base together with the tokenizer in its folder.
+///
+/// # Errors
+/// [`Error::Base`] where there is none, or one that does not fit.
+pub(crate) fn with_tokenizer(name: &str, base: Base) -> Result<Loaded> {
+    let unusable = |reason: String| unusable(name, reason);
     let bytes = base
         .tokenizer()
         .ok_or_else(|| unusable("its folder has no spiece.model and no tokenizer.model".into()))?;
@@ -95,4 +100,11 @@ fn read_folder(name: &str, folder: &Path) -> Result<Loaded> {
         digest,
         eos,
     })
+}
+
+fn unusable(name: &str, reason: String) -> Error {
+    Error::Base {
+        name: name.to_owned(),
+        reason,
+    }
 }

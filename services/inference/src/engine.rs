@@ -4,39 +4,49 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use togi_model::{Engine as Network, Step};
 use togi_tokens::Tokenizer;
 
-use crate::door::Load;
+use crate::base::Loaded;
+use crate::config::EngineConfig;
+use crate::door::{Door, Load};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::sequence::{Finished, Job, Sequence};
 
-/// Limits of the rounds.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Answers that progress together.
-    pub(crate) max_active: usize,
-    /// Prompt ids in one turn.
-    pub(crate) prefill_chunk: usize,
-}
-
 /// The engine: [`Engine::run`] is the thread.
 pub(crate) struct Engine {
-    pub(crate) network: Arc<Network>,
-    pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) eos: Option<u32>,
-    pub(crate) limits: Limits,
-    pub(crate) jobs: Receiver<Job>,
-    pub(crate) load: Arc<Load>,
+    network: Arc<Network>,
+    tokenizer: Arc<Tokenizer>,
+    eos: Option<u32>,
+    limits: EngineConfig,
+    jobs: Receiver<Job>,
+    load: Arc<Load>,
     /// Set when the time to finish is over: every answer ends at its next turn.
     pub(crate) abort: Arc<AtomicBool>,
-    pub(crate) metrics: Metrics,
+    metrics: Metrics,
 }
 
 impl Engine {
+    /// Makes an engine over a base, and the door to it.
+    pub(crate) fn new(loaded: &Loaded, limits: &EngineConfig, metrics: Metrics) -> (Door, Engine) {
+        let (sender, jobs) = channel();
+        let door = Door::new(sender, limits.max_active, limits.max_waiting);
+        let engine = Engine {
+            network: loaded.network.clone(),
+            tokenizer: loaded.tokenizer.clone(),
+            eos: loaded.eos,
+            limits: limits.clone(),
+            jobs,
+            load: door.load().clone(),
+            abort: Arc::default(),
+            metrics,
+        };
+        (door, engine)
+    }
+
     /// Works until the door is closed and everything inside has ended.
     pub(crate) fn run(self) {
         let mut waiting: VecDeque<Job> = VecDeque::new();

@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use togi_model::Engine as Network;
 use togi_runtime::{Context, Latch, Stopper};
-use togi_tokens::{Tokenizer, prompt};
+use togi_tokens::prompt;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::adapters::follower::Follower;
@@ -16,8 +15,9 @@ use crate::adapters::{Adapters, Expected, Loader};
 use crate::announcer::Announcer;
 use crate::base::{self, Loaded};
 use crate::config::Config;
+use crate::desk::Desk;
 use crate::door::{Door, Load};
-use crate::engine::{Engine, Limits};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::metrics::{self, Metrics};
 
@@ -33,13 +33,9 @@ pub struct Replica {
 
 /// What answers requests, once it is there.
 pub(crate) struct Ready {
-    pub(crate) base_name: String,
     pub(crate) base_digest: String,
-    pub(crate) network: Arc<Network>,
-    pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) adapters: Arc<Adapters>,
-    pub(crate) door: Arc<Door>,
-    pub(crate) max_prompt_bytes: usize,
+    pub(crate) desk: Desk,
 }
 
 impl Replica {
@@ -63,7 +59,7 @@ impl Replica {
 
     /// Counts of requests inside; None while the base is loading.
     pub fn load(&self) -> Option<Arc<Load>> {
-        self.ready.get().map(|ready| ready.door.load().clone())
+        self.ready.get().map(|ready| ready.desk.door.load().clone())
     }
 
     /// What is served now; None while the base is loading.
@@ -111,13 +107,15 @@ impl Replica {
             declared: adapters.declared.clone(),
         };
         let ready = Ready {
-            base_name: name.clone(),
             base_digest: loaded.digest,
-            network: loaded.network,
-            tokenizer: loaded.tokenizer,
             adapters: adapters.clone(),
-            door,
-            max_prompt_bytes: self.config.engine.max_prompt_bytes,
+            desk: Desk {
+                base_name: name.clone(),
+                network: loaded.network,
+                tokenizer: loaded.tokenizer,
+                door,
+                max_prompt_bytes: self.config.engine.max_prompt_bytes,
+            },
         };
         // Only this task sets it, and once.
         let _ = self.ready.set(ready);
@@ -178,23 +176,8 @@ impl Replica {
     }
 
     fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, EngineThread)> {
-        let settings = &self.config.engine;
-        let (sender, jobs) = std::sync::mpsc::channel();
-        let door = Arc::new(Door::new(sender, settings.max_active, settings.max_waiting));
-        let abort = Arc::new(AtomicBool::new(false));
-        let engine = Engine {
-            network: loaded.network.clone(),
-            tokenizer: loaded.tokenizer.clone(),
-            eos: loaded.eos,
-            limits: Limits {
-                max_active: settings.max_active,
-                prefill_chunk: settings.prefill_chunk,
-            },
-            jobs,
-            load: door.load().clone(),
-            abort: abort.clone(),
-            metrics,
-        };
+        let (door, engine) = Engine::new(loaded, &self.config.engine, metrics);
+        let (door, abort) = (Arc::new(door), engine.abort.clone());
         let (tell, ended) = oneshot::channel();
         let work = move || {
             engine.run();
