@@ -4,7 +4,7 @@ pub(crate) mod read;
 mod write;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
@@ -71,11 +71,9 @@ impl Base {
             }
         }
         let tensors = select(&config, found)?;
-        let tokenizer = TOKENIZER_FILES
-            .iter()
-            .map(|name| dir.join(name))
-            .find(|path| path.is_file());
-        let tokenizer = tokenizer.map(|path| read::file(&path)).transpose()?;
+        let tokenizer = tokenizer_file(dir)
+            .map(|path| read::file(&path))
+            .transpose()?;
         Ok(Self {
             config,
             tensors,
@@ -130,6 +128,13 @@ impl Base {
             .ok_or_else(|| Error::Missing(name.to_owned()))?;
         ops.adopt(tensor)
     }
+}
+
+/// The SentencePiece model in a base's folder, if there is one.
+#[must_use]
+pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
+    let mut candidates = TOKENIZER_FILES.iter().map(|name| dir.join(name));
+    candidates.find(|path| path.is_file())
 }
 
 /// The names and shapes of the base's tensors.

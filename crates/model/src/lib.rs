@@ -15,6 +15,7 @@ pub mod memory;
 pub mod optim;
 pub mod precision;
 pub mod sampling;
+pub mod tensor_file;
 
 mod canonical;
 mod cpu;
