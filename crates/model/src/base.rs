@@ -1,5 +1,6 @@
 //! The frozen base: a Hugging Face folder's weights by name, checked against its configuration, and its digest.
 
+mod merge;
 pub(crate) mod read;
 mod write;
 
@@ -13,10 +14,16 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::precision::Precision;
+pub use merge::write_merged;
 pub use write::{write, write_random};
 
 /// Names under which a base folder has its SentencePiece model.
 const TOKENIZER_FILES: [&str; 2] = ["spiece.model", "tokenizer.model"];
+
+/// The head's name in a checkpoint.
+const HEAD: &str = "embed_out.weight";
+/// The head's name in the memory of newer transformers, and so in files that were written past its own saving.
+const HEAD_IN_MEMORY: &str = "lm_head.weight";
 
 /// A base: configuration and weights in f32.
 pub struct Base {
@@ -33,7 +40,7 @@ impl Base {
     ///
     /// Strict: every tensor that the configuration calls for must be there with its shape, and nothing else, but for the
     /// buffers that files of 2023 carry (`attention.bias`, `attention.masked_bias`, `rotary_emb.inv_freq`) and, where the
-    /// head is tied, a copy of the embedding. fp16, bf16 and f32 are taken.
+    /// head is tied, a copy of the embedding. The head may also be called `lm_head.weight`. fp16, bf16 and f32 are taken.
     ///
     /// # Errors
     /// A file that is missing, unreadable or broken; a tensor that is missing, unknown, twice there, of wrong shape or
@@ -65,6 +72,11 @@ impl Base {
             let (digest, tensors) = read::weights(&dir.join(file))?;
             digests.push((file.clone(), digest));
             for (name, tensor) in tensors {
+                let name = if name == HEAD_IN_MEMORY {
+                    HEAD.to_owned()
+                } else {
+                    name
+                };
                 if found.insert(name.clone(), tensor).is_some() {
                     return Err(Error::Duplicate(name));
                 }
@@ -173,7 +185,7 @@ pub(crate) fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
     shapes.push(("gpt_neox.final_layer_norm.bias".to_owned(), vec![hidden]));
     shapes.push(("gpt_neox.final_layer_norm.weight".to_owned(), vec![hidden]));
     if !config.tie_word_embeddings {
-        shapes.push(("embed_out.weight".to_owned(), vec![vocab, hidden]));
+        shapes.push((HEAD.to_owned(), vec![vocab, hidden]));
     }
     shapes
 }
@@ -210,7 +222,7 @@ fn select(
         tensors.insert(name, tensor);
     }
     if config.tie_word_embeddings
-        && let Some(copy) = found.remove("embed_out.weight")
+        && let Some(copy) = found.remove(HEAD)
         && !read::same(&copy, &tensors["gpt_neox.embed_in.weight"])?
     {
         return Err(Error::Config(

@@ -1,7 +1,7 @@
 //! GPT-NeoX and its adapters: configuration, weights, one network for training and decoding, LoRA, optimizer, sampling.
 //!
 //! The crate is pure: it reads the files that it is given and computes. The flow of training is
-//! [`Base`] → [`Engine::accumulate`] over a [`Batch`] → [`optim::clip_norm`] → [`optim::AdamW`] → [`adapter::to_files`];
+//! [`Base`] → [`Window::gradient`] over [`Batch`]es → [`optim::AdamW`] → [`adapter::to_files`];
 //! that of serving is [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
 
 pub mod adapter;
@@ -24,6 +24,7 @@ mod mapped;
 mod network;
 mod ops;
 mod random;
+mod window;
 
 pub use base::Base;
 pub use batch::{Batch, WindowLoss};
@@ -33,3 +34,4 @@ pub use engine::{Adapter, Cache, Engine, Step};
 pub use error::{Error, Result};
 pub use lora::{Lora, LoraConfig, Target};
 pub use precision::Precision;
+pub use window::Window;

@@ -63,13 +63,7 @@ pub fn tokenizer_of(folder: &Path) -> Result<Tokenizer> {
 /// Reads a PEFT folder for a base.
 pub fn adapter(folder: &Path, config: &Config) -> Result<Lora> {
     present(folder)?;
-    let read = |name: &str| {
-        let path = folder.join(name);
-        fs::read(&path).map_err(|error| Error::file(path, error))
-    };
-    let (settings, tensors) = (read(adapter::CONFIG_FILE)?, read(adapter::TENSORS_FILE)?);
-    adapter::from_files(&settings, &tensors, config)
-        .map_err(|error| unfit("adapter", folder, error))
+    adapter::from_folder(folder, config).map_err(|error| unfit("adapter", folder, error))
 }
 
 /// Makes a folder for results unless it is there.

@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use togi_model::{Batch, Config, Dropout, Engine, Lora, WindowLoss, optim};
+use togi_model::{Batch, Config, Dropout, Engine, Lora, Window, optim};
 use togi_tokens::Row;
 use tokio::sync::mpsc;
 
@@ -105,16 +105,13 @@ pub fn train(
             seed: recipe.seed,
             step,
         };
-        gradients.fill(0.0);
-        let mut loss = WindowLoss::default();
-        for batch in batches(&window, recipe.batch_size) {
-            loss.add(engine.accumulate(&state.lora, &batch, Some(&dropout), &mut gradients)?);
+        let (loss, norm) = Window {
+            lora: &state.lora,
+            dropout: Some(&dropout),
+            largest_norm: recipe.max_gradient_norm,
         }
+        .gradient(engine, batches(&window, recipe.batch_size), &mut gradients)?;
         finite("the loss", loss.sum, step, state, &window)?;
-        // Divided once, by what the whole window has learned: micro-batches of any size give the same step.
-        let share = 1.0 / loss.targets.max(1) as f32;
-        gradients.iter_mut().for_each(|gradient| *gradient *= share);
-        let norm = clip(&mut gradients, recipe.max_gradient_norm);
         finite("the gradient norm", norm, step, state, &window)?;
         state
             .optimizer
@@ -213,15 +210,6 @@ fn advance(progress: &mut Progress, plan: &Plan, window: &[Row], seconds: f64) {
     if progress.offset == plan.rows {
         progress.epoch += 1;
         progress.offset = 0;
-    }
-}
-
-/// Clips to the largest norm, 0 for none, and returns the norm before.
-fn clip(gradients: &mut [f32], largest: f64) -> f64 {
-    if largest > 0.0 {
-        optim::clip_norm(gradients, largest)
-    } else {
-        optim::norm(gradients)
     }
 }
 
