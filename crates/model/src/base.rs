@@ -1,6 +1,7 @@
 //! The frozen base: a Hugging Face folder's weights by name, checked against its configuration, and its digest.
 
 mod merge;
+mod random;
 pub(crate) mod read;
 mod write;
 
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::precision::Precision;
 pub use merge::write_merged;
+pub use random::{Buffers, Random};
 pub use write::{write, write_random};
 
 /// Names under which a base folder has its SentencePiece model.

@@ -86,7 +86,7 @@ impl Training {
         if records.rejected > 0 {
             let (count, file) = (records.rejected, out.join("rejects.jsonl"));
             output.say(format_args!(
-                "{count} records cannot be used: {}",
+                "records that cannot be used: {count}, named in {}",
                 file.display()
             ));
         }
