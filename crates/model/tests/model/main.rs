@@ -10,5 +10,7 @@ mod determinism;
 mod load;
 mod oracle;
 mod packing;
+mod scale;
 mod support;
 mod training;
+mod window;
