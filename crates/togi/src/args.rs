@@ -5,7 +5,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::{
     commands::{
         adapters, ask, chat, completions, datasets, demo, events, export, gc, generate, jobs,
-        logits, make_base, policies, prepare, tokenize, train, up,
+        logits, make_base, policies, prepare, quantize, tokenize, train, up,
     },
     settings::Flags,
 };
@@ -76,6 +76,8 @@ pub enum Command {
     Tokenize(tokenize::Tokenize),
     /// Writes the network's logits to a file
     Logits(logits::Logits),
+    /// Writes a base with packed weights
+    Quantize(quantize::Quantize),
     /// Writes a base with an adapter in it
     Export(export::Export),
     /// Writes a base with random weights

@@ -18,6 +18,7 @@ pub mod logits;
 pub mod make_base;
 pub mod policies;
 pub mod prepare;
+pub mod quantize;
 pub mod sampling;
 pub mod tokenize;
 pub mod train;
@@ -98,6 +99,7 @@ async fn client(command: Command, session: &Session) -> Result<()> {
         Command::Gc(gc) => gc.run(session).await,
         Command::Tokenize(tokenize) => tokenize.run().await,
         Command::Logits(logits) => logits.run(session).await,
+        Command::Quantize(quantize) => quantize.run(session).await,
         Command::Export(export) => export.run(session).await,
         Command::MakeBase(make_base) => make_base.run(session).await,
         Command::Up(_) | Command::Demo(_) | Command::Completions(_) => Ok(()),

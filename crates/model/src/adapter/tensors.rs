@@ -73,7 +73,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Found> {
 /// The tensors of torch's own format, which PEFT wrote before safetensors.
 pub(super) fn read_pickled(path: &Path) -> Result<Found> {
     let mut found = Found::new();
-    for (name, tensor) in read::pickled(path)? {
+    for (name, _, tensor) in read::pickled(path)? {
         let values = tensor.flatten_all()?.to_vec1()?;
         found.insert(name, (tensor.dims().to_vec(), values));
     }

@@ -22,12 +22,16 @@ use crate::lora::{Lora, Module};
 /// The adapter does not fit the base, or a file cannot be written.
 pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
     lora.check_fits(&base.config)?;
+    let mut full = Vec::new();
+    for (name, weight) in &base.weights {
+        full.push((name, weight.dequantized()?));
+    }
     let mut tensors = Vec::new();
-    for (name, tensor) in &base.tensors {
+    for (name, tensor) in &full {
         let update = lora
             .modules()
             .iter()
-            .find(|module| *name == module.weight_name())
+            .find(|module| **name == module.weight_name())
             .map(|module| Update {
                 module,
                 values: lora.values(),
@@ -37,9 +41,9 @@ pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
             values: cpu::read(tensor)?,
             update,
         };
-        tensors.push((name.as_str(), weight));
+        tensors.push(((*name).clone(), weight));
     }
-    write::save(dir, &base.config, tensors)?;
+    write::save(dir, &base.config.to_json(), tensors)?;
     if let Some(tokenizer) = &base.tokenizer {
         let path = dir.join("spiece.model");
         std::fs::write(&path, tokenizer).map_err(|e| Error::file(path, e))?;

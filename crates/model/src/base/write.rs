@@ -43,16 +43,16 @@ pub fn write(dir: &Path, config: &Config, values: impl Fn(&str, usize) -> Vec<f3
     let mut views = Vec::new();
     for (name, shape, bytes) in &tensors {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(broken)?;
-        views.push((name.as_str(), view));
+        views.push((name.clone(), view));
     }
-    save(dir, config, views)
+    save(dir, &config.to_json(), views)
 }
 
 /// Writes `config.json` and `model.safetensors`; the tensors are asked for their bytes one after another.
-pub(super) fn save<V: View>(dir: &Path, config: &Config, tensors: Vec<(&str, V)>) -> Result<()> {
+pub(super) fn save<V: View>(dir: &Path, config: &[u8], tensors: Vec<(String, V)>) -> Result<()> {
     let description = dir.join("config.json");
     let file_error = |e| Error::file(&description, e);
-    std::fs::write(&description, config.to_json()).map_err(file_error)?;
+    std::fs::write(&description, config).map_err(file_error)?;
     let permissions = std::fs::metadata(&description)
         .map_err(file_error)?
         .permissions();

@@ -313,6 +313,38 @@ fn a_base_is_made_of_a_shape_and_a_seed() {
 }
 
 #[test]
+fn a_packed_base_is_what_the_same_base_is_held_as() {
+    let bench = Bench::new();
+    let ids = "{\"ids\": [5, 9, 30, 7]}\n";
+    for precision in ["nf4", "int8"] {
+        bench
+            .run(&format!(
+                "quantize --base base --precision {precision} --out {precision}"
+            ))
+            .expect(0);
+        for (base, out) in [("base", "a"), (precision, "b")] {
+            let line = format!("logits --base {base} --precision {precision} --ids - --out {out}");
+            bench.feed(&line, ids).expect(0);
+        }
+        let read = |name: &str| fs::read(bench.path(name)).unwrap();
+        assert_eq!(read("a"), read("b"), "{precision}");
+        bench
+            .feed("logits --base base --ids - --out c", ids)
+            .expect(0);
+        assert_ne!(read("a"), read("c"), "{precision}");
+        let again = bench.feed(&format!("logits --base {precision} --ids - --out c"), ids);
+        assert!(again.expect(5).stderr.contains(precision), "held otherwise");
+        let recipe = format!("base_precision = '{precision}'\nmax_steps = 2\n{RECIPE}");
+        bench.write("recipe.toml", &recipe);
+        bench.train(&format!("--out trained-{precision}")).expect(0);
+    }
+    assert_ne!(bench.tensors("trained-nf4"), bench.tensors("trained-int8"));
+    bench
+        .run("quantize --base base --precision f32 --out f32")
+        .expect(5);
+}
+
+#[test]
 fn a_merged_base_says_what_base_and_adapter_say() {
     let bench = Bench::new();
     let lora = bench.adapter("adapter");
