@@ -30,6 +30,9 @@ impl Precision {
         Self::Fp8,
     ];
 
+    /// Those that this build can hold a base in.
+    pub const BUILT: [Self; 3] = [Self::F32, Self::Int8, Self::Nf4];
+
     /// Its name in recipes, manifests and commands.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -60,6 +63,6 @@ impl Precision {
     /// Whether this build can hold a base so.
     #[must_use]
     pub fn is_built(self) -> bool {
-        matches!(self, Self::F32 | Self::Int8 | Self::Nf4)
+        Self::BUILT.contains(&self)
     }
 }

@@ -1,5 +1,5 @@
 //! The thread that owns the device. Answers that are active progress together, one turn each in every round: a token, or a chunk of
-//! a prompt. Jobs come by channel; what nobody waits for any more is dropped at the next turn.
+//! a prompt. Work comes by channel; what nobody waits for any more is dropped at the next turn.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use togi_model::{Engine as Network, Step};
 use togi_tokens::Tokenizer;
 
-use crate::door::Load;
+use crate::door::{Load, Work};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::sequence::{Finished, Job, Sequence};
@@ -29,7 +29,7 @@ pub(crate) struct Engine {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) eos: Option<u32>,
     pub(crate) limits: Limits,
-    pub(crate) jobs: Receiver<Job>,
+    pub(crate) work: Receiver<Work>,
     pub(crate) load: Arc<Load>,
     /// Set when the time to finish is over: every answer ends at its next turn.
     pub(crate) abort: Arc<AtomicBool>,
@@ -69,17 +69,17 @@ impl Engine {
         }
     }
 
-    /// Takes the jobs that have come; with nothing else to do, waits for one. Returns whether there are jobs, or may be.
+    /// Takes the work that has come; with nothing else to do, waits for some. Returns whether there are jobs, or may be.
     fn receive(&self, waiting: &mut VecDeque<Job>, is_idle: bool) -> bool {
         if is_idle && waiting.is_empty() {
-            match self.jobs.recv() {
-                Ok(job) => waiting.push_back(job),
+            match self.work.recv() {
+                Ok(work) => take(work, waiting),
                 Err(_) => return false,
             }
         }
         loop {
-            match self.jobs.try_recv() {
-                Ok(job) => waiting.push_back(job),
+            match self.work.try_recv() {
+                Ok(work) => take(work, waiting),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !waiting.is_empty(),
             }
@@ -156,6 +156,14 @@ impl Engine {
                 sequence.end(Err(error));
             }
         }
+    }
+}
+
+/// Puts an answer among those that wait; a look at logits is done on the spot.
+fn take(work: Work, waiting: &mut VecDeque<Job>) {
+    match work {
+        Work::Answer(job) => waiting.push_back(*job),
+        Work::Probe(probe) => probe.run(),
     }
 }
 

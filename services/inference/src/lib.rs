@@ -3,7 +3,7 @@
 //! The way of a request: [`service`] → [`question`] (checked) → [`door`] (a place, or refused at once) → [`adapters`] (pinned to a
 //! generation) → [`engine`] (a thread; many answers together) → [`sequence`] → [`answer`] → the stream. The way of an adapter:
 //! [`adapters::follower`] (declared) → [`adapters::plan`] (what next) → [`adapters::loader`] (checked) →
-//! [`adapters::served`] (swapped in) → [`announcer`] (said).
+//! [`adapters::served`] (swapped in) → [`adapters::mismatch`] (measured, where its base is held otherwise) → [`announcer`] (said).
 
 mod adapters;
 mod announcer;
@@ -16,6 +16,7 @@ mod error;
 mod generation;
 mod metrics;
 mod options;
+mod probe;
 mod question;
 mod replica;
 pub mod semconv;

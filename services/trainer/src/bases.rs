@@ -1,18 +1,23 @@
-//! The configured bases: brought to this machine once, checked whole, and shared by all that need them.
+//! The configured bases: brought to this machine once, checked whole, and shared by all that need them. Of each base, memory
+//! holds one representation: the one that was needed last.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use togi_model::{Base, Config};
+use togi_model::{Base, Config, Precision};
 use togi_runtime::{
     config::{BaseConfig, BasesConfig},
     folder, layout,
 };
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::OnceCell;
 use tracing::info;
 
 use crate::error::{Error, Result};
 
-/// What is known of a base.
+/// What is known of a base, however it is held.
 pub struct Facts {
     /// Its configuration.
     pub config: Config,
@@ -22,16 +27,6 @@ pub struct Facts {
     pub tokenizer_digest: String,
     /// Where PEFT finds it: its name on the hub, or else its name here.
     pub public_name: String,
-    /// The weights, where this process keeps them.
-    weights: Option<Arc<Base>>,
-}
-
-impl Facts {
-    /// Whether this process holds the weights already.
-    #[must_use]
-    pub fn resident(&self) -> bool {
-        self.weights.is_some()
-    }
 }
 
 /// The configured bases. Clones share what is loaded.
@@ -42,7 +37,22 @@ struct Inner {
     configured: BasesConfig,
     keep_weights: bool,
     cache: PathBuf,
-    loaded: Mutex<BTreeMap<String, Arc<OnceCell<Arc<Facts>>>>>,
+    places: Mutex<BTreeMap<String, Arc<Place>>>,
+}
+
+/// What this process has of one base.
+#[derive(Default)]
+struct Place {
+    facts: OnceCell<Arc<Facts>>,
+    weights: Mutex<Option<Arc<Base>>>,
+    /// Held while the base is read: twice at once, memory would hold it twice.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Place {
+    fn weights(&self) -> std::sync::MutexGuard<'_, Option<Arc<Base>>> {
+        self.weights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Bases {
@@ -54,7 +64,7 @@ impl Bases {
             configured,
             keep_weights,
             cache,
-            loaded: Mutex::default(),
+            places: Mutex::default(),
         }))
     }
 
@@ -78,75 +88,106 @@ impl Bases {
         })
     }
 
-    /// Returns what is known of a base, after its files were read and checked: the first time takes as long as that.
+    /// Returns what is known of a base, after its files were read and checked: the first time takes as long as that, in the
+    /// precision of who asks first.
     ///
     /// # Errors
     /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are no base.
-    pub async fn facts(&self, name: &str) -> Result<Arc<Facts>> {
+    pub async fn facts(&self, name: &str, precision: Precision) -> Result<Arc<Facts>> {
         let configured = self.configured(name)?;
-        let cell = Arc::clone(
-            self.0
-                .loaded
-                .lock()
-                .await
-                .entry(name.to_owned())
-                .or_default(),
-        );
+        let place = self.place(name);
+        let read = async || {
+            let _turn = place.turn.lock().await;
+            let base = self.load(name, configured, precision).await?;
+            let facts = facts(name, configured, &base)?;
+            if self.0.keep_weights {
+                *place.weights() = Some(Arc::new(base));
+            }
+            Ok::<_, Error>(Arc::new(facts))
+        };
         // An error is not kept: the next request tries again.
-        let facts = cell.get_or_try_init(|| self.load(name, configured)).await?;
-        Ok(Arc::clone(facts))
+        Ok(Arc::clone(place.facts.get_or_try_init(read).await?))
     }
 
-    /// Returns a base's weights.
+    /// Returns a base's weights. If another representation of them is held, it is let go first.
     ///
     /// # Errors
     /// As [`Bases::facts`].
-    pub async fn weights(&self, name: &str) -> Result<Arc<Base>> {
-        match &self.facts(name).await?.weights {
-            Some(base) => Ok(Arc::clone(base)),
-            None => Err(togi_runtime::Error::internal("this process keeps no weights").into()),
+    pub async fn weights(&self, name: &str, precision: Precision) -> Result<Arc<Base>> {
+        let configured = self.configured(name)?;
+        if !self.0.keep_weights {
+            return Err(togi_runtime::Error::internal("this process keeps no weights").into());
         }
+        let place = self.place(name);
+        let _turn = place.turn.lock().await;
+        if let Some(base) = &*place.weights()
+            && base.precision() == precision
+        {
+            return Ok(Arc::clone(base));
+        }
+        place.weights().take();
+        let base = Arc::new(self.load(name, configured, precision).await?);
+        *place.weights() = Some(Arc::clone(&base));
+        Ok(base)
     }
 
-    async fn load(&self, name: &str, configured: &BaseConfig) -> Result<Arc<Facts>> {
+    /// Returns in which precision this process holds a base's weights, if it does.
+    #[must_use]
+    pub fn held(&self, name: &str) -> Option<Precision> {
+        let place = self.place(name);
+        place.weights().as_ref().map(|base| base.precision())
+    }
+
+    fn place(&self, name: &str) -> Arc<Place> {
+        let places = self.0.places.lock();
+        let mut places = places.unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(places.entry(name.to_owned()).or_default())
+    }
+
+    async fn load(
+        &self,
+        name: &str,
+        configured: &BaseConfig,
+        precision: Precision,
+    ) -> Result<Base> {
         let local = folder::materialize(configured, &self.0.cache).await;
         let local = local.map_err(|error| error.with_field("base"))?;
-        info!(base = name, "reading the base");
-        let loading = tokio::task::spawn_blocking(move || Base::load(&local));
+        info!(base = name, precision = precision.name(), "reading the base");
+        let loading = tokio::task::spawn_blocking(move || Base::load_as(&local, precision));
         let base = loading
             .await
             .map_err(|_| Error::unfit("base", "could not be read"))?;
-        let base =
-            base.map_err(|error| Error::unfit("base", format!("{name:?} is not usable: {error}")))?;
-        let Some(tokenizer) = base.tokenizer() else {
-            return Err(Error::unfit(
-                "base",
-                format!("{name:?} has no spiece.model or tokenizer.model"),
-            ));
-        };
-        let tokenizer = togi_tokens::Tokenizer::from_bytes(tokenizer).map_err(|error| {
-            Error::unfit(
-                "base",
-                format!("{name:?} has a tokenizer that is none: {error}"),
-            )
-        })?;
-        let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
-        if pieces > ids {
-            return Err(Error::unfit(
-                "base",
-                format!(
-                    "{name:?} has {pieces} pieces in its tokenizer and {ids} ids in its network"
-                ),
-            ));
-        }
-        Ok(Arc::new(Facts {
-            config: base.config().clone(),
-            digest: base.digest().to_owned(),
-            tokenizer_digest: tokenizer.digest().to_owned(),
-            public_name: public_name(name, &configured.url),
-            weights: self.0.keep_weights.then(|| Arc::new(base)),
-        }))
+        base.map_err(|error| Error::unfit("base", format!("{name:?} is not usable: {error}")))
     }
+}
+
+/// What a base says of itself; its tokenizer must fit its network.
+fn facts(name: &str, configured: &BaseConfig, base: &Base) -> Result<Facts> {
+    let Some(tokenizer) = base.tokenizer() else {
+        return Err(Error::unfit(
+            "base",
+            format!("{name:?} has no spiece.model or tokenizer.model"),
+        ));
+    };
+    let tokenizer = togi_tokens::Tokenizer::from_bytes(tokenizer).map_err(|error| {
+        Error::unfit(
+            "base",
+            format!("{name:?} has a tokenizer that is none: {error}"),
+        )
+    })?;
+    let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
+    if pieces > ids {
+        return Err(Error::unfit(
+            "base",
+            format!("{name:?} has {pieces} pieces in its tokenizer and {ids} ids in its network"),
+        ));
+    }
+    Ok(Facts {
+        config: base.config().clone(),
+        digest: base.digest().to_owned(),
+        tokenizer_digest: tokenizer.digest().to_owned(),
+        public_name: public_name(name, &configured.url),
+    })
 }
 
 fn public_name(name: &str, url: &str) -> String {

@@ -26,7 +26,6 @@ pub mod watch;
 pub mod worker;
 
 mod card;
-mod memory;
 mod patience;
 
 mod publish;

@@ -9,8 +9,11 @@ use sha2::{Digest, Sha256};
 use togi_model::{adapter, memory::trainable};
 use togi_proto::events::v1::AdapterPublished;
 use togi_runtime::{
-    Class, Store, layout,
+    Class, Store,
+    card::CARD_FILE,
+    layout,
     lease::Lease,
+    memory,
     registry::{ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest},
     worker::Claim,
 };
@@ -19,7 +22,7 @@ use tracing::{Instrument as _, info, info_span};
 use crate::{
     card,
     error::{Error, Result},
-    log, memory,
+    log,
     patience::patiently,
     recipe::Promote,
     registry,
@@ -29,8 +32,6 @@ use crate::{
     train::State,
     worker::{Job, Worker},
 };
-
-const CARD: &str = "README.md";
 
 /// Publishes the adapter of a finished run, promotes it if the recipe says so, and returns its generation.
 ///
@@ -124,7 +125,7 @@ impl Adapter {
         let files: BTreeMap<&'static str, Bytes> = [
             (adapter::CONFIG_FILE, Bytes::from(files.config)),
             (adapter::TENSORS_FILE, Bytes::from(files.tensors)),
-            (CARD, Bytes::from(card)),
+            (CARD_FILE, Bytes::from(card)),
         ]
         .into();
         let manifest = AdapterManifest {

@@ -156,6 +156,7 @@ impl System {
                 BaseConfig {
                     url: format!("file://{}", path.display()),
                     options: BTreeMap::new(),
+                    precision: None,
                 },
             )
         });
