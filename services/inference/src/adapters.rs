@@ -224,8 +224,7 @@ impl Adapters {
     }
 
     fn loaded(&self, alias: &str, declaration: &Declaration, generation: Arc<Generation>) {
-        let mismatched =
-            (!self.loader.holds_base_of(&generation)).then(|| Arc::clone(&generation));
+        let mismatched = (!self.loader.holds_base_of(&generation)).then(|| Arc::clone(&generation));
         let serving = Serving {
             generation,
             revision: declaration.revision,

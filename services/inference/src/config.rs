@@ -249,8 +249,7 @@ mod tests {
         // A name that is none, and one that is known and not built.
         for wrong in ["int3", "fp8", "NF4", ""] {
             let error = with(wrong).unwrap_err();
-            let expected =
-                format!("bases.other.precision: {wrong:?} is none of f32, int8, nf4");
+            let expected = format!("bases.other.precision: {wrong:?} is none of f32, int8, nf4");
             assert_eq!(error.message(), expected);
         }
     }

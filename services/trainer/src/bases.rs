@@ -152,7 +152,11 @@ impl Bases {
     ) -> Result<Base> {
         let local = folder::materialize(configured, &self.0.cache).await;
         let local = local.map_err(|error| error.with_field("base"))?;
-        info!(base = name, precision = precision.name(), "reading the base");
+        info!(
+            base = name,
+            precision = precision.name(),
+            "reading the base"
+        );
         let loading = tokio::task::spawn_blocking(move || Base::load_as(&local, precision));
         let base = loading
             .await
@@ -199,7 +203,62 @@ fn public_name(name: &str, url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use togi_model::Activation;
+
     use super::*;
+
+    /// A base in a folder, and the bases of a worker that has no other.
+    fn bases() -> (tempfile::TempDir, Bases) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            vocab_size: 1024,
+            hidden_size: 16,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            intermediate_size: 32,
+            hidden_act: Activation::Gelu,
+            rotary_pct: 1.0,
+            rotary_emb_base: 10_000.0,
+            max_position_embeddings: 64,
+            layer_norm_eps: 1e-5,
+            use_parallel_residual: false,
+            tie_word_embeddings: false,
+            attention_bias: true,
+            bos_token_id: None,
+            eos_token_id: None,
+            pad_token_id: None,
+        };
+        togi_model::base::write_random(folder.path(), &config, 7).unwrap();
+        let tokenizer = include_bytes!("../../../crates/tokens/tests/fixtures/plain.model");
+        std::fs::write(folder.path().join("spiece.model"), tokenizer).unwrap();
+        let configured = BaseConfig {
+            url: format!("file://{}", folder.path().display()),
+            options: BTreeMap::new(),
+            precision: None,
+        };
+        let configured = BTreeMap::from([("tiny".to_owned(), configured)]);
+        let bases = Bases::new(configured, folder.path().join("cache"), true);
+        (folder, bases)
+    }
+
+    #[tokio::test]
+    async fn memory_holds_one_representation_of_a_base() {
+        let (_folder, bases) = bases();
+        assert_eq!(bases.held("tiny"), None);
+        bases.facts("tiny", Precision::F32).await.unwrap();
+        // Who only wants the facts loads nothing anew.
+        bases.facts("tiny", Precision::Nf4).await.unwrap();
+        assert_eq!(bases.held("tiny"), Some(Precision::F32));
+        let full = bases.weights("tiny", Precision::F32).await.unwrap();
+        let again = bases.weights("tiny", Precision::F32).await.unwrap();
+        assert!(Arc::ptr_eq(&full, &again));
+        let gone = Arc::downgrade(&full);
+        drop((full, again));
+        let quantized = bases.weights("tiny", Precision::Nf4).await.unwrap();
+        assert_eq!(quantized.precision(), Precision::Nf4);
+        assert_eq!(bases.held("tiny"), Some(Precision::Nf4));
+        assert!(gone.upgrade().is_none(), "the other was let go");
+    }
 
     #[test]
     fn a_base_of_the_hub_keeps_its_name_there() {

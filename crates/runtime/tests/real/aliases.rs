@@ -32,13 +32,34 @@ async fn promotions_and_rollbacks_are_revisions() {
         aliases.rollback("main").await.unwrap_err().class(),
         Class::NotFound
     );
-    assert_eq!(aliases.promote("main", &one, Refused).await.unwrap().revision, 1);
-    assert_eq!(aliases.promote("main", &one, Refused).await.unwrap().revision, 1);
+    assert_eq!(
+        aliases
+            .promote("main", &one, Refused)
+            .await
+            .unwrap()
+            .revision,
+        1
+    );
+    assert_eq!(
+        aliases
+            .promote("main", &one, Refused)
+            .await
+            .unwrap()
+            .revision,
+        1
+    );
     assert_eq!(
         aliases.rollback("main").await.unwrap_err().class(),
         Class::FailedPrecondition
     );
-    assert_eq!(aliases.promote("main", &two, Refused).await.unwrap().revision, 2);
+    assert_eq!(
+        aliases
+            .promote("main", &two, Refused)
+            .await
+            .unwrap()
+            .revision,
+        2
+    );
     let back = aliases.rollback("main").await.unwrap();
     assert_eq!((back.revision, back.generation()), (3, one.as_str()));
     assert_eq!(aliases.list().await.unwrap(), [back]);
@@ -61,14 +82,22 @@ async fn promotions_and_rollbacks_are_revisions() {
     );
     for bad in ["..", "a/b", "A", ""] {
         assert_eq!(
-            aliases.promote(bad, &one, Refused).await.unwrap_err().field(),
+            aliases
+                .promote(bad, &one, Refused)
+                .await
+                .unwrap_err()
+                .field(),
             Some("alias"),
             "{bad}"
         );
     }
     let unknown = hex::encode([9; 32]);
     assert_eq!(
-        aliases.promote("main", &unknown, Refused).await.unwrap_err().class(),
+        aliases
+            .promote("main", &unknown, Refused)
+            .await
+            .unwrap_err()
+            .class(),
         Class::NotFound
     );
 }
@@ -88,7 +117,10 @@ async fn an_allowed_base_mismatch_is_said_by_the_promotion_and_its_rollback() {
     let said = async |revision: u64| {
         let path = layout::alias_revision("main", revision);
         let said: serde_json::Value = context.store.get_json(&path).await.unwrap();
-        (said["generation"].clone(), said["allow_base_mismatch"].clone())
+        (
+            said["generation"].clone(),
+            said["allow_base_mismatch"].clone(),
+        )
     };
     aliases.rollback("main").await.unwrap();
     aliases.rollback("main").await.unwrap();

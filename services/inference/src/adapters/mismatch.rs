@@ -86,9 +86,9 @@ impl Gauge {
         for sample in &samples {
             let prompt = self.tokenizer.encode(sample);
             let logits = async |network: &Arc<Engine>| {
-                let logits =
-                    self.door
-                        .probe(network.clone(), generation.clone(), prompt.clone());
+                let logits = self
+                    .door
+                    .probe(network.clone(), generation.clone(), prompt.clone());
                 logits.await.map_err(|error| with_cause(&error))
             };
             let served = logits(&self.loader.network).await?;

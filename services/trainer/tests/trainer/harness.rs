@@ -177,7 +177,7 @@ impl Process {
         let _ = self.life.await;
     }
 
-    fn channel(&self) -> Client {
+    pub(crate) fn channel(&self) -> Client {
         grpc::channel(&self.endpoint).unwrap()
     }
 
