@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use togi_model::{Base, Config, Precision};
+use togi_model::{Base, Config, Precision, base::quantized_as};
 use togi_runtime::{
     config::{BaseConfig, BasesConfig},
     folder, layout,
@@ -27,6 +27,8 @@ pub struct Facts {
     pub tokenizer_digest: String,
     /// Where PEFT finds it: its name on the hub, or else its name here.
     pub public_name: String,
+    /// What its files are quantized as, if they are: it is held so and not otherwise.
+    pub quantized_as: Option<Precision>,
 }
 
 /// The configured bases. Clones share what is loaded.
@@ -47,6 +49,12 @@ struct Place {
     weights: Mutex<Option<Arc<Base>>>,
     /// Held while the base is read: twice at once, memory would hold it twice.
     turn: tokio::sync::Mutex<()>,
+}
+
+/// A base as it was read.
+struct Read {
+    base: Base,
+    quantized_as: Option<Precision>,
 }
 
 impl Place {
@@ -92,21 +100,29 @@ impl Bases {
     /// precision of who asks first.
     ///
     /// # Errors
-    /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are no base.
+    /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are no base, with field
+    /// `recipe.base_precision` if they are quantized otherwise.
     pub async fn facts(&self, name: &str, precision: Precision) -> Result<Arc<Facts>> {
         let configured = self.configured(name)?;
         let place = self.place(name);
         let read = async || {
             let _turn = place.turn.lock().await;
-            let base = self.load(name, configured, precision).await?;
-            let facts = facts(name, configured, &base)?;
+            let read = self.read(name, configured, precision).await?;
+            let facts = facts(name, configured, &read)?;
             if self.0.keep_weights {
-                *place.weights() = Some(Arc::new(base));
+                *place.weights() = Some(Arc::new(read.base));
             }
             Ok::<_, Error>(Arc::new(facts))
         };
         // An error is not kept: the next request tries again.
-        Ok(Arc::clone(place.facts.get_or_try_init(read).await?))
+        let facts = place.facts.get_or_try_init(read).await?;
+        match facts.quantized_as {
+            Some(held) if held != precision => Err(cannot_be(
+                precision,
+                &format!("the folder is quantized as {} already", held.name()),
+            )),
+            _ => Ok(Arc::clone(facts)),
+        }
     }
 
     /// Returns a base's weights. If another representation of them is held, it is let go first.
@@ -126,7 +142,7 @@ impl Bases {
             return Ok(Arc::clone(base));
         }
         place.weights().take();
-        let base = Arc::new(self.load(name, configured, precision).await?);
+        let base = Arc::new(self.read(name, configured, precision).await?.base);
         *place.weights() = Some(Arc::clone(&base));
         Ok(base)
     }
@@ -144,12 +160,12 @@ impl Bases {
         Arc::clone(places.entry(name.to_owned()).or_default())
     }
 
-    async fn load(
+    async fn read(
         &self,
         name: &str,
         configured: &BaseConfig,
         precision: Precision,
-    ) -> Result<Base> {
+    ) -> Result<Read> {
         let local = folder::materialize(configured, &self.0.cache).await;
         let local = local.map_err(|error| error.with_field("base"))?;
         info!(
@@ -157,16 +173,30 @@ impl Bases {
             precision = precision.name(),
             "reading the base"
         );
-        let loading = tokio::task::spawn_blocking(move || Base::load_as(&local, precision));
-        let base = loading
+        let reading = tokio::task::spawn_blocking(move || {
+            Ok(Read {
+                quantized_as: quantized_as(&local)?,
+                base: Base::load_as(&local, precision)?,
+            })
+        });
+        let read = reading
             .await
             .map_err(|_| Error::unfit("base", "could not be read"))?;
-        base.map_err(|error| Error::unfit("base", format!("{name:?} is not usable: {error}")))
+        read.map_err(|error| match error {
+            togi_model::Error::Precision { precision, reason } => cannot_be(precision, &reason),
+            error => Error::unfit("base", format!("{name:?} is not usable: {error}")),
+        })
     }
 }
 
+fn cannot_be(precision: Precision, reason: &str) -> Error {
+    let reason = format!("cannot be {}: {reason}", precision.name());
+    Error::unfit("recipe.base_precision", reason)
+}
+
 /// What a base says of itself; its tokenizer must fit its network.
-fn facts(name: &str, configured: &BaseConfig, base: &Base) -> Result<Facts> {
+fn facts(name: &str, configured: &BaseConfig, read: &Read) -> Result<Facts> {
+    let base = &read.base;
     let Some(tokenizer) = base.tokenizer() else {
         return Err(Error::unfit(
             "base",
@@ -191,6 +221,7 @@ fn facts(name: &str, configured: &BaseConfig, base: &Base) -> Result<Facts> {
         digest: base.digest().to_owned(),
         tokenizer_digest: tokenizer.digest().to_owned(),
         public_name: public_name(name, &configured.url),
+        quantized_as: read.quantized_as,
     })
 }
 
@@ -258,6 +289,27 @@ mod tests {
         assert_eq!(quantized.precision(), Precision::Nf4);
         assert_eq!(bases.held("tiny"), Some(Precision::Nf4));
         assert!(gone.upgrade().is_none(), "the other was let go");
+    }
+
+    #[tokio::test]
+    async fn files_that_are_quantized_are_held_so_and_not_otherwise() {
+        let (folder, _) = bases();
+        let quantized = folder.path().join("quantized");
+        togi_model::base::write_quantized(folder.path(), &quantized, Precision::Nf4).unwrap();
+        let configured = BaseConfig {
+            url: format!("file://{}", quantized.display()),
+            options: BTreeMap::new(),
+            precision: None,
+        };
+        let configured = BTreeMap::from([("packed".to_owned(), configured)]);
+        let bases = Bases::new(configured, folder.path().join("cache"), true);
+        // The same is said before it was read, and after.
+        let first = bases.facts("packed", Precision::F32).await.err().unwrap();
+        bases.facts("packed", Precision::Nf4).await.unwrap();
+        let second = bases.facts("packed", Precision::F32).await.err().unwrap();
+        assert_eq!(first.to_string(), second.to_string());
+        let says = "recipe.base_precision cannot be f32: the folder is quantized as nf4";
+        assert!(first.to_string().starts_with(says), "{first}");
     }
 
     #[test]

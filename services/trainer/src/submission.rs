@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use togi_model::{
     Precision,
-    memory::{Plan, plan},
+    memory::{Plan, plan, weights},
 };
 use togi_proto::trainer::v1 as proto;
 use togi_runtime::{Store, layout, memory, registry::Identity};
@@ -105,10 +105,9 @@ impl Desk {
     ) -> Result<proto::MemoryPlan> {
         let tokens = u64::from(recipe.batch_size) * u64::from(dataset.settings.max_length);
         let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        let plan = |precision| plan(&base.config, &recipe.lora, tokens, precision);
+        let plan = plan(&base.config, &recipe.lora, tokens, recipe.precision);
         // The job takes these weights over, or lets them go before it loads its own.
-        let resident = held.map_or(0, |precision| plan(precision).weights);
-        let plan = plan(recipe.precision);
+        let resident = held.map_or(0, |precision| weights(&base.config, precision));
         let available = match self.memory_bytes {
             // What the system has available is beside the weights that this process holds already.
             0 => memory::available_bytes().map_or(u64::MAX, |bytes| bytes.saturating_add(resident)),

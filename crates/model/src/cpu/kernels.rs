@@ -91,6 +91,17 @@ impl WithSimd for Dots<'_> {
     }
 }
 
+/// `a · b` of codes.
+pub(super) fn dot_codes(a: &[i8], b: &[i8]) -> i32 {
+    simd(
+        #[inline(always)]
+        || {
+            let pairs = a.iter().zip(b);
+            pairs.map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
+        },
+    )
+}
+
 /// Mean and reciprocal standard deviation.
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
