@@ -49,7 +49,7 @@ fn wrong_input_is_refused_by_name_and_disturbs_nobody() {
     let wide = recipe("wide", "name = \"wide\"\n[lora]\nrank = 100000\n");
     let nan = recipe("nan", "name = \"nan\"\nlearning_rate = nan\n");
     let negative = recipe("negative", "name = \"negative\"\nlearning_rate = -1.0\n");
-    let nf4 = recipe("nf4", "name = \"nf4\"\nbase_precision = \"nf4\"\n");
+    let fp8 = recipe("fp8", "name = \"fp8\"\nbase_precision = \"fp8\"\n");
     let unknown = recipe("unknown", "name = \"unknown\"\nlearning_speed = 1\n");
     let one = recipe("one", "name = \"one\"\nmax_steps = 1\n[lora]\nrank = 2\n");
     let train = |recipe: &str, rest: &[&str]| {
@@ -141,7 +141,7 @@ fn wrong_input_is_refused_by_name_and_disturbs_nobody() {
     refused_train(&wide, &[], &[FAILED, USAGE], "rank");
     refused_train(&nan, &[], &[FAILED, USAGE], "learning_rate");
     refused_train(&negative, &[], &[FAILED, USAGE], "learning_rate");
-    refused_train(&nf4, &[], &[FAILED, USAGE], "nf4");
+    refused_train(&fp8, &[], &[FAILED, USAGE], "fp8");
     refused_train(&unknown, &[], &[FAILED, USAGE, 64], "learning_speed");
     refused_train(
         &one,

@@ -3,7 +3,8 @@
 //! The way of a request: [`service`] → [`desk`]: [`question`] (checked) → [`door`] (a place, or refused at once) → [`adapters`] (pinned
 //! to a generation) → [`engine`] (a thread; many answers together) → [`sequence`] → [`answer`] → the stream. The way of an adapter:
 //! [`adapters::follower`] (declared) → [`adapters::plan`] (what next) → [`adapters::loader`] (checked) →
-//! [`adapters::served`] (swapped in) → [`announcer`] (said). [`local`] answers without a service.
+//! [`adapters::served`] (swapped in) → [`adapters::mismatch`] (measured, where its base is held otherwise) → [`announcer`] (said).
+//! [`local`] answers without a service.
 
 mod adapters;
 mod announcer;
@@ -18,6 +19,7 @@ mod generation;
 mod local;
 mod metrics;
 mod options;
+mod probe;
 mod question;
 mod replica;
 pub mod semconv;

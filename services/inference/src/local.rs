@@ -1,6 +1,7 @@
 //! Answers without a service: one base and at most one adapter in this process, asked as a replica is asked. Only where the adapter
 //! comes from differs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -35,12 +36,13 @@ pub struct Local {
 }
 
 impl Local {
-    /// Starts the engine's thread over a base, which lasts as long as the value.
+    /// Starts the engine's thread over a base from a folder; the thread lasts as long as the value.
     ///
     /// # Errors
     /// [`Error::Base`] for a base whose tokenizer is missing or does not fit.
-    pub fn new(name: &str, base: Base) -> Result<Local> {
-        let loaded = base::with_tokenizer(name, base)?;
+    pub fn new(folder: &Path, base: Base) -> Result<Local> {
+        let name = folder.display().to_string();
+        let loaded = base::with_tokenizer(&name, folder.to_owned(), base)?;
         let (door, engine) = Engine::new(&loaded, &LIMITS, Metrics::new());
         let abort = engine.abort.clone();
         let thread = thread::Builder::new()
@@ -49,7 +51,7 @@ impl Local {
             .map_err(|error| Error::Broken(format!("the engine's thread cannot start: {error}")))?;
         Ok(Local {
             desk: Desk {
-                base_name: name.to_owned(),
+                base_name: name,
                 network: loaded.network,
                 tokenizer: loaded.tokenizer,
                 door: Arc::new(door),

@@ -10,6 +10,7 @@ use togi_tokens::prompt;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::adapters::follower::Follower;
+use crate::adapters::mismatch::Gauge;
 use crate::adapters::served::{Served, Shelf};
 use crate::adapters::{Adapters, Expected, Loader};
 use crate::announcer::Announcer;
@@ -90,14 +91,16 @@ impl Replica {
         let stopper = self.context.stopper.clone();
         let name = &self.config.base;
         let base_config = &self.config.bases[name];
-        let Some(loaded) = base::load(name, base_config, &self.config.cache, &stopper).await?
-        else {
+        let precision = self.config.precision(name)?;
+        let cache = &self.config.cache;
+        let Some(loaded) = base::load(name, base_config, precision, cache, &stopper).await? else {
             return Ok(());
         };
         let metrics = Metrics::new();
-        let (news, announcer) = self.announcer(&loaded);
-        let adapters = Arc::new(self.adapters(&loaded, metrics.clone(), news));
-        let (door, thread) = self.start_engine(&loaded, metrics)?;
+        let (door, thread) = self.start_engine(&loaded, metrics.clone())?;
+        let loader = Arc::new(self.loader(&loaded));
+        let (news, announcer) = self.announcer(&loaded, loader.clone(), door.clone());
+        let adapters = Arc::new(self.adapters(loader, metrics, news));
         metrics::observe(door.load(), &adapters.shelf, self.name());
         let follower = Follower {
             store: self.context.store.clone(),
@@ -133,26 +136,30 @@ impl Replica {
         ended.and(served.map_err(Error::from))
     }
 
+    fn loader(&self, loaded: &Loaded) -> Loader {
+        Loader {
+            store: self.context.store.clone(),
+            network: loaded.network.clone(),
+            expected: Expected {
+                base: loaded.digest.clone(),
+                base_precision: loaded.precision.name().to_owned(),
+                tokenizer: loaded.tokenizer.digest().to_owned(),
+                template: prompt::template_digest().to_owned(),
+            },
+            max_bytes: self.config.adapters.max_bytes,
+        }
+    }
+
     fn adapters(
         &self,
-        loaded: &Loaded,
+        loader: Arc<Loader>,
         metrics: Metrics,
         news: mpsc::Sender<crate::announcer::News>,
     ) -> Adapters {
         let settings = &self.config.adapters;
         Adapters {
             shelf: Arc::new(Shelf::new(settings.max_resident)),
-            loader: Loader {
-                store: self.context.store.clone(),
-                network: loaded.network.clone(),
-                expected: Expected {
-                    base: loaded.digest.clone(),
-                    base_precision: base::PRECISION.to_owned(),
-                    tokenizer: loaded.tokenizer.digest().to_owned(),
-                    template: prompt::template_digest().to_owned(),
-                },
-                max_bytes: settings.max_bytes,
-            },
+            loader,
             declared: Arc::new(watch::Sender::new(None)),
             news,
             metrics,
@@ -163,13 +170,24 @@ impl Replica {
         }
     }
 
-    fn announcer(&self, loaded: &Loaded) -> (mpsc::Sender<crate::announcer::News>, Announcer) {
+    fn announcer(
+        &self,
+        loaded: &Loaded,
+        loader: Arc<Loader>,
+        door: Arc<Door>,
+    ) -> (mpsc::Sender<crate::announcer::News>, Announcer) {
         let (sender, news) = mpsc::channel(NEWS);
         let announcer = Announcer {
             bus: self.context.bus.clone(),
             replica: self.name().to_owned(),
             base: self.config.base.clone(),
             base_digest: loaded.digest.clone(),
+            gauge: Gauge {
+                loader,
+                base_folder: loaded.folder.clone(),
+                tokenizer: loaded.tokenizer.clone(),
+                door,
+            },
             news,
         };
         (sender, announcer)

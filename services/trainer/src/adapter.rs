@@ -5,12 +5,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use togi_model::{Lora, adapter};
-use togi_runtime::registry::Identity;
+use togi_runtime::{card::CARD_FILE, registry::Identity};
 
 use crate::{card, error::Result, recipe::Recipe};
-
-/// The card's file name.
-const CARD: &str = "README.md";
 
 /// An adapter's folder in memory.
 #[derive(Debug)]
@@ -46,7 +43,7 @@ impl Adapter {
         let files = [
             (adapter::CONFIG_FILE, Bytes::from(files.config)),
             (adapter::TENSORS_FILE, Bytes::from(files.tensors)),
-            (CARD, Bytes::from(card)),
+            (CARD_FILE, Bytes::from(card)),
         ];
         Ok(Adapter {
             generation,

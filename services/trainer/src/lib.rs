@@ -29,7 +29,6 @@ pub mod watch;
 pub mod worker;
 
 mod card;
-mod memory;
 mod patience;
 
 mod publish;

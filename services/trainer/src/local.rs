@@ -6,7 +6,7 @@ use std::{sync::Arc, thread};
 use serde_json::Value;
 use togi_model::{Base, Engine, Lora, LoraConfig, memory::trainable};
 use togi_proto::trainer::v1::Step;
-use togi_runtime::registry::Identity;
+use togi_runtime::{memory, registry::Identity};
 use togi_tokens::{Row, prompt};
 use tokio::sync::mpsc;
 
@@ -14,7 +14,6 @@ use crate::{
     adapter::Adapter,
     data::Order,
     error::{Error, Result},
-    memory,
     recipe::Recipe,
     report::{self, Facts},
     train::{self, Plan, State, Update, Wish},

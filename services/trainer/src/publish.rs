@@ -9,6 +9,7 @@ use togi_proto::events::v1::AdapterPublished;
 use togi_runtime::{
     Class, Store, layout,
     lease::Lease,
+    memory,
     registry::{ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest},
     worker::Claim,
 };
@@ -17,7 +18,7 @@ use tracing::{Instrument as _, info, info_span};
 use crate::{
     adapter::Adapter,
     error::{Error, Result},
-    log, memory,
+    log,
     patience::patiently,
     recipe::Promote,
     registry,

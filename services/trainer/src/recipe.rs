@@ -236,9 +236,10 @@ impl Recipe {
     /// # Errors
     /// [`Error::PrecisionNotBuilt`].
     pub fn check_built(&self) -> Result<()> {
-        match self.precision {
-            Precision::F32 => Ok(()),
-            other => Err(Error::PrecisionNotBuilt(other)),
+        if self.precision.is_built() {
+            Ok(())
+        } else {
+            Err(Error::PrecisionNotBuilt(self.precision))
         }
     }
 }

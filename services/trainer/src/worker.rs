@@ -136,13 +136,12 @@ impl Worker {
         let request = JobRequest::from_json(&claim.request)?;
         let recipe = request.recipe()?;
         recipe.check_built()?;
-        let base = self.bases.facts(&request.request.base).await?;
+        let name = &request.request.base;
+        let base = self.bases.facts(name, recipe.precision).await?;
         if base.digest != request.identity.base
             || base.tokenizer_digest != request.identity.tokenizer
         {
-            let reason =
-                "has other weights or another tokenizer now than when the job was accepted";
-            return Err(Error::unfit("base", reason));
+            return Err(other_base());
         }
         let owner = Owner {
             job: id.clone(),
@@ -161,7 +160,11 @@ impl Worker {
     /// Where the job stands: at its newest sound checkpoint, or at the beginning.
     async fn start(&self, job: &Job) -> Result<run::Start> {
         let recipe = &job.recipe;
-        let base = self.bases.weights(&job.request.request.base).await?;
+        let name = &job.request.request.base;
+        let base = self.bases.weights(name, recipe.precision).await?;
+        if base.digest() != job.request.identity.base {
+            return Err(other_base());
+        }
         let mut state = State::fresh(&job.base.config, recipe)?;
         let mut checkpoint = None;
         if let Some((manifest, snapshot)) = checkpoint::newest(&self.store, &job.owner).await? {
@@ -189,4 +192,9 @@ impl Worker {
             checkpoint,
         })
     }
+}
+
+fn other_base() -> Error {
+    let reason = "has other weights or another tokenizer now than when the job was accepted";
+    Error::unfit("base", reason)
 }

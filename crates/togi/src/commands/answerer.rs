@@ -50,8 +50,7 @@ impl Answerer {
         let adapter = sampling.adapter.clone();
         local::on_thread(move || {
             let base = local::base(&folder, precision)?;
-            let base = Local::new(&folder.display().to_string(), base)
-                .map_err(togi_runtime::Error::from)?;
+            let base = Local::new(&folder, base).map_err(togi_runtime::Error::from)?;
             let base = match adapter.as_str() {
                 "" => base,
                 adapter => {

@@ -263,6 +263,65 @@ async fn training_is_planned_watched_and_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_of_another_precision_is_served_where_its_promotion_allows_it() {
+    let served = Served::start().await;
+    write_records(served.path());
+    served.prepare("mine").await;
+    let recipe = "base_precision = 'nf4'\npromote = 'manual'\nmax_steps = 1\n[lora]\nrank = 2\n";
+    fs::write(served.path().join("recipe.toml"), recipe).unwrap();
+    let train = "train --recipe recipe.toml --dataset mine --alias mine --watch -o json";
+    let words: Vec<&str> = train.split(' ').collect();
+    let watched = served.run(&words, "").await.expect(0).json_lines();
+    let generation = watched.last().unwrap()["job"]["result"].clone();
+    let generation = generation.as_str().unwrap();
+
+    let promote = ["adapters", "promote", generation, "--alias", "mine"];
+    served.run(&promote, "").await.expect(0);
+    let rejected = [
+        "events",
+        "adapter.rejected",
+        "--all",
+        "-n",
+        "1",
+        "-o",
+        "json",
+    ];
+    let event = served.run(&rejected, "").await.expect(0).json();
+    let reason = event["data"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("trained over nf4, this replica holds f32"),
+        "{reason}"
+    );
+
+    let allowed = [&promote[..], &["--allow-base-mismatch", "-o", "json"]].concat();
+    let alias = served.run(&allowed, "").await.expect(0).json();
+    assert_eq!(
+        (&alias["revision"], &alias["allowBaseMismatch"]),
+        (&"2".into(), &true.into())
+    );
+    let loaded = ["events", "adapter.loaded", "--all", "-n", "1", "-o", "json"];
+    let event = served.run(&loaded, "").await.expect(0).json();
+    let mismatch = &event["data"]["baseMismatch"];
+    assert_eq!(
+        (&mismatch["trainedPrecision"], &mismatch["servedPrecision"]),
+        (&"nf4".into(), &"f32".into())
+    );
+    let number = |field: &str| mismatch[field].as_f64().unwrap();
+    let (largest, mean) = (
+        number("maxAbsLogitDifference"),
+        number("meanAbsLogitDifference"),
+    );
+    assert!(
+        largest >= mean && mean > 0.0 && number("samples") > 0.0,
+        "{mismatch}"
+    );
+    let generate = "generate --adapter mine --instruction 誰ですか。 --max-new-tokens 2";
+    let words: Vec<&str> = generate.split(' ').collect();
+    served.run(&words, "").await.expect(0);
+    served.running.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn questions_are_answered_in_every_way() {
     let served = Served::start().await;
     let short = ["--greedy", "--max-new-tokens", "4"];
