@@ -95,7 +95,7 @@ pub(crate) fn with_tokenizer(name: &str, folder: PathBuf, base: Base) -> Result<
             "its tokenizer has {pieces} pieces, its network {rows}"
         )));
     }
-    let digest = base.digest().to_owned();
+    let (digest, precision) = (base.digest().to_owned(), base.precision());
     let eos = tokenizer.eos().or(base.config().eos_token_id);
     let network = Engine::new(Arc::new(base)).map_err(|error| unusable(error.to_string()))?;
     Ok(Loaded {

@@ -77,8 +77,11 @@ impl Local {
     pub fn with_adapter(mut self, lora: &Lora) -> Result<Local> {
         let bad = |error: togi_model::Error| Error::BadAdapter(error.to_string());
         let tensors = adapter::to_files(lora, "").map_err(bad)?.tensors;
-        let adapter = self.desk.network.adapter(lora).map_err(bad)?;
-        let generation = Generation::new(sha256_hex(&tensors), adapter);
+        let network = &self.desk.network;
+        let adapter = network.adapter(lora).map_err(bad)?;
+        // A folder does not say over what it was trained.
+        let held = network.base().precision().name().to_owned();
+        let generation = Generation::new(sha256_hex(&tensors), held, adapter);
         self.generation = Some(Arc::new(generation));
         Ok(self)
     }

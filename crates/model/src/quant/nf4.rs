@@ -156,8 +156,9 @@ pub(crate) fn bytes(count: usize) -> usize {
     count.div_ceil(2) + scales::bytes(count.div_ceil(BLOCK))
 }
 
-/// The codes, and each block's scale.
-fn pack(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+/// The codes of values, two a byte with the first value's in the high half, and each block's scale in f32.
+#[must_use]
+pub fn pack(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let mut packed = Vec::with_capacity(values.len().div_ceil(2));
     let mut scales = Vec::with_capacity(values.len().div_ceil(BLOCK));
     for block in values.chunks(BLOCK) {

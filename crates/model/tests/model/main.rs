@@ -5,11 +5,14 @@
 
 mod adapter;
 mod backward;
+mod bitsandbytes;
 mod decode;
 mod determinism;
 mod load;
 mod oracle;
 mod packing;
+mod quantized;
+mod quantized_folder;
 mod scale;
 mod support;
 mod training;
