@@ -117,6 +117,7 @@ mod tests {
         let declaration = |revision: u64, heard| Declaration {
             generation: format!("{revision:064x}"),
             revision,
+            base_mismatch: BaseMismatch::Refused,
             traceparent: None,
             heard,
         };

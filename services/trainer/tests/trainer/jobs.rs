@@ -177,6 +177,7 @@ async fn an_alias_goes_forward_by_promotion_and_back_by_rollback() {
     let promote = PromoteAdapterRequest {
         alias: ALIAS.to_owned(),
         generation: second.clone(),
+        ..Default::default()
     };
     let alias = adapters
         .promote_adapter(promote)
@@ -209,6 +210,7 @@ async fn an_alias_goes_forward_by_promotion_and_back_by_rollback() {
         let asked = PromoteAdapterRequest {
             alias: alias.to_owned(),
             generation,
+            ..Default::default()
         };
         let refused = adapters.promote_adapter(asked).await.unwrap_err();
         assert_eq!(refused.code(), code, "{refused}");
