@@ -34,6 +34,7 @@ TAKEN = {
     "one-layer": {"target_modules": FOUR[:3], "layers_to_transform": [1]},
     "full-names": {"target_modules": ["gpt_neox.layers.0.mlp.dense_4h_to_h", "layers.1.attention.query_key_value"]},
     "expression-of-modules": {"target_modules": r".*\.0\.(attention|mlp)\.dense.*"},
+    "excluded": {"target_modules": FOUR, "exclude_modules": ["layers.0.attention.dense", "dense_h_to_4h"]},
 }
 REFUSED = {
     "dora": {"use_dora": True},

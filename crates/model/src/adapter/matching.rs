@@ -8,25 +8,25 @@ use super::entries::Entries;
 use super::settings::refuse;
 use crate::error::Result;
 
-/// `target_modules`.
-pub(super) enum Targets {
+/// `target_modules` or `exclude_modules`.
+pub(super) enum Selection {
     /// A list: each is a module's full name or its end after a point.
     Names(Vec<String>),
     /// A text: a regular expression for the whole name.
     Whole(Regex),
 }
 
-impl Targets {
-    pub(super) fn parse(value: Option<&Value>) -> Result<Self> {
+impl Selection {
+    /// Reads the value of this key; `null` selects nothing.
+    pub(super) fn parse(key: &str, value: Option<&Value>) -> Result<Self> {
         match value {
-            Some(Value::String(text)) => {
-                Ok(Self::Whole(expression("target_modules", text, "^(?:")?))
-            }
+            None | Some(Value::Null) => Ok(Self::Names(Vec::new())),
+            Some(Value::String(text)) => Ok(Self::Whole(expression(key, text, "^(?:")?)),
             Some(Value::Array(list)) if list.iter().all(Value::is_string) => {
                 let names = list.iter().filter_map(Value::as_str);
                 Ok(Self::Names(names.map(str::to_owned).collect()))
             }
-            _ => refuse("target_modules is no list of modules"),
+            Some(other) => refuse(format!("{key} {other} is no list of modules")),
         }
     }
 

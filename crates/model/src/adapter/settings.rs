@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::CONFIG_FILE;
 use super::entries::Entries;
-use super::matching::{Pattern, Targets};
+use super::matching::{Pattern, Selection};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::lora::{Shape, Target, module_name};
@@ -25,9 +25,10 @@ const INFORMATION: [&str; 10] = [
 ];
 
 /// Keys that are read here.
-const UNDERSTOOD: [&str; 12] = [
+const UNDERSTOOD: [&str; 13] = [
     "alpha_pattern",
     "bias",
+    "exclude_modules",
     "init_lora_weights",
     "layers_to_transform",
     "lora_alpha",
@@ -56,7 +57,8 @@ pub(super) struct Settings {
     pub(super) rank: usize,
     pub(super) alpha: f64,
     pub(super) dropout: f64,
-    targets: Targets,
+    targets: Selection,
+    excluded: Selection,
     rank_pattern: Pattern,
     alpha_pattern: Pattern,
     rank_stabilised: bool,
@@ -110,7 +112,8 @@ impl Settings {
                 .get("lora_dropout")
                 .and_then(Value::as_f64)
                 .unwrap_or(0.0),
-            targets: Targets::parse(map.get("target_modules"))?,
+            targets: Selection::parse("target_modules", map.get("target_modules"))?,
+            excluded: Selection::parse("exclude_modules", map.get("exclude_modules"))?,
             rank_pattern: Pattern::parse("rank_pattern", patterns.rank_pattern)?,
             alpha_pattern: Pattern::parse("alpha_pattern", patterns.alpha_pattern)?,
             rank_stabilised: map
@@ -179,7 +182,7 @@ impl Settings {
                     }
                     (false, true) => {
                         return refuse(format!(
-                            "target_modules and layers_to_transform do not name {name}, which has tensors"
+                            "target_modules, exclude_modules and layers_to_transform do not name {name}, which has tensors"
                         ));
                     }
                     _ => {}
@@ -191,7 +194,9 @@ impl Settings {
 
     fn names(&self, layer: usize, name: &str) -> bool {
         let is_chosen = |layers: &Vec<u64>| layers.contains(&(layer as u64));
-        self.layers.as_ref().is_none_or(is_chosen) && self.targets.fit(name)
+        self.layers.as_ref().is_none_or(is_chosen)
+            && self.targets.fit(name)
+            && !self.excluded.fit(name)
     }
 }
 

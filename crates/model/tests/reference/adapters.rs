@@ -25,7 +25,7 @@ fn adapters_of_peft_give_its_logits() {
     let Fixture { ids, taken, .. } = fixture();
     let logits = fixtures::tensors(&path("adapters.safetensors"));
     let engine = fixtures::tiny();
-    assert_eq!(taken.len(), 9);
+    assert_eq!(taken.len(), 10);
     for name in taken {
         let lora = read(&engine, &name).unwrap();
         let want = &logits[&name].1;
