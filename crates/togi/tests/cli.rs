@@ -5,6 +5,8 @@
     reason = "a test's helper may fail as the test may"
 )]
 
+#[path = "cli/alike.rs"]
+mod alike;
 #[path = "cli/alone.rs"]
 mod alone;
 #[path = "cli/local.rs"]

@@ -1,11 +1,7 @@
 //! The commands that need no services, on the embedded base: what they write is what the library computes, and wrong input
 //! ends with its exit code and is named.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use safetensors::SafeTensors;
 use togi::embedded;
@@ -389,29 +385,35 @@ fn an_answer_with_an_adapter_is_another_than_the_bases() {
     assert_eq!(generate("")[1], base[1]);
 }
 
+/// Runs each line and checks its exit code, what it says, and that it gives no data.
+fn refused(bench: &Bench, cases: &[(&str, i32, &str)]) {
+    for (line, code, says) in cases {
+        let ran = bench.run(line);
+        assert_eq!(ran.code, *code, "{line}\n{}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{line}\n{}", ran.stderr);
+        assert_eq!(ran.stdout, "", "{line}");
+    }
+}
+
 #[test]
 fn wrong_input_is_named_with_its_exit_code() {
     let bench = Bench::new();
     bench.write("bad.jsonl", "{\"ids\": [1]}\n{\"ids\": [99999]}\n");
     bench.write("empty.jsonl", "\n");
-    bench.write("bad.toml", "[lora]\nrank = 0\n");
     bench.write("not.model", "nothing");
     fs::create_dir(bench.path("hollow")).unwrap();
-    fs::create_dir(bench.path("full")).unwrap();
-    bench.write("full/x", "");
     bench.adapter("adapter");
     bench.write("adapter/adapter_config.json", "{\"peft_type\":\"LOHA\"}");
-    let train = "train --local --records records.jsonl --out out";
-    let cases = [
+    let tokenize = [
         ("tokenize --base none x", 3, "none: "),
         ("tokenize --base base none.jsonl", 3, "none.jsonl: "),
         (
-            "tokenize --base hollow records.jsonl",
+            "tokenize --base hollow bad.jsonl",
             5,
-            "base hollow: it has no spiece.model",
+            "base hollow: it has no",
         ),
         (
-            "tokenize --tokenizer not.model records.jsonl",
+            "tokenize --tokenizer not.model x",
             5,
             "tokenizer not.model: ",
         ),
@@ -425,36 +427,40 @@ fn wrong_input_is_named_with_its_exit_code() {
             64,
             "bad.jsonl:1: instruction: missing",
         ),
+        ("tokenize --base base x --max-length 0", 2, "--max-length"),
+    ];
+    refused(&bench, &tokenize);
+    let logits = |more: &str| format!("logits --out x {more}");
+    let logits = [
         (
-            "tokenize --base base records.jsonl --max-length 0",
-            2,
-            "--max-length",
-        ),
-        (
-            "logits --base base --ids bad.jsonl --out x",
+            &*logits("--base base --ids bad.jsonl"),
             64,
             "bad.jsonl:2: id 99999",
         ),
         (
-            "logits --base base --ids empty.jsonl --out x",
+            &*logits("--base base --ids empty.jsonl"),
             64,
-            "empty.jsonl: there is no line",
+            "empty.jsonl: there is no",
         ),
         (
-            "logits --base hollow --ids bad.jsonl --out x",
+            &*logits("--base hollow --ids bad.jsonl"),
             3,
             "hollow/config.json",
         ),
         (
-            "logits --base base --ids bad.jsonl --out x --precision fp8",
+            &*logits("--base base --ids bad.jsonl --precision fp8"),
             5,
             "base base: ",
         ),
         (
-            "logits --base base --ids bad.jsonl --out x --precision int3",
+            &*logits("--base base --ids bad.jsonl --precision int3"),
             2,
             "--precision",
         ),
+    ];
+    refused(&bench, &logits);
+    assert!(!bench.path("x").exists(), "nothing is half written");
+    let others = [
         ("generate --base none --raw x", 3, "none: "),
         (
             "generate --base base --raw x --adapter adapter",
@@ -471,50 +477,39 @@ fn wrong_input_is_named_with_its_exit_code() {
             3,
             "none: ",
         ),
+    ];
+    refused(&bench, &others);
+}
+
+#[test]
+fn a_training_that_cannot_be_is_refused_by_its_part() {
+    let bench = Bench::new();
+    bench.write("empty.jsonl", "\n");
+    bench.write("bad.toml", "[lora]\nrank = 0\n");
+    let train = |base: &str, recipe: &str, records: &str| {
+        format!("train --local --out out --base {base} --recipe {recipe} --records {records}")
+    };
+    let good = train("base", "recipe.toml", "records.jsonl");
+    let cases = [
+        (&*train("none", "recipe.toml", "records.jsonl"), 3, "none: "),
         (
-            &format!("{train} --base none --recipe recipe.toml"),
-            3,
-            "none: ",
-        ),
-        (
-            &format!("{train} --base base --recipe none.toml"),
+            &*train("base", "none.toml", "records.jsonl"),
             3,
             "none.toml: ",
         ),
         (
-            &format!("{train} --base base --recipe bad.toml"),
+            &*train("base", "bad.toml", "records.jsonl"),
             2,
             "recipe.lora.rank",
         ),
         (
-            &format!("{train} --base base --recipe recipe.toml --max-length 1"),
-            2,
-            "--max-length",
-        ),
-        (
-            &format!("{train} --base base --recipe recipe.toml --init-adapter none"),
-            3,
-            "none: ",
-        ),
-        (
-            "train --local --base base --recipe recipe.toml --records none.jsonl --out out",
+            &*train("base", "recipe.toml", "none.jsonl"),
             3,
             "none.jsonl: ",
         ),
-        (
-            "train --local --base base --recipe recipe.toml --records empty.jsonl --out out",
-            2,
-            "records",
-        ),
+        (&*train("base", "recipe.toml", "empty.jsonl"), 2, "records"),
+        (&*format!("{good} --max-length 1"), 2, "--max-length"),
+        (&*format!("{good} --init-adapter none"), 3, "none: "),
     ];
-    for (line, code, says) in cases {
-        let ran = bench.run(line);
-        assert_eq!(ran.code, code, "{line}\n{}", ran.stderr);
-        assert!(ran.stderr.contains(says), "{line}\n{}", ran.stderr);
-        assert_eq!(ran.stdout, "", "{line}");
-    }
-    assert!(
-        !Path::new(&bench.path("x")).exists(),
-        "nothing half-written"
-    );
+    refused(&bench, &cases);
 }

@@ -27,11 +27,7 @@ async fn first_window(process: &Process, dataset: &str) -> Vec<Row> {
     };
     let (reader, mut rows) = Reader::new(process.channel(), order, 1 << 20);
     let reader = tokio::spawn(reader.run(Progress::default()));
-    let take = move || {
-        (0..WINDOW)
-            .map(|_| rows.receive().unwrap().unwrap())
-            .collect()
-    };
+    let take = move || (0..WINDOW).map(|_| rows.next().unwrap().unwrap()).collect();
     let window = tokio::task::spawn_blocking(take).await.unwrap();
     reader.await.unwrap();
     window
