@@ -7,7 +7,7 @@ use super::{Cpu, FEW_ROWS, kernels, matrix, read, rows};
 use crate::error::Result;
 use crate::float::Float;
 use crate::ops::Ops;
-use crate::quant::int8::Activations;
+use crate::quant::int8::{Activations, HIGHEST};
 use crate::quant::{Int8, Nf4};
 use crate::weight::Weight;
 
@@ -75,6 +75,8 @@ fn few_rows(x: &[f32], w: &Nf4, bias: Option<&[f32]>) -> Vec<f32> {
 impl Int8 {
     /// `x wᵀ + bias` by LLM.int8(): integer products of codes, and the outlier columns of `x` in f32. Which columns these are
     /// depends on all rows of `x` together.
+    ///
+    /// Rounds through fp16 where bitsandbytes does for inputs in f32, so that the activations of later layers get the same codes.
     #[must_use]
     pub fn linear(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let [outputs, inputs] = self.shape();
@@ -88,28 +90,40 @@ impl Int8 {
             .chunks_exact(inputs)
             .flat_map(|row| outliers.iter().map(|&column| row[column]))
             .collect();
-        rows::by_columns((count, outputs), inputs, bias, |first, columns| {
+        rows::by_columns((count, outputs), inputs, None, |first, columns| {
             for block in (0..count).step_by(ROWS_IN_CACHE) {
                 for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
+                    let bias = bias.map_or(0.0, |bias| bias[output]);
                     for (row, out) in (block..).zip(out[block..].iter_mut().take(ROWS_IN_CACHE)) {
-                        let sum = kernels::dot_codes(quantized.row(row), self.row(output));
-                        *out = sum as f32 * (quantized.unit(row) * self.unit(output));
+                        let sum = kernels::dot_codes(quantized.row(row), self.row(output)) as f32;
+                        let scaled = sum * quantized.absmax()[row] * self.absmax()[output];
+                        *out = through_fp16(through_fp16(scaled / (HIGHEST * HIGHEST)) + bias);
                     }
                 }
             }
-            if outliers.is_empty() {
-                return;
-            }
-            for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
-                let (codes, unit) = (self.row(output), self.unit(output));
-                let weights = outliers
-                    .iter()
-                    .map(|&column| f32::from(codes[column]) * unit);
-                let weights: Vec<f32> = weights.collect();
-                for (out, x) in out.iter_mut().zip(kept.chunks_exact(outliers.len())) {
-                    *out += x.iter().zip(&weights).map(|(x, w)| x * w).sum::<f32>();
+            if !outliers.is_empty() {
+                for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
+                    self.add_outliers(output, out, &kept, &outliers);
                 }
             }
         })
     }
+
+    /// Adds one output's products with the outlier columns, `kept`, to the output of every row.
+    fn add_outliers(&self, output: usize, out: &mut [f32], kept: &[f32], outliers: &[usize]) {
+        let (codes, unit) = (self.row(output), self.unit(output));
+        let weights = outliers
+            .iter()
+            .map(|&column| f32::from(codes[column]) * unit);
+        let weights: Vec<f32> = weights.collect();
+        for (out, x) in out.iter_mut().zip(kept.chunks_exact(outliers.len())) {
+            *out += x.iter().zip(&weights).map(|(x, w)| x * w).sum::<f32>();
+        }
+    }
+}
+
+/// The nearest fp16, or the value itself where that would be infinite.
+fn through_fp16(value: f32) -> f32 {
+    let rounded = Float::Fp16.round(value);
+    if rounded.is_finite() { rounded } else { value }
 }

@@ -34,6 +34,9 @@ pub(super) struct LayerTape<A> {
     down: Option<Saved<A>>,
 }
 
+/// A layer's output, (rows, hidden), and in training what backward needs.
+type Output<A> = (A, Option<LayerTape<A>>);
+
 impl<O: Ops> Block<O> {
     pub(super) fn new(ops: &O, base: &Base, layer: usize) -> Result<Self> {
         let prefix = format!("gpt_neox.layers.{layer}");
@@ -62,14 +65,14 @@ impl<O: Ops> Block<O> {
         })
     }
 
-    /// The layer's output, (rows, hidden), and in training what backward needs.
+    /// Runs the layer.
     pub(super) fn forward(
         &self,
         network: &Network<O>,
         layer: usize,
         x: O::Array,
         pass: &mut Pass<'_, O>,
-    ) -> Result<(O::Array, Option<LayerTape<O::Array>>)> {
+    ) -> Result<Output<O::Array>> {
         let (ops, config) = (&network.ops, &network.config);
         let normed = ops.layer_norm(&x, &self.attention_norm)?;
         let (qkv, kept_qkv) = self.query_key_value.forward(ops, layer, &normed, pass)?;

@@ -37,6 +37,9 @@ pub(super) struct Saved<A> {
     shrunk: A,
 }
 
+/// A product, (rows, outputs), and in training what its backward needs.
+type Product<A> = (A, Option<Saved<A>>);
+
 /// What a backward is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
@@ -119,7 +122,7 @@ impl<O: Ops> Linear<O> {
         layer: usize,
         x: &O::Array,
         pass: &Pass<'_, O>,
-    ) -> Result<(O::Array, Option<Saved<O::Array>>)> {
+    ) -> Result<Product<O::Array>> {
         let y = ops.frozen_linear(x, &self.weight, self.bias.as_ref())?;
         let mut saved = None;
         for group in &pass.groups {

@@ -153,7 +153,7 @@ pub fn dynamic_map() -> Box<[f32; 256]> {
         let steps = 1_usize << decade;
         let width = (1.0_f32 - 0.1) / steps as f32;
         let border = |index: usize| {
-            if index < (steps + 1) / 2 {
+            if index < steps.div_ceil(2) {
                 width.mul_add(index as f32, 0.1)
             } else {
                 (-width).mul_add((steps - index) as f32, 1.0)
