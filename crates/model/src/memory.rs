@@ -41,6 +41,7 @@ pub fn trainable(config: &Config, lora: &LoraConfig) -> u64 {
 /// The memory of a base that is held in a precision.
 #[must_use]
 pub fn weights(config: &Config, precision: Precision) -> u64 {
+    let layers = config.num_hidden_layers as u64;
     let mut bytes = 4 * config.parameters();
     for (inputs, outputs) in Target::ALL.map(|target| target.widths(config)) {
         let count = inputs * outputs;
@@ -49,7 +50,9 @@ pub fn weights(config: &Config, precision: Precision) -> u64 {
             Precision::Int8 => count + 4 * outputs,
             _ => 4 * count,
         };
-        bytes -= (config.num_hidden_layers * (4 * count - packed)) as u64;
+        // In this order: NF4's tables have one size, so that a tiny weight is smaller in full.
+        bytes += layers * packed as u64;
+        bytes -= layers * 4 * count as u64;
     }
     bytes
 }

@@ -133,20 +133,26 @@ impl Nf4 {
             let (values, after) = rest.split_at_mut(rest.len().min((block + 1) * BLOCK - at));
             let scale = self.scales.get(block);
             let levels = LEVELS.map(|level| float.round(level * scale));
-            for (index, value) in (at..).zip(&mut *values) {
-                *value = levels[usize::from(self.code(index))];
-            }
+            self.fill(at, values, &levels);
             at += values.len();
             rest = after;
         }
     }
 
-    fn code(&self, index: usize) -> u8 {
-        let pair = self.packed[index / 2];
-        if index.is_multiple_of(2) {
-            pair >> 4
-        } else {
-            pair & 0xf
+    /// Writes the levels of the codes from the `at`-th.
+    fn fill(&self, at: usize, out: &mut [f32], levels: &[f32; 16]) {
+        let level = |code: u8| levels[usize::from(code & 0xf)];
+        let (odd, out) = out.split_at_mut(at % 2);
+        if let [value] = odd {
+            *value = level(self.packed[at / 2]);
+        }
+        let packed = &self.packed[at.div_ceil(2)..];
+        let (pairs, odd) = out.as_chunks_mut::<2>();
+        for (pair, &codes) in pairs.iter_mut().zip(packed) {
+            *pair = [level(codes >> 4), level(codes)];
+        }
+        if let [value] = odd {
+            *value = level(packed[pairs.len()] >> 4);
         }
     }
 }

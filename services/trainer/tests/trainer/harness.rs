@@ -26,7 +26,7 @@ use togi_runtime::{
 use togi_trainer::Role;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::inputs::{BASE, config, lines, write_base};
+use crate::inputs::{BASE, TOKENIZER, config, lines, write_base};
 
 /// What all processes share.
 pub(crate) struct System {
@@ -57,11 +57,7 @@ impl System {
     pub(crate) fn start() -> System {
         let rig = Rig::start();
         let bases = tempfile::tempdir().unwrap();
-        write_base(
-            &bases.path().join(BASE),
-            &config(),
-            include_bytes!("../../../../crates/tokens/tests/fixtures/plain.model"),
-        );
+        write_base(&bases.path().join(BASE), &config(), TOKENIZER);
         System { rig, bases }
     }
 

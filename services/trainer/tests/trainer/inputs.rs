@@ -9,6 +9,8 @@ use togi_proto::trainer::v1::{CreateJobRequest, Lora, Recipe, Step};
 pub(crate) const RECORDS: usize = 22;
 pub(crate) const BASE: &str = "tiny";
 pub(crate) const ALIAS: &str = "answers";
+pub(crate) const TOKENIZER: &[u8] =
+    include_bytes!("../../../../crates/tokens/tests/fixtures/plain.model");
 
 /// A request of `epochs` passes over a data set, with steps that are quick.
 pub(crate) fn asked(dataset: &str, epochs: u32) -> CreateJobRequest {

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use togi_model::Config;
 use togi_proto::{
     job::v1::JobState,
     trainer::v1::{CreateJobRequest, Recipe},
@@ -10,7 +11,7 @@ use togi_runtime::{layout, registry::AdapterManifest};
 
 use crate::{
     harness::{Process, System},
-    inputs::{RECORDS, asked},
+    inputs::{RECORDS, TOKENIZER, asked, config, write_base},
 };
 
 /// A recipe that comes with the project.
@@ -57,11 +58,19 @@ async fn the_recipes_over_quantized_bases_are_accepted_and_trained() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_precision_of_the_base_changes_the_losses_and_the_memory_plan() {
     let system = System::start();
+    // Wide enough for packed weights to be smaller, tables and all.
+    let wide = Config {
+        hidden_size: 128,
+        intermediate_size: 256,
+        ..config()
+    };
+    write_base(&system.base_folder("wide"), &wide, TOKENIZER);
     let process = system.process("one").await;
     process.prepare("questions", RECORDS).await;
     let (mut losses, mut weights) = (Vec::new(), Vec::new());
     for precision in ["f32", "int8", "nf4"] {
         let mut request = asked("questions", 1);
+        request.base = "wide".into();
         let recipe = request.recipe.as_mut().unwrap();
         recipe.base_precision = precision.into();
         let only_planned = CreateJobRequest {

@@ -8,10 +8,9 @@ use togi_trainer::Role;
 
 use crate::{
     harness::{Process, Shape, System},
-    inputs::{BASE, RECORDS, asked, config, lines, write_base},
+    inputs::{BASE, RECORDS, TOKENIZER, asked, config, lines, write_base},
 };
 
-const TOKENIZER: &[u8] = include_bytes!("../../../../crates/tokens/tests/fixtures/plain.model");
 const OTHER_TOKENIZER: &[u8] =
     include_bytes!("../../../../crates/tokens/tests/fixtures/prefix.model");
 

@@ -1,6 +1,8 @@
 //! A window's loss: the sum of its token losses over the count of its learned targets, however it is cut into micro-batches.
 
-use togi_model::{Base, Batch, Engine, WindowLoss};
+use std::path::Path;
+
+use togi_model::{Base, Batch, Engine, WindowLoss, base};
 use togi_proto::job::v1::JobState;
 use togi_tokens::Row;
 use togi_trainer::{
@@ -10,11 +12,21 @@ use togi_trainer::{
 
 use crate::{
     harness::{Process, System},
-    inputs::{BASE, RECORDS, asked, steps},
+    inputs::{BASE, RECORDS, asked, config, steps},
 };
 
 /// Records of a window.
 const WINDOW: u32 = 8;
+
+/// Makes a base of which records have very different losses: a fresh one finds every token as likely as any other.
+fn write_opinionated(folder: &Path) {
+    let values = |name: &str, len: usize| {
+        let sign = |place: usize| if place * place % 7 < 3 { 1.0 } else { -1.0 };
+        let size = if name.contains("norm") { 1.0 } else { 0.3 };
+        (0..len).map(|place| size * sign(place)).collect()
+    };
+    base::write(folder, &config(), values).unwrap();
+}
 
 /// The data set's first window, in the stored order.
 async fn first_window(process: &Process, dataset: &str) -> Vec<Row> {
@@ -45,6 +57,7 @@ fn loss(engine: &Engine, rows: &[Row]) -> WindowLoss {
 #[tokio::test(flavor = "multi_thread")]
 async fn accumulation_over_the_window_is_weighted_by_tokens() {
     let system = System::start();
+    write_opinionated(&system.base_folder(BASE));
     let process = system.process("one").await;
     let dataset = process.prepare("questions", RECORDS).await;
     let mut runs = Vec::new();
@@ -77,7 +90,7 @@ async fn accumulation_over_the_window_is_weighted_by_tokens() {
     let by_record = apart.sum::<f64>() / rows.len() as f64;
     let first = runs[0][0];
     assert!(
-        (expected - by_record).abs() > 1e-4,
+        (expected - by_record).abs() > 1e-2,
         "{expected} and {by_record}"
     );
     assert!((first - expected).abs() < 1e-5, "{first} for {expected}");
