@@ -130,6 +130,7 @@ fn reflection(system: &System) {
         "DataPrepService/Prepare",
         "TrainerService/CreateJob",
         "InferenceService/Generate",
+        "FlightService/DoGet",
     ] {
         assert!(methods.contains(method), "{methods}");
     }
