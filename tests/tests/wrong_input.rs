@@ -42,6 +42,7 @@ fn wrong_input_is_refused_by_name_and_disturbs_nobody() {
     system.togi(&["prepare", good, "--name", "good"]);
 
     let empty = write(folder, "empty.jsonl", "");
+    let no_records = write(folder, "none.json", "[]");
     let bad = write(folder, "bad.jsonl", "{\"instruction\": 5}\nnot json\n");
     let no_model = write(folder, "none.model", "this is no SentencePiece model");
     let recipe = |name: &str, text: &str| write(folder, &format!("{name}.toml"), text);
@@ -79,8 +80,14 @@ fn wrong_input_is_refused_by_name_and_disturbs_nobody() {
     refused(
         &system,
         &["prepare", &empty, "--name", "x"],
+        &[USAGE],
+        "empty.jsonl: the file is empty",
+    );
+    refused(
+        &system,
+        &["prepare", &no_records, "--name", "x"],
         &[FAILED],
-        "record",
+        "no records",
     );
     refused(
         &system,
@@ -110,7 +117,7 @@ fn wrong_input_is_refused_by_name_and_disturbs_nobody() {
         &system,
         &["prepare", good, "--name", "x", "--tokenizer", &no_model],
         &[FAILED, USAGE],
-        "SentencePiece",
+        "sentencepiece",
     );
     refused(
         &system,
