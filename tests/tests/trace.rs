@@ -1,5 +1,8 @@
 //! One prepare request, one trace: across three processes, the object store and two commands, to the served adapter.
 
+// The configuration's exception for tests sees test functions, not their helpers.
+#![allow(clippy::unwrap_used)]
+
 use togi_tests::{Cluster, Receiver, Span, wait_for, workspace};
 
 const POLICY: &str = r#"
