@@ -21,23 +21,30 @@ fn check_decoding(tokenizer: &Tokenizer, ids: &[u32], expected: &str) {
     assert_eq!(decode_one_by_one(tokenizer, ids), expected, "{ids:?}");
 }
 
+/// Checks a model's golden texts, and returns how many there are.
+fn check_golden(name: &str) -> usize {
+    let tokenizer = tokenizer(name);
+    let golden = String::from_utf8(bytes(&format!("{name}.golden.jsonl"))).unwrap();
+    for line in golden.lines() {
+        type Line = (String, Vec<u32>, String, Vec<u32>, String);
+        let (text, ids, decoded, any_ids, any_decoded): Line = serde_json::from_str(line).unwrap();
+        assert_eq!(tokenizer.encode(&text), ids, "{name}: {text:?}");
+        check_decoding(&tokenizer, &ids, &decoded);
+        check_decoding(&tokenizer, &any_ids, &any_decoded);
+    }
+    golden.lines().count()
+}
+
 #[test]
 fn ids_and_texts_are_the_original_librarys() {
     for name in MODELS {
-        let tokenizer = tokenizer(name);
-        let golden = String::from_utf8(bytes(&format!("{name}.golden.jsonl"))).unwrap();
-        let mut lines = 0;
-        for line in golden.lines() {
-            type Line = (String, Vec<u32>, String, Vec<u32>, String);
-            let (text, ids, decoded, any_ids, any_decoded): Line =
-                serde_json::from_str(line).unwrap();
-            assert_eq!(tokenizer.encode(&text), ids, "{name}: {text:?}");
-            check_decoding(&tokenizer, &ids, &decoded);
-            check_decoding(&tokenizer, &any_ids, &any_decoded);
-            lines += 1;
-        }
-        assert_eq!(lines, 182, "{name}");
+        assert_eq!(check_golden(name), 182, "{name}");
     }
+}
+
+#[test]
+fn user_defined_pieces_and_ties_are_decided_as_the_original_library_does() {
+    assert_eq!(check_golden("rivals"), 80);
 }
 
 #[test]
