@@ -88,8 +88,8 @@ fn rows_of_real_records_are_t5_tokenizers() {
     }
     for model in models {
         let mut encoder = Encoder::new(Arc::clone(&model.tokenizer), Settings::default()).unwrap();
-        let mut row = |record| (encoder.row(record).unwrap().input_ids, String::new());
-        let rows: Vec<Item> = records.iter().map(|record| row(record)).collect();
+        let row = |record| (encoder.row(record).unwrap().input_ids, String::new());
+        let rows: Vec<Item> = records.iter().map(row).collect();
         model.real().rows.check(&rows, |at| format!("row {at}"));
     }
 }
