@@ -9,10 +9,14 @@
 mod alike;
 #[path = "cli/alone.rs"]
 mod alone;
+#[path = "cli/bench.rs"]
+mod bench;
 #[path = "cli/local.rs"]
 mod local;
 #[path = "cli/process.rs"]
 mod process;
+#[path = "cli/refused.rs"]
+mod refused;
 #[path = "cli/served.rs"]
 mod served;
 #[path = "cli/world.rs"]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{local::Bench, served::Served, world::togi};
+use super::{bench::Bench, served::Served, world::togi};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_services_everything_is_the_same() {

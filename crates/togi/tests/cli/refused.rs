@@ -1,0 +1,134 @@
+//! What the commands that need no services refuse: the exit code, and the name of what is wrong.
+
+use std::fs;
+
+use super::bench::Bench;
+
+/// Runs each line and checks its exit code, what it says, and that it gives no data.
+fn refused(bench: &Bench, cases: &[(&str, i32, &str)]) {
+    for (line, code, says) in cases {
+        let ran = bench.run(line);
+        assert_eq!(ran.code, *code, "{line}\n{}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{line}\n{}", ran.stderr);
+        assert_eq!(ran.stdout, "", "{line}");
+    }
+}
+
+#[test]
+fn wrong_input_is_named_with_its_exit_code() {
+    let bench = Bench::new();
+    bench.write("bad.jsonl", "{\"ids\": [1]}\n{\"ids\": [99999]}\n");
+    bench.write("empty.jsonl", "\n");
+    bench.write("not.model", "nothing");
+    fs::create_dir(bench.path("hollow")).unwrap();
+    bench.adapter("adapter");
+    bench.write("adapter/adapter_config.json", "{\"peft_type\":\"LOHA\"}");
+    let tokenize = [
+        ("tokenize --base none x", 3, "none: "),
+        ("tokenize --base base none.jsonl", 3, "none.jsonl: "),
+        (
+            "tokenize --base hollow bad.jsonl",
+            5,
+            "base hollow: it has no",
+        ),
+        (
+            "tokenize --tokenizer not.model x",
+            5,
+            "tokenizer not.model: ",
+        ),
+        (
+            "tokenize --base base bad.jsonl",
+            64,
+            "bad.jsonl:1: expected a text",
+        ),
+        (
+            "tokenize --base base bad.jsonl --template",
+            64,
+            "bad.jsonl:1: instruction: missing",
+        ),
+        ("tokenize --base base x --max-length 0", 2, "--max-length"),
+    ];
+    refused(&bench, &tokenize);
+    let logits = |more: &str| format!("logits --out x {more}");
+    let logits = [
+        (
+            &*logits("--base base --ids bad.jsonl"),
+            64,
+            "bad.jsonl:2: id 99999",
+        ),
+        (
+            &*logits("--base base --ids empty.jsonl"),
+            64,
+            "empty.jsonl: there is no",
+        ),
+        (
+            &*logits("--base hollow --ids bad.jsonl"),
+            3,
+            "hollow/config.json",
+        ),
+        (
+            &*logits("--base base --ids bad.jsonl --precision fp8"),
+            5,
+            "base base: ",
+        ),
+        (
+            &*logits("--base base --ids bad.jsonl --precision int3"),
+            2,
+            "--precision",
+        ),
+    ];
+    refused(&bench, &logits);
+    assert!(!bench.path("x").exists(), "nothing is half written");
+    let others = [
+        ("generate --base none --raw x", 3, "none: "),
+        (
+            "generate --base base --raw x --adapter adapter",
+            5,
+            "adapter adapter: ",
+        ),
+        (
+            "generate --base base --raw x --temperature NaN",
+            2,
+            "temperature",
+        ),
+        (
+            "export --merged --base base --adapter none --out y",
+            3,
+            "none: ",
+        ),
+    ];
+    refused(&bench, &others);
+}
+
+#[test]
+fn a_training_that_cannot_be_is_refused_by_its_part() {
+    let bench = Bench::new();
+    bench.write("empty.jsonl", "\n");
+    bench.write("bad.toml", "[lora]\nrank = 0\n");
+    let train = |base: &str, recipe: &str, records: &str| {
+        format!("train --local --out out --base {base} --recipe {recipe} --records {records}")
+    };
+    let good = train("base", "recipe.toml", "records.jsonl");
+    let cases = [
+        (&*train("none", "recipe.toml", "records.jsonl"), 3, "none: "),
+        (
+            &*train("base", "none.toml", "records.jsonl"),
+            3,
+            "none.toml: ",
+        ),
+        (
+            &*train("base", "bad.toml", "records.jsonl"),
+            2,
+            "recipe.lora.rank",
+        ),
+        (
+            &*train("base", "recipe.toml", "none.jsonl"),
+            3,
+            "none.jsonl: ",
+        ),
+        (&*train("base", "recipe.toml", "empty.jsonl"), 2, "records"),
+        (&*format!("{good} --max-length 1"), 2, "--max-length"),
+        (&*format!("{good} --init-adapter none"), 3, "none: "),
+    ];
+    refused(&bench, &cases);
+}
