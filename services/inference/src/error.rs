@@ -119,6 +119,10 @@ impl From<Error> for togi_runtime::Error {
         match error {
             Error::Runtime(error) => error,
             Error::Field { field, reason } => togi_runtime::Error::invalid(field, reason),
+            Error::Setting {
+                ref setting,
+                ref reason,
+            } => togi_runtime::Error::invalid(setting, format!("{setting}: {reason}")),
             other => togi_runtime::Error::new(other.class(), other.to_string()).with_source(other),
         }
     }
