@@ -1,4 +1,4 @@
-//! What the Python peers make of texts, as digests: see `tests/reference/README-tokens.md`.
+//! What the Python peers make of texts, as digests: see `tests/reference/README.md`.
 
 use std::path::PathBuf;
 
