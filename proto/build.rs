@@ -13,12 +13,17 @@ const FILES: [&str; 7] = [
     "togi/inference/v1/inference.proto",
     "togi/events/v1/events.proto",
 ];
+/// Described to clients that ask by reflection; its code is the crate arrow-flight's.
+const FLIGHT: &str = "arrow/flight/protocol/flight.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=togi");
+    println!("cargo::rerun-if-changed=arrow");
+    let described = protox::compile(FILES.into_iter().chain([FLIGHT]), ["."])?;
+    let file = PathBuf::from(env::var("OUT_DIR")?).join("togi.bin");
+    std::fs::write(file, described.encode_to_vec())?;
     let descriptors = protox::compile(FILES, ["."])?;
     let bytes = descriptors.encode_to_vec();
-    std::fs::write(PathBuf::from(env::var("OUT_DIR")?).join("togi.bin"), &bytes)?;
     tonic_prost_build::configure()
         .compile_well_known_types(true)
         .extern_path(".google.protobuf", "::pbjson_types")

@@ -8,7 +8,7 @@
     reason = "generated code"
 )]
 
-/// The whole contract as a serialized `FileDescriptorSet`, for gRPC reflection.
+/// The whole contract, Arrow Flight with it, as a serialized `FileDescriptorSet`: for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/togi.bin"));
 
 macro_rules! packages {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::system::{program, try_togi, wait_until, workspace};
+use crate::system::{program, try_togi, wait_for, wait_until, workspace};
 
 /// Returns the tool that `tools/install` unpacked.
 ///
@@ -35,7 +35,7 @@ fn free_port() -> u16 {
 }
 
 /// A child process that is killed on drop.
-pub struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
     fn start(command: &mut Command, log: &Path) -> Self {
@@ -53,7 +53,7 @@ impl Process {
     ///
     /// # Panics
     /// If it ends otherwise than with success.
-    pub fn stop(mut self) {
+    fn stop(mut self) {
         let pid = self.0.id().to_string();
         Command::new("kill")
             .args(["-TERM", &pid])
@@ -119,23 +119,12 @@ impl S3 {
                 .arg(format!("-s3.config={}", identities.display())),
             &folder.path().join("weed.log"),
         );
+        wait_until("the S3 server", || {
+            std::net::TcpStream::connect(("127.0.0.1", s3)).ok()
+        });
+        // Until a volume is there the bucket is refused, and once it is there it is refused as well: the list decides.
         wait_until("the S3 server's bucket", || {
-            let mut shell = Command::new(&weed)
-                .args(["shell", &format!("-master=127.0.0.1:{master}")])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .ok()?;
-            std::io::Write::write_all(
-                &mut shell.stdin.take()?,
-                b"s3.bucket.create -name togi\ns3.bucket.list\n",
-            )
-            .ok()?;
-            shell.wait().ok()?.success().then_some(())?;
-            std::net::TcpStream::connect(("127.0.0.1", s3))
-                .ok()
-                .map(drop)
+            bucket_exists(&weed, master).then_some(())
         });
         let environment = [
             ("AWS_ACCESS_KEY_ID", "togi-key".to_owned()),
@@ -153,6 +142,28 @@ impl S3 {
             environment,
         }
     }
+}
+
+/// Asks a SeaweedFS for the bucket `togi`, and returns whether it has it then.
+fn bucket_exists(weed: &Path, master: u16) -> bool {
+    let shell = Command::new(weed)
+        .args(["shell", &format!("-master=127.0.0.1:{master}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut shell = shell.expect("weed's shell starts");
+    let mut commands = shell.stdin.take().expect("it was asked for");
+    // Ended before it has read: the list is empty then.
+    let _ = std::io::Write::write_all(
+        &mut commands,
+        b"s3.bucket.create -name togi\ns3.bucket.list\n",
+    );
+    drop(commands);
+    let output = shell.wait_with_output().expect("weed's shell ends");
+    let list = String::from_utf8_lossy(&output.stdout).into_owned();
+    list.lines()
+        .any(|line| line.split_whitespace().next() == Some("togi"))
 }
 
 /// The three services as processes.
@@ -192,9 +203,7 @@ impl Cluster {
                     .env("TOGI_TELEMETRY__LOG_FORMAT", "json")
                     .env("TOGI_BASES__DEMO__URL", base.as_str());
                 if *name == "trainer" {
-                    command
-                        .env("TOGI_DATA_PREP", address(0))
-                        .env("TOGI_DATA__ENDPOINT", address(0));
+                    command.env("TOGI_DATA_PREP", address(0));
                 }
                 Process::start(&mut command, &folder.path().join(format!("{name}.log")))
             })
@@ -216,9 +225,11 @@ impl Cluster {
             ),
         )
         .expect("the client's configuration");
-        wait_until(
-            &format!("the services to be ready: {}", cluster.logs()),
-            || ports[3..].iter().all(|port| is_ready(*port)).then_some(()),
+        let ready = wait_for(|| ports[3..].iter().all(|port| is_ready(*port)).then_some(()));
+        assert!(
+            ready.is_some(),
+            "waited a minute for the services:\n{}",
+            cluster.logs()
         );
         cluster
     }

@@ -32,15 +32,20 @@ pub(crate) fn program() -> PathBuf {
 }
 
 /// Asks until `condition` answers, and fails with `what` after a minute.
-pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait_until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_for(condition).unwrap_or_else(|| panic!("waited a minute for {what}"))
+}
+
+/// Asks until `condition` answers, for a minute at most.
+pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
+    while Instant::now() < deadline {
         if let Some(value) = condition() {
-            return value;
+            return Some(value);
         }
-        assert!(Instant::now() < deadline, "waited a minute for {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
+    None
 }
 
 /// A running `togi up`, stopped and removed on drop.

@@ -1,5 +1,8 @@
 //! What is gone comes back: processes killed in the middle of their work, NATS gone, its whole memory lost.
 
+// The configuration's exception for tests sees test functions, not their helpers.
+#![allow(clippy::unwrap_used)]
+
 use std::process::Command;
 
 use serde_json::Value;

@@ -1,8 +1,13 @@
 //! Rules of the house that a machine can check. Each check says how much it looked at, so that none passes by finding
 //! nothing.
 
+// The configuration's exception for tests sees test functions, not their helpers.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use togi_tests::workspace;
 
@@ -51,7 +56,10 @@ fn code(text: &str) -> &str {
 }
 
 fn is_test(name: &str) -> bool {
-    name.starts_with("tests/") || name.contains("/tests/") || name.contains("/testing")
+    name.starts_with("tests/")
+        || name.contains("/tests/")
+        || name.ends_with("/tests.rs")
+        || name.contains("/testing")
 }
 
 fn refuse(what: &str, offenders: &[String]) {
@@ -155,7 +163,8 @@ fn object_keys_and_subjects_are_spelled_in_one_place() {
         "\"togi.dead",
     ];
     let mut offenders = Vec::new();
-    for (name, text) in sources().into_iter().filter(|(name, _)| !is_test(name)) {
+    let spells = |name: &str| !is_test(name) && !name.starts_with("proto/");
+    for (name, text) in sources().into_iter().filter(|(name, _)| spells(name)) {
         let code = code(&text);
         if name != "crates/runtime/src/layout.rs" && keys.iter().any(|key| code.contains(key)) {
             offenders.push(format!("{name}: builds an object key"));
@@ -209,4 +218,37 @@ fn every_default_configuration_and_recipe_parses() {
         assert!(parsed.is_ok(), "{}: {:?}", path.display(), parsed.err());
         assert!(text.contains('#'), "{} has no comments", path.display());
     }
+}
+
+/// Packages from elsewhere with their features, as a selection of the workspace builds them.
+fn built(selection: &[&str]) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "tree", "--locked", "--prefix", "none", "--format", "{p} {f}",
+        ])
+        .args(selection)
+        .current_dir(workspace())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo tree: {errors}");
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| line.trim_end_matches(" (*)").to_owned())
+        .filter(|line| !line.is_empty() && !line.contains("(/"))
+        .collect()
+}
+
+#[test]
+fn demo_and_test_build_the_same_dependencies() {
+    let demo = built(&["--package", "togi", "--edges", "normal,build"]);
+    let test = built(&["--workspace", "--edges", "normal,build,dev"]);
+    assert!(demo.len() > 300, "only {} packages", demo.len());
+    // A feature that only a test asks for would have everything above it compiled twice.
+    let twice: Vec<_> = demo.difference(&test).cloned().collect();
+    refuse(
+        "`make test` builds these otherwise than `make demo`",
+        &twice,
+    );
 }

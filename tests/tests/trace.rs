@@ -1,6 +1,9 @@
 //! One prepare request, one trace: across three processes, the object store and two commands, to the served adapter.
 
-use togi_tests::{Cluster, Receiver, Span, wait_until, workspace};
+// The configuration's exception for tests sees test functions, not their helpers.
+#![allow(clippy::unwrap_used)]
+
+use togi_tests::{Cluster, Receiver, Span, wait_for, workspace};
 
 const POLICY: &str = r#"
 name = "retrain"
@@ -61,10 +64,15 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
     ]);
 
     // The policy trains, promotion follows, and inference answers with what came out of it.
-    wait_until("the alias to be served", || {
+    let promoted = wait_for(|| {
         let listed = cluster.togi(&["adapters", "aliases", "--output", "json"]);
         listed.contains("\"traced\"").then_some(())
     });
+    assert!(
+        promoted.is_some(),
+        "waited a minute for the alias:\n{}",
+        cluster.logs()
+    );
     let answer = cluster.togi(&[
         "generate",
         "--adapter",
@@ -88,6 +96,12 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
         services(&spans, &load.trace),
         ["togi-data-prep", "togi-inference", "togi-trainer"],
         "one trace joins all three: {spans:#?}"
+    );
+    let rows = spans.iter().find(|span| span.name.ends_with("DoGet"));
+    assert_eq!(
+        rows.map(|span| &span.trace),
+        Some(&load.trace),
+        "the rows are read in the same trace: {spans:#?}"
     );
     let root = root(&spans, load);
     assert!(

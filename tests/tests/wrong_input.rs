@@ -1,7 +1,12 @@
 //! Input that is wrong: one sentence that names the field, the exit code that belongs to it, and nobody else disturbed.
 
-use std::path::Path;
+// The configuration's exception for tests sees test functions, not their helpers.
+#![allow(clippy::unwrap_used)]
 
+use std::path::PathBuf;
+use std::process::Output;
+
+use tempfile::TempDir;
 use togi_tests::{System, workspace};
 
 /// Exit codes of `togi`.
@@ -9,195 +14,174 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const NOT_FOUND: i32 = 3;
 const UNAVAILABLE: i32 = 4;
+const CONFIGURATION: i32 = 64;
 
-fn write(folder: &Path, name: &str, text: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, text).unwrap();
-    path.to_str().unwrap().to_owned()
+const RECIPE: &str = "name = \"one\"\nmax_steps = 1\n[lora]\nrank = 2\n";
+
+/// A system with a data set `good`, and a folder for files that are not.
+struct Stage {
+    system: System,
+    folder: TempDir,
+    records: PathBuf,
 }
 
-/// Runs a command that must be refused and checks the exit code and what is said.
-fn refused(system: &System, arguments: &[&str], codes: &[i32], says: &str) {
-    let output = system.try_togi(arguments);
-    let said = String::from_utf8_lossy(&output.stderr);
-    let code = output.status.code().unwrap();
-    assert!(
-        codes.contains(&code),
-        "togi {arguments:?} ended with {code}: {said}"
-    );
-    assert!(
-        said.contains(says),
-        "togi {arguments:?} does not say {says:?}: {said}"
-    );
-    assert!(!said.contains("panicked"), "{said}");
+impl Stage {
+    fn new() -> Self {
+        let stage = Self {
+            system: System::start(&[]),
+            folder: tempfile::tempdir().unwrap(),
+            records: workspace().join("demo/new-records.jsonl"),
+        };
+        let records = stage.records.to_str().unwrap();
+        stage.system.togi(&["prepare", records, "--name", "good"]);
+        stage
+    }
+
+    /// Writes a file and returns its path.
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// Runs a command that must be refused with this exit code and these words.
+    fn refuses(&self, arguments: &[&str], code: i32, says: &str) {
+        let output = self.system.try_togi(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let got = output.status.code();
+        assert_eq!(got, Some(code), "togi {arguments:?}: {said}");
+        assert!(
+            said.contains(says),
+            "togi {arguments:?} does not say {says:?}: {said}"
+        );
+        assert!(!said.contains("panicked"), "{said}");
+    }
+
+    fn refuses_records(&self, file: &str, rest: &[&str], code: i32, says: &str) {
+        let words = [&["prepare", file, "--name", "x"], rest].concat();
+        self.refuses(&words, code, says);
+    }
+
+    fn train(&self, recipe: &str, rest: &[&str]) -> Vec<String> {
+        let recipe = self.file("recipe.toml", recipe);
+        let words = ["train", "--recipe", &recipe, "--alias", "a", "--dataset"];
+        let words = [&words[..], &["good", "--watch"], rest].concat();
+        words.into_iter().map(str::to_owned).collect()
+    }
+
+    fn try_train(&self, recipe: &str, rest: &[&str]) -> Output {
+        let words = self.train(recipe, rest);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.system.try_togi(&words)
+    }
+
+    fn refuses_recipe(&self, recipe: &str, rest: &[&str], code: i32, says: &str) {
+        let words = self.train(recipe, rest);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.refuses(&words, code, says);
+    }
+
+    fn refuses_question(&self, rest: &[&str], code: i32, says: &str) {
+        let words = [&["generate", "--instruction", "誰ですか。"], rest].concat();
+        self.refuses(&words, code, says);
+    }
+
+    /// What was refused has broken nothing: the good data set is there, and the base answers.
+    fn nobody_was_disturbed(&self) {
+        self.system.togi(&["datasets", "show", "good"]);
+        let question = ["generate", "--instruction", "誰ですか。"];
+        self.system
+            .togi(&[&question[..], &["--max-new-tokens", "2"]].concat());
+        let log = self.system.log();
+        assert!(!log.contains("panicked"), "{log}");
+    }
 }
 
 #[test]
-fn wrong_input_is_refused_by_name_and_disturbs_nobody() {
-    let system = System::start(&[]);
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    let good = workspace().join("demo/new-records.jsonl");
-    let good = good.to_str().unwrap();
-    system.togi(&["prepare", good, "--name", "good"]);
+fn wrong_records_names_and_tokenizers_are_refused_by_name() {
+    let stage = Stage::new();
+    let good = stage.records.to_str().unwrap();
+    let bad = stage.file("bad.jsonl", "{\"instruction\": 5}\nnot json\n");
+    let empty = stage.file("empty.jsonl", "");
+    let none = stage.file("none.json", "[]");
+    let no_model = stage.file("none.model", "this is no SentencePiece model");
 
-    let empty = write(folder, "empty.jsonl", "");
-    let bad = write(folder, "bad.jsonl", "{\"instruction\": 5}\nnot json\n");
-    let no_model = write(folder, "none.model", "this is no SentencePiece model");
-    let recipe = |name: &str, text: &str| write(folder, &format!("{name}.toml"), text);
-    let zero = recipe("zero", "name = \"zero\"\n[lora]\nrank = 0\n");
-    let wide = recipe("wide", "name = \"wide\"\n[lora]\nrank = 100000\n");
-    let nan = recipe("nan", "name = \"nan\"\nlearning_rate = nan\n");
-    let negative = recipe("negative", "name = \"negative\"\nlearning_rate = -1.0\n");
-    let fp8 = recipe("fp8", "name = \"fp8\"\nbase_precision = \"fp8\"\n");
-    let unknown = recipe("unknown", "name = \"unknown\"\nlearning_speed = 1\n");
-    let one = recipe("one", "name = \"one\"\nmax_steps = 1\n[lora]\nrank = 2\n");
-    let train = |recipe: &str, rest: &[&str]| {
-        let mut all = vec![
-            "train",
-            "--recipe",
-            recipe,
-            "--alias",
-            "a",
-            "--dataset",
-            "good",
-            "--watch",
-        ];
-        all.extend(rest);
-        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
-    };
-    let refused_train = |recipe: &str, rest: &[&str], codes: &[i32], says: &str| {
-        let words = train(recipe, rest);
-        refused(
-            &system,
-            &words.iter().map(String::as_str).collect::<Vec<_>>(),
-            codes,
-            says,
-        );
-    };
+    stage.refuses_records(&empty, &[], USAGE, "empty.jsonl: the file is empty");
+    stage.refuses_records(&none, &[], FAILED, "no records");
+    stage.refuses_records(&bad, &[], FAILED, "reject");
+    let rest = ["--on-bad-record", "fail"];
+    stage.refuses_records(&bad, &rest, FAILED, "record 1");
+    stage.refuses(&["prepare", good, "--name", "a/b"], USAGE, "name");
+    stage.refuses(&["prepare", good, "--name", ".."], USAGE, "name");
+    let rest = ["--tokenizer", &no_model];
+    stage.refuses_records(good, &rest, USAGE, "sentencepiece");
+    stage.refuses_records(good, &["--max-length", "1"], USAGE, "max_length");
+    stage.refuses_records(good, &["--base", "nobody"], NOT_FOUND, "nobody");
+    stage.refuses_records("/no/such.jsonl", &[], NOT_FOUND, "/no/such.jsonl");
+    stage.refuses(&["datasets", "show", "nothing"], NOT_FOUND, "nothing");
+    stage.nobody_was_disturbed();
+}
 
-    refused(
-        &system,
-        &["prepare", &empty, "--name", "x"],
-        &[FAILED],
-        "record",
-    );
-    refused(
-        &system,
-        &["prepare", &bad, "--name", "x"],
-        &[FAILED],
-        "reject",
-    );
-    refused(
-        &system,
-        &["prepare", &bad, "--name", "x", "--on-bad-record", "fail"],
-        &[FAILED],
-        "1",
-    );
-    refused(
-        &system,
-        &["prepare", good, "--name", "a/b"],
-        &[FAILED, USAGE],
-        "name",
-    );
-    refused(
-        &system,
-        &["prepare", good, "--name", ".."],
-        &[FAILED, USAGE],
-        "name",
-    );
-    refused(
-        &system,
-        &["prepare", good, "--name", "x", "--tokenizer", &no_model],
-        &[FAILED, USAGE],
-        "SentencePiece",
-    );
-    refused(
-        &system,
-        &["prepare", good, "--name", "x", "--max-length", "1"],
-        &[FAILED, USAGE],
-        "max_length",
-    );
-    refused(
-        &system,
-        &["prepare", good, "--name", "x", "--base", "nobody"],
-        &[FAILED, USAGE, NOT_FOUND],
-        "nobody",
-    );
-    refused(
-        &system,
-        &["datasets", "show", "nothing"],
-        &[NOT_FOUND],
-        "nothing",
-    );
-    refused(
-        &system,
-        &["jobs", "show", "nothing"],
-        &[NOT_FOUND],
-        "nothing",
-    );
+#[test]
+fn wrong_recipes_and_jobs_are_refused_by_name() {
+    let stage = Stage::new();
+    let wrong = [
+        ("[lora]\nrank = 0\n", "recipe.lora.rank"),
+        ("[lora]\nrank = 100000\n", "recipe.lora.rank"),
+        ("learning_rate = nan\n", "recipe.learning_rate"),
+        ("learning_rate = -1.0\n", "recipe.learning_rate"),
+        ("[lora]\ndropout = 1.0\n", "recipe.lora.dropout"),
+        ("batch_size = 0\n", "recipe.batch_size"),
+        ("base_precision = \"int3\"\n", "recipe.base_precision"),
+    ];
+    for (recipe, field) in wrong {
+        stage.refuses_recipe(recipe, &[], USAGE, field);
+    }
+    stage.refuses_recipe("base_precision = \"fp8\"\n", &[], FAILED, "\"fp8\"");
+    stage.refuses_recipe("learning_speed = 1\n", &[], CONFIGURATION, "learning_speed");
+    stage.refuses_recipe(RECIPE, &["--base", "nobody"], NOT_FOUND, "nobody");
+    let recipe = stage.file("one.toml", RECIPE);
+    let train = ["train", "--recipe", &recipe, "--alias", "a"];
+    let words = [&train[..], &["--dataset", "nothing"]].concat();
+    stage.refuses(&words, NOT_FOUND, "nothing");
+    stage.refuses(&["jobs", "show", "nothing"], NOT_FOUND, "nothing");
+    stage.refuses(&["jobs", "cancel", "nothing"], NOT_FOUND, "nothing");
+    stage.nobody_was_disturbed();
+}
 
-    refused_train(&zero, &[], &[FAILED, USAGE], "rank");
-    refused_train(&wide, &[], &[FAILED, USAGE], "rank");
-    refused_train(&nan, &[], &[FAILED, USAGE], "learning_rate");
-    refused_train(&negative, &[], &[FAILED, USAGE], "learning_rate");
-    refused_train(&fp8, &[], &[FAILED, USAGE], "fp8");
-    refused_train(&unknown, &[], &[FAILED, USAGE, 64], "learning_speed");
-    refused_train(
-        &one,
-        &["--base", "nobody"],
-        &[FAILED, USAGE, NOT_FOUND],
-        "nobody",
-    );
+#[test]
+fn an_idempotency_key_stands_for_one_request() {
+    let stage = Stage::new();
+    let key = ["--idempotency-key", "once"];
+    for _ in 0..2 {
+        let output = stage.try_train(RECIPE, &key);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+    let jobs = stage.system.togi_json(&["jobs", "list"]).to_string();
+    assert_eq!(jobs.matches("JOB_KIND_TRAIN").count(), 1, "{jobs}");
+    let other = RECIPE.replace("max_steps = 1", "max_steps = 2");
+    stage.refuses_recipe(&other, &key, FAILED, "idempotency_key");
+    // The alias is served by what the one job made.
+    let question = ["generate", "--adapter", "a", "--instruction", "誰ですか。"];
+    stage
+        .system
+        .togi(&[&question[..], &["--max-new-tokens", "2"]].concat());
+    stage.nobody_was_disturbed();
+}
 
-    let generate = |rest: &[&str], codes: &[i32], says: &str| {
-        let mut all = vec!["generate", "--instruction", "誰ですか。"];
-        all.extend(rest);
-        refused(&system, &all, codes, says);
-    };
-    generate(&["--temperature", "nan"], &[FAILED, USAGE], "temperature");
-    generate(&["--temperature=-1"], &[FAILED, USAGE], "temperature");
-    generate(&["--top-p", "1.5"], &[FAILED, USAGE], "top_p");
-    generate(&["--adapter", "nobody"], &[NOT_FOUND], "nobody");
-    generate(
-        &["--adapter", "../secrets"],
-        &[FAILED, USAGE, NOT_FOUND],
-        "adapter",
-    );
+#[test]
+fn wrong_options_and_prompts_are_refused_by_name() {
+    let stage = Stage::new();
+    stage.refuses_question(&["--temperature", "nan"], USAGE, "temperature");
+    stage.refuses_question(&["--temperature=-1"], USAGE, "temperature");
+    stage.refuses_question(&["--top-p", "1.5"], USAGE, "top_p");
+    stage.refuses_question(&["--repetition-penalty", "0"], USAGE, "repetition_penalty");
+    stage.refuses_question(&["--adapter", "nobody"], NOT_FOUND, "nobody");
+    stage.refuses_question(&["--adapter", "../secrets"], USAGE, "adapter");
     let long = "長い".repeat(4000);
-    refused(
-        &system,
-        &["generate", "--raw", &long],
-        &[FAILED, USAGE],
-        "token",
-    );
-
-    // One key: the same request is the same job, another is refused.
-    let same = |recipe: &str| {
-        let words = train(recipe, &["--idempotency-key", "once", "--output", "json"]);
-        system.try_togi(&words.iter().map(String::as_str).collect::<Vec<_>>())
-    };
-    assert!(same(&one).status.success());
-    assert!(same(&one).status.success());
-    let jobs = system.togi_json(&["jobs", "list"]);
-    let text = jobs.to_string();
-    assert_eq!(text.matches("JOB_KIND_TRAIN").count(), 1, "{text}");
-    let other = recipe("two", "name = \"two\"\nmax_steps = 2\n[lora]\nrank = 2\n");
-    let output = same(&other);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("key"), "{said}");
-
-    // Nobody was disturbed.
-    system.togi(&[
-        "generate",
-        "--adapter",
-        "a",
-        "--instruction",
-        "誰ですか。",
-        "--max-new-tokens",
-        "2",
-    ]);
-    assert!(!system.log().contains("panicked"), "{}", system.log());
+    stage.refuses(&["generate", "--raw", &long], USAGE, "token");
+    stage.nobody_was_disturbed();
 }
 
 #[test]

@@ -232,7 +232,10 @@ impl Bus {
                 Ok(sequence) => {
                     let attributes = [
                         KeyValue::new(semconv::MESSAGING_SYSTEM, "nats"),
-                        KeyValue::new(semconv::MESSAGING_DESTINATION_TEMPLATE, family(&subject)),
+                        KeyValue::new(
+                            semconv::MESSAGING_DESTINATION_TEMPLATE,
+                            events::family(&subject).to_owned(),
+                        ),
                     ];
                     self.0.sent.add(1, &attributes);
                     return Ok(sequence);
@@ -321,15 +324,5 @@ impl Bus {
             }
             Err(error) => Err(Error::unavailable(gone).with_source(error)),
         }
-    }
-}
-
-/// The part of a subject that has few values: `togi.events.dataset.ready`, but `togi.progress`.
-fn family(subject: &str) -> String {
-    let many = subject.starts_with("togi.progress.");
-    if many {
-        "togi.progress".to_owned()
-    } else {
-        subject.to_owned()
     }
 }

@@ -176,7 +176,7 @@ fn scalars<'de, D: Deserializer<'de>>(
 }
 
 /// Returns the configuration: the default, then each file, then `<PREFIX>_SECTION__KEY` of the environment, the later over
-/// the earlier. Variables without `__` are not configuration.
+/// the earlier. Variables without `__` count where they name a setting of the default that is in no section.
 ///
 /// # Errors
 /// `InvalidArgument` with what is wrong and where: a file that is missing or not TOML, an unknown key, a wrong type. A process
@@ -212,8 +212,10 @@ fn load_from<T: DeserializeOwned>(
     let mut variables: Vec<_> = variables
         .filter_map(|(name, value)| {
             let path = name.strip_prefix(env_prefix)?.strip_prefix('_')?;
-            path.contains("__")
-                .then(|| (path.to_ascii_lowercase(), value))
+            let path = path.to_ascii_lowercase();
+            let is_setting =
+                path.contains("__") || merged.get(&path).is_some_and(|default| !default.is_table());
+            is_setting.then_some((path, value))
         })
         .collect();
     variables.sort();
@@ -303,6 +305,7 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Sample {
+        roles: Vec<String>,
         nats: NatsConfig,
         store: StoreConfig,
         work: Work,
@@ -315,8 +318,7 @@ mod tests {
         name: String,
     }
 
-    const DEFAULT: &str =
-        "[nats]\nurl = 'nats://a'\n[store]\nurl = 'file:///s'\n[work]\nworkers = 2\nname = 'x'\n";
+    const DEFAULT: &str = "roles = ['a', 'b']\n[nats]\nurl = 'nats://a'\n[store]\nurl = 'file:///s'\n[work]\nworkers = 2\nname = 'x'\n";
 
     fn load_with(files: &[PathBuf], env: &[(&str, &str)]) -> Result<Sample> {
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
@@ -333,10 +335,12 @@ mod tests {
             ("TOGI_STORE__OPTIONS__ALLOW_HTTP", "true"),
             ("TOGI_NATS_SERVER", "/not/configuration"),
             ("OTHER_WORK__NAME", "no"),
+            ("TOGI_ROLES", "['b']"),
         ];
         let sample = load_with(&[file], &env).unwrap();
         assert_eq!((sample.work.workers, sample.work.name.as_str()), (3, "12"));
         assert_eq!(sample.store.options["allow_http"], "true");
+        assert_eq!(sample.roles, ["b"]);
         assert_eq!(sample.nats.ack_wait(), Duration::from_secs(30));
     }
 

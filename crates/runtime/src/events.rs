@@ -70,6 +70,16 @@ pub fn progress_subject(job: &crate::JobId) -> String {
     format!("togi.progress.{job}")
 }
 
+/// The part of a subject that has few values: `togi.events.dataset.ready`, but `togi.progress`.
+pub(crate) fn family(subject: &str) -> &str {
+    let many = ALL_PROGRESS.trim_end_matches('*');
+    if subject.starts_with(many) {
+        many.trim_end_matches('.')
+    } else {
+        subject
+    }
+}
+
 macro_rules! events {
     ($($name:ident $what:literal $subject:ident;)*) => {
         /// Something that happened.

@@ -32,7 +32,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 pub struct Services {
     routes: RoutesBuilder,
     names: Vec<&'static str>,
-    descriptors: Vec<&'static [u8]>,
 }
 
 impl Services {
@@ -59,12 +58,6 @@ impl Services {
         self
     }
 
-    /// Adds an encoded `FileDescriptorSet` to what reflection knows; Togi's own is known already.
-    pub fn add_descriptors(&mut self, descriptors: &'static [u8]) -> &mut Self {
-        self.descriptors.push(descriptors);
-        self
-    }
-
     /// Returns the names of the services added.
     #[must_use]
     pub fn names(&self) -> &[&'static str] {
@@ -80,9 +73,6 @@ impl Services {
             let mut builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(togi_proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-            for descriptors in &self.descriptors {
-                builder = builder.register_encoded_file_descriptor_set(descriptors);
-            }
             // Only what is served here, not all that the contract knows.
             for name in &self.names {
                 builder = builder.with_service_name(*name);

@@ -75,12 +75,11 @@ impl HubRef {
 
 impl fmt::Display for HubRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let folder = if self.kind == RepoKind::Dataset {
-            "datasets/"
-        } else {
-            ""
+        let prefix = match self.kind {
+            RepoKind::Dataset => "hf://datasets/",
+            RepoKind::Model => "hf://",
         };
-        write!(f, "hf://{folder}{}/{}", self.owner, self.name)?;
+        write!(f, "{prefix}{}/{}", self.owner, self.name)?;
         self.revision
             .as_ref()
             .map_or(Ok(()), |revision| write!(f, "@{revision}"))

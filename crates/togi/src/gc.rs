@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
-use togi_runtime::{layout, registry};
+use togi_runtime::{JobId, layout, registry};
 use togi_tokens::DatasetManifest;
 
 use crate::error::{Error, Result};
@@ -189,10 +189,17 @@ fn uploads(value: &serde_json::Value, reached: &mut BTreeSet<String>) {
 
 /// Jobs that have a request and no end.
 fn unfinished_jobs<'a>(keys: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
-    keys.iter()
-        .filter_map(|key| key.strip_prefix("jobs/")?.strip_suffix("/request.json"))
-        .filter(|job| !keys.contains(format!("jobs/{job}/final.json").as_str()))
-        .collect()
+    let asked = keys.iter().filter_map(|key| {
+        let parts: Vec<&str> = key.split('/').collect();
+        match parts.as_slice() {
+            ["jobs", job, "request.json"] => Some(*job),
+            _ => None,
+        }
+    });
+    let has_ended = |job: &str| {
+        JobId::parse(job).is_ok_and(|id| keys.contains(layout::job_final(&id).as_ref()))
+    };
+    asked.filter(|job| !has_ended(job)).collect()
 }
 
 fn parse<T: serde::de::DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {

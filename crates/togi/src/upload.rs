@@ -24,7 +24,7 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// Uploads a file, or standard input for `-`; returns its id.
 ///
 /// # Errors
-/// [`Error::File`] for a file that cannot be read; nothing is stored then.
+/// [`Error::File`] for a file that cannot be read, [`Error::Usage`] for an empty one; nothing is stored then.
 pub async fn file(clients: &Clients, output: &Output, path: &Path) -> Result<String> {
     if path == Path::new("-") {
         return stream(
@@ -44,6 +44,12 @@ pub async fn file(clients: &Clients, output: &Output, path: &Path) -> Result<Str
             path,
             std::io::Error::from(std::io::ErrorKind::IsADirectory),
         ));
+    }
+    if metadata.is_file() && metadata.len() == 0 {
+        return Err(Error::Usage(format!(
+            "{}: the file is empty",
+            path.display()
+        )));
     }
     let name = path
         .file_name()

@@ -29,12 +29,16 @@ pub struct DatasetHasher {
 impl DatasetHasher {
     /// Starts with everything that is known before the first record.
     pub fn new(tokenizer: &Tokenizer, settings: &Settings) -> Self {
+        Self::with_template(tokenizer, prompt::template_digest(), settings)
+    }
+
+    fn with_template(tokenizer: &Tokenizer, template: &str, settings: &Settings) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(b"togi dataset v1");
         hasher.update(shard::SCHEMA_VERSION.to_le_bytes());
         hasher.update(manifest::SCHEMA_VERSION.to_le_bytes());
         frame(&mut hasher, tokenizer.digest().as_bytes());
-        frame(&mut hasher, prompt::template_digest().as_bytes());
+        frame(&mut hasher, template.as_bytes());
         frame(&mut hasher, &manifest::canonical_json(settings));
         Self {
             hasher,
@@ -69,4 +73,45 @@ impl DatasetHasher {
 /// Returns the SHA-256 of bytes as 64 lower-case hex digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &[u8] = include_bytes!("../tests/fixtures/plain.model");
+    const PREFIX: &[u8] = include_bytes!("../tests/fixtures/prefix.model");
+
+    fn dataset(model: &[u8], template: &str, settings: &Settings) -> String {
+        let tokenizer = Tokenizer::from_bytes(model).unwrap();
+        let mut hasher = DatasetHasher::with_template(&tokenizer, template, settings);
+        hasher.accept(&[7; 32]);
+        hasher.finish()
+    }
+
+    fn ours() -> String {
+        dataset(PLAIN, prompt::template_digest(), &Settings::default())
+    }
+
+    #[test]
+    fn a_changed_template_makes_another_dataset_id() {
+        let template = sha256_hex(b"another template");
+        assert_ne!(dataset(PLAIN, &template, &Settings::default()), ours());
+    }
+
+    #[test]
+    fn a_changed_tokenizer_makes_another_dataset_id() {
+        let template = prompt::template_digest();
+        assert_ne!(dataset(PREFIX, template, &Settings::default()), ours());
+    }
+
+    #[test]
+    fn a_changed_cut_off_makes_another_dataset_id() {
+        let settings = Settings {
+            max_length: Settings::default().max_length + 1,
+            ..Settings::default()
+        };
+        let changed = dataset(PLAIN, prompt::template_digest(), &settings);
+        assert_ne!(changed, ours());
+    }
 }

@@ -58,15 +58,18 @@ pub fn unescape_newlines(text: &str) -> String {
 
 /// Returns the digest of the template: 64 lower-case hex digits that change with any of its parts.
 pub fn template_digest() -> &'static str {
-    static DIGEST: LazyLock<String> = LazyLock::new(|| {
-        let mut hasher = Sha256::new();
-        hasher.update(b"togi template v1");
-        for part in [INSTRUCTION, INPUT, ANSWER, NEWLINE] {
-            frame(&mut hasher, part.as_bytes());
-        }
-        hex::encode(hasher.finalize())
-    });
+    static DIGEST: LazyLock<String> =
+        LazyLock::new(|| digest_of([INSTRUCTION, INPUT, ANSWER, NEWLINE]));
     &DIGEST
+}
+
+fn digest_of(parts: [&str; 4]) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(b"togi template v1");
+    for part in parts {
+        frame(&mut hasher, part.as_bytes());
+    }
+    hex::encode(hasher.finalize())
 }
 
 fn push_escaped(text: &mut String, part: &str) {
@@ -112,6 +115,20 @@ mod tests {
     fn newlines_survive_both_ways() {
         let text = "a\n\nb<N\n";
         assert_eq!(unescape_newlines(&escape_newlines(text)), text);
+    }
+
+    #[test]
+    fn a_change_of_any_part_changes_the_template_digest() {
+        let parts = [INSTRUCTION, INPUT, ANSWER, NEWLINE];
+        assert_eq!(digest_of(parts), template_digest());
+        for at in 0..parts.len() {
+            let longer = format!("{} ", parts[at]);
+            let mut changed = parts;
+            changed[at] = &longer;
+            assert_ne!(digest_of(changed), template_digest(), "part {at}");
+        }
+        // The same text, divided otherwise.
+        assert_ne!(digest_of(["a", "b", "", ""]), digest_of(["ab", "", "", ""]));
     }
 
     #[test]

@@ -5,103 +5,113 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sentencepiece_rs::SentencePieceProcessor;
-use sha2::{Digest, Sha256};
 use togi_tokens::{Columns, Encoder, Record, Settings, Tokenizer, prompt};
 
-/// File, ids of all records (templated, end of sequence, cut at 512), and the SHA-256 of all ids uncut and without end of sequence
-/// (u32 little-endian, each record behind its count), as C++ SentencePiece 0.2.3 gives them.
-const EXPECTED: [(&str, usize, &str); 2] = [
-    (
-        "rinna-gpt2-spiece.model",
-        2_708_383,
-        "fc377b4032c0b203894183f3700a9b6e27ca80ed2234b3c7ec143c7dbb47bfad",
-    ),
-    (
-        "unigram-32k-bytefallback.model",
-        2_499_968,
-        "1f752cea21d6af688b8e45830007d70e2aeeb1c76c955581ad712be3c0f85b1f",
-    ),
-];
+use crate::reference::{Item, Real, Reference, item};
+use crate::strings::Strings;
 
-/// The other implementation is slow: one record in this many.
-const SAMPLED: usize = 500;
-
-fn records() -> Option<Vec<Record>> {
-    let Some(path) = std::env::var_os("TOGI_DOLLY_JA") else {
-        eprintln!("skipped: TOGI_DOLLY_JA names no dolly-ja.jsonl.gz");
-        return None;
-    };
-    let file = std::fs::File::open(path).unwrap();
-    let lines = BufReader::new(flate2::read::MultiGzDecoder::new(file)).split(b'\n');
-    let read = |line: Vec<u8>| Record::from_json_slice(&line, &Columns::default()).unwrap();
-    Some(lines.map(|line| read(line.unwrap())).collect())
+/// A model that there are references for.
+struct Model {
+    tokenizer: Arc<Tokenizer>,
+    reference: Reference,
 }
 
-fn models() -> Vec<PathBuf> {
+impl Model {
+    fn read(path: &Path) -> Option<Self> {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let Some(reference) = Reference::of(name) else {
+            eprintln!("skipped: there are no references for {name}");
+            return None;
+        };
+        let tokenizer = Tokenizer::from_bytes(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(tokenizer.digest(), reference.model, "{name}");
+        Some(Self {
+            tokenizer: Arc::new(tokenizer),
+            reference,
+        })
+    }
+
+    fn real(&self) -> &Real {
+        let real = self.reference.real.as_ref();
+        real.expect("a model that is no test's own has references of the records")
+    }
+}
+
+fn models() -> Vec<Model> {
     let Some(value) = std::env::var_os("TOGI_TOKENIZERS") else {
         eprintln!("skipped: TOGI_TOKENIZERS names no .model files");
         return Vec::new();
     };
-    let is_model = |path: &PathBuf| {
-        path.extension()
-            .is_some_and(|extension| extension == "model")
-    };
-    if Path::new(&value).is_dir() {
+    let mut paths: Vec<PathBuf> = if Path::new(&value).is_dir() {
         let entries = std::fs::read_dir(&value).unwrap();
-        let mut paths: Vec<_> = entries
-            .map(|entry| entry.unwrap().path())
-            .filter(is_model)
-            .collect();
-        paths.sort();
-        return paths;
-    }
-    std::env::split_paths(&value).filter(is_model).collect()
+        entries.map(|entry| entry.unwrap().path()).collect()
+    } else {
+        std::env::split_paths(&value).collect()
+    };
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "model"));
+    paths.iter().filter_map(|path| Model::read(path)).collect()
+}
+
+fn records() -> Vec<Record> {
+    let Some(path) = std::env::var_os("TOGI_DOLLY_JA") else {
+        eprintln!("skipped: TOGI_DOLLY_JA names no dolly-ja.jsonl.gz");
+        return Vec::new();
+    };
+    let file = std::fs::File::open(path).unwrap();
+    let lines = BufReader::new(flate2::read::MultiGzDecoder::new(file)).split(b'\n');
+    let read = |line: Vec<u8>| Record::from_json_slice(&line, &Columns::default()).unwrap();
+    lines.map(|line| read(line.unwrap())).collect()
 }
 
 #[test]
-fn real_records_have_the_original_librarys_ids() {
-    let models = models();
-    let Some(records) = records() else { return };
-    for path in models {
-        let bytes = std::fs::read(&path).unwrap();
-        let tokenizer = Arc::new(Tokenizer::from_bytes(&bytes).unwrap());
-        let oracle = SentencePieceProcessor::from_serialized_model(&bytes).unwrap();
-        let mut encoder = Encoder::new(Arc::clone(&tokenizer), Settings::default()).unwrap();
-        let mut scratch = Default::default();
-        let (mut tokens, mut digest, mut ids) = (0, Sha256::new(), Vec::new());
-        for (at, record) in records.iter().enumerate() {
-            let row = encoder.row(record).unwrap();
-            assert_eq!(row.input_ids.last().copied(), tokenizer.eos());
-            tokens += row.input_ids.len();
+fn real_records_have_sentencepieces_ids_and_texts() {
+    let (models, records) = (models(), records());
+    if records.is_empty() {
+        return;
+    }
+    let texts: Vec<String> = records.iter().map(|r| prompt::training(r).text).collect();
+    for model in models {
+        let items = texts.iter().map(|text| item(&model.tokenizer, text));
+        let items: Vec<Item> = items.collect();
+        model
+            .real()
+            .records
+            .check(&items, |at| format!("record {at}, {:?}", texts[at]));
+    }
+}
 
-            let text = prompt::training(record).text;
-            ids.clear();
-            tokenizer.encode_into(&text, &mut scratch, &mut ids);
-            digest.update((ids.len() as u32).to_le_bytes());
-            ids.iter().for_each(|id| digest.update(id.to_le_bytes()));
-            if at % SAMPLED == 0 {
-                let expected = oracle.encode_to_ids(&text).unwrap();
-                assert!(
-                    ids.iter()
-                        .map(|id| *id as usize)
-                        .eq(expected.iter().copied()),
-                    "{text:?}"
-                );
-                assert_eq!(
-                    tokenizer.decode(&ids),
-                    oracle.decode_ids(&expected).unwrap()
-                );
-            }
-        }
-        let name = path.file_name().unwrap().to_str().unwrap();
-        match EXPECTED.iter().find(|(known, ..)| *known == name) {
-            Some((_, count, hash)) => {
-                assert_eq!(records.len(), 15_015);
-                assert_eq!(tokens, *count, "{name}");
-                assert_eq!(hex::encode(digest.finalize()), *hash, "{name}");
-            }
-            None => eprintln!("{name}: {tokens} ids; no count of it is known"),
+#[test]
+fn rows_of_real_records_are_t5_tokenizers() {
+    let (models, records) = (models(), records());
+    if records.is_empty() {
+        return;
+    }
+    for model in models {
+        let mut encoder = Encoder::new(Arc::clone(&model.tokenizer), Settings::default()).unwrap();
+        let row = |record| (encoder.row(record).unwrap().input_ids, String::new());
+        let rows: Vec<Item> = records.iter().map(row).collect();
+        model.real().rows.check(&rows, |at| format!("row {at}"));
+    }
+}
+
+#[test]
+fn random_strings_have_sentencepieces_ids_and_texts_with_real_models() {
+    for model in models() {
+        model.reference.check_strings(&model.tokenizer);
+    }
+}
+
+#[test]
+fn a_control_piece_in_text_is_text_where_t5_tokenizer_makes_it_one() {
+    let strings = Strings::new().all();
+    for model in models() {
+        let (tokenizer, real) = (&model.tokenizer, model.real());
+        let spells = |text: &&String| real.t5_names.iter().any(|name| text.contains(name));
+        let spelling: Vec<&String> = strings.iter().filter(spells).collect();
+        assert_eq!(spelling.len(), real.t5_differs);
+        for text in spelling {
+            let ids = tokenizer.encode(text);
+            assert!(ids.iter().all(|id| !tokenizer.is_control(*id)), "{text:?}");
         }
     }
 }

@@ -72,6 +72,32 @@ fn a_long_row_is_cut_before_the_end_of_sequence_or_rejected() {
 }
 
 #[test]
+fn the_real_end_of_sequence_is_learned_and_stays_last_after_truncation() {
+    // Text that spells it is no end.
+    let record = record("問い</s>", "", "答え</s>は二つ</s>");
+    for name in MODELS {
+        let tokenizer = tokenizer(name);
+        let eos = tokenizer.eos().unwrap();
+        let whole = tokenizer.encode(&prompt::training(&record).text).len() + 1;
+        for (learn, shortest) in [(Learn::All, 2), (Learn::Answer, whole - 1)] {
+            for max_length in shortest..=whole + 1 {
+                let settings = Settings {
+                    max_length: max_length as u32,
+                    learn,
+                    ..Settings::default()
+                };
+                let row = row(name, &record, settings).unwrap();
+                assert_eq!(row.input_ids.len(), max_length.min(whole), "{name}");
+                assert_eq!(row.input_ids.last(), Some(&eos), "{name}");
+                assert_eq!(row.labels.last(), Some(&eos.cast_signed()), "{name}");
+                let ends = row.input_ids.iter().filter(|id| **id == eos).count();
+                assert_eq!(ends, 1, "{name} at {max_length}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_answer_alone_is_learned_when_asked() {
     for name in MODELS {
         let tokenizer = tokenizer(name);

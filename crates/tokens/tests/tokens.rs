@@ -5,8 +5,11 @@
     reason = "a test's helper may fail as the test may"
 )]
 
+mod decoding;
 mod dolly;
 mod fixtures;
+mod reference;
 mod rows;
 mod sentencepiece;
 mod shard;
+mod strings;

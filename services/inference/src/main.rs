@@ -1,10 +1,10 @@
-//! The inference service as a process of its own.
+//! `togi-inference`: inference as a process of its own.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     togi_runtime::process::main(
-        "inference",
+        "togi-inference",
         togi_inference::Config::load,
         togi_inference::start,
     )

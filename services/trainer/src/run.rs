@@ -10,7 +10,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Span, debug, info, warn};
+use tracing::{Instrument, Span, debug, info, warn};
 
 use crate::{
     checkpoint::{self, Owner, Snapshot},
@@ -95,7 +95,8 @@ impl Run {
         );
         let (sender, updates) = mpsc::channel(UPDATES_AHEAD);
         let wish = Arc::new(Wish::default());
-        let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(state.progress.clone())));
+        let reading = reader.run(state.progress.clone()).in_current_span();
+        let reader = AbortOnDropHandle::new(tokio::spawn(reading));
         let (wished, span) = (Arc::clone(&wish), Span::current());
         // The one thread that owns the device while the job runs.
         let thread = thread::Builder::new()

@@ -26,6 +26,9 @@ pub(crate) fn rules(blob: &[u8]) -> Result<Vec<Rule>> {
         return Err(refuse("have an impossible size"));
     }
     let (units, texts) = rest.split_at(size);
+    if texts.last().is_some_and(|byte| *byte != 0) {
+        return Err(refuse("are cut off within a text"));
+    }
     let units = units.chunks_exact(4).map(|unit| {
         let mut bytes = [0; 4];
         bytes.copy_from_slice(unit);
@@ -176,6 +179,20 @@ mod tests {
             ("😀".as_bytes(), false),
         ] {
             assert_eq!(continues(bytes), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn rules_that_are_cut_off_are_refused() {
+        // One node without children, and one text.
+        let blob = [&4_u32.to_le_bytes()[..], &[0; 4], b"a\0"].concat();
+        assert_eq!(rules(&blob).unwrap(), []);
+        for length in [3, 4, 7, blob.len() - 1] {
+            let reason = rules(&blob[..length]).unwrap_err().to_string();
+            assert!(
+                reason.contains("cut off") || reason.contains("size"),
+                "{reason}"
+            );
         }
     }
 

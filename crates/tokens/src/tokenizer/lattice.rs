@@ -3,15 +3,10 @@
 use super::normalizer::Symbol;
 use super::trie::{NONE, Trie};
 
-/// Marks a value of the trie as an index into the user-defined pieces.
-pub(crate) const USER_DEFINED: u32 = 1 << 31;
-
 /// The scores that a path can be made of.
 #[derive(Debug, Clone)]
 pub(crate) struct Lattice {
     pub(crate) trie: Trie,
-    /// Id and score of each user-defined piece.
-    pub(crate) user_defined: Vec<(u32, f32)>,
     pub(crate) unk: u32,
     pub(crate) unk_score: f32,
 }
@@ -58,13 +53,12 @@ impl Lattice {
                 };
                 if child.value != NONE {
                     single |= at == 0;
-                    let (id, score) = self.piece(child.value, child.score);
-                    let score = score + here;
+                    let score = child.score + here;
                     if score > end.score {
                         *end = Best {
                             score,
                             start: start as u32,
-                            id,
+                            id: child.value,
                         };
                     }
                 }
@@ -92,15 +86,6 @@ impl Lattice {
                 id,
             });
             end = start as usize;
-        }
-    }
-
-    #[inline(always)]
-    fn piece(&self, value: u32, score: f32) -> (u32, f32) {
-        if value & USER_DEFINED == 0 {
-            (value, score)
-        } else {
-            self.user_defined[(value & !USER_DEFINED) as usize]
         }
     }
 }

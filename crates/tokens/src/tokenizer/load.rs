@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use prost::Message;
 
-use super::lattice::{Lattice, USER_DEFINED};
+use super::lattice::Lattice;
 use super::model::{Kind, ModelProto, NormalizerSpec, PieceProto, TrainerSpec, UNIGRAM};
 use super::normalizer::Normalizer;
+use super::table::CharTable;
 use super::trie::{Entry, Trie};
 use super::{Piece, Role, Tokenizer, Vocabulary};
 use crate::digest::sha256_hex;
@@ -127,47 +128,40 @@ fn ids_of(pieces: &[(&PieceProto, Kind)], kind: Kind) -> Vec<u32> {
 }
 
 /// Puts the pieces that text can become into the lattice: unused ones are as good as absent.
-fn lattice(pieces: &[(&PieceProto, Kind)], unk: u32) -> Result<(Lattice, super::table::CharTable)> {
-    let scores = || of_kind(pieces, Kind::Normal).map(|(_, piece)| piece.score);
-    let lowest = scores().fold(f32::MAX, f32::min);
-    // SentencePiece starts from the smallest positive number, so that this is never below it.
-    let highest = scores().fold(f32::MIN_POSITIVE, f32::max);
-
-    let mut entries = Vec::with_capacity(pieces.len());
-    for (id, piece) in of_kind(pieces, Kind::Normal) {
-        entries.push(Entry {
-            text: &piece.piece,
-            value: id,
-            score: piece.score,
-        });
-    }
-    let mut user_defined = Vec::new();
-    for (id, piece) in of_kind(pieces, Kind::UserDefined) {
-        let value = USER_DEFINED | user_defined.len() as u32;
-        entries.push(Entry {
-            text: &piece.piece,
-            value,
-            score: 0.0,
-        });
-        user_defined.push((
-            id,
-            (f64::from(piece.piece.len() as f32 * highest) - 0.1) as f32,
-        ));
-    }
+fn lattice(pieces: &[(&PieceProto, Kind)], unk: u32) -> Result<(Lattice, CharTable)> {
+    let normal = || of_kind(pieces, Kind::Normal);
+    let entry = |value, piece, score| Entry {
+        text: piece,
+        value,
+        score,
+    };
+    let user_defined = of_kind(pieces, Kind::UserDefined);
+    let user_defined =
+        user_defined.map(|(id, piece)| entry(id, &piece.piece, user_defined_score(&piece.piece)));
+    let entries = normal().map(|(id, piece)| entry(id, &piece.piece, piece.score));
+    let entries: Vec<Entry<'_>> = entries.chain(user_defined).collect();
     if entries.is_empty() {
         return Err(Error::tokenizer("it has no piece that text could become"));
     }
     let (trie, codes) = Trie::build(&entries);
+    let lowest = normal()
+        .map(|(_, piece)| piece.score)
+        .fold(f32::MAX, f32::min);
     let unk_score = lowest - UNKNOWN_PENALTY;
     Ok((
         Lattice {
             trie,
-            user_defined,
             unk,
             unk_score,
         },
         codes,
     ))
+}
+
+/// What SentencePiece gives a user-defined piece, whatever the file says: longer ones win over shorter ones, and all of them over
+/// any logarithm of a probability. Older versions than 0.2.2 have another score.
+fn user_defined_score(piece: &str) -> f32 {
+    (0.1 * (piece.len() - 1) as f64) as f32
 }
 
 /// The byte that a piece such as `<0xE3>` stands for.

@@ -18,9 +18,9 @@ const MOST_TRIED: usize = 1 << 12;
 pub(crate) struct Node {
     base: u32,
     parent: u32,
-    /// The value of the piece that ends here, or [`NONE`].
+    /// The id of the piece that ends here, or [`NONE`].
     pub(crate) value: u32,
-    /// Its score, where the value is a plain piece.
+    /// Its score.
     pub(crate) score: f32,
 }
 

@@ -1,0 +1,102 @@
+//! What the Python peers make of texts, as digests: see `tests/reference/README-tokens.md`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use togi_tokens::Tokenizer;
+
+use crate::strings::Strings;
+
+/// The hex digits of each item that the references keep.
+const DIGITS: usize = 3;
+
+/// The references of one model.
+#[derive(Deserialize)]
+pub(crate) struct Reference {
+    /// SHA-256 of the model's file.
+    pub(crate) model: String,
+    /// The random strings.
+    pub(crate) strings: Digests,
+    /// What belongs to the records, for the models that they were tokenized with.
+    #[serde(flatten)]
+    pub(crate) real: Option<Real>,
+}
+
+/// The references of the templated records.
+#[derive(Deserialize)]
+pub(crate) struct Real {
+    /// Ids, and their text.
+    pub(crate) records: Digests,
+    /// Ids cut at 512, the end of sequence among them, by T5Tokenizer.
+    pub(crate) rows: Digests,
+    /// The pieces that T5Tokenizer reads as control ids where a text spells them.
+    pub(crate) t5_names: Vec<String>,
+    /// The random strings that T5Tokenizer encodes otherwise than sentencepiece: all that spell one of these, no others.
+    pub(crate) t5_differs: usize,
+}
+
+/// Digests of a list of [`Item`]s.
+#[derive(Deserialize)]
+pub(crate) struct Digests {
+    count: usize,
+    /// How many ids all items have.
+    ids: usize,
+    sha256: String,
+    /// Some digits of each item's own digest, or nothing.
+    #[serde(default)]
+    each: String,
+}
+
+/// Ids, and the text that they become again.
+pub(crate) type Item = (Vec<u32>, String);
+
+pub(crate) fn item(tokenizer: &Tokenizer, text: &str) -> Item {
+    let ids = tokenizer.encode(text);
+    let decoded = tokenizer.decode(&ids);
+    (ids, decoded)
+}
+
+impl Reference {
+    /// Returns the references of a model by its file's name without the ending, if there are some.
+    pub(crate) fn of(stem: &str) -> Option<Self> {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference");
+        let json = std::fs::read(folder.join(format!("fixtures/tokens/{stem}.json"))).ok()?;
+        Some(serde_json::from_slice(&json).unwrap())
+    }
+
+    /// Fails where a random string's ids or their text are not sentencepiece's, or a control id is among them.
+    pub(crate) fn check_strings(&self, tokenizer: &Tokenizer) {
+        assert_eq!(tokenizer.digest(), self.model);
+        let strings = Strings::new().all();
+        let items: Vec<Item> = strings.iter().map(|text| item(tokenizer, text)).collect();
+        self.strings
+            .check(&items, |at| format!("string {at}, {:?}", strings[at]));
+        let ids = items.iter().flat_map(|(ids, _)| ids);
+        assert!(ids.into_iter().all(|id| !tokenizer.is_control(*id)));
+    }
+}
+
+impl Digests {
+    /// Fails where an item's ids or its text are not the reference's, and shows the first such item with `name`, which tells its
+    /// source.
+    pub(crate) fn check(&self, items: &[Item], name: impl Fn(usize) -> String) {
+        let mut all = Sha256::new();
+        for (at, (ids, text)) in items.iter().enumerate() {
+            let mut item = Sha256::new();
+            item.update((ids.len() as u32).to_le_bytes());
+            ids.iter().for_each(|id| item.update(id.to_le_bytes()));
+            item.update(text);
+            let digest = item.finalize();
+            all.update(digest);
+            if let Some(expected) = self.each.get(at * DIGITS..(at + 1) * DIGITS) {
+                let source = || name(at);
+                let found = &hex::encode(digest)[..DIGITS];
+                assert_eq!(found, expected, "{}: {text:?} by {ids:?}", source());
+            }
+        }
+        let ids = items.iter().map(|(ids, _)| ids.len()).sum::<usize>();
+        assert_eq!((items.len(), ids), (self.count, self.ids));
+        assert_eq!(hex::encode(all.finalize()), self.sha256);
+    }
+}
