@@ -227,6 +227,15 @@ async fn training_is_planned_watched_and_served() {
             .all(|event| event["specversion"] == "1.0" && event["data"].is_object()),
         "{events:?}"
     );
+    what_is_old_and_unreached_is_deleted(&served).await;
+    served
+        .run(&["datasets", "show", "mine"], "")
+        .await
+        .expect(0);
+    served.running.stop().await.unwrap();
+}
+
+async fn what_is_old_and_unreached_is_deleted(served: &Served) {
     let gc = served
         .run(&["gc", "--dry-run", "-o", "json"], "")
         .await
@@ -252,11 +261,6 @@ async fn training_is_planned_watched_and_served() {
     );
     served.run(&["gc"], "").await.expect(0);
     assert!(!old.exists());
-    served
-        .run(&["datasets", "show", "mine"], "")
-        .await
-        .expect(0);
-    served.running.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
