@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use togi_runtime::Error;
-use togi_runtime::config::{
-    BaseConfig, BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig,
-};
+use togi_runtime::config::{BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
 use togi_runtime::layout::validate_name;
 use togi_runtime::process::Sections;
 
@@ -34,7 +32,7 @@ pub struct Config {
     /// Bases whose tokenizer a request may name.
     pub bases: BasesConfig,
     /// Sources that a request may name: an object, or with a slash at the end all objects below.
-    pub sources: BTreeMap<String, BaseConfig>,
+    pub sources: BTreeMap<String, StoreConfig>,
 }
 
 /// How preparations run.
@@ -100,13 +98,10 @@ impl Config {
     }
 
     fn validate(&self) -> Result<()> {
-        for (section, names) in [
-            ("bases", self.bases.keys()),
-            ("sources", self.sources.keys()),
-        ] {
-            for name in names {
-                validate_name(&format!("{section}.{name}"), name)?;
-            }
+        let bases = self.bases.keys().map(|name| ("bases", name));
+        let sources = self.sources.keys().map(|name| ("sources", name));
+        for (section, name) in bases.chain(sources) {
+            validate_name(&format!("{section}.{name}"), name)?;
         }
         let counts = [
             ("prepare.jobs", self.prepare.jobs),
@@ -160,6 +155,10 @@ mod tests {
         let table = [
             ("[flight]\nbatch_rows = 0", "flight.batch_rows"),
             ("[sources.A_B]\nurl = \"file:///x\"", "sources.A_B"),
+            (
+                "[sources.a]\nurl = \"file:///x\"\nprecision = \"nf4\"",
+                "precision",
+            ),
             ("[prepare]\nthreads = 1", "threads"),
         ];
         for (text, named) in table {

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
-use togi_runtime::config::BaseConfig;
+use togi_runtime::config::StoreConfig;
 use togi_runtime::hub::{Hub, HubRef};
 use togi_runtime::store::{connect, connect_object};
 use togi_runtime::{Class, Store, layout};
@@ -57,7 +57,7 @@ pub struct Finder {
     /// The store of uploads.
     pub store: Store,
     /// The configuration's sources.
-    pub sources: Arc<BTreeMap<String, BaseConfig>>,
+    pub sources: Arc<BTreeMap<String, StoreConfig>>,
     /// Most files of one source.
     pub max_files: usize,
 }
@@ -95,7 +95,7 @@ impl Finder {
         }
     }
 
-    fn source(&self, name: &str) -> Result<&BaseConfig> {
+    fn source(&self, name: &str) -> Result<&StoreConfig> {
         self.sources.get(name).ok_or_else(|| {
             let text = format!("no source {name:?} is configured");
             togi_runtime::Error::not_found(text).with_field("records.configured")

@@ -10,7 +10,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use serde_json::{Value, json};
 use togi_proto::job::v1::JobState;
-use togi_runtime::config::BaseConfig;
+use togi_runtime::config::StoreConfig;
 
 use crate::rig::{System, lines, records};
 
@@ -116,10 +116,9 @@ async fn configured_sources_are_an_object_or_a_folder() {
     rest.extend_from_slice(b"{\"broken\n");
     std::fs::write(folder.path().join("parts/b.jsonl"), rest).unwrap();
     std::fs::write(folder.path().join("parts/README.md"), "no records").unwrap();
-    let url = |name: &str| BaseConfig {
+    let url = |name: &str| StoreConfig {
         url: format!("file://{}/{name}", folder.path().display()),
         options: [].into(),
-        precision: None,
     };
     let system = System::start_with(|config| {
         config.sources.insert("whole".into(), url("all.jsonl"));
