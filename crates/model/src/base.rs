@@ -1,28 +1,35 @@
 //! The frozen base: a Hugging Face folder's weights by name, checked against its configuration, and its digest.
 
+mod bitsandbytes;
+mod folder;
+mod quantize;
 pub(crate) mod read;
 mod write;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
-use crate::canonical;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
+use crate::precision::Precision;
+use crate::weight::Weight;
+use folder::Folder;
+pub use quantize::{quantized_as, write_quantized};
 pub use write::{write, write_random};
 
 /// Names under which a base folder has its SentencePiece model.
 const TOKENIZER_FILES: [&str; 2] = ["spiece.model", "tokenizer.model"];
 
-/// A base: configuration and weights in f32.
+/// A base: configuration and weights.
 pub struct Base {
     config: Config,
-    tensors: BTreeMap<String, Tensor>,
+    weights: BTreeMap<String, Weight>,
     tokenizer: Option<Vec<u8>>,
     digest: String,
+    precision: Precision,
 }
 
 impl Base {
@@ -37,34 +44,33 @@ impl Base {
     /// A file that is missing, unreadable or broken; a tensor that is missing, unknown, twice there, of wrong shape or
     /// type, or not finite.
     pub fn load(dir: &Path) -> Result<Self> {
-        let config_bytes = read::file(&dir.join("config.json"))?;
-        let config = Config::from_json(&config_bytes)?;
-        let files = read::weight_files(dir)?;
-        let mut digests = vec![(
-            "config.json".to_owned(),
-            canonical::sha256_hex(&config_bytes),
-        )];
-        let mut found = BTreeMap::new();
-        for file in &files {
-            let (digest, tensors) = read::weights(&dir.join(file))?;
-            digests.push((file.clone(), digest));
-            for (name, tensor) in tensors {
-                if found.insert(name.clone(), tensor).is_some() {
-                    return Err(Error::Duplicate(name));
-                }
-            }
-        }
-        let tensors = select(&config, found)?;
-        let tokenizer = TOKENIZER_FILES
-            .iter()
-            .map(|name| dir.join(name))
-            .find(|path| path.is_file());
+        Self::load_as(dir, Precision::F32)
+    }
+
+    /// [`Base::load`] with the four linear weights of each layer held in a precision; all else stays in f32.
+    ///
+    /// Takes as well a folder that bitsandbytes has quantized so, or [`write_quantized`]: its bytes are held as they are.
+    ///
+    /// # Errors
+    /// As [`Base::load`]; [`Error::Precision`] if this build cannot hold a base so, or the folder is quantized otherwise.
+    pub fn load_as(dir: &Path, precision: Precision) -> Result<Self> {
+        let Folder {
+            config,
+            tensors,
+            digest,
+            ..
+        } = Folder::load(dir, precision)?;
+        let tokenizer = tokenizer_file(dir);
         let tokenizer = tokenizer.map(|path| read::file(&path)).transpose()?;
         Ok(Self {
             config,
-            tensors,
+            weights: tensors
+                .into_iter()
+                .map(|(name, tensor)| (name, tensor.weight))
+                .collect(),
             tokenizer,
-            digest: digest(digests),
+            digest,
+            precision,
         })
     }
 
@@ -72,6 +78,12 @@ impl Base {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How the linear weights are held.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The tokenizer's file, if the folder has one.
@@ -94,14 +106,26 @@ impl Base {
         self.config.parameters()
     }
 
-    /// A weight, f32 on the CPU: for oracles and inspection.
+    /// A tensor that is held in full, f32 on the CPU: for oracles and inspection.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+        match self.weights.get(name)? {
+            Weight::Full(tensor) => Some(tensor),
+            Weight::Nf4(_) | Weight::Int8(_) => None,
+        }
     }
 
-    /// A weight on a device, vectors as one row.
-    pub(crate) fn on_device<O: Ops>(&self, ops: &O, name: &str) -> Result<O::Array> {
+    /// A tensor as it is held.
+    ///
+    /// # Errors
+    /// [`Error::Missing`]: the base has none of that name.
+    pub fn weight(&self, name: &str) -> Result<&Weight> {
+        let weight = self.weights.get(name);
+        weight.ok_or_else(|| Error::Missing(name.to_owned()))
+    }
+
+    /// A tensor that is held in full on a device, vectors as one row.
+    pub(crate) fn array<O: Ops>(&self, ops: &O, name: &str) -> Result<O::Array> {
         let tensor = self
             .tensor(name)
             .ok_or_else(|| Error::Missing(name.to_owned()))?;
@@ -150,57 +174,9 @@ pub(crate) fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
     shapes
 }
 
-/// Whether the name is one of the constant buffers that checkpoints of 2023 carry.
-fn is_old_buffer(name: &str) -> bool {
-    name.starts_with("gpt_neox.layers.")
-        && [
-            ".attention.bias",
-            ".attention.masked_bias",
-            ".attention.rotary_emb.inv_freq",
-        ]
+fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
+    TOKENIZER_FILES
         .iter()
-        .any(|suffix| name.ends_with(suffix))
-}
-
-/// Exactly the tensors that the configuration calls for.
-fn select(
-    config: &Config,
-    mut found: BTreeMap<String, Tensor>,
-) -> Result<BTreeMap<String, Tensor>> {
-    let mut tensors = BTreeMap::new();
-    for (name, shape) in shapes(config) {
-        let tensor = found
-            .remove(&name)
-            .ok_or_else(|| Error::Missing(name.clone()))?;
-        if tensor.dims() != shape {
-            return Err(Error::Shape {
-                name,
-                expected: shape,
-                got: tensor.dims().to_vec(),
-            });
-        }
-        tensors.insert(name, tensor);
-    }
-    if config.tie_word_embeddings
-        && let Some(copy) = found.remove("embed_out.weight")
-        && !read::same(&copy, &tensors["gpt_neox.embed_in.weight"])?
-    {
-        return Err(Error::Config(
-            "tie_word_embeddings is set, but embed_out.weight is not embed_in's".into(),
-        ));
-    }
-    if found.is_empty() {
-        Ok(tensors)
-    } else {
-        Err(Error::Unexpected(found.into_keys().collect()))
-    }
-}
-
-fn digest(mut files: Vec<(String, String)>) -> String {
-    files.sort();
-    let lines: String = files
-        .iter()
-        .map(|(name, sha256)| format!("{sha256}  {name}\n"))
-        .collect();
-    canonical::sha256_hex(lines.as_bytes())
+        .map(|name| dir.join(name))
+        .find(|path| path.is_file())
 }

@@ -4,6 +4,7 @@
 //! depend on shapes and cache sizes, and each element of a product sums its depth in one order whatever the threads do.
 
 mod attention;
+mod frozen;
 mod kernels;
 mod rows;
 mod storage;
@@ -16,6 +17,7 @@ use crate::config::Activation;
 use crate::dropout::Mask;
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Span};
+use crate::weight::Weight;
 use storage::{read, write};
 
 /// The CPU's operations.
@@ -41,6 +43,7 @@ fn columns(x: &Tensor) -> usize {
 
 impl Ops for Cpu {
     type Array = Tensor;
+    type Weight = Weight;
     type Cache = CpuCache;
 
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Tensor> {
@@ -53,6 +56,10 @@ impl Ops for Cpu {
         } else {
             Ok(weight.clone())
         }
+    }
+
+    fn freeze(&self, weight: &Weight) -> Result<Weight> {
+        Ok(weight.clone())
     }
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
@@ -117,6 +124,14 @@ impl Ops for Cpu {
             })?;
         }
         Ok(y)
+    }
+
+    fn frozen_linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+        frozen::linear(x, w, bias)
+    }
+
+    fn frozen_product(&self, dy: &Tensor, w: &Weight) -> Result<Tensor> {
+        frozen::product(dy, w)
     }
 
     fn add_scaled(&self, y: &Tensor, first: usize, x: &Tensor, scale: f32) -> Result<()> {

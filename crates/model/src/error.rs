@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::precision::Precision;
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -71,6 +73,14 @@ pub enum Error {
     /// Token ids do not fit the model, or the sequence is longer than it can be.
     #[error("input: {0}")]
     Input(String),
+    /// A base cannot be held in this precision.
+    #[error("precision {}: {reason}", .precision.name())]
+    Precision {
+        /// The precision that was asked for.
+        precision: Precision,
+        /// Why not.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error("tensor operation")]
     Tensor(#[from] candle_core::Error),

@@ -1,12 +1,14 @@
 //! What a run will need in memory, before it starts.
 
 use crate::config::Config;
-use crate::lora::LoraConfig;
+use crate::lora::{LoraConfig, Target};
+use crate::precision::Precision;
+use crate::quant::nf4;
 
 /// Bytes by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The base in f32.
+    /// The base as it is held.
     pub weights: u64,
     /// Adapter values and their gradients.
     pub lora: u64,
@@ -36,9 +38,37 @@ pub fn trainable(config: &Config, lora: &LoraConfig) -> u64 {
     (per_layer * config.num_hidden_layers) as u64
 }
 
+/// The memory of a base that is held in a precision.
+#[must_use]
+pub fn weights(config: &Config, precision: Precision) -> u64 {
+    let mut bytes = 4 * config.parameters();
+    for (inputs, outputs) in Target::ALL.map(|target| target.widths(config)) {
+        let count = inputs * outputs;
+        let packed = match precision {
+            Precision::Nf4 => nf4::bytes(count),
+            Precision::Int8 => count + 4 * outputs,
+            _ => 4 * count,
+        };
+        bytes -= (config.num_hidden_layers * (4 * count - packed)) as u64;
+    }
+    bytes
+}
+
+/// Bytes that come and go around a product by a quantized weight: its dequantized form, or the codes of the activations and the
+/// product before it lies row by row.
+fn scratch(config: &Config, tokens: usize, precision: Precision) -> usize {
+    let of = |(inputs, outputs): (usize, usize)| match precision {
+        Precision::Nf4 => 4 * inputs * outputs,
+        Precision::Int8 => (4 * inputs * outputs).max(tokens * (5 * inputs + 4 * outputs + 4)),
+        _ => 0,
+    };
+    let sizes = Target::ALL.map(|target| of(target.widths(config)));
+    sizes.into_iter().max().unwrap_or(0)
+}
+
 /// The memory of training with micro-batches of at most `tokens` tokens.
 #[must_use]
-pub fn plan(config: &Config, lora: &LoraConfig, tokens: usize) -> Plan {
+pub fn plan(config: &Config, lora: &LoraConfig, tokens: usize, precision: Precision) -> Plan {
     let (hidden, inner, layers) = (
         config.hidden_size,
         config.intermediate_size,
@@ -57,9 +87,10 @@ pub fn plan(config: &Config, lora: &LoraConfig, tokens: usize) -> Plan {
         .max(config.vocab_size);
     let values = trainable(config, lora);
     Plan {
-        weights: 4 * config.parameters(),
+        weights: weights(config, precision),
         lora: 8 * values,
         optimizer: 8 * values,
-        activations: 4 * (tokens * (kept * layers + passing) + 2 * logits) as u64,
+        activations: (4 * (tokens * (kept * layers + passing) + 2 * logits)
+            + scratch(config, tokens, precision)) as u64,
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct Network<O: Ops> {
     ops: O,
     config: Config,
     embedding: O::Array,
-    blocks: Vec<Block<O::Array>>,
+    blocks: Vec<Block<O>>,
     heads: Heads<O::Array>,
     final_norm: Norm<O::Array>,
     head: O::Array,
@@ -64,16 +64,8 @@ impl<O: Ops> Network<O> {
     /// Brings a base onto the device.
     pub(crate) fn new(ops: O, base: &Base) -> Result<Self> {
         let config = base.config().clone();
-        let get = |name: &str| base.on_device(&ops, name);
-        let norm = |name: &str| -> Result<Norm<O::Array>> {
-            Ok(Norm {
-                weight: get(&format!("{name}.weight"))?,
-                bias: get(&format!("{name}.bias"))?,
-                eps: config.layer_norm_eps as f32,
-            })
-        };
         let blocks = (0..config.num_hidden_layers)
-            .map(|layer| Block::new(layer, &config, &get, &norm))
+            .map(|layer| Block::new(&ops, base, layer))
             .collect::<Result<_>>()?;
         let head = if config.tie_word_embeddings {
             "gpt_neox.embed_in.weight"
@@ -81,11 +73,11 @@ impl<O: Ops> Network<O> {
             "embed_out.weight"
         };
         Ok(Self {
-            embedding: get("gpt_neox.embed_in.weight")?,
+            embedding: base.array(&ops, "gpt_neox.embed_in.weight")?,
             blocks,
             heads: heads(&ops, &config)?,
-            final_norm: norm("gpt_neox.final_layer_norm")?,
-            head: get(head)?,
+            final_norm: Norm::new(&ops, base, "gpt_neox.final_layer_norm")?,
+            head: base.array(&ops, head)?,
             config,
             ops,
         })
@@ -210,6 +202,17 @@ impl<O: Ops> Network<O> {
     ) -> impl Iterator<Item = (&'a [u32], &'a [u32])> + use<'a, O> {
         let at_once = (LOGITS_AT_ONCE / self.config.vocab_size).max(1);
         rows.chunks(at_once).zip(targets.chunks(at_once))
+    }
+}
+
+impl<A> Norm<A> {
+    /// A layer norm of the base.
+    fn new<O: Ops<Array = A>>(ops: &O, base: &Base, name: &str) -> Result<Self> {
+        Ok(Self {
+            weight: base.array(ops, &format!("{name}.weight"))?,
+            bias: base.array(ops, &format!("{name}.bias"))?,
+            eps: base.config().layer_norm_eps as f32,
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::config::Activation;
 use crate::dropout::Mask;
 use crate::error::Result;
+use crate::weight::Weight;
 
 /// Rows of one sequence in a pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +57,8 @@ pub(crate) struct Attended<A> {
 pub(crate) trait Ops: Send + Sync {
     /// A matrix on the device; clones share it.
     type Array: Clone + Send + Sync;
+    /// A frozen matrix on the device, in the base's representation.
+    type Weight: Send + Sync;
     /// Keys and values of one sequence, all layers.
     type Cache: Send;
 
@@ -63,6 +66,8 @@ pub(crate) trait Ops: Send + Sync {
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Self::Array>;
     /// A loaded weight on the device, shared where it already is there; a vector becomes one row.
     fn adopt(&self, weight: &candle_core::Tensor) -> Result<Self::Array>;
+    /// A loaded weight of a linear layer on the device, shared where it already is there.
+    fn freeze(&self, weight: &Weight) -> Result<Self::Weight>;
     /// Copies from the device.
     fn download(&self, x: &Self::Array) -> Result<Vec<f32>>;
     /// An empty cache.
@@ -86,6 +91,15 @@ pub(crate) trait Ops: Send + Sync {
         w: &Self::Array,
         bias: Option<&Self::Array>,
     ) -> Result<Self::Array>;
+    /// [`Ops::linear`] by a frozen matrix, which is dequantized just before, or multiplied as its representation says.
+    fn frozen_linear(
+        &self,
+        x: &Self::Array,
+        w: &Self::Weight,
+        bias: Option<&Self::Array>,
+    ) -> Result<Self::Array>;
+    /// [`Ops::product`] by a frozen matrix, always dequantized: the gradient of [`Ops::frozen_linear`]'s input.
+    fn frozen_product(&self, dy: &Self::Array, w: &Self::Weight) -> Result<Self::Array>;
     /// `y[first..] += scale × x`, on as many rows of `y` as `x` has.
     fn add_scaled(&self, y: &Self::Array, first: usize, x: &Self::Array, scale: f32) -> Result<()>;
     /// `out += scale × aᵀ b`: (m, k) (m, n), to (k, n) on the host.

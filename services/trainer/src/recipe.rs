@@ -4,6 +4,7 @@
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
+pub use togi_model::Precision;
 use togi_model::{Config, LoraConfig, Target};
 use togi_proto::trainer::v1 as proto;
 use togi_tokens::manifest::canonical_json;
@@ -12,47 +13,6 @@ use crate::error::{Error, Result};
 
 /// Most records in an optimizer step: beyond it a mistake is likelier than a wish.
 const MOST_RECORDS: u64 = 65_536;
-
-/// How the frozen base is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// 32-bit floats.
-    F32,
-    /// Brain floats.
-    Bf16,
-    /// 16-bit floats.
-    Fp16,
-    /// 8-bit integers with a scale a row.
-    Int8,
-    /// 4-bit normal floats with a scale a block.
-    Nf4,
-    /// 8-bit floats.
-    Fp8,
-}
-
-impl Precision {
-    const ALL: [Precision; 6] = [
-        Precision::F32,
-        Precision::Bf16,
-        Precision::Fp16,
-        Precision::Int8,
-        Precision::Nf4,
-        Precision::Fp8,
-    ];
-
-    /// Its name in recipes and manifests.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-            Precision::Fp16 => "fp16",
-            Precision::Int8 => "int8",
-            Precision::Nf4 => "nf4",
-            Precision::Fp8 => "fp8",
-        }
-    }
-}
 
 /// What becomes of a published adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,16 +278,13 @@ fn precision(name: &str) -> Result<Precision> {
     if name.is_empty() {
         return Ok(Precision::F32);
     }
-    Precision::ALL
-        .into_iter()
-        .find(|known| known.name() == name)
-        .ok_or_else(|| {
-            let known = Precision::ALL.map(Precision::name).join(", ");
-            Error::invalid(
-                "recipe.base_precision",
-                format!("is {name:?}; known are {known}"),
-            )
-        })
+    Precision::from_name(name).map_err(|_| {
+        let known = Precision::ALL.map(Precision::name).join(", ");
+        Error::invalid(
+            "recipe.base_precision",
+            format!("is {name:?}; known are {known}"),
+        )
+    })
 }
 
 fn promote(name: &str) -> Result<Promote> {

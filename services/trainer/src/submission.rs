@@ -101,7 +101,7 @@ impl Desk {
     ) -> Result<proto::MemoryPlan> {
         let tokens = u64::from(recipe.batch_size) * u64::from(dataset.settings.max_length);
         let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        let plan = togi_model::memory::plan(&base.config, &recipe.lora, tokens);
+        let plan = togi_model::memory::plan(&base.config, &recipe.lora, tokens, recipe.precision);
         let resident = if base.resident() { plan.weights } else { 0 };
         let available = match self.memory_bytes {
             // What the system has available is beside the weights that this process holds already.

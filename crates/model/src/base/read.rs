@@ -1,16 +1,18 @@
 //! Weight files: which a folder has, and their tensors as f32.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, pickle};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
-use super::is_old_buffer;
+use super::folder::is_old_buffer;
 use crate::canonical;
 use crate::error::{Error, Result};
+use crate::float::Float;
 use crate::mapped;
 
 /// The longest header of a safetensors file that is looked at; the largest model's is a small part of it.
@@ -68,20 +70,49 @@ fn shards(index: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// A weight file's SHA-256 (hex) and its tensors in f32, without the buffers of old checkpoints.
-pub(super) fn weights(path: &Path) -> Result<(String, Vec<(String, Tensor)>)> {
+/// A tensor of a weight file.
+pub(super) enum Entry<'a> {
+    /// Of a float type; finite.
+    Floats(Floats),
+    /// Of another type: what quantized folders have.
+    Other(TensorView<'a>),
+}
+
+/// Values that came in a float type.
+pub(super) struct Floats {
+    pub(super) float: Float,
+    pub(super) shape: Vec<usize>,
+    pub(super) values: Vec<f32>,
+}
+
+/// Visits a weight file's tensors one by one, but for the buffers of old checkpoints, and returns its SHA-256 (hex).
+pub(super) fn weights(
+    path: &Path,
+    visit: &mut impl FnMut(String, Entry<'_>) -> Result<()>,
+) -> Result<String> {
     let bytes = mapped::map(path)?;
     let digest = canonical::sha256_hex(&bytes);
     let is_pickle = path.extension().is_some_and(|extension| extension == "bin");
-    let tensors = if is_pickle {
-        pickled(path)?
+    if is_pickle {
+        for (name, float, tensor) in pickled(path)? {
+            let floats = Floats {
+                float,
+                shape: tensor.dims().to_vec(),
+                values: tensor.flatten_all()?.to_vec1()?,
+            };
+            visit(name, Entry::Floats(floats))?;
+        }
     } else {
-        plain(path, &bytes)?
-    };
-    Ok((digest, tensors))
+        plain(path, &bytes, visit)?;
+    }
+    Ok(digest)
 }
 
-fn plain(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Tensor)>> {
+fn plain(
+    path: &Path,
+    bytes: &[u8],
+    visit: &mut impl FnMut(String, Entry<'_>) -> Result<()>,
+) -> Result<()> {
     let broken = |reason: String| Error::format(path.display().to_string(), reason);
     let header = bytes.first_chunk::<8>().map(|len| u64::from_le_bytes(*len));
     if header.is_none_or(|len| len > HEADER_LIMIT) {
@@ -90,43 +121,37 @@ fn plain(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Tensor)>> {
         )));
     }
     let file = SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
-    let mut tensors = Vec::new();
     for (name, view) in file.iter().filter(|(name, _)| !is_old_buffer(name)) {
-        let tensor = Tensor::from_vec(values(name, &view)?, view.shape(), &Device::Cpu)?;
-        tensors.push((name.to_owned(), tensor));
+        let entry = match Float::from_dtype(view.dtype()) {
+            Some(float) => Entry::Floats(Floats {
+                float,
+                shape: view.shape().to_vec(),
+                values: values(name, &view)?,
+            }),
+            None => Entry::Other(view),
+        };
+        visit(name.to_owned(), entry)?;
     }
-    Ok(tensors)
+    Ok(())
 }
 
 /// A tensor's values, which must be f32, fp16 or bf16 and finite.
 pub(crate) fn values(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
-    let bytes = view.data();
-    let pairs = bytes.as_chunks::<2>().0.iter();
-    let values: Vec<f32> = match view.dtype() {
-        Dtype::F32 => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|&b| f32::from_le_bytes(b))
-            .collect(),
-        Dtype::F16 => pairs
-            .map(|&b| half::f16::from_le_bytes(b).to_f32())
-            .collect(),
-        Dtype::BF16 => pairs
-            .map(|&b| half::bf16::from_le_bytes(b).to_f32())
-            .collect(),
-        other => {
-            return Err(Error::format(
-                format!("tensor {name}"),
-                format!("{other:?} is not a float type"),
-            ));
-        }
-    };
+    let float = Float::from_dtype(view.dtype()).ok_or_else(|| no_float(name, &view.dtype()))?;
+    let values = float.values(view.data());
     finite(name, &values)?;
     Ok(values)
 }
 
-fn finite(name: &str, values: &[f32]) -> Result<()> {
+/// The error of a tensor that should hold floats and does not.
+pub(super) fn no_float(name: &str, dtype: &impl Debug) -> Error {
+    Error::format(
+        format!("tensor {name}"),
+        format!("{dtype:?} is not a float type"),
+    )
+}
+
+pub(super) fn finite(name: &str, values: &[f32]) -> Result<()> {
     if values.iter().all(|value| value.is_finite()) {
         Ok(())
     } else {
@@ -134,7 +159,8 @@ fn finite(name: &str, values: &[f32]) -> Result<()> {
     }
 }
 
-fn pickled(path: &Path) -> Result<Vec<(String, Tensor)>> {
+/// The tensors of a file that torch wrote, in f32 and with the type that they had.
+fn pickled(path: &Path) -> Result<Vec<(String, Float, Tensor)>> {
     let broken = |e: candle_core::Error| Error::format(path.display().to_string(), e.to_string());
     let file = pickle::PthTensors::new(path, None).map_err(broken)?;
     // Sorted, because the reader's own order is a hash map's.
@@ -150,21 +176,19 @@ fn pickled(path: &Path) -> Result<Vec<(String, Tensor)>> {
             .get(name)
             .map_err(broken)?
             .ok_or_else(|| Error::Missing(name.clone()))?;
-        if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-            return Err(Error::format(
-                format!("tensor {name}"),
-                format!("{:?} is not a float type", tensor.dtype()),
-            ));
-        }
+        let float = match tensor.dtype() {
+            DType::F32 => Float::F32,
+            DType::F16 => Float::Fp16,
+            DType::BF16 => Float::Bf16,
+            other => return Err(no_float(name, &other)),
+        };
         let values = tensor
             .to_dtype(DType::F32)?
             .flatten_all()?
             .to_vec1::<f32>()?;
         finite(name, &values)?;
-        tensors.push((
-            name.clone(),
-            Tensor::from_vec(values, tensor.dims(), &Device::Cpu)?,
-        ));
+        let tensor = Tensor::from_vec(values, tensor.dims(), &Device::Cpu)?;
+        tensors.push((name.clone(), float, tensor));
     }
     Ok(tensors)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, TensorView, View};
 
 use super::shapes;
 use crate::config::Config;
@@ -52,25 +52,31 @@ pub fn write(dir: &Path, config: &Config, values: impl Fn(&str, usize) -> Vec<f3
             .collect();
         tensors.push((name, shape, bytes));
     }
-    let broken =
-        |e: safetensors::SafeTensorError| Error::format("model.safetensors", e.to_string());
     let mut views = Vec::new();
     for (name, shape, bytes) in &tensors {
-        views.push((
-            name,
-            TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(broken)?,
-        ));
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(broken)?;
+        views.push((name.clone(), view));
     }
+    save(dir, &config.to_json(), views)
+}
+
+/// Writes `config.json` and `model.safetensors`; the tensors are asked for their bytes one after another.
+pub(super) fn save<V: View>(dir: &Path, config: &[u8], tensors: Vec<(String, V)>) -> Result<()> {
+    let description = dir.join("config.json");
+    let file_error = |e| Error::file(&description, e);
+    std::fs::write(&description, config).map_err(file_error)?;
+    let permissions = std::fs::metadata(&description)
+        .map_err(file_error)?
+        .permissions();
+    let weights = dir.join("model.safetensors");
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let weights = safetensors::serialize(views, Some(metadata)).map_err(broken)?;
-    for (name, bytes) in [
-        ("config.json", config.to_json()),
-        ("model.safetensors", weights),
-    ] {
-        let path = dir.join(name);
-        std::fs::write(&path, bytes).map_err(|e| Error::file(path, e))?;
-    }
-    Ok(())
+    safetensors::serialize_to_file(tensors, Some(metadata), &weights).map_err(broken)?;
+    // The writer goes through a temporary file, which is its owner's alone; weights are as readable as their configuration.
+    std::fs::set_permissions(&weights, permissions).map_err(|e| Error::file(&weights, e))
+}
+
+fn broken(e: safetensors::SafeTensorError) -> Error {
+    Error::format("model.safetensors", e.to_string())
 }
 
 /// The `index`-th standard normal number of a key's stream (Box and Muller).

@@ -91,6 +91,19 @@ impl WithSimd for Dots<'_> {
     }
 }
 
+/// `a · b` of codes, for up to 2^17 of them.
+pub(super) fn dot_codes(a: &[i8], b: &[i8]) -> i32 {
+    simd(
+        #[inline(always)]
+        || {
+            // Nothing wraps; what could be checked for it would not be vectorized.
+            let product = |(&a, &b): (&i8, &i8)| i32::from(i16::from(a).wrapping_mul(b.into()));
+            let pairs = a.iter().zip(b);
+            pairs.fold(0, |sum: i32, pair| sum.wrapping_add(product(pair)))
+        },
+    )
+}
+
 /// Mean and reciprocal standard deviation.
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {

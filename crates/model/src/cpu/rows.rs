@@ -65,23 +65,36 @@ pub(super) fn each_with(
 
 /// `x wᵀ + bias` for a few rows of `x`, by dot products: each row of `w` is read once, whatever the count of rows.
 pub(super) fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize) -> Vec<f32> {
-    let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
-    // Column by column first: (outputs, rows).
-    let mut columns = vec![0.0; rows * outputs];
-    let fill = |first: usize, chunk: &mut [f32]| {
+    let shape = (x.len() / inputs, w.len() / inputs);
+    by_columns(shape, inputs, bias, |first, out| {
         kernels::run(kernels::Dots {
-            out: chunk,
+            out,
             x,
             w: &w[first * inputs..],
             inputs,
         });
+    })
+}
+
+/// A product of the shape (rows, outputs), plus `bias`, from `fill(first, columns)`, which writes columns from the `first`-th
+/// on, (columns, rows); an element is a sum of `depth` products.
+pub(super) fn by_columns(
+    (rows, outputs): (usize, usize),
+    depth: usize,
+    bias: Option<&[f32]>,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    // Column by column first: (outputs, rows).
+    let mut columns = vec![0.0; rows * outputs];
+    let fill = |first: usize, chunk: &mut [f32]| {
+        fill(first, chunk);
         if let Some(bias) = bias {
             for (values, bias) in chunk.chunks_exact_mut(rows).zip(&bias[first..]) {
                 values.iter_mut().for_each(|value| *value += bias);
             }
         }
     };
-    if x.len() * outputs <= ALONE_PRODUCT {
+    if rows * depth * outputs <= ALONE_PRODUCT {
         fill(0, &mut columns);
     } else {
         let at_once = rows_at_once(outputs);

@@ -2,7 +2,7 @@
 //!
 //! Sequential: `m = x + attention(norm₁ x)`, `y = m + mlp(norm₂ m)`. Parallel: `y = x + attention(norm₁ x) + mlp(norm₂ x)`.
 
-use crate::config::Config;
+use crate::base::Base;
 use crate::error::Result;
 use crate::lora::Target;
 use crate::network::linear::{Linear, Need, Saved, Way};
@@ -10,13 +10,13 @@ use crate::network::{Network, Pass};
 use crate::ops::{Attended, Norm, Ops};
 
 /// A layer's frozen weights.
-pub(super) struct Block<A> {
-    attention_norm: Norm<A>,
-    query_key_value: Linear<A>,
-    dense: Linear<A>,
-    mlp_norm: Norm<A>,
-    up: Linear<A>,
-    down: Linear<A>,
+pub(super) struct Block<O: Ops> {
+    attention_norm: Norm<O::Array>,
+    query_key_value: Linear<O>,
+    dense: Linear<O>,
+    mlp_norm: Norm<O::Array>,
+    up: Linear<O>,
+    down: Linear<O>,
 }
 
 /// What a layer's backward needs.
@@ -34,45 +34,45 @@ pub(super) struct LayerTape<A> {
     down: Option<Saved<A>>,
 }
 
-impl<A: Clone + Send + Sync> Block<A> {
-    pub(super) fn new(
-        layer: usize,
-        config: &Config,
-        get: &impl Fn(&str) -> Result<A>,
-        norm: &impl Fn(&str) -> Result<Norm<A>>,
-    ) -> Result<Self> {
+/// A layer's output, (rows, hidden), and in training what backward needs.
+type Output<A> = (A, Option<LayerTape<A>>);
+
+impl<O: Ops> Block<O> {
+    pub(super) fn new(ops: &O, base: &Base, layer: usize) -> Result<Self> {
         let prefix = format!("gpt_neox.layers.{layer}");
-        let linear = |target: Target, has_bias: bool| -> Result<Linear<A>> {
+        let linear = |target: Target, has_bias: bool| -> Result<Linear<O>> {
             let name = format!("{prefix}.{}", target.path());
             let bias = if has_bias {
-                Some(get(&format!("{name}.bias"))?)
+                Some(base.array(ops, &format!("{name}.bias"))?)
             } else {
                 None
             };
             Ok(Linear {
                 target,
-                weight: get(&format!("{name}.weight"))?,
+                weight: ops.freeze(base.weight(&format!("{name}.weight"))?)?,
                 bias,
             })
         };
+        let norm = |name: &str| Norm::new(ops, base, &format!("{prefix}.{name}"));
+        let attention_bias = base.config().attention_bias;
         Ok(Self {
-            attention_norm: norm(&format!("{prefix}.input_layernorm"))?,
-            query_key_value: linear(Target::QueryKeyValue, config.attention_bias)?,
-            dense: linear(Target::Dense, config.attention_bias)?,
-            mlp_norm: norm(&format!("{prefix}.post_attention_layernorm"))?,
+            attention_norm: norm("input_layernorm")?,
+            query_key_value: linear(Target::QueryKeyValue, attention_bias)?,
+            dense: linear(Target::Dense, attention_bias)?,
+            mlp_norm: norm("post_attention_layernorm")?,
             up: linear(Target::DenseHTo4h, true)?,
             down: linear(Target::Dense4hToH, true)?,
         })
     }
 
-    /// The layer's output, (rows, hidden), and in training what backward needs.
-    pub(super) fn forward<O: Ops<Array = A>>(
+    /// Runs the layer.
+    pub(super) fn forward(
         &self,
         network: &Network<O>,
         layer: usize,
-        x: A,
+        x: O::Array,
         pass: &mut Pass<'_, O>,
-    ) -> Result<(A, Option<LayerTape<A>>)> {
+    ) -> Result<Output<O::Array>> {
         let (ops, config) = (&network.ops, &network.config);
         let normed = ops.layer_norm(&x, &self.attention_norm)?;
         let (qkv, kept_qkv) = self.query_key_value.forward(ops, layer, &normed, pass)?;
@@ -123,14 +123,14 @@ impl<A: Clone + Send + Sync> Block<A> {
 
     /// The gradient of the layer's input from that of its output `dy`, which is changed in place; none if `below` asks
     /// for factors only.
-    pub(super) fn backward<O: Ops<Array = A>>(
+    pub(super) fn backward(
         &self,
         network: &Network<O>,
         way: &mut Way<'_, '_, O>,
-        tape: LayerTape<A>,
-        dy: A,
+        tape: LayerTape<O::Array>,
+        dy: O::Array,
         below: Need,
-    ) -> Result<Option<A>> {
+    ) -> Result<Option<O::Array>> {
         let (ops, parallel) = (&network.ops, network.config.use_parallel_residual);
         // What lies below each product decides how far its gradient has to go.
         let through_layer = below == Need::Input;

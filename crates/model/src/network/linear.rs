@@ -9,10 +9,10 @@ use crate::network::Pass;
 use crate::ops::Ops;
 
 /// Frozen weights: (outputs, inputs) and (1, outputs).
-pub(super) struct Linear<A> {
+pub(super) struct Linear<O: Ops> {
     pub(super) target: Target,
-    pub(super) weight: A,
-    pub(super) bias: Option<A>,
+    pub(super) weight: O::Weight,
+    pub(super) bias: Option<O::Array>,
 }
 
 /// One module's factors on the device, and where their gradients lie in the flat buffer.
@@ -36,6 +36,9 @@ pub(super) struct Saved<A> {
     input: A,
     shrunk: A,
 }
+
+/// A product, (rows, outputs), and in training what its backward needs.
+type Product<A> = (A, Option<Saved<A>>);
 
 /// What a backward is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,17 +113,17 @@ impl<A> Factors<A> {
     }
 }
 
-impl<A: Clone + Send + Sync> Linear<A> {
+impl<O: Ops> Linear<O> {
     /// The product of all rows, each with its group's adapter; what was saved is that of the last group (in training
     /// there is one).
-    pub(super) fn forward<O: Ops<Array = A>>(
+    pub(super) fn forward(
         &self,
         ops: &O,
         layer: usize,
-        x: &A,
+        x: &O::Array,
         pass: &Pass<'_, O>,
-    ) -> Result<(A, Option<Saved<A>>)> {
-        let y = ops.linear(x, &self.weight, self.bias.as_ref())?;
+    ) -> Result<Product<O::Array>> {
+        let y = ops.frozen_linear(x, &self.weight, self.bias.as_ref())?;
         let mut saved = None;
         for group in &pass.groups {
             let Some(factor) = group.factors.get(layer, self.target) else {
@@ -148,13 +151,13 @@ impl<A: Clone + Send + Sync> Linear<A> {
 
     /// With g = s dy: `dB += gᵀ A x̃`, `dA += (g B)ᵀ x̃`, and if it is needed `dx = dy W + mask ∘ (g B A)`; x̃ is the masked
     /// input. The small products come first, so that nothing of the weight's size is ever formed.
-    pub(super) fn backward<O: Ops<Array = A>>(
+    pub(super) fn backward(
         &self,
         way: &mut Way<'_, '_, O>,
-        dy: &A,
-        saved: Option<&Saved<A>>,
+        dy: &O::Array,
+        saved: Option<&Saved<O::Array>>,
         need: Need,
-    ) -> Result<Option<A>> {
+    ) -> Result<Option<O::Array>> {
         let Way {
             ops,
             layer,
@@ -162,7 +165,7 @@ impl<A: Clone + Send + Sync> Linear<A> {
             grads,
         } = way;
         let dx = match need {
-            Need::Input => Some(ops.product(dy, &self.weight)?),
+            Need::Input => Some(ops.frozen_product(dy, &self.weight)?),
             Need::Factors => None,
         };
         let factor = pass

@@ -8,7 +8,7 @@ use togi_model::{Activation, Base, Config, Error, base};
 
 use crate::support;
 
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+pub(crate) type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn small() -> Config {
     Config {
@@ -20,7 +20,7 @@ fn small() -> Config {
 }
 
 /// A folder's tensors, to change and write again.
-fn tensors(dir: &Path) -> Tensors {
+pub(crate) fn tensors(dir: &Path) -> Tensors {
     let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let entry = |(name, view): (&str, TensorView<'_>)| {
@@ -32,7 +32,7 @@ fn tensors(dir: &Path) -> Tensors {
     file.iter().map(entry).collect()
 }
 
-fn write(path: &Path, tensors: &Tensors) {
+pub(crate) fn write(path: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
         (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });

@@ -5,10 +5,13 @@
 
 mod adapter;
 mod backward;
+mod bitsandbytes;
 mod decode;
 mod determinism;
 mod load;
 mod oracle;
 mod packing;
+mod quantized;
+mod quantized_folder;
 mod support;
 mod training;

@@ -39,8 +39,9 @@ pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// Weights far from what training starts with, so that no term of a gradient is hidden: biases and gains are random.
-pub(crate) fn engine(config: &Config) -> Engine {
+/// A base folder with weights far from what training starts with, so that no term of a gradient is hidden: biases and gains
+/// are random.
+pub(crate) fn folder(config: &Config) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     base::write(dir.path(), config, |name, count| {
         let mut rng = rng(name
@@ -57,7 +58,12 @@ pub(crate) fn engine(config: &Config) -> Engine {
             .collect()
     })
     .unwrap();
-    Engine::new(Arc::new(Base::load(dir.path()).unwrap())).unwrap()
+    dir
+}
+
+/// An engine over [`folder`]'s base in f32.
+pub(crate) fn engine(config: &Config) -> Engine {
+    Engine::new(Arc::new(Base::load(folder(config).path()).unwrap())).unwrap()
 }
 
 pub(crate) fn lora_config(targets: &[Target]) -> LoraConfig {

@@ -1,0 +1,188 @@
+//! A Hugging Face folder's tensors, each held in the precision that is asked for as soon as it has been read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::bitsandbytes::{self, Parts};
+use super::read::{self, Entry, Floats};
+use super::shapes;
+use crate::canonical;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::float::Float;
+use crate::lora::Target;
+use crate::precision::Precision;
+use crate::weight::Weight;
+
+/// A folder that has been read and checked.
+pub(super) struct Folder {
+    pub(super) config: Config,
+    /// The file itself: it says more than [`Config`] keeps.
+    pub(super) config_json: Vec<u8>,
+    pub(super) tensors: BTreeMap<String, Stored>,
+    pub(super) digest: String,
+}
+
+/// A tensor, and the type that it has, or had before it was quantized.
+pub(super) struct Stored {
+    pub(super) weight: Weight,
+    pub(super) float: Float,
+}
+
+impl Folder {
+    pub(super) fn load(dir: &Path, precision: Precision) -> Result<Self> {
+        let config_json = read::file(&dir.join("config.json"))?;
+        let config = Config::from_json(&config_json)?;
+        let quantized = bitsandbytes::precision(&config_json)?;
+        check(precision, quantized)?;
+        let mut loader = Loader {
+            linear: linear_weights(&config),
+            precision,
+            parts: quantized.map(|_| Parts::default()),
+            tensors: BTreeMap::new(),
+        };
+        let mut digests = vec![("config.json".into(), canonical::sha256_hex(&config_json))];
+        for file in read::weight_files(dir)? {
+            let digest = read::weights(&dir.join(&file), &mut |name, entry| {
+                loader.take(name, entry)
+            })?;
+            digests.push((file, digest));
+        }
+        let tensors = select(&config, loader.finish()?)?;
+        Ok(Self {
+            config,
+            config_json,
+            tensors,
+            digest: digest(digests),
+        })
+    }
+}
+
+/// Whether a folder can be held so; `quantized` is what it is quantized as.
+fn check(precision: Precision, quantized: Option<Precision>) -> Result<()> {
+    let reason = match quantized {
+        _ if !precision.is_built() => {
+            let built = Precision::BUILT.map(Precision::name).join(", ");
+            format!("is not built yet; built are {built}")
+        }
+        Some(other) if other != precision => {
+            format!("the folder is quantized as {} already", other.name())
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Precision { precision, reason })
+}
+
+/// The names of the weights that a precision is about.
+fn linear_weights(config: &Config) -> BTreeSet<String> {
+    (0..config.num_hidden_layers)
+        .flat_map(|layer| Target::ALL.map(|target| (layer, target)))
+        .map(|(layer, target)| format!("gpt_neox.layers.{layer}.{}.weight", target.path()))
+        .collect()
+}
+
+struct Loader {
+    linear: BTreeSet<String>,
+    precision: Precision,
+    /// Of a quantized folder, what its linear weights are made of.
+    parts: Option<Parts>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+impl Loader {
+    fn take(&mut self, name: String, entry: Entry<'_>) -> Result<()> {
+        if let Some(parts) = &mut self.parts
+            && bitsandbytes::owner(&name).is_some_and(|weight| self.linear.contains(&weight))
+        {
+            return parts.take(name, entry);
+        }
+        let Floats {
+            float,
+            shape,
+            values,
+        } = match entry {
+            Entry::Floats(floats) => floats,
+            Entry::Other(view) => return Err(read::no_float(&name, &view.dtype())),
+        };
+        let weight = if self.linear.contains(&name) {
+            Weight::new(&name, values, &shape, float, self.precision)?
+        } else {
+            Weight::full(values, &shape)?
+        };
+        match self.tensors.insert(name.clone(), Stored { weight, float }) {
+            Some(_) => Err(Error::Duplicate(name)),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(mut self) -> Result<BTreeMap<String, Stored>> {
+        if let Some(mut parts) = self.parts {
+            for name in self.linear {
+                let stored = parts.assemble(&name, self.precision)?;
+                self.tensors.insert(name, stored);
+            }
+            parts.refuse_rest()?;
+        }
+        Ok(self.tensors)
+    }
+}
+
+/// Whether the name is one of the constant buffers that checkpoints of 2023 carry.
+pub(super) fn is_old_buffer(name: &str) -> bool {
+    name.starts_with("gpt_neox.layers.")
+        && [
+            ".attention.bias",
+            ".attention.masked_bias",
+            ".attention.rotary_emb.inv_freq",
+        ]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
+}
+
+/// Exactly the tensors that the configuration calls for.
+fn select(
+    config: &Config,
+    mut found: BTreeMap<String, Stored>,
+) -> Result<BTreeMap<String, Stored>> {
+    let mut tensors = BTreeMap::new();
+    for (name, shape) in shapes(config) {
+        let tensor = found
+            .remove(&name)
+            .ok_or_else(|| Error::Missing(name.clone()))?;
+        let got = tensor.weight.shape();
+        if got != shape {
+            return Err(Error::Shape {
+                name,
+                expected: shape,
+                got,
+            });
+        }
+        tensors.insert(name, tensor);
+    }
+    if config.tie_word_embeddings
+        && let Some(copy) = found.remove("embed_out.weight")
+        && !same(&copy, &tensors["gpt_neox.embed_in.weight"])?
+    {
+        return Err(Error::Config(
+            "tie_word_embeddings is set, but embed_out.weight is not embed_in's".into(),
+        ));
+    }
+    if found.is_empty() {
+        Ok(tensors)
+    } else {
+        Err(Error::Unexpected(found.into_keys().collect()))
+    }
+}
+
+fn same(a: &Stored, b: &Stored) -> Result<bool> {
+    read::same(&a.weight.dequantized()?, &b.weight.dequantized()?)
+}
+
+fn digest(mut files: Vec<(String, String)>) -> String {
+    files.sort();
+    let lines: String = files
+        .iter()
+        .map(|(name, sha256)| format!("{sha256}  {name}\n"))
+        .collect();
+    canonical::sha256_hex(lines.as_bytes())
+}

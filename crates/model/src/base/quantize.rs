@@ -1,0 +1,63 @@
+//! Writes quantized base folders in bitsandbytes' form.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::folder::Folder;
+use super::{bitsandbytes, read, tokenizer_file, write};
+use crate::error::{Error, Result};
+use crate::precision::Precision;
+
+/// What the linear weights of a base folder are quantized as, `None` if they are not.
+///
+/// # Errors
+/// No `config.json`, or a quantization that is not understood (fp4, another threshold, another tool's).
+pub fn quantized_as(dir: &Path) -> Result<Option<Precision>> {
+    bitsandbytes::precision(&read::file(&dir.join("config.json"))?)
+}
+
+/// Quantizes the base folder `from` to [`Precision::Nf4`] or [`Precision::Int8`] and writes it to the folder `into`, which is
+/// made: `config.json` with a `quantization_config`, `model.safetensors`, and the tokenizer's file if there is one.
+///
+/// transformers with bitsandbytes loads it as a folder of its own, and [`super::Base::load_as`] holds from it exactly what it
+/// holds from `from` in that precision. What is not quantized keeps the type that it has.
+///
+/// # Errors
+/// As [`super::Base::load_as`]; [`Error::Precision`] if `precision` is no quantization, or `from` is quantized already; a file
+/// cannot be written.
+pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result<()> {
+    let refuse = |reason: String| Err(Error::Precision { precision, reason });
+    if precision == Precision::F32 {
+        return refuse("is no quantization".into());
+    }
+    if let Some(held) = quantized_as(from)? {
+        return refuse(format!(
+            "the folder is quantized as {} already",
+            held.name()
+        ));
+    }
+    let Folder {
+        config_json,
+        tensors,
+        ..
+    } = Folder::load(from, precision)?;
+    let mut config: Value = serde_json::from_slice(&config_json).map_err(|source| Error::Json {
+        what: "config.json".into(),
+        source,
+    })?;
+    config["quantization_config"] = bitsandbytes::settings(precision);
+    let mut outgoing = Vec::new();
+    for (name, stored) in &tensors {
+        outgoing.extend(bitsandbytes::outgoing(name, stored)?);
+    }
+    std::fs::create_dir_all(into).map_err(|e| Error::file(into, e))?;
+    write::save(into, format!("{config:#}\n").as_bytes(), outgoing)?;
+    if let Some(tokenizer) = tokenizer_file(from)
+        && let Some(name) = tokenizer.file_name()
+    {
+        let copy = into.join(name);
+        std::fs::copy(&tokenizer, &copy).map_err(|e| Error::file(&copy, e))?;
+    }
+    Ok(())
+}

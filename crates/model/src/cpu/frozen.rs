@@ -1,0 +1,129 @@
+//! Products by frozen weights: full ones as they are, quantized ones dequantized into scratch just before, and 8-bit codes by
+//! the codes of the activations.
+
+use candle_core::Tensor;
+
+use super::{Cpu, FEW_ROWS, kernels, matrix, read, rows};
+use crate::error::Result;
+use crate::float::Float;
+use crate::ops::Ops;
+use crate::quant::int8::{Activations, HIGHEST};
+use crate::quant::{Int8, Nf4};
+use crate::weight::Weight;
+
+/// Rows of activations whose codes stay in a core's cache while weights pass by.
+const ROWS_IN_CACHE: usize = 32;
+
+/// `x wᵀ + bias`
+pub(super) fn linear(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+    match w {
+        Weight::Full(w) => Cpu.linear(x, w, bias),
+        Weight::Nf4(w) if x.dims()[0] <= FEW_ROWS => {
+            let bias = bias.map(read).transpose()?;
+            matrix(few_rows(&read(x)?, w, bias.as_deref()), w.shape()[0])
+        }
+        Weight::Nf4(w) => Cpu.linear(x, &dequantized(w, Float::F32)?, bias),
+        Weight::Int8(w) => {
+            let bias = bias.map(read).transpose()?;
+            matrix(w.linear(&read(x)?, bias.as_deref()), w.shape()[0])
+        }
+    }
+}
+
+/// `dy w`
+pub(super) fn product(dy: &Tensor, w: &Weight) -> Result<Tensor> {
+    let scratch = match w {
+        Weight::Full(w) => return Cpu.product(dy, w),
+        Weight::Nf4(w) => dequantized(w, w.float())?,
+        Weight::Int8(w) => {
+            let [outputs, inputs] = w.shape();
+            let mut values = vec![0.0; outputs * inputs];
+            rows::each(&mut values, inputs, |row, out| w.expand(row, out));
+            matrix(values, inputs)?
+        }
+    };
+    Cpu.product(dy, &scratch)
+}
+
+fn dequantized(w: &Nf4, float: Float) -> Result<Tensor> {
+    let [outputs, inputs] = w.shape();
+    let mut values = vec![0.0; outputs * inputs];
+    rows::each(&mut values, inputs, |row, out| {
+        w.expand(row * inputs, out, float);
+    });
+    matrix(values, inputs)
+}
+
+/// [`rows::few_rows`] with one dequantized row of `w` at a time.
+fn few_rows(x: &[f32], w: &Nf4, bias: Option<&[f32]>) -> Vec<f32> {
+    let [outputs, inputs] = w.shape();
+    let count = x.len() / inputs;
+    rows::by_columns((count, outputs), inputs, bias, |first, columns| {
+        let mut scratch = vec![0.0; inputs];
+        for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
+            w.expand(output * inputs, &mut scratch, Float::F32);
+            kernels::run(kernels::Dots {
+                out,
+                x,
+                w: &scratch,
+                inputs,
+            });
+        }
+    })
+}
+
+impl Int8 {
+    /// `x wᵀ + bias` by LLM.int8(): integer products of codes, and the outlier columns of `x` in f32. Which columns these are
+    /// depends on all rows of `x` together.
+    ///
+    /// Rounds through fp16 where bitsandbytes does for inputs in f32, so that the activations of later layers get the same codes.
+    #[must_use]
+    pub fn linear(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let [outputs, inputs] = self.shape();
+        let Activations {
+            quantized,
+            outliers,
+        } = Activations::quantize(x, inputs);
+        let count = x.len() / inputs;
+        // (rows, outlier columns)
+        let kept: Vec<f32> = x
+            .chunks_exact(inputs)
+            .flat_map(|row| outliers.iter().map(|&column| row[column]))
+            .collect();
+        rows::by_columns((count, outputs), inputs, None, |first, columns| {
+            for block in (0..count).step_by(ROWS_IN_CACHE) {
+                for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
+                    let bias = bias.map_or(0.0, |bias| bias[output]);
+                    for (row, out) in (block..).zip(out[block..].iter_mut().take(ROWS_IN_CACHE)) {
+                        let sum = kernels::dot_codes(quantized.row(row), self.row(output)) as f32;
+                        let scaled = sum * quantized.absmax()[row] * self.absmax()[output];
+                        *out = through_fp16(through_fp16(scaled / (HIGHEST * HIGHEST)) + bias);
+                    }
+                }
+            }
+            if !outliers.is_empty() {
+                for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
+                    self.add_outliers(output, out, &kept, &outliers);
+                }
+            }
+        })
+    }
+
+    /// Adds one output's products with the outlier columns, `kept`, to the output of every row.
+    fn add_outliers(&self, output: usize, out: &mut [f32], kept: &[f32], outliers: &[usize]) {
+        let (codes, unit) = (self.row(output), self.unit(output));
+        let weights = outliers
+            .iter()
+            .map(|&column| f32::from(codes[column]) * unit);
+        let weights: Vec<f32> = weights.collect();
+        for (out, x) in out.iter_mut().zip(kept.chunks_exact(outliers.len())) {
+            *out += x.iter().zip(&weights).map(|(x, w)| x * w).sum::<f32>();
+        }
+    }
+}
+
+/// The nearest fp16, or the value itself where that would be infinite.
+fn through_fp16(value: f32) -> f32 {
+    let rounded = Float::Fp16.round(value);
+    if rounded.is_finite() { rounded } else { value }
+}

@@ -1,0 +1,68 @@
+//! How the frozen base is held in memory: the names of recipes, manifests and commands.
+
+use crate::error::{Error, Result};
+
+/// The representation of a base's linear weights; embedding, head, norms and biases stay floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// Brain floats.
+    Bf16,
+    /// 16-bit floats.
+    Fp16,
+    /// 8-bit integers with a scale a row, and columns of large inputs in 16 bit (LLM.int8(), arXiv:2208.07339).
+    Int8,
+    /// 4-bit normal floats with a scale a block (QLoRA, arXiv:2305.14314).
+    Nf4,
+    /// 8-bit floats.
+    Fp8,
+}
+
+impl Precision {
+    /// All, built or not.
+    pub const ALL: [Self; 6] = [
+        Self::F32,
+        Self::Bf16,
+        Self::Fp16,
+        Self::Int8,
+        Self::Nf4,
+        Self::Fp8,
+    ];
+
+    /// Those that this build can hold a base in.
+    pub const BUILT: [Self; 3] = [Self::F32, Self::Int8, Self::Nf4];
+
+    /// Its name in recipes, manifests and commands.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+            Self::Nf4 => "nf4",
+            Self::Fp8 => "fp8",
+        }
+    }
+
+    /// The precision of that name.
+    ///
+    /// # Errors
+    /// [`Error::Field`] with `base_precision`: none has the name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        let found = Self::ALL
+            .into_iter()
+            .find(|precision| precision.name() == name);
+        found.ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            Error::field("base_precision", format!("{name:?} is none of {known}"))
+        })
+    }
+
+    /// Whether this build can hold a base so.
+    #[must_use]
+    pub fn is_built(self) -> bool {
+        Self::BUILT.contains(&self)
+    }
+}

@@ -1,0 +1,162 @@
+//! LLM.int8() (arXiv:2208.07339): rows of 8-bit codes with a scale each; of activations, columns with large values stay out.
+
+use super::{absmax, check_len};
+use crate::error::Result;
+use crate::float::Float;
+
+/// A column of activations with a magnitude from here on is an outlier: it is multiplied in floats.
+pub const THRESHOLD: f32 = 6.0;
+
+/// The code of a row's largest magnitude.
+pub(crate) const HIGHEST: f32 = 127.0;
+
+/// A matrix of codes: `code × absmax of its row / 127`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Int8 {
+    columns: usize,
+    codes: Vec<i8>,
+    absmax: Vec<f32>,
+}
+
+impl Int8 {
+    /// Quantizes a weight, through fp16; no value may be beyond it.
+    #[must_use]
+    pub fn quantize(values: &[f32], columns: usize) -> Self {
+        let mut quantized = Self {
+            columns,
+            codes: Vec::with_capacity(values.len()),
+            absmax: Vec::new(),
+        };
+        for row in values.chunks(columns.max(1)) {
+            let row = through_fp16(row);
+            let largest = absmax(&row);
+            let factor = HIGHEST / largest;
+            quantized
+                .codes
+                .extend(row.iter().map(|value| code(value * factor)));
+            quantized.absmax.push(largest);
+        }
+        quantized
+    }
+
+    /// Puts together what a file has.
+    ///
+    /// # Errors
+    /// Codes or scales are too many or too few for the shape.
+    pub fn from_parts(shape: [usize; 2], codes: Vec<i8>, absmax: Vec<f32>) -> Result<Self> {
+        let [rows, columns] = shape;
+        check_len("codes", codes.len(), rows * columns)?;
+        check_len("SCB", absmax.len(), rows)?;
+        Ok(Self {
+            columns,
+            codes,
+            absmax,
+        })
+    }
+
+    /// Rows and columns.
+    #[must_use]
+    pub fn shape(&self) -> [usize; 2] {
+        [self.absmax.len(), self.columns]
+    }
+
+    /// The codes, row by row.
+    #[must_use]
+    pub fn codes(&self) -> &[i8] {
+        &self.codes
+    }
+
+    /// The largest magnitude of each row.
+    #[must_use]
+    pub fn absmax(&self) -> &[f32] {
+        &self.absmax
+    }
+
+    /// Bytes that codes and scales take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + 4 * self.absmax.len()
+    }
+
+    /// The values: what outliers and a backward are multiplied by.
+    #[must_use]
+    pub fn dequantized(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.codes.len()];
+        let rows = values.chunks_exact_mut(self.columns.max(1)).enumerate();
+        rows.for_each(|(row, out)| self.expand(row, out));
+        values
+    }
+
+    /// One row's values.
+    pub(crate) fn expand(&self, row: usize, out: &mut [f32]) {
+        let unit = self.unit(row);
+        for (value, &code) in out.iter_mut().zip(self.row(row)) {
+            *value = f32::from(code) * unit;
+        }
+    }
+
+    /// One row's codes.
+    pub(crate) fn row(&self, row: usize) -> &[i8] {
+        &self.codes[row * self.columns..][..self.columns]
+    }
+
+    /// What a row's code 1 stands for.
+    pub(crate) fn unit(&self, row: usize) -> f32 {
+        self.absmax[row] * (1.0 / HIGHEST)
+    }
+}
+
+/// A pass's activations: codes with zeros in the outlier columns, and which these are.
+pub(crate) struct Activations {
+    pub(crate) quantized: Int8,
+    pub(crate) outliers: Vec<usize>,
+}
+
+impl Activations {
+    /// Quantizes rows, through fp16. An outlier value is no part of its row's scale, its column's other values are.
+    pub(crate) fn quantize(x: &[f32], columns: usize) -> Self {
+        let x = through_fp16(x);
+        let is_outlier = |value: f32| value.abs() >= THRESHOLD;
+        let mut flags = vec![false; columns];
+        for row in x.chunks_exact(columns) {
+            for (flag, &value) in flags.iter_mut().zip(row) {
+                *flag |= is_outlier(value);
+            }
+        }
+        let outliers: Vec<usize> = (0..columns).filter(|&column| flags[column]).collect();
+        let (mut codes, mut scales) = (Vec::with_capacity(x.len()), Vec::new());
+        for row in x.chunks_exact(columns) {
+            let kept: Vec<f32> = row
+                .iter()
+                .map(|&value| if is_outlier(value) { 0.0 } else { value })
+                .collect();
+            let largest = absmax(&kept);
+            let factor = HIGHEST / largest;
+            let start = codes.len();
+            codes.extend(kept.iter().map(|value| code(value * factor)));
+            outliers.iter().for_each(|column| codes[start + column] = 0);
+            scales.push(largest);
+        }
+        Self {
+            quantized: Int8 {
+                columns,
+                codes,
+                absmax: scales,
+            },
+            outliers,
+        }
+    }
+}
+
+fn through_fp16(values: &[f32]) -> Vec<f32> {
+    values
+        .iter()
+        .map(|&value| Float::Fp16.round(value))
+        .collect()
+}
+
+/// The nearest code, of two equally near the even one; 0 for what is not a number, as a row of zeros has.
+#[allow(clippy::cast_possible_truncation)]
+fn code(scaled: f32) -> i8 {
+    scaled.round_ties_even() as i8
+}

@@ -1,0 +1,187 @@
+//! NF4: blocks of 64 values as a scale and 16 levels, the quantiles of a normal distribution (QLoRA, arXiv:2305.14314).
+
+use super::scales::{self, Nested, Scales};
+use super::{absmax, check_len};
+use crate::error::Result;
+use crate::float::Float;
+
+/// Values that share a scale.
+pub const BLOCK: usize = 64;
+
+/// The levels, as shares of a block's largest magnitude.
+pub const LEVELS: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// What lies above the `i`-th has a code above `i`: the midpoints between levels.
+const BORDERS: [f32; 15] = {
+    let mut borders = [0.0; 15];
+    let mut index = 0;
+    while index < 15 {
+        borders[index] = (LEVELS[index] + LEVELS[index + 1]) / 2.0;
+        index += 1;
+    }
+    borders
+};
+
+/// A matrix in NF4, row by row; blocks run on across rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nf4 {
+    rows: usize,
+    columns: usize,
+    float: Float,
+    packed: Vec<u8>,
+    scales: Scales,
+}
+
+impl Nf4 {
+    /// Quantizes values of the type `float`, with nested scales.
+    #[must_use]
+    pub fn quantize(values: &[f32], columns: usize, float: Float) -> Self {
+        let (packed, scales) = pack(values);
+        Self {
+            rows: values.len().checked_div(columns).unwrap_or(0),
+            columns,
+            float,
+            packed,
+            scales: Scales::Nested(Nested::quantize(&scales)),
+        }
+    }
+
+    /// Puts together what a file has: two codes a byte, the first value's in the high half.
+    ///
+    /// # Errors
+    /// Bytes or scales are too many or too few for the shape.
+    pub fn from_parts(
+        shape: [usize; 2],
+        float: Float,
+        packed: Vec<u8>,
+        scales: Scales,
+    ) -> Result<Self> {
+        let [rows, columns] = shape;
+        let count = rows * columns;
+        check_len("packed codes", packed.len(), count.div_ceil(2))?;
+        check_len("absmax", scales.len(), count.div_ceil(BLOCK))?;
+        Ok(Self {
+            rows,
+            columns,
+            float,
+            packed,
+            scales,
+        })
+    }
+
+    /// Rows and columns.
+    #[must_use]
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
+    /// The type that was quantized.
+    #[must_use]
+    pub fn float(&self) -> Float {
+        self.float
+    }
+
+    /// The codes, two a byte.
+    #[must_use]
+    pub fn packed(&self) -> &[u8] {
+        &self.packed
+    }
+
+    /// The blocks' scales.
+    #[must_use]
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// Bytes that codes and scales take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.packed.len() + self.scales.bytes()
+    }
+
+    /// The values rounded to the type that was quantized: what bitsandbytes dequantizes to, and its backward multiplies by.
+    #[must_use]
+    pub fn dequantized(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.columns];
+        self.expand(0, &mut values, self.float);
+        values
+    }
+
+    /// The values from the `start`-th, rounded to a type. A forward in f32 takes them in [`Float::F32`], unrounded, whatever
+    /// was quantized.
+    pub fn expand(&self, start: usize, out: &mut [f32], float: Float) {
+        let (mut at, mut rest) = (start, out);
+        while !rest.is_empty() {
+            let block = at / BLOCK;
+            let (values, after) = rest.split_at_mut(rest.len().min((block + 1) * BLOCK - at));
+            let scale = self.scales.get(block);
+            let levels = LEVELS.map(|level| float.round(level * scale));
+            self.fill(at, values, &levels);
+            at += values.len();
+            rest = after;
+        }
+    }
+
+    /// Writes the levels of the codes from the `at`-th.
+    fn fill(&self, at: usize, out: &mut [f32], levels: &[f32; 16]) {
+        let level = |code: u8| levels[usize::from(code & 0xf)];
+        let (odd, out) = out.split_at_mut(at % 2);
+        if let [value] = odd {
+            *value = level(self.packed[at / 2]);
+        }
+        let packed = &self.packed[at.div_ceil(2)..];
+        let (pairs, odd) = out.as_chunks_mut::<2>();
+        for (pair, &codes) in pairs.iter_mut().zip(packed) {
+            *pair = [level(codes >> 4), level(codes)];
+        }
+        if let [value] = odd {
+            *value = level(packed[pairs.len()] >> 4);
+        }
+    }
+}
+
+/// Bytes that so many values take with nested scales.
+pub(crate) fn bytes(count: usize) -> usize {
+    count.div_ceil(2) + scales::bytes(count.div_ceil(BLOCK))
+}
+
+/// The codes of values, two a byte with the first value's in the high half, and each block's scale in f32.
+#[must_use]
+pub fn pack(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let mut packed = Vec::with_capacity(values.len().div_ceil(2));
+    let mut scales = Vec::with_capacity(values.len().div_ceil(BLOCK));
+    for block in values.chunks(BLOCK) {
+        let scale = absmax(block);
+        // Infinite for a block of zeros, whose shares are then not numbers and get the lowest code, as on CUDA.
+        let factor = 1.0 / scale;
+        for pair in block.chunks(2) {
+            // An odd count ends with the code of a zero.
+            let second = pair.get(1).copied().unwrap_or(0.0);
+            packed.push(code(pair[0] * factor) << 4 | code(second * factor));
+        }
+        scales.push(scale);
+    }
+    (packed, scales)
+}
+
+/// The level of a share: the count of borders below it, 0 for what is not a number.
+fn code(share: f32) -> u8 {
+    BORDERS.iter().map(|&border| u8::from(share > border)).sum()
+}
