@@ -1,22 +1,30 @@
 //! An adapter as PEFT keeps it: `adapter_config.json` and `adapter_model.safetensors`, written canonically, read strictly.
 
+mod entries;
+mod matching;
 mod settings;
 mod tensors;
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::base::read;
 use crate::canonical;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::lora::{self, Lora, LoraConfig, Shape, Target};
 use settings::Settings;
+use tensors::Found;
 
 /// The configuration's file name in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file name in an adapter folder.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+/// The file name of tensors in torch's own format, as PEFT wrote them until 2023.
+const PICKLED_FILE: &str = "adapter_model.bin";
 
 /// An adapter folder's two files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,17 +66,10 @@ pub fn to_files(lora: &Lora, base_name: &str) -> Result<Files> {
 
 fn config_json(lora: &Lora, base_name: &str) -> Result<Vec<u8>> {
     let config = lora.config();
-    // From the tensors that exist, not from what was asked for.
-    let mut targets: Vec<_> = lora
-        .modules()
-        .iter()
-        .map(|module| module.target.name())
-        .collect();
-    targets.sort_unstable();
-    targets.dedup();
+    let (targets, layers) = named(lora);
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
     for module in lora.modules() {
-        let name = settings::module_name(module.layer, module.target);
+        let name = lora::module_name(module.layer, module.target);
         if module.rank != config.rank {
             ranks.insert(name.clone(), json!(module.rank));
         }
@@ -83,7 +84,7 @@ fn config_json(lora: &Lora, base_name: &str) -> Result<Vec<u8>> {
         "fan_in_fan_out": false,
         "inference_mode": true,
         "init_lora_weights": true,
-        "layers_to_transform": null,
+        "layers_to_transform": layers,
         "lora_alpha": number(config.alpha),
         "lora_dropout": config.dropout,
         "modules_to_save": null,
@@ -101,6 +102,26 @@ fn config_json(lora: &Lora, base_name: &str) -> Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
+/// `target_modules` and `layers_to_transform`, from the tensors that exist and not from what was asked for.
+fn named(lora: &Lora) -> (Vec<String>, Option<Vec<usize>>) {
+    let modules = lora.modules();
+    let mut targets: Vec<_> = modules
+        .iter()
+        .map(|module| module.target.name().to_owned())
+        .collect();
+    targets.sort_unstable();
+    targets.dedup();
+    let mut layers: Vec<_> = modules.iter().map(|module| module.layer).collect();
+    layers.dedup();
+    if targets.len() * layers.len() != modules.len() {
+        // Not the same modules in each layer: only full names say which.
+        let full = |module: &lora::Module| lora::module_name(module.layer, module.target);
+        return (modules.iter().map(full).collect(), None);
+    }
+    let is_partial = layers.len() < lora.layers();
+    (targets, is_partial.then_some(layers))
+}
+
 /// A whole number without a fraction, as PEFT writes `lora_alpha`.
 fn number(value: f64) -> Value {
     #[allow(clippy::cast_possible_truncation)]
@@ -112,47 +133,49 @@ fn number(value: f64) -> Value {
     }
 }
 
+/// Reads an adapter's folder: `adapter_config.json`, and the tensors from `adapter_model.safetensors` or else from
+/// `adapter_model.bin`.
+///
+/// # Errors
+/// As [`from_files`]; a file is missing or unreadable.
+pub fn from_folder(dir: &Path, config: &Config) -> Result<Lora> {
+    let settings = Settings::parse(&read::file(&dir.join(CONFIG_FILE))?)?;
+    let pickled = dir.join(PICKLED_FILE);
+    let found = if pickled.is_file() && !dir.join(TENSORS_FILE).is_file() {
+        tensors::read_pickled(&pickled)?
+    } else {
+        tensors::read(&read::file(&dir.join(TENSORS_FILE))?)?
+    };
+    assemble(&settings, found, config)
+}
+
 /// Reads an adapter for a model, whole or not at all.
 ///
-/// Per-module ranks and alphas and rank-stabilised scales are taken. f32, fp16 and bf16 are taken.
+/// Module names, patterns of ranks and alphas, and rank-stabilised scales mean what they mean to PEFT. f32, fp16 and bf16 are
+/// taken.
 ///
 /// # Errors
 /// What this crate does not do, by name (DoRA, `modules_to_save`, biases, ...); a header over 1 MiB, a tensor twice,
 /// unknown, missing, of wrong shape or not finite; a configuration and tensors that do not belong together.
 pub fn from_files(config_json: &[u8], tensors: &[u8], config: &Config) -> Result<Lora> {
-    let settings = Settings::parse(config_json)?;
-    let mut found = tensors::read(tensors)?;
-    let mut shapes = Vec::new();
-    for layer in 0..config.num_hidden_layers {
-        for target in Target::ALL {
-            let present =
-                ['A', 'B'].map(|factor| found.contains_key(&lora::name(layer, target, factor)));
-            if present == [false, false] {
-                continue;
-            }
-            if let Some(lacking) = present.iter().position(|present| !present) {
-                return Err(Error::Missing(lora::name(
-                    layer,
-                    target,
-                    ['A', 'B'][lacking],
-                )));
-            }
-            let (rank, alpha, scale) = settings.module(layer, target, config)?;
-            shapes.push(Shape {
-                layer,
-                target,
-                rank,
-                alpha,
-                scale,
-            });
-        }
-    }
+    assemble(
+        &Settings::parse(config_json)?,
+        tensors::read(tensors)?,
+        config,
+    )
+}
+
+fn assemble(settings: &Settings, mut found: Found, config: &Config) -> Result<Lora> {
+    let shapes = shapes(settings, &found, config)?;
     settings.check_covered(&shapes, config)?;
+    let mut targets: Vec<_> = shapes.iter().map(|shape| shape.target).collect();
+    targets.sort_unstable();
+    targets.dedup();
     let lora_config = LoraConfig {
         rank: settings.rank,
         alpha: settings.plain_alpha(settings.alpha, settings.rank),
         dropout: settings.dropout,
-        targets: settings.targets.clone(),
+        targets,
     };
     lora_config.validate(config)?;
     let mut lora = Lora::zeros(config, &lora_config, shapes.into_iter());
@@ -175,6 +198,32 @@ pub fn from_files(config_json: &[u8], tensors: &[u8], config: &Config) -> Result
     } else {
         Err(Error::Unexpected(found.into_keys().collect()))
     }
+}
+
+/// The modules that have tensors.
+fn shapes(settings: &Settings, found: &Found, config: &Config) -> Result<Vec<Shape>> {
+    let mut shapes = Vec::new();
+    for layer in 0..config.num_hidden_layers {
+        for target in Target::ALL {
+            let names = ['A', 'B'].map(|factor| lora::name(layer, target, factor));
+            let present = names.each_ref().map(|name| found.contains_key(name));
+            if present == [false, false] {
+                continue;
+            }
+            if let Some(lacking) = present.iter().position(|present| !present) {
+                return Err(Error::Missing(names[lacking].clone()));
+            }
+            let (rank, alpha, scale) = settings.module(layer, target, config)?;
+            shapes.push(Shape {
+                layer,
+                target,
+                rank,
+                alpha,
+                scale,
+            });
+        }
+    }
+    Ok(shapes)
 }
 
 /// The digest that names an adapter: SHA-256 (hex) over, in this order and each preceded by its length in bytes (u64,

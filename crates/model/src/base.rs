@@ -2,7 +2,9 @@
 
 mod bitsandbytes;
 mod folder;
+mod merge;
 mod quantize;
+mod random;
 pub(crate) mod read;
 mod write;
 
@@ -17,11 +19,18 @@ use crate::ops::Ops;
 use crate::precision::Precision;
 use crate::weight::Weight;
 use folder::Folder;
+pub use merge::write_merged;
 pub use quantize::{quantized_as, write_quantized};
+pub use random::{Buffers, Random};
 pub use write::{write, write_random};
 
 /// Names under which a base folder has its SentencePiece model.
 const TOKENIZER_FILES: [&str; 2] = ["spiece.model", "tokenizer.model"];
+
+/// The head's name in a checkpoint.
+const HEAD: &str = "embed_out.weight";
+/// The head's name in the memory of newer transformers, and so in files that were written past its own saving.
+const HEAD_IN_MEMORY: &str = "lm_head.weight";
 
 /// A base: configuration and weights.
 pub struct Base {
@@ -38,7 +47,7 @@ impl Base {
     ///
     /// Strict: every tensor that the configuration calls for must be there with its shape, and nothing else, but for the
     /// buffers that files of 2023 carry (`attention.bias`, `attention.masked_bias`, `rotary_emb.inv_freq`) and, where the
-    /// head is tied, a copy of the embedding. fp16, bf16 and f32 are taken.
+    /// head is tied, a copy of the embedding. The head may also be called `lm_head.weight`. fp16, bf16 and f32 are taken.
     ///
     /// # Errors
     /// A file that is missing, unreadable or broken; a tensor that is missing, unknown, twice there, of wrong shape or
@@ -133,6 +142,13 @@ impl Base {
     }
 }
 
+/// The SentencePiece model in a base's folder, if there is one.
+#[must_use]
+pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
+    let mut candidates = TOKENIZER_FILES.iter().map(|name| dir.join(name));
+    candidates.find(|path| path.is_file())
+}
+
 /// The names and shapes of the base's tensors.
 pub(crate) fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
     let (vocab, hidden, inner) = (
@@ -169,14 +185,7 @@ pub(crate) fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
     shapes.push(("gpt_neox.final_layer_norm.bias".to_owned(), vec![hidden]));
     shapes.push(("gpt_neox.final_layer_norm.weight".to_owned(), vec![hidden]));
     if !config.tie_word_embeddings {
-        shapes.push(("embed_out.weight".to_owned(), vec![vocab, hidden]));
+        shapes.push((HEAD.to_owned(), vec![vocab, hidden]));
     }
     shapes
-}
-
-fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
-    TOKENIZER_FILES
-        .iter()
-        .map(|name| dir.join(name))
-        .find(|path| path.is_file())
 }

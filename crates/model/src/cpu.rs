@@ -18,7 +18,8 @@ use crate::dropout::Mask;
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Span};
 use crate::weight::Weight;
-use storage::{read, write};
+pub(crate) use storage::read;
+use storage::write;
 
 /// The CPU's operations.
 #[derive(Clone, Copy, Debug, Default)]

@@ -74,3 +74,93 @@ impl Mask<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHANNELS: usize = 1001;
+
+    /// What becomes of ones in a row at this place.
+    fn row(dropout: &Dropout, layer: usize, target: Target, place: (u32, u32)) -> Vec<f32> {
+        let (slot, token) = place;
+        let mut values = vec![1.0; CHANNELS];
+        let rows = [Place { slot, token }];
+        dropout.mask(layer, target, &rows).apply(0, &mut values);
+        values
+    }
+
+    fn dropout(p: f64) -> Dropout {
+        Dropout {
+            p,
+            seed: 11,
+            step: 5,
+        }
+    }
+
+    #[test]
+    fn the_share_that_is_asked_for_is_dropped_and_the_rest_is_scaled() {
+        for p in [0.0, 0.05, 0.3, 0.9] {
+            let dropout = dropout(p);
+            let rows = (0..200).flat_map(|token| row(&dropout, 1, Target::Dense, (3, token)));
+            let values: Vec<f32> = rows.collect();
+            let kept = (1.0 / (1.0 - p)) as f32;
+            assert!(values.iter().all(|&value| value == 0.0 || value == kept));
+            let count = values.len() as f64;
+            let dropped = values.iter().filter(|&&value| value == 0.0).count() as f64;
+            // Four standard deviations of so many independent draws.
+            let error = 4.0 * (p * (1.0 - p) / count).sqrt();
+            assert!(
+                (dropped / count - p).abs() <= error,
+                "{dropped} of {count} at p {p}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mask_repeats_for_its_key_and_differs_in_each_part_of_it() {
+        let half = dropout(0.5);
+        let reference = row(&half, 1, Target::Dense, (3, 7));
+        assert_eq!(row(&half, 1, Target::Dense, (3, 7)), reference);
+        let others = [
+            (
+                "seed",
+                row(&Dropout { seed: 12, ..half }, 1, Target::Dense, (3, 7)),
+            ),
+            (
+                "step",
+                row(&Dropout { step: 6, ..half }, 1, Target::Dense, (3, 7)),
+            ),
+            ("layer", row(&half, 2, Target::Dense, (3, 7))),
+            ("module", row(&half, 1, Target::QueryKeyValue, (3, 7))),
+            ("record", row(&half, 1, Target::Dense, (4, 7))),
+            ("token", row(&half, 1, Target::Dense, (3, 8))),
+            (
+                "record and token, swapped",
+                row(&half, 1, Target::Dense, (7, 3)),
+            ),
+        ];
+        for (part, other) in others {
+            assert_unrelated(&other, &reference, part);
+        }
+    }
+
+    #[test]
+    fn channels_are_dropped_independently() {
+        let values = row(&dropout(0.5), 1, Target::Dense, (3, 7));
+        for distance in [1, 2, 3, 64] {
+            let end = CHANNELS - distance;
+            assert_unrelated(&values[..end], &values[distance..], &format!("{distance}"));
+        }
+    }
+
+    /// Two masks of p = 1/2 agree in about half their channels: neither equal nor opposite.
+    fn assert_unrelated(one: &[f32], other: &[f32], what: &str) {
+        let pairs = one.iter().zip(other);
+        let share = pairs.filter(|(a, b)| a == b).count() as f64 / one.len() as f64;
+        assert!(
+            (share - 0.5).abs() < 0.07,
+            "{what}: {share} of the channels agree"
+        );
+    }
+}

@@ -163,6 +163,34 @@ impl Engine {
         })
     }
 
+    /// The logits after each token of a sequence, of the base alone if there is no adapter: (tokens, vocabulary), row by row.
+    ///
+    /// # Errors
+    /// No ids, an id outside the vocabulary, or more tokens than the model's longest.
+    pub fn logits(&self, ids: &[u32], adapter: Option<&Adapter>) -> Result<Vec<f32>> {
+        let (config, len) = (self.config(), ids.len());
+        check_length(len, config)?;
+        batch::check_ids(ids, config)?;
+        let group = adapter.map(|adapter| Group {
+            rows: 0..len,
+            factors: &adapter.factors,
+        });
+        let mut pass = Pass {
+            ids,
+            spans: &[Span {
+                start: 0,
+                len,
+                past: 0,
+            }],
+            groups: group.into_iter().collect(),
+            dropout: None,
+            caches: Vec::new(),
+        };
+        let hidden = self.network.forward(&mut pass, None)?;
+        let rows: Vec<u32> = (0..len as u32).collect();
+        self.network.logits(&hidden, &rows)
+    }
+
     /// Brings an adapter onto the device.
     ///
     /// # Errors
@@ -219,13 +247,7 @@ impl Engine {
             if step.ids.is_empty() {
                 return Err(Error::Input("a sequence has no new ids".into()));
             }
-            let total = step.cache.len + step.ids.len();
-            if total > config.max_position_embeddings {
-                let longest = config.max_position_embeddings;
-                return Err(Error::Input(format!(
-                    "{total} tokens, the model's longest is {longest}"
-                )));
-            }
+            check_length(step.cache.len + step.ids.len(), config)?;
             batch::check_ids(step.ids, config)?;
         }
         for step in steps.iter_mut() {
@@ -263,6 +285,19 @@ impl Engine {
             .map(<[f32]>::to_vec)
             .collect())
     }
+}
+
+fn check_length(tokens: usize, config: &Config) -> Result<()> {
+    let longest = config.max_position_embeddings;
+    if tokens == 0 {
+        return Err(Error::Input("a sequence has no ids".into()));
+    }
+    if tokens > longest {
+        return Err(Error::Input(format!(
+            "{tokens} tokens, the model's longest is {longest}"
+        )));
+    }
+    Ok(())
 }
 
 /// A batch's rows as the network sees them.

@@ -1,7 +1,7 @@
 //! GPT-NeoX and its adapters: configuration, weights, one network for training and decoding, LoRA, optimizer, sampling.
 //!
 //! The crate is pure: it reads the files that it is given and computes. The flow of training is
-//! [`Base`] → [`Engine::accumulate`] over a [`Batch`] → [`optim::clip_norm`] → [`optim::AdamW`] → [`adapter::to_files`];
+//! [`Base`] → [`Window::gradient`] over [`Batch`]es → [`optim::AdamW`] → [`adapter::to_files`];
 //! that of serving is [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
 
 pub mod adapter;
@@ -17,6 +17,7 @@ pub mod optim;
 pub mod precision;
 pub mod quant;
 pub mod sampling;
+pub mod tensor_file;
 pub mod weight;
 
 mod canonical;
@@ -26,6 +27,7 @@ mod mapped;
 mod network;
 mod ops;
 mod random;
+mod window;
 
 pub use base::Base;
 pub use batch::{Batch, WindowLoss};
@@ -37,3 +39,4 @@ pub use float::Float;
 pub use lora::{Lora, LoraConfig, Target};
 pub use precision::Precision;
 pub use weight::Weight;
+pub use window::Window;

@@ -160,6 +160,13 @@ pub struct Module {
     pub b: Range<usize>,
 }
 
+impl Module {
+    /// The name of the weight that the module adapts, in a checkpoint.
+    pub(crate) fn weight_name(&self) -> String {
+        format!("{}.weight", module_name(self.layer, self.target))
+    }
+}
+
 /// A named tensor of an adapter: a view into the flat buffer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
@@ -175,6 +182,7 @@ pub struct View {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
     config: LoraConfig,
+    layers: usize,
     modules: Vec<Module>,
     values: Vec<f32>,
 }
@@ -252,8 +260,25 @@ impl Lora {
             .collect();
         Self {
             config: lora.clone(),
+            layers: config.num_hidden_layers,
             modules,
             values: vec![0.0; end],
+        }
+    }
+
+    /// Checks that every module is one of the model's.
+    pub(crate) fn check_fits(&self, config: &Config) -> Result<()> {
+        let fits = |module: &Module| {
+            module.layer < config.num_hidden_layers
+                && (module.inputs, module.outputs) == module.target.widths(config)
+        };
+        match self.modules.iter().find(|module| !fits(module)) {
+            None => Ok(()),
+            Some(module) => Err(Error::Config(format!(
+                "the adapter's {} of layer {} does not fit",
+                module.target.name(),
+                module.layer
+            ))),
         }
     }
 
@@ -267,6 +292,11 @@ impl Lora {
     #[must_use]
     pub fn modules(&self) -> &[Module] {
         &self.modules
+    }
+
+    /// Layers of the model, adapted or not.
+    pub(crate) fn layers(&self) -> usize {
+        self.layers
     }
 
     /// All values.
@@ -342,10 +372,15 @@ pub(crate) struct Shape {
     pub(crate) scale: f64,
 }
 
+/// A linear layer's full name in a checkpoint.
+pub(crate) fn module_name(layer: usize, target: Target) -> String {
+    format!("gpt_neox.layers.{layer}.{}", target.path())
+}
+
 /// PEFT's name of a factor (`'A'` or `'B'`).
 pub(crate) fn name(layer: usize, target: Target, factor: char) -> String {
     format!(
-        "base_model.model.gpt_neox.layers.{layer}.{}.lora_{factor}.weight",
-        target.path()
+        "base_model.model.{}.lora_{factor}.weight",
+        module_name(layer, target)
     )
 }

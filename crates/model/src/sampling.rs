@@ -1,5 +1,7 @@
 //! From logits to a token: processors and warpers in the order and with the meaning of transformers' `generate`.
 
+mod warp;
+
 use crate::error::{Error, Result};
 use crate::random;
 
@@ -8,7 +10,7 @@ use crate::random;
 pub struct Options {
     /// Divides the logits; over 0.
     pub temperature: f32,
-    /// The share of probability to draw from; over 0 up to 1, 1 for all.
+    /// The share of probability to draw from; 0 for the likeliest token alone, 1 for all.
     pub top_p: f32,
     /// The count of likeliest tokens to draw from; 0 for all.
     pub top_k: u32,
@@ -47,7 +49,6 @@ impl Options {
     pub fn validate(&self) -> Result<()> {
         for (field, value) in [
             ("temperature", self.temperature),
-            ("top_p", self.top_p),
             ("repetition_penalty", self.repetition_penalty),
         ] {
             if !value.is_finite() {
@@ -57,14 +58,24 @@ impl Options {
                 return Err(Error::field(field, format!("{value} is not over 0")));
             }
         }
-        if self.top_p > 1.0 {
-            return Err(Error::field("top_p", format!("{} is over 1", self.top_p)));
+        if !(0.0..=1.0).contains(&self.top_p) {
+            let reason = format!("{} is not from 0 to 1", self.top_p);
+            return Err(Error::field("top_p", reason));
         }
         if self.max_new_tokens == 0 {
             return Err(Error::field("max_new_tokens", "is 0"));
         }
         Ok(())
     }
+}
+
+/// A token that may come next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// The token.
+    pub id: u32,
+    /// With which probability it is drawn; those of all candidates make 1.
+    pub probability: f64,
 }
 
 /// Chooses the tokens of one answer.
@@ -104,22 +115,40 @@ impl Sampler {
     /// Chooses the next token and takes it into the history; `logits` are processed in place.
     ///
     /// # Errors
-    /// A logit is NaN, or the bans leave no token.
+    /// As [`Sampler::distribution`].
     pub fn next(&mut self, logits: &mut [f32]) -> Result<u32> {
+        let candidates = self.distribution(logits)?;
+        let mut left = random::unit(self.options.seed, self.generated() as u64);
+        let drawn = candidates.iter().find(|candidate| {
+            left -= candidate.probability;
+            left < 0.0
+        });
+        // There is a last one, and the probabilities' sum may be a rounding below 1.
+        let chosen = drawn.unwrap_or(&candidates[candidates.len() - 1]);
+        self.history.push(chosen.id);
+        Ok(chosen.id)
+    }
+
+    /// Returns the tokens that [`Sampler::next`] draws from, the likeliest first; of a greedy sampler the one that it takes.
+    /// `logits` are processed in place: the repetition penalty, then the ban of n-grams.
+    ///
+    /// # Errors
+    /// A logit is NaN, or the bans leave no token (where transformers draws from NaN, or greedily takes a banned token).
+    pub fn distribution(&self, logits: &mut [f32]) -> Result<Vec<Candidate>> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::Input("the logits are not numbers".into()));
         }
         self.penalize_repetition(logits);
         self.ban_ngrams(logits);
-        let chosen = if self.options.greedy {
-            likeliest(logits)
+        let candidates = if self.options.greedy {
+            likeliest(logits).into_iter().collect()
         } else {
-            self.draw(logits)
+            warp::candidates(logits, &self.options)
         };
-        let chosen =
-            chosen.ok_or_else(|| Error::Input("no token is left to choose from".into()))?;
-        self.history.push(chosen);
-        Ok(chosen)
+        if candidates.is_empty() {
+            return Err(Error::Input("no token is left to choose from".into()));
+        }
+        Ok(candidates)
     }
 
     fn penalize_repetition(&self, logits: &mut [f32]) {
@@ -158,75 +187,20 @@ impl Sampler {
             }
         }
     }
-
-    /// Temperature, then `top_k`, then `top_p`, then one draw.
-    fn draw(&self, logits: &[f32]) -> Option<u32> {
-        let temperature = self.options.temperature;
-        let mut candidates: Vec<(u32, f32)> = (0u32..)
-            .zip(logits.iter().map(|logit| logit / temperature))
-            .filter(|(_, logit)| *logit > f32::NEG_INFINITY)
-            .collect();
-        keep_top_k(&mut candidates, self.options.top_k as usize);
-        // Equal logits by ascending id, so that a draw repeats.
-        candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let highest = f64::from(candidates.first()?.1);
-        let weight = |logit: f32| {
-            // +inf minus +inf would be NaN; an infinite logit takes everything.
-            if logit == f32::INFINITY {
-                1.0
-            } else {
-                (f64::from(logit) - highest).exp()
-            }
-        };
-        let weights: Vec<f64> = candidates.iter().map(|&(_, logit)| weight(logit)).collect();
-        let kept = top_p_count(&weights, f64::from(self.options.top_p));
-        let total: f64 = weights[..kept].iter().sum();
-        let mut left = random::unit(self.options.seed, self.generated() as u64) * total;
-        for (candidate, weight) in candidates[..kept].iter().zip(&weights) {
-            left -= weight;
-            if left < 0.0 {
-                return Some(candidate.0);
-            }
-        }
-        Some(candidates[kept - 1].0)
-    }
 }
 
 /// The token with the highest logit, the first of equals; none if every logit is minus infinity.
-fn likeliest(logits: &[f32]) -> Option<u32> {
+fn likeliest(logits: &[f32]) -> Option<Candidate> {
     let mut best: Option<(u32, f32)> = None;
     for (id, &logit) in (0u32..).zip(logits) {
         if logit > best.map_or(f32::NEG_INFINITY, |(_, highest)| highest) {
             best = Some((id, logit));
         }
     }
-    best.map(|(id, _)| id)
-}
-
-/// Leaves the `k` highest and whatever equals the lowest of them; 0 leaves all.
-fn keep_top_k(candidates: &mut Vec<(u32, f32)>, k: usize) {
-    if k == 0 || k >= candidates.len() {
-        return;
-    }
-    let (_, &mut (_, lowest), _) =
-        candidates.select_nth_unstable_by(k - 1, |a, b| b.1.total_cmp(&a.1));
-    candidates.retain(|(_, logit)| *logit >= lowest);
-}
-
-/// How many of the descending weights make up the smallest set that reaches the share `p`; at least one.
-fn top_p_count(weights: &[f64], p: f64) -> usize {
-    if p >= 1.0 {
-        return weights.len();
-    }
-    let total: f64 = weights.iter().sum();
-    let mut reached = 0.0;
-    for (count, weight) in weights.iter().enumerate() {
-        if count > 0 && reached >= p * total {
-            return count;
-        }
-        reached += weight;
-    }
-    weights.len()
+    best.map(|(id, _)| Candidate {
+        id,
+        probability: 1.0,
+    })
 }
 
 #[cfg(test)]
@@ -277,7 +251,7 @@ mod tests {
             (
                 "top_p",
                 Options {
-                    top_p: 0.0,
+                    top_p: -0.1,
                     ..plain()
                 },
             ),
@@ -371,30 +345,6 @@ mod tests {
         let mut logits = [4.0, -4.0, 1.0];
         sampler.penalize_repetition(&mut logits);
         assert_eq!(logits, [2.0, -8.0, 1.0]);
-    }
-
-    #[test]
-    fn top_k_keeps_ties_with_the_last() {
-        let mut candidates = vec![(0, 1.0), (1, 3.0), (2, 2.0), (3, 2.0)];
-        keep_top_k(&mut candidates, 2);
-        candidates.sort_unstable_by_key(|candidate| candidate.0);
-        assert_eq!(candidates, [(1, 3.0), (2, 2.0), (3, 2.0)]);
-    }
-
-    #[test]
-    fn top_p_keeps_the_smallest_set_that_reaches_it() {
-        let weights = [0.5, 0.25, 0.125, 0.125];
-        for (p, count) in [
-            (0.1, 1),
-            (0.5, 1),
-            (0.51, 2),
-            (0.75, 2),
-            (0.8, 3),
-            (0.99, 4),
-            (1.0, 4),
-        ] {
-            assert_eq!(top_p_count(&weights, p), count, "top_p {p}");
-        }
     }
 
     #[test]

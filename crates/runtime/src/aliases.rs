@@ -11,7 +11,7 @@ use crate::{
     bus::{EventStream, Start},
     events::EventKind,
     layout::{self, validate_digest, validate_name},
-    registry::AliasRevision,
+    registry::{AliasRevision, BaseMismatch},
     store::canonical_json,
     telemetry,
 };
@@ -119,11 +119,16 @@ impl Aliases {
         Ok(aliases)
     }
 
-    /// Lets an alias name a published generation. The generation that it names already is no new revision.
+    /// Lets an alias name a published generation. What it says already is no new revision.
     ///
     /// # Errors
     /// `NotFound` if no such adapter was published; `InvalidArgument`; `Unavailable`.
-    pub async fn promote(&self, alias: &str, generation: &str) -> Result<Alias> {
+    pub async fn promote(
+        &self,
+        alias: &str,
+        generation: &str,
+        base_mismatch: BaseMismatch,
+    ) -> Result<Alias> {
         validate_name("alias", alias)?;
         validate_digest("generation", generation)?;
         if !self
@@ -136,25 +141,30 @@ impl Aliases {
         }
         loop {
             let current = self.current(alias).await?;
-            if let Some(current) = current
-                .as_ref()
-                .filter(|current| current.generation() == generation)
-            {
+            let says_so = |current: &&Alias| {
+                current.generation() == generation && current.said.base_mismatch == base_mismatch
+            };
+            if let Some(current) = current.as_ref().filter(says_so) {
                 // Whoever died between the revision and its event: both again, they are the same.
                 self.tell(current).await;
                 return Ok(current.clone());
             }
             let next = current.map_or(1, |current| current.revision + 1);
-            if let Some(declared) = self
-                .declare(alias, next, generation, Kind::Promotion)
-                .await?
-            {
+            let said = AliasRevision {
+                alias: alias.to_owned(),
+                generation: generation.to_owned(),
+                rollback: false,
+                base_mismatch,
+                time: jiff::Timestamp::now().to_string(),
+                traceparent: telemetry::current_traceparent(),
+            };
+            if let Some(declared) = self.declare(next, said).await? {
                 return Ok(declared);
             }
         }
     }
 
-    /// Lets an alias name again what it named before its present generation was promoted; again, what it named before that.
+    /// Lets an alias say again what it said before its present generation was promoted; again, what it said before that.
     ///
     /// # Errors
     /// `NotFound` if there is no such alias; `FailedPrecondition` if it named nothing before; `Unavailable`.
@@ -169,32 +179,22 @@ impl Aliases {
                 let message = format!("alias \"{alias}\" named nothing before");
                 return Err(Error::precondition(message).with_field("alias"));
             };
-            let declared = self
-                .declare(alias, newest.revision + 1, before, Kind::Rollback)
-                .await?;
-            if let Some(declared) = declared {
+            let said = AliasRevision {
+                rollback: true,
+                time: jiff::Timestamp::now().to_string(),
+                traceparent: telemetry::current_traceparent(),
+                ..before.said.clone()
+            };
+            if let Some(declared) = self.declare(newest.revision + 1, said).await? {
                 return Ok(declared);
             }
         }
     }
 
     /// Writes a revision; `None` if somebody else was faster.
-    async fn declare(
-        &self,
-        alias: &str,
-        revision: u64,
-        generation: &str,
-        kind: Kind,
-    ) -> Result<Option<Alias>> {
-        let said = AliasRevision {
-            alias: alias.to_owned(),
-            generation: generation.to_owned(),
-            rollback: kind == Kind::Rollback,
-            time: jiff::Timestamp::now().to_string(),
-            traceparent: telemetry::current_traceparent(),
-        };
+    async fn declare(&self, revision: u64, said: AliasRevision) -> Result<Option<Alias>> {
         let bytes = canonical_json(&said)?;
-        let folder = layout::alias_revisions(alias);
+        let folder = layout::alias_revisions(&said.alias);
         if !self
             .store
             .put_revision(&folder, revision, bytes.into())
@@ -278,20 +278,14 @@ impl Aliases {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Promotion,
-    Rollback,
-}
-
-/// Promotions pile up, a rollback takes the topmost one away: what is below is what the alias named before.
-fn before(history: &[Alias]) -> Option<&str> {
-    let mut pile: Vec<&str> = Vec::new();
+/// Promotions pile up, a rollback takes the topmost one away: what is below is what the alias said before.
+fn before(history: &[Alias]) -> Option<&Alias> {
+    let mut pile: Vec<&Alias> = Vec::new();
     for alias in history {
         if alias.said.rollback && pile.len() > 1 {
             pile.pop();
         } else {
-            pile.push(alias.generation());
+            pile.push(alias);
         }
     }
     pile.len()
@@ -367,6 +361,7 @@ mod tests {
                 alias: "a".into(),
                 generation: (*generation).into(),
                 rollback: *rollback,
+                base_mismatch: BaseMismatch::default(),
                 time: String::new(),
                 traceparent: None,
             },
@@ -391,7 +386,9 @@ mod tests {
             ),
         ];
         for (says, expected) in table {
-            assert_eq!(before(&history(says)), expected, "{says:?}");
+            let history = history(says);
+            let found = before(&history).map(Alias::generation);
+            assert_eq!(found, expected, "{says:?}");
         }
     }
 }

@@ -148,6 +148,9 @@ pub struct BaseConfig {
     /// Options of an object store, as in [`StoreConfig::options`].
     #[serde(default, deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
+    /// How inference holds its weights: f32, int8 or nf4; f32 if it is not set. The trainer goes by the recipe.
+    #[serde(default)]
+    pub precision: Option<String>,
 }
 
 /// The bases by name.

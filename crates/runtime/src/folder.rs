@@ -170,6 +170,7 @@ mod tests {
         BaseConfig {
             url: url.to_owned(),
             options: BTreeMap::new(),
+            precision: None,
         }
     }
 

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod aliases;
 pub mod bus;
+pub mod card;
 pub mod config;
 pub mod error;
 pub mod events;
@@ -14,6 +15,7 @@ pub mod jobs;
 pub mod kv;
 pub mod layout;
 pub mod lease;
+pub mod memory;
 pub mod process;
 pub mod registry;
 pub mod replicas;

@@ -4,8 +4,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     commands::{
-        adapters, ask, chat, completions, datasets, demo, events, gc, generate, jobs, policies,
-        prepare, train, up,
+        adapters, ask, chat, completions, datasets, demo, events, export, gc, generate, jobs,
+        logits, make_base, policies, prepare, quantize, tokenize, train, up,
     },
     settings::Flags,
 };
@@ -72,6 +72,16 @@ pub enum Command {
     Events(events::Events),
     /// Deletes objects that no manifest reaches and that are older than a day
     Gc(gc::Gc),
+    /// Turns texts into token ids, and back
+    Tokenize(tokenize::Tokenize),
+    /// Writes the network's logits to a file
+    Logits(logits::Logits),
+    /// Writes a base with packed weights
+    Quantize(quantize::Quantize),
+    /// Writes a base with an adapter in it
+    Export(export::Export),
+    /// Writes a base with random weights
+    MakeBase(make_base::MakeBase),
     /// Prints a shell's completions
     Completions(completions::Completions),
 }
@@ -186,6 +196,39 @@ mod tests {
             (
                 "togi generate --temperature warm",
                 ErrorKind::ValueValidation,
+            ),
+            ("togi tokenize", ErrorKind::MissingRequiredArgument),
+            (
+                "togi tokenize --base x --tokenizer y",
+                ErrorKind::ArgumentConflict,
+            ),
+            (
+                "togi tokenize --base x --decode --eos",
+                ErrorKind::ArgumentConflict,
+            ),
+            (
+                "togi logits --base x --out y",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "togi train --local --recipe x --records r --out o",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "togi train --recipe x --dataset d --alias a --records r",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "togi train --local --recipe x --base b --records r --out o --watch",
+                ErrorKind::ArgumentConflict,
+            ),
+            (
+                "togi generate --base x --precision int3",
+                ErrorKind::ValueValidation,
+            ),
+            (
+                "togi export --base x --adapter y --out z",
+                ErrorKind::MissingRequiredArgument,
             ),
             ("togi jobs list --output xml", ErrorKind::InvalidValue),
             ("togi --help", ErrorKind::DisplayHelp),

@@ -3,18 +3,24 @@
 use std::future::Future;
 
 pub mod adapters;
+pub mod answerer;
 pub mod ask;
 pub mod chat;
 pub mod completions;
 pub mod datasets;
 pub mod demo;
 pub mod events;
+pub mod export;
 pub mod gc;
 pub mod generate;
 pub mod jobs;
+pub mod logits;
+pub mod make_base;
 pub mod policies;
 pub mod prepare;
+pub mod quantize;
 pub mod sampling;
+pub mod tokenize;
 pub mod train;
 pub mod up;
 pub mod watch;
@@ -91,6 +97,11 @@ async fn client(command: Command, session: &Session) -> Result<()> {
         Command::Chat(chat) => chat.run(session).await,
         Command::Events(events) => events.run(session).await,
         Command::Gc(gc) => gc.run(session).await,
+        Command::Tokenize(tokenize) => tokenize.run().await,
+        Command::Logits(logits) => logits.run(session).await,
+        Command::Quantize(quantize) => quantize.run(session).await,
+        Command::Export(export) => export.run(session).await,
+        Command::MakeBase(make_base) => make_base.run(session).await,
         Command::Up(_) | Command::Demo(_) | Command::Completions(_) => Ok(()),
     }
 }
@@ -122,6 +133,7 @@ async fn until_interrupted(
 /// Says what an interrupt does not end.
 fn hint(command: &Command) -> &'static str {
     match command {
+        Command::Train(train) if train.local.local => "",
         Command::Prepare(_) | Command::Train(_) | Command::Jobs(_) => {
             "; a job that is queued goes on, `togi jobs watch` follows it again"
         }

@@ -60,6 +60,16 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A local file or folder cannot be what it is named as; exit code 5.
+    #[error("{what} {}: {source}", .path.display())]
+    Unfit {
+        /// What it is named as.
+        what: &'static str,
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Something that `togi up` needs is missing or taken; exit code 4.
     #[error("{0}")]
     Unavailable(String),
@@ -89,6 +99,7 @@ impl Error {
             Error::Failed(_) | Error::Terminal(_) => 1,
             Error::Usage(_) => 2,
             Error::NoAnswer { .. } | Error::Unavailable(_) => 4,
+            Error::Unfit { .. } => 5,
             Error::Configuration(_) => 64,
             Error::Interrupted(_) => 130,
             Error::File { source, .. } => match source.kind() {
@@ -106,6 +117,19 @@ impl Error {
         Error::File {
             path: path.into(),
             source,
+        }
+    }
+
+    /// Builds the error of a file or folder that cannot be what it is named as.
+    pub fn unfit(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        Error::Unfit {
+            what,
+            path: path.into(),
+            source: source.into(),
         }
     }
 
@@ -234,6 +258,7 @@ mod tests {
             (service(Code::AlreadyExists), 1),
             (Error::Usage("x".into()), 2),
             (Error::Configuration("x".into()), 64),
+            (Error::unfit("base", "x", "it is none"), 5),
             (Error::Interrupted(String::new()), 130),
             (Error::file("x", io::ErrorKind::NotFound.into()), 3),
             (Error::file("x", io::ErrorKind::PermissionDenied.into()), 1),

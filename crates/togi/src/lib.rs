@@ -8,6 +8,7 @@ pub mod demo;
 pub mod embedded;
 pub mod error;
 pub mod gc;
+pub mod local;
 pub mod output;
 pub mod progress;
 pub mod recipe;

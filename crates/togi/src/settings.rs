@@ -157,6 +157,8 @@ pub struct UpSection {
 pub struct BaseSection {
     /// A folder: file://, an object-store URL, or hf://OWNER/NAME[@REVISION].
     pub url: String,
+    /// How inference holds it: f32 (default), int8 or nf4.
+    pub precision: Option<String>,
 }
 
 /// What the client commands use.

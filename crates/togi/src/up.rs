@@ -7,7 +7,7 @@ mod nats;
 mod service;
 pub mod state;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use togi_runtime::{
     Context, Readiness, Stopper, Tasks, admin,
@@ -45,6 +45,8 @@ pub struct Options {
     pub admin: SocketAddr,
     /// The base that inference serves.
     pub serve: String,
+    /// How inference holds bases, by name, over what the file says.
+    pub precisions: BTreeMap<String, String>,
     /// The configuration file: bases, the store, and each service's own settings.
     pub file: File,
 }
@@ -58,6 +60,7 @@ impl Options {
             listen: anywhere,
             admin: anywhere,
             serve: embedded::BASE.to_owned(),
+            precisions: BTreeMap::new(),
             file: File::default(),
         }
     }

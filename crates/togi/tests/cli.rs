@@ -7,6 +7,8 @@
 
 #[path = "cli/alone.rs"]
 mod alone;
+#[path = "cli/local.rs"]
+mod local;
 #[path = "cli/process.rs"]
 mod process;
 #[path = "cli/served.rs"]

@@ -119,6 +119,14 @@ impl Spool {
         self.starts.len()
     }
 
+    /// Returns all rows in their order.
+    ///
+    /// # Errors
+    /// The local disk's, as an item.
+    pub fn read(&self) -> impl Iterator<Item = Result<Row, Error>> + '_ {
+        (0..self.shards()).flat_map(|shard| self.shard(shard))
+    }
+
     /// Returns a shard's rows in their order. Several threads may read at the same time.
     pub(crate) fn shard(&self, shard: usize) -> impl Iterator<Item = Result<Row, Error>> + '_ {
         let before = self.rows_per_shard * shard as u64;
@@ -224,6 +232,8 @@ mod tests {
         }
         let spool = writer.finish().unwrap();
         assert_eq!((spool.rows, spool.shards()), (100, 4));
+        let all: Vec<Row> = spool.read().map(Result::unwrap).collect();
+        assert_eq!(all, (0..100).map(row).collect::<Vec<_>>());
         for shard in [3, 0, 2, 1] {
             let found: Vec<Row> = spool.shard(shard).map(Result::unwrap).collect();
             let first = u32::try_from(shard).unwrap() * 30;

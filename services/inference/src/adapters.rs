@@ -3,12 +3,14 @@
 
 pub(crate) mod follower;
 mod loader;
+pub(crate) mod mismatch;
 mod plan;
 pub(crate) mod served;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use togi_runtime::registry::BaseMismatch;
 use togi_runtime::{Class, Stopper, telemetry};
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::Instrument;
@@ -31,7 +33,7 @@ const MAX_REASON_CHARS: usize = 1000;
 /// The adapters of one replica.
 pub(crate) struct Adapters {
     pub(crate) shelf: Arc<Shelf>,
-    pub(crate) loader: Loader,
+    pub(crate) loader: Arc<Loader>,
     /// None until the store's aliases have been read once.
     pub(crate) declared: Arc<watch::Sender<Option<Declared>>>,
     pub(crate) news: mpsc::Sender<News>,
@@ -81,7 +83,7 @@ impl Adapters {
     }
 
     async fn by_digest(&self, digest: &str) -> Result<Arc<Generation>> {
-        match self.get(digest, false).await {
+        match self.get(digest, self.base_mismatch(digest), false).await {
             Ok(generation) => {
                 self.shelf.keep(&generation);
                 Ok(generation)
@@ -95,20 +97,40 @@ impl Adapters {
         }
     }
 
+    /// What the promotions say of a generation that is asked for by its digest: one that allows a mismatch is enough.
+    fn base_mismatch(&self, digest: &str) -> BaseMismatch {
+        let declared = self.declared.borrow();
+        let mut declarations = declared.iter().flat_map(Declared::values);
+        let is_allowed = declarations.any(|declaration| {
+            declaration.generation == digest && !declaration.base_mismatch.is_refused()
+        });
+        is_allowed.into()
+    }
+
     /// Returns a generation, from memory or from the store.
-    async fn get(&self, digest: &str, replaces: bool) -> Result<Arc<Generation>> {
+    async fn get(
+        &self,
+        digest: &str,
+        base_mismatch: BaseMismatch,
+        replaces: bool,
+    ) -> Result<Arc<Generation>> {
         if let Some(generation) = self.shelf.find(digest) {
+            // It may be in memory for an alias that says something else.
+            self.loader
+                .admit(generation.trained_over(), base_mismatch)?;
             return Ok(generation);
         }
         let load = async {
             let _turn = self.turn.lock().await;
             if let Some(generation) = self.shelf.find(digest) {
+                self.loader
+                    .admit(generation.trained_over(), base_mismatch)?;
                 return Ok(generation);
             }
             if !self.shelf.make_room(replaces) {
                 return Err(Error::TooManyResident(self.shelf.count()));
             }
-            let generation = self.loader.load(digest).await?;
+            let generation = self.loader.load(digest, base_mismatch).await?;
             self.shelf.put(&generation);
             Ok(generation)
         };
@@ -185,7 +207,7 @@ impl Adapters {
         };
         let replaces = self.shelf.served().aliases.contains_key(alias);
         let result = self
-            .get(&declaration.generation, replaces)
+            .get(&declaration.generation, declaration.base_mismatch, replaces)
             .instrument(span.clone())
             .await;
         let outcome = span.in_scope(|| match result {
@@ -202,6 +224,7 @@ impl Adapters {
     }
 
     fn loaded(&self, alias: &str, declaration: &Declaration, generation: Arc<Generation>) {
+        let mismatched = (!self.loader.holds_base_of(&generation)).then(|| Arc::clone(&generation));
         let serving = Serving {
             generation,
             revision: declaration.revision,
@@ -223,6 +246,7 @@ impl Adapters {
         self.tell(News::Loaded {
             alias: alias.to_owned(),
             generation: generation.clone(),
+            mismatched,
             traceparent: telemetry::current_traceparent(),
         });
     }

@@ -10,7 +10,9 @@ use togi_proto::events::v1 as events;
 use togi_runtime::{Bus, Event, Stopper, replicas};
 use tokio::sync::{mpsc, watch};
 
+use crate::adapters::mismatch::{Gauge, Mismatch};
 use crate::adapters::served::{Refusal, Served, Serving, Shelf};
+use crate::generation::Generation;
 
 /// Wait before the next attempt to reach the bus.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,6 +24,8 @@ pub(crate) enum News {
     Loaded {
         alias: String,
         generation: String,
+        /// The generation, if the base is held otherwise than in its training: that is measured before it is said.
+        mismatched: Option<Arc<Generation>>,
         traceparent: Option<String>,
     },
     /// A generation was refused.
@@ -54,6 +58,7 @@ pub(crate) struct Announcer {
     pub(crate) replica: String,
     pub(crate) base: String,
     pub(crate) base_digest: String,
+    pub(crate) gauge: Gauge,
     pub(crate) news: mpsc::Receiver<News>,
 }
 
@@ -81,7 +86,11 @@ impl Announcer {
         };
         let say = async {
             while let Some(Some(news)) = stopper.run(news.recv()).await {
-                self.say(news, stopper).await;
+                // Measured here, so that nothing but the news waits for it, and they keep their order.
+                let Some((event, traceparent)) = stopper.run(self.event(news)).await else {
+                    return;
+                };
+                self.publish(event, traceparent, stopper).await;
             }
         };
         let (announced, (), ()) = tokio::join!(announce, renew, say);
@@ -103,23 +112,28 @@ impl Announcer {
         }
     }
 
-    /// Publishes until it is stored, or the stop.
-    async fn say(&self, news: News, stopper: &Stopper) {
+    /// Returns the event that says the news, and the trace that it belongs to.
+    async fn event(&self, news: News) -> (Event, Option<String>) {
         let replica = self.replica.clone();
-        let (event, traceparent): (Event, _) = match news {
+        match news {
             News::Loaded {
                 alias,
                 generation,
+                mismatched,
                 traceparent,
-            } => (
-                events::AdapterLoaded {
+            } => {
+                let base_mismatch = match mismatched {
+                    Some(mismatched) => Some(to_proto(self.gauge.measure(&mismatched).await)),
+                    None => None,
+                };
+                let event = events::AdapterLoaded {
                     alias,
                     generation,
                     replica,
-                }
-                .into(),
-                traceparent,
-            ),
+                    base_mismatch,
+                };
+                (event.into(), traceparent)
+            }
             News::Rejected {
                 alias,
                 generation,
@@ -134,7 +148,11 @@ impl Announcer {
                 };
                 (event.into(), traceparent)
             }
-        };
+        }
+    }
+
+    /// Publishes until it is stored, or the stop.
+    async fn publish(&self, event: Event, traceparent: Option<String>, stopper: &Stopper) {
         while let Some(Err(error)) = stopper
             .run(self.bus.publish_in(event.clone(), traceparent.as_deref()))
             .await
@@ -146,5 +164,30 @@ impl Announcer {
             tracing::debug!(error = error.chain(), "an event waits for the bus");
             stopper.wait(PATIENCE).await;
         }
+    }
+}
+
+fn to_proto(mismatch: Mismatch) -> events::BaseMismatch {
+    let Mismatch {
+        trained_over,
+        served_over,
+        difference,
+    } = mismatch;
+    let said = events::BaseMismatch {
+        trained_precision: trained_over,
+        served_precision: served_over,
+        ..Default::default()
+    };
+    match difference {
+        Ok(difference) => events::BaseMismatch {
+            max_abs_logit_difference: Some(difference.max),
+            mean_abs_logit_difference: Some(difference.mean),
+            samples: u32::try_from(difference.samples).unwrap_or(u32::MAX),
+            ..said
+        },
+        Err(reason) => events::BaseMismatch {
+            not_measured: reason,
+            ..said
+        },
     }
 }

@@ -5,15 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use togi_model::{Base, Engine};
+use togi_model::{Base, Engine, Precision};
 use togi_runtime::config::BaseConfig;
 use togi_runtime::{Stopper, folder};
 use togi_tokens::Tokenizer;
 
 use crate::error::{Error, Result};
-
-/// How the base is held in memory: adapters must have been made for it.
-pub(crate) const PRECISION: &str = "f32";
 
 /// Time between two attempts to reach the base's source.
 const RETRY: Duration = Duration::from_secs(5);
@@ -23,6 +20,10 @@ pub(crate) struct Loaded {
     pub(crate) network: Arc<Engine>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) digest: String,
+    /// How it is held: adapters must have been trained over the same.
+    pub(crate) precision: Precision,
+    /// Its files.
+    pub(crate) folder: PathBuf,
     /// Ends an answer.
     pub(crate) eos: Option<u32>,
 }
@@ -31,6 +32,7 @@ pub(crate) struct Loaded {
 pub(crate) async fn load(
     name: &str,
     config: &BaseConfig,
+    precision: Precision,
     cache: &Path,
     stopper: &Stopper,
 ) -> Result<Option<Loaded>> {
@@ -39,7 +41,7 @@ pub(crate) async fn load(
             return Ok(None);
         };
         match folder {
-            Ok(folder) => return read(name, folder).await.map(Some),
+            Ok(folder) => return read(name, folder, precision).await.map(Some),
             Err(error) if error.class().retryable() => {
                 tracing::warn!(
                     base = name,
@@ -55,27 +57,34 @@ pub(crate) async fn load(
     }
 }
 
-async fn read(name: &str, folder: PathBuf) -> Result<Loaded> {
+async fn read(name: &str, folder: PathBuf, precision: Precision) -> Result<Loaded> {
     let owned = name.to_owned();
-    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned, &folder))
+    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned, folder, precision))
         .await
         .map_err(|error| Error::Broken(format!("loading the base ended: {error}")))??;
     let parameters = loaded.network.config().parameters();
     tracing::info!(
         base = name,
         digest = loaded.digest,
+        precision = precision.name(),
         parameters,
         "base loaded"
     );
     Ok(loaded)
 }
 
-fn read_folder(name: &str, folder: &Path) -> Result<Loaded> {
-    let unusable = |reason: String| Error::Base {
-        name: name.to_owned(),
-        reason,
-    };
-    let base = Base::load(folder).map_err(|error| unusable(error.to_string()))?;
+fn read_folder(name: &str, folder: PathBuf, precision: Precision) -> Result<Loaded> {
+    let base =
+        Base::load_as(&folder, precision).map_err(|error| unusable(name, error.to_string()))?;
+    with_tokenizer(name, folder, base)
+}
+
+/// Brings a base together with the tokenizer in its folder.
+///
+/// # Errors
+/// [`Error::Base`] where there is none, or one that does not fit.
+pub(crate) fn with_tokenizer(name: &str, folder: PathBuf, base: Base) -> Result<Loaded> {
+    let unusable = |reason: String| unusable(name, reason);
     let bytes = base
         .tokenizer()
         .ok_or_else(|| unusable("its folder has no spiece.model and no tokenizer.model".into()))?;
@@ -86,13 +95,22 @@ fn read_folder(name: &str, folder: &Path) -> Result<Loaded> {
             "its tokenizer has {pieces} pieces, its network {rows}"
         )));
     }
-    let digest = base.digest().to_owned();
+    let (digest, precision) = (base.digest().to_owned(), base.precision());
     let eos = tokenizer.eos().or(base.config().eos_token_id);
     let network = Engine::new(Arc::new(base)).map_err(|error| unusable(error.to_string()))?;
     Ok(Loaded {
         network: Arc::new(network),
         tokenizer: Arc::new(tokenizer),
         digest,
+        precision,
+        folder,
         eos,
     })
+}
+
+fn unusable(name: &str, reason: String) -> Error {
+    Error::Base {
+        name: name.to_owned(),
+        reason,
+    }
 }

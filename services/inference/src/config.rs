@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use togi_model::Precision;
 use togi_runtime::config::{BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
 use togi_runtime::process::Sections;
 
@@ -154,7 +155,7 @@ impl Config {
         for (setting, value) in counts {
             if value == 0 {
                 return Err(Error::Setting {
-                    setting,
+                    setting: setting.into(),
                     reason: "must be at least 1".into(),
                 });
             }
@@ -163,11 +164,37 @@ impl Config {
             let known: Vec<&str> = self.bases.keys().map(String::as_str).collect();
             let reason = format!("{:?} is none of [bases]: {}", self.base, known.join(", "));
             return Err(Error::Setting {
-                setting: "base",
+                setting: "base".into(),
                 reason,
             });
         }
+        for name in self.bases.keys() {
+            self.precision(name)?;
+        }
         Ok(())
+    }
+
+    /// Returns how a base is held.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a precision that is none, or that no device here computes with.
+    pub fn precision(&self, base: &str) -> Result<Precision> {
+        let written = self
+            .bases
+            .get(base)
+            .and_then(|base| base.precision.as_deref());
+        let Some(written) = written else {
+            return Ok(Precision::F32);
+        };
+        let built = Precision::BUILT;
+        let found = built.into_iter().find(|known| known.name() == written);
+        found.ok_or_else(|| Error::Setting {
+            setting: format!("bases.{base}.precision"),
+            reason: format!(
+                "{written:?} is none of {}",
+                built.map(Precision::name).join(", ")
+            ),
+        })
     }
 }
 
@@ -207,5 +234,23 @@ mod tests {
             );
         }
         assert!(load(&format!("{BASE}[engine]\nmax_activ = 1\n")).is_err());
+    }
+
+    #[test]
+    fn a_base_is_held_as_its_section_says() {
+        let with = |precision: &str| {
+            load(&format!(
+                "{BASE}other = {{ url = \"file:///o\", precision = {precision:?} }}\n"
+            ))
+        };
+        let config = with("nf4").unwrap();
+        assert_eq!(config.precision("other").unwrap(), Precision::Nf4);
+        assert_eq!(config.precision("demo").unwrap(), Precision::F32);
+        // A name that is none, and one that is known and not built.
+        for wrong in ["int3", "fp8", "NF4", ""] {
+            let error = with(wrong).unwrap_err();
+            let expected = format!("bases.other.precision: {wrong:?} is none of f32, int8, nf4");
+            assert_eq!(error.message(), expected);
+        }
     }
 }

@@ -5,7 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use togi_model::Engine;
+use tokio::sync::oneshot;
+
 use crate::error::{Error, Result};
+use crate::generation::Generation;
+use crate::probe::Probe;
 use crate::sequence::Job;
 
 /// Counts of requests inside; read by metrics and tests.
@@ -33,13 +38,21 @@ impl Load {
     }
 }
 
+/// What the engine's thread is given.
+pub(crate) enum Work {
+    /// An answer to write, among the others.
+    Answer(Box<Job>),
+    /// A look at logits, at once.
+    Probe(Probe),
+}
+
 /// Lets requests in.
 pub(crate) struct Door {
     load: Arc<Load>,
     max_active: usize,
     max_waiting: usize,
     // None: closed.
-    jobs: Mutex<Option<Sender<Job>>>,
+    work: Mutex<Option<Sender<Work>>>,
 }
 
 /// A place behind the door; free again when dropped.
@@ -53,12 +66,12 @@ impl Drop for Place {
 }
 
 impl Door {
-    pub(crate) fn new(jobs: Sender<Job>, max_active: usize, max_waiting: usize) -> Door {
+    pub(crate) fn new(work: Sender<Work>, max_active: usize, max_waiting: usize) -> Door {
         Door {
             load: Arc::default(),
             max_active,
             max_waiting,
-            jobs: Mutex::new(Some(jobs)),
+            work: Mutex::new(Some(work)),
         }
     }
 
@@ -71,7 +84,7 @@ impl Door {
     /// # Errors
     /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
     pub(crate) fn enter(&self) -> Result<Place> {
-        if self.jobs().is_none() {
+        if self.work().is_none() {
             return Err(Error::Stopping);
         }
         let places = self.max_active + self.max_waiting;
@@ -91,17 +104,41 @@ impl Door {
     /// # Errors
     /// [`Error::Stopping`] when the door is closed.
     pub(crate) fn submit(&self, job: Job) -> Result<()> {
-        let jobs = self.jobs();
-        let sender = jobs.as_ref().ok_or(Error::Stopping)?;
-        sender.send(job).map_err(|_| Error::Stopping)
+        self.send(Work::Answer(Box::new(job)))
+    }
+
+    /// Returns the logits after a prompt, of any network on the engine's device. It takes no place: only one is asked for at a time.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`] when the door is closed, [`Error::Network`] for a prompt that the network cannot read.
+    pub(crate) async fn probe(
+        &self,
+        network: Arc<Engine>,
+        generation: Arc<Generation>,
+        prompt: Vec<u32>,
+    ) -> Result<Vec<f32>> {
+        let (logits, heard) = oneshot::channel();
+        self.send(Work::Probe(Probe {
+            network,
+            generation,
+            prompt,
+            logits,
+        }))?;
+        heard.await.map_err(|_| Error::Stopping)?
+    }
+
+    fn send(&self, work: Work) -> Result<()> {
+        let sender = self.work();
+        let sender = sender.as_ref().ok_or(Error::Stopping)?;
+        sender.send(work).map_err(|_| Error::Stopping)
     }
 
     /// Lets nobody in any more; the engine ends when it has finished what is inside.
     pub(crate) fn close(&self) {
-        self.jobs().take();
+        self.work().take();
     }
 
-    fn jobs(&self) -> std::sync::MutexGuard<'_, Option<Sender<Job>>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn work(&self) -> std::sync::MutexGuard<'_, Option<Sender<Work>>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,42 +1,52 @@
 //! The thread that owns the device. Answers that are active progress together, one turn each in every round: a token, or a chunk of
-//! a prompt. Jobs come by channel; what nobody waits for any more is dropped at the next turn.
+//! a prompt. Work comes by channel; what nobody waits for any more is dropped at the next turn.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use togi_model::{Engine as Network, Step};
 use togi_tokens::Tokenizer;
 
-use crate::door::Load;
+use crate::base::Loaded;
+use crate::config::EngineConfig;
+use crate::door::{Door, Load, Work};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::sequence::{Finished, Job, Sequence};
 
-/// Limits of the rounds.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Answers that progress together.
-    pub(crate) max_active: usize,
-    /// Prompt ids in one turn.
-    pub(crate) prefill_chunk: usize,
-}
-
 /// The engine: [`Engine::run`] is the thread.
 pub(crate) struct Engine {
-    pub(crate) network: Arc<Network>,
-    pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) eos: Option<u32>,
-    pub(crate) limits: Limits,
-    pub(crate) jobs: Receiver<Job>,
-    pub(crate) load: Arc<Load>,
+    network: Arc<Network>,
+    tokenizer: Arc<Tokenizer>,
+    eos: Option<u32>,
+    limits: EngineConfig,
+    work: Receiver<Work>,
+    load: Arc<Load>,
     /// Set when the time to finish is over: every answer ends at its next turn.
     pub(crate) abort: Arc<AtomicBool>,
-    pub(crate) metrics: Metrics,
+    metrics: Metrics,
 }
 
 impl Engine {
+    /// Makes an engine over a base, and the door to it.
+    pub(crate) fn new(loaded: &Loaded, limits: &EngineConfig, metrics: Metrics) -> (Door, Engine) {
+        let (sender, work) = channel();
+        let door = Door::new(sender, limits.max_active, limits.max_waiting);
+        let engine = Engine {
+            network: loaded.network.clone(),
+            tokenizer: loaded.tokenizer.clone(),
+            eos: loaded.eos,
+            limits: limits.clone(),
+            work,
+            load: door.load().clone(),
+            abort: Arc::default(),
+            metrics,
+        };
+        (door, engine)
+    }
+
     /// Works until the door is closed and everything inside has ended.
     pub(crate) fn run(self) {
         let mut waiting: VecDeque<Job> = VecDeque::new();
@@ -69,17 +79,17 @@ impl Engine {
         }
     }
 
-    /// Takes the jobs that have come; with nothing else to do, waits for one. Returns whether there are jobs, or may be.
+    /// Takes the work that has come; with nothing else to do, waits for some. Returns whether there are jobs, or may be.
     fn receive(&self, waiting: &mut VecDeque<Job>, is_idle: bool) -> bool {
         if is_idle && waiting.is_empty() {
-            match self.jobs.recv() {
-                Ok(job) => waiting.push_back(job),
+            match self.work.recv() {
+                Ok(work) => take(work, waiting),
                 Err(_) => return false,
             }
         }
         loop {
-            match self.jobs.try_recv() {
-                Ok(job) => waiting.push_back(job),
+            match self.work.try_recv() {
+                Ok(work) => take(work, waiting),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !waiting.is_empty(),
             }
@@ -156,6 +166,14 @@ impl Engine {
                 sequence.end(Err(error));
             }
         }
+    }
+}
+
+/// Puts an answer among those that wait; a look at logits is done on the spot.
+fn take(work: Work, waiting: &mut VecDeque<Job>) {
+    match work {
+        Work::Answer(job) => waiting.push_back(*job),
+        Work::Probe(probe) => probe.run(),
     }
 }
 

@@ -72,7 +72,7 @@ pub enum Error {
     #[error("{setting}: {reason}")]
     Setting {
         /// The setting's path.
-        setting: &'static str,
+        setting: String,
         /// What is wrong.
         reason: String,
     },

@@ -8,14 +8,16 @@ use togi_model::Adapter;
 /// A loaded adapter. Immutable.
 pub struct Generation {
     digest: String,
+    trained_over: String,
     adapter: Adapter,
     loaded: SystemTime,
 }
 
 impl Generation {
-    pub(crate) fn new(digest: String, adapter: Adapter) -> Generation {
+    pub(crate) fn new(digest: String, trained_over: String, adapter: Adapter) -> Generation {
         Generation {
             digest,
+            trained_over,
             adapter,
             loaded: SystemTime::now(),
         }
@@ -24,6 +26,11 @@ impl Generation {
     /// Its name: 64 lower-case hex digits.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// How the base was held in training: a precision's name.
+    pub fn trained_over(&self) -> &str {
+        &self.trained_over
     }
 
     /// When it was loaded.

@@ -1,21 +1,25 @@
 //! The inference service: questions in, answers out, over one base and the adapters that the registry declares.
 //!
-//! The way of a request: [`service`] → [`question`] (checked) → [`door`] (a place, or refused at once) → [`adapters`] (pinned to a
-//! generation) → [`engine`] (a thread; many answers together) → [`sequence`] → [`answer`] → the stream. The way of an adapter:
+//! The way of a request: [`service`] → [`desk`]: [`question`] (checked) → [`door`] (a place, or refused at once) → [`adapters`] (pinned
+//! to a generation) → [`engine`] (a thread; many answers together) → [`sequence`] → [`answer`] → the stream. The way of an adapter:
 //! [`adapters::follower`] (declared) → [`adapters::plan`] (what next) → [`adapters::loader`] (checked) →
-//! [`adapters::served`] (swapped in) → [`announcer`] (said).
+//! [`adapters::served`] (swapped in) → [`adapters::mismatch`] (measured, where its base is held otherwise) → [`announcer`] (said).
+//! [`local`] answers without a service.
 
 mod adapters;
 mod announcer;
 mod answer;
 mod base;
 mod config;
+mod desk;
 mod door;
 mod engine;
 mod error;
 mod generation;
+mod local;
 mod metrics;
 mod options;
+mod probe;
 mod question;
 mod replica;
 pub mod semconv;
@@ -32,9 +36,11 @@ use togi_runtime::{Context, Tasks};
 pub use adapters::served::{Refusal, Served, Serving};
 pub use announcer::ReplicaEntry;
 pub use config::{AdaptersConfig, Config, DEFAULTS, EngineConfig, StopConfig};
+pub use desk::Answers;
 pub use door::Load;
 pub use error::{Error, Result};
 pub use generation::Generation;
+pub use local::Local;
 pub use replica::Replica;
 pub use service::Service;
 

@@ -30,11 +30,11 @@ impl Options {
     pub(crate) fn from_request(options: Option<proto::Options>) -> Result<Options> {
         let options = options.unwrap_or_default();
         let temperature = positive("options.temperature", options.temperature.unwrap_or(0.7))?;
-        let top_p = positive("options.top_p", options.top_p.unwrap_or(0.75))?;
-        if top_p > 1.0 {
+        let top_p = options.top_p.unwrap_or(0.75);
+        if !(0.0..=1.0).contains(&top_p) {
             return Err(Error::field(
                 "options.top_p",
-                format!("must be at most 1, not {top_p}"),
+                format!("must be from 0 to 1, not {top_p}"),
             ));
         }
         let penalty = options.repetition_penalty.unwrap_or(1.0);
@@ -139,7 +139,7 @@ mod tests {
                 options.temperature = Some(1e-40)
             }),
             ("options.top_p", |options| options.top_p = Some(f32::NAN)),
-            ("options.top_p", |options| options.top_p = Some(0.0)),
+            ("options.top_p", |options| options.top_p = Some(-0.1)),
             ("options.top_p", |options| options.top_p = Some(1.0001)),
             ("options.repetition_penalty", |options| {
                 options.repetition_penalty = Some(f32::NAN)
@@ -174,17 +174,22 @@ mod tests {
 
     #[test]
     fn limits_themselves_are_allowed() {
-        let options = proto::Options {
-            top_p: Some(1.0),
-            top_k: Some(0),
-            no_repeat_ngram_size: Some(0),
-            max_new_tokens: Some(1),
-            seed: Some(0),
-            stop: vec!["x".repeat(256); 8],
-            ..Default::default()
-        };
-        let sampling = Options::from_request(Some(options)).unwrap().sampling;
-        assert_eq!((sampling.top_p, sampling.top_k, sampling.seed), (1.0, 0, 0));
-        sampling.validate().unwrap();
+        for top_p in [0.0, 1.0] {
+            let options = proto::Options {
+                top_p: Some(top_p),
+                top_k: Some(0),
+                no_repeat_ngram_size: Some(0),
+                max_new_tokens: Some(1),
+                seed: Some(0),
+                stop: vec!["x".repeat(256); 8],
+                ..Default::default()
+            };
+            let sampling = Options::from_request(Some(options)).unwrap().sampling;
+            assert_eq!(
+                (sampling.top_p, sampling.top_k, sampling.seed),
+                (top_p, 0, 0)
+            );
+            sampling.validate().unwrap();
+        }
     }
 }

@@ -5,19 +5,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use togi_model::Engine as Network;
 use togi_runtime::{Context, Latch, Stopper};
-use togi_tokens::{Tokenizer, prompt};
+use togi_tokens::prompt;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::adapters::follower::Follower;
+use crate::adapters::mismatch::Gauge;
 use crate::adapters::served::{Served, Shelf};
 use crate::adapters::{Adapters, Expected, Loader};
 use crate::announcer::Announcer;
 use crate::base::{self, Loaded};
 use crate::config::Config;
+use crate::desk::Desk;
 use crate::door::{Door, Load};
-use crate::engine::{Engine, Limits};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::metrics::{self, Metrics};
 
@@ -33,13 +34,9 @@ pub struct Replica {
 
 /// What answers requests, once it is there.
 pub(crate) struct Ready {
-    pub(crate) base_name: String,
     pub(crate) base_digest: String,
-    pub(crate) network: Arc<Network>,
-    pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) adapters: Arc<Adapters>,
-    pub(crate) door: Arc<Door>,
-    pub(crate) max_prompt_bytes: usize,
+    pub(crate) desk: Desk,
 }
 
 impl Replica {
@@ -63,7 +60,7 @@ impl Replica {
 
     /// Counts of requests inside; None while the base is loading.
     pub fn load(&self) -> Option<Arc<Load>> {
-        self.ready.get().map(|ready| ready.door.load().clone())
+        self.ready.get().map(|ready| ready.desk.door.load().clone())
     }
 
     /// What is served now; None while the base is loading.
@@ -94,14 +91,16 @@ impl Replica {
         let stopper = self.context.stopper.clone();
         let name = &self.config.base;
         let base_config = &self.config.bases[name];
-        let Some(loaded) = base::load(name, base_config, &self.config.cache, &stopper).await?
-        else {
+        let precision = self.config.precision(name)?;
+        let cache = &self.config.cache;
+        let Some(loaded) = base::load(name, base_config, precision, cache, &stopper).await? else {
             return Ok(());
         };
         let metrics = Metrics::new();
-        let (news, announcer) = self.announcer(&loaded);
-        let adapters = Arc::new(self.adapters(&loaded, metrics.clone(), news));
-        let (door, thread) = self.start_engine(&loaded, metrics)?;
+        let (door, thread) = self.start_engine(&loaded, metrics.clone())?;
+        let loader = Arc::new(self.loader(&loaded));
+        let (news, announcer) = self.announcer(&loaded, loader.clone(), door.clone());
+        let adapters = Arc::new(self.adapters(loader, metrics, news));
         metrics::observe(door.load(), &adapters.shelf, self.name());
         let follower = Follower {
             store: self.context.store.clone(),
@@ -111,13 +110,15 @@ impl Replica {
             declared: adapters.declared.clone(),
         };
         let ready = Ready {
-            base_name: name.clone(),
             base_digest: loaded.digest,
-            network: loaded.network,
-            tokenizer: loaded.tokenizer,
             adapters: adapters.clone(),
-            door,
-            max_prompt_bytes: self.config.engine.max_prompt_bytes,
+            desk: Desk {
+                base_name: name.clone(),
+                network: loaded.network,
+                tokenizer: loaded.tokenizer,
+                door,
+                max_prompt_bytes: self.config.engine.max_prompt_bytes,
+            },
         };
         // Only this task sets it, and once.
         let _ = self.ready.set(ready);
@@ -135,26 +136,30 @@ impl Replica {
         ended.and(served.map_err(Error::from))
     }
 
+    fn loader(&self, loaded: &Loaded) -> Loader {
+        Loader {
+            store: self.context.store.clone(),
+            network: loaded.network.clone(),
+            expected: Expected {
+                base: loaded.digest.clone(),
+                base_precision: loaded.precision.name().to_owned(),
+                tokenizer: loaded.tokenizer.digest().to_owned(),
+                template: prompt::template_digest().to_owned(),
+            },
+            max_bytes: self.config.adapters.max_bytes,
+        }
+    }
+
     fn adapters(
         &self,
-        loaded: &Loaded,
+        loader: Arc<Loader>,
         metrics: Metrics,
         news: mpsc::Sender<crate::announcer::News>,
     ) -> Adapters {
         let settings = &self.config.adapters;
         Adapters {
             shelf: Arc::new(Shelf::new(settings.max_resident)),
-            loader: Loader {
-                store: self.context.store.clone(),
-                network: loaded.network.clone(),
-                expected: Expected {
-                    base: loaded.digest.clone(),
-                    base_precision: base::PRECISION.to_owned(),
-                    tokenizer: loaded.tokenizer.digest().to_owned(),
-                    template: prompt::template_digest().to_owned(),
-                },
-                max_bytes: settings.max_bytes,
-            },
+            loader,
             declared: Arc::new(watch::Sender::new(None)),
             news,
             metrics,
@@ -165,36 +170,32 @@ impl Replica {
         }
     }
 
-    fn announcer(&self, loaded: &Loaded) -> (mpsc::Sender<crate::announcer::News>, Announcer) {
+    fn announcer(
+        &self,
+        loaded: &Loaded,
+        loader: Arc<Loader>,
+        door: Arc<Door>,
+    ) -> (mpsc::Sender<crate::announcer::News>, Announcer) {
         let (sender, news) = mpsc::channel(NEWS);
         let announcer = Announcer {
             bus: self.context.bus.clone(),
             replica: self.name().to_owned(),
             base: self.config.base.clone(),
             base_digest: loaded.digest.clone(),
+            gauge: Gauge {
+                loader,
+                base_folder: loaded.folder.clone(),
+                tokenizer: loaded.tokenizer.clone(),
+                door,
+            },
             news,
         };
         (sender, announcer)
     }
 
     fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, EngineThread)> {
-        let settings = &self.config.engine;
-        let (sender, jobs) = std::sync::mpsc::channel();
-        let door = Arc::new(Door::new(sender, settings.max_active, settings.max_waiting));
-        let abort = Arc::new(AtomicBool::new(false));
-        let engine = Engine {
-            network: loaded.network.clone(),
-            tokenizer: loaded.tokenizer.clone(),
-            eos: loaded.eos,
-            limits: Limits {
-                max_active: settings.max_active,
-                prefill_chunk: settings.prefill_chunk,
-            },
-            jobs,
-            load: door.load().clone(),
-            abort: abort.clone(),
-            metrics,
-        };
+        let (door, engine) = Engine::new(loaded, &self.config.engine, metrics);
+        let (door, abort) = (Arc::new(door), engine.abort.clone());
         let (tell, ended) = oneshot::channel();
         let work = move || {
             engine.run();

@@ -1,18 +1,23 @@
-//! The configured bases: brought to this machine once, checked whole, and shared by all that need them.
+//! The configured bases: brought to this machine once, checked whole, and shared by all that need them. Of each base, memory
+//! holds one representation: the one that was needed last.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use togi_model::{Base, Config};
+use togi_model::{Base, Config, Precision, base::quantized_as};
 use togi_runtime::{
     config::{BaseConfig, BasesConfig},
     folder, layout,
 };
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::OnceCell;
 use tracing::info;
 
 use crate::error::{Error, Result};
 
-/// What is known of a base.
+/// What is known of a base, however it is held.
 pub struct Facts {
     /// Its configuration.
     pub config: Config,
@@ -22,16 +27,8 @@ pub struct Facts {
     pub tokenizer_digest: String,
     /// Where PEFT finds it: its name on the hub, or else its name here.
     pub public_name: String,
-    /// The weights, where this process keeps them.
-    weights: Option<Arc<Base>>,
-}
-
-impl Facts {
-    /// Whether this process holds the weights already.
-    #[must_use]
-    pub fn resident(&self) -> bool {
-        self.weights.is_some()
-    }
+    /// What its files are quantized as, if they are: it is held so and not otherwise.
+    pub quantized_as: Option<Precision>,
 }
 
 /// The configured bases. Clones share what is loaded.
@@ -42,7 +39,28 @@ struct Inner {
     configured: BasesConfig,
     keep_weights: bool,
     cache: PathBuf,
-    loaded: Mutex<BTreeMap<String, Arc<OnceCell<Arc<Facts>>>>>,
+    places: Mutex<BTreeMap<String, Arc<Place>>>,
+}
+
+/// What this process has of one base.
+#[derive(Default)]
+struct Place {
+    facts: OnceCell<Arc<Facts>>,
+    weights: Mutex<Option<Arc<Base>>>,
+    /// Held while the base is read: twice at once, memory would hold it twice.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// A base as it was read.
+struct Read {
+    base: Base,
+    quantized_as: Option<Precision>,
+}
+
+impl Place {
+    fn weights(&self) -> std::sync::MutexGuard<'_, Option<Arc<Base>>> {
+        self.weights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Bases {
@@ -54,7 +72,7 @@ impl Bases {
             configured,
             keep_weights,
             cache,
-            loaded: Mutex::default(),
+            places: Mutex::default(),
         }))
     }
 
@@ -78,75 +96,133 @@ impl Bases {
         })
     }
 
-    /// Returns what is known of a base, after its files were read and checked: the first time takes as long as that.
+    /// Returns what is known of a base, after its files were read and checked: the first time takes as long as that, in the
+    /// precision of who asks first.
     ///
     /// # Errors
-    /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are no base.
-    pub async fn facts(&self, name: &str) -> Result<Arc<Facts>> {
+    /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are no base, with field
+    /// `recipe.base_precision` if they are quantized otherwise.
+    pub async fn facts(&self, name: &str, precision: Precision) -> Result<Arc<Facts>> {
         let configured = self.configured(name)?;
-        let cell = Arc::clone(
-            self.0
-                .loaded
-                .lock()
-                .await
-                .entry(name.to_owned())
-                .or_default(),
-        );
+        let place = self.place(name);
+        let read = async || {
+            let _turn = place.turn.lock().await;
+            let read = self.read(name, configured, precision).await?;
+            let facts = facts(name, configured, &read)?;
+            if self.0.keep_weights {
+                *place.weights() = Some(Arc::new(read.base));
+            }
+            Ok::<_, Error>(Arc::new(facts))
+        };
         // An error is not kept: the next request tries again.
-        let facts = cell.get_or_try_init(|| self.load(name, configured)).await?;
-        Ok(Arc::clone(facts))
+        let facts = place.facts.get_or_try_init(read).await?;
+        match facts.quantized_as {
+            Some(held) if held != precision => Err(cannot_be(
+                precision,
+                &format!("the folder is quantized as {} already", held.name()),
+            )),
+            _ => Ok(Arc::clone(facts)),
+        }
     }
 
-    /// Returns a base's weights.
+    /// Returns a base's weights. If another representation of them is held, it is let go first.
     ///
     /// # Errors
     /// As [`Bases::facts`].
-    pub async fn weights(&self, name: &str) -> Result<Arc<Base>> {
-        match &self.facts(name).await?.weights {
-            Some(base) => Ok(Arc::clone(base)),
-            None => Err(togi_runtime::Error::internal("this process keeps no weights").into()),
+    pub async fn weights(&self, name: &str, precision: Precision) -> Result<Arc<Base>> {
+        let configured = self.configured(name)?;
+        if !self.0.keep_weights {
+            return Err(togi_runtime::Error::internal("this process keeps no weights").into());
         }
+        let place = self.place(name);
+        let _turn = place.turn.lock().await;
+        if let Some(base) = &*place.weights()
+            && base.precision() == precision
+        {
+            return Ok(Arc::clone(base));
+        }
+        place.weights().take();
+        let base = Arc::new(self.read(name, configured, precision).await?.base);
+        *place.weights() = Some(Arc::clone(&base));
+        Ok(base)
     }
 
-    async fn load(&self, name: &str, configured: &BaseConfig) -> Result<Arc<Facts>> {
+    /// Returns in which precision this process holds a base's weights, if it does.
+    #[must_use]
+    pub fn held(&self, name: &str) -> Option<Precision> {
+        let place = self.place(name);
+        place.weights().as_ref().map(|base| base.precision())
+    }
+
+    fn place(&self, name: &str) -> Arc<Place> {
+        let places = self.0.places.lock();
+        let mut places = places.unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(places.entry(name.to_owned()).or_default())
+    }
+
+    async fn read(
+        &self,
+        name: &str,
+        configured: &BaseConfig,
+        precision: Precision,
+    ) -> Result<Read> {
         let local = folder::materialize(configured, &self.0.cache).await;
         let local = local.map_err(|error| error.with_field("base"))?;
-        info!(base = name, "reading the base");
-        let loading = tokio::task::spawn_blocking(move || Base::load(&local));
-        let base = loading
+        info!(
+            base = name,
+            precision = precision.name(),
+            "reading the base"
+        );
+        let reading = tokio::task::spawn_blocking(move || {
+            Ok(Read {
+                quantized_as: quantized_as(&local)?,
+                base: Base::load_as(&local, precision)?,
+            })
+        });
+        let read = reading
             .await
             .map_err(|_| Error::unfit("base", "could not be read"))?;
-        let base =
-            base.map_err(|error| Error::unfit("base", format!("{name:?} is not usable: {error}")))?;
-        let Some(tokenizer) = base.tokenizer() else {
-            return Err(Error::unfit(
-                "base",
-                format!("{name:?} has no spiece.model or tokenizer.model"),
-            ));
-        };
-        let tokenizer = togi_tokens::Tokenizer::from_bytes(tokenizer).map_err(|error| {
-            Error::unfit(
-                "base",
-                format!("{name:?} has a tokenizer that is none: {error}"),
-            )
-        })?;
-        let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
-        if pieces > ids {
-            return Err(Error::unfit(
-                "base",
-                format!(
-                    "{name:?} has {pieces} pieces in its tokenizer and {ids} ids in its network"
-                ),
-            ));
-        }
-        Ok(Arc::new(Facts {
-            config: base.config().clone(),
-            digest: base.digest().to_owned(),
-            tokenizer_digest: tokenizer.digest().to_owned(),
-            public_name: public_name(name, &configured.url),
-            weights: self.0.keep_weights.then(|| Arc::new(base)),
-        }))
+        read.map_err(|error| match error {
+            togi_model::Error::Precision { precision, reason } => cannot_be(precision, &reason),
+            error => Error::unfit("base", format!("{name:?} is not usable: {error}")),
+        })
     }
+}
+
+fn cannot_be(precision: Precision, reason: &str) -> Error {
+    let reason = format!("cannot be {}: {reason}", precision.name());
+    Error::unfit("recipe.base_precision", reason)
+}
+
+/// What a base says of itself; its tokenizer must fit its network.
+fn facts(name: &str, configured: &BaseConfig, read: &Read) -> Result<Facts> {
+    let base = &read.base;
+    let Some(tokenizer) = base.tokenizer() else {
+        return Err(Error::unfit(
+            "base",
+            format!("{name:?} has no spiece.model or tokenizer.model"),
+        ));
+    };
+    let tokenizer = togi_tokens::Tokenizer::from_bytes(tokenizer).map_err(|error| {
+        Error::unfit(
+            "base",
+            format!("{name:?} has a tokenizer that is none: {error}"),
+        )
+    })?;
+    let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
+    if pieces > ids {
+        return Err(Error::unfit(
+            "base",
+            format!("{name:?} has {pieces} pieces in its tokenizer and {ids} ids in its network"),
+        ));
+    }
+    Ok(Facts {
+        config: base.config().clone(),
+        digest: base.digest().to_owned(),
+        tokenizer_digest: tokenizer.digest().to_owned(),
+        public_name: public_name(name, &configured.url),
+        quantized_as: read.quantized_as,
+    })
 }
 
 fn public_name(name: &str, url: &str) -> String {
@@ -158,7 +234,83 @@ fn public_name(name: &str, url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use togi_model::Activation;
+
     use super::*;
+
+    /// A base in a folder, and the bases of a worker that has no other.
+    fn bases() -> (tempfile::TempDir, Bases) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            vocab_size: 1024,
+            hidden_size: 16,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            intermediate_size: 32,
+            hidden_act: Activation::Gelu,
+            rotary_pct: 1.0,
+            rotary_emb_base: 10_000.0,
+            max_position_embeddings: 64,
+            layer_norm_eps: 1e-5,
+            use_parallel_residual: false,
+            tie_word_embeddings: false,
+            attention_bias: true,
+            bos_token_id: None,
+            eos_token_id: None,
+            pad_token_id: None,
+        };
+        togi_model::base::write_random(folder.path(), &config, 7).unwrap();
+        let tokenizer = include_bytes!("../../../crates/tokens/tests/fixtures/plain.model");
+        std::fs::write(folder.path().join("spiece.model"), tokenizer).unwrap();
+        let configured = BaseConfig {
+            url: format!("file://{}", folder.path().display()),
+            options: BTreeMap::new(),
+            precision: None,
+        };
+        let configured = BTreeMap::from([("tiny".to_owned(), configured)]);
+        let bases = Bases::new(configured, folder.path().join("cache"), true);
+        (folder, bases)
+    }
+
+    #[tokio::test]
+    async fn memory_holds_one_representation_of_a_base() {
+        let (_folder, bases) = bases();
+        assert_eq!(bases.held("tiny"), None);
+        bases.facts("tiny", Precision::F32).await.unwrap();
+        // Who only wants the facts loads nothing anew.
+        bases.facts("tiny", Precision::Nf4).await.unwrap();
+        assert_eq!(bases.held("tiny"), Some(Precision::F32));
+        let full = bases.weights("tiny", Precision::F32).await.unwrap();
+        let again = bases.weights("tiny", Precision::F32).await.unwrap();
+        assert!(Arc::ptr_eq(&full, &again));
+        let gone = Arc::downgrade(&full);
+        drop((full, again));
+        let quantized = bases.weights("tiny", Precision::Nf4).await.unwrap();
+        assert_eq!(quantized.precision(), Precision::Nf4);
+        assert_eq!(bases.held("tiny"), Some(Precision::Nf4));
+        assert!(gone.upgrade().is_none(), "the other was let go");
+    }
+
+    #[tokio::test]
+    async fn files_that_are_quantized_are_held_so_and_not_otherwise() {
+        let (folder, _) = bases();
+        let quantized = folder.path().join("quantized");
+        togi_model::base::write_quantized(folder.path(), &quantized, Precision::Nf4).unwrap();
+        let configured = BaseConfig {
+            url: format!("file://{}", quantized.display()),
+            options: BTreeMap::new(),
+            precision: None,
+        };
+        let configured = BTreeMap::from([("packed".to_owned(), configured)]);
+        let bases = Bases::new(configured, folder.path().join("cache"), true);
+        // The same is said before it was read, and after.
+        let first = bases.facts("packed", Precision::F32).await.err().unwrap();
+        bases.facts("packed", Precision::Nf4).await.unwrap();
+        let second = bases.facts("packed", Precision::F32).await.err().unwrap();
+        assert_eq!(first.to_string(), second.to_string());
+        let says = "recipe.base_precision cannot be f32: the folder is quantized as nf4";
+        assert!(first.to_string().starts_with(says), "{first}");
+    }
 
     #[test]
     fn a_base_of_the_hub_keeps_its_name_there() {

@@ -1,9 +1,29 @@
 //! The model card: a README.md with the front matter that PEFT writes. A pure function of what the generation is made of, so
 //! that two jobs that make the same generation write the same card.
 
-use togi_runtime::registry::Identity;
+use togi_runtime::{card::widget, registry::Identity};
+use togi_tokens::prompt;
 
 use crate::recipe::Recipe;
+
+/// Instruction and input of the sample prompts that every card shows. A replica that serves the adapter over another representation
+/// of its base measures with them, so they are the same for all adapters: short and long, with input and without.
+const SAMPLES: [(&str, &str); 5] = [
+    ("包丁を研ぐ前に準備するものを教えてください。", ""),
+    ("三つの数 7、12、5 を小さい順に並べてください。", ""),
+    (
+        "次の文を丁寧な言い方に直してください。",
+        "その荷物、明日までに送っといて。",
+    ),
+    (
+        "次の文章を一文にまとめてください。",
+        "この店は朝六時に開きます。焼きたてのパンが並ぶのは七時ごろで、昼前にはほとんど売り切れます。\n夕方は予約した人だけが受け取れます。",
+    ),
+    (
+        "雨の日に部屋の中でできる遊びを一つ挙げて、その理由も書いてください。",
+        "",
+    ),
+];
 
 /// Returns the card of an adapter over the base that PEFT shall load as `base_name`.
 #[must_use]
@@ -34,6 +54,7 @@ pub(crate) fn card(
          - \"base_model:adapter:{base_name}\"\n\
          - lora\n\
          - transformers\n\
+         {}\
          ---\n\
          \n\
          # A LoRA adapter for {base_name}\n\
@@ -74,6 +95,7 @@ pub(crate) fn card(
          | epochs | {} |\n\
          | gradient clipping | {clipping} |\n\
          | seed | {} |\n",
+        widget(&samples()),
         identity.base,
         identity.base_precision,
         identity.tokenizer,
@@ -95,6 +117,14 @@ pub(crate) fn card(
         recipe.epochs,
         recipe.seed,
     )
+}
+
+/// The sample prompts, as the network reads them.
+fn samples() -> Vec<String> {
+    SAMPLES
+        .iter()
+        .map(|(instruction, input)| prompt::generation(instruction, input))
+        .collect()
 }
 
 #[cfg(test)]
@@ -137,5 +167,11 @@ mod tests {
         ] {
             assert!(card.contains(part), "{part} in {card}");
         }
+        let samples = togi_runtime::card::samples(&card);
+        assert_eq!(samples.len(), SAMPLES.len());
+        assert_eq!(
+            samples[0],
+            prompt::generation("包丁を研ぐ前に準備するものを教えてください。", "")
+        );
     }
 }

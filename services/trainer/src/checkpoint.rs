@@ -197,9 +197,10 @@ fn check_owner(path: &Path, manifest: &Manifest, owner: &Owner) -> Result<()> {
     let other = [
         ("job", manifest.job != owner.job),
         ("seed", manifest.seed != owner.seed),
+        ("base", found.base != ours.base),
         (
-            "base",
-            found.base != ours.base || found.base_precision != ours.base_precision,
+            "base precision",
+            found.base_precision != ours.base_precision,
         ),
         ("tokenizer", found.tokenizer != ours.tokenizer),
         ("prompt template", found.template != ours.template),
@@ -362,18 +363,18 @@ mod tests {
     async fn another_runs_checkpoint_is_refused_by_name() {
         let (_folder, store) = store().await;
         save(&store, &owner(), 5, &snapshot(1)).await.unwrap();
-        let mut other = owner();
-        other.identity.dataset = "f".repeat(64);
-        let error = newest(&store, &other).await.unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::OtherRun {
-                    what: "data set",
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        let (mut other_data, mut other_precision) = (owner(), owner());
+        other_data.identity.dataset = "f".repeat(64);
+        other_precision.identity.base_precision = "nf4".into();
+        for (other, part) in [
+            (other_data, "data set"),
+            (other_precision, "base precision"),
+        ] {
+            let error = newest(&store, &other).await.unwrap_err();
+            assert!(
+                matches!(error, Error::OtherRun { what, .. } if what == part),
+                "{error}"
+            );
+        }
     }
 }

@@ -1,4 +1,5 @@
 //! Rows for the training loop: read over Arrow Flight ahead of their use, within a budget of bytes, in the ticket's order.
+//! Rows that are at hand come in the same order: see [`Order::places`].
 //!
 //! The reader waits for data-prep as long as it takes: when it goes away the stream is asked for again from the row after
 //! the last one received, so that the loop sees one unbroken sequence of records.
@@ -9,7 +10,7 @@ use arrow_flight::{FlightClient, Ticket, error::FlightError};
 use futures::StreamExt;
 use togi_proto::dataprep::v1::DatasetTicket;
 use togi_runtime::{Class, grpc::Client};
-use togi_tokens::{Row, shard};
+use togi_tokens::{Permutation, Row, shard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Code;
 use tracing::{debug, warn};
@@ -41,6 +42,22 @@ pub struct Order {
     pub epochs: u64,
 }
 
+impl Order {
+    /// Returns the rows' places in the stored order, in the order in which all epochs read them: what data-prep answers to
+    /// the same tickets.
+    pub fn places(&self) -> impl Iterator<Item = u64> + '_ {
+        (0..self.epochs).flat_map(|epoch| {
+            let permutation = self
+                .shuffle
+                .then(|| Permutation::new(self.rows, self.seed, epoch));
+            (0..self.rows).filter_map(move |position| match &permutation {
+                Some(permutation) => permutation.at(position),
+                None => Some(position),
+            })
+        })
+    }
+}
+
 /// A row that waits and its share of the budget, given back when the row is taken: a window may be larger than the budget.
 #[derive(Debug)]
 struct Fetched {
@@ -52,14 +69,13 @@ struct Fetched {
 #[derive(Debug)]
 pub struct Rows(mpsc::UnboundedReceiver<Result<Fetched>>);
 
-impl Rows {
+impl Iterator for Rows {
+    type Item = Result<Row>;
+
     /// Waits for the next row; `None` when the reader was stopped or the last epoch is over. Not for async code.
-    ///
-    /// # Errors
-    /// What ended the reader.
-    pub fn receive(&mut self) -> Result<Option<Row>> {
-        let fetched = self.0.blocking_recv().transpose()?;
-        Ok(fetched.map(|fetched| fetched.row))
+    fn next(&mut self) -> Option<Result<Row>> {
+        let fetched = self.0.blocking_recv()?;
+        Some(fetched.map(|fetched| fetched.row))
     }
 }
 
@@ -253,6 +269,27 @@ fn class_of(error: &FlightError) -> Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_epoch_reads_every_row_once() {
+        let mut order = Order {
+            dataset: String::new(),
+            rows: 7,
+            seed: 1,
+            shuffle: true,
+            epochs: 2,
+        };
+        let places: Vec<u64> = order.places().collect();
+        let (first, second) = places.split_at(7);
+        assert_ne!(first, second, "a new order every epoch");
+        for epoch in [first, second] {
+            let mut sorted = epoch.to_vec();
+            sorted.sort_unstable();
+            assert!(sorted.into_iter().eq(0..7), "{epoch:?}");
+        }
+        order.shuffle = false;
+        assert!(order.places().eq((0..7).chain(0..7)));
+    }
 
     #[test]
     fn only_what_waiting_cures_is_waited_for() {

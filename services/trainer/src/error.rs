@@ -27,7 +27,7 @@ pub enum Error {
         reason: String,
     },
     /// The base cannot be held so yet.
-    #[error("recipe.base_precision \"{}\" is not built yet; \"f32\" is", .0.name())]
+    #[error("recipe.base_precision \"{}\" is not built yet; {} are", .0.name(), Precision::BUILT.map(Precision::name).join(", "))]
     PrecisionNotBuilt(Precision),
     /// The job would need more memory than there is.
     #[error(

@@ -1,6 +1,8 @@
 //! Turns data sets into adapters. Reading order: [`config`] → [`recipe`] → [`submission`] → [`queue`] (accepting a job),
 //! [`worker`] → [`train`] → [`checkpoint`], [`log`] → publish (working on it), [`watch`], [`registry`], [`follower`] (what others see).
+//! [`local`] is a run without all that.
 
+pub mod adapter;
 pub mod api;
 pub mod bases;
 pub mod checkpoint;
@@ -9,6 +11,7 @@ pub mod data;
 pub mod dataset;
 pub mod error;
 pub mod follower;
+pub mod local;
 pub mod log;
 pub mod metrics;
 pub mod page;
@@ -26,7 +29,6 @@ pub mod watch;
 pub mod worker;
 
 mod card;
-mod memory;
 mod patience;
 
 mod publish;

@@ -1,9 +1,10 @@
 //! A step's figures: what a line of the log says. Measurement stays out of the training loop.
 
 use togi_proto::trainer::v1::Step;
+use togi_runtime::memory;
 use togi_tokens::Row;
 
-use crate::{checkpoint::Progress, memory};
+use crate::checkpoint::Progress;
 
 /// Weight of the newest step in the running mean of step times.
 const NEWEST: f64 = 0.1;

@@ -1,25 +1,24 @@
 //! From a trained state to a published adapter: files first, the manifest last, then the papers, the event, the promotion. Each
 //! part can be done again; before what others see, the lease is asked.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use object_store::path::Path;
 use sha2::{Digest, Sha256};
-use togi_model::{adapter, memory::trainable};
+use togi_model::memory::trainable;
 use togi_proto::events::v1::AdapterPublished;
 use togi_runtime::{
     Class, Store, layout,
     lease::Lease,
+    memory,
     registry::{ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest},
     worker::Claim,
 };
 use tracing::{Instrument as _, info, info_span};
 
 use crate::{
-    card,
+    adapter::Adapter,
     error::{Error, Result},
-    log, memory,
+    log,
     patience::patiently,
     recipe::Promote,
     registry,
@@ -29,8 +28,6 @@ use crate::{
     train::State,
     worker::{Job, Worker},
 };
-
-const CARD: &str = "README.md";
 
 /// Publishes the adapter of a finished run, promotes it if the recipe says so, and returns its generation.
 ///
@@ -43,11 +40,17 @@ pub(crate) async fn publish(
     state: &State,
 ) -> Result<String> {
     let (store, lease) = (&worker.store, &claim.lease);
-    let adapter = Adapter::of(job, state)?;
+    let adapter = Adapter::new(
+        &state.lora,
+        &job.base.public_name,
+        &job.request.identity,
+        &job.recipe,
+    )?;
     let generation = adapter.generation.clone();
+    let manifest = manifest(job, &adapter);
     patiently!(lease, check(lease))?;
     let lines = patiently!(lease, log::finish(store, &job.id))?;
-    patiently!(lease, adapter.write(store))?;
+    patiently!(lease, write(store, &adapter, &manifest))?;
     let facts = facts(claim, job, state, &adapter);
     let start = claim
         .job
@@ -73,12 +76,11 @@ pub(crate) async fn publish(
         let bytes = Bytes::from(bytes);
         patiently!(lease, put_first(store, &path, bytes.clone()))?;
     }
-    let manifest = layout::adapter_manifest(&generation).to_string();
     info!(job = %job.id, generation, "adapter published");
     let event = AdapterPublished {
         generation: generation.clone(),
         job: job.id.to_string(),
-        manifest,
+        manifest: layout::adapter_manifest(&generation).to_string(),
     };
     tell(&worker.bus, event.into()).await;
     if job.recipe.promote == Promote::Auto {
@@ -99,88 +101,55 @@ async fn check(lease: &Lease) -> Result<()> {
     Ok(lease.check().await?)
 }
 
-/// An adapter's folder, complete.
-struct Adapter {
-    generation: String,
-    files: BTreeMap<&'static str, Bytes>,
-    manifest: AdapterManifest,
+/// Says what the folder holds and what it was made from.
+fn manifest(job: &Job, adapter: &Adapter) -> AdapterManifest {
+    let recipe = &job.recipe;
+    AdapterManifest {
+        schema_version: ADAPTER_MANIFEST_VERSION,
+        generation: adapter.generation.clone(),
+        identity: job.request.identity.clone(),
+        rank: u32::try_from(recipe.lora.rank).unwrap_or(u32::MAX),
+        alpha: recipe.lora.alpha,
+        target_modules: recipe.target_names(),
+        files: adapter
+            .files
+            .iter()
+            .map(|(name, bytes)| ((*name).to_owned(), described(bytes)))
+            .collect(),
+        job: job.id.to_string(),
+        recipe_name: recipe.name.clone(),
+    }
 }
 
-impl Adapter {
-    fn of(job: &Job, state: &State) -> Result<Adapter> {
-        let (identity, recipe) = (&job.request.identity, &job.recipe);
-        let name = &job.base.public_name;
-        let files = adapter::to_files(&state.lora, name)?;
-        let made_of = adapter::Identity {
-            base: identity.base.clone(),
-            tokenizer: identity.tokenizer.clone(),
-            template: identity.template.clone(),
-            dataset: identity.dataset.clone(),
-            recipe: identity.recipe.clone(),
-            base_representation: identity.base_precision.clone(),
-        };
-        let generation = adapter::generation(&files, &made_of)?;
-        let card = card::card(name, identity, &generation, recipe);
-        let files: BTreeMap<&'static str, Bytes> = [
-            (adapter::CONFIG_FILE, Bytes::from(files.config)),
-            (adapter::TENSORS_FILE, Bytes::from(files.tensors)),
-            (CARD, Bytes::from(card)),
-        ]
-        .into();
-        let manifest = AdapterManifest {
-            schema_version: ADAPTER_MANIFEST_VERSION,
-            generation: generation.clone(),
-            identity: identity.clone(),
-            rank: u32::try_from(recipe.lora.rank).unwrap_or(u32::MAX),
-            alpha: recipe.lora.alpha,
-            target_modules: recipe.target_names(),
-            files: files
-                .iter()
-                .map(|(name, bytes)| ((*name).to_owned(), described(bytes)))
-                .collect(),
-            job: job.id.to_string(),
-            recipe_name: recipe.name.clone(),
-        };
-        Ok(Adapter {
-            generation,
-            files,
-            manifest,
-        })
+async fn write(store: &Store, adapter: &Adapter, manifest: &AdapterManifest) -> Result<()> {
+    for (name, bytes) in &adapter.files {
+        store
+            .put_new(
+                &layout::adapter_file(&adapter.generation, name),
+                bytes.clone(),
+            )
+            .await?;
     }
-
-    async fn write(&self, store: &Store) -> Result<()> {
-        for (name, bytes) in &self.files {
-            store
-                .put_new(&layout::adapter_file(&self.generation, name), bytes.clone())
-                .await?;
-        }
-        let path = layout::adapter_manifest(&self.generation);
-        match store.put_new_json(&path, &self.manifest).await {
-            Ok(_) => Ok(()),
-            // Another job has made the same generation: it keeps its name on it, the rest must agree.
-            Err(error) if error.class() == Class::AlreadyExists => {
-                let theirs: AdapterManifest = store.get_json(&path).await?;
-                let ours = AdapterManifest {
-                    job: theirs.job.clone(),
-                    recipe_name: theirs.recipe_name.clone(),
-                    ..self.manifest.clone()
-                };
-                if theirs == ours {
-                    return Ok(());
-                }
-                Err(Error::damaged(
-                    path.to_string(),
-                    "it is another adapter's under the same generation",
-                ))
+    let path = layout::adapter_manifest(&adapter.generation);
+    match store.put_new_json(&path, manifest).await {
+        Ok(_) => Ok(()),
+        // Another job has made the same generation: it keeps its name on it, the rest must agree.
+        Err(error) if error.class() == Class::AlreadyExists => {
+            let theirs: AdapterManifest = store.get_json(&path).await?;
+            let ours = AdapterManifest {
+                job: theirs.job.clone(),
+                recipe_name: theirs.recipe_name.clone(),
+                ..manifest.clone()
+            };
+            if theirs == ours {
+                return Ok(());
             }
-            Err(error) => Err(error.into()),
+            Err(Error::damaged(
+                path.to_string(),
+                "it is another adapter's under the same generation",
+            ))
         }
-    }
-
-    fn tensors_bytes(&self) -> u64 {
-        self.files
-            .get(adapter::TENSORS_FILE)
-            .map_or(0, |bytes| bytes.len() as u64)
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -5,7 +5,7 @@
 use serde_json::json;
 use sha2::{Digest, Sha256};
 pub use togi_model::Precision;
-use togi_model::{Config, LoraConfig, Target};
+use togi_model::{Config, LoraConfig, Target, optim};
 use togi_proto::trainer::v1 as proto;
 use togi_tokens::manifest::canonical_json;
 
@@ -159,6 +159,17 @@ impl Recipe {
             .collect()
     }
 
+    /// Returns the optimizer's constants.
+    #[must_use]
+    pub fn optimizer(&self) -> optim::AdamWConfig {
+        optim::AdamWConfig {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+        }
+    }
+
     /// Records in an optimizer step.
     #[must_use]
     pub fn window(&self) -> u64 {
@@ -225,9 +236,10 @@ impl Recipe {
     /// # Errors
     /// [`Error::PrecisionNotBuilt`].
     pub fn check_built(&self) -> Result<()> {
-        match self.precision {
-            Precision::F32 => Ok(()),
-            other => Err(Error::PrecisionNotBuilt(other)),
+        if self.precision.is_built() {
+            Ok(())
+        } else {
+            Err(Error::PrecisionNotBuilt(self.precision))
         }
     }
 }

@@ -9,7 +9,7 @@ use togi_runtime::{
     Class, Store,
     aliases::{Alias, Aliases},
     layout,
-    registry::AdapterManifest,
+    registry::{AdapterManifest, BaseMismatch},
 };
 
 use crate::error::{Error, Result};
@@ -146,6 +146,7 @@ pub fn to_proto(alias: Alias) -> proto::Alias {
         name: said.alias,
         generation: said.generation,
         revision,
+        allow_base_mismatch: said.base_mismatch.into(),
         update_time: time.map(|time| Timestamp {
             seconds: time.as_second(),
             nanos: time.subsec_nanosecond(),
@@ -174,7 +175,9 @@ pub async fn promote_once(
         time >= since && revision.generation() == generation && !revision.said.rollback
     };
     if !aliases.history(alias).await?.iter().any(is_ours) {
-        aliases.promote(alias, generation).await?;
+        aliases
+            .promote(alias, generation, BaseMismatch::Refused)
+            .await?;
     }
     Ok(())
 }

@@ -3,16 +3,18 @@
 
 use std::sync::Arc;
 
-use togi_model::memory::Plan;
+use togi_model::{
+    Precision,
+    memory::{Plan, plan, weights},
+};
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::{Store, layout, registry::Identity};
+use togi_runtime::{Store, layout, memory, registry::Identity};
 use togi_tokens::{DatasetManifest, Split};
 
 use crate::{
     bases::{Bases, Facts},
     dataset,
     error::{Error, Result},
-    memory,
     recipe::{Promote, Recipe},
     request::{self, JobRequest},
 };
@@ -71,11 +73,12 @@ impl Desk {
     pub async fn check(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
         let recipe = self.check_form(asked)?;
         let dataset = dataset::find(&self.store, &asked.dataset).await?;
-        let base = self.bases.facts(&asked.base).await?;
+        let base = self.bases.facts(&asked.base, recipe.precision).await?;
         recipe.check_base(&base.config)?;
         check_fit(&dataset, &base)?;
         let rows = dataset.rows(Split::Train);
-        let plan = self.plan(&recipe, &base, &dataset)?;
+        let held = self.bases.held(&asked.base);
+        let plan = self.plan(&recipe, &base, held, &dataset)?;
         let identity = Identity {
             base: base.digest.clone(),
             base_precision: recipe.precision.name().to_owned(),
@@ -97,12 +100,14 @@ impl Desk {
         &self,
         recipe: &Recipe,
         base: &Facts,
+        held: Option<Precision>,
         dataset: &DatasetManifest,
     ) -> Result<proto::MemoryPlan> {
         let tokens = u64::from(recipe.batch_size) * u64::from(dataset.settings.max_length);
         let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        let plan = togi_model::memory::plan(&base.config, &recipe.lora, tokens, recipe.precision);
-        let resident = if base.resident() { plan.weights } else { 0 };
+        let plan = plan(&base.config, &recipe.lora, tokens, recipe.precision);
+        // The job takes these weights over, or lets them go before it loads its own.
+        let resident = held.map_or(0, |precision| weights(&base.config, precision));
         let available = match self.memory_bytes {
             // What the system has available is beside the weights that this process holds already.
             0 => memory::available_bytes().map_or(u64::MAX, |bytes| bytes.saturating_add(resident)),

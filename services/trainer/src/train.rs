@@ -5,13 +5,12 @@ use std::{
     time::Instant,
 };
 
-use togi_model::{Batch, Dropout, Engine, Lora, WindowLoss, optim};
+use togi_model::{Batch, Config, Dropout, Engine, Lora, Window, optim};
 use togi_tokens::Row;
 use tokio::sync::mpsc;
 
 use crate::{
     checkpoint::{Progress, Snapshot},
-    data::Rows,
     error::{Error, Result},
     progress::{Figures, Measured, Meter},
     recipe::Recipe,
@@ -72,7 +71,7 @@ impl Wish {
 }
 
 /// Trains until the last step or until asked to end, and returns whether all steps are done. The last update of a run that is
-/// done, or was stopped, is a checkpoint.
+/// done, or was stopped, is a checkpoint. The rows are those from the state's position on; where they end, so does the run.
 ///
 /// # Errors
 /// [`Error::NotFinite`], the rows' error, the engine's.
@@ -80,7 +79,7 @@ pub fn train(
     state: &mut State,
     plan: &Plan,
     engine: &Engine,
-    rows: &mut Rows,
+    rows: &mut impl Iterator<Item = Result<Row>>,
     wish: &Wish,
     updates: &mpsc::Sender<Update>,
 ) -> Result<bool> {
@@ -106,16 +105,13 @@ pub fn train(
             seed: recipe.seed,
             step,
         };
-        gradients.fill(0.0);
-        let mut loss = WindowLoss::default();
-        for batch in batches(&window, recipe.batch_size) {
-            loss.add(engine.accumulate(&state.lora, &batch, Some(&dropout), &mut gradients)?);
+        let (loss, norm) = Window {
+            lora: &state.lora,
+            dropout: Some(&dropout),
+            largest_norm: recipe.max_gradient_norm,
         }
+        .gradient(engine, batches(&window, recipe.batch_size), &mut gradients)?;
         finite("the loss", loss.sum, step, state, &window)?;
-        // Divided once, by what the whole window has learned: micro-batches of any size give the same step.
-        let share = 1.0 / loss.targets.max(1) as f32;
-        gradients.iter_mut().for_each(|gradient| *gradient *= share);
-        let norm = clip(&mut gradients, recipe.max_gradient_norm);
         finite("the gradient norm", norm, step, state, &window)?;
         state
             .optimizer
@@ -153,6 +149,19 @@ pub fn train(
 }
 
 impl State {
+    /// Returns the state before the first step.
+    ///
+    /// # Errors
+    /// A number of the recipe's low-rank part is out of the base's range.
+    pub fn fresh(config: &Config, recipe: &Recipe) -> Result<State> {
+        let lora = Lora::init(config, &recipe.lora, recipe.seed)?;
+        Ok(State {
+            progress: Progress::default(),
+            optimizer: optim::AdamW::new(lora.len(), recipe.optimizer()),
+            lora,
+        })
+    }
+
     /// Returns a copy of everything that a later worker needs.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -164,11 +173,11 @@ impl State {
     }
 }
 
-/// Takes a window's records; `None` when the reader was stopped.
-fn window(rows: &mut Rows, records: u64) -> Result<Option<Vec<Row>>> {
+/// Takes a window's records; `None` when the rows end before.
+fn window(rows: &mut impl Iterator<Item = Result<Row>>, records: u64) -> Result<Option<Vec<Row>>> {
     let mut window = Vec::new();
     while (window.len() as u64) < records {
-        match rows.receive()? {
+        match rows.next().transpose()? {
             Some(row) => window.push(row),
             None => return Ok(None),
         }
@@ -201,15 +210,6 @@ fn advance(progress: &mut Progress, plan: &Plan, window: &[Row], seconds: f64) {
     if progress.offset == plan.rows {
         progress.epoch += 1;
         progress.offset = 0;
-    }
-}
-
-/// Clips to the largest norm, 0 for none, and returns the norm before.
-fn clip(gradients: &mut [f32], largest: f64) -> f64 {
-    if largest > 0.0 {
-        optim::clip_norm(gradients, largest)
-    } else {
-        optim::norm(gradients)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use togi_model::{Engine, Lora, optim};
+use togi_model::{Engine, optim};
 use togi_proto::{job::v1::JobKind, trainer::v1 as proto};
 use togi_runtime::{
     Bus, JobId, Store,
@@ -16,7 +16,7 @@ use tracing::{Instrument as _, info, info_span};
 
 use crate::{
     bases::{Bases, Facts},
-    checkpoint::{self, Owner, Progress},
+    checkpoint::{self, Owner},
     config::TrainingConfig,
     data::Order,
     error::{Error, Result},
@@ -136,13 +136,12 @@ impl Worker {
         let request = JobRequest::from_json(&claim.request)?;
         let recipe = request.recipe()?;
         recipe.check_built()?;
-        let base = self.bases.facts(&request.request.base).await?;
+        let name = &request.request.base;
+        let base = self.bases.facts(name, recipe.precision).await?;
         if base.digest != request.identity.base
             || base.tokenizer_digest != request.identity.tokenizer
         {
-            let reason =
-                "has other weights or another tokenizer now than when the job was accepted";
-            return Err(Error::unfit("base", reason));
+            return Err(other_base());
         }
         let owner = Owner {
             job: id.clone(),
@@ -161,36 +160,23 @@ impl Worker {
     /// Where the job stands: at its newest sound checkpoint, or at the beginning.
     async fn start(&self, job: &Job) -> Result<run::Start> {
         let recipe = &job.recipe;
-        let base = self.bases.weights(&job.request.request.base).await?;
-        let mut lora = Lora::init(&job.base.config, &recipe.lora, recipe.seed)?;
-        let constants = optim::AdamWConfig {
-            beta1: recipe.adam_beta1,
-            beta2: recipe.adam_beta2,
-            eps: recipe.adam_epsilon,
-            weight_decay: recipe.weight_decay,
-        };
-        let (optimizer, progress, checkpoint) = match checkpoint::newest(&self.store, &job.owner)
-            .await?
-        {
-            Some((manifest, snapshot)) => {
-                lora.set_bytes(&snapshot.lora)?;
-                let optimizer = optim::AdamW::from_bytes(&snapshot.optimizer, constants)?;
-                info!(job = %job.id, step = snapshot.progress.step, %manifest, "going on from a checkpoint");
-                (optimizer, snapshot.progress, Some(manifest.to_string()))
-            }
-            None => (
-                optim::AdamW::new(lora.len(), constants),
-                Progress::default(),
-                None,
-            ),
-        };
+        let name = &job.request.request.base;
+        let base = self.bases.weights(name, recipe.precision).await?;
+        if base.digest() != job.request.identity.base {
+            return Err(other_base());
+        }
+        let mut state = State::fresh(&job.base.config, recipe)?;
+        let mut checkpoint = None;
+        if let Some((manifest, snapshot)) = checkpoint::newest(&self.store, &job.owner).await? {
+            info!(job = %job.id, step = snapshot.progress.step, %manifest, "going on from a checkpoint");
+            state.lora.set_bytes(&snapshot.lora)?;
+            state.optimizer = optim::AdamW::from_bytes(&snapshot.optimizer, recipe.optimizer())?;
+            state.progress = snapshot.progress;
+            checkpoint = Some(manifest.to_string());
+        }
         Ok(run::Start {
             engine: Engine::new(base)?,
-            state: State {
-                progress,
-                lora,
-                optimizer,
-            },
+            state,
             plan: Plan {
                 recipe: recipe.clone(),
                 rows: job.request.rows,
@@ -206,4 +192,9 @@ impl Worker {
             checkpoint,
         })
     }
+}
+
+fn other_base() -> Error {
+    let reason = "has other weights or another tokenizer now than when the job was accepted";
+    Error::unfit("base", reason)
 }

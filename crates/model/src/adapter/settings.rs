@@ -1,21 +1,21 @@
 //! `adapter_config.json`, read strictly: what is understood, what changes nothing, and what is refused by name.
 
-use std::collections::BTreeMap;
-
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::CONFIG_FILE;
+use super::entries::Entries;
+use super::matching::{Pattern, Targets};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::lora::{Shape, Target};
+use crate::lora::{Shape, Target, module_name};
 
 /// Keys that say something about the adapter's making or the library, and nothing about its numbers.
-const INFORMATION: [&str; 11] = [
+const INFORMATION: [&str; 10] = [
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
     "inference_mode",
-    "init_lora_weights",
     "layers_pattern",
     "megatron_core",
     "peft_version",
@@ -25,9 +25,10 @@ const INFORMATION: [&str; 11] = [
 ];
 
 /// Keys that are read here.
-const UNDERSTOOD: [&str; 11] = [
+const UNDERSTOOD: [&str; 12] = [
     "alpha_pattern",
     "bias",
+    "init_lora_weights",
     "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
@@ -39,24 +40,30 @@ const UNDERSTOOD: [&str; 11] = [
     "use_rslora",
 ];
 
+/// Initialisations that leave the base as it is. Others (PiSSA, OLoRA, LoftQ, ...) take a part out of the base's weights
+/// before training, so that such an adapter belongs to another base than the one it names.
+const INITIALISATIONS: [&str; 3] = ["eva", "gaussian", "orthogonal"];
+
+/// The patterns once more, because their entries' order counts.
+#[derive(Deserialize)]
+struct Patterns {
+    rank_pattern: Option<Entries<f64>>,
+    alpha_pattern: Option<Entries<f64>>,
+}
+
 /// An adapter's settings.
 pub(super) struct Settings {
     pub(super) rank: usize,
     pub(super) alpha: f64,
     pub(super) dropout: f64,
-    pub(super) targets: Vec<Target>,
-    rank_pattern: BTreeMap<String, f64>,
-    alpha_pattern: BTreeMap<String, f64>,
+    targets: Targets,
+    rank_pattern: Pattern,
+    alpha_pattern: Pattern,
     rank_stabilised: bool,
     layers: Option<Vec<u64>>,
 }
 
-/// The module's name as PEFT's patterns see it.
-pub(super) fn module_name(layer: usize, target: Target) -> String {
-    format!("gpt_neox.layers.{layer}.{}", target.path())
-}
-
-fn refuse<T>(reason: impl Into<String>) -> Result<T> {
+pub(super) fn refuse<T>(reason: impl Into<String>) -> Result<T> {
     Err(Error::format(CONFIG_FILE, reason))
 }
 
@@ -70,6 +77,9 @@ impl Settings {
             return refuse("is not an object");
         };
         refuse_other_features(&map)?;
+        let Ok(patterns) = serde_json::from_slice::<Patterns>(bytes) else {
+            return refuse("rank_pattern and alpha_pattern are not objects of numbers");
+        };
         let Some(rank) = map
             .get("r")
             .and_then(Value::as_u64)
@@ -82,6 +92,7 @@ impl Settings {
         };
         let layers = match map.get("layers_to_transform") {
             None | Some(Value::Null) => None,
+            Some(Value::Array(list)) if list.is_empty() => None,
             Some(Value::Number(number)) if number.is_u64() => {
                 number.as_u64().map(|layer| vec![layer])
             }
@@ -99,9 +110,9 @@ impl Settings {
                 .get("lora_dropout")
                 .and_then(Value::as_f64)
                 .unwrap_or(0.0),
-            targets: targets(map.get("target_modules"))?,
-            rank_pattern: pattern(&map, "rank_pattern")?,
-            alpha_pattern: pattern(&map, "alpha_pattern")?,
+            targets: Targets::parse(map.get("target_modules"))?,
+            rank_pattern: Pattern::parse("rank_pattern", patterns.rank_pattern)?,
+            alpha_pattern: Pattern::parse("alpha_pattern", patterns.alpha_pattern)?,
             rank_stabilised: map
                 .get("use_rslora")
                 .and_then(Value::as_bool)
@@ -118,7 +129,7 @@ impl Settings {
         config: &Config,
     ) -> Result<(usize, f64, f64)> {
         let name = module_name(layer, target);
-        let rank = match lookup(&self.rank_pattern, "rank_pattern", &name)? {
+        let rank = match self.rank_pattern.get(&name) {
             None => self.rank,
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             Some(rank) if rank.fract() == 0.0 && rank >= 1.0 => rank as usize,
@@ -130,7 +141,7 @@ impl Settings {
                 config.hidden_size
             ));
         }
-        let alpha = lookup(&self.alpha_pattern, "alpha_pattern", &name)?.unwrap_or(self.alpha);
+        let alpha = self.alpha_pattern.get(&name).unwrap_or(self.alpha);
         if !alpha.is_finite() || alpha <= 0.0 {
             return refuse(format!("alpha {alpha} of {name} is not a positive number"));
         }
@@ -149,35 +160,38 @@ impl Settings {
 
     /// Every module that the settings name has tensors, and none that they do not.
     pub(super) fn check_covered(&self, shapes: &[Shape], config: &Config) -> Result<()> {
-        let layers: Vec<usize> = match &self.layers {
-            None => (0..config.num_hidden_layers).collect(),
-            Some(list) => list
-                .iter()
-                .filter_map(|&layer| usize::try_from(layer).ok())
-                .collect(),
-        };
-        for &layer in &layers {
-            for &target in &self.targets {
-                if !shapes
+        let beyond = |layer: &&u64| **layer >= config.num_hidden_layers as u64;
+        if let Some(layer) = self.layers.iter().flatten().find(beyond) {
+            return refuse(format!(
+                "layers_to_transform names layer {layer}, which is missing: the model has {}",
+                config.num_hidden_layers
+            ));
+        }
+        for layer in 0..config.num_hidden_layers {
+            for target in Target::ALL {
+                let name = module_name(layer, target);
+                let has_tensors = shapes
                     .iter()
-                    .any(|shape| (shape.layer, shape.target) == (layer, target))
-                {
-                    return Err(Error::Missing(crate::lora::name(layer, target, 'A')));
+                    .any(|shape| (shape.layer, shape.target) == (layer, target));
+                match (self.names(layer, &name), has_tensors) {
+                    (true, false) => {
+                        return Err(Error::Missing(crate::lora::name(layer, target, 'A')));
+                    }
+                    (false, true) => {
+                        return refuse(format!(
+                            "target_modules and layers_to_transform do not name {name}, which has tensors"
+                        ));
+                    }
+                    _ => {}
                 }
             }
         }
-        let stray = shapes
-            .iter()
-            .find(|shape| !layers.contains(&shape.layer) || !self.targets.contains(&shape.target));
-        match stray {
-            None => Ok(()),
-            Some(shape) => {
-                let name = module_name(shape.layer, shape.target);
-                refuse(format!(
-                    "target_modules and layers_to_transform do not name {name}, which has tensors"
-                ))
-            }
-        }
+        Ok(())
+    }
+
+    fn names(&self, layer: usize, name: &str) -> bool {
+        let is_chosen = |layers: &Vec<u64>| layers.contains(&(layer as u64));
+        self.layers.as_ref().is_none_or(is_chosen) && self.targets.fit(name)
     }
 }
 
@@ -195,6 +209,15 @@ fn refuse_other_features(map: &Map<String, Value>) -> Result<()> {
     if map.contains_key("bias") && text("bias") != Some("none") {
         return refuse("bias other than none is not supported");
     }
+    let initialisation = map.get("init_lora_weights").unwrap_or(&Value::Null);
+    let changes_base = initialisation
+        .as_str()
+        .is_some_and(|name| !INITIALISATIONS.contains(&name));
+    if changes_base {
+        return refuse(format!(
+            "init_lora_weights {initialisation} is not supported: it may have changed the base's weights"
+        ));
+    }
     for (key, value) in map {
         if UNDERSTOOD.contains(&key.as_str()) || INFORMATION.contains(&key.as_str()) {
             continue;
@@ -210,72 +233,4 @@ fn refuse_other_features(map: &Map<String, Value>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn targets(value: Option<&Value>) -> Result<Vec<Target>> {
-    let Some(Value::Array(list)) = value else {
-        return refuse("target_modules is no list of modules");
-    };
-    let mut targets = Vec::new();
-    for name in list {
-        let Some(name) = name.as_str() else {
-            return refuse(format!("target_modules names {name}"));
-        };
-        // A path's end, such as `attention.dense`, means the same module.
-        match Target::ALL
-            .into_iter()
-            .find(|target| target.name() == name || target.path() == name)
-        {
-            Some(target) => targets.push(target),
-            None => {
-                return refuse(format!(
-                    "target_modules names {name:?}, which is no linear layer of gpt-neox"
-                ));
-            }
-        }
-    }
-    targets.sort_unstable();
-    targets.dedup();
-    Ok(targets)
-}
-
-fn pattern(map: &Map<String, Value>, key: &str) -> Result<BTreeMap<String, f64>> {
-    let entries = match map.get(key) {
-        None | Some(Value::Null) => return Ok(BTreeMap::new()),
-        Some(Value::Object(entries)) => entries,
-        Some(_) => return refuse(format!("{key} is not an object")),
-    };
-    let mut pattern = BTreeMap::new();
-    for (name, value) in entries {
-        // PEFT takes regular expressions; only plain names are understood here, and guessing would be worse.
-        if !name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
-        {
-            return refuse(format!("{key} has {name:?}, which is not a plain name"));
-        }
-        let Some(value) = value.as_f64() else {
-            return refuse(format!("{key} gives {name} no number"));
-        };
-        pattern.insert(name.clone(), value);
-    }
-    Ok(pattern)
-}
-
-/// The value of the entries that are the name or a path's end of it.
-fn lookup(pattern: &BTreeMap<String, f64>, key: &str, name: &str) -> Result<Option<f64>> {
-    let mut found = None;
-    for (end, &value) in pattern {
-        let fits = name
-            .strip_suffix(end.as_str())
-            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        if !fits {
-            continue;
-        }
-        if found.is_some_and(|other: f64| other.to_bits() != value.to_bits()) {
-            return refuse(format!("{key} has two values for {name}"));
-        }
-        found = Some(value);
-    }
-    Ok(found)
 }

@@ -1,13 +1,14 @@
-//! `adapter_model.safetensors`: deterministic bytes out, a checked header in.
+//! An adapter's tensors: deterministic bytes out; a checked header, or torch's own format, in.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::path::Path;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::IgnoredAny;
 
 use super::TENSORS_FILE;
+use super::entries::Entries;
 use crate::base::read;
 use crate::error::{Error, Result};
 use crate::lora::Lora;
@@ -69,32 +70,24 @@ pub(super) fn read(bytes: &[u8]) -> Result<Found> {
     Ok(found)
 }
 
+/// The tensors of torch's own format, which PEFT wrote before safetensors.
+pub(super) fn read_pickled(path: &Path) -> Result<Found> {
+    let mut found = Found::new();
+    for (name, _, tensor) in read::pickled(path)? {
+        let values = tensor.flatten_all()?.to_vec1()?;
+        found.insert(name, (tensor.dims().to_vec(), values));
+    }
+    Ok(found)
+}
+
 /// A JSON parser keeps the last of equal keys silently, so the names are looked at first.
 fn refuse_duplicates(header: &[u8]) -> Result<()> {
-    struct Names;
-    impl<'de> Visitor<'de> for Names {
-        type Value = Vec<String>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<M: MapAccess<'de>>(
-            self,
-            mut map: M,
-        ) -> std::result::Result<Vec<String>, M::Error> {
-            let mut names = Vec::new();
-            while let Some((name, IgnoredAny)) = map.next_entry()? {
-                names.push(name);
-            }
-            Ok(names)
-        }
-    }
-    let mut json = serde_json::Deserializer::from_slice(header);
-    let mut names = json.deserialize_map(Names).map_err(|source| Error::Json {
-        what: format!("{TENSORS_FILE}'s header"),
-        source,
-    })?;
+    let entries: Entries<IgnoredAny> =
+        serde_json::from_slice(header).map_err(|source| Error::Json {
+            what: format!("{TENSORS_FILE}'s header"),
+            source,
+        })?;
+    let mut names: Vec<_> = entries.0.into_iter().map(|(name, _)| name).collect();
     names.sort();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(Error::Duplicate(pair[0].clone())),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::bitsandbytes::{self, Parts};
 use super::read::{self, Entry, Floats};
-use super::shapes;
+use super::{HEAD, HEAD_IN_MEMORY, shapes};
 use crate::canonical;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -91,6 +91,11 @@ struct Loader {
 
 impl Loader {
     fn take(&mut self, name: String, entry: Entry<'_>) -> Result<()> {
+        let name = if name == HEAD_IN_MEMORY {
+            HEAD.to_owned()
+        } else {
+            name
+        };
         if let Some(parts) = &mut self.parts
             && bitsandbytes::owner(&name).is_some_and(|weight| self.linear.contains(&weight))
         {
@@ -160,7 +165,7 @@ fn select(
         tensors.insert(name, tensor);
     }
     if config.tie_word_embeddings
-        && let Some(copy) = found.remove("embed_out.weight")
+        && let Some(copy) = found.remove(HEAD)
         && !same(&copy, &tensors["gpt_neox.embed_in.weight"])?
     {
         return Err(Error::Config(

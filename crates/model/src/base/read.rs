@@ -18,7 +18,7 @@ use crate::mapped;
 /// The longest header of a safetensors file that is looked at; the largest model's is a small part of it.
 const HEADER_LIMIT: u64 = 16 << 20;
 
-pub(super) fn file(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::file(path, e))
 }
 
@@ -159,8 +159,8 @@ pub(super) fn finite(name: &str, values: &[f32]) -> Result<()> {
     }
 }
 
-/// The tensors of a file that torch wrote, in f32 and with the type that they had.
-fn pickled(path: &Path) -> Result<Vec<(String, Float, Tensor)>> {
+/// The tensors of a file that torch wrote, in f32 and with the type that they had, without the buffers of old checkpoints.
+pub(crate) fn pickled(path: &Path) -> Result<Vec<(String, Float, Tensor)>> {
     let broken = |e: candle_core::Error| Error::format(path.display().to_string(), e.to_string());
     let file = pickle::PthTensors::new(path, None).map_err(broken)?;
     // Sorted, because the reader's own order is a hash map's.

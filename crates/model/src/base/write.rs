@@ -1,13 +1,12 @@
-//! Writes base folders: random ones, for tests, benchmarks and trials.
+//! Writes base folders, from any values: random ones for tests, benchmarks and trials, merged ones for export.
 
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, View};
 
-use super::shapes;
+use super::{random, shapes};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::random;
 
 /// Writes `config.json` and `model.safetensors` (f32) with random weights as transformers initialises them: normal with
 /// deviation 0.02, biases 0, gains 1. The same seed gives the same bytes.
@@ -15,18 +14,7 @@ use crate::random;
 /// # Errors
 /// The configuration is invalid, or a file cannot be written.
 pub fn write_random(dir: &Path, config: &Config, seed: u64) -> Result<()> {
-    write(dir, config, |name, len| {
-        if name.ends_with(".bias") {
-            return vec![0.0; len];
-        }
-        if name.contains("norm.") {
-            return vec![1.0; len];
-        }
-        let key = random::derive_name(seed, name);
-        (0..len as u64)
-            .map(|index| 0.02 * normal(key, index))
-            .collect()
-    })
+    write(dir, config, |name, len| random::weights(seed, name, len))
 }
 
 /// Writes `config.json` and `model.safetensors` (f32) with the values that `values(name, count)` gives for each tensor,
@@ -77,13 +65,4 @@ pub(super) fn save<V: View>(dir: &Path, config: &[u8], tensors: Vec<(String, V)>
 
 fn broken(e: safetensors::SafeTensorError) -> Error {
     Error::format("model.safetensors", e.to_string())
-}
-
-/// The `index`-th standard normal number of a key's stream (Box and Muller).
-fn normal(key: u64, index: u64) -> f32 {
-    let (a, b) = (
-        random::unit(key, 2 * index),
-        random::unit(key, 2 * index + 1),
-    );
-    ((-2.0 * (1.0 - a).ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()) as f32
 }

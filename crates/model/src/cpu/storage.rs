@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor};
 use crate::error::{Error, Result};
 
 /// A matrix's values while its storage is locked for reading.
-pub(super) struct View<G> {
+pub(crate) struct View<G> {
     guard: G,
     range: Range<usize>,
 }
@@ -26,7 +26,7 @@ impl<G: Deref<Target = Storage>> Deref for View<G> {
 }
 
 /// The values of a contiguous f32 matrix on the CPU.
-pub(super) fn read(x: &Tensor) -> Result<View<impl Deref<Target = Storage> + use<'_>>> {
+pub(crate) fn read(x: &Tensor) -> Result<View<impl Deref<Target = Storage> + use<'_>>> {
     let (guard, layout) = x.storage_and_layout();
     let range = match (&*guard, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => start..end,

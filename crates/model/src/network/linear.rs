@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lora::{Lora, Target};
 use crate::network::Pass;
 use crate::ops::Ops;
@@ -70,23 +70,12 @@ impl Need {
 
 impl<A> Factors<A> {
     pub(super) fn new<O: Ops<Array = A>>(ops: &O, config: &Config, lora: &Lora) -> Result<Self> {
-        let mut layers: Vec<_> = (0..config.num_hidden_layers)
+        lora.check_fits(config)?;
+        let mut layers: Vec<[Option<Factor<A>>; 4]> = (0..config.num_hidden_layers)
             .map(|_| [const { None }; 4])
             .collect();
         for module in lora.modules() {
-            let (layer, target) = (module.layer, module.target);
-            let slot = layers
-                .get_mut(layer)
-                .map(|layer: &mut [Option<Factor<A>>; 4]| &mut layer[target.index()]);
-            let (Some(slot), true) = (
-                slot,
-                (module.inputs, module.outputs) == target.widths(config),
-            ) else {
-                return Err(Error::Config(format!(
-                    "the adapter's {} of layer {layer} does not fit",
-                    target.name()
-                )));
-            };
+            let slot = &mut layers[module.layer][module.target.index()];
             *slot = Some(Factor {
                 a: ops.upload(&lora.values()[module.a.clone()], module.rank, module.inputs)?,
                 b: ops.upload(

@@ -161,17 +161,23 @@ fn patterns_and_rank_stabilised_scales_are_understood() {
     assert!(lora.modules().iter().all(|module| module.rank == 4));
     assert_eq!(read(&adapter::to_files(&lora, "x").unwrap()).unwrap(), lora);
 
+    // Expressions are PEFT's, and so is the order: the first that fits counts.
+    let lora = read(&with(
+        &plain,
+        "alpha_pattern",
+        json!({"layers\\.0\\..*": 4, ".*": 16}),
+    ))
+    .unwrap();
+    // An object of `json!` is sorted by name, as PEFT writes it.
+    let alphas: Vec<f64> = lora.modules().iter().map(|module| module.alpha).collect();
+    assert_eq!(alphas, [16.0, 16.0, 16.0, 16.0]);
     refused(
-        &with(&plain, "rank_pattern", json!({".*": 4})),
+        &with(&plain, "rank_pattern", json!({"(?!dense)": 4})),
         "rank_pattern",
     );
     refused(
-        &with(
-            &plain,
-            "alpha_pattern",
-            json!({"dense": 1, "attention.dense": 2}),
-        ),
-        "two values",
+        &with(&plain, "alpha_pattern", json!({"dense": "8"})),
+        "alpha_pattern",
     );
     refused(&with(&plain, "rank_pattern", json!({"dense": 5})), "shape");
     assert!(
@@ -204,6 +210,7 @@ fn features_that_would_change_the_numbers_are_refused_by_name() {
         ("r", json!(-1)),
         ("lora_alpha", json!("8")),
         ("layers_to_transform", json!("0")),
+        ("init_lora_weights", json!("pissa")),
     ] {
         let error = read(&with(&plain, key, value.clone()))
             .unwrap_err()
@@ -227,7 +234,18 @@ fn features_that_would_change_the_numbers_are_refused_by_name() {
 #[test]
 fn tensors_that_do_not_belong_are_refused_whole() {
     let plain = files(&[Target::QueryKeyValue]);
-    refused(&with(&plain, "target_modules", json!(["dense"])), "missing");
+    refused(
+        &with(&plain, "target_modules", json!(["dense"])),
+        "query_key_value",
+    );
+    refused(
+        &with(
+            &plain,
+            "target_modules",
+            json!(["dense", "query_key_value"]),
+        ),
+        "missing",
+    );
     refused(&with(&plain, "layers_to_transform", json!([0])), "layers.1");
     refused(
         &with(&plain, "layers_to_transform", json!([0, 1, 2])),

@@ -44,6 +44,27 @@ fn steps_over_a_cache_equal_the_full_pass() {
 }
 
 #[test]
+fn the_logits_of_all_tokens_are_those_of_each_step() {
+    for engine in models() {
+        let lora = support::lora(engine.config(), &Target::ALL);
+        let adapter = engine.adapter(&lora).unwrap();
+        for adapter in [None, Some(&adapter)] {
+            let all = engine.logits(&IDS, adapter).unwrap();
+            let rows: Vec<&[f32]> = all.chunks(37).collect();
+            assert_eq!(rows.len(), IDS.len());
+            let mut cache = engine.cache();
+            for (&id, row) in IDS.iter().zip(rows) {
+                let step = engine.decode(&mut cache, &[id], adapter).unwrap();
+                support::assert_close(row, &step, 1e-5, "logits");
+            }
+        }
+        for ids in [&[][..], &[37], &[1; 65]] {
+            assert!(engine.logits(ids, None).is_err(), "{ids:?}");
+        }
+    }
+}
+
+#[test]
 fn decoding_gives_the_loss_of_the_training_pass() {
     for engine in models() {
         let lora = support::lora(engine.config(), &Target::ALL);

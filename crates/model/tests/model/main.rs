@@ -13,5 +13,7 @@ mod oracle;
 mod packing;
 mod quantized;
 mod quantized_folder;
+mod scale;
 mod support;
 mod training;
+mod window;

@@ -1,7 +1,7 @@
 //! A window of steps: losses fall, a stop in the middle changes no bit, and the optimizer is torch's.
 
 use togi_model::optim::{AdamW, AdamWConfig, Schedule, clip_norm};
-use togi_model::{Batch, Dropout, Engine, Lora, Precision, Target, memory};
+use togi_model::{Batch, Dropout, Engine, Lora, Precision, Target, Window, memory};
 
 use crate::support;
 
@@ -18,13 +18,14 @@ fn step(
         seed: 1,
         step: adam.steps(),
     };
-    let loss = engine
-        .accumulate(lora, batch, Some(&dropout), &mut grads)
+    let window = Window {
+        lora,
+        dropout: Some(&dropout),
+        largest_norm: 1.0,
+    };
+    let (loss, _) = window
+        .gradient(engine, [batch.clone()], &mut grads)
         .unwrap();
-    grads
-        .iter_mut()
-        .for_each(|grad| *grad /= loss.targets as f32);
-    clip_norm(&mut grads, 1.0);
     let lr = schedule.lr(adam.steps());
     adam.step(lora.values_mut(), &grads, lr).unwrap();
     loss.mean()

@@ -3,7 +3,13 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use togi_runtime::{Class, Context, aliases::Aliases, layout, testing::Rig};
+use togi_runtime::{
+    Class, Context,
+    aliases::Aliases,
+    layout,
+    registry::BaseMismatch::{Allowed, Refused},
+    testing::Rig,
+};
 
 async fn publish(context: &Context, n: u8) -> String {
     let generation = hex::encode([n; 32]);
@@ -26,13 +32,34 @@ async fn promotions_and_rollbacks_are_revisions() {
         aliases.rollback("main").await.unwrap_err().class(),
         Class::NotFound
     );
-    assert_eq!(aliases.promote("main", &one).await.unwrap().revision, 1);
-    assert_eq!(aliases.promote("main", &one).await.unwrap().revision, 1);
+    assert_eq!(
+        aliases
+            .promote("main", &one, Refused)
+            .await
+            .unwrap()
+            .revision,
+        1
+    );
+    assert_eq!(
+        aliases
+            .promote("main", &one, Refused)
+            .await
+            .unwrap()
+            .revision,
+        1
+    );
     assert_eq!(
         aliases.rollback("main").await.unwrap_err().class(),
         Class::FailedPrecondition
     );
-    assert_eq!(aliases.promote("main", &two).await.unwrap().revision, 2);
+    assert_eq!(
+        aliases
+            .promote("main", &two, Refused)
+            .await
+            .unwrap()
+            .revision,
+        2
+    );
     let back = aliases.rollback("main").await.unwrap();
     assert_eq!((back.revision, back.generation()), (3, one.as_str()));
     assert_eq!(aliases.list().await.unwrap(), [back]);
@@ -55,16 +82,62 @@ async fn promotions_and_rollbacks_are_revisions() {
     );
     for bad in ["..", "a/b", "A", ""] {
         assert_eq!(
-            aliases.promote(bad, &one).await.unwrap_err().field(),
+            aliases
+                .promote(bad, &one, Refused)
+                .await
+                .unwrap_err()
+                .field(),
             Some("alias"),
             "{bad}"
         );
     }
     let unknown = hex::encode([9; 32]);
     assert_eq!(
-        aliases.promote("main", &unknown).await.unwrap_err().class(),
+        aliases
+            .promote("main", &unknown, Refused)
+            .await
+            .unwrap_err()
+            .class(),
         Class::NotFound
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_allowed_base_mismatch_is_said_by_the_promotion_and_its_rollback() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let aliases = Aliases::new(&context.bus, &context.store);
+    let (one, two) = (publish(&context, 1).await, publish(&context, 2).await);
+    aliases.promote("main", &one, Refused).await.unwrap();
+    // The same generation, but something else is said of it.
+    let allowed = aliases.promote("main", &one, Allowed).await.unwrap();
+    let again = aliases.promote("main", &one, Allowed).await.unwrap();
+    assert_eq!((allowed.revision, &again), (2, &allowed));
+    aliases.promote("main", &two, Refused).await.unwrap();
+    let said = async |revision: u64| {
+        let path = layout::alias_revision("main", revision);
+        let said: serde_json::Value = context.store.get_json(&path).await.unwrap();
+        (
+            said["generation"].clone(),
+            said["allow_base_mismatch"].clone(),
+        )
+    };
+    aliases.rollback("main").await.unwrap();
+    aliases.rollback("main").await.unwrap();
+    let (one, two) = (serde_json::json!(one), serde_json::json!(two));
+    let nothing = serde_json::Value::Null;
+    let mut history = Vec::new();
+    for revision in 1..=5 {
+        history.push(said(revision).await);
+    }
+    let expected = [
+        (one.clone(), nothing.clone()),
+        (one.clone(), true.into()),
+        (two, nothing.clone()),
+        (one.clone(), true.into()),
+        (one, nothing),
+    ];
+    assert_eq!(history, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +151,7 @@ async fn racing_promotions_all_get_a_revision_and_one_is_the_last() {
     }
     let racers = generations
         .iter()
-        .map(|generation| aliases.promote("main", generation));
+        .map(|generation| aliases.promote("main", generation, Refused));
     let promoted = futures::future::join_all(racers).await;
     let mut revisions: Vec<u64> = promoted
         .into_iter()
@@ -113,7 +186,7 @@ async fn a_follower_hears_at_once_and_a_broken_alias_blocks_no_other() {
     let mut changes = follower.follow(Duration::from_secs(600));
     assert!(changes.next().await.unwrap().is_empty());
     let waiting = tokio::spawn(async move { (changes.next().await.unwrap(), changes) });
-    aliases.promote("main", &one).await.unwrap();
+    aliases.promote("main", &one, Refused).await.unwrap();
     let patience = Duration::from_secs(20);
     let (seen, changes) = tokio::time::timeout(patience, waiting)
         .await

@@ -18,6 +18,13 @@ use crate::{
     when,
 };
 
+const PROMOTE_EXAMPLES: &str = "\
+Examples:
+  togi adapters promote 9b1c04f2 --alias mine
+  togi adapters promote 9b1c04f2 --alias mine --allow-base-mismatch    serve over f32 what was trained over nf4
+
+Whether a mismatch matters is measured: `togi events adapter.loaded` has the difference.";
+
 /// What to do with adapters.
 #[derive(Debug, Subcommand)]
 pub enum Adapters {
@@ -28,7 +35,7 @@ pub enum Adapters {
     #[command(before_help = "Examples:\n  togi adapters show mine\n  togi adapters show 9b1c04f2")]
     Show(One),
     /// Lets an alias name a generation
-    #[command(before_help = "Examples:\n  togi adapters promote 9b1c04f2 --alias mine")]
+    #[command(before_help = PROMOTE_EXAMPLES)]
     Promote(Promote),
     /// Lets an alias name again what it named before
     #[command(before_help = "Examples:\n  togi adapters rollback mine")]
@@ -56,6 +63,9 @@ pub struct Promote {
     /// The alias
     #[arg(long, short)]
     pub alias: String,
+    /// Serves it also where the base is held in another precision than in training
+    #[arg(long)]
+    pub allow_base_mismatch: bool,
 }
 
 /// Names an alias.
@@ -77,6 +87,7 @@ impl Adapters {
                 let request = PromoteAdapterRequest {
                     alias: promote.alias,
                     generation,
+                    allow_base_mismatch: promote.allow_base_mismatch,
                 };
                 let answer = session
                     .clients
@@ -177,7 +188,7 @@ async fn aliases(session: &Session) -> Result<()> {
         session.output.say("no aliases yet");
     }
     session.output.one(&answer, |answer| {
-        let mut table = Table::new(&["ALIAS", "REVISION", "AGE", "GENERATION"]);
+        let mut table = Table::new(&["ALIAS", "REVISION", "AGE", "GENERATION", "BASE"]);
         for alias in &answer.aliases {
             let age = when::age(alias.update_time.as_ref());
             table.row([
@@ -185,6 +196,7 @@ async fn aliases(session: &Session) -> Result<()> {
                 alias.revision.to_string(),
                 age,
                 alias.generation.clone(),
+                base_rule(alias).into(),
             ]);
         }
         if table.is_empty() {
@@ -265,6 +277,15 @@ fn alias_fields(alias: &Alias) -> Vec<String> {
         ("alias", alias.name.clone()),
         ("generation", alias.generation.clone()),
         ("revision", alias.revision.to_string()),
+        ("base", base_rule(alias).into()),
         ("since", when::local(alias.update_time.as_ref())),
     ])
+}
+
+fn base_rule(alias: &Alias) -> &'static str {
+    if alias.allow_base_mismatch {
+        "any precision"
+    } else {
+        "as trained"
+    }
 }

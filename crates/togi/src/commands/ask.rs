@@ -8,10 +8,7 @@ use std::{
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Session,
-    sampling::{self, Sampling},
-};
+use super::{Session, answerer::Answerer, sampling::Sampling};
 use crate::{
     error::{Error, Result},
     progress::Unit,
@@ -65,6 +62,7 @@ impl Ask {
     pub(super) async fn run(self, session: &Session) -> Result<()> {
         let questions = read(&self.file)?;
         let output = &session.output;
+        let answerer = Answerer::of(&self.sampling, session).await?;
         let mut progress = output.progress("asking");
         progress.set_length(questions.len() as u64, Unit::Count);
         let mut score = Score::default();
@@ -73,7 +71,7 @@ impl Ask {
             let request = self
                 .sampling
                 .instruction(&question.instruction, &question.input);
-            let answer = sampling::answer(&session.clients, request, |_| Ok(())).await?;
+            let answer = answerer.answer(request, |_| Ok(())).await?;
             let right = question
                 .output
                 .as_deref()

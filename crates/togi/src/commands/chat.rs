@@ -6,10 +6,7 @@ use clap::Args;
 use togi_proto::inference::v1::generate_response::Event;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::{
-    Session, generate,
-    sampling::{self, Sampling},
-};
+use super::{Session, answerer::Answerer, generate, sampling::Sampling};
 use crate::{
     error::{Error, Result},
     output::complain,
@@ -35,8 +32,11 @@ impl Chat {
     /// Runs the command.
     pub(super) async fn run(self, session: &Session) -> Result<()> {
         let interactive = stdin().is_terminal();
-        // Told before the first question that nothing answers, not after it.
-        session.clients.inference().await?;
+        let answerer = Answerer::of(&self.sampling, session).await?;
+        if let Answerer::Service(clients) = &answerer {
+            // Told before the first question that nothing answers, not after it.
+            clients.inference().await?;
+        }
         if interactive {
             session.output.say("one question at a time; `quit` ends");
         }
@@ -53,38 +53,36 @@ impl Chat {
             match question.trim() {
                 "" => {}
                 "quit" | "exit" | "ｑｕｉｔ" => break,
-                question => self.answer(session, question, interactive).await?,
+                question => match self.answer(session, &answerer, question).await {
+                    // What is refused ends a session only where nobody is there to read it.
+                    Err(error @ (Error::Service { .. } | Error::NoAnswer { .. }))
+                        if interactive =>
+                    {
+                        complain(&error);
+                    }
+                    answered => answered?,
+                },
             }
         }
         Ok(())
     }
 
-    /// Answers one question; what a service refuses ends a session only where nobody is there to read it.
-    async fn answer(&self, session: &Session, question: &str, interactive: bool) -> Result<()> {
+    /// Answers one question.
+    async fn answer(&self, session: &Session, answerer: &Answerer, question: &str) -> Result<()> {
         let output = &session.output;
         let request = self.sampling.instruction(question, "");
-        let answer = sampling::answer(&session.clients, request, |response| {
-            match &response.event {
+        let answer = answerer
+            .answer(request, |response| match &response.event {
                 _ if output.is_json() => output.json(response),
                 Some(Event::Piece(piece)) => output.text(&piece.text),
                 _ => Ok(()),
-            }
-        })
-        .await;
-        match answer {
-            Ok(answer) => {
-                if !output.is_json() {
-                    output.line("")?;
-                }
-                output.say(output.dim(&generate::usage(&answer, &self.sampling)));
-                Ok(())
-            }
-            Err(error @ (Error::Service { .. } | Error::NoAnswer { .. })) if interactive => {
-                complain(&error);
-                Ok(())
-            }
-            Err(error) => Err(error),
+            })
+            .await?;
+        if !output.is_json() {
+            output.line("")?;
         }
+        output.say(output.dim(&generate::usage(&answer, &self.sampling)));
+        Ok(())
     }
 }
 

@@ -127,14 +127,11 @@ fn print(session: &Session, received: &Received) -> Result<()> {
 
 /// Writes an event's body in short: its fields but the one that the event is about.
 fn words(event: &Event, data: &serde_json::Value) -> String {
-    let Some(fields) = data.as_object() else {
-        return String::new();
-    };
-    let shown = fields.iter().filter_map(|(name, value)| {
+    let shown = fields(data).filter_map(|(name, value)| {
         let text = value
             .as_str()
             .map_or_else(|| value.to_string(), str::to_owned);
-        let columns = if matches!(name.as_str(), "message" | "reason") {
+        let columns = if matches!(name.as_str(), "message" | "reason" | "notMeasured") {
             100
         } else {
             24
@@ -145,9 +142,18 @@ fn words(event: &Event, data: &serde_json::Value) -> String {
     shown.collect::<Vec<_>>().join(" ")
 }
 
+/// A body's fields, those of a message in it among the others.
+fn fields(data: &serde_json::Value) -> impl Iterator<Item = (&String, &serde_json::Value)> {
+    let outer = data.as_object().into_iter().flatten();
+    outer.flat_map(|(name, value)| match value.as_object() {
+        Some(inner) => inner.iter().collect(),
+        None => vec![(name, value)],
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use togi_proto::events::v1::JobFailed;
+    use togi_proto::events::v1::{AdapterLoaded, BaseMismatch, JobFailed};
 
     use super::*;
 
@@ -164,6 +170,22 @@ mod tests {
         let mut said: Vec<String> = words(&event, &data).split(' ').map(str::to_owned).collect();
         said.sort();
         assert_eq!(said, ["code=INTERNAL", "kind=train", "message=火事"]);
+        let loaded = AdapterLoaded {
+            alias: "a".into(),
+            base_mismatch: Some(BaseMismatch {
+                trained_precision: "nf4".into(),
+                max_abs_logit_difference: Some(0.5),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let event = Event::from(loaded);
+        let data = serde_json::from_slice(&event.body().unwrap()).unwrap();
+        let said = words(&event, &data);
+        assert!(
+            said.contains("trainedPrecision=nf4") && said.contains("maxAbsLogitDifference=0.5"),
+            "{said}"
+        );
         assert!(kind("job.failed").is_ok());
         assert!(
             kind("job.exploded")

@@ -9,7 +9,8 @@ use togi_proto::inference::v1::{
 
 use super::{
     Session,
-    sampling::{self, Answer, Sampling},
+    answerer::{Answer, Answerer},
+    sampling::Sampling,
 };
 use crate::{
     error::{Error, Result},
@@ -22,7 +23,8 @@ Examples:
   togi generate --instruction 日本で一番高い山は？
   togi generate --adapter mine --instruction 要約してください。 --input \"$(cat article.txt)\"
   echo 昔々、あるところに | togi generate --raw - --max-new-tokens 64
-  togi generate --adapter mine --instruction 1+1は？ --greedy -o json";
+  togi generate --adapter mine --instruction 1+1は？ --greedy -o json
+  togi generate --base models/mine --adapter adapters/mine --instruction 1+1は？ --greedy    without services";
 
 /// The command's words.
 #[derive(Debug, Args)]
@@ -68,14 +70,14 @@ impl Generate {
         };
         let output = &session.output;
         let request = self.sampling.request(prompt);
-        let answer = sampling::answer(&session.clients, request, |response| {
-            match &response.event {
+        let answerer = Answerer::of(&self.sampling, session).await?;
+        let answer = answerer
+            .answer(request, |response| match &response.event {
                 _ if output.is_json() => output.json(response),
                 Some(Event::Piece(piece)) => output.text(&piece.text),
                 _ => Ok(()),
-            }
-        })
-        .await?;
+            })
+            .await?;
         if !output.is_json() {
             output.line("")?;
         }

@@ -1,18 +1,24 @@
-//! How answers are chosen: the flags that `generate`, `ask` and `chat` share, and one answer's stream.
+//! How answers are chosen: the flags that `generate`, `ask` and `chat` share.
+
+use std::path::PathBuf;
 
 use clap::Args;
-use togi_proto::inference::v1::{
-    Finished, GenerateRequest, GenerateResponse, Instruction, Options, Started,
-    generate_request::Prompt, generate_response::Event,
-};
+use togi_model::Precision;
+use togi_proto::inference::v1::{GenerateRequest, Instruction, Options, generate_request::Prompt};
 
-use crate::{client::Clients, error::Result};
+use crate::local;
 
 /// The flags.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "How the answer is chosen")]
 pub struct Sampling {
-    /// An alias or a generation [default: the base alone]
+    /// Answers in this process, without services, over the base in this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub base: Option<PathBuf>,
+    /// How --base is held: f32, nf4 or int8 [default: f32]
+    #[arg(long, value_name = "NAME", requires = "base", value_parser = local::precision)]
+    pub precision: Option<Precision>,
+    /// An alias or a generation; with --base a PEFT folder [default: the base alone]
     #[arg(
         long,
         short,
@@ -74,7 +80,11 @@ impl Sampling {
     /// Builds a request.
     pub fn request(&self, prompt: Prompt) -> GenerateRequest {
         GenerateRequest {
-            adapter: self.adapter.clone(),
+            // A folder is nothing that a service, or who stands in for it, knows by name.
+            adapter: match self.base {
+                Some(_) => String::new(),
+                None => self.adapter.clone(),
+            },
             prompt: Some(prompt),
             options: Some(self.options()),
         }
@@ -93,40 +103,4 @@ impl Sampling {
             greedy: self.greedy.then_some(true),
         }
     }
-}
-
-/// A whole answer.
-#[derive(Clone, Debug, Default)]
-pub struct Answer {
-    /// Its text.
-    pub text: String,
-    /// What answered.
-    pub started: Started,
-    /// Why it ended.
-    pub finished: Finished,
-}
-
-/// Streams an answer; every message is given to `seen` as it comes.
-pub async fn answer(
-    clients: &Clients,
-    request: GenerateRequest,
-    mut seen: impl FnMut(&GenerateResponse) -> Result<()>,
-) -> Result<Answer> {
-    let mut stream = clients
-        .inference()
-        .await?
-        .generate(request)
-        .await?
-        .into_inner();
-    let mut answer = Answer::default();
-    while let Some(response) = stream.message().await? {
-        seen(&response)?;
-        match response.event {
-            Some(Event::Started(started)) => answer.started = started,
-            Some(Event::Piece(piece)) => answer.text.push_str(&piece.text),
-            Some(Event::Finished(finished)) => answer.finished = finished,
-            None => {}
-        }
-    }
-    Ok(answer)
 }

@@ -1,5 +1,7 @@
 //! `togi train`: a data set in, an adapter out.
 
+mod local;
+
 use std::path::PathBuf;
 
 use clap::Args;
@@ -13,6 +15,7 @@ use crate::{
     client::{present, succeeded},
     embedded,
     error::Result,
+    local::on_thread,
     progress::{mebibytes, seconds},
     recipe,
 };
@@ -22,7 +25,8 @@ Examples:
   togi train --recipe demo-cpu --dataset mine --alias mine
   togi train --recipe my-recipe.toml --base rinna --dataset dolly-ja --alias dolly --no-watch
   togi train --recipe demo-cpu --dataset mine --alias mine --dry-run      only check and plan the memory
-  togi train --recipe demo-cpu --dataset mine --alias mine --watch -o json | jq .step.loss";
+  togi train --recipe demo-cpu --dataset mine --alias mine --watch -o json | jq .step.loss
+  togi train --local --recipe my-recipe.toml --base models/mine --records records.jsonl --out adapters/mine";
 
 /// The command's words.
 #[derive(Debug, Args)]
@@ -31,15 +35,15 @@ pub struct Train {
     /// A recipe's file, or one of demo-cpu, rinna-3.6b-article, rinna-3.6b-a100
     #[arg(long, short, value_name = "FILE")]
     pub recipe: PathBuf,
-    /// The base, by its name in the trainer's configuration
+    /// The base, by its name in the trainer's configuration; with --local its folder
     #[arg(long, value_name = "NAME", default_value = embedded::BASE)]
     pub base: String,
     /// A data set's name, for its newest revision, or its digest
-    #[arg(long, short, value_name = "NAME")]
-    pub dataset: String,
+    #[arg(long, short, value_name = "NAME", required_unless_present = "local")]
+    pub dataset: Option<String>,
     /// The alias that the adapter is promoted to
-    #[arg(long, short, value_name = "NAME")]
-    pub alias: String,
+    #[arg(long, short, value_name = "NAME", required_unless_present = "local")]
+    pub alias: Option<String>,
     /// The same key and request is the same job for ever
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
@@ -52,17 +56,29 @@ pub struct Train {
     /// Only checks the request and plans its memory
     #[arg(long)]
     pub dry_run: bool,
+    /// What a training without services needs.
+    #[command(flatten)]
+    pub local: local::Local,
 }
 
 impl Train {
     /// Runs the command.
     pub(super) async fn run(self, session: &Session) -> Result<()> {
         let output = &session.output;
+        if self.local.local {
+            let training = local::Training {
+                recipe: self.recipe,
+                base: self.base.into(),
+                words: self.local,
+            };
+            let output = output.clone();
+            return on_thread(move || training.work(&output)).await;
+        }
         let request = CreateJobRequest {
             base: self.base,
-            dataset: self.dataset,
+            dataset: self.dataset.unwrap_or_default(),
             recipe: Some(recipe::recipe(&self.recipe)?),
-            alias: self.alias,
+            alias: self.alias.unwrap_or_default(),
             idempotency_key: self.idempotency_key.unwrap_or_default(),
             validate_only: self.dry_run,
         };

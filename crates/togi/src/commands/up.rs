@@ -19,6 +19,7 @@ Examples:
   togi up --data /var/lib/togi --listen 127.0.0.1:9000
   togi up --base rinna=hf://rinna/japanese-gpt-neox-3.6b --serve rinna
   togi up --base mine=file:///models/mine
+  togi up --base mine=file:///models/mine --base-precision mine=nf4 --serve mine
 
 Ctrl-C stops in good order, a second one at once. Settings beyond these flags are in togi.toml.";
 
@@ -35,6 +36,9 @@ pub struct Up {
     /// A base beside the embedded one: a folder's file:// URL, an object store's, or hf://OWNER/NAME; more than once
     #[arg(long, value_name = "NAME=URL", value_parser = base)]
     pub base: Vec<(String, String)>,
+    /// How inference holds a base's weights: f32, int8 or nf4 [default: f32]; more than once
+    #[arg(long, value_name = "NAME=PRECISION", value_parser = base_precision)]
+    pub base_precision: Vec<(String, String)>,
     /// The base that inference serves [default: demo]
     #[arg(long, value_name = "NAME")]
     pub serve: Option<String>,
@@ -66,11 +70,10 @@ impl Up {
 
     fn options(self, settings: &Settings) -> Result<up::Options> {
         let mut file = settings.file.clone();
-        file.bases.extend(
-            self.base
-                .into_iter()
-                .map(|(name, url)| (name, BaseSection { url })),
-        );
+        for (name, url) in self.base {
+            let precision = None;
+            file.bases.insert(name, BaseSection { url, precision });
+        }
         // A flag or variable names the store for clients and services alike.
         file.store.url = settings.named_store.clone();
         let listen = self.listen.or(file.up.listen.clone());
@@ -83,6 +86,7 @@ impl Up {
                 .serve
                 .or(file.up.serve.clone())
                 .unwrap_or_else(|| embedded::BASE.to_owned()),
+            precisions: self.base_precision.into_iter().collect(),
             file,
         })
     }
@@ -111,5 +115,14 @@ fn base(text: &str) -> std::result::Result<(String, String), String> {
             Ok((name.to_owned(), url.to_owned()))
         }
         _ => Err("it looks like NAME=file:///models/mine".to_owned()),
+    }
+}
+
+fn base_precision(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, precision)) if !name.is_empty() && !precision.is_empty() => {
+            Ok((name.to_owned(), precision.to_owned()))
+        }
+        _ => Err("it looks like NAME=nf4".to_owned()),
     }
 }

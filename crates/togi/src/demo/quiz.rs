@@ -1,10 +1,7 @@
 //! Putting questions to the base or an adapter, as scores are taken.
 
 use crate::{
-    commands::{
-        Session,
-        sampling::{self, Sampling},
-    },
+    commands::{Session, answerer::Answerer, sampling::Sampling},
     embedded::Question,
     error::Result,
     progress::Unit,
@@ -21,17 +18,14 @@ pub(super) async fn ask(
     questions: &[Question],
 ) -> Result<Vec<String>> {
     let sampling = Sampling::exact(adapter, MAX_NEW_TOKENS);
+    let answerer = Answerer::of(&sampling, session).await?;
     let mut progress = session.output.progress(what);
     progress.set_length(questions.len() as u64, Unit::Count);
     let mut answers = Vec::with_capacity(questions.len());
     for question in questions {
         progress.set(answers.len() as u64, &question.instruction);
         let request = sampling.instruction(&question.instruction, &question.input);
-        answers.push(
-            sampling::answer(&session.clients, request, |_| Ok(()))
-                .await?
-                .text,
-        );
+        answers.push(answerer.answer(request, |_| Ok(())).await?.text);
     }
     progress.finish();
     Ok(answers)

@@ -1,6 +1,7 @@
 //! What each service is told: its own defaults, the user's `[services.NAME]`, then what `togi up` itself decides.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -16,6 +17,7 @@ use super::{Options, state::DataFolder};
 use crate::{
     embedded,
     error::{Error, Result},
+    settings::BaseSection,
 };
 
 const SERVICES: [&str; 3] = ["data-prep", "trainer", "inference"];
@@ -108,16 +110,30 @@ pub(super) async fn start(
 fn bases(options: &Options, demo: &Path) -> Result<Table> {
     let mut bases = Table::new();
     let demo = StoreConfig::folder(demo)?.url;
-    let users = options
-        .file
-        .bases
-        .iter()
-        .map(|(name, base)| (name.clone(), base.url.clone()));
-    for (name, url) in std::iter::once((embedded::BASE.to_owned(), demo)).chain(users) {
+    let demo = BaseSection {
+        url: demo,
+        precision: None,
+    };
+    let own = (embedded::BASE.to_owned(), demo);
+    let mut sections = BTreeMap::from([own]);
+    sections.extend(options.file.bases.clone());
+    for (name, precision) in &options.precisions {
+        let Some(section) = sections.get_mut(name) else {
+            let known = sections.keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(Error::Configuration(format!(
+                "--base-precision: {name:?} is none of {known}"
+            )));
+        };
+        section.precision = Some(precision.clone());
+    }
+    for (name, section) in sections {
         togi_runtime::layout::validate_name("base", &name)
             .map_err(|error| Error::Configuration(error.to_string()))?;
         let mut base = Table::new();
-        base.insert("url".into(), url.into());
+        base.insert("url".into(), section.url.into());
+        if let Some(precision) = section.precision {
+            base.insert("precision".into(), precision.into());
+        }
         bases.insert(name, base.into());
     }
     Ok(bases)

@@ -112,6 +112,34 @@ fn wrong_files_are_named() {
 }
 
 #[test]
+fn a_precision_that_is_none_stops_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = ["up", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    for (precision, code, says) in [
+        (
+            "demo=int3",
+            64,
+            "bases.demo.precision: \"int3\" is none of f32, int8, nf4",
+        ),
+        (
+            "nobody=nf4",
+            64,
+            "--base-precision: \"nobody\" is none of demo",
+        ),
+        ("nf4", 2, "it looks like NAME=nf4"),
+    ] {
+        let words = [&up[..], &["--base-precision", precision]].concat();
+        let ran = togi(folder.path(), &words, "").expect(code);
+        assert!(ran.stderr.contains(says), "{}", ran.stderr);
+    }
+    let file = "[bases.mine]\nurl = 'file:///models/mine'\nprecision = 'fp8'\n";
+    fs::write(folder.path().join("togi.toml"), file).unwrap();
+    let ran = togi(folder.path(), &up, "").expect(64);
+    let says = "bases.mine.precision: \"fp8\" is none of f32, int8, nf4";
+    assert!(ran.stderr.contains(says), "{}", ran.stderr);
+}
+
+#[test]
 fn completions_work_even_where_the_configuration_does_not() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("togi.toml"), "nonsense").unwrap();

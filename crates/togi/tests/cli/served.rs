@@ -8,7 +8,10 @@ use togi::{
 };
 use togi_runtime::Stopper;
 
-use super::world::{Ran, togi};
+use super::{
+    local::Bench,
+    world::{Ran, togi},
+};
 
 /// Running services and a folder for the client.
 struct Served {
@@ -260,6 +263,65 @@ async fn training_is_planned_watched_and_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_of_another_precision_is_served_where_its_promotion_allows_it() {
+    let served = Served::start().await;
+    write_records(served.path());
+    served.prepare("mine").await;
+    let recipe = "base_precision = 'nf4'\npromote = 'manual'\nmax_steps = 1\n[lora]\nrank = 2\n";
+    fs::write(served.path().join("recipe.toml"), recipe).unwrap();
+    let train = "train --recipe recipe.toml --dataset mine --alias mine --watch -o json";
+    let words: Vec<&str> = train.split(' ').collect();
+    let watched = served.run(&words, "").await.expect(0).json_lines();
+    let generation = watched.last().unwrap()["job"]["result"].clone();
+    let generation = generation.as_str().unwrap();
+
+    let promote = ["adapters", "promote", generation, "--alias", "mine"];
+    served.run(&promote, "").await.expect(0);
+    let rejected = [
+        "events",
+        "adapter.rejected",
+        "--all",
+        "-n",
+        "1",
+        "-o",
+        "json",
+    ];
+    let event = served.run(&rejected, "").await.expect(0).json();
+    let reason = event["data"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("trained over nf4, this replica holds f32"),
+        "{reason}"
+    );
+
+    let allowed = [&promote[..], &["--allow-base-mismatch", "-o", "json"]].concat();
+    let alias = served.run(&allowed, "").await.expect(0).json();
+    assert_eq!(
+        (&alias["revision"], &alias["allowBaseMismatch"]),
+        (&"2".into(), &true.into())
+    );
+    let loaded = ["events", "adapter.loaded", "--all", "-n", "1", "-o", "json"];
+    let event = served.run(&loaded, "").await.expect(0).json();
+    let mismatch = &event["data"]["baseMismatch"];
+    assert_eq!(
+        (&mismatch["trainedPrecision"], &mismatch["servedPrecision"]),
+        (&"nf4".into(), &"f32".into())
+    );
+    let number = |field: &str| mismatch[field].as_f64().unwrap();
+    let (largest, mean) = (
+        number("maxAbsLogitDifference"),
+        number("meanAbsLogitDifference"),
+    );
+    assert!(
+        largest >= mean && mean > 0.0 && number("samples") > 0.0,
+        "{mismatch}"
+    );
+    let generate = "generate --adapter mine --instruction 誰ですか。 --max-new-tokens 2";
+    let words: Vec<&str> = generate.split(' ').collect();
+    served.run(&words, "").await.expect(0);
+    served.running.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn questions_are_answered_in_every_way() {
     let served = Served::start().await;
     let short = ["--greedy", "--max-new-tokens", "4"];
@@ -327,6 +389,77 @@ async fn questions_are_answered_in_every_way() {
         .json();
     assert!(served_by["baseDigest"].is_string());
     served.running.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_services_everything_is_the_same() {
+    let served = Served::start().await;
+    let bench = Bench::new();
+    for file in ["records.jsonl", "recipe.toml"] {
+        fs::copy(bench.path(file), served.path().join(file)).unwrap();
+    }
+    let prepared = served
+        .run(
+            &["prepare", "records.jsonl", "--name", "mine", "-o", "json"],
+            "",
+        )
+        .await
+        .expect(0);
+    let rows = prepared.json()["rows"].clone();
+    let train = [
+        "train",
+        "--recipe",
+        "recipe.toml",
+        "--dataset",
+        "mine",
+        "--alias",
+        "mine",
+        "--watch",
+        "-o",
+        "json",
+    ];
+    let updates = served.run(&train, "").await.expect(0).json_lines();
+    let generation = updates.last().unwrap()["job"]["result"].as_str().unwrap();
+    let tensors = served
+        .path()
+        .join("data/store/adapters")
+        .join(generation)
+        .join("adapter_model.safetensors");
+    let report = bench.train("--out mine -o json").expect(0).json();
+    assert_eq!(report["rows"].to_string(), rows.as_str().unwrap());
+    assert_eq!(bench.tensors("mine"), fs::read(tensors).unwrap());
+
+    let sampled = ["--seed", "5", "--temperature", "1.5"];
+    let greedy = ["--greedy", "--no-repeat-ngram-size", "0"];
+    let prompts = [["--instruction", "色は？"], ["--raw", "昔々\nある"]];
+    for (chosen, prompt) in [&sampled[..], &greedy].into_iter().zip(prompts) {
+        for adapter in [&[][..], &["--adapter", "mine"]] {
+            let rest = [
+                chosen,
+                &prompt,
+                adapter,
+                &["--max-new-tokens", "24", "-o", "json"],
+            ]
+            .concat();
+            let service = [&["generate"][..], &rest].concat();
+            let service = served.run(&service, "").await.expect(0).json_lines();
+            let local = [&["generate", "--base", "base"][..], &rest].concat();
+            let local = togi(&bench.path(""), &local, "").expect(0).json_lines();
+            assert_eq!(pieces(&local), pieces(&service));
+        }
+    }
+    served.running.stop().await.unwrap();
+}
+
+/// An answer's text and ids, all pieces together.
+fn pieces(updates: &[serde_json::Value]) -> (String, Vec<serde_json::Value>) {
+    let (mut text, mut ids) = (String::new(), Vec::new());
+    for piece in updates.iter().map(|update| &update["piece"]) {
+        text += piece["text"].as_str().unwrap_or_default();
+        ids.extend(piece["tokenIds"].as_array().cloned().unwrap_or_default());
+    }
+    assert!(!ids.is_empty(), "{updates:?}");
+    (text, ids)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,17 +44,14 @@ fn next(known: Option<&Declared>, list: Vec<Alias>) -> Declared {
             .filter(|before| before.revision == alias.revision)
             .map_or(now, |b| b.heard);
         let Alias { revision, said } = alias;
-        let generation = said.generation;
-        let traceparent = said.traceparent;
-        (
-            said.alias,
-            Declaration {
-                generation,
-                revision,
-                traceparent,
-                heard,
-            },
-        )
+        let declaration = Declaration {
+            generation: said.generation,
+            revision,
+            base_mismatch: said.base_mismatch,
+            traceparent: said.traceparent,
+            heard,
+        };
+        (said.alias, declaration)
     };
     list.into_iter().map(declaration).collect()
 }

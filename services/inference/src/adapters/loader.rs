@@ -6,14 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use togi_model::{Engine, adapter};
 use togi_runtime::layout;
-use togi_runtime::registry::{ADAPTER_MANIFEST_VERSION, AdapterManifest, Identity};
-use togi_runtime::{Class, Store};
+use togi_runtime::registry::{ADAPTER_MANIFEST_VERSION, AdapterManifest, BaseMismatch, Identity};
+use togi_runtime::{Class, Store, card};
 
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 
-/// Largest manifest, and largest `adapter_config.json`, in bytes.
-const MAX_JSON_BYTES: u64 = 1 << 20;
+/// Largest manifest, `adapter_config.json` and model card, in bytes.
+const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// What an adapter must have been made from to be served here: digests, and how the base is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +38,15 @@ impl Loader {
     /// # Errors
     /// [`Error::BadAdapter`] when it does not fit this base, [`Error::BrokenAdapter`] when its files are missing or differ from
     /// the manifest, [`Error::UnknownAdapter`] when it was never committed; the store's own errors.
-    pub(crate) async fn load(&self, digest: &str) -> Result<Arc<Generation>> {
+    pub(crate) async fn load(
+        &self,
+        digest: &str,
+        base_mismatch: BaseMismatch,
+    ) -> Result<Arc<Generation>> {
         let manifest = self.manifest(digest).await?;
+        self.admit(&manifest.identity.base_precision, base_mismatch)?;
         let config = self
-            .file(&manifest, adapter::CONFIG_FILE, MAX_JSON_BYTES)
+            .file(&manifest, adapter::CONFIG_FILE, MAX_TEXT_BYTES)
             .await?;
         let tensors = self
             .file(&manifest, adapter::TENSORS_FILE, self.max_bytes)
@@ -54,11 +59,44 @@ impl Loader {
             .map(Arc::new)
     }
 
+    /// Checks that an adapter may be served over the base as it is held here.
+    ///
+    /// # Errors
+    /// [`Error::BadAdapter`] with both precisions.
+    pub(crate) fn admit(&self, trained_over: &str, base_mismatch: BaseMismatch) -> Result<()> {
+        let served_over = &self.expected.base_precision;
+        if trained_over == served_over || !base_mismatch.is_refused() {
+            return Ok(());
+        }
+        Err(Error::BadAdapter(format!(
+            "wrong base precision: it was trained over {trained_over}, this replica holds {served_over}, and its promotion does \
+             not say allow_base_mismatch"
+        )))
+    }
+
+    /// Whether the base is held here as it was in the generation's training.
+    pub(crate) fn holds_base_of(&self, generation: &Generation) -> bool {
+        generation.trained_over() == self.expected.base_precision
+    }
+
+    /// Returns the sample prompts of a generation's card.
+    ///
+    /// # Errors
+    /// As [`Loader::load`].
+    pub(crate) async fn samples(&self, digest: &str) -> Result<Vec<String>> {
+        let manifest = self.manifest(digest).await?;
+        let card = self
+            .file(&manifest, card::CARD_FILE, MAX_TEXT_BYTES)
+            .await?;
+        check_digest(&manifest, card::CARD_FILE, &card)?;
+        Ok(card::samples(&String::from_utf8_lossy(&card)))
+    }
+
     async fn manifest(&self, digest: &str) -> Result<AdapterManifest> {
         let key = layout::adapter_manifest(digest);
         let bytes =
             self.store
-                .get_bounded(&key, MAX_JSON_BYTES)
+                .get_bounded(&key, MAX_TEXT_BYTES)
                 .await
                 .map_err(|error| match error.class() {
                     Class::NotFound => Error::UnknownAdapter(digest.to_owned()),
@@ -116,11 +154,6 @@ fn check_manifest(digest: &str, manifest: &AdapterManifest, expected: &Expected)
     let pairs = [
         ("generation", manifest.generation.as_str(), digest),
         ("base", &identity.base, &expected.base),
-        (
-            "base precision",
-            &identity.base_precision,
-            &expected.base_precision,
-        ),
         ("tokenizer", &identity.tokenizer, &expected.tokenizer),
         ("template", &identity.template, &expected.template),
     ];
@@ -140,20 +173,8 @@ fn build(
     config: Bytes,
     tensors: Bytes,
 ) -> Result<Generation> {
-    for (name, bytes) in [
-        (adapter::CONFIG_FILE, &config),
-        (adapter::TENSORS_FILE, &tensors),
-    ] {
-        let got = togi_tokens::digest::sha256_hex(bytes);
-        let want = manifest
-            .files
-            .get(name)
-            .map_or("", |entry| entry.sha256.as_str());
-        if got != want {
-            let reason = format!("{name} has sha-256 {got}, its manifest says {want}");
-            return Err(Error::BrokenAdapter(reason));
-        }
-    }
+    check_digest(manifest, adapter::CONFIG_FILE, &config)?;
+    check_digest(manifest, adapter::TENSORS_FILE, &tensors)?;
     let bad = |error: togi_model::Error| Error::BadAdapter(with_cause(&error));
     let files = adapter::Files {
         config: config.into(),
@@ -166,7 +187,21 @@ fn build(
         return Err(Error::BadAdapter(reason));
     }
     let adapter = network.adapter(&lora).map_err(bad)?;
-    Ok(Generation::new(got, adapter))
+    let trained_over = manifest.identity.base_precision.clone();
+    Ok(Generation::new(got, trained_over, adapter))
+}
+
+fn check_digest(manifest: &AdapterManifest, name: &str, bytes: &[u8]) -> Result<()> {
+    let got = togi_tokens::digest::sha256_hex(bytes);
+    let want = manifest
+        .files
+        .get(name)
+        .map_or("", |entry| entry.sha256.as_str());
+    if got == want {
+        return Ok(());
+    }
+    let reason = format!("{name} has sha-256 {got}, its manifest says {want}");
+    Err(Error::BrokenAdapter(reason))
 }
 
 fn identity(identity: &Identity) -> adapter::Identity {
@@ -190,7 +225,7 @@ fn identity(identity: &Identity) -> adapter::Identity {
 }
 
 /// An error and its causes in one line.
-fn with_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn with_cause(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

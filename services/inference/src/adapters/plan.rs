@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use togi_runtime::registry::BaseMismatch;
+
 use super::served::Served;
 
 /// What the registry says that an alias names.
@@ -13,6 +15,8 @@ pub(crate) struct Declaration {
     pub(crate) generation: String,
     /// The alias's revision, from 1.
     pub(crate) revision: u64,
+    /// Whether it may be served over a base that is held otherwise than in training.
+    pub(crate) base_mismatch: BaseMismatch,
     /// Trace context of the promotion.
     pub(crate) traceparent: Option<String>,
     /// When this replica heard of it: the newest is loaded first, as somebody waits for it.

@@ -7,9 +7,9 @@ use togi_model::adapter::{self, CONFIG_FILE, Files, TENSORS_FILE};
 use togi_model::{Base, Config, Lora, LoraConfig, Target};
 use togi_runtime::events::Event;
 use togi_runtime::registry::{
-    ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest, AliasRevision, Identity,
+    ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest, AliasRevision, BaseMismatch, Identity,
 };
-use togi_runtime::{Bus, Store, layout};
+use togi_runtime::{Bus, Store, card::CARD_FILE, layout};
 use togi_tokens::digest::sha256_hex;
 
 /// What a test may change before an adapter is published.
@@ -18,6 +18,8 @@ pub struct Draft {
     pub files: Files,
     /// What it says that it was made from.
     pub identity: Identity,
+    /// Its model card, if it has one.
+    pub card: Option<String>,
     /// The folder's bytes differ from what the manifest says.
     pub is_corrupt: bool,
     /// The folder's name differs from its digest.
@@ -38,6 +40,7 @@ pub fn draft(base_folder: &Path, seed: u64) -> Draft {
             dataset: sha256_hex(b"data set"),
             recipe: sha256_hex(b"recipe"),
         },
+        card: None,
         is_corrupt: false,
         is_misnamed: false,
     }
@@ -71,6 +74,7 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
     let Draft {
         files,
         identity,
+        card,
         is_corrupt,
         is_misnamed,
     } = draft;
@@ -90,6 +94,13 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
         bytes: bytes.len() as u64,
         sha256: sha256_hex(bytes),
     };
+    let mut files_by_name = BTreeMap::from([
+        (CONFIG_FILE.to_owned(), entry(&files.config)),
+        (TENSORS_FILE.to_owned(), entry(&files.tensors)),
+    ]);
+    if let Some(card) = &card {
+        files_by_name.insert(CARD_FILE.to_owned(), entry(card.as_bytes()));
+    }
     let manifest = AdapterManifest {
         schema_version: ADAPTER_MANIFEST_VERSION,
         generation: generation.clone(),
@@ -97,10 +108,7 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
         rank: 4,
         alpha: 16.0,
         target_modules: vec!["query_key_value".into(), "dense".into()],
-        files: BTreeMap::from([
-            (CONFIG_FILE.to_owned(), entry(&files.config)),
-            (TENSORS_FILE.to_owned(), entry(&files.tensors)),
-        ]),
+        files: files_by_name,
         job: "test".into(),
         recipe_name: "test".into(),
     };
@@ -117,6 +125,9 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
     };
     put(CONFIG_FILE, files.config).await;
     put(TENSORS_FILE, tensors).await;
+    if let Some(card) = card {
+        put(CARD_FILE, card.into_bytes()).await;
+    }
     store
         .put_new_json(&layout::adapter_manifest(&generation), &manifest)
         .await
@@ -131,36 +142,57 @@ pub async fn publish_good(store: &Store, base_folder: &Path, seed: u64) -> Strin
 
 /// Lets an alias name a generation in the store, and says so on the bus if there is one; returns the revision.
 pub async fn promote(store: &Store, bus: Option<&Bus>, alias: &str, generation: &str) -> u64 {
-    move_alias(store, bus, alias, generation, false).await
+    say(store, bus, revision(alias, generation)).await
 }
 
-/// Lets an alias name again what it named before.
-pub async fn roll_back(store: &Store, bus: Option<&Bus>, alias: &str, generation: &str) -> u64 {
-    move_alias(store, bus, alias, generation, true).await
-}
-
-async fn move_alias(
+/// As [`promote`], over any representation of the base.
+pub async fn promote_over_any_base(
     store: &Store,
     bus: Option<&Bus>,
     alias: &str,
     generation: &str,
-    rollback: bool,
 ) -> u64 {
     let said = AliasRevision {
+        base_mismatch: BaseMismatch::Allowed,
+        ..revision(alias, generation)
+    };
+    say(store, bus, said).await
+}
+
+/// Lets an alias name again what it named before.
+pub async fn roll_back(store: &Store, bus: Option<&Bus>, alias: &str, generation: &str) -> u64 {
+    let said = AliasRevision {
+        rollback: true,
+        ..revision(alias, generation)
+    };
+    say(store, bus, said).await
+}
+
+fn revision(alias: &str, generation: &str) -> AliasRevision {
+    AliasRevision {
         alias: alias.into(),
         generation: generation.into(),
-        rollback,
+        rollback: false,
+        base_mismatch: BaseMismatch::Refused,
         time: "2026-01-01T00:00:00Z".into(),
         traceparent: None,
-    };
+    }
+}
+
+async fn say(store: &Store, bus: Option<&Bus>, said: AliasRevision) -> u64 {
+    let AliasRevision {
+        alias,
+        generation,
+        rollback,
+        ..
+    } = said.clone();
     let bytes = togi_runtime::store::canonical_json(&said).unwrap();
-    let folder = layout::alias_revisions(alias);
+    let folder = layout::alias_revisions(&alias);
     let revision = store
         .append_revision(&folder, |_| Ok(bytes.clone().into()))
         .await
         .unwrap();
     if let Some(bus) = bus {
-        let (alias, generation) = (alias.to_owned(), generation.to_owned());
         let event: Event = match rollback {
             true => togi_proto::events::v1::AdapterRolledBack {
                 alias,

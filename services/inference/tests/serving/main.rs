@@ -12,6 +12,8 @@ mod bases;
 mod door;
 mod following;
 mod harness;
+mod mismatch;
 mod refusing;
+mod scale;
 mod swapping;
 mod vocabulary;

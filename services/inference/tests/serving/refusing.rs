@@ -23,19 +23,6 @@ fn edit_header(tensors: &mut Vec<u8>, edit: impl FnOnce(String) -> String) {
 type Case = (&'static str, &'static str, fn(&mut Draft));
 
 const CASES: &[Case] = &[
-    ("unknown-tensor", "surprise", |draft| {
-        let tensors = &mut draft.files.tensors;
-        let at = tensors.len();
-        tensors.extend([0; 4]);
-        edit_header(tensors, |header| {
-            let at = at - 8 - header.len();
-            let entry = format!(
-                r#"{{"surprise":{{"dtype":"F32","shape":[1],"data_offsets":[{at},{}]}},"#,
-                at + 4
-            );
-            entry + &header[1..]
-        });
-    }),
     ("missing-tensor", "missing", |draft| {
         edit_header(&mut draft.files.tensors, |header| {
             header.replacen("lora_A", "lora_C", 1)
@@ -60,9 +47,11 @@ const CASES: &[Case] = &[
     ("wrong-base", "wrong base", |draft| {
         draft.identity.base = "ab".repeat(32)
     }),
-    ("wrong-precision", "wrong base precision", |draft| {
-        draft.identity.base_precision = "int8".into()
-    }),
+    (
+        "wrong-precision",
+        "trained over int8, this replica holds f32",
+        |draft| draft.identity.base_precision = "int8".into(),
+    ),
     ("wrong-tokenizer", "wrong tokenizer", |draft| {
         draft.identity.tokenizer = "cd".repeat(32)
     }),
@@ -72,6 +61,20 @@ const CASES: &[Case] = &[
         draft.files.config = b"{".to_vec()
     }),
 ];
+
+/// Adds a tensor to an adapter's file.
+fn add_tensor(tensors: &mut Vec<u8>, name: &str) {
+    let at = tensors.len();
+    tensors.extend([0; 4]);
+    edit_header(tensors, |header| {
+        let at = at - 8 - header.len();
+        let entry = format!(
+            r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{at},{}]}},"#,
+            at + 4
+        );
+        entry + &header[1..]
+    });
+}
 
 /// The shape of the base that a draft was made for.
 fn config(_draft: &Draft) -> Config {
@@ -148,6 +151,33 @@ async fn each_bad_adapter_is_refused_whole_and_disturbs_nobody() {
     system.until_serving(CASES[0].0, &next).await;
     system.until_serving("fresh", &next).await;
     assert_eq!(system.list().await.rejected.len(), CASES.len() - 1);
+    system.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_adapter_tensors_are_refused() {
+    let setup = Setup::new(BaseKind::Random).await;
+    // Of another module than those that are known, and of a layer that the base has not.
+    let unknown = [
+        "base_model.model.gpt_neox.embed_in.lora_A.weight",
+        "base_model.model.gpt_neox.layers.2.attention.dense.lora_A.weight",
+    ];
+    for (alias, name) in ["first", "second"].into_iter().zip(unknown) {
+        let mut bad = draft(&setup.base_folder(), 1);
+        add_tensor(&mut bad.files.tensors, name);
+        let bad = publish(&setup.store, bad).await;
+        promote(&setup.store, None, alias, &bad).await;
+    }
+    let system = setup.ready().await;
+    for (alias, name) in ["first", "second"].into_iter().zip(unknown) {
+        assert_eq!(system.serving(alias), None);
+        let refused = system
+            .ask(question(alias, "問", greedy(1)))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains(name), "{refused}");
+    }
     system.stop().await.unwrap();
 }
 

@@ -96,3 +96,43 @@ async fn an_answer_keeps_the_generation_that_it_started_with() {
     assert_eq!(next.started.generation, b);
     system.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reloaded_adapter_never_reuses_a_cached_state() {
+    let setup = Setup::new(BaseKind::Random).await.with_nats().await;
+    let folder = setup.base_folder();
+    let a = publish_good(&setup.store, &folder, 1).await;
+    let b = publish_good(&setup.store, &folder, 2).await;
+    let system = setup.ready().await;
+    // The same prompt every time, so that whatever could be kept of it would be found again.
+    let say = async |adapter: &str| {
+        let answer = system
+            .ask(question(adapter, "問12", greedy(60)))
+            .await
+            .unwrap();
+        (answer.started.generation, answer.ids)
+    };
+    let swap = async |generation: &str| {
+        promote(&system.store, Some(&system.bus), "main", generation).await;
+        system.until_serving("main", generation).await;
+        let others_are_gone = || system.replica.resident() == 1;
+        wait_until("the other generation is unloaded", others_are_gone).await;
+        let served = system.replica.served().unwrap();
+        served.aliases["main"].generation.loaded()
+    };
+    let base = say("").await;
+    let loaded = swap(&a).await;
+    let first = say("main").await;
+    // The same alias, another generation.
+    swap(&b).await;
+    let second = say("main").await;
+    assert_eq!((&first.0, &second.0), (&a, &b));
+    assert!(first.1 != second.1 && first.1 != base.1 && second.1 != base.1);
+    // The same generation, unloaded and loaded again.
+    assert!(swap(&a).await > loaded, "it was loaded again");
+    assert_eq!(say("main").await, first);
+    swap(&b).await;
+    assert_eq!(say("main").await, second);
+    assert_eq!(say("").await, base);
+    system.stop().await.unwrap();
+}

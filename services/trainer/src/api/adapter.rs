@@ -81,8 +81,15 @@ impl AdapterService for AdapterApi {
         &self,
         request: Request<PromoteAdapterRequest>,
     ) -> Result<Response<PromoteAdapterResponse>, Status> {
-        let PromoteAdapterRequest { alias, generation } = request.into_inner();
-        let alias = self.aliases.promote(&alias, &generation).await?;
+        let PromoteAdapterRequest {
+            alias,
+            generation,
+            allow_base_mismatch,
+        } = request.into_inner();
+        let alias = self
+            .aliases
+            .promote(&alias, &generation, allow_base_mismatch.into())
+            .await?;
         Ok(Response::new(PromoteAdapterResponse {
             alias: Some(registry::to_proto(alias)),
         }))

@@ -156,6 +156,7 @@ impl System {
                 BaseConfig {
                     url: format!("file://{}", path.display()),
                     options: BTreeMap::new(),
+                    precision: None,
                 },
             )
         });
@@ -176,7 +177,7 @@ impl Process {
         let _ = self.life.await;
     }
 
-    fn channel(&self) -> Client {
+    pub(crate) fn channel(&self) -> Client {
         grpc::channel(&self.endpoint).unwrap()
     }
 

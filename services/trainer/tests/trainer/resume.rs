@@ -64,6 +64,30 @@ async fn a_stopped_run_goes_on_elsewhere_to_the_same_generation_and_its_watcher_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn resume_repeats_the_same_losses() {
+    let system = System::start();
+    let first = system.process("first").await;
+    first.prepare("questions", RECORDS).await;
+    let id = first.create(asked("questions", LONG)).await;
+    let (undisturbed, _) = first.watch(&id, 1, usize::MAX).await;
+    let id = first.create(asked("questions", LONG)).await;
+    first.wait_for_step(&id, 25).await;
+    let store = first.store().clone();
+    // Killed, so that the steps since the last checkpoint are taken again.
+    first.kill().await;
+    assert!(!has_ended(&store, &id).await, "the run was interrupted");
+    let second = system.process("second").await;
+    let (resumed, ended) = second.watch(&id, 1, usize::MAX).await;
+    assert_eq!(ended.state(), JobState::Succeeded, "{:?}", ended.error);
+    let losses = |lines: &[togi_proto::trainer::v1::Step]| {
+        lines.iter().map(|l| l.loss.to_bits()).collect::<Vec<_>>()
+    };
+    assert_eq!(losses(&resumed), losses(&undisturbed));
+    assert_eq!(resumed.len() as u64, steps(LONG));
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_workers_job_is_taken_over_and_ends_with_the_same_generation() {
     let system = System::start();
     let api = system

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// Bytes that can still be taken: the machine's available memory or what is left under the control group's limit, whichever
 /// is less. `None` where the system does not say.
 #[must_use]
-pub(crate) fn available_bytes() -> Option<u64> {
+pub fn available_bytes() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| kib_field(&text, "MemAvailable:"));
@@ -24,13 +24,13 @@ pub(crate) fn available_bytes() -> Option<u64> {
 
 /// Resident memory of this process in bytes; 0 where the system does not say.
 #[must_use]
-pub(crate) fn resident_bytes() -> u64 {
+pub fn resident_bytes() -> u64 {
     status_field("VmRSS:")
 }
 
 /// Most resident memory that this process has had, in bytes; 0 where the system does not say.
 #[must_use]
-pub(crate) fn peak_bytes() -> u64 {
+pub fn peak_bytes() -> u64 {
     status_field("VmHWM:")
 }
 

@@ -1,0 +1,71 @@
+//! Which modules the names and patterns of `adapter_config.json` mean: PEFT's own rules, on a module's full name such as
+//! `gpt_neox.layers.0.attention.dense`.
+
+use regex::Regex;
+use serde_json::Value;
+
+use super::entries::Entries;
+use super::settings::refuse;
+use crate::error::Result;
+
+/// `target_modules`.
+pub(super) enum Targets {
+    /// A list: each is a module's full name or its end after a point.
+    Names(Vec<String>),
+    /// A text: a regular expression for the whole name.
+    Whole(Regex),
+}
+
+impl Targets {
+    pub(super) fn parse(value: Option<&Value>) -> Result<Self> {
+        match value {
+            Some(Value::String(text)) => {
+                Ok(Self::Whole(expression("target_modules", text, "^(?:")?))
+            }
+            Some(Value::Array(list)) if list.iter().all(Value::is_string) => {
+                let names = list.iter().filter_map(Value::as_str);
+                Ok(Self::Names(names.map(str::to_owned).collect()))
+            }
+            _ => refuse("target_modules is no list of modules"),
+        }
+    }
+
+    pub(super) fn fit(&self, name: &str) -> bool {
+        let ends = |end: &String| {
+            name.strip_suffix(end.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        match self {
+            Self::Names(ends_of_names) => ends_of_names.iter().any(ends),
+            Self::Whole(expression) => expression.is_match(name),
+        }
+    }
+}
+
+/// `rank_pattern` or `alpha_pattern`: regular expressions for a name or its end after a point. The first that fits counts, in
+/// the order of the file.
+pub(super) struct Pattern(Vec<(Regex, f64)>);
+
+impl Pattern {
+    pub(super) fn parse(key: &str, entries: Option<Entries<f64>>) -> Result<Self> {
+        let entries = entries.map(|entries| entries.0).unwrap_or_default();
+        let compiled = entries
+            .into_iter()
+            .map(|(text, value)| Ok((expression(key, &text, r"^(?:.*\.)?(?:")?, value)));
+        Ok(Self(compiled.collect::<Result<_>>()?))
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<f64> {
+        let found = self.0.iter().find(|(end, _)| end.is_match(name));
+        found.map(|&(_, value)| value)
+    }
+}
+
+/// Compiles a Python expression that stands between `before` and the name's end. What the two languages do not share, such as
+/// looking around, is refused.
+fn expression(key: &str, text: &str, before: &str) -> Result<Regex> {
+    match Regex::new(&format!("{before}{text})$")) {
+        Ok(expression) => Ok(expression),
+        Err(_) => refuse(format!("{key} has {text:?}, which is not understood")),
+    }
+}

@@ -1,0 +1,114 @@
+//! An adapter folded into its base, `W + (alpha / rank) B A`: a plain checkpoint that knows nothing of LoRA.
+
+use std::borrow::Cow;
+use std::ops::Deref;
+use std::path::Path;
+
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, View};
+
+use super::{Base, write};
+use crate::cpu;
+use crate::error::{Error, Result};
+use crate::lora::{Lora, Module};
+
+/// Writes base and adapter as one Hugging Face folder: `config.json`, `model.safetensors`, and the base's tokenizer as
+/// `spiece.model` if it has one.
+///
+/// The weights are f32 whatever the base's files hold: fp16 or bf16 would round most of a small update away. One tensor
+/// at a time is computed and written, so that it takes little more memory than the base itself.
+///
+/// # Errors
+/// The adapter does not fit the base, or a file cannot be written.
+pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
+    lora.check_fits(&base.config)?;
+    let mut full = Vec::new();
+    for (name, weight) in &base.weights {
+        full.push((name, weight.dequantized()?));
+    }
+    let mut tensors = Vec::new();
+    for (name, tensor) in &full {
+        let update = lora
+            .modules()
+            .iter()
+            .find(|module| **name == module.weight_name())
+            .map(|module| Update {
+                module,
+                values: lora.values(),
+            });
+        let weight = Weight {
+            shape: tensor.dims(),
+            values: cpu::read(tensor)?,
+            update,
+        };
+        tensors.push(((*name).clone(), weight));
+    }
+    write::save(dir, &base.config.to_json(), tensors)?;
+    if let Some(tokenizer) = &base.tokenizer {
+        let path = dir.join("spiece.model");
+        std::fs::write(&path, tokenizer).map_err(|e| Error::file(path, e))?;
+    }
+    Ok(())
+}
+
+/// A weight of the base and what an adapter adds to it.
+struct Weight<'a, V> {
+    shape: &'a [usize],
+    values: V,
+    update: Option<Update<'a>>,
+}
+
+impl<V: Deref<Target = [f32]>> View for Weight<'_, V> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut values = self.values.to_vec();
+        if let Some(update) = &self.update {
+            update.add_to(&mut values);
+        }
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+        Cow::Owned(bytes.collect())
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.values.len()
+    }
+}
+
+/// One module's product of factors.
+struct Update<'a> {
+    module: &'a Module,
+    values: &'a [f32],
+}
+
+impl Update<'_> {
+    /// Adds `scale B A` to a weight of (outputs, inputs); sums in f64, so that the one rounding is the result's.
+    fn add_to(&self, weight: &mut [f32]) {
+        let Module {
+            rank,
+            scale,
+            inputs,
+            ..
+        } = *self.module;
+        let a = &self.values[self.module.a.clone()];
+        let b = &self.values[self.module.b.clone()];
+        let rows = weight.par_chunks_mut(inputs).zip(b.par_chunks(rank));
+        rows.for_each(|(row, b)| {
+            let mut sums = vec![0.0; inputs];
+            for (&b, a) in b.iter().zip(a.chunks(inputs)) {
+                for (sum, &a) in sums.iter_mut().zip(a) {
+                    *sum += f64::from(b) * f64::from(a);
+                }
+            }
+            for (value, sum) in row.iter_mut().zip(sums) {
+                *value = (f64::from(*value) + scale * sum) as f32;
+            }
+        });
+    }
+}

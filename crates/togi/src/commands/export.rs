@@ -1,0 +1,60 @@
+//! `togi export`: a base and an adapter in, one base out that needs no adapter; without services.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use togi_model::{Precision, base};
+
+use super::Session;
+use crate::{error::Result, local, output::Output};
+
+const EXAMPLES: &str = "\
+Examples:
+  togi export --merged --base models/mine --adapter adapters/mine --out models/merged
+
+The folder is in Hugging Face layout, in 32-bit floats, with the base's tokenizer.";
+
+/// The command's words.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+pub struct Export {
+    /// Adds the adapter to the base's weights
+    #[arg(long, required = true)]
+    pub merged: bool,
+    /// A base's folder
+    #[arg(long, value_name = "FOLDER")]
+    pub base: PathBuf,
+    /// A PEFT folder
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: PathBuf,
+    /// The folder to write, new or empty
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+}
+
+/// What was written.
+#[derive(Serialize)]
+struct Written {
+    folder: PathBuf,
+}
+
+impl Export {
+    /// Runs the command.
+    pub(super) async fn run(self, session: &Session) -> Result<()> {
+        let output = session.output.clone();
+        local::on_thread(move || self.work(&output)).await
+    }
+
+    fn work(self, output: &Output) -> Result<()> {
+        let loaded = local::base(&self.base, Precision::F32)?;
+        let lora = local::adapter(&self.adapter, loaded.config())?;
+        local::folder_for_base(&self.out)?;
+        base::write_merged(&self.out, &loaded, &lora)
+            .map_err(|error| local::unfit("base", &self.base, error))?;
+        let written = Written { folder: self.out };
+        output.one(&written, |written| {
+            vec![format!("merged in {}", written.folder.display())]
+        })
+    }
+}

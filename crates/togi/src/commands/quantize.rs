@@ -1,0 +1,65 @@
+//! `togi quantize`: a base's folder in, the same base with packed weights out; without services.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use togi_model::{Precision, base};
+
+use super::Session;
+use crate::{error::Result, local, output::Output};
+
+const EXAMPLES: &str = "\
+Examples:
+  togi quantize --base models/mine --precision nf4 --out models/mine-nf4
+  togi quantize --base models/mine --precision int8 --out models/mine-int8
+
+The folder has the form in which transformers saves a base that bitsandbytes has quantized.";
+
+/// The command's words.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+pub struct Quantize {
+    /// A base's folder
+    #[arg(long, value_name = "FOLDER")]
+    pub base: PathBuf,
+    /// How the base shall be held: nf4 or int8
+    #[arg(long, value_name = "NAME", value_parser = local::precision)]
+    pub precision: Precision,
+    /// The folder to write, new or empty
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+}
+
+/// What was written.
+#[derive(Serialize)]
+struct Written {
+    folder: PathBuf,
+    precision: &'static str,
+}
+
+impl Quantize {
+    /// Runs the command.
+    pub(super) async fn run(self, session: &Session) -> Result<()> {
+        let output = session.output.clone();
+        local::on_thread(move || self.work(&output)).await
+    }
+
+    fn work(self, output: &Output) -> Result<()> {
+        local::present(&self.base)?;
+        local::folder_for_base(&self.out)?;
+        base::write_quantized(&self.base, &self.out, self.precision)
+            .map_err(|error| local::unfit("base", &self.base, error))?;
+        let written = Written {
+            folder: self.out,
+            precision: self.precision.name(),
+        };
+        output.one(&written, |written| {
+            vec![format!(
+                "{} in {}",
+                written.precision,
+                written.folder.display()
+            )]
+        })
+    }
+}

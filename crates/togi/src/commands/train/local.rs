@@ -1,0 +1,195 @@
+//! `togi train --local`: records in, a PEFT folder out, in this process: what data-prep and the trainer do, without them.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::Args;
+use togi_model::Base;
+use togi_proto::trainer::v1::Step;
+use togi_tokens::{Learn, Settings, Tokenizer};
+use togi_trainer::{
+    Recipe,
+    local::{Run, Trained},
+};
+
+use crate::{
+    commands::prepare,
+    error::{Error, Result},
+    local::{self, records},
+    output::Output,
+    progress::Unit,
+    recipe,
+};
+
+/// The log's name in the folder, unless --log says another file.
+const LOG: &str = "log.jsonl";
+
+/// The words beside those of every training.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Without services")]
+pub struct Local {
+    /// Trains in this process: --records in, a PEFT folder out; --base is a folder then
+    #[arg(
+        long,
+        requires_all = ["records", "out", "base"],
+        conflicts_with_all = ["dataset", "alias", "idempotency_key", "watch", "no_watch", "dry_run"]
+    )]
+    pub local: bool,
+    /// The records: JSON array, JSON Lines or Parquet, gzip and zstd too
+    #[arg(long, value_name = "FILE", requires = "local")]
+    pub records: Option<PathBuf>,
+    /// A SentencePiece model [default: the one in the base's folder]
+    #[arg(long, value_name = "FILE", requires = "local")]
+    pub tokenizer: Option<PathBuf>,
+    /// Most tokens in a row, the end included [default: 512]
+    #[arg(long, value_name = "TOKENS", requires = "local")]
+    pub max_length: Option<u32>,
+    /// What is learned: all or answer [default: all]
+    #[arg(
+        long,
+        value_name = "PART",
+        requires = "local",
+        hide_possible_values = true
+    )]
+    pub learn: Option<prepare::Learn>,
+    /// A PEFT folder with the values to start from; rank, alpha and targets must be the recipe's
+    #[arg(long, value_name = "FOLDER", requires = "local")]
+    pub init_adapter: Option<PathBuf>,
+    /// The folder for the adapter, its report and its log
+    #[arg(long, value_name = "FOLDER", requires = "local")]
+    pub out: Option<PathBuf>,
+    /// The file for the log, a line a step [default: log.jsonl in --out]
+    #[arg(long, value_name = "FILE", requires = "local")]
+    pub log: Option<PathBuf>,
+}
+
+/// A training that is to run here.
+pub(super) struct Training {
+    pub(super) recipe: PathBuf,
+    pub(super) base: PathBuf,
+    pub(super) words: Local,
+}
+
+impl Training {
+    /// Trains and writes the folder. Not for async code.
+    pub(super) fn work(self, output: &Output) -> Result<()> {
+        let out = self.words.out.clone().unwrap_or_default();
+        let recipe = Recipe::from_proto(&recipe::recipe(&self.recipe)?).map_err(refused)?;
+        let base = Arc::new(local::base(&self.base, recipe.precision)?);
+        recipe.check_base(base.config()).map_err(refused)?;
+        let tokenizer = Arc::new(self.tokenizer(&base)?);
+        let records = self.records(&tokenizer)?;
+        if records.rejected > 0 {
+            let (count, file) = (records.rejected, out.join("rejects.jsonl"));
+            output.say(format_args!(
+                "records that cannot be used: {count}, named in {}",
+                file.display()
+            ));
+        }
+        let init = self.words.init_adapter.as_deref();
+        let init = init.map(|folder| local::adapter(folder, base.config()));
+        let steps = recipe.steps(records.rows.len() as u64);
+        let run = Run {
+            base,
+            base_name: self.base.display().to_string(),
+            tokenizer_digest: tokenizer.digest().to_owned(),
+            dataset: records.dataset,
+            rows: records.rows,
+            recipe,
+            init: init.transpose()?,
+        };
+        local::folder_for(&out)?;
+        write(&out, "rejects.jsonl", &records.rejects)?;
+        let log = self.words.log.unwrap_or_else(|| out.join(LOG));
+        let trained = train(run, steps, &log, output)?;
+        write_all(&out, &trained)?;
+        output.say(format_args!("the adapter is in {}", out.display()));
+        output.one(&trained.report, |report| {
+            let figure = |name: &str| report[name].to_string();
+            vec![
+                format!("generation  {}", trained.adapter.generation),
+                format!("steps       {}", figure("steps")),
+                format!("last loss   {}", report["loss"]["last"]),
+                format!("seconds     {}", figure("seconds")),
+            ]
+        })
+    }
+
+    fn tokenizer(&self, base: &Base) -> Result<Tokenizer> {
+        let (from, tokenizer) = match &self.words.tokenizer {
+            Some(file) => (file, local::tokenizer(file)?),
+            None => (&self.base, local::tokenizer_of(&self.base)?),
+        };
+        if tokenizer.eos().is_none() {
+            let reason = "it has no end-of-sequence piece";
+            return Err(Error::unfit("tokenizer", from, reason));
+        }
+        let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
+        if pieces > ids {
+            let reason = format!("it has {pieces} pieces, the base has {ids} ids");
+            return Err(Error::unfit("tokenizer", from, reason));
+        }
+        Ok(tokenizer)
+    }
+
+    fn records(&self, tokenizer: &Arc<Tokenizer>) -> Result<records::Records> {
+        let mut settings = Settings {
+            learn: match self.words.learn {
+                None | Some(prepare::Learn::All) => Learn::All,
+                Some(prepare::Learn::Answer) => Learn::Answer,
+            },
+            ..Settings::default()
+        };
+        settings.max_length = self.words.max_length.unwrap_or(settings.max_length);
+        let file = self.words.records.as_deref().unwrap_or(Path::new(""));
+        records::read(file, tokenizer, settings)
+    }
+}
+
+/// Runs the loop, with its log and its progress.
+fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
+    let unwritten = |error: io::Error| Error::file(log, error);
+    let mut file = BufWriter::new(File::create(log).map_err(unwritten)?);
+    let mut progress = output.progress("training");
+    progress.set_length(steps, Unit::Count);
+    let trained = run.train(|step: Step| {
+        serde_json::to_writer(&mut file, &step)?;
+        file.write_all(b"\n")?;
+        // A line is there as soon as its step is done, for whoever follows.
+        file.flush()?;
+        progress.set(step.step, &format!("loss {:.4}", step.loss));
+        Ok(())
+    });
+    progress.finish();
+    trained.map_err(|error| match error {
+        togi_trainer::Error::Io(error) => unwritten(error),
+        other => refused(other),
+    })
+}
+
+fn write_all(out: &Path, trained: &Trained) -> Result<()> {
+    for (name, bytes) in &trained.adapter.files {
+        write(out, name, bytes)?;
+    }
+    for (name, paper) in [
+        ("report.json", &trained.report),
+        ("trainer_state.json", &trained.trainer_state),
+    ] {
+        write(out, name, format!("{paper:#}\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = folder.join(name);
+    fs::write(&path, bytes).map_err(|error| Error::file(path, error))
+}
+
+/// The trainer's refusal has the class that a job's would have.
+fn refused(error: togi_trainer::Error) -> Error {
+    togi_runtime::Error::from(error).into()
+}

@@ -1,0 +1,520 @@
+//! The commands that need no services, on the embedded base: what they write is what the library computes, and wrong input
+//! ends with its exit code and is named.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use safetensors::SafeTensors;
+use togi::embedded;
+use togi_model::{Base, Engine, Lora, LoraConfig, Target, adapter};
+use togi_tokens::{Columns, Encoder, Record, Settings, Tokenizer};
+
+use super::world::{Ran, togi};
+
+const RECORDS: &str =
+    "{\"index\":\"1\",\"instruction\":\"色は？\",\"input\":\"海\\n空\",\"output\":\"青です。\"}
+{\"index\":\"2\",\"instruction\":\"数は？\",\"output\":\"三つです。\"}
+{\"index\":\"3\",\"instruction\":\"味は？\",\"output\":\"甘いです。\"}
+{\"index\":\"4\",\"instruction\":\"形は？\",\"output\":\"丸いです。\"}
+{\"index\":\"5\",\"instruction\":\"名は？\",\"output\":\"ポチです。\"}
+";
+
+const RECIPE: &str = "epochs = 2\nbatch_size = 2\nlearning_rate = 2e-3\nseed = 7\n[lora]\nrank = 2\nalpha = 4.0\ndropout = 0.0\n";
+
+/// A folder with the base in `base` and the input files beside it.
+pub(super) struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    pub(super) fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let base = embedded::write_base(folder.path()).unwrap();
+        fs::rename(base, folder.path().join("base")).unwrap();
+        let bench = Bench { folder };
+        bench.write("records.jsonl", RECORDS);
+        bench.write("recipe.toml", RECIPE);
+        bench
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(super) fn write(&self, name: &str, content: &str) {
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    pub(super) fn run(&self, line: &str) -> Ran {
+        self.feed(line, "")
+    }
+
+    fn feed(&self, line: &str, input: &str) -> Ran {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        togi(self.folder.path(), &words, input)
+    }
+
+    fn tokenizer(&self) -> Arc<Tokenizer> {
+        let model = fs::read(self.path("base/spiece.model")).unwrap();
+        Arc::new(Tokenizer::from_bytes(&model).unwrap())
+    }
+
+    fn engine(&self) -> Engine {
+        Engine::new(Arc::new(Base::load(&self.path("base")).unwrap())).unwrap()
+    }
+
+    /// Writes an adapter whose B is not zero, and returns it.
+    fn adapter(&self, name: &str) -> Lora {
+        let config = self.engine().config().clone();
+        let wanted = LoraConfig {
+            rank: 2,
+            alpha: 4.0,
+            dropout: 0.0,
+            targets: vec![Target::QueryKeyValue],
+        };
+        let mut lora = Lora::init(&config, &wanted, 3).unwrap();
+        for (place, value) in lora.values_mut().iter_mut().enumerate() {
+            *value += ((place % 13) as f32 - 6.0) * 0.01;
+        }
+        let files = adapter::to_files(&lora, "base").unwrap();
+        fs::create_dir(self.path(name)).unwrap();
+        fs::write(self.path(name).join(adapter::CONFIG_FILE), files.config).unwrap();
+        fs::write(self.path(name).join(adapter::TENSORS_FILE), files.tensors).unwrap();
+        lora
+    }
+
+    pub(super) fn train(&self, more: &str) -> Ran {
+        self.run(&format!(
+            "train --local --base base --recipe recipe.toml --records records.jsonl {more}"
+        ))
+    }
+
+    pub(super) fn tensors(&self, folder: &str) -> Vec<u8> {
+        fs::read(self.path(folder).join(adapter::TENSORS_FILE)).unwrap()
+    }
+
+    fn log(&self, file: &str) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.path(file)).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+fn ids(line: &serde_json::Value) -> Vec<u32> {
+    serde_json::from_value(line["ids"].clone()).unwrap()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|&bytes| f32::from_le_bytes(bytes))
+        .collect()
+}
+
+#[test]
+fn texts_become_ids_and_ids_texts() {
+    let bench = Bench::new();
+    let tokenizer = bench.tokenizer();
+    let texts = ["山は？", "  two  words ", "一\n二</s>", ""];
+    let lines: String = texts
+        .iter()
+        .map(|text| format!("{}\n", serde_json::json!({ "text": text })))
+        .collect();
+    let ran = bench.feed("tokenize --base base", &lines).expect(0);
+    let found: Vec<Vec<u32>> = ran.json_lines().iter().map(ids).collect();
+    let wanted: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text)).collect();
+    assert_eq!(found, wanted);
+
+    let back = bench
+        .feed("tokenize --base base --decode", &ran.stdout)
+        .expect(0);
+    let decoded: Vec<serde_json::Value> = back.json_lines();
+    for (line, ids) in decoded.iter().zip(&wanted) {
+        assert_eq!(line["text"], tokenizer.decode(ids));
+    }
+    let plain = bench
+        .feed(
+            "tokenize --tokenizer base/spiece.model --plain --eos",
+            "山は？\n\n",
+        )
+        .expect(0);
+    let eos = tokenizer.eos().unwrap();
+    let mut first = tokenizer.encode("山は？");
+    first.push(eos);
+    let found: Vec<Vec<u32>> = plain.json_lines().iter().map(ids).collect();
+    assert_eq!(found, [first, vec![eos]]);
+}
+
+#[test]
+fn templated_records_are_the_rows_of_training() {
+    let bench = Bench::new();
+    for max_length in [512, 9] {
+        let settings = Settings {
+            max_length,
+            ..Settings::default()
+        };
+        let mut encoder = Encoder::new(bench.tokenizer(), settings).unwrap();
+        let line = format!(
+            "tokenize --base base records.jsonl --template --eos --max-length {max_length}"
+        );
+        let found: Vec<Vec<u32>> = bench
+            .run(&line)
+            .expect(0)
+            .json_lines()
+            .iter()
+            .map(ids)
+            .collect();
+        let wanted: Vec<Vec<u32>> = RECORDS
+            .lines()
+            .map(|line| {
+                let record = Record::from_json_slice(line.as_bytes(), &Columns::default()).unwrap();
+                encoder.row(&record).unwrap().input_ids
+            })
+            .collect();
+        assert_eq!(found, wanted);
+    }
+}
+
+#[test]
+fn logits_are_the_networks_for_every_line() {
+    let bench = Bench::new();
+    let (engine, lora) = (bench.engine(), bench.adapter("adapter"));
+    let tokenizer = bench.tokenizer();
+    bench.write("texts.jsonl", "\"山は？\"\n\n{\"text\": \"川は？\"}\n");
+    bench
+        .run("logits --base base --text texts.jsonl --out a.safetensors --adapter adapter")
+        .expect(0);
+    let bytes = fs::read(bench.path("a.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.len(), 4, "{:?}", file.names());
+    let adapter = engine.adapter(&lora).unwrap();
+    for (number, text) in [(1, "山は？"), (3, "川は？")] {
+        let ids = tokenizer.encode(text);
+        let logits = file.tensor(&format!("logits.{number}")).unwrap();
+        assert_eq!(logits.shape(), [ids.len(), engine.config().vocab_size]);
+        let expected = engine.logits(&ids, Some(&adapter)).unwrap();
+        assert_eq!(floats(logits.data()), expected);
+        let beside: Vec<u8> = ids
+            .iter()
+            .flat_map(|&id| i64::from(id).to_le_bytes())
+            .collect();
+        assert_eq!(
+            file.tensor(&format!("ids.{number}")).unwrap().data(),
+            beside
+        );
+    }
+
+    let line = serde_json::json!({ "ids": tokenizer.encode("山は？") }).to_string();
+    let ran = bench
+        .feed(
+            "logits --base base --ids - --out b.safetensors -o json",
+            &line,
+        )
+        .expect(0);
+    assert_eq!(ran.json()["lines"], 1);
+    let bytes = fs::read(bench.path("b.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let base_alone = engine.logits(&tokenizer.encode("山は？"), None).unwrap();
+    assert_eq!(floats(file.tensor("logits.1").unwrap().data()), base_alone);
+}
+
+#[test]
+fn training_twice_gives_the_same_bytes() {
+    let bench = Bench::new();
+    let first = bench.train("--out one -o json").expect(0).json();
+    let second = bench.train("--out two --log steps.jsonl -o json").expect(0);
+    assert_eq!(first["generation"], second.json()["generation"]);
+    assert_eq!(bench.tensors("one"), bench.tensors("two"));
+    let report = fs::read_to_string(bench.path("one/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["generation"], first["generation"]);
+    let (log, other) = (bench.log("one/log.jsonl"), bench.log("steps.jsonl"));
+    assert_eq!(log.len(), 6, "5 records, 2 a step, 2 epochs");
+    for (line, other) in log.iter().zip(&other) {
+        for field in ["step", "loss", "gradientNorm", "learningRate", "epoch"] {
+            assert!(!line[field].is_null(), "{field} in {line}");
+            assert_eq!(line[field], other[field]);
+        }
+    }
+    assert!(!bench.path("two/log.jsonl").exists());
+}
+
+#[test]
+fn training_starts_from_an_adapter_and_keeps_the_files_order() {
+    let bench = Bench::new();
+    let init = bench.adapter("init");
+    bench.write(
+        "recipe.toml",
+        &format!("shuffle = false\nmax_steps = 1\n{RECIPE}"),
+    );
+    bench.train("--out out --init-adapter init").expect(0);
+    let log = bench.log("out/log.jsonl");
+    // The first window is the file's first two records, over the given values.
+    let mut encoder = Encoder::new(bench.tokenizer(), Settings::default()).unwrap();
+    let mut batch = togi_model::Batch::new();
+    for (slot, line) in RECORDS.lines().take(2).enumerate() {
+        let record = Record::from_json_slice(line.as_bytes(), &Columns::default()).unwrap();
+        let row = encoder.row(&record).unwrap();
+        batch.push(&row.input_ids, &row.labels, slot as u32);
+    }
+    let loss = bench.engine().evaluate(Some(&init), &batch).unwrap().mean();
+    let found = log[0]["loss"].as_f64().unwrap();
+    assert!((found - loss).abs() < 1e-6 * loss, "{found} and {loss}");
+
+    bench.write("recipe.toml", &RECIPE.replace("rank = 2", "rank = 3"));
+    let other = bench.train("--out out --init-adapter init").expect(5);
+    let says = "init_adapter has rank 2, the recipe has 3";
+    assert!(other.stderr.contains(says), "{}", other.stderr);
+}
+
+#[test]
+fn what_is_learned_and_what_is_left_out_is_said() {
+    let bench = Bench::new();
+    let all = bench.train("--out all -o json").expect(0).json();
+    let answers = bench
+        .train("--out answers --learn answer -o json")
+        .expect(0)
+        .json();
+    assert_ne!(all["generation"], answers["generation"]);
+    bench.write(
+        "records.jsonl",
+        &format!("{RECORDS}{{\"instruction\":\"？\"}}\n"),
+    );
+    let ran = bench.train("--out out").expect(0);
+    assert!(ran.stderr.contains("cannot be used: 1"), "{}", ran.stderr);
+    let rejects = fs::read_to_string(bench.path("out/rejects.jsonl")).unwrap();
+    assert!(rejects.contains("\"line\":6"), "{rejects}");
+}
+
+#[test]
+fn a_base_is_made_of_a_shape_and_a_seed() {
+    let bench = Bench::new();
+    let make = |more: &str| bench.run(&format!("make-base --shape base/config.json {more}"));
+    let ran = make("--seed 3 --dtype fp16 --buffers-2023 --out made -o json").expect(0);
+    let made = Base::load(&bench.path("made")).unwrap();
+    assert_eq!(ran.json()["parameters"], made.parameters());
+    assert_eq!(made.config(), bench.engine().config());
+    make("--seed 3 --dtype fp16 --buffers-2023 --out again").expect(0);
+    let again = Base::load(&bench.path("again")).unwrap();
+    assert_eq!(made.digest(), again.digest());
+    make("--seed 4 --out other").expect(0);
+    assert_ne!(
+        Base::load(&bench.path("other")).unwrap().digest(),
+        made.digest()
+    );
+    make("--out made").expect(5);
+    bench.run("make-base --shape none --out x").expect(3);
+}
+
+#[test]
+fn a_packed_base_is_what_the_same_base_is_held_as() {
+    let bench = Bench::new();
+    let ids = "{\"ids\": [5, 9, 30, 7]}\n";
+    for precision in ["nf4", "int8"] {
+        bench
+            .run(&format!(
+                "quantize --base base --precision {precision} --out {precision}"
+            ))
+            .expect(0);
+        for (base, out) in [("base", "a"), (precision, "b")] {
+            let line = format!("logits --base {base} --precision {precision} --ids - --out {out}");
+            bench.feed(&line, ids).expect(0);
+        }
+        let read = |name: &str| fs::read(bench.path(name)).unwrap();
+        assert_eq!(read("a"), read("b"), "{precision}");
+        bench
+            .feed("logits --base base --ids - --out c", ids)
+            .expect(0);
+        assert_ne!(read("a"), read("c"), "{precision}");
+        let again = bench.feed(&format!("logits --base {precision} --ids - --out c"), ids);
+        assert!(again.expect(5).stderr.contains(precision), "held otherwise");
+        let recipe = format!("base_precision = '{precision}'\nmax_steps = 2\n{RECIPE}");
+        bench.write("recipe.toml", &recipe);
+        bench.train(&format!("--out trained-{precision}")).expect(0);
+    }
+    assert_ne!(bench.tensors("trained-nf4"), bench.tensors("trained-int8"));
+    bench
+        .run("quantize --base base --precision f32 --out f32")
+        .expect(5);
+}
+
+#[test]
+fn a_merged_base_says_what_base_and_adapter_say() {
+    let bench = Bench::new();
+    let lora = bench.adapter("adapter");
+    bench
+        .run("export --merged --base base --adapter adapter --out merged")
+        .expect(0);
+    let ids = bench.tokenizer().encode("山は？");
+    let engine = bench.engine();
+    let adapter = engine.adapter(&lora).unwrap();
+    let apart = engine.logits(&ids, Some(&adapter)).unwrap();
+    let merged = Base::load(&bench.path("merged")).unwrap();
+    assert!(merged.tokenizer().is_some());
+    let merged = Engine::new(Arc::new(merged)).unwrap();
+    let merged = merged.logits(&ids, None).unwrap();
+    let largest = apart
+        .iter()
+        .zip(&merged)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(largest < 1e-4, "{largest}");
+    let again = bench
+        .run("export --merged --base base --adapter adapter --out merged")
+        .expect(5);
+    assert!(again.stderr.contains("not empty"), "{}", again.stderr);
+}
+
+#[test]
+fn an_answer_with_an_adapter_is_another_than_the_bases() {
+    let bench = Bench::new();
+    bench.adapter("adapter");
+    let generate = |more: &str| {
+        let line = format!(
+            "generate --base base --instruction 山は？ --greedy --max-new-tokens 12 -o json {more}"
+        );
+        bench.run(&line).expect(0).json_lines()
+    };
+    let (base, adapted) = (generate(""), generate("--adapter adapter"));
+    assert!(base[0]["started"]["generation"].is_null(), "{base:?}");
+    let digest = adapted[0]["started"]["generation"].as_str().unwrap();
+    assert_eq!(digest.len(), 64);
+    assert_ne!(base[1..base.len() - 1], adapted[1..adapted.len() - 1]);
+    assert_eq!(generate("")[1], base[1]);
+}
+
+#[test]
+fn wrong_input_is_named_with_its_exit_code() {
+    let bench = Bench::new();
+    bench.write("bad.jsonl", "{\"ids\": [1]}\n{\"ids\": [99999]}\n");
+    bench.write("empty.jsonl", "\n");
+    bench.write("bad.toml", "[lora]\nrank = 0\n");
+    bench.write("not.model", "nothing");
+    fs::create_dir(bench.path("hollow")).unwrap();
+    fs::create_dir(bench.path("full")).unwrap();
+    bench.write("full/x", "");
+    bench.adapter("adapter");
+    bench.write("adapter/adapter_config.json", "{\"peft_type\":\"LOHA\"}");
+    let train = "train --local --records records.jsonl --out out";
+    let cases = [
+        ("tokenize --base none x", 3, "none: "),
+        ("tokenize --base base none.jsonl", 3, "none.jsonl: "),
+        (
+            "tokenize --base hollow records.jsonl",
+            5,
+            "base hollow: it has no spiece.model",
+        ),
+        (
+            "tokenize --tokenizer not.model records.jsonl",
+            5,
+            "tokenizer not.model: ",
+        ),
+        (
+            "tokenize --base base bad.jsonl",
+            64,
+            "bad.jsonl:1: expected a text",
+        ),
+        (
+            "tokenize --base base bad.jsonl --template",
+            64,
+            "bad.jsonl:1: instruction: missing",
+        ),
+        (
+            "tokenize --base base records.jsonl --max-length 0",
+            2,
+            "--max-length",
+        ),
+        (
+            "logits --base base --ids bad.jsonl --out x",
+            64,
+            "bad.jsonl:2: id 99999",
+        ),
+        (
+            "logits --base base --ids empty.jsonl --out x",
+            64,
+            "empty.jsonl: there is no line",
+        ),
+        (
+            "logits --base hollow --ids bad.jsonl --out x",
+            3,
+            "hollow/config.json",
+        ),
+        (
+            "logits --base base --ids bad.jsonl --out x --precision fp8",
+            5,
+            "base base: ",
+        ),
+        (
+            "logits --base base --ids bad.jsonl --out x --precision int3",
+            2,
+            "--precision",
+        ),
+        ("generate --base none --raw x", 3, "none: "),
+        (
+            "generate --base base --raw x --adapter adapter",
+            5,
+            "adapter adapter: ",
+        ),
+        (
+            "generate --base base --raw x --temperature NaN",
+            2,
+            "temperature",
+        ),
+        (
+            "export --merged --base base --adapter none --out y",
+            3,
+            "none: ",
+        ),
+        (
+            &format!("{train} --base none --recipe recipe.toml"),
+            3,
+            "none: ",
+        ),
+        (
+            &format!("{train} --base base --recipe none.toml"),
+            3,
+            "none.toml: ",
+        ),
+        (
+            &format!("{train} --base base --recipe bad.toml"),
+            2,
+            "recipe.lora.rank",
+        ),
+        (
+            &format!("{train} --base base --recipe recipe.toml --max-length 1"),
+            2,
+            "--max-length",
+        ),
+        (
+            &format!("{train} --base base --recipe recipe.toml --init-adapter none"),
+            3,
+            "none: ",
+        ),
+        (
+            "train --local --base base --recipe recipe.toml --records none.jsonl --out out",
+            3,
+            "none.jsonl: ",
+        ),
+        (
+            "train --local --base base --recipe recipe.toml --records empty.jsonl --out out",
+            2,
+            "records",
+        ),
+    ];
+    for (line, code, says) in cases {
+        let ran = bench.run(line);
+        assert_eq!(ran.code, code, "{line}\n{}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{line}\n{}", ran.stderr);
+        assert_eq!(ran.stdout, "", "{line}");
+    }
+    assert!(
+        !Path::new(&bench.path("x")).exists(),
+        "nothing half-written"
+    );
+}

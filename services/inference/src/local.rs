@@ -1,0 +1,111 @@
+//! Answers without a service: one base and at most one adapter in this process, asked as a replica is asked. Only where the adapter
+//! comes from differs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use togi_model::{Base, Config, Lora, adapter};
+use togi_proto::inference::v1::GenerateRequest;
+use togi_tokens::digest::sha256_hex;
+
+use crate::base;
+use crate::config::EngineConfig;
+use crate::desk::{Answers, Desk};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::generation::Generation;
+use crate::metrics::Metrics;
+
+/// One answer at a time; the rest is as a replica has it by default.
+const LIMITS: EngineConfig = EngineConfig {
+    max_active: 1,
+    max_waiting: 0,
+    prefill_chunk: 128,
+    max_prompt_bytes: 256 << 10,
+};
+
+/// A base that answers.
+pub struct Local {
+    desk: Desk,
+    generation: Option<Arc<Generation>>,
+    abort: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Local {
+    /// Starts the engine's thread over a base from a folder; the thread lasts as long as the value.
+    ///
+    /// # Errors
+    /// [`Error::Base`] for a base whose tokenizer is missing or does not fit.
+    pub fn new(folder: &Path, base: Base) -> Result<Local> {
+        let name = folder.display().to_string();
+        let loaded = base::with_tokenizer(&name, folder.to_owned(), base)?;
+        let (door, engine) = Engine::new(&loaded, &LIMITS, Metrics::new());
+        let abort = engine.abort.clone();
+        let thread = thread::Builder::new()
+            .name("togi-engine".into())
+            .spawn(move || engine.run())
+            .map_err(|error| Error::Broken(format!("the engine's thread cannot start: {error}")))?;
+        Ok(Local {
+            desk: Desk {
+                base_name: name,
+                network: loaded.network,
+                tokenizer: loaded.tokenizer,
+                door: Arc::new(door),
+                max_prompt_bytes: LIMITS.max_prompt_bytes,
+            },
+            generation: None,
+            abort,
+            thread: Some(thread),
+        })
+    }
+
+    /// The base's configuration: what an adapter is read for.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        self.desk.network.config()
+    }
+
+    /// Answers with an adapter from now on. It goes by the SHA-256 of its tensors as this build writes them, whatever file they
+    /// came from.
+    ///
+    /// # Errors
+    /// [`Error::BadAdapter`] where it does not fit the base.
+    pub fn with_adapter(mut self, lora: &Lora) -> Result<Local> {
+        let bad = |error: togi_model::Error| Error::BadAdapter(error.to_string());
+        let tensors = adapter::to_files(lora, "").map_err(bad)?.tensors;
+        let network = &self.desk.network;
+        let adapter = network.adapter(lora).map_err(bad)?;
+        // A folder does not say over what it was trained.
+        let held = network.base().precision().name().to_owned();
+        let generation = Generation::new(sha256_hex(&tensors), held, adapter);
+        self.generation = Some(Arc::new(generation));
+        Ok(self)
+    }
+
+    /// Answers a request; the request's own `adapter` must be empty.
+    ///
+    /// # Errors
+    /// As the service answers: a wrong field by its name.
+    pub async fn answer(&self, request: GenerateRequest) -> Result<Answers> {
+        if !request.adapter.is_empty() {
+            return Err(Error::UnknownAdapter(request.adapter));
+        }
+        let admitted = self.desk.admit(request, Instant::now())?;
+        self.desk.answer(admitted, self.generation.clone()).await
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.abort.store(true, Ordering::Relaxed);
+        self.desk.door.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported by its answer's end.
+            let _ = thread.join();
+        }
+    }
+}

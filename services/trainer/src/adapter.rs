@@ -1,0 +1,61 @@
+//! A trained adapter as others see it: PEFT's two files, the card, and the generation that names them. A pure function of what it
+//! is made of.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use togi_model::{Lora, adapter};
+use togi_runtime::{card::CARD_FILE, registry::Identity};
+
+use crate::{card, error::Result, recipe::Recipe};
+
+/// An adapter's folder in memory.
+#[derive(Debug)]
+pub struct Adapter {
+    /// Its name: the digest of the tensors and of what they are made of.
+    pub generation: String,
+    /// The folder's files by name.
+    pub files: BTreeMap<&'static str, Bytes>,
+}
+
+impl Adapter {
+    /// Makes the folder of trained tensors over the base that PEFT shall load as `base_name`.
+    ///
+    /// # Errors
+    /// A value that is not finite.
+    pub fn new(
+        lora: &Lora,
+        base_name: &str,
+        identity: &Identity,
+        recipe: &Recipe,
+    ) -> Result<Adapter> {
+        let files = adapter::to_files(lora, base_name)?;
+        let made_of = adapter::Identity {
+            base: identity.base.clone(),
+            tokenizer: identity.tokenizer.clone(),
+            template: identity.template.clone(),
+            dataset: identity.dataset.clone(),
+            recipe: identity.recipe.clone(),
+            base_representation: identity.base_precision.clone(),
+        };
+        let generation = adapter::generation(&files, &made_of)?;
+        let card = card::card(base_name, identity, &generation, recipe);
+        let files = [
+            (adapter::CONFIG_FILE, Bytes::from(files.config)),
+            (adapter::TENSORS_FILE, Bytes::from(files.tensors)),
+            (CARD_FILE, Bytes::from(card)),
+        ];
+        Ok(Adapter {
+            generation,
+            files: files.into(),
+        })
+    }
+
+    /// Returns the size of the tensors' file in bytes.
+    #[must_use]
+    pub fn tensors_bytes(&self) -> u64 {
+        self.files
+            .get(adapter::TENSORS_FILE)
+            .map_or(0, |bytes| bytes.len() as u64)
+    }
+}

@@ -1,0 +1,205 @@
+//! A run without services: the same loop over the same order of rows that are at hand, to the same adapter. It keeps no
+//! checkpoint and publishes nothing.
+
+use std::{sync::Arc, thread};
+
+use serde_json::Value;
+use togi_model::{Base, Engine, Lora, LoraConfig, memory::trainable};
+use togi_proto::trainer::v1::Step;
+use togi_runtime::{memory, registry::Identity};
+use togi_tokens::{Row, prompt};
+use tokio::sync::mpsc;
+
+use crate::{
+    adapter::Adapter,
+    data::Order,
+    error::{Error, Result},
+    recipe::Recipe,
+    report::{self, Facts},
+    train::{self, Plan, State, Update, Wish},
+};
+
+/// Updates that the loop may be ahead of whoever looks at them.
+const UPDATES_AHEAD: usize = 64;
+
+/// What a run is made of.
+pub struct Run {
+    /// The base, held as the recipe says.
+    pub base: Arc<Base>,
+    /// The name under which PEFT shall load the base.
+    pub base_name: String,
+    /// Digest of the tokenizer's file.
+    pub tokenizer_digest: String,
+    /// Digest of the data set that the rows are.
+    pub dataset: String,
+    /// The rows in their stored order, at least one.
+    pub rows: Vec<Row>,
+    /// The numbers.
+    pub recipe: Recipe,
+    /// The values to start from; fresh ones if not set.
+    pub init: Option<Lora>,
+}
+
+/// What a run has made.
+#[derive(Debug)]
+pub struct Trained {
+    /// The adapter's folder.
+    pub adapter: Adapter,
+    /// What a job's `report.json` says; without a job's name.
+    pub report: Value,
+    /// What a job's `trainer_state.json` says.
+    pub trainer_state: Value,
+}
+
+impl Run {
+    /// Trains to the last step and gives each step's line to `seen` as it comes. Takes as long as it takes: not for async code.
+    ///
+    /// # Errors
+    /// Parts that do not fit each other, by name; [`Error::NotFinite`]; whatever `seen` says, which ends the run.
+    pub fn train(self, mut seen: impl FnMut(Step) -> Result<()>) -> Result<Trained> {
+        let mut state = self.start()?;
+        let (plan, order) = (self.plan(), self.order());
+        let engine = Engine::new(Arc::clone(&self.base))?;
+        let mut rows = order.places().map(|place| {
+            let row = usize::try_from(place)
+                .ok()
+                .and_then(|place| self.rows.get(place));
+            row.cloned()
+                .ok_or_else(|| Error::damaged("the order", "it names a row that is not there"))
+        });
+        let (sender, mut updates) = mpsc::channel(UPDATES_AHEAD);
+        let wish = Wish::default();
+        let mut lines = Vec::new();
+        let (watched, trained) = thread::scope(|scope| {
+            let training = scope.spawn(|| {
+                // Moved, so that the channel ends with the loop.
+                let sender = sender;
+                train::train(&mut state, &plan, &engine, &mut rows, &wish, &sender)
+            });
+            let watched = watch(&mut updates, &mut lines, &mut seen);
+            if watched.is_err() {
+                wish.abort();
+                updates.close();
+            }
+            (watched, training.join().map_err(|_| Error::ThreadGone))
+        });
+        watched?;
+        if !trained?? {
+            return Err(Error::ThreadGone);
+        }
+        self.finish(&state, &lines)
+    }
+
+    /// Checks the parts against each other, and returns the state before the first step.
+    fn start(&self) -> Result<State> {
+        let config = self.base.config();
+        self.recipe.check_base(config)?;
+        let longest = self.rows.iter().map(|row| row.input_ids.len()).max();
+        let most = config.max_position_embeddings;
+        if longest.is_some_and(|longest| longest > most) {
+            let reason = format!("lets rows be longer than the {most} ids that the base takes");
+            return Err(Error::unfit("max_length", reason));
+        }
+        let mut state = State::fresh(config, &self.recipe)?;
+        if let Some(init) = &self.init {
+            check_init(init, &state.lora)?;
+            state.lora.values_mut().copy_from_slice(init.values());
+        }
+        Ok(state)
+    }
+
+    fn plan(&self) -> Plan {
+        let rows = self.rows.len() as u64;
+        Plan {
+            recipe: Recipe {
+                // Nobody could resume.
+                checkpoint_every: 0,
+                ..self.recipe.clone()
+            },
+            rows,
+            steps: self.recipe.steps(rows),
+        }
+    }
+
+    fn order(&self) -> Order {
+        Order {
+            dataset: self.dataset.clone(),
+            rows: self.rows.len() as u64,
+            seed: self.recipe.seed,
+            shuffle: self.recipe.shuffle,
+            epochs: u64::from(self.recipe.epochs),
+        }
+    }
+
+    fn finish(&self, state: &State, lines: &[Step]) -> Result<Trained> {
+        let identity = Identity {
+            base: self.base.digest().to_owned(),
+            base_precision: self.recipe.precision.name().to_owned(),
+            tokenizer: self.tokenizer_digest.clone(),
+            template: prompt::template_digest().to_owned(),
+            dataset: self.dataset.clone(),
+            recipe: self.recipe.digest(),
+        };
+        let adapter = Adapter::new(&state.lora, &self.base_name, &identity, &self.recipe)?;
+        let config = self.base.config();
+        let facts = Facts {
+            job: String::new(),
+            generation: adapter.generation.clone(),
+            rows: self.rows.len() as u64,
+            samples: state.progress.samples,
+            seconds: state.progress.seconds,
+            failed_attempts: 0,
+            worker: String::new(),
+            peak_memory_bytes: memory::peak_bytes(),
+            adapter_bytes: adapter.tensors_bytes(),
+            trainable_parameters: trainable(config, &self.recipe.lora),
+            base_parameters: config.parameters(),
+        };
+        Ok(Trained {
+            report: report::report(&facts, &self.recipe, lines),
+            trainer_state: report::trainer_state(&self.recipe, lines),
+            adapter,
+        })
+    }
+}
+
+/// Takes lines until the loop ends.
+fn watch(
+    updates: &mut mpsc::Receiver<Update>,
+    lines: &mut Vec<Step>,
+    seen: &mut impl FnMut(Step) -> Result<()>,
+) -> Result<()> {
+    while let Some(update) = updates.blocking_recv() {
+        if let Update::Step(done) = update {
+            lines.push(done.line);
+            seen(done.line)?;
+        }
+    }
+    Ok(())
+}
+
+/// The values to start from must lie where the recipe's do, and mean the same.
+fn check_init(init: &Lora, fresh: &Lora) -> Result<()> {
+    let (theirs, ours) = (init.config(), fresh.config());
+    let targets = |lora: &LoraConfig| {
+        let mut names: Vec<&str> = lora.targets.iter().map(|target| target.name()).collect();
+        names.sort_unstable();
+        names.join(", ")
+    };
+    let parts = [
+        ("rank", theirs.rank.to_string(), ours.rank.to_string()),
+        ("alpha", theirs.alpha.to_string(), ours.alpha.to_string()),
+        ("target_modules", targets(theirs), targets(ours)),
+    ];
+    for (what, theirs, ours) in parts {
+        if theirs != ours {
+            let reason = format!("has {what} {theirs}, the recipe has {ours}");
+            return Err(Error::unfit("init_adapter", reason));
+        }
+    }
+    if init.modules() != fresh.modules() {
+        let reason = "has other layers, or a rank_pattern or alpha_pattern, which a recipe has not";
+        return Err(Error::unfit("init_adapter", reason));
+    }
+    Ok(())
+}

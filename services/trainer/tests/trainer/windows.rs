@@ -1,0 +1,89 @@
+//! A window's loss: the sum of its token losses over the count of its learned targets, however it is cut into micro-batches.
+
+use togi_model::{Base, Batch, Engine, WindowLoss};
+use togi_proto::job::v1::JobState;
+use togi_tokens::Row;
+use togi_trainer::{
+    checkpoint::Progress,
+    data::{Order, Reader},
+};
+
+use crate::{
+    harness::{Process, System},
+    inputs::{BASE, RECORDS, asked, steps},
+};
+
+/// Records of a window.
+const WINDOW: u32 = 8;
+
+/// The data set's first window, in the stored order.
+async fn first_window(process: &Process, dataset: &str) -> Vec<Row> {
+    let order = Order {
+        dataset: dataset.to_owned(),
+        rows: RECORDS as u64,
+        seed: 0,
+        shuffle: false,
+        epochs: 1,
+    };
+    let (reader, mut rows) = Reader::new(process.channel(), order, 1 << 20);
+    let reader = tokio::spawn(reader.run(Progress::default()));
+    let take = move || {
+        (0..WINDOW)
+            .map(|_| rows.receive().unwrap().unwrap())
+            .collect()
+    };
+    let window = tokio::task::spawn_blocking(take).await.unwrap();
+    reader.await.unwrap();
+    window
+}
+
+/// The loss of records over the base alone: what an adapter that has learned nothing yet gives.
+fn loss(engine: &Engine, rows: &[Row]) -> WindowLoss {
+    let mut batch = Batch::new();
+    for row in rows {
+        batch.push(&row.input_ids, &row.labels, 0);
+    }
+    engine.evaluate(None, &batch).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accumulation_over_the_window_is_weighted_by_tokens() {
+    let system = System::start();
+    let process = system.process("one").await;
+    let dataset = process.prepare("questions", RECORDS).await;
+    let mut runs = Vec::new();
+    for batch_size in [WINDOW, 4, 1] {
+        let mut request = asked(&dataset, 2);
+        let recipe = request.recipe.as_mut().unwrap();
+        recipe.shuffle = Some(false);
+        recipe.batch_size = Some(batch_size);
+        recipe.accumulation = Some(WINDOW / batch_size);
+        let id = process.create(request).await;
+        let (lines, ended) = process.watch(&id, 1, usize::MAX).await;
+        assert_eq!(ended.state(), JobState::Succeeded, "{:?}", ended.error);
+        runs.push(lines.iter().map(|line| line.loss).collect::<Vec<_>>());
+    }
+    // The last window of an epoch has fewer records, and later losses follow from earlier gradients.
+    assert_eq!(runs[0].len() as u64, steps(2));
+    for cut in &runs[1..] {
+        for (whole, cut) in runs[0].iter().zip(cut) {
+            assert!((whole - cut).abs() < 1e-5, "{whole} or {cut}");
+        }
+    }
+
+    // A mean of the records' means would be cut the same way, and is something else: these have different lengths.
+    let rows = first_window(&process, &dataset).await;
+    let engine = Engine::new(Base::load(&system.base_folder(BASE)).unwrap().into()).unwrap();
+    let expected = loss(&engine, &rows).mean();
+    let apart = rows
+        .iter()
+        .map(|row| loss(&engine, std::slice::from_ref(row)).mean());
+    let by_record = apart.sum::<f64>() / rows.len() as f64;
+    let first = runs[0][0];
+    assert!(
+        (expected - by_record).abs() > 1e-4,
+        "{expected} and {by_record}"
+    );
+    assert!((first - expected).abs() < 1e-5, "{first} for {expected}");
+    process.stop().await;
+}
