@@ -4,9 +4,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::sampling::{Options, Sampler};
 use togi_model::{
-    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Step, Target, base,
+    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Step, Target, Training,
+    World, base,
 };
 
 fn config() -> Config {
@@ -78,7 +80,9 @@ fn train(c: &mut Criterion) {
             targets: targets.to_vec(),
         };
         let lora = Lora::init(engine.config(), &settings, 1).expect("an adapter");
-        let mut grads = vec![0.0; lora.len()];
+        let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
+        let mut training =
+            Training::new(&engine, &lora, &optimizer, World::ALONE).expect("a training");
         let dropout = Dropout {
             p: 0.1,
             seed: 1,
@@ -86,9 +90,8 @@ fn train(c: &mut Criterion) {
         };
         group.bench_function(name, |b| {
             b.iter(|| {
-                engine
-                    .accumulate(&lora, batch, Some(&dropout), &mut grads)
-                    .expect("a step")
+                training.accumulate(batch, Some(&dropout)).expect("a pass");
+                training.step(1e-4, 1.0).expect("a step")
             });
         });
     }

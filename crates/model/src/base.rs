@@ -83,6 +83,29 @@ impl Base {
         })
     }
 
+    /// A base of values at hand, without files and so without a digest: for trials and measurements.
+    ///
+    /// # Errors
+    /// The configuration is invalid, or whatever `make` says of a name and shape.
+    pub fn made(
+        config: Config,
+        precision: Precision,
+        mut make: impl FnMut(&str, &[usize]) -> Result<Weight>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let weights = shapes(&config)
+            .into_iter()
+            .map(|(name, shape)| make(&name, &shape).map(|weight| (name, weight)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            config,
+            weights,
+            tokenizer: None,
+            digest: String::new(),
+            precision,
+        })
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -131,6 +154,16 @@ impl Base {
     pub fn weight(&self, name: &str) -> Result<&Weight> {
         let weight = self.weights.get(name);
         weight.ok_or_else(|| Error::Missing(name.to_owned()))
+    }
+
+    /// What the tensors take where a float has so many bytes.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_bytes(&self, float_bytes: u64) -> u64 {
+        let bytes = |weight: &Weight| match weight {
+            Weight::Full(tensor) => tensor.elem_count() as u64 * float_bytes,
+            packed => packed.bytes() as u64,
+        };
+        self.weights.values().map(bytes).sum()
     }
 
     /// A tensor that is held in full on a device, vectors as one row.

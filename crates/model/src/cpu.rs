@@ -14,9 +14,10 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 
 use crate::config::Activation;
-use crate::dropout::Mask;
+use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::ops::{Attended, Heads, Norm, Ops, Span};
+use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
+use crate::optim::{self, Coefficients};
 use crate::weight::Weight;
 pub(crate) use storage::read;
 use storage::write;
@@ -28,6 +29,12 @@ pub(crate) struct Cpu;
 /// Keys and values: for each layer and head, rows of the head's dimensions.
 pub(crate) struct CpuCache {
     layers: Vec<Vec<attention::HeadCache>>,
+}
+
+/// A pass's sequences, and where dropout finds each row.
+pub(crate) struct Layout {
+    spans: Vec<Span>,
+    places: Vec<Place>,
 }
 
 /// Up to so many rows a product goes through dot products: packing the weights would cost more than it saves.
@@ -46,6 +53,11 @@ impl Ops for Cpu {
     type Array = Tensor;
     type Weight = Weight;
     type Cache = CpuCache;
+    type Layout = Layout;
+    type Flat = Vec<f32>;
+    type Sum = f64;
+
+    const LOGITS_AT_ONCE: usize = 1 << 24;
 
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Tensor> {
         Ok(Tensor::from_slice(values, (rows, columns), &Device::Cpu)?)
@@ -61,6 +73,13 @@ impl Ops for Cpu {
 
     fn freeze(&self, weight: &Weight) -> Result<Weight> {
         Ok(weight.clone())
+    }
+
+    fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Layout> {
+        Ok(Layout {
+            spans: spans.to_vec(),
+            places: places.to_vec(),
+        })
     }
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
@@ -145,25 +164,50 @@ impl Ops for Cpu {
         })
     }
 
-    fn add_gradient(&self, out: &mut [f32], a: &Tensor, b: &Tensor, scale: f32) -> Result<()> {
+    fn add_linear(
+        &self,
+        y: &Tensor,
+        first: usize,
+        x: &Tensor,
+        w: &Tensor,
+        scale: f32,
+    ) -> Result<()> {
+        self.add_scaled(y, first, &self.linear(x, w, None)?, scale)
+    }
+
+    fn add_product(
+        &self,
+        y: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        scale: f32,
+        mask: Option<(&Mask, &Layout)>,
+    ) -> Result<()> {
+        let mut product = self.product(a, b)?;
+        if let Some((mask, layout)) = mask {
+            product = self.dropout(&product, mask, layout)?;
+        }
+        self.add_scaled(y, 0, &product, scale)
+    }
+
+    fn add_gradient(
+        &self,
+        (out, range): (&mut Vec<f32>, Range<usize>),
+        a: &Tensor,
+        b: &Tensor,
+        scale: f32,
+    ) -> Result<()> {
         let product = a.t()?.matmul(b)?;
-        kernels::add_scaled(out, &read(&product)?, scale);
+        kernels::add_scaled(&mut out[range], &read(&product)?, scale);
         Ok(())
     }
 
-    fn multiply(&self, y: &Tensor, x: &Tensor) -> Result<()> {
-        let (columns, x) = (columns(x), read(x)?);
-        write(y, |y| {
-            rows::each(y, columns, |row, y| {
-                kernels::multiply(y, &x[row * columns..][..columns])
-            })
-        })
-    }
-
-    fn dropout(&self, x: &Tensor, mask: &Mask<'_>) -> Result<Tensor> {
+    fn dropout(&self, x: &Tensor, mask: &Mask, layout: &Layout) -> Result<Tensor> {
         let columns = columns(x);
         let mut out = read(x)?.to_vec();
-        rows::each(&mut out, columns, |row, values| mask.apply(row, values));
+        rows::each(&mut out, columns, |row, values| {
+            mask.apply(layout.places[row], values);
+        });
         matrix(out, columns)
     }
 
@@ -201,32 +245,42 @@ impl Ops for Cpu {
         })
     }
 
-    fn activate_with_slope(&self, x: &Tensor, kind: Activation) -> Result<Tensor> {
-        let columns = columns(x);
+    fn activate_keeping(&self, x: Tensor, kind: Activation) -> Result<(Tensor, Tensor)> {
+        let columns = columns(&x);
         let mut slope = vec![0.0; x.elem_count()];
-        write(x, |x| {
+        write(&x, |x| {
             let (widths, slope) = ((columns, columns), slope.as_mut_slice());
             rows::each_with(x, slope, widths, |_, x, slope| {
                 kernels::activate_with_slope(x, slope, kind)
             });
         })?;
-        matrix(slope, columns)
+        Ok((x, matrix(slope, columns)?))
+    }
+
+    /// The slope itself was kept.
+    fn activate_backward(&self, dy: &Tensor, slope: &Tensor, _: Activation) -> Result<()> {
+        let (columns, slope) = (columns(slope), read(slope)?);
+        write(dy, |dy| {
+            rows::each(dy, columns, |row, dy| {
+                kernels::multiply(dy, &slope[row * columns..][..columns])
+            })
+        })
     }
 
     fn attention(
         &self,
         qkv: &Tensor,
         heads: &Heads<Tensor>,
-        spans: &[Span],
+        layout: &Layout,
     ) -> Result<Attended<Tensor>> {
-        attention::forward(qkv, heads, spans)
+        attention::forward(qkv, heads, &layout.spans)
     }
 
     fn attention_cached(
         &self,
         qkv: &Tensor,
         heads: &Heads<Tensor>,
-        spans: &[Span],
+        layout: &Layout,
         layer: usize,
         caches: &mut [&mut CpuCache],
     ) -> Result<Tensor> {
@@ -234,7 +288,7 @@ impl Ops for Cpu {
             .iter_mut()
             .map(|cache| cache.layers[layer].as_mut_slice())
             .collect();
-        attention::cached(qkv, heads, spans, &mut layers)
+        attention::cached(qkv, heads, &layout.spans, &mut layers)
     }
 
     fn attention_backward(
@@ -242,12 +296,20 @@ impl Ops for Cpu {
         d_out: &Tensor,
         attended: &Attended<Tensor>,
         heads: &Heads<Tensor>,
-        spans: &[Span],
+        layout: &Layout,
     ) -> Result<Tensor> {
-        attention::backward(d_out, attended, heads, spans)
+        attention::backward(d_out, attended, heads, &layout.spans)
     }
 
-    fn cross_entropy(&self, logits: &Tensor, targets: &[u32]) -> Result<f64> {
+    fn sum(&self) -> Result<f64> {
+        Ok(0.0)
+    }
+
+    fn read_sum(&self, sum: &f64) -> Result<f64> {
+        Ok(*sum)
+    }
+
+    fn cross_entropy(&self, sum: &mut f64, logits: &Tensor, targets: &[u32]) -> Result<()> {
         let columns = columns(logits);
         let mut losses = vec![0.0; targets.len()];
         write(logits, |logits| {
@@ -256,6 +318,47 @@ impl Ops for Cpu {
             });
         })?;
         // One order, in f64.
-        Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
+        *sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        Ok(())
+    }
+
+    fn flat(&self, values: &[f32]) -> Result<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+
+    fn read_flat(&self, flat: &Vec<f32>) -> Result<Vec<f32>> {
+        Ok(flat.clone())
+    }
+
+    fn clear(&self, flat: &mut Vec<f32>) -> Result<()> {
+        flat.fill(0.0);
+        Ok(())
+    }
+
+    fn scale_flat(&self, flat: &mut Vec<f32>, factor: f32) -> Result<()> {
+        flat.iter_mut().for_each(|value| *value *= factor);
+        Ok(())
+    }
+
+    fn norm(&self, flat: &Vec<f32>) -> Result<f64> {
+        Ok(optim::norm(flat))
+    }
+
+    fn matrices(&self, flat: &Vec<f32>, slots: &[Slot]) -> Result<Vec<Tensor>> {
+        slots
+            .iter()
+            .map(|slot| self.upload(&flat[slot.range.clone()], slot.rows, slot.columns))
+            .collect()
+    }
+
+    fn adamw(
+        &self,
+        values: &mut Vec<f32>,
+        gradients: &Vec<f32>,
+        (first, second): (&mut Vec<f32>, &mut Vec<f32>),
+        coefficients: &Coefficients,
+    ) -> Result<()> {
+        coefficients.apply(values, gradients, (first, second));
+        Ok(())
     }
 }

@@ -21,7 +21,7 @@ pub struct Dropout {
 
 impl Dropout {
     /// The mask of one module's input.
-    pub(crate) fn mask<'a>(&self, layer: usize, target: Target, rows: &'a [Place]) -> Mask<'a> {
+    pub(crate) fn mask(&self, layer: usize, target: Target) -> Mask {
         let key = [self.step, layer as u64, target.index() as u64]
             .into_iter()
             .fold(self.seed, random::derive);
@@ -31,7 +31,6 @@ impl Dropout {
             key,
             threshold,
             scale: (1.0 / (1.0 - self.p)) as f32,
-            rows,
         }
     }
 }
@@ -45,18 +44,19 @@ pub(crate) struct Place {
 
 /// The mask of one module's input in one step.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Mask<'a> {
-    key: u64,
-    threshold: u32,
-    scale: f32,
-    rows: &'a [Place],
+pub(crate) struct Mask {
+    pub(crate) key: u64,
+    /// What a value's 32 bits must reach to be kept.
+    pub(crate) threshold: u32,
+    /// The factor on what is kept.
+    pub(crate) scale: f32,
 }
 
-impl Mask<'_> {
-    /// Masks and scales one row in place.
+impl Mask {
+    /// Masks and scales the row at a place.
     #[allow(clippy::cast_possible_truncation)]
-    pub(crate) fn apply(&self, row: usize, values: &mut [f32]) {
-        let Place { slot, token } = self.rows[row];
+    pub(crate) fn apply(&self, place: Place, values: &mut [f32]) {
+        let Place { slot, token } = place;
         let key = random::derive(self.key, u64::from(slot) << 32 | u64::from(token));
         let factor = |bits: u32| {
             if bits >= self.threshold {
@@ -85,8 +85,9 @@ mod tests {
     fn row(dropout: &Dropout, layer: usize, target: Target, place: (u32, u32)) -> Vec<f32> {
         let (slot, token) = place;
         let mut values = vec![1.0; CHANNELS];
-        let rows = [Place { slot, token }];
-        dropout.mask(layer, target, &rows).apply(0, &mut values);
+        dropout
+            .mask(layer, target)
+            .apply(Place { slot, token }, &mut values);
         values
     }
 

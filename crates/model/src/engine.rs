@@ -1,33 +1,83 @@
 //! What callers hold: a base on its device, training on batches, decoding with caches.
 
+mod passes;
+
 use std::sync::Arc;
 
 use crate::base::Base;
 use crate::batch::{self, Batch, WindowLoss};
 use crate::config::Config;
 use crate::cpu::Cpu;
-use crate::dropout::{Dropout, Place};
+#[cfg(feature = "cuda")]
+use crate::cuda::Cuda;
 use crate::error::{Error, Result};
+use crate::float::Float;
 use crate::lora::Lora;
-use crate::network::{Factors, Group, Network, Pass, Tape};
-use crate::ops::{Ops, Span};
+use crate::network::{Factors, Network};
+use crate::ops::Ops;
+use passes::Share;
+
+/// Where an engine computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// On the processor, in f32.
+    Cpu,
+    /// On a graphics card of NVIDIA.
+    Cuda {
+        /// The card's number.
+        ordinal: usize,
+        /// The type of activations and of weights that are not quantized: bf16, or f32.
+        float: Float,
+    },
+}
 
 /// A base that computes. It is `Send + Sync`; one thread should own it, because a pass uses every core.
 pub struct Engine {
     base: Arc<Base>,
-    network: Network<Cpu>,
+    networks: Networks,
+}
+
+/// The network on one of the devices.
+pub(crate) enum Networks {
+    Cpu(Network<Cpu>),
+    #[cfg(feature = "cuda")]
+    Cuda(Network<Cuda>),
 }
 
 /// An adapter on the engine's device, ready to decode with.
 pub struct Adapter {
-    factors: Factors<<Cpu as Ops>::Array>,
+    adapters: Adapters,
+}
+
+enum Adapters {
+    Cpu(Factors<<Cpu as Ops>::Array>),
+    #[cfg(feature = "cuda")]
+    Cuda(Factors<<Cuda as Ops>::Array>),
 }
 
 /// The keys and values of one sequence; it grows as the sequence does.
 pub struct Cache {
-    inner: <Cpu as Ops>::Cache,
+    caches: Caches,
     len: usize,
 }
+
+enum Caches {
+    Cpu(<Cpu as Ops>::Cache),
+    #[cfg(feature = "cuda")]
+    Cuda(<Cuda as Ops>::Cache),
+}
+
+/// Does the same with whatever device's share an enum has.
+macro_rules! on {
+    ($of:ident, $which:expr, $inner:ident => $body:expr) => {
+        match $which {
+            $of::Cpu($inner) => $body,
+            #[cfg(feature = "cuda")]
+            $of::Cuda($inner) => $body,
+        }
+    };
+}
+pub(crate) use on;
 
 impl Cache {
     /// Tokens in the cache.
@@ -59,8 +109,42 @@ impl Engine {
     /// # Errors
     /// The base lacks a tensor (a loaded one does not).
     pub fn new(base: Arc<Base>) -> Result<Self> {
-        let network = Network::new(Cpu, &base)?;
-        Ok(Self { base, network })
+        Self::on(base, Device::Cpu)
+    }
+
+    /// An engine over a base, on a device.
+    ///
+    /// # Errors
+    /// As [`Engine::new`]; [`Error::Device`] if there is no such device, or it cannot take the base.
+    pub fn on(base: Arc<Base>, device: Device) -> Result<Self> {
+        let networks = match device {
+            Device::Cpu => Networks::Cpu(Network::new(Cpu, &base)?),
+            #[cfg(feature = "cuda")]
+            Device::Cuda { ordinal, float } => {
+                let cuda = Cuda::new(ordinal, float, &base)?;
+                Networks::Cuda(Network::new(cuda, &base)?)
+            }
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda { .. } => {
+                let reason = "this build has none; the feature `cuda` brings it";
+                return Err(Error::device("cuda", reason));
+            }
+        };
+        Ok(Self { base, networks })
+    }
+
+    pub(crate) fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
+    /// Bytes that the engine's card has lent out at most so far, and bytes that it has; none of the CPU.
+    #[must_use]
+    pub fn device_memory(&self) -> Option<(u64, u64)> {
+        match &self.networks {
+            Networks::Cpu(_) => None,
+            #[cfg(feature = "cuda")]
+            Networks::Cuda(network) => network.ops().memory(),
+        }
     }
 
     /// The base.
@@ -75,91 +159,14 @@ impl Engine {
         self.base.config()
     }
 
-    /// Runs a batch forward and backward and adds the gradient of the *sum* of its token losses to `grads`, which lie as
-    /// `lora`'s flat buffer does. The caller divides once by the window's targets.
-    ///
-    /// The same input gives the same bits, whatever else the machine does.
-    ///
-    /// # Errors
-    /// The batch does not fit the model, or `grads` do not fit `lora`.
-    pub fn accumulate(
-        &self,
-        lora: &Lora,
-        batch: &Batch,
-        dropout: Option<&Dropout>,
-        grads: &mut [f32],
-    ) -> Result<WindowLoss> {
-        batch.validate(self.config())?;
-        if grads.len() != lora.len() {
-            return Err(Error::Input(format!(
-                "{} gradients for {} values",
-                grads.len(),
-                lora.len()
-            )));
-        }
-        let factors = self.network.factors(lora)?;
-        let (rows, targets) = batch.targets();
-        if targets.is_empty() {
-            return Ok(WindowLoss::default());
-        }
-        let input = Packed::of(batch);
-        let group = Group {
-            rows: 0..batch.tokens(),
-            factors: &factors,
-        };
-        let dropout = dropout
-            .filter(|dropout| dropout.p > 0.0)
-            .map(|dropout| (dropout, input.places.as_slice()));
-        let mut pass = Pass {
-            ids: &batch.ids,
-            spans: &input.spans,
-            groups: vec![group],
-            dropout,
-            caches: Vec::new(),
-        };
-        let mut tape = Tape::new();
-        let hidden = self.network.forward(&mut pass, Some(&mut tape))?;
-        let (sum, d_hidden) =
-            self.network
-                .loss_with_gradient(&hidden, batch.tokens(), &rows, &targets)?;
-        self.network.backward(&pass, tape, d_hidden, grads)?;
-        Ok(WindowLoss {
-            sum,
-            targets: targets.len() as u64,
-        })
-    }
-
     /// The loss of a batch without gradients or dropout, of the base alone if there is no adapter.
     ///
     /// # Errors
     /// The batch does not fit the model.
     pub fn evaluate(&self, lora: Option<&Lora>, batch: &Batch) -> Result<WindowLoss> {
-        batch.validate(self.config())?;
-        let (rows, targets) = batch.targets();
-        if targets.is_empty() {
-            return Ok(WindowLoss::default());
-        }
-        let factors = lora.map(|lora| self.network.factors(lora)).transpose()?;
-        let input = Packed::of(batch);
-        let groups = factors
-            .iter()
-            .map(|factors| Group {
-                rows: 0..batch.tokens(),
-                factors,
-            })
-            .collect();
-        let mut pass = Pass {
-            ids: &batch.ids,
-            spans: &input.spans,
-            groups,
-            dropout: None,
-            caches: Vec::new(),
-        };
-        let hidden = self.network.forward(&mut pass, None)?;
-        let sum = self.network.loss(&hidden, &rows, &targets)?;
-        Ok(WindowLoss {
-            sum,
-            targets: targets.len() as u64,
+        on!(Networks, &self.networks, network => {
+            let factors = lora.map(|lora| network.factors(lora)).transpose()?;
+            network.evaluate(batch, factors.as_ref())
         })
     }
 
@@ -171,24 +178,10 @@ impl Engine {
         let (config, len) = (self.config(), ids.len());
         check_length(len, config)?;
         batch::check_ids(ids, config)?;
-        let group = adapter.map(|adapter| Group {
-            rows: 0..len,
-            factors: &adapter.factors,
-        });
-        let mut pass = Pass {
-            ids,
-            spans: &[Span {
-                start: 0,
-                len,
-                past: 0,
-            }],
-            groups: group.into_iter().collect(),
-            dropout: None,
-            caches: Vec::new(),
-        };
-        let hidden = self.network.forward(&mut pass, None)?;
-        let rows: Vec<u32> = (0..len as u32).collect();
-        self.network.logits(&hidden, &rows)
+        on!(Networks, &self.networks, network => {
+            let factors = adapter.map(|adapter| adapter.on(network)).transpose()?;
+            network.all_logits(ids, factors)
+        })
     }
 
     /// Brings an adapter onto the device.
@@ -196,22 +189,25 @@ impl Engine {
     /// # Errors
     /// The adapter's shapes are not the model's.
     pub fn adapter(&self, lora: &Lora) -> Result<Adapter> {
-        Ok(Adapter {
-            factors: self.network.factors(lora)?,
-        })
+        let adapters = match &self.networks {
+            Networks::Cpu(network) => Adapters::Cpu(network.factors(lora)?),
+            #[cfg(feature = "cuda")]
+            Networks::Cuda(network) => Adapters::Cuda(network.factors(lora)?),
+        };
+        Ok(Adapter { adapters })
     }
 
     /// An empty cache for one sequence.
     #[must_use]
     pub fn cache(&self) -> Cache {
         let config = self.config();
-        Cache {
-            inner: self
-                .network
-                .ops()
-                .cache(config.num_hidden_layers, config.num_attention_heads),
-            len: 0,
-        }
+        let (layers, heads) = (config.num_hidden_layers, config.num_attention_heads);
+        let caches = match &self.networks {
+            Networks::Cpu(network) => Caches::Cpu(network.ops().cache(layers, heads)),
+            #[cfg(feature = "cuda")]
+            Networks::Cuda(network) => Caches::Cuda(network.ops().cache(layers, heads)),
+        };
+        Cache { caches, len: 0 }
     }
 
     /// Takes the next tokens of one sequence and returns the logits after the last of them, one for each id of the
@@ -241,8 +237,6 @@ impl Engine {
     /// As [`Engine::decode`], for any of them; all caches are then unchanged.
     pub fn decode_batch(&self, steps: &mut [Step<'_>]) -> Result<Vec<Vec<f32>>> {
         let config = self.config();
-        let (mut ids, mut spans, mut groups, mut caches) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for step in steps.iter() {
             if step.ids.is_empty() {
                 return Err(Error::Input("a sequence has no new ids".into()));
@@ -250,41 +244,81 @@ impl Engine {
             check_length(step.cache.len + step.ids.len(), config)?;
             batch::check_ids(step.ids, config)?;
         }
-        for step in steps.iter_mut() {
-            let span = Span {
-                start: ids.len(),
-                len: step.ids.len(),
-                past: step.cache.len,
-            };
-            ids.extend_from_slice(step.ids);
-            if let Some(adapter) = step.adapter {
-                groups.push(Group {
-                    rows: span.start..ids.len(),
-                    factors: &adapter.factors,
-                });
-            }
-            spans.push(span);
+        let logits = on!(Networks, &self.networks, network => {
+            let shares: Result<_> = steps.iter_mut().map(|step| step.share(network)).collect();
+            network.decode(shares?)
+        })?;
+        for step in steps {
             step.cache.len += step.ids.len();
-            caches.push(&mut step.cache.inner);
         }
-        let mut pass = Pass {
-            ids: &ids,
-            spans: &spans,
-            groups,
-            dropout: None,
-            caches,
-        };
-        let hidden = self.network.forward(&mut pass, None)?;
-        let last: Vec<u32> = spans
-            .iter()
-            .map(|span| u32::try_from(span.start + span.len - 1).unwrap_or(0))
-            .collect();
-        let logits = self.network.logits(&hidden, &last)?;
-        Ok(logits
-            .chunks(config.vocab_size)
-            .map(<[f32]>::to_vec)
-            .collect())
+        Ok(logits)
     }
+}
+
+impl Step<'_> {
+    fn share<O: Held>(&mut self, network: &Network<O>) -> Result<Share<'_, O>> {
+        Ok(Share {
+            ids: self.ids,
+            past: self.cache.len,
+            factors: self
+                .adapter
+                .map(|adapter| adapter.on(network))
+                .transpose()?,
+            cache: O::cache_of(&mut self.cache.caches)?,
+        })
+    }
+}
+
+impl Adapter {
+    fn on<O: Held>(&self, _: &Network<O>) -> Result<&Factors<O::Array>> {
+        O::factors_of(&self.adapters)
+    }
+}
+
+/// A device's share of what callers hold.
+trait Held: Ops {
+    fn factors_of(adapters: &Adapters) -> Result<&Factors<Self::Array>>;
+    fn cache_of(caches: &mut Caches) -> Result<&mut Self::Cache>;
+}
+
+impl Held for Cpu {
+    fn factors_of(adapters: &Adapters) -> Result<&Factors<Self::Array>> {
+        match adapters {
+            Adapters::Cpu(factors) => Ok(factors),
+            #[cfg(feature = "cuda")]
+            Adapters::Cuda(_) => Err(elsewhere()),
+        }
+    }
+
+    fn cache_of(caches: &mut Caches) -> Result<&mut Self::Cache> {
+        match caches {
+            Caches::Cpu(cache) => Ok(cache),
+            #[cfg(feature = "cuda")]
+            Caches::Cuda(_) => Err(elsewhere()),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Held for Cuda {
+    fn factors_of(adapters: &Adapters) -> Result<&Factors<Self::Array>> {
+        match adapters {
+            Adapters::Cuda(factors) => Ok(factors),
+            Adapters::Cpu(_) => Err(elsewhere()),
+        }
+    }
+
+    fn cache_of(caches: &mut Caches) -> Result<&mut Self::Cache> {
+        match caches {
+            Caches::Cuda(cache) => Ok(cache),
+            Caches::Cpu(_) => Err(elsewhere()),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn elsewhere() -> Error {
+    Error::Input("an adapter or cache is of an engine on another device".into())
 }
 
 fn check_length(tokens: usize, config: &Config) -> Result<()> {
@@ -298,25 +332,4 @@ fn check_length(tokens: usize, config: &Config) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// A batch's rows as the network sees them.
-struct Packed {
-    spans: Vec<Span>,
-    places: Vec<Place>,
-}
-
-impl Packed {
-    fn of(batch: &Batch) -> Self {
-        let (mut spans, mut places) = (Vec::new(), Vec::new());
-        for (pair, &slot) in batch.starts.windows(2).zip(&batch.slots) {
-            spans.push(Span {
-                start: pair[0] as usize,
-                len: (pair[1] - pair[0]) as usize,
-                past: 0,
-            });
-            places.extend((0..pair[1] - pair[0]).map(|token| Place { slot, token }));
-        }
-        Self { spans, places }
-    }
 }

@@ -81,6 +81,14 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A device is not there, cannot do what is asked, or failed.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// Which.
+        device: String,
+        /// What is wrong, with the figures that decide it.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error("tensor operation")]
     Tensor(#[from] candle_core::Error),
@@ -97,6 +105,13 @@ impl Error {
     pub(crate) fn format(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Format {
             what: what.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn device(device: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Device {
+            device: device.into(),
             reason: reason.into(),
         }
     }

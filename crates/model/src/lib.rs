@@ -1,7 +1,7 @@
 //! GPT-NeoX and its adapters: configuration, weights, one network for training and decoding, LoRA, optimizer, sampling.
 //!
 //! The crate is pure: it reads the files that it is given and computes. The flow of training is
-//! [`Base`] → [`Window::gradient`] over [`Batch`]es → [`optim::AdamW`] → [`adapter::to_files`];
+//! [`Base`] → [`Training`] over [`Batch`]es → [`adapter::to_files`];
 //! that of serving is [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
 
 pub mod adapter;
@@ -18,25 +18,27 @@ pub mod precision;
 pub mod quant;
 pub mod sampling;
 pub mod tensor_file;
+pub mod training;
 pub mod weight;
 
 mod canonical;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dropout;
 mod mapped;
 mod network;
 mod ops;
 mod random;
-mod window;
 
 pub use base::Base;
 pub use batch::{Batch, WindowLoss};
 pub use config::{Activation, Config};
 pub use dropout::Dropout;
-pub use engine::{Adapter, Cache, Engine, Step};
+pub use engine::{Adapter, Cache, Device, Engine, Step};
 pub use error::{Error, Result};
 pub use float::Float;
 pub use lora::{Lora, LoraConfig, Target};
 pub use precision::Precision;
+pub use training::{Training, World};
 pub use weight::Weight;
-pub use window::Window;

@@ -85,7 +85,7 @@ pub fn plan(config: &Config, lora: &LoraConfig, tokens: usize, precision: Precis
     }
     // Alive at once outside of that: the widest product with its gradient, three residual rows, and a chunk of logits.
     let passing = 2 * (3 * hidden).max(inner) + 4 * hidden;
-    let logits = crate::network::LOGITS_AT_ONCE
+    let logits = <crate::cpu::Cpu as crate::ops::Ops>::LOGITS_AT_ONCE
         .min(tokens * config.vocab_size)
         .max(config.vocab_size);
     let values = trainable(config, lora);

@@ -7,16 +7,13 @@ use std::ops::Range;
 
 use crate::base::Base;
 use crate::config::Config;
-use crate::dropout::{Dropout, Place};
+use crate::dropout::Dropout;
 use crate::error::Result;
-use crate::lora::Lora;
-use crate::ops::{Heads, Norm, Ops, Span};
+use crate::lora::{Lora, Module};
+use crate::ops::{Heads, Norm, Ops};
 use block::{Block, LayerTape};
 pub(crate) use linear::Factors;
 use linear::Way;
-
-/// Logits that the loss holds at once; more learned rows than fit are taken in parts.
-pub(crate) const LOGITS_AT_ONCE: usize = 1 << 24;
 
 /// The frozen network on a device.
 pub(crate) struct Network<O: Ops> {
@@ -39,12 +36,12 @@ pub(crate) struct Group<'a, O: Ops> {
 pub(crate) struct Pass<'a, O: Ops> {
     /// Token ids of all spans.
     pub(crate) ids: &'a [u32],
-    /// The sequences; they cover the rows in order.
-    pub(crate) spans: &'a [Span],
+    /// Where the rows stand.
+    pub(crate) layout: &'a O::Layout,
     /// Which rows run with which adapter; in training one group of all rows.
     pub(crate) groups: Vec<Group<'a, O>>,
-    /// Dropout on the adapters' inputs, with each row's place.
-    pub(crate) dropout: Option<(&'a Dropout, &'a [Place])>,
+    /// Dropout on the adapters' inputs.
+    pub(crate) dropout: Option<&'a Dropout>,
     /// A cache for each span when decoding, none in training.
     pub(crate) caches: Vec<&'a mut O::Cache>,
 }
@@ -83,13 +80,27 @@ impl<O: Ops> Network<O> {
         })
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     pub(crate) fn ops(&self) -> &O {
         &self.ops
     }
 
     /// Brings an adapter onto the device.
     pub(crate) fn factors(&self, lora: &Lora) -> Result<Factors<O::Array>> {
-        Factors::new(&self.ops, &self.config, lora)
+        lora.check_fits(&self.config)?;
+        self.factors_of(lora.modules(), &self.ops.flat(lora.values())?)
+    }
+
+    /// The factors of an adapter whose values lie on the device.
+    pub(crate) fn factors_of(
+        &self,
+        modules: &[Module],
+        values: &O::Flat,
+    ) -> Result<Factors<O::Array>> {
+        Factors::new(&self.ops, &self.config, modules, values)
     }
 
     /// The residual stream after the last layer, before the final norm: (rows, hidden). With a tape, what backward needs.
@@ -118,7 +129,7 @@ impl<O: Ops> Network<O> {
         pass: &Pass<'_, O>,
         mut tape: Tape<O::Array>,
         d_hidden: O::Array,
-        grads: &mut [f32],
+        grads: &mut O::Flat,
     ) -> Result<()> {
         let Some(first) = pass.first_adapted() else {
             return Ok(());
@@ -150,13 +161,13 @@ impl<O: Ops> Network<O> {
 
     /// The sum of the cross-entropies of `targets`, predicted by `rows` of the residual stream.
     pub(crate) fn loss(&self, hidden: &O::Array, rows: &[u32], targets: &[u32]) -> Result<f64> {
-        let mut sum = 0.0;
+        let mut sum = self.ops.sum()?;
         for (rows, targets) in self.parts(rows, targets) {
             let x = self.ops.gather(hidden, rows)?;
             let logits = self.project(&x)?;
-            sum += self.ops.cross_entropy(&logits, targets)?;
+            self.ops.cross_entropy(&mut sum, &logits, targets)?;
         }
-        Ok(sum)
+        self.ops.read_sum(&sum)
     }
 
     /// [`Network::loss`] and its gradient with respect to the residual stream of `total` rows. Rows that predict nothing
@@ -167,14 +178,14 @@ impl<O: Ops> Network<O> {
         total: usize,
         rows: &[u32],
         targets: &[u32],
-    ) -> Result<(f64, O::Array)> {
+    ) -> Result<(O::Sum, O::Array)> {
         let width = self.config.hidden_size;
         let d_hidden = self.ops.zeros(total, width)?;
-        let mut sum = 0.0;
+        let mut sum = self.ops.sum()?;
         for (rows, targets) in self.parts(rows, targets) {
             let x = self.ops.gather(hidden, rows)?;
             let logits = self.project(&x)?;
-            sum += self.ops.cross_entropy(&logits, targets)?;
+            self.ops.cross_entropy(&mut sum, &logits, targets)?;
             let d_normed = self.ops.product(&logits, &self.head)?;
             let dx = self.ops.zeros(rows.len(), width)?;
             self.ops
@@ -200,7 +211,7 @@ impl<O: Ops> Network<O> {
         rows: &'a [u32],
         targets: &'a [u32],
     ) -> impl Iterator<Item = (&'a [u32], &'a [u32])> + use<'a, O> {
-        let at_once = (LOGITS_AT_ONCE / self.config.vocab_size).max(1);
+        let at_once = (O::LOGITS_AT_ONCE / self.config.vocab_size).max(1);
         rows.chunks(at_once).zip(targets.chunks(at_once))
     }
 }

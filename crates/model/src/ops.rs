@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use crate::config::Activation;
-use crate::dropout::Mask;
+use crate::dropout::{Mask, Place};
 use crate::error::Result;
+use crate::optim::Coefficients;
 use crate::weight::Weight;
 
 /// Rows of one sequence in a pass.
@@ -16,6 +17,14 @@ pub(crate) struct Span {
     pub(crate) len: usize,
     /// Tokens of the sequence that are in its cache from earlier passes.
     pub(crate) past: usize,
+}
+
+/// A matrix's place in a flat buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Slot {
+    pub(crate) range: Range<usize>,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
 }
 
 /// The shape of attention and its rotary tables.
@@ -61,6 +70,15 @@ pub(crate) trait Ops: Send + Sync {
     type Weight: Send + Sync;
     /// Keys and values of one sequence, all layers.
     type Cache: Send;
+    /// What the operations need to know of a pass's rows.
+    type Layout: Send;
+    /// A buffer of f32: an adapter's values, their gradients, or a moment of them.
+    type Flat: Send;
+    /// A sum of losses, f64.
+    type Sum: Send;
+
+    /// Logits that the loss holds at once; more learned rows than fit are taken in parts.
+    const LOGITS_AT_ONCE: usize;
 
     /// Copies to the device.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Self::Array>;
@@ -68,6 +86,8 @@ pub(crate) trait Ops: Send + Sync {
     fn adopt(&self, weight: &candle_core::Tensor) -> Result<Self::Array>;
     /// A loaded weight of a linear layer on the device, shared where it already is there.
     fn freeze(&self, weight: &Weight) -> Result<Self::Weight>;
+    /// What a pass's rows are: its sequences, which cover the rows in order, and where dropout finds each row, if it does.
+    fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Self::Layout>;
     /// Copies from the device.
     fn download(&self, x: &Self::Array) -> Result<Vec<f32>>;
     /// An empty cache.
@@ -102,18 +122,34 @@ pub(crate) trait Ops: Send + Sync {
     fn frozen_product(&self, dy: &Self::Array, w: &Self::Weight) -> Result<Self::Array>;
     /// `y[first..] += scale × x`, on as many rows of `y` as `x` has.
     fn add_scaled(&self, y: &Self::Array, first: usize, x: &Self::Array, scale: f32) -> Result<()>;
-    /// `out += scale × aᵀ b`: (m, k) (m, n), to (k, n) on the host.
+    /// `y[first..] += scale × x wᵀ`, on as many rows of `y` as `x` has.
+    fn add_linear(
+        &self,
+        y: &Self::Array,
+        first: usize,
+        x: &Self::Array,
+        w: &Self::Array,
+        scale: f32,
+    ) -> Result<()>;
+    /// `y += scale × a b`, masked if there is a mask.
+    fn add_product(
+        &self,
+        y: &Self::Array,
+        a: &Self::Array,
+        b: &Self::Array,
+        scale: f32,
+        mask: Option<(&Mask, &Self::Layout)>,
+    ) -> Result<()>;
+    /// `out += scale × aᵀ b`: (m, k) (m, n), to (k, n) at a range of a flat buffer.
     fn add_gradient(
         &self,
-        out: &mut [f32],
+        out: (&mut Self::Flat, Range<usize>),
         a: &Self::Array,
         b: &Self::Array,
         scale: f32,
     ) -> Result<()>;
-    /// `y *= x`, element by element.
-    fn multiply(&self, y: &Self::Array, x: &Self::Array) -> Result<()>;
     /// A masked, scaled copy.
-    fn dropout(&self, x: &Self::Array, mask: &Mask<'_>) -> Result<Self::Array>;
+    fn dropout(&self, x: &Self::Array, mask: &Mask, layout: &Self::Layout) -> Result<Self::Array>;
 
     /// The norm of each row.
     fn layer_norm(&self, x: &Self::Array, norm: &Norm<Self::Array>) -> Result<Self::Array>;
@@ -128,22 +164,33 @@ pub(crate) trait Ops: Send + Sync {
 
     /// The activation in place.
     fn activate(&self, x: &Self::Array, kind: Activation) -> Result<()>;
-    /// The activation in place, and its derivative.
-    fn activate_with_slope(&self, x: &Self::Array, kind: Activation) -> Result<Self::Array>;
+    /// The activation, and what its derivative is made from.
+    fn activate_keeping(
+        &self,
+        x: Self::Array,
+        kind: Activation,
+    ) -> Result<(Self::Array, Self::Array)>;
+    /// `dy *= ∂activation`, from what [`Ops::activate_keeping`] kept.
+    fn activate_backward(
+        &self,
+        dy: &Self::Array,
+        kept: &Self::Array,
+        kind: Activation,
+    ) -> Result<()>;
 
-    /// Causal attention within each span, from the joint product (rows, heads × 3 × dim); spans cover the rows in order.
+    /// Causal attention within each span, from the joint product (rows, heads × 3 × dim).
     fn attention(
         &self,
         qkv: &Self::Array,
         heads: &Heads<Self::Array>,
-        spans: &[Span],
+        layout: &Self::Layout,
     ) -> Result<Attended<Self::Array>>;
     /// The same over caches, one for each span, to which the spans' keys and values are appended; only the output.
     fn attention_cached(
         &self,
         qkv: &Self::Array,
         heads: &Heads<Self::Array>,
-        spans: &[Span],
+        layout: &Self::Layout,
         layer: usize,
         caches: &mut [&mut Self::Cache],
     ) -> Result<Self::Array>;
@@ -153,9 +200,39 @@ pub(crate) trait Ops: Send + Sync {
         d_out: &Self::Array,
         attended: &Attended<Self::Array>,
         heads: &Heads<Self::Array>,
-        spans: &[Span],
+        layout: &Self::Layout,
     ) -> Result<Self::Array>;
 
-    /// The sum of the rows' cross-entropies; `logits` become the gradient of that sum.
-    fn cross_entropy(&self, logits: &Self::Array, targets: &[u32]) -> Result<f64>;
+    /// A sum of nothing.
+    fn sum(&self) -> Result<Self::Sum>;
+    /// Waits for a sum.
+    fn read_sum(&self, sum: &Self::Sum) -> Result<f64>;
+    /// Adds the rows' cross-entropies to a sum; `logits` become their gradient.
+    fn cross_entropy(
+        &self,
+        sum: &mut Self::Sum,
+        logits: &Self::Array,
+        targets: &[u32],
+    ) -> Result<()>;
+
+    /// A flat buffer of these values.
+    fn flat(&self, values: &[f32]) -> Result<Self::Flat>;
+    /// A flat buffer's values.
+    fn read_flat(&self, flat: &Self::Flat) -> Result<Vec<f32>>;
+    /// Fills a flat buffer with zeros.
+    fn clear(&self, flat: &mut Self::Flat) -> Result<()>;
+    /// Multiplies a flat buffer.
+    fn scale_flat(&self, flat: &mut Self::Flat, factor: f32) -> Result<()>;
+    /// A flat buffer's Euclidean norm, in f64; waits for it.
+    fn norm(&self, flat: &Self::Flat) -> Result<f64>;
+    /// Parts of a flat buffer as matrices; a later change of the buffer does not show in them.
+    fn matrices(&self, flat: &Self::Flat, slots: &[Slot]) -> Result<Vec<Self::Array>>;
+    /// One step of AdamW on `values`, with the first and second `moments`.
+    fn adamw(
+        &self,
+        values: &mut Self::Flat,
+        gradients: &Self::Flat,
+        moments: (&mut Self::Flat, &mut Self::Flat),
+        coefficients: &Coefficients,
+    ) -> Result<()>;
 }

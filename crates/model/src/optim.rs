@@ -70,34 +70,24 @@ impl AdamW {
             return Err(Error::format("optimizer step", reason));
         }
         self.steps += 1;
-        let AdamWConfig {
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } = self.config;
-        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let keep = (1.0 - lr * weight_decay) as f32;
-        let rate = (lr / (1.0 - beta1.powi(steps))) as f32;
-        let root = (1.0 / (1.0 - beta2.powi(steps)).sqrt()) as f32;
-        let (b1, c1, b2, c2) = (
-            beta1 as f32,
-            (1.0 - beta1) as f32,
-            beta2 as f32,
-            (1.0 - beta2) as f32,
-        );
-        let eps = eps as f32;
-        for (((value, grad), m), v) in values
-            .iter_mut()
-            .zip(grads)
-            .zip(&mut self.m)
-            .zip(&mut self.v)
-        {
-            *m = b1 * *m + c1 * grad;
-            *v = b2 * *v + c2 * grad * grad;
-            *value = *value * keep - rate * *m / (v.sqrt() * root + eps);
-        }
+        let coefficients = Coefficients::new(self.config, self.steps, lr);
+        coefficients.apply(values, grads, (&mut self.m, &mut self.v));
         Ok(())
+    }
+
+    /// The constants, the steps taken and both moments.
+    pub(crate) fn parts(&self) -> (AdamWConfig, u64, [&[f32]; 2]) {
+        (self.config, self.steps, [&self.m, &self.v])
+    }
+
+    /// Puts together what [`AdamW::parts`] gave.
+    pub(crate) fn from_parts(config: AdamWConfig, steps: u64, [m, v]: [Vec<f32>; 2]) -> Self {
+        Self {
+            config,
+            steps,
+            m,
+            v,
+        }
     }
 
     /// The state (steps and both moments) as bytes; the constants belong to the recipe.
@@ -146,18 +136,74 @@ impl AdamW {
     }
 }
 
+/// What AdamW's formula needs in one step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Coefficients {
+    /// 1 − lr λ
+    pub(crate) keep: f32,
+    /// lr / (1 − β₁ᵗ)
+    pub(crate) rate: f32,
+    /// 1 / √(1 − β₂ᵗ)
+    pub(crate) root: f32,
+    pub(crate) eps: f32,
+    /// β₁ and 1 − β₁
+    pub(crate) first: [f32; 2],
+    /// β₂ and 1 − β₂
+    pub(crate) second: [f32; 2],
+}
+
+impl Coefficients {
+    /// Those of the step with this number, counted from 1.
+    pub(crate) fn new(config: AdamWConfig, step: u64, lr: f64) -> Self {
+        let AdamWConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = config;
+        let step = i32::try_from(step).unwrap_or(i32::MAX);
+        Self {
+            keep: (1.0 - lr * weight_decay) as f32,
+            rate: (lr / (1.0 - beta1.powi(step))) as f32,
+            root: (1.0 / (1.0 - beta2.powi(step)).sqrt()) as f32,
+            eps: eps as f32,
+            first: [beta1 as f32, (1.0 - beta1) as f32],
+            second: [beta2 as f32, (1.0 - beta2) as f32],
+        }
+    }
+
+    /// Takes the step.
+    pub(crate) fn apply(
+        &self,
+        values: &mut [f32],
+        grads: &[f32],
+        (m, v): (&mut [f32], &mut [f32]),
+    ) {
+        let ([b1, c1], [b2, c2]) = (self.first, self.second);
+        for (((value, grad), m), v) in values.iter_mut().zip(grads).zip(m).zip(v) {
+            *m = b1 * *m + c1 * grad;
+            *v = b2 * *v + c2 * grad * grad;
+            *value = *value * self.keep - self.rate * *m / (v.sqrt() * self.root + self.eps);
+        }
+    }
+}
+
 /// Scales the gradients down to the norm `max`, if they are longer, and returns the norm before.
 ///
 /// As torch's `clip_grad_norm_`: the factor is `max / (norm + 1e-6)`, at most 1. A norm that is not finite is returned
 /// and nothing is scaled: the caller must not take that step.
 pub fn clip_norm(grads: &mut [f32], max: f64) -> f64 {
     let norm = norm(grads);
-    let factor = max / (norm + 1e-6);
-    if norm.is_finite() && factor < 1.0 {
-        let factor = factor as f32;
+    if let Some(factor) = clip_factor(norm, max) {
         grads.iter_mut().for_each(|grad| *grad *= factor);
     }
     norm
+}
+
+/// What scales gradients of this norm down to the norm `max`; none if they are not longer, or not finite.
+pub(crate) fn clip_factor(norm: f64, max: f64) -> Option<f32> {
+    let factor = max / (norm + 1e-6);
+    (norm.is_finite() && factor < 1.0).then_some(factor as f32)
 }
 
 /// The Euclidean norm, summed in order in f64.

@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use togi_model::{Batch, Config, Dropout, Engine, Lora, Window, optim};
+use togi_model::{Batch, Config, Dropout, Engine, Lora, Training, World, optim};
 use togi_tokens::Row;
 use tokio::sync::mpsc;
 
@@ -84,7 +84,7 @@ pub fn train(
     updates: &mpsc::Sender<Update>,
 ) -> Result<bool> {
     let recipe = &plan.recipe;
-    let mut gradients = vec![0.0; state.lora.len()];
+    let mut training = Training::new(engine, &state.lora, &state.optimizer, World::ALONE)?;
     let schedule = optim::Schedule {
         base: recipe.learning_rate,
         warmup: recipe.warmup_steps,
@@ -105,17 +105,12 @@ pub fn train(
             seed: recipe.seed,
             step,
         };
-        let (loss, norm) = Window {
-            lora: &state.lora,
-            dropout: Some(&dropout),
-            largest_norm: recipe.max_gradient_norm,
+        for batch in batches(&window, recipe.batch_size) {
+            training.accumulate(&batch, Some(&dropout))?;
         }
-        .gradient(engine, batches(&window, recipe.batch_size), &mut gradients)?;
+        let (loss, norm) = training.step(rate, recipe.max_gradient_norm)?;
         finite("the loss", loss.sum, step, state, &window)?;
         finite("the gradient norm", norm, step, state, &window)?;
-        state
-            .optimizer
-            .step(state.lora.values_mut(), &gradients, rate)?;
         let seconds = began.elapsed().as_secs_f64();
         advance(&mut state.progress, plan, &window, seconds);
         let figures = Figures {
@@ -132,6 +127,7 @@ pub fn train(
             && step < plan.steps
         {
             saved = step;
+            state.read(&training)?;
             if updates
                 .blocking_send(Update::Checkpoint(Box::new(state.snapshot())))
                 .is_err()
@@ -140,6 +136,7 @@ pub fn train(
             }
         }
     }
+    state.read(&training)?;
     let done = state.progress.step == plan.steps;
     if wish.get() < ABORT && state.progress.step > saved {
         // Nobody takes it: then the job is another worker's.
@@ -160,6 +157,13 @@ impl State {
             optimizer: optim::AdamW::new(lora.len(), recipe.optimizer()),
             lora,
         })
+    }
+
+    /// Takes values and moments from the device.
+    fn read(&mut self, training: &Training<'_>) -> Result<()> {
+        self.lora = training.lora()?;
+        self.optimizer = training.optimizer()?;
+        Ok(())
     }
 
     /// Returns a copy of everything that a later worker needs.

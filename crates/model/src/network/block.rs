@@ -26,8 +26,8 @@ pub(super) struct LayerTape<A> {
     /// The MLP norm's input; the same matrix as `x` in the parallel arrangement.
     mid: A,
     attended: Attended<A>,
-    /// The activation's derivative: (rows, intermediate).
-    slope: A,
+    /// What the activation's derivative is made from: (rows, intermediate).
+    kept: A,
     query_key_value: Option<Saved<A>>,
     dense: Option<Saved<A>>,
     up: Option<Saved<A>>,
@@ -80,12 +80,12 @@ impl<O: Ops> Block<O> {
         let attended = if decoding {
             None
         } else {
-            Some(ops.attention(&qkv, &network.heads, pass.spans)?)
+            Some(ops.attention(&qkv, &network.heads, pass.layout)?)
         };
         let out = match &attended {
             Some(attended) => attended.out.clone(),
             None => {
-                ops.attention_cached(&qkv, &network.heads, pass.spans, layer, &mut pass.caches)?
+                ops.attention_cached(&qkv, &network.heads, pass.layout, layer, &mut pass.caches)?
             }
         };
         let (attention, kept_dense) = self.dense.forward(ops, layer, &out, pass)?;
@@ -97,22 +97,23 @@ impl<O: Ops> Block<O> {
         };
         let normed = ops.layer_norm(&mid, &self.mlp_norm)?;
         let (inner, kept_up) = self.up.forward(ops, layer, &normed, pass)?;
-        let slope = if decoding {
+        let (inner, kept) = if decoding {
             ops.activate(&inner, config.hidden_act)?;
-            None
+            (inner, None)
         } else {
-            Some(ops.activate_with_slope(&inner, config.hidden_act)?)
+            let (inner, kept) = ops.activate_keeping(inner, config.hidden_act)?;
+            (inner, Some(kept))
         };
         let (y, kept_down) = self.down.forward(ops, layer, &inner, pass)?;
         ops.add_scaled(&y, 0, &attention, 1.0)?;
         if config.use_parallel_residual {
             ops.add_scaled(&y, 0, &x, 1.0)?;
         }
-        let tape = attended.zip(slope).map(|(attended, slope)| LayerTape {
+        let tape = attended.zip(kept).map(|(attended, kept)| LayerTape {
             x,
             mid,
             attended,
-            slope,
+            kept,
             query_key_value: kept_qkv,
             dense: kept_dense,
             up: kept_up,
@@ -142,7 +143,7 @@ impl<O: Ops> Block<O> {
         let need = Need::input_if(into_mlp);
         let mut d_mlp = None;
         if let Some(d_inner) = self.down.backward(way, &dy, tape.down.as_ref(), need)? {
-            ops.multiply(&d_inner, &tape.slope)?;
+            ops.activate_backward(&d_inner, &tape.kept, network.config.hidden_act)?;
             let need = Need::input_if(through_mlp);
             d_mlp = self.up.backward(way, &d_inner, tape.up.as_ref(), need)?;
         }
@@ -167,7 +168,7 @@ impl<O: Ops> Block<O> {
             return Ok(None);
         };
         let d_qkv =
-            ops.attention_backward(&d_out, &tape.attended, &network.heads, way.pass.spans)?;
+            ops.attention_backward(&d_out, &tape.attended, &network.heads, way.pass.layout)?;
         let saved = tape.query_key_value.as_ref();
         let Some(d_normed) = self.query_key_value.backward(way, &d_qkv, saved, below)? else {
             return Ok(None);

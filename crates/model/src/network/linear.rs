@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::lora::{Lora, Target};
+use crate::lora::{Module, Target};
 use crate::network::Pass;
-use crate::ops::Ops;
+use crate::ops::{Ops, Slot};
 
 /// Frozen weights: (outputs, inputs) and (1, outputs).
 pub(super) struct Linear<O: Ops> {
@@ -55,7 +55,7 @@ pub(super) struct Way<'a, 'p, O: Ops> {
     pub(super) layer: usize,
     pub(super) pass: &'a Pass<'p, O>,
     /// The gradients of the whole adapter.
-    pub(super) grads: &'a mut [f32],
+    pub(super) grads: &'a mut O::Flat,
 }
 
 impl Need {
@@ -69,20 +69,25 @@ impl Need {
 }
 
 impl<A> Factors<A> {
-    pub(super) fn new<O: Ops<Array = A>>(ops: &O, config: &Config, lora: &Lora) -> Result<Self> {
-        lora.check_fits(config)?;
+    /// Those of the modules, whose values lie in a flat buffer.
+    pub(super) fn new<O: Ops<Array = A>>(
+        ops: &O,
+        config: &Config,
+        modules: &[Module],
+        values: &O::Flat,
+    ) -> Result<Self> {
+        let slots: Vec<Slot> = modules.iter().flat_map(slots).collect();
+        let mut matrices = ops.matrices(values, &slots)?.into_iter();
         let mut layers: Vec<[Option<Factor<A>>; 4]> = (0..config.num_hidden_layers)
             .map(|_| [const { None }; 4])
             .collect();
-        for module in lora.modules() {
-            let slot = &mut layers[module.layer][module.target.index()];
-            *slot = Some(Factor {
-                a: ops.upload(&lora.values()[module.a.clone()], module.rank, module.inputs)?,
-                b: ops.upload(
-                    &lora.values()[module.b.clone()],
-                    module.outputs,
-                    module.rank,
-                )?,
+        for module in modules {
+            let (Some(a), Some(b)) = (matrices.next(), matrices.next()) else {
+                break;
+            };
+            layers[module.layer][module.target.index()] = Some(Factor {
+                a,
+                b,
                 scale: module.scale as f32,
                 a_range: module.a.clone(),
                 b_range: module.b.clone(),
@@ -100,6 +105,19 @@ impl<A> Factors<A> {
             .iter()
             .position(|layer| layer.iter().any(Option::is_some))
     }
+}
+
+/// Where a module's factors lie.
+fn slots(module: &Module) -> [Slot; 2] {
+    let slot = |range: &Range<usize>, rows, columns| Slot {
+        range: range.clone(),
+        rows,
+        columns,
+    };
+    [
+        slot(&module.a, module.rank, module.inputs),
+        slot(&module.b, module.outputs, module.rank),
+    ]
 }
 
 impl<O: Ops> Linear<O> {
@@ -123,16 +141,12 @@ impl<O: Ops> Linear<O> {
             } else {
                 ops.rows(x, group.rows.clone())?
             };
-            if let Some((dropout, places)) = pass.dropout {
-                input = ops.dropout(&input, &dropout.mask(layer, self.target, places))?;
+            if let Some(dropout) = pass.dropout {
+                let mask = dropout.mask(layer, self.target);
+                input = ops.dropout(&input, &mask, pass.layout)?;
             }
             let shrunk = ops.linear(&input, &factor.a, None)?;
-            ops.add_scaled(
-                &y,
-                group.rows.start,
-                &ops.linear(&shrunk, &factor.b, None)?,
-                factor.scale,
-            )?;
+            ops.add_linear(&y, group.rows.start, &shrunk, &factor.b, factor.scale)?;
             saved = Some(Saved { input, shrunk });
         }
         Ok((y, saved))
@@ -164,22 +178,17 @@ impl<O: Ops> Linear<O> {
         let (Some(factor), Some(saved)) = (factor, saved) else {
             return Ok(dx);
         };
-        ops.add_gradient(
-            &mut grads[factor.b_range.clone()],
-            dy,
-            &saved.shrunk,
-            factor.scale,
-        )?;
+        let b_grads = (&mut **grads, factor.b_range.clone());
+        ops.add_gradient(b_grads, dy, &saved.shrunk, factor.scale)?;
         let d_shrunk = ops.product(dy, &factor.b)?;
-        let a_grads = &mut grads[factor.a_range.clone()];
+        let a_grads = (&mut **grads, factor.a_range.clone());
         ops.add_gradient(a_grads, &d_shrunk, &saved.input, factor.scale)?;
         if let Some(dx) = &dx {
-            let mut through = ops.product(&d_shrunk, &factor.a)?;
-            if let Some((dropout, places)) = pass.dropout {
-                let mask = dropout.mask(*layer, self.target, places);
-                through = ops.dropout(&through, &mask)?;
-            }
-            ops.add_scaled(dx, 0, &through, factor.scale)?;
+            let mask = pass
+                .dropout
+                .map(|dropout| dropout.mask(*layer, self.target));
+            let mask = mask.as_ref().map(|mask| (mask, pass.layout));
+            ops.add_product(dx, &d_shrunk, &factor.a, factor.scale, mask)?;
         }
         Ok(dx)
     }

@@ -22,10 +22,8 @@ fn gradients_are_the_slopes_of_the_loss() {
                 seed: 9,
                 step: 4,
             };
-            let mut grads = vec![0.0; lora.len()];
-            engine
-                .accumulate(&lora, &batch, Some(&dropout), &mut grads)
-                .unwrap();
+            let batches = [batch];
+            let (_, grads) = support::learn(&engine, &lora, &batches, Some(&dropout));
             for view in lora.views().collect::<Vec<_>>() {
                 // Along the tensor's own gradient, where the difference is largest against rounding.
                 let direction = grads[view.range.clone()].to_vec();
@@ -44,10 +42,8 @@ fn gradients_are_the_slopes_of_the_loss() {
                     {
                         *value = (f64::from(*start) + distance * f64::from(*slope) / length) as f32;
                     }
-                    let mut unused = vec![0.0; grads.len()];
-                    engine
-                        .accumulate(&lora, &batch, Some(&dropout), &mut unused)
-                        .unwrap()
+                    support::learn(&engine, &lora, &batches, Some(&dropout))
+                        .0
                         .sum
                 };
                 let slope = (at(step) - at(-step)) / (2.0 * step);
@@ -67,10 +63,7 @@ fn every_trainable_tensor_has_a_gradient_that_is_finite_and_not_zero() {
     let config = support::config();
     let engine = support::engine(&config);
     let lora = support::lora(&config, &Target::ALL);
-    let mut grads = vec![0.0; lora.len()];
-    engine
-        .accumulate(&lora, &support::batch(&config, &[8, 8]), None, &mut grads)
-        .unwrap();
+    let (_, grads) = support::learn(&engine, &lora, &[support::batch(&config, &[8, 8])], None);
     for view in lora.views() {
         let grads = &grads[view.range];
         assert!(grads.iter().all(|grad| grad.is_finite()), "{}", view.name);
@@ -84,39 +77,27 @@ fn gradients_add_up_and_bad_batches_leave_them_alone() {
     let engine = support::engine(&config);
     let lora = support::lora(&config, &[Target::QueryKeyValue]);
     let batch = support::batch(&config, &[5, 6]);
-    let mut once = vec![0.0; lora.len()];
-    engine.accumulate(&lora, &batch, None, &mut once).unwrap();
-    let mut twice = once.clone();
-    engine.accumulate(&lora, &batch, None, &mut twice).unwrap();
+    let mut training = support::training(&engine, &lora);
+    training.accumulate(&batch, None).unwrap();
+    let once = training.gradients().unwrap();
+    training.accumulate(&batch, None).unwrap();
+    let twice = training.gradients().unwrap();
     let doubled: Vec<f32> = once.iter().map(|grad| 2.0 * grad).collect();
     support::assert_close(&twice, &doubled, 1e-6, "sum of two");
 
-    let mut wrong = batch.clone();
-    wrong.ids[3] = 1000;
-    assert!(
-        engine
-            .accumulate(&lora, &wrong, None, &mut once.clone())
-            .is_err()
-    );
-    wrong = batch.clone();
-    wrong.labels[3] = -7;
-    assert!(
-        engine
-            .accumulate(&lora, &wrong, None, &mut once.clone())
-            .is_err()
-    );
-    wrong = batch.clone();
-    wrong.starts[1] = 0;
-    assert!(
-        engine
-            .accumulate(&lora, &wrong, None, &mut once.clone())
-            .is_err()
-    );
-    assert!(
-        engine
-            .accumulate(&lora, &batch, None, &mut once[1..])
-            .is_err()
-    );
+    let spoilt = |spoil: &dyn Fn(&mut togi_model::Batch)| {
+        let mut wrong = batch.clone();
+        spoil(&mut wrong);
+        wrong
+    };
+    for wrong in [
+        spoilt(&|batch| batch.ids[3] = 1000),
+        spoilt(&|batch| batch.labels[3] = -7),
+        spoilt(&|batch| batch.starts[1] = 0),
+    ] {
+        assert!(training.accumulate(&wrong, None).is_err());
+    }
+    assert_eq!(training.gradients().unwrap(), twice);
 }
 
 #[test]
@@ -126,8 +107,7 @@ fn a_batch_without_targets_has_no_loss_and_no_gradient() {
     let lora = support::lora(&config, &[Target::Dense]);
     let mut batch = support::batch(&config, &[5, 1]);
     batch.labels.fill(-100);
-    let mut grads = vec![0.0; lora.len()];
-    let loss = engine.accumulate(&lora, &batch, None, &mut grads).unwrap();
+    let (loss, grads) = support::learn(&engine, &lora, &[batch], None);
     assert_eq!((loss.sum, loss.targets, loss.mean()), (0.0, 0, 0.0));
     assert!(grads.iter().all(|grad| *grad == 0.0));
 }

@@ -24,15 +24,12 @@ fn fingerprint() -> u64 {
     let engine = support::engine(&config);
     let lora = support::lora(&config, &Target::ALL);
     let batch = support::batch(&config, &[60, 33, 64, 17, 64, 50]);
-    let mut grads = vec![0.0; lora.len()];
     let dropout = Dropout {
         p: 0.1,
         seed: 4,
         step: 7,
     };
-    let loss = engine
-        .accumulate(&lora, &batch, Some(&dropout), &mut grads)
-        .unwrap();
+    let (loss, grads) = support::learn(&engine, &lora, &[batch.clone()], Some(&dropout));
     let logits = engine
         .decode(&mut engine.cache(), &batch.ids[..60], None)
         .unwrap();

@@ -8,6 +8,7 @@ mod backward;
 mod bitsandbytes;
 mod decode;
 mod determinism;
+mod device;
 mod load;
 mod oracle;
 mod packing;

@@ -197,8 +197,7 @@ fn compare(config: &Config, targets: &[Target]) {
     let engine = support::engine(config);
     let lora = support::lora(config, targets);
     let batch = support::batch(config, &[7, 2, 11]);
-    let mut grads = vec![0.0; lora.len()];
-    let loss = engine.accumulate(&lora, &batch, None, &mut grads).unwrap();
+    let (loss, grads) = support::learn(&engine, &lora, &[batch.clone()], None);
     let (want, want_grads) = Oracle::new(engine.base(), &lora)
         .unwrap()
         .run(&batch)

@@ -8,19 +8,8 @@ fn packed_and_single(config: &Config, dropout: Option<&Dropout>) {
     let engine = support::engine(config);
     let lora = support::lora(config, &Target::ALL);
     let batch = support::batch(config, &[9, 1, 17, 4]);
-    let mut packed = vec![0.0; lora.len()];
-    let loss = engine
-        .accumulate(&lora, &batch, dropout, &mut packed)
-        .unwrap();
-    let mut single = vec![0.0; lora.len()];
-    let mut sum = togi_model::WindowLoss::default();
-    for record in support::one_by_one(&batch) {
-        sum.add(
-            engine
-                .accumulate(&lora, &record, dropout, &mut single)
-                .unwrap(),
-        );
-    }
+    let (loss, packed) = support::learn(&engine, &lora, &[batch.clone()], dropout);
+    let (sum, single) = support::learn(&engine, &lora, &support::one_by_one(&batch), dropout);
     assert!((loss.sum / sum.sum - 1.0).abs() < 1e-5);
     assert_eq!(loss.targets, sum.targets);
     support::assert_close(&packed, &single, 1e-5, "gradient");
@@ -68,10 +57,9 @@ fn dropout_depends_on_seed_step_and_slot_and_keeps_the_mean() {
     let lora = support::lora(&config, &[Target::QueryKeyValue]);
     let batch = support::batch(&config, &[12]);
     let run = |batch: &Batch, p: f64, seed: u64, step: u64| {
-        let mut grads = vec![0.0; lora.len()];
-        engine
-            .accumulate(&lora, batch, Some(&Dropout { p, seed, step }), &mut grads)
-            .unwrap()
+        let dropout = Dropout { p, seed, step };
+        support::learn(&engine, &lora, &[batch.clone()], Some(&dropout))
+            .0
             .sum
     };
     let reference = run(&batch, 0.5, 1, 1);

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use togi_model::{Activation, Base, Batch, Config, Engine, Lora, LoraConfig, Target, base};
+use togi_model::optim::{AdamW, AdamWConfig};
+use togi_model::{
+    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Target, Training,
+    WindowLoss, World, base,
+};
 
 /// A model small enough for central differences.
 pub(crate) fn config() -> Config {
@@ -101,6 +105,26 @@ pub(crate) fn batch(config: &Config, lens: &[usize]) -> Batch {
         batch.push(&ids, &labels, slot as u32);
     }
     batch
+}
+
+/// A training of an adapter from its first step on.
+pub(crate) fn training<'a>(engine: &'a Engine, lora: &Lora) -> Training<'a> {
+    let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
+    Training::new(engine, lora, &optimizer, World::ALONE).unwrap()
+}
+
+/// The loss of these batches together, and the gradient of its sum.
+pub(crate) fn learn(
+    engine: &Engine,
+    lora: &Lora,
+    batches: &[Batch],
+    dropout: Option<&Dropout>,
+) -> (WindowLoss, Vec<f32>) {
+    let mut training = training(engine, lora);
+    for batch in batches {
+        training.accumulate(batch, dropout).unwrap();
+    }
+    (training.loss().unwrap(), training.gradients().unwrap())
 }
 
 /// The batch's records as batches of one.

@@ -1,33 +1,19 @@
 //! A window of steps: losses fall, a stop in the middle changes no bit, and the optimizer is torch's.
 
 use togi_model::optim::{AdamW, AdamWConfig, Schedule, clip_norm};
-use togi_model::{Batch, Dropout, Engine, Lora, Precision, Target, Window, memory};
+use togi_model::{Batch, Dropout, Lora, Precision, Target, Training, World, memory};
 
 use crate::support;
 
-fn step(
-    engine: &Engine,
-    lora: &mut Lora,
-    adam: &mut AdamW,
-    batch: &Batch,
-    schedule: &Schedule,
-) -> f64 {
-    let mut grads = vec![0.0; lora.len()];
+/// The step with this number.
+fn step(training: &mut Training<'_>, batch: &Batch, number: u64, schedule: &Schedule) -> f64 {
     let dropout = Dropout {
         p: 0.05,
         seed: 1,
-        step: adam.steps(),
+        step: number,
     };
-    let window = Window {
-        lora,
-        dropout: Some(&dropout),
-        largest_norm: 1.0,
-    };
-    let (loss, _) = window
-        .gradient(engine, [batch.clone()], &mut grads)
-        .unwrap();
-    let lr = schedule.lr(adam.steps());
-    adam.step(lora.values_mut(), &grads, lr).unwrap();
+    training.accumulate(batch, Some(&dropout)).unwrap();
+    let (loss, _) = training.step(schedule.lr(number), 1.0).unwrap();
     loss.mean()
 }
 
@@ -49,10 +35,9 @@ fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits() {
         "B is zero"
     );
 
-    let mut lora = start.clone();
-    let mut adam = AdamW::new(lora.len(), AdamWConfig::default());
+    let mut training = support::training(&engine, &start);
     let losses: Vec<f64> = (0..40)
-        .map(|_| step(&engine, &mut lora, &mut adam, &batch, &schedule))
+        .map(|number| step(&mut training, &batch, number, &schedule))
         .collect();
     assert!(losses[39] < 0.5 * losses[0], "{losses:?}");
 
@@ -65,13 +50,33 @@ fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits() {
         again.set_bytes(&bytes.0).unwrap();
         state = AdamW::from_bytes(&bytes.1, AdamWConfig::default()).unwrap();
         assert_eq!(state.steps(), number as u64);
-        assert_eq!(
-            loss.to_bits(),
-            step(&engine, &mut again, &mut state, &batch, &schedule).to_bits()
-        );
+        let mut resumed = Training::new(&engine, &again, &state, World::ALONE).unwrap();
+        let repeated = step(&mut resumed, &batch, number as u64, &schedule);
+        assert_eq!(loss.to_bits(), repeated.to_bits());
+        (again, state) = (resumed.lora().unwrap(), resumed.optimizer().unwrap());
     }
-    assert_eq!(again, lora);
-    assert_eq!(state, adam);
+    assert_eq!(again, training.lora().unwrap());
+    assert_eq!(state, training.optimizer().unwrap());
+}
+
+#[test]
+fn a_training_of_parts_that_do_not_fit_is_refused() {
+    let config = support::config();
+    let engine = support::engine(&config);
+    let lora = support::lora(&config, &[Target::Dense]);
+    let fresh = |len| AdamW::new(len, AdamWConfig::default());
+    let refused = |lora: &Lora, len: usize, world: World| {
+        assert!(Training::new(&engine, lora, &fresh(len), world).is_err());
+    };
+    refused(&lora, lora.len() - 1, World::ALONE);
+    refused(&lora, lora.len(), World { rank: 0, size: 2 });
+    refused(&lora, lora.len(), World { rank: 1, size: 1 });
+    let wider = togi_model::Config {
+        hidden_size: 48,
+        ..config.clone()
+    };
+    let other = support::lora(&wider, &[Target::Dense]);
+    refused(&other, other.len(), World::ALONE);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A window's gradient: every learned target weighs the same, in whichever batch or record it stands.
 
-use togi_model::{Batch, Dropout, Target, Window, WindowLoss, optim};
+use togi_model::{Batch, Dropout, Target, Training, WindowLoss, optim};
 
 use crate::support;
 
@@ -10,20 +10,21 @@ const DROPOUT: Dropout = Dropout {
     step: 8,
 };
 
-/// Loss, norm and gradient of these batches as one window.
-fn window(batches: Vec<Batch>, largest_norm: f64) -> (WindowLoss, f64, Vec<f32>) {
+/// Hands a training of these batches, before its step, to `then`.
+fn window<T>(batches: &[Batch], then: impl FnOnce(Training<'_>) -> T) -> T {
     let config = support::config();
     let engine = support::engine(&config);
-    let lora = support::lora(&config, &Target::ALL);
-    // Not zero: what was there before must not count.
-    let mut gradients = vec![7.0; lora.len()];
-    let window = Window {
-        lora: &lora,
-        dropout: Some(&DROPOUT),
-        largest_norm,
-    };
-    let (loss, norm) = window.gradient(&engine, batches, &mut gradients).unwrap();
-    (loss, norm, gradients)
+    let mut training = support::training(&engine, &support::lora(&config, &Target::ALL));
+    for batch in batches {
+        training.accumulate(batch, Some(&DROPOUT)).unwrap();
+    }
+    then(training)
+}
+
+fn learned(batches: &[Batch]) -> (WindowLoss, Vec<f32>) {
+    window(batches, |training| {
+        (training.loss().unwrap(), training.gradients().unwrap())
+    })
 }
 
 /// Records with very different counts of learned targets.
@@ -33,36 +34,75 @@ fn records() -> Batch {
 
 #[test]
 fn accumulation_weighs_targets_and_not_batches() {
-    let packed = window(vec![records()], 0.0);
-    let single = window(support::one_by_one(&records()), 0.0);
+    let packed = learned(&[records()]);
+    let single = learned(&support::one_by_one(&records()));
     assert_eq!(packed.0.targets, single.0.targets);
     assert!((packed.0.mean() / single.0.mean() - 1.0).abs() < 1e-5);
-    support::assert_close(&single.2, &packed.2, 1e-5, "gradient");
+    support::assert_close(&single.1, &packed.1, 1e-5, "gradient");
 
     // The mean of the batches' means, which a trainer that divides early would take, is something else.
-    let means: Vec<_> = support::one_by_one(&records())
+    let means = support::one_by_one(&records())
         .into_iter()
-        .map(|record| window(vec![record], 0.0))
-        .collect();
-    let mean_of_means = means.iter().map(|(loss, ..)| loss.mean()).sum::<f64>() / 5.0;
+        .map(|record| learned(&[record]).0.mean());
+    let mean_of_means = means.sum::<f64>() / 5.0;
     assert!((mean_of_means / packed.0.mean() - 1.0).abs() > 1e-2);
 }
 
 #[test]
-fn a_window_is_clipped_once_and_tells_the_norm_before() {
-    let (_, norm, whole) = window(support::one_by_one(&records()), 0.0);
-    let (_, told, clipped) = window(support::one_by_one(&records()), norm / 4.0);
-    assert_eq!(told.to_bits(), norm.to_bits());
+fn a_window_is_divided_and_clipped_once_and_tells_the_norm_before() {
+    let batches = support::one_by_one(&records());
+    let (loss, gradients) = learned(&batches);
+    let mean: Vec<f32> = gradients
+        .iter()
+        .map(|gradient| gradient * (1.0 / loss.targets as f32))
+        .collect();
+    let norm = optim::norm(&mean);
+    // The first moment after one step is a tenth of the gradient that the step took.
+    let stepped = |largest: f64| {
+        window(&batches, |mut training| {
+            let (told_loss, told) = training.step(1e-3, largest).unwrap();
+            assert_eq!((told_loss, told.to_bits()), (loss, norm.to_bits()));
+            assert!(training.gradients().unwrap().iter().all(|g| *g == 0.0));
+            assert_eq!(training.loss().unwrap(), WindowLoss::default());
+            (training.lora().unwrap(), training.optimizer().unwrap())
+        })
+    };
+    let by_hand = |gradients: &[f32]| {
+        let mut lora = support::lora(&support::config(), &Target::ALL);
+        let mut optimizer = optim::AdamW::new(lora.len(), optim::AdamWConfig::default());
+        optimizer.step(lora.values_mut(), gradients, 1e-3).unwrap();
+        (lora, optimizer)
+    };
+    assert_eq!(stepped(0.0), by_hand(&mean));
+    assert_eq!(stepped(2.0 * norm), by_hand(&mean));
+    let mut clipped = mean.clone();
+    optim::clip_norm(&mut clipped, norm / 4.0);
     assert!((optim::norm(&clipped) / norm - 0.25).abs() < 1e-4);
-    let quarter: Vec<f32> = whole.iter().map(|gradient| gradient / 4.0).collect();
-    support::assert_close(&clipped, &quarter, 1e-4, "direction");
+    assert_eq!(stepped(norm / 4.0), by_hand(&clipped));
 }
 
 #[test]
 fn a_window_without_targets_has_no_gradient() {
     let mut batch = records();
     batch.labels.fill(-100);
-    let (loss, norm, gradients) = window(vec![batch], 1.0);
-    assert_eq!((loss, norm), (WindowLoss::default(), 0.0));
-    assert!(gradients.iter().all(|gradient| *gradient == 0.0));
+    window(&[batch], |mut training| {
+        assert!(training.gradients().unwrap().iter().all(|g| *g == 0.0));
+        let told = training.step(1e-3, 1.0).unwrap();
+        assert_eq!(told, (WindowLoss::default(), 0.0));
+    });
+}
+
+#[test]
+fn a_step_that_is_not_finite_is_told_and_not_taken() {
+    let config = support::config();
+    let engine = support::engine(&config);
+    let mut lora = support::lora(&config, &[Target::Dense]);
+    lora.values_mut()[3] = f32::NAN;
+    let mut training = support::training(&engine, &lora);
+    training.accumulate(&records(), None).unwrap();
+    let (loss, norm) = training.step(1e-3, 1.0).unwrap();
+    assert!(loss.sum.is_nan() && norm.is_nan());
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(training.lora().unwrap().values()), bits(lora.values()));
+    assert_eq!(training.optimizer().unwrap().steps(), 0);
 }

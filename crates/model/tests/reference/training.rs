@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use togi_model::optim::{AdamW, AdamWConfig, Schedule};
-use togi_model::{Engine, Lora, LoraConfig, Target, Window};
+use togi_model::{Engine, Lora, LoraConfig, Target, Training, World};
 
 use crate::fixtures::{self, Record, Tensors, assert_relative, path};
 
@@ -69,6 +69,11 @@ fn fill(lora: &mut Lora, tensors: &Tensors, prefix: &str) {
     }
 }
 
+fn training<'a>(engine: &'a Engine, lora: &Lora) -> Training<'a> {
+    let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
+    Training::new(engine, lora, &optimizer, World::ALONE).unwrap()
+}
+
 fn gradients_are_pefts(variant: &str, engine: &Engine) {
     let (fixture, tensors) = fixture();
     let batch = fixtures::batch(&fixture.batch);
@@ -76,10 +81,9 @@ fn gradients_are_pefts(variant: &str, engine: &Engine) {
     for (which, targets) in alone.into_iter().chain([("all", Target::ALL.to_vec())]) {
         let mut lora = fresh(engine, &fixture, &targets, 0);
         fill(&mut lora, &tensors, "values");
-        let mut gradients = vec![0.0; lora.len()];
-        engine
-            .accumulate(&lora, &batch, None, &mut gradients)
-            .unwrap();
+        let mut training = training(engine, &lora);
+        training.accumulate(&batch, None).unwrap();
+        let gradients = training.gradients().unwrap();
         assert_eq!(lora.views().count(), 4 * targets.len());
         for view in lora.views() {
             let name = format!("{variant}.{which}.{}", view.name);
@@ -109,13 +113,12 @@ fn fifty_steps_are_those_of_torch() {
     let recipe = &fixture.recipe;
     let mut lora = fresh(&engine, &fixture, &Target::ALL, 0);
     fill(&mut lora, &tensors, "start");
-    let mut optimizer = AdamW::new(lora.len(), AdamWConfig::default());
+    let mut training = training(&engine, &lora);
     let schedule = Schedule {
         base: recipe.learning_rate,
         warmup: recipe.warmup,
         total: recipe.steps,
     };
-    let mut gradients = vec![0.0; lora.len()];
     let size = recipe.batch_size * recipe.accumulation;
     let windows = fixture.records.chunks(size);
     assert!(
@@ -124,16 +127,13 @@ fn fifty_steps_are_those_of_torch() {
     );
     assert_eq!(fixture.steps.len(), 50);
     for (number, (window, want)) in windows.cycle().zip(&fixture.steps).enumerate() {
-        let batches = window.chunks(recipe.batch_size).map(fixtures::batch);
-        let (loss, norm) = Window {
-            lora: &lora,
-            dropout: None,
-            largest_norm: recipe.largest_norm,
+        for records in window.chunks(recipe.batch_size) {
+            training
+                .accumulate(&fixtures::batch(records), None)
+                .unwrap();
         }
-        .gradient(&engine, batches, &mut gradients)
-        .unwrap();
         let rate = schedule.lr(number as u64);
-        optimizer.step(lora.values_mut(), &gradients, rate).unwrap();
+        let (loss, norm) = training.step(rate, recipe.largest_norm).unwrap();
         assert_eq!(loss.targets, want.targets, "step {number}");
         let difference = (loss.mean() - want.loss).abs();
         assert!(
@@ -151,6 +151,7 @@ fn fifty_steps_are_those_of_torch() {
             "step {number}: the rate differs by {difference:e}"
         );
     }
+    let lora = training.lora().unwrap();
     for view in lora.views() {
         let want = &tensors[&format!("end.{}", view.name)].1;
         assert_relative(&lora.values()[view.range], want, 1e-3, &view.name);

@@ -1,0 +1,94 @@
+// What every kernel file begins with: number types, loads and stores of several values, sums over a warp or a block.
+// No header of the toolkit is needed, because NVRTC has none at run time.
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+struct bf16 {
+    u16 bits;
+};
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+
+template <typename T> __device__ __forceinline__ T narrow(float x);
+template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) {
+    bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+}
+
+// The value after a rounding to the type.
+template <typename T> __device__ __forceinline__ float rounded(float x) { return widen(narrow<T>(x)); }
+
+// V values side by side; of several, the address must be a multiple of their size.
+template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
+    T at[V];
+};
+
+template <int V, typename T> __device__ __forceinline__ void load(const T *from, float (&to)[V]) {
+    Pack<T, V> pack = *reinterpret_cast<const Pack<T, V> *>(from);
+#pragma unroll
+    for (int i = 0; i < V; i++) to[i] = widen(pack.at[i]);
+}
+
+template <int V, typename T> __device__ __forceinline__ void store(T *to, const float (&from)[V]) {
+    Pack<T, V> pack;
+#pragma unroll
+    for (int i = 0; i < V; i++) pack.at[i] = narrow<T>(from[i]);
+    *reinterpret_cast<Pack<T, V> *>(to) = pack;
+}
+
+// Sums in a fixed tree; every lane gets it.
+template <typename F> __device__ __forceinline__ F warp_sum(F x) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+
+// The same over a block of whole warps; every thread gets it.
+template <typename F> __device__ __forceinline__ F block_sum(F x) {
+    __shared__ F parts[32];
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    F sum = 0;
+    for (int i = 0; i < blockDim.x / 32; i++) sum += parts[i];
+    return sum;
+}
+
+__device__ __forceinline__ float block_max(float x) {
+    __shared__ float parts[32];
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    float most = parts[0];
+    for (int i = 1; i < blockDim.x / 32; i++) most = fmaxf(most, parts[i]);
+    return most;
+}
+
+// The finaliser and the stream of random.rs, bit for bit.
+#define GOLDEN 0x9e3779b97f4a7c15ull
+
+__device__ __forceinline__ u64 mix(u64 x) {
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+__device__ __forceinline__ u64 derive(u64 key, u64 value) { return mix((key + GOLDEN) ^ mix(value + GOLDEN)); }
+__device__ __forceinline__ u64 random_at(u64 key, u64 index) { return mix(key + (index + 1) * GOLDEN); }
+
+// Names a kernel once for each element type, alone and by eights.
+#define FOR_ALL(K) K(float, f32, 1) K(float, f32, 8) K(bf16, bf16, 1) K(bf16, bf16, 8)
+#define FOR_TYPES(K) K(float, f32) K(bf16, bf16)

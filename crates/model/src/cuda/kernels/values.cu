@@ -1,0 +1,99 @@
+// Kernels whose unit is a value: sums, activations, dropout, changes of type.
+
+#define VALUE()                                                                                                        \
+    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;                                                          \
+    if (i >= count) return;
+
+template <typename T, int V> __device__ void add_scaled(T *y, const T *x, float scale, u64 count) {
+    VALUE()
+    float a[V], b[V];
+    load<V>(y + i, a), load<V>(x + i, b);
+#pragma unroll
+    for (int j = 0; j < V; j++) a[j] += scale * b[j];
+    store<V>(y + i, a);
+}
+
+// The activations by number: Gelu, GeluTanh, Relu, Silu.
+__device__ __forceinline__ void activation(int kind, float x, float &y, float &slope) {
+    if (kind == 0) {
+        float half = 0.5f * (1.0f + erff(x * 0.70710678f));
+        y = x * half;
+        slope = half + x * 0.39894228f * expf(-0.5f * x * x);
+    } else if (kind == 1) {
+        float inner = 0.79788456f * (x + 0.044715f * x * x * x), t = tanhf(inner);
+        y = 0.5f * x * (1.0f + t);
+        slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 3.0f * 0.044715f * x * x);
+    } else if (kind == 2) {
+        y = fmaxf(x, 0.0f);
+        slope = x > 0.0f ? 1.0f : 0.0f;
+    } else {
+        float s = 1.0f / (1.0f + expf(-x));
+        y = x * s;
+        slope = s * (1.0f + x * (1.0f - s));
+    }
+}
+
+template <typename T, int V> __device__ void activate(T *out, const T *x, int kind, u64 count) {
+    VALUE()
+    float v[V], y, slope;
+    load<V>(x + i, v);
+#pragma unroll
+    for (int j = 0; j < V; j++) activation(kind, v[j], y, slope), v[j] = y;
+    store<V>(out + i, v);
+}
+
+template <typename T, int V> __device__ void activate_backward(T *dy, const T *x, int kind, u64 count) {
+    VALUE()
+    float v[V], d[V], y, slope;
+    load<V>(x + i, v), load<V>(dy + i, d);
+#pragma unroll
+    for (int j = 0; j < V; j++) activation(kind, v[j], y, slope), d[j] *= slope;
+    store<V>(dy + i, d);
+}
+
+// out = base + scale * mask * x: the mask is dropout.rs's. Two channels share 64 bits.
+template <typename T, int V>
+__device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u64 key, u32 threshold, float kept,
+                        int columns, u64 count) {
+    VALUE()
+    u64 stream = derive(key, places[i / columns]), bits = 0;
+    int channel = i % columns;
+    float v[V], b[V];
+    load<V>(x + i, v);
+    if (base) load<V>(base + i, b);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        if (j % 2 == 0) bits = random_at(stream, (channel + j) / 2);
+        u32 half = (channel + j) % 2 ? (u32)(bits >> 32) : (u32)bits;
+        v[j] = half >= threshold ? v[j] * kept : 0.0f;
+        if (base) v[j] += b[j];
+    }
+    store<V>(out + i, v);
+}
+
+#define KERNELS(T, t, V)                                                                                               \
+    extern "C" __global__ void add_scaled_##t##_##V(T *y, const T *x, float scale, u64 count) {                        \
+        add_scaled<T, V>(y, x, scale, count);                                                                          \
+    }                                                                                                                  \
+    extern "C" __global__ void activate_##t##_##V(T *out, const T *x, int kind, u64 count) {                           \
+        activate<T, V>(out, x, kind, count);                                                                           \
+    }                                                                                                                  \
+    extern "C" __global__ void activate_backward_##t##_##V(T *dy, const T *x, int kind, u64 count) {                   \
+        activate_backward<T, V>(dy, x, kind, count);                                                                   \
+    }                                                                                                                  \
+    extern "C" __global__ void dropout_##t##_##V(T *out, const T *base, const T *x, const u64 *places, u64 key,        \
+                                                 u32 threshold, float kept, int columns, u64 count) {                  \
+        dropout<T, V>(out, base, x, places, key, threshold, kept, columns, count);                                     \
+    }
+FOR_ALL(KERNELS)
+
+#define CASTS(T, t)                                                                                                    \
+    extern "C" __global__ void from_f32_##t(T *out, const float *x, u64 count) {                                       \
+        u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;                                                            \
+        if (i < count) out[i] = narrow<T>(x[i]);                                                                       \
+    }                                                                                                                  \
+    extern "C" __global__ void to_f32_##t(float *out, const T *x, u64 count) {                                         \
+        u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;                                                            \
+        if (i < count) out[i] = widen(x[i]);                                                                           \
+    }
+FOR_TYPES(CASTS)

@@ -1,0 +1,161 @@
+//! Passes through the network on any device: batches and sequences in, losses and logits out.
+
+use crate::batch::{Batch, WindowLoss};
+use crate::dropout::{Dropout, Place};
+use crate::error::Result;
+use crate::network::{Factors, Group, Network, Pass, Tape};
+use crate::ops::{Ops, Span};
+
+/// One sequence's share of a decoding pass.
+pub(super) struct Share<'a, O: Ops> {
+    pub(super) ids: &'a [u32],
+    /// Tokens in the cache.
+    pub(super) past: usize,
+    pub(super) cache: &'a mut O::Cache,
+    pub(super) factors: Option<&'a Factors<O::Array>>,
+}
+
+impl<O: Ops> Network<O> {
+    /// Adds the gradient of the sum of a batch's token losses; returns the sum and the count of targets, if there are any.
+    pub(crate) fn learn(
+        &self,
+        batch: &Batch,
+        factors: &Factors<O::Array>,
+        dropout: Option<&Dropout>,
+        gradients: &mut O::Flat,
+    ) -> Result<Option<(O::Sum, u64)>> {
+        batch.validate(self.config())?;
+        let (rows, targets) = batch.targets();
+        if targets.is_empty() {
+            return Ok(None);
+        }
+        let layout = layout(self.ops(), batch)?;
+        let mut pass = Pass {
+            ids: &batch.ids,
+            layout: &layout,
+            groups: vec![whole(batch.tokens(), factors)],
+            dropout: dropout.filter(|dropout| dropout.p > 0.0),
+            caches: Vec::new(),
+        };
+        let mut tape = Tape::new();
+        let hidden = self.forward(&mut pass, Some(&mut tape))?;
+        let (sum, d_hidden) = self.loss_with_gradient(&hidden, batch.tokens(), &rows, &targets)?;
+        self.backward(&pass, tape, d_hidden, gradients)?;
+        Ok(Some((sum, targets.len() as u64)))
+    }
+
+    /// A batch's loss.
+    pub(super) fn evaluate(
+        &self,
+        batch: &Batch,
+        factors: Option<&Factors<O::Array>>,
+    ) -> Result<WindowLoss> {
+        batch.validate(self.config())?;
+        let (rows, targets) = batch.targets();
+        if targets.is_empty() {
+            return Ok(WindowLoss::default());
+        }
+        let layout = layout(self.ops(), batch)?;
+        let mut pass = Pass {
+            ids: &batch.ids,
+            layout: &layout,
+            groups: factors
+                .map(|factors| whole(batch.tokens(), factors))
+                .into_iter()
+                .collect(),
+            dropout: None,
+            caches: Vec::new(),
+        };
+        let hidden = self.forward(&mut pass, None)?;
+        Ok(WindowLoss {
+            sum: self.loss(&hidden, &rows, &targets)?,
+            targets: targets.len() as u64,
+        })
+    }
+
+    /// The logits after each token of a sequence.
+    pub(super) fn all_logits(
+        &self,
+        ids: &[u32],
+        factors: Option<&Factors<O::Array>>,
+    ) -> Result<Vec<f32>> {
+        let len = ids.len();
+        let span = Span {
+            start: 0,
+            len,
+            past: 0,
+        };
+        let layout = self.ops().layout(&[span], &[])?;
+        let mut pass = Pass {
+            ids,
+            layout: &layout,
+            groups: factors
+                .map(|factors| whole(len, factors))
+                .into_iter()
+                .collect(),
+            dropout: None,
+            caches: Vec::new(),
+        };
+        let hidden = self.forward(&mut pass, None)?;
+        let rows: Vec<u32> = (0..len as u32).collect();
+        self.logits(&hidden, &rows)
+    }
+
+    /// The logits after the last token of each sequence.
+    pub(super) fn decode(&self, shares: Vec<Share<'_, O>>) -> Result<Vec<Vec<f32>>> {
+        let (mut ids, mut spans, mut groups, mut caches) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for share in shares {
+            let span = Span {
+                start: ids.len(),
+                len: share.ids.len(),
+                past: share.past,
+            };
+            ids.extend_from_slice(share.ids);
+            groups.extend(share.factors.map(|factors| Group {
+                rows: span.start..ids.len(),
+                factors,
+            }));
+            spans.push(span);
+            caches.push(share.cache);
+        }
+        let layout = self.ops().layout(&spans, &[])?;
+        let mut pass = Pass {
+            ids: &ids,
+            layout: &layout,
+            groups,
+            dropout: None,
+            caches,
+        };
+        let hidden = self.forward(&mut pass, None)?;
+        let last: Vec<u32> = spans
+            .iter()
+            .map(|span| u32::try_from(span.start + span.len - 1).unwrap_or(0))
+            .collect();
+        let logits = self.logits(&hidden, &last)?;
+        let rows = logits.chunks(self.config().vocab_size);
+        Ok(rows.map(<[f32]>::to_vec).collect())
+    }
+}
+
+/// All rows with one adapter.
+fn whole<O: Ops>(tokens: usize, factors: &Factors<O::Array>) -> Group<'_, O> {
+    Group {
+        rows: 0..tokens,
+        factors,
+    }
+}
+
+/// A batch's rows as the device wants to know them.
+fn layout<O: Ops>(ops: &O, batch: &Batch) -> Result<O::Layout> {
+    let (mut spans, mut places) = (Vec::new(), Vec::new());
+    for (pair, &slot) in batch.starts.windows(2).zip(&batch.slots) {
+        spans.push(Span {
+            start: pair[0] as usize,
+            len: (pair[1] - pair[0]) as usize,
+            past: 0,
+        });
+        places.extend((0..pair[1] - pair[0]).map(|token| Place { slot, token }));
+    }
+    ops.layout(&spans, &places)
+}

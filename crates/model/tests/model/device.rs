@@ -1,0 +1,240 @@
+//! Every device computes what the CPU does in f32: losses, each gradient, steps, decoding. Without a card, these tests say so
+//! and prove nothing.
+
+use std::sync::Arc;
+
+use togi_model::{
+    Base, Batch, Config, Device, Dropout, Engine, Float, Lora, Precision, Step, Target,
+};
+
+use crate::support;
+
+/// A card's engine beside the CPU's over the same base, with the error that its floats allow.
+struct Pair {
+    cpu: Engine,
+    card: Engine,
+    tolerance: f64,
+}
+
+/// Runs a test on the first card, in f32 and in bf16.
+fn on_the_card(config: &Config, precision: Precision, test: impl Fn(&Pair)) {
+    let folder = support::folder(config);
+    let base = Arc::new(Base::load_as(folder.path(), precision).unwrap());
+    // What the CPU makes of the values that the quantized base stands for.
+    let full = tempfile::tempdir().unwrap();
+    togi_model::base::write(full.path(), config, |name, _| {
+        let tensor = base.weight(name).unwrap().dequantized().unwrap();
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    })
+    .unwrap();
+    let plain = Arc::new(Base::load(full.path()).unwrap());
+    for (float, tolerance) in [(Float::F32, 1e-3), (Float::Bf16, 2e-2)] {
+        match Engine::on(base.clone(), Device::Cuda { ordinal: 0, float }) {
+            Ok(card) => test(&Pair {
+                cpu: Engine::new(plain.clone()).unwrap(),
+                card,
+                tolerance,
+            }),
+            Err(error) => {
+                let needed = std::env::var_os("TOGI_NEEDS_CUDA").is_some();
+                assert!(!needed, "{error}");
+                println!("SKIPPED, no card: {error}");
+            }
+        }
+    }
+}
+
+/// Wide enough for eights, with records longer than a tile of attention.
+fn wide() -> Config {
+    Config {
+        vocab_size: 600,
+        hidden_size: 192,
+        num_attention_heads: 3,
+        intermediate_size: 768,
+        max_position_embeddings: 256,
+        ..support::config()
+    }
+}
+
+fn shapes() -> [Config; 4] {
+    [
+        support::config(),
+        Config {
+            use_parallel_residual: true,
+            rotary_pct: 0.25,
+            ..support::config()
+        },
+        wide(),
+        Config {
+            hidden_size: 256,
+            num_attention_heads: 2,
+            use_parallel_residual: true,
+            tie_word_embeddings: true,
+            rotary_pct: 0.5,
+            ..wide()
+        },
+    ]
+}
+
+fn records(config: &Config) -> Batch {
+    let lens: &[usize] = match config.max_position_embeddings {
+        256 => &[60, 1, 200, 64, 130],
+        _ => &[9, 1, 17, 4],
+    };
+    support::batch(config, lens)
+}
+
+const DROPOUT: Dropout = Dropout {
+    p: 0.1,
+    seed: 4,
+    step: 7,
+};
+
+fn close_gradients(pair: &Pair, lora: &Lora, batches: &[Batch], dropout: Option<&Dropout>) {
+    let (want_loss, want) = support::learn(&pair.cpu, lora, batches, dropout);
+    let (loss, got) = support::learn(&pair.card, lora, batches, dropout);
+    assert_eq!(loss.targets, want_loss.targets);
+    let off = (loss.sum / want_loss.sum - 1.0).abs();
+    assert!(off < pair.tolerance, "the loss is off by {off:e}");
+    for view in lora.views() {
+        let range = view.range;
+        support::assert_close(
+            &got[range.clone()],
+            &want[range],
+            pair.tolerance,
+            &view.name,
+        );
+    }
+    // Again, to the bit.
+    assert_eq!(
+        (loss, got),
+        support::learn(&pair.card, lora, batches, dropout)
+    );
+}
+
+#[test]
+fn gradients_are_the_cpus() {
+    for config in shapes() {
+        on_the_card(&config, Precision::F32, |pair| {
+            let lora = support::lora(&config, &Target::ALL);
+            close_gradients(pair, &lora, &[records(&config)], None);
+        });
+    }
+}
+
+#[test]
+fn gradients_under_dropout_are_the_cpus() {
+    for config in shapes() {
+        on_the_card(&config, Precision::F32, |pair| {
+            let lora = support::lora(&config, &[Target::QueryKeyValue, Target::Dense4hToH]);
+            let batches = support::one_by_one(&records(&config));
+            close_gradients(pair, &lora, &batches, Some(&DROPOUT));
+        });
+    }
+}
+
+#[test]
+fn gradients_over_quantized_weights_are_those_over_their_values() {
+    for precision in [Precision::Nf4, Precision::Int8] {
+        for config in [support::config(), wide()] {
+            on_the_card(&config, precision, |pair| {
+                let lora = support::lora(&config, &Target::ALL);
+                close_gradients(pair, &lora, &[records(&config)], Some(&DROPOUT));
+            });
+        }
+    }
+}
+
+#[test]
+fn steps_are_the_cpus() {
+    let config = wide();
+    on_the_card(&config, Precision::F32, |pair| {
+        let lora = support::lora(&config, &Target::ALL);
+        let run = |engine: &Engine| {
+            let mut training = support::training(engine, &lora);
+            let told: Vec<_> = (0..5)
+                .map(|step| {
+                    let dropout = Dropout { step, ..DROPOUT };
+                    training
+                        .accumulate(&records(&config), Some(&dropout))
+                        .unwrap();
+                    training.step(1e-3, 1.0).unwrap()
+                })
+                .collect();
+            (
+                told,
+                training.lora().unwrap(),
+                training.optimizer().unwrap(),
+            )
+        };
+        let (want, want_lora, _) = run(&pair.cpu);
+        let (got, lora, optimizer) = run(&pair.card);
+        for ((loss, norm), (want_loss, want_norm)) in got.iter().zip(&want) {
+            assert!((loss.mean() / want_loss.mean() - 1.0).abs() < pair.tolerance);
+            assert!((norm / want_norm - 1.0).abs() < pair.tolerance);
+        }
+        assert_eq!(optimizer.steps(), 5);
+        support::assert_close(lora.values(), want_lora.values(), pair.tolerance, "values");
+        let again = run(&pair.card);
+        assert_eq!((got, lora, optimizer), again);
+    });
+}
+
+#[test]
+fn a_step_that_is_not_finite_is_not_taken() {
+    let config = wide();
+    on_the_card(&config, Precision::F32, |pair| {
+        let mut lora = support::lora(&config, &[Target::Dense]);
+        lora.values_mut()[3] = f32::INFINITY;
+        let mut training = support::training(&pair.card, &lora);
+        training.accumulate(&records(&config), None).unwrap();
+        let (loss, norm) = training.step(1e-3, 1.0).unwrap();
+        assert!(!loss.sum.is_finite() || !norm.is_finite());
+        assert_eq!(training.lora().unwrap(), lora);
+        assert_eq!(training.optimizer().unwrap().steps(), 0);
+    });
+}
+
+#[test]
+fn decoding_is_the_cpus_alone_and_beside_others() {
+    for config in shapes() {
+        on_the_card(&config, Precision::F32, |pair| {
+            let lora = support::lora(&config, &Target::ALL);
+            let ids: Vec<u32> = (0..40).map(|i| i * 7 % 37).collect();
+            let [want, got] = [&pair.cpu, &pair.card].map(|engine| {
+                let adapter = engine.adapter(&lora).unwrap();
+                let mut logits = engine.logits(&ids, Some(&adapter)).unwrap();
+                let mut caches = [engine.cache(), engine.cache()];
+                for split in [0..30, 30..31, 31..32] {
+                    let [one, two] = &mut caches;
+                    let steps = &mut [
+                        Step {
+                            cache: one,
+                            ids: &ids[split.clone()],
+                            adapter: Some(&adapter),
+                        },
+                        Step {
+                            cache: two,
+                            ids: &ids[split.start / 2..split.end / 2 + 1],
+                            adapter: None,
+                        },
+                    ];
+                    logits.extend(engine.decode_batch(steps).unwrap().concat());
+                }
+                logits
+            });
+            support::assert_close(&got, &want, pair.tolerance, "logits");
+        });
+    }
+}
+
+#[test]
+fn a_card_that_is_not_there_is_an_error() {
+    let base = Arc::new(Base::load(support::folder(&support::config()).path()).unwrap());
+    let device = Device::Cuda {
+        ordinal: 99,
+        float: Float::Bf16,
+    };
+    let error = Engine::on(base, device).err().unwrap().to_string();
+    assert!(error.starts_with("device cuda"), "{error}");
+}
