@@ -10,11 +10,12 @@ mod card;
 mod frozen;
 mod heads;
 mod launch;
+mod measure;
 mod products;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
@@ -41,6 +42,8 @@ pub(crate) struct Cuda {
     functions: HashMap<String, CudaFunction>,
     products: Products,
     element: Element,
+    /// None if nobody measures.
+    measured: Mutex<Option<Vec<measure::Measured>>>,
 }
 
 /// A buffer of f32 values.
@@ -72,6 +75,7 @@ impl Cuda {
             context,
             stream,
             element,
+            measured: Mutex::new(None),
         })
     }
 
