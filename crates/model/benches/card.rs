@@ -143,11 +143,23 @@ fn main() {
             println!("warm-up: {ms:.1} ms, {tokens} tokens, loss {loss:.4}, norm {norm:.4}");
         }
     }
+    let first: Vec<String> = per_token
+        .iter()
+        .take(12)
+        .map(|ms| format!("{ms:.1}"))
+        .collect();
+    println!(
+        "ms per 1,000 tokens of the first steps: {}",
+        first.join(" ")
+    );
     let (median, slow) = spread(per_token);
     println!(
-        "{:?}, {steps} steps of {RECORDS} records: {:.1} samples/s, {:.0} tokens/s, {:.1} ms a step, {:.0} tokens a step, \
+        "{}, {steps} steps of {RECORDS} records: {:.1} samples/s, {:.0} tokens/s, {:.1} ms a step, {:.0} tokens a step, \
          ms per 1,000 tokens: median {median:.2}, slowest tenth {slow:.2}",
-        precision,
+        match precision {
+            Precision::F32 => "bf16",
+            quantized => quantized.name(),
+        },
         (steps * RECORDS) as f64 / seconds,
         tokens as f64 / seconds,
         seconds * 1e3 / steps as f64,
