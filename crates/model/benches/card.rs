@@ -1,5 +1,5 @@
 //! Training speed on a card: a random base of rinna-3.6b's exact shape, records as long as Dolly-ja's, one packed sequence a
-//! step. `cargo bench -p togi-model --features cuda --bench card -- [bf16|nf4|int8] [steps] [--products]`
+//! step. `cargo bench -p togi-model --features cuda --bench card -- [bf16|nf4|int8] [steps] [--profile]`
 
 #![allow(clippy::print_stdout)]
 
@@ -143,11 +143,23 @@ fn main() {
             println!("warm-up: {ms:.1} ms, {tokens} tokens, loss {loss:.4}, norm {norm:.4}");
         }
     }
+    let first: Vec<String> = per_token
+        .iter()
+        .take(12)
+        .map(|ms| format!("{ms:.1}"))
+        .collect();
+    println!(
+        "ms per 1,000 tokens of the first steps: {}",
+        first.join(" ")
+    );
     let (median, slow) = spread(per_token);
     println!(
-        "{:?}, {steps} steps of {RECORDS} records: {:.1} samples/s, {:.0} tokens/s, {:.1} ms a step, {:.0} tokens a step, \
+        "{}, {steps} steps of {RECORDS} records: {:.1} samples/s, {:.0} tokens/s, {:.1} ms a step, {:.0} tokens a step, \
          ms per 1,000 tokens: median {median:.2}, slowest tenth {slow:.2}",
-        precision,
+        match precision {
+            Precision::F32 => "bf16",
+            quantized => quantized.name(),
+        },
         (steps * RECORDS) as f64 / seconds,
         tokens as f64 / seconds,
         seconds * 1e3 / steps as f64,
@@ -156,5 +168,28 @@ fn main() {
     if let Some((used, total)) = engine.device_memory() {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         println!("peak memory {:.2} of {:.1} GiB", gib(used), gib(total));
+    }
+    if args.iter().any(|arg| arg == "--profile") {
+        profile(&engine, &mut training, &batch(&mut rng));
+    }
+}
+
+/// Where the time of one step goes; the products' share is the time of the matrix products alone.
+fn profile(engine: &Engine, training: &mut Training<'_>, batch: &Batch) {
+    let dropout = Dropout {
+        p: 0.1,
+        seed: 1,
+        step: 0,
+    };
+    let measured = engine
+        .profile(|| {
+            training.accumulate(batch, Some(&dropout))?;
+            training.step(1e-4, 1.0).map(|_| ())
+        })
+        .expect("a measured step");
+    let total: f64 = measured.values().map(|(_, ms)| ms).sum();
+    println!("one step of {} tokens, {total:.1} ms:", batch.tokens());
+    for (name, (count, ms)) in measured {
+        println!("  {ms:8.2} ms {count:5} x {name}");
     }
 }

@@ -2,12 +2,16 @@
 
 use super::Cuda;
 use super::array::{Array, Buffer};
+use super::launch::Arg;
 use crate::dropout::Place;
 use crate::error::{Error, Result};
 use crate::ops::{Attended, Heads, Span};
 
 /// Head sizes that the kernels have registers for.
 const LARGEST_HEAD: usize = 256;
+
+/// Rows of a tile of attention.
+const TILE: usize = 64;
 
 /// For each row of a pass: its position, its first key and how many it sees, where its sequence ends, its place for dropout.
 pub(crate) struct Layout {
@@ -18,6 +22,8 @@ pub(crate) struct Layout {
     counts: Buffer<u32>,
     ends: Buffer<u32>,
     pub(super) places: Buffer<u64>,
+    /// Four numbers for each tile: its first row and end, the start and the end of its sequence.
+    tiles: Buffer<u32>,
 }
 
 /// Keys and values of one sequence, layer by layer; empty before the first tokens.
@@ -64,6 +70,7 @@ impl Cuda {
             counts: self.bring(&counts)?,
             ends: self.bring(&ends)?,
             places: self.bring(&places)?,
+            tiles: self.bring(&tiles(spans))?,
             spans: spans.to_vec(),
         })
     }
@@ -90,8 +97,11 @@ impl Cuda {
             (heads.turned / 2).into(),
             sign.into(),
         ];
-        let kernel = self.kernel("split", x.element, None);
-        self.launch_values(&kernel, x.len(), &args)?;
+        let whole = [heads.dim, heads.turned / 2]
+            .iter()
+            .all(|size| size.is_multiple_of(8));
+        let kernel = self.kernel("split", x.element, Some(whole));
+        self.launch(&kernel, (layout.rows, 1), 256, &args)?;
         Ok(out)
     }
 
@@ -114,6 +124,24 @@ impl Cuda {
         let (rows, width) = (layout.rows, heads.count * heads.dim);
         let out = self.empty(rows, width)?;
         let log_sums = self.empty_of(super::Element::F32, heads.count, rows)?;
+        if let Some(size) = tiled(&parts) {
+            let args = [
+                (&out).into(),
+                (&log_sums).into(),
+                (&parts).into(),
+                layout.tiles.address.into(),
+                rows.into(),
+                heads.count.into(),
+                heads.dim.into(),
+            ];
+            let grid = (layout.tiles.len() / 4, heads.count);
+            self.launch(&format!("tile_forward_{size}"), grid, 128, &args)?;
+            return Ok(Attended {
+                parts,
+                log_sums,
+                out,
+            });
+        }
         let third = |which: usize| parts.part(which * rows * width, heads.count * rows, heads.dim);
         let args = [
             (&out).into(),
@@ -148,24 +176,60 @@ impl Cuda {
     ) -> Result<Array> {
         let parts = &attended.parts;
         let d_parts = self.empty(parts.rows, parts.columns)?;
-        let args = [
-            (&d_parts).into(),
-            parts.into(),
-            (&attended.out).into(),
-            d_out.into(),
-            (&attended.log_sums).into(),
-            layout.firsts.address.into(),
-            layout.counts.address.into(),
-            layout.ends.address.into(),
-            layout.rows.into(),
-            heads.count.into(),
-            heads.dim.into(),
-        ];
-        let kernel = self.kernel("attend_backward", d_out.element, None);
-        let grid = (layout.rows.div_ceil(4), heads.count);
-        self.launch(&kernel, grid, 128, &args)?;
+        match tiled(parts) {
+            Some(size) => self.tiles_back(&d_parts, d_out, attended, heads, layout, size)?,
+            None => {
+                let args = [
+                    (&d_parts).into(),
+                    parts.into(),
+                    (&attended.out).into(),
+                    d_out.into(),
+                    (&attended.log_sums).into(),
+                    layout.firsts.address.into(),
+                    layout.counts.address.into(),
+                    layout.ends.address.into(),
+                    layout.rows.into(),
+                    heads.count.into(),
+                    heads.dim.into(),
+                ];
+                let kernel = self.kernel("attend_backward", d_out.element, None);
+                let grid = (layout.rows.div_ceil(4), heads.count);
+                self.launch(&kernel, grid, 128, &args)?;
+            }
+        }
         let shape = (layout.rows, 3 * heads.count * heads.dim);
         self.split(&d_parts, heads, layout, shape, -1.0)
+    }
+
+    /// The parts' gradients by tiles.
+    fn tiles_back(
+        &self,
+        d_parts: &Array,
+        d_out: &Array,
+        attended: &Attended<Array>,
+        heads: &Heads<Array>,
+        layout: &Layout,
+        size: usize,
+    ) -> Result<()> {
+        let shape = [layout.rows, heads.count, heads.dim].map(Arg::from);
+        let deltas = self.empty_of(super::Element::F32, heads.count, layout.rows)?;
+        let args = [(&deltas).into(), (&attended.out).into(), d_out.into()];
+        let grid = (layout.rows.div_ceil(4), heads.count);
+        self.launch("tile_deltas", grid, 128, &[&args[..], &shape].concat())?;
+        let args = [
+            d_parts.into(),
+            (&attended.parts).into(),
+            d_out.into(),
+            (&attended.log_sums).into(),
+            (&deltas).into(),
+            layout.tiles.address.into(),
+        ];
+        let args = [&args[..], &shape].concat();
+        let grid = (layout.tiles.len() / 4, heads.count);
+        for kernel in ["tile_queries", "tile_keys_and_values"] {
+            self.launch(&format!("{kernel}_{size}"), grid, 128, &args)?;
+        }
+        Ok(())
     }
 
     pub(super) fn attend_over(
@@ -265,4 +329,22 @@ impl Cuda {
         let grid = ((len * heads.dim).div_ceil(128), heads.count);
         self.launch(&kernel, grid, 128, &args)
     }
+}
+
+/// The head size that the tiles' kernels were compiled for and the parts fit, if there is one.
+fn tiled(parts: &Array) -> Option<usize> {
+    let fits = parts.element == super::Element::Bf16 && parts.columns.is_multiple_of(8);
+    let sizes = if fits { &[64, 128][..] } else { &[] };
+    sizes.iter().copied().find(|&size| parts.columns <= size)
+}
+
+/// The tiles of all sequences.
+fn tiles(spans: &[Span]) -> Vec<u32> {
+    let of = |span: &Span| {
+        let (start, end) = (span.start, span.start + span.len);
+        (start..end)
+            .step_by(TILE)
+            .flat_map(move |first| [first, end.min(first + TILE), start, end])
+    };
+    spans.iter().flat_map(of).map(|row| row as u32).collect()
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 const COMMON: &str = include_str!("kernels/common.cuh");
 
 /// The kernel files, and the kernels of each: a name ends with `_` for each element type, with `*` for those by eights too.
-const FILES: [(&str, &str, &[&str]); 5] = [
+const FILES: [(&str, &str, &[&str]); 6] = [
     (
         "rows.cu",
         include_str!("kernels/rows.cu"),
@@ -46,7 +46,20 @@ const FILES: [(&str, &str, &[&str]); 5] = [
     (
         "heads.cu",
         include_str!("kernels/heads.cu"),
-        &["split_", "attend_", "attend_backward_", "append_"],
+        &["split*", "attend_", "attend_backward_", "append_"],
+    ),
+    (
+        "tiles.cu",
+        include_str!("kernels/tiles.cu"),
+        &[
+            "tile_deltas",
+            "tile_forward_64",
+            "tile_forward_128",
+            "tile_queries_64",
+            "tile_queries_128",
+            "tile_keys_and_values_64",
+            "tile_keys_and_values_128",
+        ],
     ),
     (
         "quantized.cu",
@@ -179,6 +192,7 @@ impl Cuda {
             .map(|arg| std::ptr::from_ref(&arg.0).cast_mut().cast())
             .collect();
         self.check(self.context.bind_to_thread())?;
+        let _measured = self.measure(kernel);
         // SAFETY: every caller gives the arguments that its kernel declares, in order; buffers are freed in the same stream,
         // so after the kernel; and no kernel reaches beyond the shapes that it is given.
         let launched = unsafe {

@@ -3,6 +3,7 @@
 //! The library counts by columns: a matrix of ours is its transpose there, so `y = a b` is asked for as `yᵀ = bᵀ aᵀ`.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::mem::size_of_val;
 use std::sync::{Mutex, PoisonError};
@@ -106,15 +107,19 @@ impl Cuda {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let handle = state.handle;
-        if !state.plans.contains_key(&shape) {
-            let plan = Plan::new(handle, &shape)?;
-            state.plans.insert(shape, plan);
-        }
-        let plan = &state.plans[&shape];
+        let plan = match state.plans.entry(shape) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Plan::new(handle, &shape)?),
+        };
         if let Some(bias) = product.bias {
             set(plan.product, BIAS_POINTER, &bias.address())?;
         }
         self.check(self.context.bind_to_thread())?;
+        let _measured = self.measure(if shape.sizes.iter().any(|&size| size < 128) {
+            "products, narrow"
+        } else {
+            "products"
+        });
         let pointer = |address: u64| address as *mut c_void;
         // SAFETY: shapes and types are those of the matrices, which live until the stream has passed the product; scale and
         // keep are read before the call returns.

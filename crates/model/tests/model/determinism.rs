@@ -29,7 +29,8 @@ fn fingerprint() -> u64 {
         seed: 4,
         step: 7,
     };
-    let (loss, grads) = support::learn(&engine, &lora, &[batch.clone()], Some(&dropout));
+    let (loss, grads) =
+        support::learn(&engine, &lora, std::slice::from_ref(&batch), Some(&dropout));
     let logits = engine
         .decode(&mut engine.cache(), &batch.ids[..60], None)
         .unwrap();

@@ -197,7 +197,7 @@ fn compare(config: &Config, targets: &[Target]) {
     let engine = support::engine(config);
     let lora = support::lora(config, targets);
     let batch = support::batch(config, &[7, 2, 11]);
-    let (loss, grads) = support::learn(&engine, &lora, &[batch.clone()], None);
+    let (loss, grads) = support::learn(&engine, &lora, std::slice::from_ref(&batch), None);
     let (want, want_grads) = Oracle::new(engine.base(), &lora)
         .unwrap()
         .run(&batch)

@@ -8,7 +8,7 @@ fn packed_and_single(config: &Config, dropout: Option<&Dropout>) {
     let engine = support::engine(config);
     let lora = support::lora(config, &Target::ALL);
     let batch = support::batch(config, &[9, 1, 17, 4]);
-    let (loss, packed) = support::learn(&engine, &lora, &[batch.clone()], dropout);
+    let (loss, packed) = support::learn(&engine, &lora, std::slice::from_ref(&batch), dropout);
     let (sum, single) = support::learn(&engine, &lora, &support::one_by_one(&batch), dropout);
     assert!((loss.sum / sum.sum - 1.0).abs() < 1e-5);
     assert_eq!(loss.targets, sum.targets);
@@ -58,7 +58,7 @@ fn dropout_depends_on_seed_step_and_slot_and_keeps_the_mean() {
     let batch = support::batch(&config, &[12]);
     let run = |batch: &Batch, p: f64, seed: u64, step: u64| {
         let dropout = Dropout { p, seed, step };
-        support::learn(&engine, &lora, &[batch.clone()], Some(&dropout))
+        support::learn(&engine, &lora, std::slice::from_ref(batch), Some(&dropout))
             .0
             .sum
     };

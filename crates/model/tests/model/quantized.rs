@@ -277,7 +277,8 @@ fn an_nf4_network_equals_the_full_network_of_its_values() {
         for lens in [&[9, 14][..], &[5]] {
             let batch = support::batch(&config, lens);
             let [ours, full] = engines.each_ref().map(|engine| {
-                let (loss, grads) = support::learn(engine, &lora, &[batch.clone()], None);
+                let (loss, grads) =
+                    support::learn(engine, &lora, std::slice::from_ref(&batch), None);
                 (loss.sum, grads)
             });
             assert!((ours.0 / full.0 - 1.0).abs() < 1e-6);
@@ -304,7 +305,8 @@ fn an_int8_network_is_near_the_full_network_of_its_values() {
     let lora = support::lora(&config, &Target::ALL);
     let batch = support::batch(&config, &[9, 14]);
     let [ours, again, full] = [0, 0, 1].map(|engine| {
-        let (loss, grads) = support::learn(&engines[engine], &lora, &[batch.clone()], None);
+        let (loss, grads) =
+            support::learn(&engines[engine], &lora, std::slice::from_ref(&batch), None);
         (loss.sum, grads)
     });
     assert_eq!(ours, again);

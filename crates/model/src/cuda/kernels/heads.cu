@@ -6,25 +6,29 @@ __device__ __forceinline__ float turned(float own, float other, float cos, float
     return left ? own * cos - other * sin : own * cos + other * sin;
 }
 
-template <typename T>
-__device__ void split(T *parts, const T *qkv, const float *cos, const float *sin, const u32 *positions, int rows,
-                      int heads, int dim, int half, float sign) {
-    // One thread for each value of the parts; sign -1 goes the other way, from parts to the joint product.
-    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x, width = (u64)3 * heads * dim;
-    if (i >= rows * width) return;
-    int row = i / width, column = i % width, d = column % dim, which = column / dim % 3, head = column / dim / 3;
-    u64 part = (((u64)which * heads + head) * rows + row) * dim;
-    u64 joint = (u64)row * width + (column - d);
-    bool back = sign < 0;
-    const T *from = back ? qkv + part : qkv + joint;
-    float value = widen(from[d]);
-    if (which < 2 && d < 2 * half) {
-        bool left = d < half;
-        int pair = left ? d : d - half;
-        u64 at = (u64)positions[row] * half + pair;
-        value = turned(value, widen(from[left ? d + half : d - half]), cos[at], sign * sin[at], left);
+// A block has a row of the joint product. Sign -1 goes the other way, from parts to the joint product, and turns back.
+template <typename T, int V>
+__device__ void split(T *out, const T *x, const float *cos, const float *sin, const u32 *positions, int rows, int heads,
+                      int dim, int half, float sign) {
+    int row = blockIdx.x, width = 3 * heads * dim;
+    cos += (u64)positions[row] * half, sin += (u64)positions[row] * half;
+    for (int column = threadIdx.x * V; column < width; column += blockDim.x * V) {
+        int d = column % dim, which = column / dim % 3, head = column / dim / 3;
+        u64 part = (((u64)which * heads + head) * rows + row) * dim, joint = (u64)row * width + column - d;
+        const T *from = x + (sign < 0 ? part : joint);
+        T *to = out + (sign < 0 ? joint : part);
+        float own[V];
+        load<V>(from + d, own);
+        if (which < 2 && d < 2 * half) {
+            bool left = d < half;
+            float other[V], c[V], s[V];
+            load<V>(from + (left ? d + half : d - half), other);
+            load<V>(cos + (left ? d : d - half), c), load<V>(sin + (left ? d : d - half), s);
+#pragma unroll
+            for (int j = 0; j < V; j++) own[j] = turned(own[j], other[j], c[j], sign * s[j], left);
+        }
+        store<V>(to + d, own);
     }
-    (back ? parts + joint : parts + part)[d] = narrow<T>(value);
 }
 
 // A warp has a query from `begin` to `end`: online softmax over its keys. Keys and values lie by heads, `stride` values from token to token and
@@ -101,11 +105,15 @@ __device__ void append(T *cache, const T *x, int rows, int start, int len, int p
     if (i < len * dim) cache[((u64)head * capacity + past) * dim + i] = x[((u64)head * rows + start) * dim + i];
 }
 
+#define SPLITS(T, t, V)                                                                                                \
+    extern "C" __global__ void split_##t##_##V(T *out, const T *x, const float *cos, const float *sin,                 \
+                                               const u32 *positions, int rows, int heads, int dim, int half,           \
+                                               float sign) {                                                           \
+        split<T, V>(out, x, cos, sin, positions, rows, heads, dim, half, sign);                                        \
+    }
+FOR_ALL(SPLITS)
+
 #define KERNELS(T, t)                                                                                                  \
-    extern "C" __global__ void split_##t(T *parts, const T *qkv, const float *cos, const float *sin,                   \
-                                         const u32 *positions, int rows, int heads, int dim, int half, float sign) {   \
-        split<T>(parts, qkv, cos, sin, positions, rows, heads, dim, half, sign);                                       \
-    }                                                                                                                  \
     extern "C" __global__ void attend_##t(T *out, float *log_sums, const T *q, const T *k, const T *v,                 \
                                           const u32 *firsts, const u32 *counts, int begin, int end, int rows,          \
                                           int heads, int dim, u64 head_stride) {                                       \

@@ -56,8 +56,10 @@ template <typename T, int V>
 __device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u64 key, u32 threshold, float kept,
                         int columns, u64 count) {
     VALUE()
-    u64 stream = derive(key, places[i / columns]), bits = 0;
-    int channel = i % columns;
+    // Divisions of 32 bits where they do.
+    u64 row = count >> 32 ? i / columns : (u32)i / (u32)columns;
+    u64 stream = derive(key, places[row]), bits = 0;
+    int channel = i - row * columns;
     float v[V], b[V];
     load<V>(x + i, v);
     if (base) load<V>(base + i, b);
