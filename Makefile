@@ -4,13 +4,14 @@ CARGO ?= cargo
 # Programs that `tools/install` unpacked come before the machine's own.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench test-gpu bench-gpu
 
 help:
 	@echo "make demo    records in, a served adapter out: installs, builds, runs the whole pipeline, stops"
 	@echo "make test    every test"
 	@echo "make lint    formatting, clippy, licences and duplicate versions, the wire contract"
 	@echo "make bench   one table of speeds on this machine"
+	@echo "make test-gpu, make bench-gpu: the same of the engine on a card of NVIDIA, with a driver and libraries of CUDA 13"
 
 demo:
 	@tools/install nats
@@ -25,9 +26,17 @@ lint:
 	@tools/install test
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	$(CARGO) clippy --package togi-model --all-targets --features cuda -- --deny warnings
 	cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 	buf lint proto
 
 bench:
 	@tools/install nats
 	tools/bench
+
+test-gpu:
+	TOGI_NEEDS_CUDA=1 $(CARGO) test --package togi-model --features cuda --test model -- device::
+
+bench-gpu:
+	$(CARGO) bench --package togi-model --features cuda --bench card -- bf16 40 --profile
+	$(CARGO) bench --package togi-model --features cuda --bench card -- nf4 20
