@@ -81,6 +81,16 @@ impl System {
         self.process_with(instance, self.shape()).await
     }
 
+    /// Starts a process that has one role.
+    pub(crate) async fn process_as(&self, instance: &str, role: Role) -> Process {
+        let roles = vec![role];
+        let shape = Shape {
+            roles,
+            ..self.shape()
+        };
+        self.process_with(instance, shape).await
+    }
+
     pub(crate) async fn process_with(&self, instance: &str, shape: Shape) -> Process {
         let port = shape.data_prep_port.unwrap_or(0);
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();

@@ -9,22 +9,14 @@ use togi_trainer::Role;
 use tonic::Code;
 
 use crate::{
-    harness::{Shape, System},
+    harness::System,
     inputs::{ALIAS, RECORDS, asked, numbers},
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_one_job_for_ever_and_waiting_jobs_know_their_place() {
     let system = System::start();
-    let process = system
-        .process_with(
-            "api",
-            Shape {
-                roles: vec![Role::Api],
-                ..system.shape()
-            },
-        )
-        .await;
+    let process = system.process_as("api", Role::Api).await;
     process.prepare("questions", RECORDS).await;
     let mut keyed = asked("questions", 1);
     keyed.idempotency_key = "mine".to_owned();

@@ -143,15 +143,7 @@ async fn a_revision_that_came_while_nobody_followed_is_found_by_listing() {
         .unwrap();
     one.stop().await;
     // Only a worker: data-prep goes on, no api follows.
-    let quiet = system
-        .process_with(
-            "quiet",
-            Shape {
-                roles: vec![Role::Worker],
-                ..system.shape()
-            },
-        )
-        .await;
+    let quiet = system.process_as("quiet", Role::Worker).await;
     quiet.prepare("questions", RECORDS + 1).await;
     quiet.stop().await;
     let back = system.process("back").await;
@@ -162,15 +154,7 @@ async fn a_revision_that_came_while_nobody_followed_is_found_by_listing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn policies_are_kept_changed_and_ended_and_wrong_ones_refused() {
     let system = System::start();
-    let process = system
-        .process_with(
-            "api",
-            Shape {
-                roles: vec![Role::Api],
-                ..system.shape()
-            },
-        )
-        .await;
+    let process = system.process_as("api", Role::Api).await;
     let mut client = process.policies();
     client
         .apply_policy(ApplyPolicyRequest {

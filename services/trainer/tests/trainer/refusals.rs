@@ -60,15 +60,7 @@ async fn what_does_not_fit_is_refused_by_name_and_nothing_is_queued() {
         },
         TOKENIZER,
     );
-    let process = system
-        .process_with(
-            "api",
-            Shape {
-                roles: vec![Role::Api],
-                ..system.shape()
-            },
-        )
-        .await;
+    let process = system.process_as("api", Role::Api).await;
     process.prepare("questions", RECORDS).await;
     let nothing = without_rows(&process).await;
 

@@ -90,15 +90,7 @@ async fn resume_repeats_the_same_losses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_workers_job_is_taken_over_and_ends_with_the_same_generation() {
     let system = System::start();
-    let api = system
-        .process_with(
-            "api",
-            Shape {
-                roles: vec![Role::Api],
-                ..system.shape()
-            },
-        )
-        .await;
+    let api = system.process_as("api", Role::Api).await;
     api.prepare("questions", RECORDS).await;
     let worker = || Shape {
         roles: vec![Role::Worker],
@@ -131,15 +123,7 @@ async fn a_killed_workers_job_is_taken_over_and_ends_with_the_same_generation() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_was_cut_off_cannot_publish_when_it_comes_back() {
     let system = System::start();
-    let api = system
-        .process_with(
-            "api",
-            Shape {
-                roles: vec![Role::Api],
-                ..system.shape()
-            },
-        )
-        .await;
+    let api = system.process_as("api", Role::Api).await;
     api.prepare("questions", RECORDS).await;
     let cable = Cable::to(&system.rig.nats.url()).await;
     let worker = |nats| Shape {
@@ -197,15 +181,7 @@ async fn a_worker_that_was_cut_off_cannot_publish_when_it_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn data_prep_may_go_away_in_the_middle() {
     let system = System::start();
-    let rows = system
-        .process_with(
-            "rows",
-            Shape {
-                roles: vec![Role::Api],
-                ..system.shape()
-            },
-        )
-        .await;
+    let rows = system.process_as("rows", Role::Api).await;
     rows.prepare("questions", RECORDS).await;
     // A budget of one row or so: the loop depends on the stream all the time.
     let shape = Shape {
