@@ -11,6 +11,7 @@ mod frozen;
 mod heads;
 mod launch;
 mod measure;
+mod opened;
 mod operations;
 mod products;
 
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
 use heads::Layout;
+pub(crate) use opened::Opened;
 use products::{Product, Products};
 
 /// A card's operations.
@@ -56,6 +58,7 @@ impl Cuda {
             }
         };
         let context = card::open(ordinal)?;
+        opened::give_back(&context).map_err(|error| failed(ordinal, &error))?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
         let functions = launch::compile(&context)?;
@@ -69,6 +72,11 @@ impl Cuda {
             element,
             measured: Mutex::new(None),
         })
+    }
+
+    /// Counts the most memory in use from now on.
+    pub(crate) fn forget_peak(&self) -> Result<()> {
+        self.check(opened::forget_most(&self.context))
     }
 
     fn check<T>(&self, done: std::result::Result<T, DriverError>) -> Result<T> {
