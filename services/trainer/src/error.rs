@@ -31,16 +31,20 @@ pub enum Error {
     PrecisionNotBuilt(Precision),
     /// The job would need more memory than there is.
     #[error(
-        "the job needs {needed} bytes of memory ({plan}) and {available} are available; a smaller recipe.batch_size, \
-         recipe.lora.rank or data set max_length needs less"
+        "the job needs {needed} bytes of {device}'s memory ({plan}) and {available} are available; {}",
+        what_fits(*largest)
     )]
     Memory {
+        /// Where it should run.
+        device: String,
         /// Bytes that the plan asks for.
         needed: u64,
         /// Bytes that the device has.
         available: u64,
         /// The plan's parts.
         plan: String,
+        /// The largest micro-batch that fits, if any does.
+        largest: Option<u32>,
     },
     /// The loss or the gradient stopped being a number.
     #[error(
@@ -182,6 +186,15 @@ impl From<Error> for togi_runtime::Error {
 impl From<Error> for tonic::Status {
     fn from(error: Error) -> Self {
         togi_runtime::Error::from(error).into()
+    }
+}
+
+fn what_fits(largest: Option<u32>) -> String {
+    match largest {
+        Some(largest) => format!("recipe.batch_size {largest} is the largest that fits"),
+        None => "not even recipe.batch_size 1 fits: hold the base in fewer bits by recipe.base_precision, or take a smaller \
+                 recipe.lora.rank or data set max_length"
+            .to_owned(),
     }
 }
 

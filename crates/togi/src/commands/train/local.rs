@@ -104,6 +104,8 @@ impl Training {
             recipe,
             init: init.transpose()?,
         };
+        let plan = run.memory().map_err(refused)?;
+        output.say(super::plan_lines(&plan, steps).join("\n"));
         local::folder_for(&out)?;
         write(&out, "rejects.jsonl", &records.rejects)?;
         let log = self.words.log.unwrap_or_else(|| out.join(LOG));
