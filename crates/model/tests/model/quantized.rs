@@ -5,7 +5,9 @@ use std::sync::Arc;
 use togi_model::quant::{Int8, Nested, Nf4, nf4, scales};
 use togi_model::{Base, Config, Engine, Float, Precision, Target, Weight, base, memory};
 
-use crate::support::{self, assert_close};
+use crate::support::{self, On, assert_close, on_each_device};
+
+on_each_device!(an_nf4_network_equals_the_full_network_of_its_values);
 
 fn random(count: usize, bound: f32) -> Vec<f32> {
     support::uniform(&mut support::rng(count as u64), count, bound)
@@ -262,16 +264,14 @@ fn a_base_of_3_6_billion_fits_where_its_precision_says() {
     }
 }
 
-#[test]
-fn an_nf4_network_equals_the_full_network_of_its_values() {
+fn an_nf4_network_equals_the_full_network_of_its_values(on: &On) {
     for use_parallel_residual in [false, true] {
         let config = Config {
             use_parallel_residual,
             ..support::config()
         };
         let quantized = load(&config, Precision::Nf4);
-        let engines =
-            [quantized.clone(), in_full(&quantized)].map(|base| Engine::new(base).unwrap());
+        let engines = [quantized.clone(), in_full(&quantized)].map(|base| on.over(base));
         let lora = support::lora(&config, &Target::ALL);
         // More rows than go through dot products, and as few.
         for lens in [&[9, 14][..], &[5]] {
@@ -281,19 +281,19 @@ fn an_nf4_network_equals_the_full_network_of_its_values() {
                     support::learn(engine, &lora, std::slice::from_ref(&batch), None);
                 (loss.sum, grads)
             });
-            assert!((ours.0 / full.0 - 1.0).abs() < 1e-6);
-            assert_close(&ours.1, &full.1, 1e-6, "gradients");
+            on.assert_same(ours.0, full.0, "loss");
+            assert_close(&ours.1, &full.1, on.tolerance / 10.0, "gradients");
         }
         let ids: Vec<u32> = (0..12).collect();
         let [ours, full] = engines
             .each_ref()
             .map(|engine| engine.decode(&mut engine.cache(), &ids, None).unwrap());
-        assert_close(&ours, &full, 1e-6, "logits");
+        assert_close(&ours, &full, on.tolerance / 10.0, "logits");
         let mut cache = engines[0].cache();
         let steps = ids
             .iter()
             .map(|&id| engines[0].decode(&mut cache, &[id], None).unwrap());
-        assert_close(&steps.last().unwrap(), &full, 1e-5, "steps");
+        assert_close(&steps.last().unwrap(), &full, on.tolerance, "steps");
     }
 }
 
