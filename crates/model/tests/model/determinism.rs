@@ -74,7 +74,7 @@ fn pools_of_other_counts_of_threads_get_the_same_bits() {
 const MARK: &str = "fingerprint of this process: ";
 
 fn a_process_tells_its_fingerprint(on: &On) {
-    println!("{MARK}{:016x}", fingerprint(on));
+    eprintln!("{MARK}{:016x}", fingerprint(on));
 }
 
 /// What another process tells of a device, if it has the device.
@@ -86,7 +86,7 @@ fn told_by_a_process(device: &str, threads: &str) -> Option<String> {
         .output()
         .unwrap();
     assert!(output.status.success(), "{device}");
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
     let at = text.find(MARK)?;
     Some(text[at + MARK.len()..][..16].to_owned())
 }
