@@ -1,7 +1,7 @@
 //! Training on a card, measured: an epoch of records, packed, over a base of any size in one of the forms.
 //!
-//! `card MODE --base FOLDER [--ids FILE] [--steps N]` tells a line of JSON; `bench/README.md` says what each figure is.
-//! `tools/bench-gpu` runs it beside its peers.
+//! `card MODE --base FOLDER [--ids FILE] [--steps N]` tells a line of JSON; `tools/bench-gpu` runs it beside
+//! its peers.
 
 #![allow(clippy::print_stdout)]
 
@@ -153,7 +153,8 @@ fn main() {
     let lora = Lora::init(engine.config(), &settings, 1).expect("an adapter");
     let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
     let mut training = Training::new(&engine, &lora, &optimizer, World::ALONE).expect("a training");
-    for (number, window) in windows.iter().take(WARM_UP).enumerate() {
+    // The longest first, so that the peak of memory is the epoch's, however few steps are asked for.
+    for (number, window) in by_tokens(&windows).iter().rev().take(WARM_UP).enumerate() {
         let taken = take(&mut training, window, number as u64);
         eprintln!(
             "warm-up: {:.1} ms, loss {:.4}",
@@ -178,7 +179,11 @@ fn main() {
         said["peak_gib"] = gib(used).into();
         said["card_gib"] = gib(total).into();
     }
-    said["step"] = closely(&engine, &mut training, typical(&windows));
+    said["step"] = closely(
+        &engine,
+        &mut training,
+        by_tokens(&windows)[windows.len() / 2],
+    );
     println!("{said}");
 }
 
@@ -214,12 +219,11 @@ fn told(taken: &[Taken], seconds: f64) -> Value {
     })
 }
 
-/// The window whose tokens are the median of all.
-fn typical(windows: &[Vec<Batch>]) -> &[Batch] {
-    let tokens = |window: &Vec<Batch>| window.iter().map(Batch::tokens).sum::<usize>();
-    let mut sorted: Vec<&Vec<Batch>> = windows.iter().collect();
-    sorted.sort_by_key(|window| tokens(window));
-    sorted[sorted.len() / 2]
+/// The windows from the shortest to the longest.
+fn by_tokens(windows: &[Vec<Batch>]) -> Vec<&[Batch]> {
+    let mut sorted: Vec<&[Batch]> = windows.iter().map(Vec::as_slice).collect();
+    sorted.sort_by_key(|window| window.iter().map(Batch::tokens).sum::<usize>());
+    sorted
 }
 
 /// One step looked at closely: its time as it is, each launch by itself, and its wide products alone.
