@@ -1,4 +1,4 @@
-//! A graphics card of NVIDIA: matrices of bf16 or f32 in its memory, products by cuBLASLt, kernels of our own for the rest.
+//! A graphics card of NVIDIA: matrices of f32, bf16 or f16 in its memory, products by cuBLASLt, kernels of our own for the rest.
 //!
 //! Everything runs in one stream, in the order in which it is asked for, and the host waits only to read. Libraries are looked
 //! up at run time. No kernel adds floats in an order that depends on timing, so that a pass repeats bit for bit.
@@ -50,10 +50,7 @@ impl Cuda {
         let element = match float {
             Float::F32 => Element::F32,
             Float::Bf16 => Element::Bf16,
-            Float::Fp16 => {
-                let reason = "computes in bf16 or f32, not in fp16";
-                return Err(Error::device(card::name(ordinal), reason));
-            }
+            Float::Fp16 => Element::F16,
         };
         let context = card::open(ordinal)?;
         card::check_memory(&context, base, element.bytes() as u64)?;

@@ -140,7 +140,7 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
 
 /// The full names that one of [`FILES`]'s stands for.
 fn variants(name: &str) -> Vec<String> {
-    let types = ["f32", "bf16"];
+    let types = ["f32", "bf16", "f16"];
     if let Some(stem) = name.strip_suffix('*') {
         let named = |t| [1, 8].map(|count| format!("{stem}_{t}_{count}"));
         types.into_iter().flat_map(named).collect()

@@ -305,6 +305,7 @@ fn type_of(element: Element) -> sys::cudaDataType {
     match element {
         Element::F32 => sys::cudaDataType_t::CUDA_R_32F,
         Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        Element::F16 => sys::cudaDataType_t::CUDA_R_16F,
     }
 }
 
