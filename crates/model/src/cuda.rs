@@ -7,6 +7,7 @@
 
 mod array;
 mod card;
+mod fp8;
 mod frozen;
 mod heads;
 mod launch;
@@ -47,12 +48,9 @@ pub(crate) struct Sum(Buffer<f64>);
 impl Cuda {
     /// A card for a base, with activations of a type.
     pub(crate) fn new(ordinal: usize, float: Float, base: &Base) -> Result<Self> {
-        let element = match float {
-            Float::F32 => Element::F32,
-            Float::Bf16 => Element::Bf16,
-            Float::Fp16 => Element::F16,
-        };
+        let element = Element::of(float);
         let context = card::open(ordinal)?;
+        card::check_precision(&context, base.precision())?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
         let functions = launch::compile(&context)?;
@@ -116,6 +114,7 @@ impl Cuda {
             scale,
             keep: out.1,
             bias,
+            scales: None,
         })
     }
 
@@ -131,6 +130,7 @@ impl Cuda {
             scale,
             keep: out.1,
             bias: None,
+            scales: None,
         })
     }
 

@@ -6,7 +6,8 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBi
 use half::{bf16, f16};
 
 use super::Cuda;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::float::Float;
 
 /// The type of a matrix's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,13 +15,24 @@ pub(crate) enum Element {
     F32,
     Bf16,
     F16,
+    /// 8-bit floats: codes, which stand for values only beside scales.
+    E4m3,
 }
 
 impl Element {
+    pub(super) fn of(float: Float) -> Self {
+        match float {
+            Float::F32 => Self::F32,
+            Float::Fp16 => Self::F16,
+            Float::Bf16 => Self::Bf16,
+        }
+    }
+
     pub(super) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,
+            Self::E4m3 => 1,
         }
     }
 
@@ -30,6 +42,7 @@ impl Element {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::E4m3 => "e4m3",
         }
     }
 }
@@ -159,9 +172,24 @@ impl Cuda {
             Element::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Element::Bf16 => pairs(values, |value| bf16::from_f32(value).to_le_bytes()),
             Element::F16 => pairs(values, |value| f16::from_f32(value).to_le_bytes()),
+            Element::E4m3 => {
+                let reason = "codes are made by a kernel, not from floats";
+                return Err(Error::device("cuda", reason));
+            }
         };
+        self.adopt_bytes(element, &bytes, rows, columns)
+    }
+
+    /// A matrix of a type from its bytes.
+    pub(super) fn adopt_bytes(
+        &self,
+        element: Element,
+        bytes: &[u8],
+        rows: usize,
+        columns: usize,
+    ) -> Result<Array> {
         Ok(Array {
-            buffer: Arc::new(self.bring(&bytes)?),
+            buffer: Arc::new(self.bring(bytes)?),
             offset: 0,
             rows,
             columns,

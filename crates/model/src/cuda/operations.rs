@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::array::{Array, Element};
-use super::frozen::{Frozen, Rounding};
+use super::frozen::Frozen;
 use super::heads::{Cache, Layout};
 use super::products::Product;
 use super::{Cuda, Flat, Sum};
@@ -12,7 +12,7 @@ use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
-use crate::weight::Weight;
+use crate::weight::{Rounding, Weight};
 
 /// Blocks, and so partial sums, of a norm.
 const NORM_BLOCKS: usize = 256;
@@ -100,11 +100,17 @@ impl Ops for Cuda {
     }
 
     fn frozen_linear(&self, x: &Array, w: &Frozen, bias: Option<&Array>) -> Result<Array> {
-        self.linear(x, &self.dequantized(w, Rounding::None)?, bias)
+        match w {
+            Frozen::Fp8(w) => self.fp8_linear(x, w, bias),
+            w => self.linear(x, &self.dequantized(w, Rounding::None)?, bias),
+        }
     }
 
     fn frozen_product(&self, dy: &Array, w: &Frozen) -> Result<Array> {
-        self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?)
+        match w {
+            Frozen::Fp8(w) => self.fp8_product(dy, w),
+            w => self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?),
+        }
     }
 
     fn add_scaled(&self, y: &Array, first: usize, x: &Array, scale: f32) -> Result<()> {
@@ -151,6 +157,7 @@ impl Ops for Cuda {
             scale,
             keep: 1.0,
             bias: None,
+            scales: None,
         })
     }
 

@@ -203,7 +203,7 @@ fn gradients_under_dropout_are_the_cpus() {
 
 #[test]
 fn gradients_over_quantized_weights_are_those_over_their_values() {
-    for precision in [Precision::Nf4, Precision::Int8] {
+    for precision in [Precision::Nf4, Precision::Int8, Precision::Fp8] {
         for config in [support::config(), wide()] {
             on_the_card(&config, precision, |pair| {
                 let lora = lora(&config, &Target::ALL);
