@@ -27,6 +27,10 @@ impl Ops for Cuda {
 
     const LOGITS_AT_ONCE: usize = 1 << 26;
 
+    fn scales_loss(&self) -> bool {
+        self.element == Element::F16
+    }
+
     /// In f32: what is uploaded are tables.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Array> {
         self.upload_as(Element::F32, values, rows, columns)
@@ -272,7 +276,13 @@ impl Ops for Cuda {
         Ok(self.fetch(&sum.0)?[0])
     }
 
-    fn cross_entropy(&self, sum: &mut Sum, logits: &Array, targets: &[u32]) -> Result<()> {
+    fn cross_entropy(
+        &self,
+        sum: &mut Sum,
+        logits: &Array,
+        targets: &[u32],
+        factor: f32,
+    ) -> Result<()> {
         let losses = self.room::<f32>(targets.len())?;
         let brought = self.bring(targets)?;
         let args = [
@@ -280,6 +290,7 @@ impl Ops for Cuda {
             losses.address.into(),
             brought.address.into(),
             logits.columns.into(),
+            factor.into(),
         ];
         let kernel = self.kernel("cross_entropy", logits.element, None);
         self.launch(&kernel, (targets.len(), 1), 512, &args)?;
