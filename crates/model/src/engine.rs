@@ -27,7 +27,7 @@ pub enum Device {
     Cuda {
         /// The card's number.
         ordinal: usize,
-        /// The type of activations and of weights that are not quantized: bf16, or f32.
+        /// The type of activations and of weights that are not quantized.
         float: Float,
     },
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::array::{Array, Element};
-use super::frozen::{Frozen, Rounding};
+use super::frozen::Frozen;
 use super::heads::{Cache, Layout};
 use super::products::Product;
 use super::{Cuda, Flat, Sum};
@@ -12,7 +12,7 @@ use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
-use crate::weight::Weight;
+use crate::weight::{Rounding, Weight};
 
 /// Blocks, and so partial sums, of a norm.
 const NORM_BLOCKS: usize = 256;
@@ -26,6 +26,10 @@ impl Ops for Cuda {
     type Sum = Sum;
 
     const LOGITS_AT_ONCE: usize = 1 << 26;
+
+    fn scales_loss(&self) -> bool {
+        self.element == Element::F16
+    }
 
     /// In f32: what is uploaded are tables.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Array> {
@@ -100,11 +104,17 @@ impl Ops for Cuda {
     }
 
     fn frozen_linear(&self, x: &Array, w: &Frozen, bias: Option<&Array>) -> Result<Array> {
-        self.linear(x, &self.dequantized(w, Rounding::None)?, bias)
+        match w {
+            Frozen::Fp8(w) => self.fp8_linear(x, w, bias),
+            w => self.linear(x, &self.dequantized(w, Rounding::None)?, bias),
+        }
     }
 
     fn frozen_product(&self, dy: &Array, w: &Frozen) -> Result<Array> {
-        self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?)
+        match w {
+            Frozen::Fp8(w) => self.fp8_product(dy, w),
+            w => self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?),
+        }
     }
 
     fn add_scaled(&self, y: &Array, first: usize, x: &Array, scale: f32) -> Result<()> {
@@ -151,6 +161,7 @@ impl Ops for Cuda {
             scale,
             keep: 1.0,
             bias: None,
+            scales: None,
         })
     }
 
@@ -265,7 +276,13 @@ impl Ops for Cuda {
         Ok(self.fetch(&sum.0)?[0])
     }
 
-    fn cross_entropy(&self, sum: &mut Sum, logits: &Array, targets: &[u32]) -> Result<()> {
+    fn cross_entropy(
+        &self,
+        sum: &mut Sum,
+        logits: &Array,
+        targets: &[u32],
+        factor: f32,
+    ) -> Result<()> {
         let losses = self.room::<f32>(targets.len())?;
         let brought = self.bring(targets)?;
         let args = [
@@ -273,6 +290,7 @@ impl Ops for Cuda {
             losses.address.into(),
             brought.address.into(),
             logits.columns.into(),
+            factor.into(),
         ];
         let kernel = self.kernel("cross_entropy", logits.element, None);
         self.launch(&kernel, (targets.len(), 1), 512, &args)?;

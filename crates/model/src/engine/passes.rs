@@ -16,13 +16,14 @@ pub(super) struct Share<'a, O: Ops> {
 }
 
 impl<O: Ops> Network<O> {
-    /// Adds the gradient of the sum of a batch's token losses; returns the sum and the count of targets, if there are any.
+    /// Adds `factor` times the gradient of the sum of a batch's token losses; returns the sum and the count of targets, if there are any.
     pub(crate) fn learn(
         &self,
         batch: &Batch,
         factors: &Factors<O::Array>,
         dropout: Option<&Dropout>,
         gradients: &mut O::Flat,
+        factor: f32,
     ) -> Result<Option<(O::Sum, u64)>> {
         batch.validate(self.config())?;
         let (rows, targets) = batch.targets();
@@ -39,7 +40,8 @@ impl<O: Ops> Network<O> {
         };
         let mut tape = Tape::new();
         let hidden = self.forward(&mut pass, Some(&mut tape))?;
-        let (sum, d_hidden) = self.loss_with_gradient(&hidden, batch.tokens(), &rows, &targets)?;
+        let (sum, d_hidden) =
+            self.loss_with_gradient(&hidden, batch.tokens(), &rows, &targets, factor)?;
         self.backward(&pass, tape, d_hidden, gradients)?;
         Ok(Some((sum, targets.len() as u64)))
     }

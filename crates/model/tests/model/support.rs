@@ -10,8 +10,8 @@ use togi_model::{
     Training, WindowLoss, World, base,
 };
 
-/// Makes a test of a function for each device: `NAME::cpu`, and with the feature `cuda` also `NAME::cuda_f32` and
-/// `NAME::cuda_bf16`, which run on the first card or say that they are skipped.
+/// Makes a test of a function for each device: `NAME::cpu`, and with the feature `cuda` also `NAME::cuda_f32`,
+/// `NAME::cuda_bf16` and `NAME::cuda_fp16`, which run on the first card or say that they are skipped.
 macro_rules! on_each_device {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
@@ -30,6 +30,12 @@ macro_rules! on_each_device {
             #[test]
             fn cuda_bf16() {
                 $crate::support::on_the_card(togi_model::Float::Bf16, super::$name);
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda_fp16() {
+                $crate::support::on_the_card(togi_model::Float::Fp16, super::$name);
             }
         }
     )+};
