@@ -12,6 +12,7 @@ mod frozen;
 mod heads;
 mod launch;
 mod measure;
+mod opened;
 mod operations;
 mod products;
 
@@ -26,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
 use heads::Layout;
+pub(crate) use opened::Opened;
 use products::{Product, Products};
 
 /// A card's operations.
@@ -53,6 +55,7 @@ impl Cuda {
         let element = Element::of(float);
         let context = card::open(ordinal)?;
         card::check_precision(&context, base.precision())?;
+        opened::give_back(&context).map_err(|error| failed(ordinal, &error))?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
         let functions = launch::compile(&context)?;
@@ -67,6 +70,11 @@ impl Cuda {
             measured: Mutex::new(None),
             kept: Mutex::new(None),
         })
+    }
+
+    /// Counts the most memory in use from now on.
+    pub(crate) fn forget_peak(&self) -> Result<()> {
+        self.check(opened::forget_most(&self.context))
     }
 
     fn check<T>(&self, done: std::result::Result<T, DriverError>) -> Result<T> {

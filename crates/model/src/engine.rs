@@ -11,26 +11,14 @@ use crate::config::Config;
 use crate::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
+#[cfg(not(feature = "cuda"))]
+use crate::device::not_built;
+use crate::device::{Device, tokens_at_once};
 use crate::error::{Error, Result};
-use crate::float::Float;
 use crate::lora::Lora;
 use crate::network::{Factors, Network};
 use crate::ops::Ops;
 use passes::Share;
-
-/// Where an engine computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// On the processor, in f32.
-    Cpu,
-    /// On a graphics card of NVIDIA.
-    Cuda {
-        /// The card's number.
-        ordinal: usize,
-        /// The type of activations and of weights that are not quantized.
-        float: Float,
-    },
-}
 
 /// A base that computes. It is `Send + Sync`; one thread should own it, because a pass uses every core.
 pub struct Engine {
@@ -121,24 +109,34 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`]; [`Error::Device`] if there is no such device, or it cannot take the base.
     pub fn on(base: Arc<Base>, device: Device) -> Result<Self> {
+        let at_once = tokens_at_once(device, base.precision());
         let networks = match device {
-            Device::Cpu => Networks::Cpu(Network::new(Cpu, &base)?),
+            Device::Cpu => Networks::Cpu(Network::new(Cpu, &base, at_once)?),
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal, float } => {
                 let cuda = Cuda::new(ordinal, float, &base)?;
-                Networks::Cuda(Box::new(Network::new(cuda, &base)?))
+                Networks::Cuda(Box::new(Network::new(cuda, &base, at_once)?))
             }
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda { .. } => {
-                let reason = "this build has none; the feature `cuda` brings it";
-                return Err(Error::device("cuda", reason));
-            }
+            Device::Cuda { ordinal, .. } => return Err(not_built(ordinal)),
         };
         Ok(Self { base, networks })
     }
 
     pub(crate) fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// Counts the most memory that the engine's card has lent out from now on.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn forget_peak(&self) -> Result<()> {
+        match &self.networks {
+            Networks::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Networks::Cuda(network) => network.ops().forget_peak(),
+        }
     }
 
     /// Bytes that the engine's card has lent out at most so far, and bytes that it has; none of the CPU.

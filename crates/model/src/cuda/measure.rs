@@ -41,6 +41,7 @@ pub(super) struct Kept {
     a: Array,
     b: Array,
     bias: Option<Array>,
+    scales: Option<[Array; 2]>,
     transposed: [bool; 2],
     sizes: [usize; 3],
     result_element: Element,
@@ -54,6 +55,7 @@ impl Kept {
             a: product.a.clone(),
             b: product.b.clone(),
             bias: product.bias.cloned(),
+            scales: product.scales.map(|scales| scales.map(Array::clone)),
             transposed: product.transposed,
             sizes: product.sizes,
             result_element: product.result_element,
@@ -78,6 +80,7 @@ impl Kept {
             scale: self.scale,
             keep: self.keep,
             bias: self.bias.as_ref(),
+            scales: self.scales.as_ref().map(|[a, b]| [a, b]),
         })
     }
 }

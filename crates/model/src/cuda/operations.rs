@@ -8,6 +8,7 @@ use super::heads::{Cache, Layout};
 use super::products::Product;
 use super::{Cuda, Flat, Sum};
 use crate::config::Activation;
+use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
@@ -25,7 +26,7 @@ impl Ops for Cuda {
     type Flat = Flat;
     type Sum = Sum;
 
-    const LOGITS_AT_ONCE: usize = 1 << 26;
+    const LOGITS_AT_ONCE: usize = CARD_LOGITS;
 
     fn scales_loss(&self) -> bool {
         self.element == Element::F16

@@ -69,6 +69,7 @@ impl Train {
             let training = local::Training {
                 recipe: self.recipe,
                 base: self.base.into(),
+                device: session.settings.device,
                 words: self.local,
             };
             let output = output.clone();
