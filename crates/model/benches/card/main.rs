@@ -15,8 +15,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{
-    Base, Batch, Device, Dropout, Engine, Float, Lora, LoraConfig, Precision, Target, Training,
-    World,
+    Base, Batch, Dropout, Engine, Lora, LoraConfig, Precision, Processor, Target, Training, World,
 };
 
 /// Steps before the first that counts.
@@ -134,11 +133,8 @@ fn main() {
         .map(|records| records::window(records, micro))
         .collect();
     let began = Instant::now();
-    let base = Base::load_as(&wanted.base, held(precision)).expect("a base");
-    let device = Device::Cuda {
-        ordinal: 0,
-        float: Float::Bf16,
-    };
+    let base = Base::load_as(&wanted.base, precision).expect("a base");
+    let device = Processor::Cuda { ordinal: 0 }.device(precision);
     let engine = Engine::on(Arc::new(base), device).expect("a card");
     eprintln!(
         "the base is there after {:.1} s",
@@ -185,15 +181,6 @@ fn main() {
         by_tokens(&windows)[windows.len() / 2],
     );
     println!("{said}");
-}
-
-/// The form that this build holds a base in: bf16 activations over f32 where it has no other.
-fn held(precision: Precision) -> Precision {
-    if precision.is_built() {
-        precision
-    } else {
-        Precision::F32
-    }
 }
 
 /// The figures of a run of steps.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
-use togi_model::{Base, Batch, Config, Device, Engine, Float, Lora, Precision, Target, Weight};
+use togi_model::{Base, Batch, Config, Engine, Float, Lora, Precision, Processor, Target, Weight};
 
 use crate::support;
 
@@ -87,8 +87,8 @@ fn in_full(base: &Base) -> Base {
     made.unwrap()
 }
 
-fn gradients(base: Base, float: Float, lora: &Lora, batch: &Batch) -> Vec<f32> {
-    let device = Device::Cuda { ordinal: 0, float };
+fn gradients(base: Base, lora: &Lora, batch: &Batch) -> Vec<f32> {
+    let device = Processor::Cuda { ordinal: 0 }.device(base.precision());
     let engine = Engine::on(Arc::new(base), device).unwrap();
     let (loss, gradients) = support::learn(&engine, lora, std::slice::from_ref(batch), None);
     eprintln!("loss {:.4} over {} targets", loss.mean(), loss.targets);
@@ -112,8 +112,8 @@ fn least_cosine(form: Precision, bound: f64) {
     let batch = support::batch(&config, &LENS);
     let held = base(form);
     let full = in_full(&held);
-    let got = gradients(held, Float::Bf16, &lora, &batch);
-    let want = gradients(full, Float::F32, &lora, &batch);
+    let got = gradients(held, &lora, &batch);
+    let want = gradients(full, &lora, &batch);
     let cosines = lora.views().map(|view| {
         let cosine = support::cosine(&got[view.range.clone()], &want[view.range]);
         (cosine, view.name)
@@ -135,7 +135,17 @@ fn least_cosine(form: Precision, bound: f64) {
 
 #[test]
 fn gradients_in_bf16_point_as_in_f32() {
-    least_cosine(Precision::F32, 0.999);
+    least_cosine(Precision::Bf16, 0.999);
+}
+
+#[test]
+fn gradients_in_fp16_point_as_in_f32() {
+    least_cosine(Precision::Fp16, 0.999);
+}
+
+#[test]
+fn gradients_over_fp8_point_as_over_its_values() {
+    least_cosine(Precision::Fp8, 0.99);
 }
 
 #[test]
