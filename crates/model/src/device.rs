@@ -76,12 +76,12 @@ impl Processor {
         }
     }
 
-    /// How a base is held where nobody says it: on the processor in f32, on a card in bf16 as soon as this build has it.
+    /// How a base is held where nobody says it: on the processor in f32, on a card in bf16.
     #[must_use]
     pub fn usual_precision(self) -> Precision {
         match self {
-            Self::Cuda { .. } if Precision::Bf16.is_built() => Precision::Bf16,
-            _ => Precision::F32,
+            Self::Cuda { .. } => Precision::Bf16,
+            Self::Cpu => Precision::F32,
         }
     }
 

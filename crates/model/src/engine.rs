@@ -56,6 +56,10 @@ enum Caches {
     Cuda(<Cuda as Ops>::Cache),
 }
 
+/// Whether every device repeats a pass bit for bit: no kernel adds in an order that depends on timing. One that did would be named
+/// here.
+pub const BIT_EXACT: bool = true;
+
 /// Counts and milliseconds by what took them.
 pub type Profile = BTreeMap<String, (usize, f64)>;
 
@@ -164,6 +168,23 @@ impl Engine {
                 let measured = network.ops().stop_measuring()?;
                 done.map(|()| measured)
             }
+        }
+    }
+
+    /// Runs `work`, then its wide matrix products alone, on the same inputs, `rounds` times: how many they are, and the
+    /// milliseconds of a round; none on the CPU. Takes the memory of all inputs.
+    ///
+    /// # Errors
+    /// Those of `work`; the device's.
+    #[cfg(feature = "cuda")]
+    pub fn products_alone(
+        &self,
+        rounds: usize,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<(usize, f64)> {
+        match &self.networks {
+            Networks::Cpu(_) => work().map(|()| (0, 0.0)),
+            Networks::Cuda(network) => network.ops().products_alone(rounds, work),
         }
     }
 

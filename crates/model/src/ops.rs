@@ -50,7 +50,7 @@ pub(crate) struct Norm<A> {
 /// What attention's backward needs of its forward.
 #[derive(Clone, Debug)]
 pub(crate) struct Attended<A> {
-    /// Turned queries, turned keys, values: (3, heads, rows, dim).
+    /// Turned queries, turned keys, values, in the device's order.
     pub(crate) parts: A,
     /// Log of each row's sum of exponentials: (heads, rows).
     pub(crate) log_sums: A,
@@ -79,6 +79,11 @@ pub(crate) trait Ops: Send + Sync {
 
     /// Logits that the loss holds at once; more learned rows than fit are taken in parts.
     const LOGITS_AT_ONCE: usize;
+
+    /// Whether gradients are held in a type that is too narrow for them unless the loss is scaled.
+    fn scales_loss(&self) -> bool {
+        false
+    }
 
     /// Copies to the device.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Self::Array>;
@@ -181,7 +186,7 @@ pub(crate) trait Ops: Send + Sync {
     /// Causal attention within each span, from the joint product (rows, heads × 3 × dim).
     fn attention(
         &self,
-        qkv: &Self::Array,
+        qkv: Self::Array,
         heads: &Heads<Self::Array>,
         layout: &Self::Layout,
     ) -> Result<Attended<Self::Array>>;
@@ -207,12 +212,13 @@ pub(crate) trait Ops: Send + Sync {
     fn sum(&self) -> Result<Self::Sum>;
     /// Waits for a sum.
     fn read_sum(&self, sum: &Self::Sum) -> Result<f64>;
-    /// Adds the rows' cross-entropies to a sum; `logits` become their gradient.
+    /// Adds the rows' cross-entropies to a sum; `logits` become `factor` times their gradient.
     fn cross_entropy(
         &self,
         sum: &mut Self::Sum,
         logits: &Self::Array,
         targets: &[u32],
+        factor: f32,
     ) -> Result<()>;
 
     /// A flat buffer of these values.

@@ -200,6 +200,19 @@ impl Bases {
         }
     }
 
+    /// Returns the device's name, a card's maker's for it included; empty for a process without one.
+    #[must_use]
+    pub fn device(&self) -> String {
+        match &self.0.workplace {
+            None => String::new(),
+            Some(Workplace { device, card: None }) => device.to_string(),
+            Some(Workplace {
+                device,
+                card: Some(card),
+            }) => format!("{device} ({})", card.name()),
+        }
+    }
+
     fn room(&self) -> std::sync::MutexGuard<'_, Option<u64>> {
         self.0.room.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,8 +2,6 @@
 
 use togi_runtime::Class;
 
-use crate::recipe::Precision;
-
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -26,9 +24,6 @@ pub enum Error {
         /// What does not fit, with both sides' figures.
         reason: String,
     },
-    /// The base cannot be held so yet.
-    #[error("recipe.base_precision \"{}\" is not built yet; {} are", .0.name(), Precision::BUILT.map(Precision::name).join(", "))]
-    PrecisionNotBuilt(Precision),
     /// The job would need more memory than there is.
     #[error(
         "the job needs {needed} bytes of {device}'s memory ({plan}) and {available} are available; {}",
@@ -145,7 +140,6 @@ impl Error {
             Error::Unfit { .. } | Error::OtherRun { .. } | Error::NotFinite { .. } => {
                 Class::FailedPrecondition
             }
-            Error::PrecisionNotBuilt(_) => Class::Unimplemented,
             Error::Memory { .. } => Class::ResourceExhausted,
             Error::Damaged { .. } => Class::DataLoss,
             Error::Data { class, .. } => *class,
@@ -161,7 +155,6 @@ impl Error {
     fn field(&self) -> Option<&'static str> {
         match self {
             Error::Invalid { field, .. } | Error::Unfit { field, .. } => Some(field),
-            Error::PrecisionNotBuilt(_) => Some("recipe.base_precision"),
             _ => None,
         }
     }

@@ -188,6 +188,7 @@ impl Run {
             seconds: state.progress.seconds,
             failed_attempts: 0,
             worker: String::new(),
+            device: self.device.to_string(),
             peak_memory_bytes: memory::peak_bytes(),
             adapter_bytes: adapter.tensors_bytes(),
             trainable_parameters: trainable(config, &self.recipe.lora),

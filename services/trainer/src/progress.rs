@@ -18,6 +18,8 @@ pub struct Figures {
     pub gradient_norm: f64,
     /// The learning rate that it used.
     pub learning_rate: f64,
+    /// Steps so far that were skipped.
+    pub skipped: u64,
     /// Most memory taken of a card so far, in bytes.
     pub device_memory: Option<u64>,
     /// What the card says of itself.
@@ -87,7 +89,7 @@ impl Meter {
             gpu_utilization_percent: figures.card.utilization_percent,
             gpu_power_watts: figures.card.power_watts,
             gpu_memory_bytes: figures.card.memory_bytes,
-            skipped_steps: 0,
+            skipped_steps: figures.skipped,
         };
         Measured {
             line,

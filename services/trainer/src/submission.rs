@@ -55,7 +55,6 @@ impl Desk {
     /// As [`Desk::check`].
     pub fn check_form(&self, asked: &proto::CreateJobRequest) -> Result<Recipe> {
         let recipe = Recipe::from_proto(&asked.recipe.clone().unwrap_or_default())?;
-        recipe.check_built()?;
         if recipe.promote == Promote::Auto || !asked.alias.is_empty() {
             layout::validate_name("alias", &asked.alias)?;
         }
@@ -70,8 +69,8 @@ impl Desk {
     ///
     /// # Errors
     /// Each with the field at fault: `InvalidArgument` for a value that is wrong in itself, `NotFound` for a base or data set
-    /// that is not there, `FailedPrecondition` for parts that do not fit each other, `Unimplemented` for a precision that
-    /// is not built, `ResourceExhausted` for too little memory.
+    /// that is not there, `FailedPrecondition` for parts that do not fit each other, `ResourceExhausted`
+    /// for too little memory.
     pub async fn check(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
         let recipe = self.check_form(asked)?;
         let dataset = dataset::find(&self.store, &asked.dataset).await?;

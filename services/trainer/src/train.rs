@@ -129,6 +129,7 @@ pub fn train(
             loss: loss.mean(),
             gradient_norm: norm,
             learning_rate: rate,
+            skipped: training.skipped(),
             device_memory: engine.device_memory().map(|(most, _)| most),
             card: machine.gauge.figures(),
         };

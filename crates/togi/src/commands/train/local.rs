@@ -17,7 +17,7 @@ use togi_trainer::{
 };
 
 use crate::{
-    commands::prepare,
+    commands::{prepare, watch::step_line},
     error::{Error, Result},
     local::{self, records},
     output::Output,
@@ -165,7 +165,7 @@ fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
         file.write_all(b"\n")?;
         // A line is there as soon as its step is done, for whoever follows.
         file.flush()?;
-        progress.set(step.step, &format!("loss {:.4}", step.loss));
+        progress.set(step.step, &step_line(&step));
         Ok(())
     });
     progress.finish();
