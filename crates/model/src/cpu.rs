@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
+use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
@@ -63,16 +64,17 @@ impl Ops for Cpu {
         Ok(Tensor::from_slice(values, (rows, columns), &Device::Cpu)?)
     }
 
-    fn adopt(&self, weight: &Tensor) -> Result<Tensor> {
-        if weight.rank() == 1 {
-            Ok(weight.unsqueeze(0)?)
+    fn adopt(&self, tensor: &Held) -> Result<Tensor> {
+        let tensor = tensor.weight()?.dequantized()?;
+        if tensor.rank() == 1 {
+            Ok(tensor.unsqueeze(0)?)
         } else {
-            Ok(weight.clone())
+            Ok(tensor)
         }
     }
 
-    fn freeze(&self, weight: &Weight) -> Result<Weight> {
-        Ok(weight.clone())
+    fn freeze(&self, weight: &Held) -> Result<Weight> {
+        Ok(weight.weight()?.clone())
     }
 
     fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Layout> {

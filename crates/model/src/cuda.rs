@@ -11,6 +11,7 @@ mod fp8;
 mod frozen;
 mod heads;
 mod launch;
+mod loading;
 mod measure;
 mod operations;
 mod products;
@@ -26,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
 use heads::Layout;
+use loading::{Loading, Pinned};
 use products::{Product, Products};
 
 /// A card's operations.
@@ -37,6 +39,8 @@ pub(crate) struct Cuda {
     element: Element,
     /// None if nobody measures.
     measured: Mutex<Option<Vec<measure::Measured>>>,
+    /// None once the base is there.
+    loading: Mutex<Option<Loading>>,
 }
 
 /// A buffer of f32 values.
@@ -53,17 +57,27 @@ impl Cuda {
         card::check_precision(&context, base.precision())?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
-        let functions = launch::compile(&context)?;
+        // It takes time to get memory pinned, and more to compile.
+        let (pinned, functions) = std::thread::scope(|scope| {
+            let pinned = scope.spawn(|| Pinned::new(&context));
+            let functions = launch::compile(&context);
+            (pinned.join(), functions)
+        });
+        let pinned = pinned.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let pinned = pinned.map_err(|error| failed(ordinal, &error))?;
         let workspace = stream.alloc_zeros::<u8>(Products::WORKSPACE);
         let workspace = workspace.map_err(|error| failed(ordinal, &error))?;
-        Ok(Self {
-            functions,
+        let cuda = Self {
+            functions: functions?,
             products: Products::new(Buffer::of(workspace, &stream))?,
             context,
             stream,
             element,
             measured: Mutex::new(None),
-        })
+            loading: Mutex::new(None),
+        };
+        cuda.start_loading(pinned, base.tensors())?;
+        Ok(cuda)
     }
 
     fn check<T>(&self, done: std::result::Result<T, DriverError>) -> Result<T> {

@@ -69,7 +69,7 @@ impl<O: Ops> Network<O> {
         } else {
             "embed_out.weight"
         };
-        Ok(Self {
+        let network = Self {
             embedding: base.array(&ops, "gpt_neox.embed_in.weight")?,
             blocks,
             heads: heads(&ops, &config)?,
@@ -77,7 +77,9 @@ impl<O: Ops> Network<O> {
             head: base.array(&ops, head)?,
             config,
             ops,
-        })
+        };
+        network.ops.loaded()?;
+        Ok(network)
     }
 
     pub(crate) fn config(&self) -> &Config {

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
+use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::optim::Coefficients;
-use crate::weight::Weight;
 
 /// Rows of one sequence in a pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,10 +87,17 @@ pub(crate) trait Ops: Send + Sync {
 
     /// Copies to the device.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Self::Array>;
-    /// A loaded weight on the device, shared where it already is there; a vector becomes one row.
-    fn adopt(&self, weight: &candle_core::Tensor) -> Result<Self::Array>;
-    /// A loaded weight of a linear layer on the device, shared where it already is there.
-    fn freeze(&self, weight: &Weight) -> Result<Self::Weight>;
+    /// A base's tensor in full on the device, shared where it already is there; a vector becomes one row.
+    fn adopt(&self, tensor: &Held) -> Result<Self::Array>;
+    /// A base's linear weight in its form on the device, shared where it already is there.
+    fn freeze(&self, weight: &Held) -> Result<Self::Weight>;
+    /// After the last tensor of a base: waits for all of them.
+    ///
+    /// # Errors
+    /// One has values that are not finite or do not fit, as far as adopting and freezing did not say it.
+    fn loaded(&self) -> Result<()> {
+        Ok(())
+    }
     /// What a pass's rows are: its sequences, which cover the rows in order, and where dropout finds each row, if it does.
     fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Self::Layout>;
     /// Copies from the device.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 const COMMON: &str = include_str!("kernels/common.cuh");
 
 /// The kernel files, and the kernels of each: a name ends with `_` for each element type, with `*` for those by eights too.
-const FILES: [(&str, &str, &[&str]); 6] = [
+const FILES: [(&str, &str, &[&str]); 7] = [
     (
         "rows.cu",
         include_str!("kernels/rows.cu"),
@@ -65,6 +65,11 @@ const FILES: [(&str, &str, &[&str]); 6] = [
         "quantized.cu",
         include_str!("kernels/quantized.cu"),
         &["nf4_", "nested", "int8_"],
+    ),
+    (
+        "quantize.cu",
+        include_str!("kernels/quantize.cu"),
+        &["flaws_", "nf4_pack_", "mean_scale", "nest", "int8_rows_"],
     ),
 ];
 

@@ -7,12 +7,13 @@ use super::frozen::Frozen;
 use super::heads::{Cache, Layout};
 use super::products::Product;
 use super::{Cuda, Flat, Sum};
+use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
-use crate::weight::{Rounding, Weight};
+use crate::weight::Rounding;
 
 /// Blocks, and so partial sums, of a norm.
 const NORM_BLOCKS: usize = 256;
@@ -36,12 +37,16 @@ impl Ops for Cuda {
         self.upload_as(Element::F32, values, rows, columns)
     }
 
-    fn adopt(&self, weight: &candle_core::Tensor) -> Result<Array> {
-        self.adopt_tensor(self.element, weight)
+    fn adopt(&self, tensor: &Held) -> Result<Array> {
+        self.adopt_held(tensor)
     }
 
-    fn freeze(&self, weight: &Weight) -> Result<Frozen> {
-        self.freeze_weight(weight)
+    fn freeze(&self, weight: &Held) -> Result<Frozen> {
+        self.freeze_held(weight)
+    }
+
+    fn loaded(&self) -> Result<()> {
+        self.end_loading()
     }
 
     fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Layout> {
