@@ -13,6 +13,7 @@ mod heads;
 mod launch;
 mod loading;
 mod measure;
+mod opened;
 mod operations;
 mod products;
 
@@ -28,6 +29,7 @@ use crate::float::Float;
 use array::{Array, Buffer, Element};
 use heads::Layout;
 use loading::{Loading, Pinned};
+pub(crate) use opened::Opened;
 use products::{Product, Products};
 
 /// A card's operations.
@@ -41,6 +43,8 @@ pub(crate) struct Cuda {
     measured: Mutex<Option<Vec<measure::Measured>>>,
     /// None once the base is there.
     loading: Mutex<Option<Loading>>,
+    /// None if nobody wants the products once more.
+    kept: Mutex<Option<Vec<measure::Kept>>>,
 }
 
 /// A buffer of f32 values.
@@ -55,6 +59,7 @@ impl Cuda {
         let element = Element::of(float);
         let context = card::open(ordinal)?;
         card::check_precision(&context, base.precision())?;
+        opened::give_back(&context).map_err(|error| failed(ordinal, &error))?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
         // It takes time to get memory pinned, and more to compile.
@@ -75,9 +80,15 @@ impl Cuda {
             element,
             measured: Mutex::new(None),
             loading: Mutex::new(None),
+            kept: Mutex::new(None),
         };
         cuda.start_loading(pinned, base.tensors())?;
         Ok(cuda)
+    }
+
+    /// Counts the most memory in use from now on.
+    pub(crate) fn forget_peak(&self) -> Result<()> {
+        self.check(opened::forget_most(&self.context))
     }
 
     fn check<T>(&self, done: std::result::Result<T, DriverError>) -> Result<T> {

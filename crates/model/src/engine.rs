@@ -12,26 +12,14 @@ use crate::config::Config;
 use crate::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
+#[cfg(not(feature = "cuda"))]
+use crate::device::not_built;
+use crate::device::{Device, tokens_at_once};
 use crate::error::{Error, Result};
-use crate::float::Float;
 use crate::lora::Lora;
 use crate::network::{Factors, Network};
 use crate::ops::Ops;
 use passes::Share;
-
-/// Where an engine computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// On the processor, in f32.
-    Cpu,
-    /// On a graphics card of NVIDIA.
-    Cuda {
-        /// The card's number.
-        ordinal: usize,
-        /// The type of activations and of weights that are not quantized.
-        float: Float,
-    },
-}
 
 /// A base that computes. It is `Send + Sync`; one thread should own it, because a pass uses every core.
 pub struct Engine {
@@ -127,19 +115,17 @@ impl Engine {
     /// opened: one of its tensors has values that are not finite or do not fit.
     pub fn on(base: Arc<Base>, device: Device) -> Result<Self> {
         let mut began = Instant::now();
+        let at_once = tokens_at_once(device, base.precision());
         let networks = match device {
-            Device::Cpu => Networks::Cpu(Network::new(Cpu, &base)?),
+            Device::Cpu => Networks::Cpu(Network::new(Cpu, &base, at_once)?),
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal, float } => {
                 let cuda = Cuda::new(ordinal, float, &base)?;
                 began = Instant::now();
-                Networks::Cuda(Box::new(Network::new(cuda, &base)?))
+                Networks::Cuda(Box::new(Network::new(cuda, &base, at_once)?))
             }
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda { .. } => {
-                let reason = "this build has none; the feature `cuda` brings it";
-                return Err(Error::device("cuda", reason));
-            }
+            Device::Cuda { ordinal, .. } => return Err(not_built(ordinal)),
         };
         Ok(Self {
             base,
@@ -154,24 +140,33 @@ impl Engine {
         self.loaded_in
     }
 
-    /// Seconds that so many bytes take from pinned memory to the engine's card and nothing else: what loading is measured by. None
-    /// on the CPU.
+    /// Seconds that so many bytes take from pinned memory to the engine's card and nothing else, as loading is measured by; 0 on
+    /// the CPU.
     ///
     /// # Errors
     /// The device's.
-    pub fn copy_plainly(&self, bytes: usize) -> Result<Option<f64>> {
+    #[cfg(feature = "cuda")]
+    pub fn copy_plainly(&self, bytes: usize) -> Result<f64> {
         match &self.networks {
-            Networks::Cpu(_) => {
-                let _ = bytes;
-                Ok(None)
-            }
-            #[cfg(feature = "cuda")]
-            Networks::Cuda(network) => network.ops().copy_plainly(bytes).map(Some),
+            Networks::Cpu(_) => Ok(0.0),
+            Networks::Cuda(network) => network.ops().copy_plainly(bytes),
         }
     }
 
     pub(crate) fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// Counts the most memory that the engine's card has lent out from now on.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn forget_peak(&self) -> Result<()> {
+        match &self.networks {
+            Networks::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Networks::Cuda(network) => network.ops().forget_peak(),
+        }
     }
 
     /// Bytes that the engine's card has lent out at most so far, and bytes that it has; none of the CPU.
@@ -199,6 +194,23 @@ impl Engine {
                 let measured = network.ops().stop_measuring()?;
                 done.map(|()| measured)
             }
+        }
+    }
+
+    /// Runs `work`, then its wide matrix products alone, on the same inputs, `rounds` times: how many they are, and the
+    /// milliseconds of a round; none on the CPU. Takes the memory of all inputs.
+    ///
+    /// # Errors
+    /// Those of `work`; the device's.
+    #[cfg(feature = "cuda")]
+    pub fn products_alone(
+        &self,
+        rounds: usize,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<(usize, f64)> {
+        match &self.networks {
+            Networks::Cpu(_) => work().map(|()| (0, 0.0)),
+            Networks::Cuda(network) => network.ops().products_alone(rounds, work),
         }
     }
 

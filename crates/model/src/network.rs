@@ -24,6 +24,8 @@ pub(crate) struct Network<O: Ops> {
     heads: Heads<O::Array>,
     final_norm: Norm<O::Array>,
     head: O::Array,
+    /// Tokens that training takes in one pass.
+    at_once: usize,
 }
 
 /// Rows that run with one adapter.
@@ -58,8 +60,8 @@ impl<A> Tape<A> {
 }
 
 impl<O: Ops> Network<O> {
-    /// Brings a base onto the device.
-    pub(crate) fn new(ops: O, base: &Base) -> Result<Self> {
+    /// Brings a base onto the device; training takes `at_once` tokens in one pass.
+    pub(crate) fn new(ops: O, base: &Base, at_once: usize) -> Result<Self> {
         let config = base.config().clone();
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| Block::new(&ops, base, layer))
@@ -75,6 +77,7 @@ impl<O: Ops> Network<O> {
             heads: heads(&ops, &config)?,
             final_norm: Norm::new(&ops, base, "gpt_neox.final_layer_norm")?,
             head: base.array(&ops, head)?,
+            at_once,
             config,
             ops,
         };
@@ -84,6 +87,10 @@ impl<O: Ops> Network<O> {
 
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    pub(crate) fn at_once(&self) -> usize {
+        self.at_once
     }
 
     pub(crate) fn ops(&self) -> &O {

@@ -9,6 +9,7 @@ pub mod state;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
+use togi_model::Processor;
 use togi_runtime::{
     Context, Readiness, Stopper, Tasks, admin,
     config::{NatsConfig, StoreConfig},
@@ -45,6 +46,8 @@ pub struct Options {
     pub admin: SocketAddr,
     /// The base that inference serves.
     pub serve: String,
+    /// Where trainer and inference compute.
+    pub device: Processor,
     /// How inference holds bases, by name, over what the file says.
     pub precisions: BTreeMap<String, String>,
     /// The configuration file: bases, the store, and each service's own settings.
@@ -60,6 +63,7 @@ impl Options {
             listen: anywhere,
             admin: anywhere,
             serve: embedded::BASE.to_owned(),
+            device: Processor::Cpu,
             precisions: BTreeMap::new(),
             file: File::default(),
         }

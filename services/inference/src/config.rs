@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use togi_model::Precision;
+use togi_model::{Precision, Processor};
 use togi_runtime::config::{BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
 use togi_runtime::process::Sections;
 
@@ -20,6 +20,8 @@ pub const DEFAULTS: &str = include_str!("default.toml");
 pub struct Config {
     /// Name of the base that is served.
     pub base: String,
+    /// Where the engine computes.
+    pub device: Processor,
     /// Bases by name.
     pub bases: BasesConfig,
     /// Folder for bases that must be copied from an object store.
@@ -184,7 +186,7 @@ impl Config {
             .get(base)
             .and_then(|base| base.precision.as_deref());
         let Some(written) = written else {
-            return Ok(Precision::F32);
+            return Ok(self.device.usual_precision());
         };
         let built = Precision::BUILT;
         let found = built.into_iter().find(|known| known.name() == written);

@@ -4,7 +4,7 @@
 use std::{sync::Arc, thread};
 
 use serde_json::Value;
-use togi_model::{Base, Engine, Lora, LoraConfig, memory::trainable};
+use togi_model::{Base, Engine, Lora, LoraConfig, Processor, memory::trainable};
 use togi_proto::trainer::v1::Step;
 use togi_runtime::{memory, registry::Identity};
 use togi_tokens::{Row, prompt};
@@ -26,6 +26,8 @@ const UPDATES_AHEAD: usize = 64;
 pub struct Run {
     /// The base, held as the recipe says.
     pub base: Arc<Base>,
+    /// Where it computes.
+    pub device: Processor,
     /// The name under which PEFT shall load the base.
     pub base_name: String,
     /// Digest of the tokenizer's file.
@@ -59,7 +61,8 @@ impl Run {
     pub fn train(self, mut seen: impl FnMut(Step) -> Result<()>) -> Result<Trained> {
         let mut state = self.start()?;
         let (plan, order) = (self.plan(), self.order());
-        let engine = Engine::new(Arc::clone(&self.base))?;
+        let device = self.device.device(self.base.precision());
+        let engine = Engine::on(Arc::clone(&self.base), device)?;
         let mut rows = order.places().map(|place| {
             let row = usize::try_from(place)
                 .ok()

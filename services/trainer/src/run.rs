@@ -28,7 +28,7 @@ const UPDATES_AHEAD: usize = 64;
 
 /// Where a run begins.
 pub(crate) struct Start {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) state: State,
     pub(crate) plan: Plan,
     pub(crate) order: Order,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use togi_model::Processor;
 use togi_proto::{
     job::v1::JobKind,
     trainer::v1::{
@@ -10,11 +11,13 @@ use togi_proto::{
     },
 };
 use togi_runtime::{Context, Jobs, Result, Tasks, aliases::Aliases, grpc, worker};
+use tracing::info;
 
 use crate::{
     api::{AdapterApi, PolicyApi, TrainerApi},
-    bases::Bases,
+    bases::{Bases, Workplace},
     config::{Config, Role},
+    error::Error,
     follower::Follower,
     metrics::Metrics,
     policy::Policies,
@@ -35,10 +38,14 @@ pub async fn start(
 ) -> Result<()> {
     config.validate()?;
     let (store, bus, stopper) = (&context.store, &context.bus, &context.stopper);
+    let workplace = match config.has(Role::Worker) {
+        true => Some(workplace(config.device).await?),
+        false => None,
+    };
     let bases = Bases::new(
         config.bases.clone(),
         config.training.base_cache(),
-        config.has(Role::Worker),
+        workplace,
     );
     let desk = Desk::new(store.clone(), bases.clone(), config.training.memory_bytes);
     let jobs = Jobs::new(bus, store);
@@ -92,4 +99,15 @@ pub async fn start(
         );
     }
     Ok(())
+}
+
+/// Opens a worker's device; one that is not there, or not fit, is an error at once.
+async fn workplace(device: Processor) -> crate::Result<Workplace> {
+    let opening = tokio::task::spawn_blocking(move || device.open());
+    let card = opening.await.map_err(|_| Error::ThreadGone)??;
+    if let Some(card) = &card {
+        let memory_bytes = card.memory()?.available;
+        info!(%device, card = card.name(), memory_bytes, "computing on a card");
+    }
+    Ok(Workplace { device, card })
 }

@@ -3,12 +3,9 @@
 
 use std::sync::Arc;
 
-use togi_model::{
-    Precision,
-    memory::{Plan, plan, weights},
-};
+use togi_model::memory::{Plan, plan};
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::{Store, layout, memory, registry::Identity};
+use togi_runtime::{Store, layout, registry::Identity};
 use togi_tokens::{DatasetManifest, Split};
 
 use crate::{
@@ -77,8 +74,8 @@ impl Desk {
         recipe.check_base(&base.config)?;
         check_fit(&dataset, &base)?;
         let rows = dataset.rows(Split::Train);
-        let held = self.bases.held(&asked.base);
-        let plan = self.plan(&recipe, &base, held, &dataset)?;
+        let available = self.available(&asked.base);
+        let plan = self.plan(&recipe, &base, available, &dataset)?;
         let identity = Identity {
             base: base.digest.clone(),
             base_precision: recipe.precision.name().to_owned(),
@@ -96,23 +93,24 @@ impl Desk {
         Ok(Checked { request, plan })
     }
 
+    fn available(&self, base: &str) -> Option<u64> {
+        match self.memory_bytes {
+            0 => self.bases.available(base),
+            bytes => Some(bytes),
+        }
+    }
+
     fn plan(
         &self,
         recipe: &Recipe,
         base: &Facts,
-        held: Option<Precision>,
+        available: Option<u64>,
         dataset: &DatasetManifest,
     ) -> Result<proto::MemoryPlan> {
         let tokens = u64::from(recipe.batch_size) * u64::from(dataset.settings.max_length);
         let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
         let plan = plan(&base.config, &recipe.lora, tokens, recipe.precision);
-        // The job takes these weights over, or lets them go before it loads its own.
-        let resident = held.map_or(0, |precision| weights(&base.config, precision));
-        let available = match self.memory_bytes {
-            // What the system has available is beside the weights that this process holds already.
-            0 => memory::available_bytes().map_or(u64::MAX, |bytes| bytes.saturating_add(resident)),
-            bytes => bytes,
-        };
+        let available = available.unwrap_or(u64::MAX);
         let plan = to_proto(&plan, available);
         if plan.total_bytes > plan.available_bytes {
             return Err(Error::Memory {

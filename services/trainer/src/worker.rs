@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use togi_model::{Engine, optim};
+use togi_model::optim;
 use togi_proto::{job::v1::JobKind, trainer::v1 as proto};
 use togi_runtime::{
     Bus, JobId, Store,
@@ -161,8 +161,8 @@ impl Worker {
     async fn start(&self, job: &Job) -> Result<run::Start> {
         let recipe = &job.recipe;
         let name = &job.request.request.base;
-        let base = self.bases.weights(name, recipe.precision).await?;
-        if base.digest() != job.request.identity.base {
+        let engine = self.bases.engine(name, recipe.precision).await?;
+        if engine.base().digest() != job.request.identity.base {
             return Err(other_base());
         }
         let mut state = State::fresh(&job.base.config, recipe)?;
@@ -175,7 +175,7 @@ impl Worker {
             checkpoint = Some(manifest.to_string());
         }
         Ok(run::Start {
-            engine: Engine::new(base)?,
+            engine,
             state,
             plan: Plan {
                 recipe: recipe.clone(),

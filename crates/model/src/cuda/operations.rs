@@ -9,6 +9,7 @@ use super::products::Product;
 use super::{Cuda, Flat, Sum};
 use crate::base::held::Held;
 use crate::config::Activation;
+use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
@@ -26,7 +27,7 @@ impl Ops for Cuda {
     type Flat = Flat;
     type Sum = Sum;
 
-    const LOGITS_AT_ONCE: usize = 1 << 26;
+    const LOGITS_AT_ONCE: usize = CARD_LOGITS;
 
     fn scales_loss(&self) -> bool {
         self.element == Element::F16
@@ -243,9 +244,10 @@ impl Ops for Cuda {
         self.by_values("activate_backward", &[dy, x], x.len(), &args)
     }
 
+    /// Turns queries and keys in place, and keeps them so.
     fn attention(
         &self,
-        qkv: &Array,
+        qkv: Array,
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<Attended<Array>> {

@@ -20,6 +20,7 @@ Examples:
   togi up --base rinna=hf://rinna/japanese-gpt-neox-3.6b --serve rinna
   togi up --base mine=file:///models/mine
   togi up --base mine=file:///models/mine --base-precision mine=nf4 --serve mine
+  togi up --device cuda --base mine=file:///models/mine --serve mine
 
 Ctrl-C stops in good order, a second one at once. Settings beyond these flags are in togi.toml.";
 
@@ -36,7 +37,7 @@ pub struct Up {
     /// A base beside the embedded one: a folder's file:// URL, an object store's, or hf://OWNER/NAME; more than once
     #[arg(long, value_name = "NAME=URL", value_parser = base)]
     pub base: Vec<(String, String)>,
-    /// How inference holds a base's weights: f32, int8 or nf4 [default: f32]; more than once
+    /// How inference holds a base's weights, by a recipe's name for it [default: f32]; more than once
     #[arg(long, value_name = "NAME=PRECISION", value_parser = base_precision)]
     pub base_precision: Vec<(String, String)>,
     /// The base that inference serves [default: demo]
@@ -86,6 +87,7 @@ impl Up {
                 .serve
                 .or(file.up.serve.clone())
                 .unwrap_or_else(|| embedded::BASE.to_owned()),
+            device: settings.device,
             precisions: self.base_precision.into_iter().collect(),
             file,
         })

@@ -80,17 +80,26 @@ pub(super) fn configs(
         table.insert("bases".into(), Value::Table(bases.clone()));
         table
     };
-    let mut trainer = common();
+    let computing = || {
+        let mut table = common();
+        table.insert("device".into(), options.device.to_string().into());
+        table
+    };
+    let mut trainer = computing();
     trainer.insert("data_prep".into(), endpoint.into());
-    let mut inference = common();
+    let mut inference = computing();
     inference.insert("base".into(), options.serve.clone().into());
     let file = |name, decided| write(options, folder, name, decided);
     let wrong = |error: togi_runtime::Error| Error::Configuration(error.to_string());
-    Ok(Configs {
+    let mut configs = Configs {
         data_prep: togi_data_prep::Config::load(&[file("data-prep", common())?]).map_err(wrong)?,
         trainer: togi_trainer::Config::load(&[file("trainer", trainer)?]).map_err(wrong)?,
         inference: togi_inference::Config::load(&[file("inference", inference)?]).map_err(wrong)?,
-    })
+    };
+    // The services read the variable too; it has had its say against the flag already.
+    configs.trainer.device = options.device;
+    configs.inference.device = options.device;
+    Ok(configs)
 }
 
 /// Starts the services over the shared context.

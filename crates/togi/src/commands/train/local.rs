@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::Args;
-use togi_model::Base;
+use togi_model::{Base, Processor};
 use togi_proto::trainer::v1::Step;
 use togi_tokens::{Learn, Settings, Tokenizer};
 use togi_trainer::{
@@ -71,6 +71,7 @@ pub struct Local {
 pub(super) struct Training {
     pub(super) recipe: PathBuf,
     pub(super) base: PathBuf,
+    pub(super) device: Processor,
     pub(super) words: Local,
 }
 
@@ -95,6 +96,7 @@ impl Training {
         let steps = recipe.steps(records.rows.len() as u64);
         let run = Run {
             base,
+            device: self.device,
             base_name: self.base.display().to_string(),
             tokenizer_digest: tokenizer.digest().to_owned(),
             dataset: records.dataset,
