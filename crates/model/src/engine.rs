@@ -30,7 +30,7 @@ pub struct Engine {
 
 /// The network on one of the devices.
 pub(crate) enum Networks {
-    Cpu(Network<Cpu>),
+    Cpu(Box<Network<Cpu>>),
     #[cfg(feature = "cuda")]
     Cuda(Box<Network<Cuda>>),
 }
@@ -117,7 +117,7 @@ impl Engine {
         let mut began = Instant::now();
         let at_once = tokens_at_once(device, base.precision());
         let networks = match device {
-            Device::Cpu => Networks::Cpu(Network::new(Cpu, &base, at_once)?),
+            Device::Cpu => Networks::Cpu(Box::new(Network::new(Cpu, &base, at_once)?)),
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal, float } => {
                 let cuda = Cuda::new(ordinal, float, &base)?;
