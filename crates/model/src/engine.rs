@@ -114,15 +114,19 @@ impl Engine {
     /// As [`Engine::new`]; [`Error::Device`] if there is no such device, or it cannot take the base. Of a base that was only
     /// opened: one of its tensors has values that are not finite or do not fit.
     pub fn on(base: Arc<Base>, device: Device) -> Result<Self> {
-        let mut began = Instant::now();
         let at_once = tokens_at_once(device, base.precision());
-        let networks = match device {
-            Device::Cpu => Networks::Cpu(Box::new(Network::new(Cpu, &base, at_once)?)),
+        let (networks, began) = match device {
+            Device::Cpu => {
+                let began = Instant::now();
+                let network = Network::new(Cpu, &base, at_once)?;
+                (Networks::Cpu(Box::new(network)), began)
+            }
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal, float } => {
                 let cuda = Cuda::new(ordinal, float, &base)?;
-                began = Instant::now();
-                Networks::Cuda(Box::new(Network::new(cuda, &base, at_once)?))
+                let began = Instant::now();
+                let network = Network::new(cuda, &base, at_once)?;
+                (Networks::Cuda(Box::new(network)), began)
             }
             #[cfg(not(feature = "cuda"))]
             Device::Cuda { ordinal, .. } => return Err(not_built(ordinal)),
