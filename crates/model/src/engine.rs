@@ -58,6 +58,10 @@ enum Caches {
     Cuda(<Cuda as Ops>::Cache),
 }
 
+/// Whether every device repeats a pass bit for bit: no kernel adds in an order that depends on timing. One that did would be named
+/// here.
+pub const BIT_EXACT: bool = true;
+
 /// Counts and milliseconds by what took them.
 pub type Profile = BTreeMap<String, (usize, f64)>;
 

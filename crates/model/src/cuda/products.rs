@@ -16,7 +16,7 @@ use super::array::{Array, Buffer, Element};
 use crate::error::{Error, Result};
 
 /// What the library may use as scratch; its Hopper kernels want 32 MiB.
-const WORKSPACE: usize = 32 << 20;
+const WORKSPACE: usize = crate::memory::CARD_WORKSPACE;
 
 /// A product's kind and shape: everything that its plan depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
