@@ -143,7 +143,7 @@ impl Base {
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         match self.weights.get(name)? {
             Weight::Full(tensor) => Some(tensor),
-            Weight::Nf4(_) | Weight::Int8(_) => None,
+            _ => None,
         }
     }
 
@@ -161,6 +161,9 @@ impl Base {
     pub(crate) fn device_bytes(&self, float_bytes: u64) -> u64 {
         let bytes = |weight: &Weight| match weight {
             Weight::Full(tensor) => tensor.elem_count() as u64 * float_bytes,
+            Weight::Half(halves) => halves.bytes().len() as u64 / 2 * float_bytes,
+            // Its codes are held as they lie and turned.
+            Weight::Fp8(fp8) => (fp8.bytes() + fp8.codes().len()) as u64,
             packed => packed.bytes() as u64,
         };
         self.weights.values().map(bytes).sum()

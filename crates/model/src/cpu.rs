@@ -309,12 +309,18 @@ impl Ops for Cpu {
         Ok(*sum)
     }
 
-    fn cross_entropy(&self, sum: &mut f64, logits: &Tensor, targets: &[u32]) -> Result<()> {
+    fn cross_entropy(
+        &self,
+        sum: &mut f64,
+        logits: &Tensor,
+        targets: &[u32],
+        factor: f32,
+    ) -> Result<()> {
         let columns = columns(logits);
         let mut losses = vec![0.0; targets.len()];
         write(logits, |logits| {
             rows::each_with(logits, &mut losses, (columns, 1), |row, logits, loss| {
-                loss[0] = kernels::cross_entropy(logits, targets[row] as usize);
+                loss[0] = kernels::cross_entropy(logits, targets[row] as usize, factor);
             });
         })?;
         // One order, in f64.

@@ -1,4 +1,4 @@
-//! A graphics card of NVIDIA: matrices of bf16 or f32 in its memory, products by cuBLASLt, kernels of our own for the rest.
+//! A graphics card of NVIDIA: matrices of f32, bf16 or f16 in its memory, products by cuBLASLt, kernels of our own for the rest.
 //!
 //! Everything runs in one stream, in the order in which it is asked for, and the host waits only to read. Libraries are looked
 //! up at run time. No kernel adds floats in an order that depends on timing, so that a pass repeats bit for bit.
@@ -7,6 +7,7 @@
 
 mod array;
 mod card;
+mod fp8;
 mod frozen;
 mod heads;
 mod launch;
@@ -49,16 +50,10 @@ pub(crate) struct Sum(Buffer<f64>);
 impl Cuda {
     /// A card for a base, with activations of a type.
     pub(crate) fn new(ordinal: usize, float: Float, base: &Base) -> Result<Self> {
-        let element = match float {
-            Float::F32 => Element::F32,
-            Float::Bf16 => Element::Bf16,
-            Float::Fp16 => {
-                let reason = "computes in bf16 or f32, not in fp16";
-                return Err(Error::device(card::name(ordinal), reason));
-            }
-        };
+        let element = Element::of(float);
         let context = card::open(ordinal)?;
         opened::give_back(&context).map_err(|error| failed(ordinal, &error))?;
+        card::check_precision(&context, base.precision())?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
         let functions = launch::compile(&context)?;
@@ -127,6 +122,7 @@ impl Cuda {
             scale,
             keep: out.1,
             bias,
+            scales: None,
         })
     }
 
@@ -142,6 +138,7 @@ impl Cuda {
             scale,
             keep: out.1,
             bias: None,
+            scales: None,
         })
     }
 

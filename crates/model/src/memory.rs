@@ -47,8 +47,9 @@ pub fn weights(config: &Config, precision: Precision) -> u64 {
         let count = inputs * outputs;
         let packed = match precision {
             Precision::Nf4 => nf4::bytes(count),
-            Precision::Int8 => count + 4 * outputs,
-            _ => 4 * count,
+            Precision::Int8 | Precision::Fp8 => count + 4 * outputs,
+            Precision::Bf16 | Precision::Fp16 => 2 * count,
+            Precision::F32 => 4 * count,
         };
         // In this order: NF4's tables have one size, so that a tiny weight is smaller in full.
         bytes += layers * packed as u64;
@@ -61,9 +62,9 @@ pub fn weights(config: &Config, precision: Precision) -> u64 {
 /// product before it lies row by row.
 fn scratch(config: &Config, tokens: usize, precision: Precision) -> usize {
     let of = |(inputs, outputs): (usize, usize)| match precision {
-        Precision::Nf4 => 4 * inputs * outputs,
+        Precision::Bf16 | Precision::Fp16 | Precision::Nf4 | Precision::Fp8 => 4 * inputs * outputs,
         Precision::Int8 => (4 * inputs * outputs).max(tokens * (5 * inputs + 4 * outputs + 4)),
-        _ => 0,
+        Precision::F32 => 0,
     };
     let sizes = Target::ALL.map(|target| of(target.widths(config)));
     sizes.into_iter().max().unwrap_or(0)

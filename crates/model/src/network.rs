@@ -172,19 +172,20 @@ impl<O: Ops> Network<O> {
         for (rows, targets) in self.parts(rows, targets) {
             let x = self.ops.gather(hidden, rows)?;
             let logits = self.project(&x)?;
-            self.ops.cross_entropy(&mut sum, &logits, targets)?;
+            self.ops.cross_entropy(&mut sum, &logits, targets, 1.0)?;
         }
         self.ops.read_sum(&sum)
     }
 
-    /// [`Network::loss`] and its gradient with respect to the residual stream of `total` rows. Rows that predict nothing
-    /// that is learned never meet the head.
+    /// [`Network::loss`] and `factor` times its gradient with respect to the residual stream of `total` rows. Rows that predict
+    /// nothing that is learned never meet the head.
     pub(crate) fn loss_with_gradient(
         &self,
         hidden: &O::Array,
         total: usize,
         rows: &[u32],
         targets: &[u32],
+        factor: f32,
     ) -> Result<(O::Sum, O::Array)> {
         let width = self.config.hidden_size;
         let d_hidden = self.ops.zeros(total, width)?;
@@ -192,7 +193,7 @@ impl<O: Ops> Network<O> {
         for (rows, targets) in self.parts(rows, targets) {
             let x = self.ops.gather(hidden, rows)?;
             let logits = self.project(&x)?;
-            self.ops.cross_entropy(&mut sum, &logits, targets)?;
+            self.ops.cross_entropy(&mut sum, &logits, targets, factor)?;
             let d_normed = self.ops.product(&logits, &self.head)?;
             let dx = self.ops.zeros(rows.len(), width)?;
             self.ops

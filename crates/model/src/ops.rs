@@ -80,6 +80,11 @@ pub(crate) trait Ops: Send + Sync {
     /// Logits that the loss holds at once; more learned rows than fit are taken in parts.
     const LOGITS_AT_ONCE: usize;
 
+    /// Whether gradients are held in a type that is too narrow for them unless the loss is scaled.
+    fn scales_loss(&self) -> bool {
+        false
+    }
+
     /// Copies to the device.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Self::Array>;
     /// A loaded weight on the device, shared where it already is there; a vector becomes one row.
@@ -207,12 +212,13 @@ pub(crate) trait Ops: Send + Sync {
     fn sum(&self) -> Result<Self::Sum>;
     /// Waits for a sum.
     fn read_sum(&self, sum: &Self::Sum) -> Result<f64>;
-    /// Adds the rows' cross-entropies to a sum; `logits` become their gradient.
+    /// Adds the rows' cross-entropies to a sum; `logits` become `factor` times their gradient.
     fn cross_entropy(
         &self,
         sum: &mut Self::Sum,
         logits: &Self::Array,
         targets: &[u32],
+        factor: f32,
     ) -> Result<()>;
 
     /// A flat buffer of these values.

@@ -13,7 +13,7 @@ use super::folder::is_old_buffer;
 use crate::canonical;
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::mapped;
+use crate::mapped::Bytes;
 
 /// The longest header of a safetensors file that is looked at; the largest model's is a small part of it.
 const HEADER_LIMIT: u64 = 16 << 20;
@@ -90,7 +90,7 @@ pub(super) fn weights(
     path: &Path,
     visit: &mut impl FnMut(String, Entry<'_>) -> Result<()>,
 ) -> Result<String> {
-    let bytes = mapped::map(path)?;
+    let bytes = Bytes::map(path)?;
     let digest = canonical::sha256_hex(&bytes);
     let is_pickle = path.extension().is_some_and(|extension| extension == "bin");
     if is_pickle {

@@ -2,16 +2,18 @@
 
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
+use super::fp8::Eighths;
 use crate::error::Result;
 use crate::float::Float;
 use crate::quant::{Int8, Nf4, Scales};
-use crate::weight::Weight;
+use crate::weight::{Halves, Rounding, Weight};
 
 /// A frozen matrix.
 pub(crate) enum Frozen {
     Full(Array),
     Nf4(Packed),
     Int8(Codes),
+    Fp8(Eighths),
 }
 
 /// Two codes a byte, and a scale for each block.
@@ -40,22 +42,25 @@ pub(crate) struct Codes {
     absmax: Buffer<f32>,
 }
 
-/// What a dequantized value is rounded to before it becomes one of the engine's type.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rounding {
-    /// Nothing, as a forward wants it.
-    None,
-    /// The type that was quantized, as a backward wants it.
-    AsQuantized,
-}
-
 impl Cuda {
     pub(super) fn freeze_weight(&self, weight: &Weight) -> Result<Frozen> {
         Ok(match weight {
             Weight::Full(tensor) => Frozen::Full(self.adopt_tensor(self.element, tensor)?),
+            Weight::Half(halves) => Frozen::Full(self.halves(halves)?),
             Weight::Nf4(nf4) => Frozen::Nf4(self.pack(nf4)?),
             Weight::Int8(int8) => Frozen::Int8(self.codes(int8)?),
+            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8)?),
         })
+    }
+
+    fn halves(&self, halves: &Halves) -> Result<Array> {
+        let [rows, columns] = halves.shape();
+        let element = Element::of(halves.float());
+        if element == self.element {
+            return self.adopt_bytes(element, halves.bytes(), rows, columns);
+        }
+        let values = halves.float().values(halves.bytes());
+        self.upload_as(self.element, &values, rows, columns)
     }
 
     fn pack(&self, nf4: &Nf4) -> Result<Packed> {
@@ -89,6 +94,7 @@ impl Cuda {
         match weight {
             Frozen::Full(array) => Ok(array.clone()),
             Frozen::Nf4(packed) => self.expand_nf4(packed, rounding),
+            Frozen::Fp8(eighths) => self.expand_fp8(eighths),
             Frozen::Int8(codes) => {
                 let [rows, columns] = codes.shape;
                 let out = self.empty(rows, columns)?;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaFunction, result};
 use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
 
-use super::Cuda;
 use super::array::{Array, Element};
+use super::{Cuda, card};
 use crate::error::{Error, Result};
 
 const COMMON: &str = include_str!("kernels/common.cuh");
@@ -68,6 +68,13 @@ const FILES: [(&str, &str, &[&str]); 6] = [
     ),
 ];
 
+/// The file for cards that have 8-bit floats.
+const FP8_FILE: (&str, &str, &[&str]) = (
+    "fp8.cu",
+    include_str!("kernels/fp8.cu"),
+    &["to_fp8_", "from_fp8_", "turn_codes"],
+);
+
 /// Threads of a block, where nothing speaks for another count.
 const THREADS: usize = 256;
 
@@ -111,9 +118,11 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
     let failed =
         |file: &str, reason: String| Error::device(format!("cuda, kernels {file}"), reason);
     let mut functions = HashMap::new();
-    for (file, source, names) in FILES {
+    let with_fp8 = card::has_fp8(context)?.then_some((FP8_FILE, "compute_89"));
+    let files = FILES.into_iter().map(|file| (file, "compute_80"));
+    for ((file, source, names), arch) in files.chain(with_fp8) {
         let options = CompileOptions {
-            arch: Some("compute_80"),
+            arch: Some(arch),
             name: Some(file.to_owned()),
             ..CompileOptions::default()
         };
@@ -140,7 +149,7 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
 
 /// The full names that one of [`FILES`]'s stands for.
 fn variants(name: &str) -> Vec<String> {
-    let types = ["f32", "bf16"];
+    let types = ["f32", "bf16", "f16"];
     if let Some(stem) = name.strip_suffix('*') {
         let named = |t| [1, 8].map(|count| format!("{stem}_{t}_{count}"));
         types.into_iter().flat_map(named).collect()

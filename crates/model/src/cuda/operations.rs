@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::array::{Array, Element};
-use super::frozen::{Frozen, Rounding};
+use super::frozen::Frozen;
 use super::heads::{Cache, Layout};
 use super::products::Product;
 use super::{Cuda, Flat, Sum};
@@ -13,7 +13,7 @@ use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
-use crate::weight::Weight;
+use crate::weight::{Rounding, Weight};
 
 /// Blocks, and so partial sums, of a norm.
 const NORM_BLOCKS: usize = 256;
@@ -27,6 +27,10 @@ impl Ops for Cuda {
     type Sum = Sum;
 
     const LOGITS_AT_ONCE: usize = CARD_LOGITS;
+
+    fn scales_loss(&self) -> bool {
+        self.element == Element::F16
+    }
 
     /// In f32: what is uploaded are tables.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Array> {
@@ -101,11 +105,17 @@ impl Ops for Cuda {
     }
 
     fn frozen_linear(&self, x: &Array, w: &Frozen, bias: Option<&Array>) -> Result<Array> {
-        self.linear(x, &self.dequantized(w, Rounding::None)?, bias)
+        match w {
+            Frozen::Fp8(w) => self.fp8_linear(x, w, bias),
+            w => self.linear(x, &self.dequantized(w, Rounding::None)?, bias),
+        }
     }
 
     fn frozen_product(&self, dy: &Array, w: &Frozen) -> Result<Array> {
-        self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?)
+        match w {
+            Frozen::Fp8(w) => self.fp8_product(dy, w),
+            w => self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?),
+        }
     }
 
     fn add_scaled(&self, y: &Array, first: usize, x: &Array, scale: f32) -> Result<()> {
@@ -152,6 +162,7 @@ impl Ops for Cuda {
             scale,
             keep: 1.0,
             bias: None,
+            scales: None,
         })
     }
 
@@ -266,7 +277,13 @@ impl Ops for Cuda {
         Ok(self.fetch(&sum.0)?[0])
     }
 
-    fn cross_entropy(&self, sum: &mut Sum, logits: &Array, targets: &[u32]) -> Result<()> {
+    fn cross_entropy(
+        &self,
+        sum: &mut Sum,
+        logits: &Array,
+        targets: &[u32],
+        factor: f32,
+    ) -> Result<()> {
         let losses = self.room::<f32>(targets.len())?;
         let brought = self.bring(targets)?;
         let args = [
@@ -274,6 +291,7 @@ impl Ops for Cuda {
             losses.address.into(),
             brought.address.into(),
             logits.columns.into(),
+            factor.into(),
         ];
         let kernel = self.kernel("cross_entropy", logits.element, None);
         self.launch(&kernel, (targets.len(), 1), 512, &args)?;

@@ -16,18 +16,20 @@ pub(super) struct Share<'a, O: Ops> {
 }
 
 impl<O: Ops> Network<O> {
-    /// Adds the gradient of the sum of a batch's token losses; returns the sum and the count of targets of each pass that has any.
+    /// Adds `factor` times the gradient of the sum of a batch's token losses; returns the sum and the count of targets of each pass that has
+    /// any.
     pub(crate) fn learn(
         &self,
         batch: &Batch,
         factors: &Factors<O::Array>,
         dropout: Option<&Dropout>,
         gradients: &mut O::Flat,
+        factor: f32,
     ) -> Result<Vec<(O::Sum, u64)>> {
         batch.validate(self.config())?;
         let mut losses = Vec::new();
         for part in batch.parts(self.at_once()) {
-            losses.extend(self.learn_at_once(&part, factors, dropout, gradients)?);
+            losses.extend(self.learn_at_once(&part, factors, dropout, gradients, factor)?);
         }
         Ok(losses)
     }
@@ -38,6 +40,7 @@ impl<O: Ops> Network<O> {
         factors: &Factors<O::Array>,
         dropout: Option<&Dropout>,
         gradients: &mut O::Flat,
+        factor: f32,
     ) -> Result<Option<(O::Sum, u64)>> {
         let (rows, targets) = batch.targets();
         if targets.is_empty() {
@@ -53,7 +56,8 @@ impl<O: Ops> Network<O> {
         };
         let mut tape = Tape::new();
         let hidden = self.forward(&mut pass, Some(&mut tape))?;
-        let (sum, d_hidden) = self.loss_with_gradient(&hidden, batch.tokens(), &rows, &targets)?;
+        let (sum, d_hidden) =
+            self.loss_with_gradient(&hidden, batch.tokens(), &rows, &targets, factor)?;
         self.backward(&pass, tape, d_hidden, gradients)?;
         Ok(Some((sum, targets.len() as u64)))
     }

@@ -15,7 +15,7 @@ struct Pair {
     card: Engine,
     /// Of a loss, or a tensor in full.
     tolerance: f64,
-    /// The angle, as 1 − cosine, by which a gradient may be off: what bounds a quantized base in bf16, whose values bf16 has
+    /// The angle, as 1 − cosine, by which a gradient may be off: what bounds a quantized base in 16 bits, whose values they have
     /// not, so that each weight is rounded once more.
     angle: Option<f64>,
 }
@@ -57,7 +57,7 @@ fn lora(config: &Config, targets: &[Target]) -> Lora {
     lora
 }
 
-/// Runs a test on the first card, in f32 and in bf16.
+/// Runs a test on the first card, in each of its types.
 fn on_the_card(config: &Config, precision: Precision, test: impl Fn(&Pair)) {
     let folder = folder(config);
     let base = Arc::new(Base::load_as(folder.path(), precision).unwrap());
@@ -69,13 +69,13 @@ fn on_the_card(config: &Config, precision: Precision, test: impl Fn(&Pair)) {
     })
     .unwrap();
     let plain = Arc::new(Base::load(full.path()).unwrap());
-    for (float, tolerance) in [(Float::F32, 1e-3), (Float::Bf16, 2e-2)] {
+    for (float, tolerance) in [(Float::F32, 1e-3), (Float::Bf16, 2e-2), (Float::Fp16, 2e-2)] {
         match Engine::on(base.clone(), Device::Cuda { ordinal: 0, float }) {
             Ok(card) => test(&Pair {
                 cpu: Engine::new(plain.clone()).unwrap(),
                 card,
                 tolerance,
-                angle: (precision != Precision::F32 && float == Float::Bf16).then_some(0.01),
+                angle: (precision != Precision::F32 && float != Float::F32).then_some(0.01),
             }),
             Err(error) => {
                 let needed = std::env::var_os("TOGI_NEEDS_CUDA").is_some();
@@ -203,7 +203,7 @@ fn gradients_under_dropout_are_the_cpus() {
 
 #[test]
 fn gradients_over_quantized_weights_are_those_over_their_values() {
-    for precision in [Precision::Nf4, Precision::Int8] {
+    for precision in [Precision::Nf4, Precision::Int8, Precision::Fp8] {
         for config in [support::config(), wide()] {
             on_the_card(&config, precision, |pair| {
                 let lora = lora(&config, &Target::ALL);

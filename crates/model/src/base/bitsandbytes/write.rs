@@ -62,6 +62,10 @@ pub(in crate::base) fn outgoing<'a>(
         }
         Weight::Nf4(nf4) => of_nf4(name, nf4),
         Weight::Int8(int8) => Ok(of_int8(name, int8)),
+        Weight::Half(_) | Weight::Fp8(_) => {
+            let reason = "is neither NF4 nor 8-bit integers";
+            Err(Error::format(format!("tensor {name}"), reason))
+        }
     }
 }
 

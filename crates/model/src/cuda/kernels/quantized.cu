@@ -4,14 +4,6 @@ __constant__ float LEVELS[16] = {-1.0f,        -0.6961928f,  -0.52507305f, -0.39
                                  -0.091050036f, 0.0f,         0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f,
                                  0.44070983f,  0.562617f,    0.72295684f,  1.0f};
 
-__device__ __forceinline__ float through_fp16(float x) {
-    u16 h;
-    float y;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
-    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h));
-    return y;
-}
-
 // A thread has a byte: two values. Rounding 1 is to fp16, 2 to bf16, as what was quantized.
 template <typename T>
 __device__ void nf4(T *out, const unsigned char *packed, const float *scales, int rounding, u64 count) {
@@ -22,7 +14,7 @@ __device__ void nf4(T *out, const unsigned char *packed, const float *scales, in
     float pair[2] = {__fmul_rn(LEVELS[codes >> 4], scale), __fmul_rn(LEVELS[codes & 15], scale)};
     for (int j = 0; j < 2 && 2 * i + j < count; j++) {
         float value = pair[j];
-        if (rounding == 1) value = through_fp16(value);
+        if (rounding == 1) value = rounded<f16>(value);
         if (rounding == 2) value = rounded<bf16>(value);
         out[2 * i + j] = narrow<T>(value);
     }
