@@ -269,11 +269,11 @@ impl Ops for Cpu {
 
     fn attention(
         &self,
-        qkv: &Tensor,
+        qkv: Tensor,
         heads: &Heads<Tensor>,
         layout: &Layout,
     ) -> Result<Attended<Tensor>> {
-        attention::forward(qkv, heads, &layout.spans)
+        attention::forward(&qkv, heads, &layout.spans)
     }
 
     fn attention_cached(

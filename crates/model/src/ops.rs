@@ -50,7 +50,7 @@ pub(crate) struct Norm<A> {
 /// What attention's backward needs of its forward.
 #[derive(Clone, Debug)]
 pub(crate) struct Attended<A> {
-    /// Turned queries, turned keys, values: (3, heads, rows, dim).
+    /// Turned queries, turned keys, values, in the device's order.
     pub(crate) parts: A,
     /// Log of each row's sum of exponentials: (heads, rows).
     pub(crate) log_sums: A,
@@ -186,7 +186,7 @@ pub(crate) trait Ops: Send + Sync {
     /// Causal attention within each span, from the joint product (rows, heads × 3 × dim).
     fn attention(
         &self,
-        qkv: &Self::Array,
+        qkv: Self::Array,
         heads: &Heads<Self::Array>,
         layout: &Self::Layout,
     ) -> Result<Attended<Self::Array>>;

@@ -4,16 +4,19 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUfunction_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, result};
 use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
 
 use super::array::{Array, Element};
+use super::heads::tiles_room;
 use super::{Cuda, card};
 use crate::error::{Error, Result};
 
 const COMMON: &str = include_str!("kernels/common.cuh");
 
-/// The kernel files, and the kernels of each: a name ends with `_` for each element type, with `*` for those by eights too.
+/// The kernel files, and the kernels of each: a name ends with `_` for each element type, with `*` for those by eights too, with
+/// `#` for each 16-bit type and head size of tiles.
 const FILES: [(&str, &str, &[&str]); 6] = [
     (
         "rows.cu",
@@ -46,20 +49,12 @@ const FILES: [(&str, &str, &[&str]); 6] = [
     (
         "heads.cu",
         include_str!("kernels/heads.cu"),
-        &["split*", "attend_", "attend_backward_", "append_"],
+        &["turn*", "attend_", "attend_backward_", "append_"],
     ),
     (
         "tiles.cu",
         include_str!("kernels/tiles.cu"),
-        &[
-            "tile_deltas",
-            "tile_forward_64",
-            "tile_forward_128",
-            "tile_queries_64",
-            "tile_queries_128",
-            "tile_keys_and_values_64",
-            "tile_keys_and_values_128",
-        ],
+        &["tile_forward#", "tile_queries#", "tile_keys_and_values#"],
     ),
     (
         "quantized.cu",
@@ -138,9 +133,22 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
             .load_module(ptx)
             .map_err(|error| failed(file, format!("{error:?}")))?;
         for name in names.iter().flat_map(|name| variants(name)) {
-            let function = module
-                .load_function(&name)
-                .map_err(|error| failed(file, format!("{name}: {error:?}")))?;
+            let function = module.load_function(&name).and_then(|function| {
+                if file == "tiles.cu" {
+                    let bytes = tiles_room(2, 128) as i32;
+                    function.set_attribute(
+                        Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        bytes,
+                    )?;
+                    // As much of the cache as shared memory as there can be, so that several blocks fit.
+                    function.set_attribute(
+                        Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                        100,
+                    )?;
+                }
+                Ok(function)
+            });
+            let function = function.map_err(|error| failed(file, format!("{name}: {error:?}")))?;
             functions.insert(name, function);
         }
     }
@@ -153,6 +161,9 @@ fn variants(name: &str) -> Vec<String> {
     if let Some(stem) = name.strip_suffix('*') {
         let named = |t| [1, 8].map(|count| format!("{stem}_{t}_{count}"));
         types.into_iter().flat_map(named).collect()
+    } else if let Some(stem) = name.strip_suffix('#') {
+        let named = |t| [64, 128].map(|size| format!("{stem}_{t}_{size}"));
+        types[1..].iter().flat_map(named).collect()
     } else if name.ends_with('_') {
         types.map(|t| format!("{name}{t}")).to_vec()
     } else {
@@ -185,6 +196,18 @@ impl Cuda {
     pub(super) fn launch(
         &self,
         kernel: &str,
+        grid: (usize, usize),
+        threads: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        self.launch_in(0, kernel, grid, threads, args)
+    }
+
+    /// The same with `room` bytes of shared memory for each block.
+    pub(super) fn launch_in(
+        &self,
+        room: usize,
+        kernel: &str,
         (width, height): (usize, usize),
         threads: usize,
         args: &[Arg],
@@ -209,7 +232,7 @@ impl Cuda {
                 function.cu_function(),
                 (width as u32, height as u32, 1),
                 (threads as u32, 1, 1),
-                0,
+                room as u32,
                 self.stream.cu_stream(),
                 &mut pointers,
             )

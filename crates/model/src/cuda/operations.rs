@@ -239,9 +239,10 @@ impl Ops for Cuda {
         self.by_values("activate_backward", &[dy, x], x.len(), &args)
     }
 
+    /// Turns queries and keys in place, and keeps them so.
     fn attention(
         &self,
-        qkv: &Array,
+        qkv: Array,
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<Attended<Array>> {

@@ -77,16 +77,13 @@ impl<O: Ops> Block<O> {
         let normed = ops.layer_norm(&x, &self.attention_norm)?;
         let (qkv, kept_qkv) = self.query_key_value.forward(ops, layer, &normed, pass)?;
         let decoding = !pass.caches.is_empty();
-        let attended = if decoding {
-            None
+        let (heads, layout) = (&network.heads, pass.layout);
+        let (out, attended) = if decoding {
+            let out = ops.attention_cached(&qkv, heads, layout, layer, &mut pass.caches)?;
+            (out, None)
         } else {
-            Some(ops.attention(&qkv, &network.heads, pass.layout)?)
-        };
-        let out = match &attended {
-            Some(attended) => attended.out.clone(),
-            None => {
-                ops.attention_cached(&qkv, &network.heads, pass.layout, layer, &mut pass.caches)?
-            }
+            let attended = ops.attention(qkv, heads, layout)?;
+            (attended.out.clone(), Some(attended))
         };
         let (attention, kept_dense) = self.dense.forward(ops, layer, &out, pass)?;
         let mid = if config.use_parallel_residual {
