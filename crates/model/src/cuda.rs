@@ -39,6 +39,8 @@ pub(crate) struct Cuda {
     element: Element,
     /// None if nobody measures.
     measured: Mutex<Option<Vec<measure::Measured>>>,
+    /// None if nobody wants the products once more.
+    kept: Mutex<Option<Vec<measure::Kept>>>,
 }
 
 /// A buffer of f32 values.
@@ -66,6 +68,7 @@ impl Cuda {
             stream,
             element,
             measured: Mutex::new(None),
+            kept: Mutex::new(None),
         })
     }
 

@@ -167,6 +167,23 @@ impl Engine {
         }
     }
 
+    /// Runs `work`, then its wide matrix products alone, on the same inputs, `rounds` times: how many they are, and the
+    /// milliseconds of a round; none on the CPU. Takes the memory of all inputs.
+    ///
+    /// # Errors
+    /// Those of `work`; the device's.
+    #[cfg(feature = "cuda")]
+    pub fn products_alone(
+        &self,
+        rounds: usize,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<(usize, f64)> {
+        match &self.networks {
+            Networks::Cpu(_) => work().map(|()| (0, 0.0)),
+            Networks::Cuda(network) => network.ops().products_alone(rounds, work),
+        }
+    }
+
     /// The base.
     #[must_use]
     pub fn base(&self) -> &Arc<Base> {

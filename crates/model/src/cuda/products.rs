@@ -136,6 +136,7 @@ impl Cuda {
         let _measured = self.measure(if shape.sizes.iter().any(|&size| size < 128) {
             "products, narrow"
         } else {
+            self.remember(product);
             "products"
         });
         let pointer = |address: u64| address as *mut c_void;

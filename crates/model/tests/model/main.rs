@@ -9,6 +9,8 @@ mod bitsandbytes;
 mod decode;
 mod determinism;
 mod device;
+#[cfg(feature = "cuda")]
+mod exact;
 mod load;
 mod oracle;
 mod packing;

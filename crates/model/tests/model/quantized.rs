@@ -5,7 +5,9 @@ use std::sync::Arc;
 use togi_model::quant::{Fp8, Int8, Nested, Nf4, nf4, scales};
 use togi_model::{Base, Config, Engine, Float, Precision, Target, Weight, base, memory};
 
-use crate::support::{self, assert_close};
+use crate::support::{self, On, assert_close, on_each_device};
+
+on_each_device!(a_network_equals_the_full_network_of_its_values);
 
 /// What a linear weight can be held as but f32.
 const PACKED: [Precision; 5] = [
@@ -328,8 +330,7 @@ fn a_base_of_3_6_billion_fits_where_its_precision_says() {
     }
 }
 
-#[test]
-fn a_network_equals_the_full_network_of_its_values() {
+fn a_network_equals_the_full_network_of_its_values(on: &On) {
     let kinds = PACKED.into_iter().filter(|&p| p != Precision::Int8);
     for (precision, use_parallel_residual) in kinds.flat_map(|p| [(p, false), (p, true)]) {
         let config = Config {
@@ -337,8 +338,7 @@ fn a_network_equals_the_full_network_of_its_values() {
             ..support::config()
         };
         let quantized = load(&config, precision);
-        let engines =
-            [quantized.clone(), in_full(&quantized)].map(|base| Engine::new(base).unwrap());
+        let engines = [quantized.clone(), in_full(&quantized)].map(|base| on.over(base));
         let lora = support::lora(&config, &Target::ALL);
         // More rows than go through dot products, and as few.
         for lens in [&[9, 14][..], &[5]] {
@@ -348,19 +348,19 @@ fn a_network_equals_the_full_network_of_its_values() {
                     support::learn(engine, &lora, std::slice::from_ref(&batch), None);
                 (loss.sum, grads)
             });
-            assert!((ours.0 / full.0 - 1.0).abs() < 1e-6);
-            assert_close(&ours.1, &full.1, 1e-6, "gradients");
+            on.assert_same(ours.0, full.0, "loss");
+            assert_close(&ours.1, &full.1, on.tolerance / 10.0, "gradients");
         }
         let ids: Vec<u32> = (0..12).collect();
         let [ours, full] = engines
             .each_ref()
             .map(|engine| engine.decode(&mut engine.cache(), &ids, None).unwrap());
-        assert_close(&ours, &full, 1e-6, "logits");
+        assert_close(&ours, &full, on.tolerance / 10.0, "logits");
         let mut cache = engines[0].cache();
         let steps = ids
             .iter()
             .map(|&id| engines[0].decode(&mut cache, &[id], None).unwrap());
-        assert_close(&steps.last().unwrap(), &full, 1e-5, "steps");
+        assert_close(&steps.last().unwrap(), &full, on.tolerance, "steps");
     }
 }
 

@@ -3,7 +3,12 @@
 use togi_model::optim::{AdamW, AdamWConfig, Schedule, clip_norm};
 use togi_model::{Batch, Dropout, Lora, Precision, Target, Training, World, memory};
 
-use crate::support;
+use crate::support::{self, On, on_each_device};
+
+on_each_device!(
+    the_loss_falls_and_a_resumed_run_repeats_the_same_bits,
+    a_training_of_parts_that_do_not_fit_is_refused,
+);
 
 /// The step with this number.
 fn step(training: &mut Training<'_>, batch: &Batch, number: u64, schedule: &Schedule) -> f64 {
@@ -17,10 +22,9 @@ fn step(training: &mut Training<'_>, batch: &Batch, number: u64, schedule: &Sche
     loss.mean()
 }
 
-#[test]
-fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits() {
+fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let batch = support::batch(&config, &[10, 12, 9]);
     let schedule = Schedule {
         base: 2e-2,
@@ -59,10 +63,9 @@ fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits() {
     assert_eq!(state, training.optimizer().unwrap());
 }
 
-#[test]
-fn a_training_of_parts_that_do_not_fit_is_refused() {
+fn a_training_of_parts_that_do_not_fit_is_refused(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let lora = support::lora(&config, &[Target::Dense]);
     let fresh = |len| AdamW::new(len, AdamWConfig::default());
     let refused = |lora: &Lora, len: usize, world: World| {
