@@ -45,7 +45,8 @@ pub(super) struct Kept {
     sizes: [usize; 3],
     result_element: Element,
     scale: f32,
-    keep: f32,
+    adds: bool,
+    scales: Option<[Array; 2]>,
 }
 
 impl Kept {
@@ -58,7 +59,8 @@ impl Kept {
             sizes: product.sizes,
             result_element: product.result_element,
             scale: product.scale,
-            keep: product.keep,
+            adds: product.plus.is_some(),
+            scales: product.scales.map(|pair| pair.map(Array::clone)),
         }
     }
 
@@ -76,7 +78,8 @@ impl Kept {
             result,
             result_element: self.result_element,
             scale: self.scale,
-            keep: self.keep,
+            plus: self.adds.then_some(result),
+            scales: self.scales.as_ref().map(|[a, b]| [a, b]),
             bias: self.bias.as_ref(),
         })
     }
