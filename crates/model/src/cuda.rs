@@ -13,6 +13,7 @@ mod heads;
 mod launch;
 mod loading;
 mod measure;
+mod narrow;
 mod opened;
 mod operations;
 mod products;
@@ -23,11 +24,9 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
 use crate::base::Base;
-use crate::dropout::Mask;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
-use heads::Layout;
 use loading::{Loading, Pinned};
 pub(crate) use opened::Opened;
 use products::{Product, Products};
@@ -58,8 +57,8 @@ impl Cuda {
     pub(crate) fn new(ordinal: usize, float: Float, base: &Base) -> Result<Self> {
         let element = Element::of(float);
         let context = card::open(ordinal)?;
-        card::check_precision(&context, base.precision())?;
         opened::give_back(&context).map_err(|error| failed(ordinal, &error))?;
+        card::check_precision(&context, base.precision())?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
         // It takes time to get memory pinned, and more to compile.
@@ -121,12 +120,13 @@ impl Cuda {
         self.launch_values(&kernel, if eights { count / 8 } else { count }, args)
     }
 
-    /// `out = scale × x wᵀ + keep × out (+ bias)`
+    /// `out = scale × x wᵀ (+ bias) (+ plus)`
     fn linear_into(
         &self,
-        out: (&Array, f32),
+        out: &Array,
         (x, w): (&Array, &Array),
         bias: Option<&Array>,
+        plus: Option<&Array>,
         scale: f32,
     ) -> Result<()> {
         self.multiply(&Product {
@@ -134,51 +134,35 @@ impl Cuda {
             b: x,
             transposed: [true, false],
             sizes: [w.rows, x.rows, x.columns],
-            result: out.0.address(),
-            result_element: out.0.element,
+            result: out.address(),
+            result_element: out.element,
             scale,
-            keep: out.1,
+            plus: plus.map(Array::address),
             bias,
             scales: None,
         })
     }
 
-    /// `out = scale × a b + keep × out`
-    fn product_into(&self, out: (&Array, f32), (a, b): (&Array, &Array), scale: f32) -> Result<()> {
+    /// `out = scale × a b (+ plus)`
+    fn product_into(
+        &self,
+        out: &Array,
+        (a, b): (&Array, &Array),
+        plus: Option<&Array>,
+        scale: f32,
+    ) -> Result<()> {
         self.multiply(&Product {
             a: b,
             b: a,
             transposed: [false, false],
             sizes: [b.columns, a.rows, a.columns],
-            result: out.0.address(),
-            result_element: out.0.element,
+            result: out.address(),
+            result_element: out.element,
             scale,
-            keep: out.1,
+            plus: plus.map(Array::address),
             bias: None,
             scales: None,
         })
-    }
-
-    fn masked(
-        &self,
-        out: &Array,
-        base: Option<&Array>,
-        x: &Array,
-        mask: &Mask,
-        layout: &Layout,
-    ) -> Result<()> {
-        let args = [
-            out.into(),
-            base.map_or(0_u64.into(), Into::into),
-            x.into(),
-            layout.places.address.into(),
-            mask.key.into(),
-            mask.threshold.into(),
-            mask.scale.into(),
-            x.columns.into(),
-            x.len().into(),
-        ];
-        self.by_values("dropout", &[x, out, base.unwrap_or(x)], x.len(), &args)
     }
 }
 

@@ -123,17 +123,24 @@ pub(crate) trait Ops: Send + Sync {
         w: &Self::Array,
         bias: Option<&Self::Array>,
     ) -> Result<Self::Array>;
-    /// [`Ops::linear`] by a frozen matrix, which is dequantized just before, or multiplied as its representation says.
+    /// [`Ops::linear`] by a frozen matrix, which is dequantized just before, or multiplied as its representation says; plus
+    /// another matrix if there is one, (m, n).
     fn frozen_linear(
         &self,
         x: &Self::Array,
         w: &Self::Weight,
         bias: Option<&Self::Array>,
+        plus: Option<&Self::Array>,
     ) -> Result<Self::Array>;
     /// [`Ops::product`] by a frozen matrix, always dequantized: the gradient of [`Ops::frozen_linear`]'s input.
     fn frozen_product(&self, dy: &Self::Array, w: &Self::Weight) -> Result<Self::Array>;
-    /// `y[first..] += scale × x`, on as many rows of `y` as `x` has.
-    fn add_scaled(&self, y: &Self::Array, first: usize, x: &Self::Array, scale: f32) -> Result<()>;
+    /// The masked input x̃, which is `x` itself without a mask, and `x̃ aᵀ`: (m, k) (n, k).
+    fn shrink(
+        &self,
+        x: &Self::Array,
+        a: &Self::Array,
+        mask: Option<(&Mask, &Self::Layout)>,
+    ) -> Result<(Self::Array, Self::Array)>;
     /// `y[first..] += scale × x wᵀ`, on as many rows of `y` as `x` has.
     fn add_linear(
         &self,
@@ -160,8 +167,6 @@ pub(crate) trait Ops: Send + Sync {
         b: &Self::Array,
         scale: f32,
     ) -> Result<()>;
-    /// A masked, scaled copy.
-    fn dropout(&self, x: &Self::Array, mask: &Mask, layout: &Self::Layout) -> Result<Self::Array>;
 
     /// The norm of each row.
     fn layer_norm(&self, x: &Self::Array, norm: &Norm<Self::Array>) -> Result<Self::Array>;

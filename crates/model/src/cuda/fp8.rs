@@ -101,7 +101,7 @@ impl Cuda {
         }
         let w = self.expand_fp8(w)?;
         let out = self.empty(x.rows, w.rows)?;
-        self.linear_into((&out, 0.0), (x, &w), bias, 1.0)?;
+        self.linear_into(&out, (x, &w), bias, None, 1.0)?;
         Ok(out)
     }
 
@@ -112,7 +112,7 @@ impl Cuda {
         }
         let expanded = self.expand_fp8(w)?;
         let out = self.empty(dy.rows, expanded.columns)?;
-        self.product_into((&out, 0.0), (dy, &expanded), 1.0)?;
+        self.product_into(&out, (dy, &expanded), None, 1.0)?;
         Ok(out)
     }
 
@@ -162,7 +162,7 @@ fn of_codes<'a>(
         result: out.address(),
         result_element: out.element,
         scale: 1.0,
-        keep: 0.0,
+        plus: None,
         bias,
         scales: Some([scales, x_scales]),
     }

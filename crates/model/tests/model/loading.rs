@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::tensor::Dtype;
-use togi_model::{Base, Config, Engine, Error, Float, Precision, Target, base};
+use togi_model::{Base, Config, Engine, Error, Float, Precision, Target};
 
 use crate::load::{self, Tensors};
 use crate::support;
@@ -202,7 +202,7 @@ mod on_a_card {
             let folder = folder(&wide(), Dtype::F16);
             let into = tempfile::tempdir().unwrap();
             let dir = into.path().join("base");
-            base::write_quantized(folder.path(), &dir, precision).unwrap();
+            togi_model::base::write_quantized(folder.path(), &dir, precision).unwrap();
             let [packed, made] = [&dir, folder.path()].map(|dir| {
                 let base = Base::open(dir, precision).unwrap();
                 learned(&engine(base, Float::Bf16).unwrap())
