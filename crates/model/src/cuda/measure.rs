@@ -41,12 +41,12 @@ pub(super) struct Kept {
     a: Array,
     b: Array,
     bias: Option<Array>,
-    scales: Option<[Array; 2]>,
     transposed: [bool; 2],
     sizes: [usize; 3],
     result_element: Element,
     scale: f32,
-    keep: f32,
+    adds: bool,
+    scales: Option<[Array; 2]>,
 }
 
 impl Kept {
@@ -60,7 +60,7 @@ impl Kept {
             sizes: product.sizes,
             result_element: product.result_element,
             scale: product.scale,
-            keep: product.keep,
+            adds: product.plus.is_some(),
         }
     }
 
@@ -78,9 +78,9 @@ impl Kept {
             result,
             result_element: self.result_element,
             scale: self.scale,
-            keep: self.keep,
-            bias: self.bias.as_ref(),
+            plus: self.adds.then_some(result),
             scales: self.scales.as_ref().map(|[a, b]| [a, b]),
+            bias: self.bias.as_ref(),
         })
     }
 }

@@ -193,7 +193,12 @@ pub(crate) fn lora_config(targets: &[Target]) -> LoraConfig {
 
 /// An adapter whose B is not zero.
 pub(crate) fn lora(config: &Config, targets: &[Target]) -> Lora {
-    let mut lora = Lora::init(config, &lora_config(targets), 11).unwrap();
+    lora_of(config, &lora_config(targets))
+}
+
+/// [`lora`] of any settings.
+pub(crate) fn lora_of(config: &Config, settings: &LoraConfig) -> Lora {
+    let mut lora = Lora::init(config, settings, 11).unwrap();
     let mut rng = rng(5);
     for view in lora.views().collect::<Vec<_>>() {
         if view.name.contains("lora_B") {

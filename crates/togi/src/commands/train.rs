@@ -32,7 +32,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Train {
-    /// A recipe's file, or one of demo-cpu, rinna-3.6b-article, rinna-3.6b-a100
+    /// A recipe's file, or one of demo-cpu, rinna-3.6b-article, rinna-3.6b-a100, rinna-3.6b-bf16
     #[arg(long, short, value_name = "FILE")]
     pub recipe: PathBuf,
     /// The base, by its name in the trainer's configuration; with --local its folder
