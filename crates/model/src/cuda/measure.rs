@@ -46,6 +46,7 @@ pub(super) struct Kept {
     result_element: Element,
     scale: f32,
     keep: f32,
+    scales: Option<[Array; 2]>,
 }
 
 impl Kept {
@@ -59,6 +60,7 @@ impl Kept {
             result_element: product.result_element,
             scale: product.scale,
             keep: product.keep,
+            scales: product.scales.map(|scales| scales.map(Array::clone)),
         }
     }
 
@@ -78,6 +80,7 @@ impl Kept {
             scale: self.scale,
             keep: self.keep,
             bias: self.bias.as_ref(),
+            scales: self.scales.as_ref().map(|[a, b]| [a, b]),
         })
     }
 }
