@@ -54,8 +54,8 @@ impl Cuda {
     pub(crate) fn new(ordinal: usize, float: Float, base: &Base) -> Result<Self> {
         let element = Element::of(float);
         let context = card::open(ordinal)?;
-        card::check_precision(&context, base.precision())?;
         opened::give_back(&context).map_err(|error| failed(ordinal, &error))?;
+        card::check_precision(&context, base.precision())?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
         let functions = launch::compile(&context)?;

@@ -47,6 +47,7 @@ pub(super) struct Kept {
     result_element: Element,
     scale: f32,
     keep: f32,
+    scales: Option<[Array; 2]>,
 }
 
 impl Kept {
@@ -61,6 +62,7 @@ impl Kept {
             result_element: product.result_element,
             scale: product.scale,
             keep: product.keep,
+            scales: product.scales.map(|scales| scales.map(Array::clone)),
         }
     }
 
