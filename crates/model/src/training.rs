@@ -285,7 +285,8 @@ mod tests {
             (0..count).map(|at| bound * (at as f32).sin()).collect()
         })
         .unwrap();
-        let network = Network::new(cpu::Cpu, &Base::load(folder.path()).unwrap()).unwrap();
+        let network =
+            Network::new(cpu::Cpu, &Base::load(folder.path()).unwrap(), usize::MAX).unwrap();
         let settings = LoraConfig {
             rank: 4,
             alpha: 8.0,

@@ -236,7 +236,7 @@ mod tests {
             let network = Network::new(Cpu, &base, at_once).unwrap();
             let factors = network.factors(&lora).unwrap();
             let mut gradients = network.ops().flat(&vec![0.0; lora.len()]).unwrap();
-            let losses = network.learn(&batch, &factors, Some(&dropout), &mut gradients);
+            let losses = network.learn(&batch, &factors, Some(&dropout), &mut gradients, 1.0);
             let losses = losses.unwrap();
             let read = |(sum, _): &(_, u64)| network.ops().read_sum(sum).unwrap();
             (
