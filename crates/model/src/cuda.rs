@@ -11,7 +11,9 @@ mod fp8;
 mod frozen;
 mod heads;
 mod launch;
+mod loading;
 mod measure;
+mod narrow;
 mod opened;
 mod operations;
 mod products;
@@ -22,11 +24,10 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
 use crate::base::Base;
-use crate::dropout::Mask;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
-use heads::Layout;
+use loading::{Loading, Pinned};
 pub(crate) use opened::Opened;
 use products::{Product, Products};
 
@@ -39,6 +40,8 @@ pub(crate) struct Cuda {
     element: Element,
     /// None if nobody measures.
     measured: Mutex<Option<Vec<measure::Measured>>>,
+    /// None once the base is there.
+    loading: Mutex<Option<Loading>>,
     /// None if nobody wants the products once more.
     kept: Mutex<Option<Vec<measure::Kept>>>,
 }
@@ -58,18 +61,28 @@ impl Cuda {
         card::check_precision(&context, base.precision())?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
-        let functions = launch::compile(&context)?;
+        // It takes time to get memory pinned, and more to compile.
+        let (pinned, functions) = std::thread::scope(|scope| {
+            let pinned = scope.spawn(|| Pinned::new(&context));
+            let functions = launch::compile(&context);
+            (pinned.join(), functions)
+        });
+        let pinned = pinned.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let pinned = pinned.map_err(|error| failed(ordinal, &error))?;
         let workspace = stream.alloc_zeros::<u8>(Products::WORKSPACE);
         let workspace = workspace.map_err(|error| failed(ordinal, &error))?;
-        Ok(Self {
-            functions,
+        let cuda = Self {
+            functions: functions?,
             products: Products::new(Buffer::of(workspace, &stream))?,
             context,
             stream,
             element,
             measured: Mutex::new(None),
+            loading: Mutex::new(None),
             kept: Mutex::new(None),
-        })
+        };
+        cuda.start_loading(pinned, base.tensors())?;
+        Ok(cuda)
     }
 
     /// Counts the most memory in use from now on.
@@ -107,12 +120,13 @@ impl Cuda {
         self.launch_values(&kernel, if eights { count / 8 } else { count }, args)
     }
 
-    /// `out = scale × x wᵀ + keep × out (+ bias)`
+    /// `out = scale × x wᵀ (+ bias) (+ plus)`
     fn linear_into(
         &self,
-        out: (&Array, f32),
+        out: &Array,
         (x, w): (&Array, &Array),
         bias: Option<&Array>,
+        plus: Option<&Array>,
         scale: f32,
     ) -> Result<()> {
         self.multiply(&Product {
@@ -120,51 +134,35 @@ impl Cuda {
             b: x,
             transposed: [true, false],
             sizes: [w.rows, x.rows, x.columns],
-            result: out.0.address(),
-            result_element: out.0.element,
+            result: out.address(),
+            result_element: out.element,
             scale,
-            keep: out.1,
+            plus: plus.map(Array::address),
             bias,
             scales: None,
         })
     }
 
-    /// `out = scale × a b + keep × out`
-    fn product_into(&self, out: (&Array, f32), (a, b): (&Array, &Array), scale: f32) -> Result<()> {
+    /// `out = scale × a b (+ plus)`
+    fn product_into(
+        &self,
+        out: &Array,
+        (a, b): (&Array, &Array),
+        plus: Option<&Array>,
+        scale: f32,
+    ) -> Result<()> {
         self.multiply(&Product {
             a: b,
             b: a,
             transposed: [false, false],
             sizes: [b.columns, a.rows, a.columns],
-            result: out.0.address(),
-            result_element: out.0.element,
+            result: out.address(),
+            result_element: out.element,
             scale,
-            keep: out.1,
+            plus: plus.map(Array::address),
             bias: None,
             scales: None,
         })
-    }
-
-    fn masked(
-        &self,
-        out: &Array,
-        base: Option<&Array>,
-        x: &Array,
-        mask: &Mask,
-        layout: &Layout,
-    ) -> Result<()> {
-        let args = [
-            out.into(),
-            base.map_or(0_u64.into(), Into::into),
-            x.into(),
-            layout.places.address.into(),
-            mask.key.into(),
-            mask.threshold.into(),
-            mask.scale.into(),
-            x.columns.into(),
-            x.len().into(),
-        ];
-        self.by_values("dropout", &[x, out, base.unwrap_or(x)], x.len(), &args)
     }
 }
 

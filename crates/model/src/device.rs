@@ -76,12 +76,12 @@ impl Processor {
         }
     }
 
-    /// How a base is held where nobody says it: on the processor in f32, on a card in bf16 as soon as this build has it.
+    /// How a base is held where nobody says it: on the processor in f32, on a card in bf16.
     #[must_use]
     pub fn usual_precision(self) -> Precision {
         match self {
-            Self::Cuda { .. } if Precision::Bf16.is_built() => Precision::Bf16,
-            _ => Precision::F32,
+            Self::Cuda { .. } => Precision::Bf16,
+            Self::Cpu => Precision::F32,
         }
     }
 
@@ -135,9 +135,10 @@ impl Card {
     }
 }
 
-/// The tokens that training takes through a card in one pass, unless a record alone is longer: gradients are sums, so that a
+/// Returns the tokens that training takes through a card in one pass, unless a record alone is longer: gradients are sums, so that a
 /// micro-batch of several passes learns the same in less memory. The processor takes a micro-batch as it is.
-pub(crate) fn tokens_at_once(device: Device, precision: Precision) -> usize {
+#[must_use]
+pub fn tokens_at_once(device: Device, precision: Precision) -> usize {
     match (device, precision) {
         (Device::Cpu, _) => usize::MAX,
         (Device::Cuda { .. }, Precision::Nf4 | Precision::Int8) => 2048,

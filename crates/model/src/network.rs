@@ -71,7 +71,7 @@ impl<O: Ops> Network<O> {
         } else {
             "embed_out.weight"
         };
-        Ok(Self {
+        let network = Self {
             embedding: base.array(&ops, "gpt_neox.embed_in.weight")?,
             blocks,
             heads: heads(&ops, &config)?,
@@ -80,7 +80,9 @@ impl<O: Ops> Network<O> {
             at_once,
             config,
             ops,
-        })
+        };
+        network.ops.loaded()?;
+        Ok(network)
     }
 
     pub(crate) fn config(&self) -> &Config {

@@ -70,6 +70,16 @@ impl Precision {
         }
     }
 
+    /// Whether it is that float type.
+    pub(crate) fn keeps(self, float: Float) -> bool {
+        match self {
+            Self::F32 => float == Float::F32,
+            Self::Bf16 => float == Float::Bf16,
+            Self::Fp16 => float == Float::Fp16,
+            Self::Int8 | Self::Nf4 | Self::Fp8 => false,
+        }
+    }
+
     /// The error of a tensor with a value that [`Precision::through`]'s type has not.
     pub(crate) fn beyond(self, tensor: &str) -> Error {
         let through = if self == Self::Bf16 { "bf16" } else { "fp16" };

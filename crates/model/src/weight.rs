@@ -119,14 +119,23 @@ impl Weight {
     /// # Errors
     /// None in practice: the tensor library's.
     pub fn dequantized(&self) -> Result<Tensor> {
-        let rows: &dyn Rows = match self {
-            Self::Full(tensor) => return Ok(tensor.clone()),
-            Self::Half(halves) => &**halves,
-            Self::Nf4(nf4) => &**nf4,
-            Self::Int8(int8) => &**int8,
-            Self::Fp8(fp8) => &**fp8,
-        };
-        let values = rows.all(Rounding::AsQuantized);
-        Ok(Tensor::from_vec(values, self.shape(), &Device::Cpu)?)
+        match self.rows() {
+            Err(tensor) => Ok(tensor.clone()),
+            Ok(rows) => {
+                let values = rows.all(Rounding::AsQuantized);
+                Ok(Tensor::from_vec(values, self.shape(), &Device::Cpu)?)
+            }
+        }
+    }
+
+    /// The rows of what is not in full, else the tensor itself.
+    pub(crate) fn rows(&self) -> std::result::Result<&dyn Rows, &Tensor> {
+        match self {
+            Self::Full(tensor) => Err(tensor),
+            Self::Half(halves) => Ok(&**halves),
+            Self::Nf4(nf4) => Ok(&**nf4),
+            Self::Int8(int8) => Ok(&**int8),
+            Self::Fp8(fp8) => Ok(&**fp8),
+        }
     }
 }

@@ -79,7 +79,8 @@ pub struct Flags {
         global = true,
         env = "TOGI_DEVICE",
         value_name = "NAME",
-        hide_env = true
+        hide_env = true,
+        value_parser = device
     )]
     pub device: Option<Processor>,
     /// The form of what goes to standard output: table or json [default: table]
@@ -260,6 +261,12 @@ impl Settings {
             file,
         })
     }
+}
+
+/// Reads a device's name, for the command line.
+fn device(name: &str) -> std::result::Result<Processor, String> {
+    name.parse()
+        .map_err(|_| "it is cpu, cuda, or cuda:N".to_owned())
 }
 
 /// Reads the user file and the project file and lays the second over the first.

@@ -25,6 +25,7 @@ use self::{
 use crate::{
     embedded,
     error::{Error, Result},
+    local,
     settings::File,
 };
 
@@ -84,12 +85,14 @@ pub struct Running {
 ///
 /// # Errors
 /// [`Error::Unavailable`] for a port or a data folder that is taken or a nats-server that is missing,
-/// [`Error::Configuration`] for wrong settings.
+/// [`Error::Configuration`] for wrong settings; the device's refusal.
 pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
+    // Held until the services hold it: a device that is not there is told before anything starts.
+    let _card = local::card(options.device).await?;
     let folder = DataFolder::take(&options.data)?;
     let grpc_port = bind(options.listen, "--listen").await?;
     let admin_port = bind(options.admin, "--admin").await?;
-    let endpoint = format!("http://{}", local(&grpc_port)?);
+    let endpoint = format!("http://{}", address_of(&grpc_port)?);
     let store_config = store_config(&options.file, &folder)?;
     let demo = embedded::write_base(&folder.path().join("bases"))?;
     let configs = service::configs(&options, &folder, &endpoint, &store_config, &demo)?;
@@ -98,7 +101,7 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
     let state = UpState {
         pid: std::process::id(),
         endpoint,
-        admin: format!("http://{}", local(&admin_port)?),
+        admin: format!("http://{}", address_of(&admin_port)?),
         store: store_config.url.clone(),
         nats: server.state().clone(),
     };
@@ -214,7 +217,7 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     })
 }
 
-fn local(listener: &TcpListener) -> Result<SocketAddr> {
+fn address_of(listener: &TcpListener) -> Result<SocketAddr> {
     listener
         .local_addr()
         .map_err(|error| Error::Unavailable(format!("a port has no address: {error}")))

@@ -112,8 +112,11 @@ pub(crate) fn with_tokenizer(
     }
     let (digest, precision) = (base.digest().to_owned(), base.precision());
     let eos = tokenizer.eos().or(base.config().eos_token_id);
-    let network = Engine::on(Arc::new(base), device.device(precision))
-        .map_err(|error| unusable(error.to_string()))?;
+    let network = Engine::on(Arc::new(base), device.device(precision));
+    let network = network.map_err(|error| match error {
+        error @ togi_model::Error::Device { .. } => Error::Device(error),
+        other => unusable(other.to_string()),
+    })?;
     Ok(Loaded {
         network: Arc::new(network),
         tokenizer: Arc::new(tokenizer),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use togi_model::{
-    Base, Card, Config, Engine, Precision, Processor, base::quantized_as, memory::weights,
+    Base, Card, Config, Device, Engine, Precision, Processor, base::quantized_as, memory::weights,
 };
 use togi_runtime::{
     config::{BaseConfig, BasesConfig},
@@ -192,11 +192,24 @@ impl Bases {
             _ => {
                 let place = self.place(name);
                 let resident = match &*place.weights() {
-                    Some(base) => weights(base.config(), base.precision()),
+                    Some(base) => weights(base.config(), base.precision(), Device::Cpu),
                     None => 0,
                 };
                 memory::available_bytes().map(|bytes| bytes.saturating_add(resident))
             }
+        }
+    }
+
+    /// Returns the device's name, a card's maker's for it included; empty for a process without one.
+    #[must_use]
+    pub fn device(&self) -> String {
+        match &self.0.workplace {
+            None => String::new(),
+            Some(Workplace { device, card: None }) => device.to_string(),
+            Some(Workplace {
+                device,
+                card: Some(card),
+            }) => format!("{device} ({})", card.name()),
         }
     }
 

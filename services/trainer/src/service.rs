@@ -19,6 +19,7 @@ use crate::{
     config::{Config, Role},
     error::Error,
     follower::Follower,
+    gauge::Gauge,
     metrics::Metrics,
     policy::Policies,
     queue::Queue,
@@ -42,12 +43,21 @@ pub async fn start(
         true => Some(workplace(config.device).await?),
         false => None,
     };
+    let card = workplace.as_ref().and_then(|place| place.card.as_ref());
+    let gauge = Gauge::of(card);
     let bases = Bases::new(
         config.bases.clone(),
         config.training.base_cache(),
         workplace,
     );
-    let desk = Desk::new(store.clone(), bases.clone(), config.training.memory_bytes);
+    let data_prep = grpc::channel(&config.data_prep)?;
+    let desk = Desk {
+        store: store.clone(),
+        bases: bases.clone(),
+        data_prep: data_prep.clone(),
+        device: config.device,
+        memory_bytes: config.training.memory_bytes,
+    };
     let jobs = Jobs::new(bus, store);
     let aliases = Aliases::new(bus, store);
     let metrics = Metrics::new();
@@ -88,7 +98,8 @@ pub async fn start(
             aliases,
             bases,
             desk,
-            data_prep: grpc::channel(&config.data_prep)?,
+            data_prep,
+            gauge,
             training: config.training.clone(),
             metrics,
         };

@@ -1,20 +1,28 @@
 //! The checks at the door: everything that a request names exists, fits together and fits into memory, before anything is
 //! queued. The outcome names every part by digest.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use togi_model::memory::{Plan, plan};
+use togi_model::Processor;
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::{Store, layout, registry::Identity};
+use togi_runtime::{Store, grpc, layout, registry::Identity};
 use togi_tokens::{DatasetManifest, Split};
+use tokio::{task::spawn_blocking, time::timeout};
+use tracing::warn;
 
 use crate::{
     bases::{Bases, Facts},
-    dataset,
+    data, dataset,
     error::{Error, Result},
+    fit::{Lengths, Need},
     recipe::{Promote, Recipe},
     request::{self, JobRequest},
 };
+
+/// How long a plan waits for data-prep.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Rows that a plan looks at, all epochs together.
+const MOST_READ: u64 = 1 << 22;
 
 /// A request that was checked.
 #[derive(Clone, Debug)]
@@ -28,29 +36,25 @@ pub struct Checked {
 /// Checks requests.
 #[derive(Clone)]
 pub struct Desk {
-    store: Store,
-    bases: Bases,
-    memory_bytes: u64,
+    /// The object store.
+    pub store: Store,
+    /// The configured bases.
+    pub bases: Bases,
+    /// Data-prep.
+    pub data_prep: grpc::Client,
+    /// Where workers compute.
+    pub device: Processor,
+    /// What a job may plan for; 0 for what is available.
+    pub memory_bytes: u64,
 }
 
 impl Desk {
-    /// Returns a desk; `memory_bytes` is what a job may plan for, 0 for what the system says.
-    #[must_use]
-    pub fn new(store: Store, bases: Bases, memory_bytes: u64) -> Desk {
-        Desk {
-            store,
-            bases,
-            memory_bytes,
-        }
-    }
-
     /// Checks what needs neither the base nor the data set: for a policy, whose data set may not exist yet.
     ///
     /// # Errors
     /// As [`Desk::check`].
     pub fn check_form(&self, asked: &proto::CreateJobRequest) -> Result<Recipe> {
         let recipe = Recipe::from_proto(&asked.recipe.clone().unwrap_or_default())?;
-        recipe.check_built()?;
         if recipe.promote == Promote::Auto || !asked.alias.is_empty() {
             layout::validate_name("alias", &asked.alias)?;
         }
@@ -65,8 +69,8 @@ impl Desk {
     ///
     /// # Errors
     /// Each with the field at fault: `InvalidArgument` for a value that is wrong in itself, `NotFound` for a base or data set
-    /// that is not there, `FailedPrecondition` for parts that do not fit each other, `Unimplemented` for a precision that
-    /// is not built, `ResourceExhausted` for too little memory.
+    /// that is not there, `FailedPrecondition` for parts that do not fit each other, `ResourceExhausted`
+    /// for too little memory.
     pub async fn check(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
         let recipe = self.check_form(asked)?;
         let dataset = dataset::find(&self.store, &asked.dataset).await?;
@@ -74,8 +78,13 @@ impl Desk {
         recipe.check_base(&base.config)?;
         check_fit(&dataset, &base)?;
         let rows = dataset.rows(Split::Train);
-        let available = self.available(&asked.base);
-        let plan = self.plan(&recipe, &base, available, &dataset)?;
+        let need = Need {
+            config: base.config.clone(),
+            recipe: recipe.clone(),
+            device: self.device,
+            lengths: self.lengths(&recipe, &dataset).await,
+        };
+        let plan = self.plan(need, self.available(&asked.base)).await?;
         let identity = Identity {
             base: base.digest.clone(),
             base_precision: recipe.precision.name().to_owned(),
@@ -100,45 +109,26 @@ impl Desk {
         }
     }
 
-    fn plan(
-        &self,
-        recipe: &Recipe,
-        base: &Facts,
-        available: Option<u64>,
-        dataset: &DatasetManifest,
-    ) -> Result<proto::MemoryPlan> {
-        let tokens = u64::from(recipe.batch_size) * u64::from(dataset.settings.max_length);
-        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        let plan = plan(&base.config, &recipe.lora, tokens, recipe.precision);
-        let available = available.unwrap_or(u64::MAX);
-        let plan = to_proto(&plan, available);
-        if plan.total_bytes > plan.available_bytes {
-            return Err(Error::Memory {
-                needed: plan.total_bytes,
-                available,
-                plan: format!(
-                    "weights {}, lora {}, optimizer {}, activations {}",
-                    plan.weights_bytes,
-                    plan.lora_bytes,
-                    plan.optimizer_bytes,
-                    plan.activations_bytes
-                ),
-            });
+    /// The rows' lengths, as data-prep knows them; what bounds them if it does not answer, or if there are too many to look at.
+    async fn lengths(&self, recipe: &Recipe, dataset: &DatasetManifest) -> Lengths {
+        let rows = dataset.rows(Split::Train);
+        if rows.saturating_mul(recipe.epochs.into()) <= MOST_READ {
+            let asked = data::lengths(self.data_prep.clone(), &dataset.dataset);
+            match timeout(PATIENCE, asked).await {
+                Ok(Ok(lengths)) if lengths.len() as u64 == rows => return Lengths::Each(lengths),
+                Ok(Err(error)) => warn!(%error, "the plan goes without the rows' lengths"),
+                _ => warn!("the plan goes without the rows' lengths: data-prep does not tell"),
+            }
         }
-        Ok(plan)
+        Lengths::AtMost {
+            rows,
+            length: dataset.settings.max_length,
+        }
     }
-}
 
-/// The contract counts gradients with the optimizer, the engine with the values that they belong to.
-fn to_proto(plan: &Plan, available: u64) -> proto::MemoryPlan {
-    let gradients = plan.lora / 2;
-    proto::MemoryPlan {
-        weights_bytes: plan.weights,
-        lora_bytes: plan.lora - gradients,
-        optimizer_bytes: plan.optimizer + gradients,
-        activations_bytes: plan.activations,
-        total_bytes: plan.total(),
-        available_bytes: available,
+    async fn plan(&self, need: Need, available: Option<u64>) -> Result<proto::MemoryPlan> {
+        let planning = spawn_blocking(move || need.check(available));
+        planning.await.map_err(|_| Error::ThreadGone)?
     }
 }
 

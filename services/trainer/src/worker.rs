@@ -20,6 +20,7 @@ use crate::{
     config::TrainingConfig,
     data::Order,
     error::{Error, Result},
+    gauge::Gauge,
     metrics::Metrics,
     publish,
     recipe::Recipe,
@@ -48,6 +49,8 @@ pub struct Worker {
     pub training: TrainingConfig,
     /// What is measured.
     pub metrics: Metrics,
+    /// What the card says.
+    pub gauge: Gauge,
 }
 
 /// A claimed job's parts, checked against each other.
@@ -135,7 +138,6 @@ impl Worker {
         let id = claim.id().clone();
         let request = JobRequest::from_json(&claim.request)?;
         let recipe = request.recipe()?;
-        recipe.check_built()?;
         let name = &request.request.base;
         let base = self.bases.facts(name, recipe.precision).await?;
         if base.digest != request.identity.base

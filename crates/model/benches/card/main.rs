@@ -1,10 +1,11 @@
 //! Training on a card, measured: an epoch of records, packed, over a base of any size in one of the forms.
 //!
 //! `card MODE --base FOLDER [--ids FILE] [--steps N]` tells a line of JSON; `tools/bench-gpu` runs it beside
-//! its peers.
+//! its peers. `card load FOLDER` tells how fast a base reaches the card.
 
 #![allow(clippy::print_stdout)]
 
+mod load;
 mod records;
 
 use std::collections::BTreeMap;
@@ -118,6 +119,10 @@ fn take(training: &mut Training<'_>, window: &[Batch], number: u64) -> Taken {
 }
 
 fn main() {
+    let mut words = std::env::args().skip(1);
+    if words.next().is_some_and(|word| word == "load") {
+        return load::run(words.next().expect("card load FOLDER").as_ref());
+    }
     let wanted = Wanted::from_args();
     let Mode {
         precision,
@@ -133,7 +138,7 @@ fn main() {
         .map(|records| records::window(records, micro))
         .collect();
     let began = Instant::now();
-    let base = Base::load_as(&wanted.base, precision).expect("a base");
+    let base = Base::open(&wanted.base, precision).expect("a base");
     let device = Processor::Cuda { ordinal: 0 }.device(precision);
     let engine = Engine::on(Arc::new(base), device).expect("a card");
     eprintln!(

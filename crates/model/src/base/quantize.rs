@@ -41,7 +41,7 @@ pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result
         config_json,
         tensors,
         ..
-    } = Folder::load(from, precision)?;
+    } = Folder::open(from, precision)?;
     let mut config: Value = serde_json::from_slice(&config_json).map_err(|source| Error::Json {
         what: "config.json".into(),
         source,

@@ -16,30 +16,25 @@ const ROWS_IN_CACHE: usize = 32;
 
 /// `x wᵀ + bias`
 pub(super) fn linear(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
-    match w {
-        Weight::Full(w) => Cpu.linear(x, w, bias),
-        Weight::Half(w) => linear_by_rows(x, &**w, bias),
-        Weight::Nf4(w) => linear_by_rows(x, &**w, bias),
-        Weight::Int8(w) => {
-            let bias = bias.map(read).transpose()?;
-            matrix(w.linear(&read(x)?, bias.as_deref()), w.shape()[0])
-        }
-        Weight::Fp8(w) => linear_by_rows(x, &**w, bias),
+    if let Weight::Int8(w) = w {
+        let bias = bias.map(read).transpose()?;
+        return matrix(w.linear(&read(x)?, bias.as_deref()), w.shape()[0]);
     }
-}
-
-/// `dy w`
-pub(super) fn product(dy: &Tensor, w: &Weight) -> Result<Tensor> {
-    Cpu.product(dy, &w.dequantized()?)
-}
-
-fn linear_by_rows(x: &Tensor, w: &dyn Rows, bias: Option<&Tensor>) -> Result<Tensor> {
+    let w = match w.rows() {
+        Ok(rows) => rows,
+        Err(tensor) => return Cpu.linear(x, tensor, bias),
+    };
     let [outputs, inputs] = w.size();
     if x.dims()[0] <= FEW_ROWS {
         let bias = bias.map(read).transpose()?;
         return matrix(few_rows(&read(x)?, w, bias.as_deref()), outputs);
     }
     Cpu.linear(x, &matrix(w.all(Rounding::None), inputs)?, bias)
+}
+
+/// `dy w`
+pub(super) fn product(dy: &Tensor, w: &Weight) -> Result<Tensor> {
+    Cpu.product(dy, &w.dequantized()?)
 }
 
 /// [`rows::few_rows`] with one row of `w` in f32 at a time.

@@ -76,6 +76,16 @@ pub(crate) struct Array {
 }
 
 impl Array {
+    pub(super) fn of(buffer: Buffer<u8>, element: Element, rows: usize, columns: usize) -> Self {
+        Self {
+            buffer: Arc::new(buffer),
+            offset: 0,
+            rows,
+            columns,
+            element,
+        }
+    }
+
     pub(super) fn address(&self) -> u64 {
         self.buffer.address + self.offset as u64
     }
@@ -139,25 +149,13 @@ impl Cuda {
 
     pub(super) fn empty_of(&self, element: Element, rows: usize, columns: usize) -> Result<Array> {
         let buffer = self.room(rows * columns * element.bytes())?;
-        Ok(Array {
-            buffer: Arc::new(buffer),
-            offset: 0,
-            rows,
-            columns,
-            element,
-        })
+        Ok(Array::of(buffer, element, rows, columns))
     }
 
     pub(super) fn zeros_of(&self, rows: usize, columns: usize) -> Result<Array> {
         let mut buffer = self.room(rows * columns * self.element.bytes())?;
         self.zero::<u8>(&mut buffer)?;
-        Ok(Array {
-            buffer: Arc::new(buffer),
-            offset: 0,
-            rows,
-            columns,
-            element: self.element,
-        })
+        Ok(Array::of(buffer, self.element, rows, columns))
     }
 
     /// A matrix of a type from f32.
@@ -188,13 +186,7 @@ impl Cuda {
         rows: usize,
         columns: usize,
     ) -> Result<Array> {
-        Ok(Array {
-            buffer: Arc::new(self.bring(bytes)?),
-            offset: 0,
-            rows,
-            columns,
-            element,
-        })
+        Ok(Array::of(self.send(bytes)?, element, rows, columns))
     }
 
     /// A matrix's values in f32; waits for them.

@@ -23,7 +23,7 @@ pub(crate) struct Eighths {
     turned: Option<[Array; 2]>,
 }
 
-/// A matrix's codes, whose rows are filled up to a multiple of 16, and a scale for each.
+/// A matrix's codes, and a scale for each row.
 struct Quantized {
     codes: Array,
     scales: Array,
@@ -66,9 +66,19 @@ impl Cuda {
         Ok(eighths)
     }
 
-    /// Quantizes rows, after a multiplication of their columns by factors if there are any.
-    fn to_fp8(&self, x: &Array, factors: Option<&Array>) -> Result<Quantized> {
-        let rows = x.rows.next_multiple_of(MULTIPLE);
+    /// Whether the quantizing kernel takes rows of so many columns.
+    pub(super) fn quantizes_fp8(&self, columns: usize) -> bool {
+        columns.is_multiple_of(8) && columns <= WIDEST
+    }
+
+    /// Quantizes a weight.
+    pub(super) fn weight_to_fp8(&self, raw: &Array) -> Result<Eighths> {
+        let Quantized { codes, scales } = self.to_fp8(raw, None, raw.rows)?;
+        self.eighths_of(codes, scales)
+    }
+
+    /// Quantizes rows, after a multiplication of their columns by factors if there are any, and fills them up with zeros.
+    fn to_fp8(&self, x: &Array, factors: Option<&Array>, rows: usize) -> Result<Quantized> {
         let codes = self.empty_of(Element::E4m3, rows, x.columns)?;
         let scales = self.empty_of(Element::F32, 1, rows)?;
         let args = [
@@ -91,7 +101,7 @@ impl Cuda {
         }
         let w = self.expand_fp8(w)?;
         let out = self.empty(x.rows, w.rows)?;
-        self.linear_into((&out, 0.0), (x, &w), bias, 1.0)?;
+        self.linear_into(&out, (x, &w), bias, None, 1.0)?;
         Ok(out)
     }
 
@@ -102,7 +112,7 @@ impl Cuda {
         }
         let expanded = self.expand_fp8(w)?;
         let out = self.empty(dy.rows, expanded.columns)?;
-        self.product_into((&out, 0.0), (dy, &expanded), 1.0)?;
+        self.product_into(&out, (dy, &expanded), None, 1.0)?;
         Ok(out)
     }
 
@@ -114,7 +124,8 @@ impl Cuda {
         weight: (&Array, &Array),
         bias: Option<&Array>,
     ) -> Result<Array> {
-        let Quantized { codes, scales } = self.to_fp8(x, factors)?;
+        let rows = x.rows.next_multiple_of(MULTIPLE);
+        let Quantized { codes, scales } = self.to_fp8(x, factors, rows)?;
         let out = self.empty(codes.rows, weight.0.rows)?;
         self.multiply(&of_codes(&out, weight, (&codes, &scales), bias))?;
         Ok(out.part(0, x.rows, out.columns))
@@ -151,7 +162,7 @@ fn of_codes<'a>(
         result: out.address(),
         result_element: out.element,
         scale: 1.0,
-        keep: 0.0,
+        plus: None,
         bias,
         scales: Some([scales, x_scales]),
     }

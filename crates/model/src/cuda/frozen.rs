@@ -1,5 +1,7 @@
 //! Frozen weights on the card: in full, or packed and dequantized into a scratch just before each product.
 
+use std::sync::Arc;
+
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
 use super::fp8::Eighths;
@@ -18,28 +20,29 @@ pub(crate) enum Frozen {
 
 /// Two codes a byte, and a scale for each block.
 pub(crate) struct Packed {
-    shape: [usize; 2],
-    float: Float,
-    packed: Buffer<u8>,
-    scales: BlockScales,
+    pub(super) shape: [usize; 2],
+    pub(super) float: Float,
+    pub(super) packed: Buffer<u8>,
+    pub(super) scales: BlockScales,
 }
 
 /// The scales of blocks in f32, or quantized once more.
-enum BlockScales {
+pub(super) enum BlockScales {
     Plain(Buffer<f32>),
     Nested {
         codes: Buffer<u8>,
         absmax: Buffer<f32>,
-        map: Buffer<f32>,
-        offset: f32,
+        map: Arc<Buffer<f32>>,
+        /// One value.
+        offset: Buffer<f32>,
     },
 }
 
 /// Codes, and a scale for each row.
 pub(crate) struct Codes {
-    shape: [usize; 2],
-    codes: Buffer<i8>,
-    absmax: Buffer<f32>,
+    pub(super) shape: [usize; 2],
+    pub(super) codes: Buffer<u8>,
+    pub(super) absmax: Buffer<f32>,
 }
 
 impl Cuda {
@@ -69,22 +72,25 @@ impl Cuda {
             Scales::Nested(nested) => BlockScales::Nested {
                 codes: self.bring(nested.codes())?,
                 absmax: self.bring(nested.absmax())?,
-                map: self.bring(nested.map())?,
-                offset: nested.offset(),
+                map: Arc::new(self.bring(nested.map())?),
+                offset: self.bring(&[nested.offset()])?,
             },
         };
         Ok(Packed {
             shape: nf4.shape(),
             float: nf4.float(),
-            packed: self.bring(nf4.packed())?,
+            packed: self.send(nf4.packed())?,
             scales,
         })
     }
 
     fn codes(&self, int8: &Int8) -> Result<Codes> {
+        let codes = int8.codes();
+        // SAFETY: an i8's bits are a u8's.
+        let codes = unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) };
         Ok(Codes {
             shape: int8.shape(),
-            codes: self.bring(int8.codes())?,
+            codes: self.send(codes)?,
             absmax: self.bring(int8.absmax())?,
         })
     }
@@ -131,7 +137,7 @@ impl Cuda {
                     codes.address.into(),
                     absmax.address.into(),
                     map.address.into(),
-                    (*offset).into(),
+                    offset.address.into(),
                     codes.len().into(),
                 ];
                 self.launch_values("nested", codes.len(), &args)?;

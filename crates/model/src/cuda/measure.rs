@@ -45,7 +45,7 @@ pub(super) struct Kept {
     sizes: [usize; 3],
     result_element: Element,
     scale: f32,
-    keep: f32,
+    adds: bool,
     scales: Option<[Array; 2]>,
 }
 
@@ -55,12 +55,12 @@ impl Kept {
             a: product.a.clone(),
             b: product.b.clone(),
             bias: product.bias.cloned(),
+            scales: product.scales.map(|scales| scales.map(Array::clone)),
             transposed: product.transposed,
             sizes: product.sizes,
             result_element: product.result_element,
             scale: product.scale,
-            keep: product.keep,
-            scales: product.scales.map(|scales| scales.map(Array::clone)),
+            adds: product.plus.is_some(),
         }
     }
 
@@ -78,9 +78,9 @@ impl Kept {
             result,
             result_element: self.result_element,
             scale: self.scale,
-            keep: self.keep,
-            bias: self.bias.as_ref(),
+            plus: self.adds.then_some(result),
             scales: self.scales.as_ref().map(|[a, b]| [a, b]),
+            bias: self.bias.as_ref(),
         })
     }
 }

@@ -16,7 +16,7 @@ use super::array::{Array, Buffer, Element};
 use crate::error::{Error, Result};
 
 /// What the library may use as scratch; its Hopper kernels want 32 MiB.
-const WORKSPACE: usize = 32 << 20;
+const WORKSPACE: usize = crate::memory::CARD_WORKSPACE;
 
 /// A product's kind and shape: everything that its plan depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +56,7 @@ struct State {
 // SAFETY: the library's objects belong to no thread; the lock lets one thread at a time change or use them.
 unsafe impl Send for State {}
 
-/// A product to be made, as the library counts: `result = scale × op(a) op(b) + keep × result (+ bias)`.
+/// A product to be made, as the library counts: `result = scale × op(a) op(b) (+ bias) (+ plus)`.
 pub(super) struct Product<'a> {
     pub(super) a: &'a Array,
     pub(super) b: &'a Array,
@@ -65,7 +65,8 @@ pub(super) struct Product<'a> {
     pub(super) result: u64,
     pub(super) result_element: Element,
     pub(super) scale: f32,
-    pub(super) keep: f32,
+    /// Where what is added lies, of the result's type: the result itself, or another matrix.
+    pub(super) plus: Option<u64>,
     pub(super) bias: Option<&'a Array>,
     /// Of codes: a scale for each row of `op(a)`, and for each column of `op(b)`.
     pub(super) scales: Option<[&'a Array; 2]>,
@@ -139,6 +140,7 @@ impl Cuda {
             self.remember(product);
             "products"
         });
+        let keep = if product.plus.is_some() { 1.0_f32 } else { 0.0 };
         let pointer = |address: u64| address as *mut c_void;
         // SAFETY: shapes and types are those of the matrices, which live until the stream has passed the product; scale and
         // keep are read before the call returns.
@@ -147,12 +149,12 @@ impl Cuda {
                 handle,
                 plan.product,
                 std::ptr::from_ref(&product.scale).cast(),
-                std::ptr::from_ref(&product.keep).cast(),
+                std::ptr::from_ref(&keep).cast(),
                 pointer(product.a.address()),
                 plan.a,
                 pointer(product.b.address()),
                 plan.b,
-                pointer(product.result),
+                pointer(product.plus.unwrap_or(product.result)),
                 plan.result,
                 pointer(product.result),
                 plan.result,
@@ -172,6 +174,7 @@ impl Product<'_> {
             self.a.address(),
             self.b.address(),
             self.result,
+            self.plus.unwrap_or(0),
             self.bias.map_or(0, Array::address),
         ];
         let zeros = addresses.map(u64::trailing_zeros).into_iter().min();

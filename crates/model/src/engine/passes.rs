@@ -16,8 +16,8 @@ pub(super) struct Share<'a, O: Ops> {
 }
 
 impl<O: Ops> Network<O> {
-    /// Adds `factor` times the gradient of the sum of a batch's token losses; returns the sum and the count of targets of each pass that has
-    /// any.
+    /// Adds `factor` times the gradient of the sum of a batch's token losses; returns the sum and the count of targets of each
+    /// pass that has any.
     pub(crate) fn learn(
         &self,
         batch: &Batch,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use togi_model::{
-    Base, Batch, Config, Device, Dropout, Engine, Float, Lora, Precision, Step, Target,
+    Base, Batch, Config, Device, Dropout, Engine, Float, Lora, LoraConfig, Precision, Step, Target,
 };
 
 use crate::support;
@@ -50,7 +50,10 @@ fn folder(config: &Config) -> tempfile::TempDir {
 
 /// An adapter of values that bf16 has.
 fn lora(config: &Config, targets: &[Target]) -> Lora {
-    let mut lora = support::lora(config, targets);
+    rounded_lora(support::lora(config, targets))
+}
+
+fn rounded_lora(mut lora: Lora) -> Lora {
     lora.values_mut()
         .iter_mut()
         .for_each(|value| *value = rounded(*value));
@@ -186,6 +189,22 @@ fn gradients_under_dropout_are_the_cpus() {
             let lora = lora(&config, &[Target::QueryKeyValue, Target::Dense4hToH]);
             let batches = support::one_by_one(&records(&config));
             close_gradients(pair, &lora, &batches, Some(&DROPOUT));
+        });
+    }
+}
+
+/// Those with kernels of their own, and one without.
+#[test]
+fn gradients_of_every_rank_are_the_cpus() {
+    let config = wide();
+    for rank in [8, 12, 16, 32, 64] {
+        on_the_card(&config, Precision::F32, |pair| {
+            let settings = LoraConfig {
+                rank,
+                ..support::lora_config(&Target::ALL)
+            };
+            let lora = rounded_lora(support::lora_of(&config, &settings));
+            close_gradients(pair, &lora, &[records(&config)], Some(&DROPOUT));
         });
     }
 }

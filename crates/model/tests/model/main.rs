@@ -12,6 +12,7 @@ mod device;
 #[cfg(feature = "cuda")]
 mod exact;
 mod load;
+mod loading;
 mod oracle;
 mod packing;
 mod quantized;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use togi_model::quant::{Fp8, Int8, Nested, Nf4, nf4, scales};
-use togi_model::{Base, Config, Engine, Float, Precision, Target, Weight, base, memory};
+use togi_model::{Base, Config, Device, Engine, Float, Precision, Target, Weight, base, memory};
 
 use crate::support::{self, On, assert_close, on_each_device};
 
@@ -286,7 +286,7 @@ fn only_the_linear_weights_of_layers_are_quantized() {
             .map(|(inputs, outputs)| 2 * inputs * outputs)
             .sum();
         let rest = 4 * (config.parameters() - linear as u64);
-        let planned = memory::weights(&config, precision);
+        let planned = memory::weights(&config, precision, Device::Cpu);
         assert_eq!(planned, rest + bytes as u64, "{precision:?}");
     }
 }
@@ -295,7 +295,7 @@ fn only_the_linear_weights_of_layers_are_quantized() {
 fn the_plan_has_room_for_one_dequantized_weight() {
     let config = support::config();
     let lora = support::lora_config(&[Target::Dense]);
-    let plan = |precision| memory::plan(&config, &lora, 10, precision);
+    let plan = |precision| memory::plan(&config, &lora, 10, precision, Device::Cpu);
     let largest = Target::ALL
         .map(|target| target.widths(&config))
         .map(|(inputs, outputs)| 4 * inputs * outputs)
@@ -316,7 +316,7 @@ fn a_base_of_3_6_billion_fits_where_its_precision_says() {
         intermediate_size: 11_264,
         ..support::config()
     };
-    let gigabytes = |precision| memory::weights(&config, precision) as f64 / 1e9;
+    let gigabytes = |precision| memory::weights(&config, precision, Device::Cpu) as f64 / 1e9;
     for (precision, expected) in [
         (Precision::F32, 14.43),
         (Precision::Bf16, 7.58),

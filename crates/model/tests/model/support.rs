@@ -116,6 +116,7 @@ pub(crate) fn has_card() -> bool {
 }
 
 /// Runs a test on the first card, if there is one.
+#[cfg(feature = "cuda")]
 pub(crate) fn on_the_card(float: Float, test: impl FnOnce(&On)) {
     if has_card() {
         test(&On::card(float));
@@ -193,7 +194,12 @@ pub(crate) fn lora_config(targets: &[Target]) -> LoraConfig {
 
 /// An adapter whose B is not zero.
 pub(crate) fn lora(config: &Config, targets: &[Target]) -> Lora {
-    let mut lora = Lora::init(config, &lora_config(targets), 11).unwrap();
+    lora_of(config, &lora_config(targets))
+}
+
+/// [`lora`] of any settings.
+pub(crate) fn lora_of(config: &Config, settings: &LoraConfig) -> Lora {
+    let mut lora = Lora::init(config, settings, 11).unwrap();
     let mut rng = rng(5);
     for view in lora.views().collect::<Vec<_>>() {
         if view.name.contains("lora_B") {

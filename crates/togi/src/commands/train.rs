@@ -169,8 +169,10 @@ pub(crate) fn plan_lines(plan: &MemoryPlan, steps: u64) -> Vec<String> {
     };
     vec![
         format!(
-            "plan: {steps} steps, {}{available} of memory",
-            mebibytes(plan.total_bytes)
+            "plan: {steps} steps of at most {} tokens at once, {}{available} of {}'s memory",
+            plan.tokens,
+            mebibytes(plan.total_bytes),
+            plan.device
         ),
         format!("      {parts}"),
     ]

@@ -100,13 +100,14 @@ impl Gauge {
 
     /// Reads the base as it was held in training.
     async fn other_base(&self, precision: Precision) -> Result<Arc<Engine>, String> {
+        let device = self.device.device(precision);
         // A card refuses by itself what it has no room for.
         if self.device == Processor::Cpu {
-            let needed = togi_model::memory::weights(self.loader.network.config(), precision);
+            let needed =
+                togi_model::memory::weights(self.loader.network.config(), precision, device);
             check_room(needed, memory::available_bytes())?;
         }
         let folder = self.base_folder.clone();
-        let device = self.device.device(precision);
         let read = move || {
             let base = Base::load_as(&folder, precision)?;
             Engine::on(Arc::new(base), device)

@@ -119,12 +119,6 @@ async fn what_does_not_fit_is_refused_by_name_and_nothing_is_queued() {
         (alias(".."), Class::InvalidArgument, "alias", ""),
         (alias(""), Class::InvalidArgument, "alias", ""),
         (
-            recipe(|r| r.base_precision = "fp8".into()),
-            Class::Unimplemented,
-            "recipe.base_precision",
-            "\"fp8\" is not built yet; f32, int8, nf4 are",
-        ),
-        (
             recipe(|r| r.base_precision = "int3".into()),
             Class::InvalidArgument,
             "recipe.base_precision",

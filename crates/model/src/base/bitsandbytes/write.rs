@@ -54,7 +54,7 @@ pub(in crate::base) fn outgoing<'a>(
     name: &str,
     stored: &'a Stored,
 ) -> Result<Vec<(String, Outgoing<'a>)>> {
-    match &stored.weight {
+    match stored.held.weight()? {
         Weight::Full(tensor) => {
             let values = tensor.flatten_all()?.to_vec1()?;
             let tensor = floats(stored.float, tensor.dims().to_vec(), &values);

@@ -22,9 +22,9 @@ __device__ void nf4(T *out, const unsigned char *packed, const float *scales, in
 
 // The scales of blocks from their own codes: map[code] * absmax of 256 + offset, once a product.
 extern "C" __global__ void nested(float *scales, const unsigned char *codes, const float *absmax, const float *map,
-                                  float offset, u64 count) {
+                                  const float *offset, u64 count) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) scales[i] = __fadd_rn(__fmul_rn(map[codes[i]], absmax[i / 256]), offset);
+    if (i < count) scales[i] = __fadd_rn(__fmul_rn(map[codes[i]], absmax[i / 256]), *offset);
 }
 
 template <typename T> __device__ void int8(T *out, const signed char *codes, const float *absmax, int columns, u64 count) {

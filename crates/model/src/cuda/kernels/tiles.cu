@@ -9,30 +9,6 @@
 #define STEP 32
 #define LOG2_E 1.44269504f
 
-template <typename H> __device__ u32 pack2(float low, float high);
-template <> __device__ __forceinline__ u32 pack2<bf16>(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-template <> __device__ __forceinline__ u32 pack2<f16>(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
-// c += a b for 16 x 16 by 16 x 8.
-template <typename H> __device__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
-#define MULTIPLY(T)                                                                                                    \
-    template <> __device__ __forceinline__ void multiply<T>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {        \
-        asm("mma.sync.aligned.m16n8k16.row.col.f32." #T "." #T ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "          \
-            "{%0,%1,%2,%3};"                                                                                           \
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                           \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                           \
-    }
-MULTIPLY(bf16)
-MULTIPLY(f16)
-
 __device__ __forceinline__ float two_to(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

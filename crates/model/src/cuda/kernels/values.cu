@@ -4,12 +4,12 @@
     u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;                                                          \
     if (i >= count) return;
 
-template <typename T, int V> __device__ void add_scaled(T *y, const T *x, float scale, u64 count) {
+template <typename T, int V> __device__ void add(T *y, const T *x, u64 count) {
     VALUE()
     float a[V], b[V];
     load<V>(y + i, a), load<V>(x + i, b);
 #pragma unroll
-    for (int j = 0; j < V; j++) a[j] += scale * b[j];
+    for (int j = 0; j < V; j++) a[j] += b[j];
     store<V>(y + i, a);
 }
 
@@ -74,9 +74,7 @@ __device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u6
 }
 
 #define KERNELS(T, t, V)                                                                                               \
-    extern "C" __global__ void add_scaled_##t##_##V(T *y, const T *x, float scale, u64 count) {                        \
-        add_scaled<T, V>(y, x, scale, count);                                                                          \
-    }                                                                                                                  \
+    extern "C" __global__ void add_##t##_##V(T *y, const T *x, u64 count) { add<T, V>(y, x, count); }                  \
     extern "C" __global__ void activate_##t##_##V(T *out, const T *x, int kind, u64 count) {                           \
         activate<T, V>(out, x, kind, count);                                                                           \
     }                                                                                                                  \

@@ -17,7 +17,7 @@ use togi_trainer::{
 };
 
 use crate::{
-    commands::prepare,
+    commands::{prepare, watch::step_line},
     error::{Error, Result},
     local::{self, records},
     output::Output,
@@ -104,6 +104,8 @@ impl Training {
             recipe,
             init: init.transpose()?,
         };
+        let plan = run.memory().map_err(refused)?;
+        output.say(super::plan_lines(&plan, steps).join("\n"));
         local::folder_for(&out)?;
         write(&out, "rejects.jsonl", &records.rejects)?;
         let log = self.words.log.unwrap_or_else(|| out.join(LOG));
@@ -163,7 +165,7 @@ fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
         file.write_all(b"\n")?;
         // A line is there as soon as its step is done, for whoever follows.
         file.flush()?;
-        progress.set(step.step, &format!("loss {:.4}", step.loss));
+        progress.set(step.step, &step_line(&step));
         Ok(())
     });
     progress.finish();
