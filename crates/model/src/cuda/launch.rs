@@ -54,20 +54,22 @@ const FILES: [File; 8] = [
         "narrow.cu" after "matrix.cuh",
         "narrow_shrink_{w}_{h}_{r}" "narrow_expand_{w}_{h}_{r}" "narrow_gradient_{h}_{g}"
     ),
-    file!("quantized.cu", "nf4_{t}" "nested" "int8_{t}"),
+    file!("quantized.cu", "nf4_{t}_{v}" "int8_{t}_{v}"),
     file!("quantize.cu", "flaws_{t}" "nf4_pack_{t}" "mean_scale" "nest" "int8_rows_{t}"),
 ];
 
 /// The file for cards that have 8-bit floats.
-const FP8_FILE: File = file!("fp8.cu", "to_fp8_{t}" "from_fp8_{t}" "turn_codes");
+const FP8_FILE: File =
+    file!("fp8.cu", "to_fp8_{t}_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}" "turn_codes");
 
-/// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, and of narrow products
-/// ways, ranks and ranks of gradients.
-const CHOICES: [(&str, &[&str]); 7] = [
+/// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, packs of values that a thread
+/// keeps, and of narrow products ways, ranks and ranks of gradients.
+const CHOICES: [(&str, &[&str]); 8] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
     ("{v}", &["1", "8"]),
     ("{d}", &["64", "128"]),
+    ("{p}", &["1", "2", "4", "8"]),
     ("{w}", &["along", "across"]),
     ("{r}", &["8", "16", "32", "64"]),
     ("{g}", &["8", "16"]),
