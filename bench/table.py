@@ -6,7 +6,7 @@ import pathlib
 
 # What follows this line in the file is written by people.
 BY_HAND = "## Correctness"
-PHASES = ["matrix products", "narrow products", "attention", "elementwise", "loss", "optimizer", "idle"]
+PHASES = ["matrix products", "narrow products", "attention", "elementwise", "quantizing", "loss", "optimizer", "idle"]
 INTRODUCTION = """\
 # Training on a card
 

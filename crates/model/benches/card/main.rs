@@ -256,6 +256,7 @@ fn phase(name: &str) -> &'static str {
         _ if begins(&["products", "narrow"]) => "narrow products",
         _ if begins(&["tile", "attend"]) => "attention",
         _ if begins(&["cross_entropy", "add_losses"]) => "loss",
+        _ if begins(&["to_fp8", "from_fp8", "turn_codes", "nf4", "nested", "int8"]) => "quantizing",
         _ if begins(&["adamw", "squares", "scale_flat"]) => "optimizer",
         _ => "elementwise",
     }
