@@ -1,10 +1,12 @@
 //! Devices by name, as settings and flags have them, and what a card says of itself before anything computes on it.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::Deserialize;
 
+use crate::base::Base;
 #[cfg(feature = "cuda")]
 use crate::cuda::Opened;
 use crate::error::{Error, Result};
@@ -82,6 +84,17 @@ impl Processor {
         match self {
             Self::Cuda { .. } => Precision::Bf16,
             Self::Cpu => Precision::F32,
+        }
+    }
+
+    /// Reads a base's folder for it: whole for the processor; a card brings the values from the mapped files itself.
+    ///
+    /// # Errors
+    /// As [`Base::load_as`] and [`Base::open`].
+    pub fn read(self, folder: &Path, precision: Precision) -> Result<Base> {
+        match self {
+            Self::Cpu => Base::load_as(folder, precision),
+            Self::Cuda { .. } => Base::open(folder, precision),
         }
     }
 

@@ -40,14 +40,15 @@ pub async fn card(device: Processor) -> Result<Option<Card>> {
     on_thread(move || device.open().map_err(refused)).await
 }
 
-/// Loads a base's folder.
+/// Reads a base's folder for a device.
 ///
 /// # Errors
 /// [`Error::File`] for a folder that is not there or cannot be read, [`Error::Unfit`] for one that holds no usable base; so do
 /// the others here.
-pub fn base(folder: &Path, precision: Precision) -> Result<Base> {
+pub fn base(folder: &Path, device: Processor, precision: Precision) -> Result<Base> {
     present(folder)?;
-    Base::load_as(folder, precision).map_err(|error| unfit("base", folder, error))
+    let base = device.read(folder, precision);
+    base.map_err(|error| unfit("base", folder, error))
 }
 
 /// Reads a SentencePiece model's file.

@@ -84,7 +84,7 @@ async fn read(name: &str, folder: PathBuf, place: Place) -> Result<Loaded> {
 }
 
 fn read_folder(name: &str, folder: PathBuf, place: Place) -> Result<Loaded> {
-    let base = Base::load_as(&folder, place.precision);
+    let base = place.device.read(&folder, place.precision);
     let base = base.map_err(|error| unusable(name, error.to_string()))?;
     with_tokenizer(name, folder, base, place.device)
 }

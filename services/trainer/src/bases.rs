@@ -40,19 +40,23 @@ pub struct Bases(Arc<Inner>);
 struct Inner {
     configured: BasesConfig,
     cache: PathBuf,
-    workplace: Option<Workplace>,
+    device: Processor,
+    purpose: Purpose,
     places: Mutex<BTreeMap<String, Arc<Place>>>,
     engine: tokio::sync::Mutex<Option<Held>>,
     /// What the card had for a job when nothing of ours lay on it.
     room: Mutex<Option<u64>>,
 }
 
-/// Where a worker computes.
-pub struct Workplace {
-    /// The device's name.
-    pub device: Processor,
-    /// The card, if it is one.
-    pub card: Option<Card>,
+/// What a process needs bases for.
+pub enum Purpose {
+    /// To answer requests: weights are let go after the check.
+    Answers,
+    /// To train: weights are kept.
+    Training {
+        /// The card to train on, if the device is one.
+        card: Option<Card>,
+    },
 }
 
 /// The engine that jobs compute with, kept from one to the next.
@@ -83,14 +87,19 @@ impl Place {
 }
 
 impl Bases {
-    /// Returns the bases of the configuration. A worker has a workplace and keeps weights; who only answers requests lets them go
-    /// after the check.
+    /// Returns the bases of the configuration, for jobs on a device.
     #[must_use]
-    pub fn new(configured: BasesConfig, cache: PathBuf, workplace: Option<Workplace>) -> Bases {
+    pub fn new(
+        configured: BasesConfig,
+        cache: PathBuf,
+        device: Processor,
+        purpose: Purpose,
+    ) -> Bases {
         Bases(Arc::new(Inner {
             configured,
             cache,
-            workplace,
+            device,
+            purpose,
             places: Mutex::default(),
             engine: tokio::sync::Mutex::default(),
             room: Mutex::default(),
@@ -130,7 +139,7 @@ impl Bases {
             let _turn = place.turn.lock().await;
             let read = self.read(name, configured, precision).await?;
             let facts = facts(name, configured, &read)?;
-            if self.0.workplace.is_some() {
+            if let Purpose::Training { .. } = self.0.purpose {
                 *place.weights() = Some(Arc::new(read.base));
             }
             Ok::<_, Error>(Arc::new(facts))
@@ -152,8 +161,8 @@ impl Bases {
     /// # Errors
     /// As [`Bases::facts`]; the device's, with its figures, if the base does not fit.
     pub async fn engine(&self, name: &str, precision: Precision) -> Result<Arc<Engine>> {
-        let Some(workplace) = &self.0.workplace else {
-            return Err(togi_runtime::Error::internal("this process has no device").into());
+        let Purpose::Training { card } = &self.0.purpose else {
+            return Err(togi_runtime::Error::internal("this process does not train").into());
         };
         let mut held = self.0.engine.lock().await;
         if let Some(held) = &*held
@@ -163,11 +172,11 @@ impl Bases {
             return Ok(Arc::clone(&held.engine));
         }
         held.take();
-        if let Some(card) = &workplace.card {
+        if let Some(card) = card {
             *self.room() = Some(card.memory()?.available);
         }
         let base = self.weights(name, precision).await?;
-        let device = workplace.device.device(precision);
+        let device = self.0.device.device(precision);
         let making = tokio::task::spawn_blocking(move || Engine::on(base, device));
         let engine = making.await.map_err(|_| Error::ThreadGone)??;
         let engine = Arc::new(engine);
@@ -182,14 +191,12 @@ impl Bases {
     /// go by then. `None` if nobody knows.
     #[must_use]
     pub fn available(&self, name: &str) -> Option<u64> {
-        match &self.0.workplace {
-            Some(Workplace {
-                card: Some(card), ..
-            }) => {
+        match (self.0.device, self.card()) {
+            (Processor::Cuda { .. }, card) => {
                 let room = *self.room();
-                room.or_else(|| Some(card.memory().ok()?.available))
+                room.or_else(|| Some(card?.memory().ok()?.available))
             }
-            _ => {
+            (Processor::Cpu, _) => {
                 let place = self.place(name);
                 let resident = match &*place.weights() {
                     Some(base) => weights(base.config(), base.precision(), Device::Cpu),
@@ -200,16 +207,19 @@ impl Bases {
         }
     }
 
-    /// Returns the device's name, a card's maker's for it included; empty for a process without one.
+    /// Returns the device's name, a card's maker's for it included.
     #[must_use]
     pub fn device(&self) -> String {
-        match &self.0.workplace {
-            None => String::new(),
-            Some(Workplace { device, card: None }) => device.to_string(),
-            Some(Workplace {
-                device,
-                card: Some(card),
-            }) => format!("{device} ({})", card.name()),
+        match self.card() {
+            None => self.0.device.to_string(),
+            Some(card) => format!("{} ({})", self.0.device, card.name()),
+        }
+    }
+
+    fn card(&self) -> Option<&Card> {
+        match &self.0.purpose {
+            Purpose::Training { card } => card.as_ref(),
+            Purpose::Answers => None,
         }
     }
 
@@ -259,10 +269,11 @@ impl Bases {
             precision = precision.name(),
             "reading the base"
         );
+        let device = self.0.device;
         let reading = tokio::task::spawn_blocking(move || {
             Ok(Read {
                 quantized_as: quantized_as(&local)?,
-                base: Base::load_as(&local, precision)?,
+                base: device.read(&local, precision)?,
             })
         });
         let read = reading
@@ -324,12 +335,7 @@ mod tests {
 
     use super::*;
 
-    fn workplace() -> Workplace {
-        Workplace {
-            device: Processor::Cpu,
-            card: None,
-        }
-    }
+    const TRAINING: Purpose = Purpose::Training { card: None };
 
     /// A base in a folder, and the bases of a worker that has no other.
     fn bases() -> (tempfile::TempDir, Bases) {
@@ -361,7 +367,8 @@ mod tests {
             precision: None,
         };
         let configured = BTreeMap::from([("tiny".to_owned(), configured)]);
-        let bases = Bases::new(configured, folder.path().join("cache"), Some(workplace()));
+        let cache = folder.path().join("cache");
+        let bases = Bases::new(configured, cache, Processor::Cpu, TRAINING);
         (folder, bases)
     }
 
@@ -395,7 +402,8 @@ mod tests {
             precision: None,
         };
         let configured = BTreeMap::from([("packed".to_owned(), configured)]);
-        let bases = Bases::new(configured, folder.path().join("cache"), Some(workplace()));
+        let cache = folder.path().join("cache");
+        let bases = Bases::new(configured, cache, Processor::Cpu, TRAINING);
         // The same is said before it was read, and after.
         let first = bases.facts("packed", Precision::F32).await.err().unwrap();
         bases.facts("packed", Precision::Nf4).await.unwrap();

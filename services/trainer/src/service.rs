@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use togi_model::Processor;
+use togi_model::{Card, Processor};
 use togi_proto::{
     job::v1::JobKind,
     trainer::v1::{
@@ -15,7 +15,7 @@ use tracing::info;
 
 use crate::{
     api::{AdapterApi, PolicyApi, TrainerApi},
-    bases::{Bases, Workplace},
+    bases::{Bases, Purpose},
     config::{Config, Role},
     error::Error,
     follower::Follower,
@@ -39,17 +39,16 @@ pub async fn start(
 ) -> Result<()> {
     config.validate()?;
     let (store, bus, stopper) = (&context.store, &context.bus, &context.stopper);
-    let workplace = match config.has(Role::Worker) {
-        true => Some(workplace(config.device).await?),
-        false => None,
+    let (purpose, gauge) = match config.has(Role::Worker) {
+        true => {
+            let card = card(config.device).await?;
+            let gauge = Gauge::of(card.as_ref());
+            (Purpose::Training { card }, gauge)
+        }
+        false => (Purpose::Answers, Gauge::default()),
     };
-    let card = workplace.as_ref().and_then(|place| place.card.as_ref());
-    let gauge = Gauge::of(card);
-    let bases = Bases::new(
-        config.bases.clone(),
-        config.training.base_cache(),
-        workplace,
-    );
+    let (cache, device) = (config.training.base_cache(), config.device);
+    let bases = Bases::new(config.bases.clone(), cache, device, purpose);
     let data_prep = grpc::channel(&config.data_prep)?;
     let desk = Desk {
         store: store.clone(),
@@ -112,13 +111,13 @@ pub async fn start(
     Ok(())
 }
 
-/// Opens a worker's device; one that is not there, or not fit, is an error at once.
-async fn workplace(device: Processor) -> crate::Result<Workplace> {
+/// Opens a worker's card, if its device is one; one that is not there, or not fit, is an error at once.
+async fn card(device: Processor) -> crate::Result<Option<Card>> {
     let opening = tokio::task::spawn_blocking(move || device.open());
     let card = opening.await.map_err(|_| Error::ThreadGone)??;
     if let Some(card) = &card {
         let memory_bytes = card.memory()?.available;
         info!(%device, card = card.name(), memory_bytes, "computing on a card");
     }
-    Ok(Workplace { device, card })
+    Ok(card)
 }

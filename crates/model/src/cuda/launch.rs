@@ -38,12 +38,13 @@ macro_rules! file {
 }
 
 const FILES: [File; 8] = [
-    file!("rows.cu", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"),
+    file!("rows.cu", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
+        "cross_entropy_{t}_{v}"),
     file!(
         "values.cu",
         "add_{t}_{v}" "activate_{t}_{v}" "activate_backward_{t}_{v}" "dropout_{t}_{v}" "from_f32_{t}" "to_f32_{t}"
     ),
-    file!("learning.cu", "cross_entropy_{t}" "add_losses" "squares" "scale_flat" "adamw"),
+    file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
     file!("heads.cu", "turn_{t}_{v}" "attend_{t}" "attend_backward_{t}" "append_{t}"),
     file!(
         "tiles.cu" after "matrix.cuh",

@@ -50,7 +50,7 @@ impl Answerer {
         let precision = sampling.precision.unwrap_or(device.usual_precision());
         let adapter = sampling.adapter.clone();
         local::on_thread(move || {
-            let base = local::base(&folder, precision)?;
+            let base = local::base(&folder, device, precision)?;
             let base = Local::new(&folder, base, device).map_err(togi_runtime::Error::from)?;
             let base = match adapter.as_str() {
                 "" => base,

@@ -83,7 +83,7 @@ impl Logits {
     fn work(self, device: Processor, output: &Output) -> Result<()> {
         let sequences = self.sequences()?;
         let precision = self.precision.unwrap_or(device.usual_precision());
-        let base = Arc::new(local::base(&self.base, precision)?);
+        let base = Arc::new(local::base(&self.base, device, precision)?);
         let config = base.config().clone();
         for sequence in &sequences {
             sequence.check(&config)?;

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use togi_model::{Base, Engine, Precision, Processor};
+use togi_model::{Engine, Precision, Processor};
 use togi_runtime::memory;
 use togi_tokens::Tokenizer;
 
@@ -100,7 +100,7 @@ impl Gauge {
 
     /// Reads the base as it was held in training.
     async fn other_base(&self, precision: Precision) -> Result<Arc<Engine>, String> {
-        let device = self.device.device(precision);
+        let (processor, device) = (self.device, self.device.device(precision));
         // A card refuses by itself what it has no room for.
         if self.device == Processor::Cpu {
             let needed =
@@ -109,7 +109,7 @@ impl Gauge {
         }
         let folder = self.base_folder.clone();
         let read = move || {
-            let base = Base::load_as(&folder, precision)?;
+            let base = processor.read(&folder, precision)?;
             Engine::on(Arc::new(base), device)
         };
         let read = tokio::task::spawn_blocking(read);

@@ -80,7 +80,7 @@ impl Training {
     pub(super) fn work(self, output: &Output) -> Result<()> {
         let out = self.words.out.clone().unwrap_or_default();
         let recipe = Recipe::from_proto(&recipe::recipe(&self.recipe)?).map_err(refused)?;
-        let base = Arc::new(local::base(&self.base, recipe.precision)?);
+        let base = Arc::new(local::base(&self.base, self.device, recipe.precision)?);
         recipe.check_base(base.config()).map_err(refused)?;
         let tokenizer = Arc::new(self.tokenizer(&base)?);
         let records = self.records(&tokenizer)?;
