@@ -32,6 +32,7 @@ pub mod worker;
 
 mod card;
 mod patience;
+mod promoted;
 
 mod publish;
 mod run;
