@@ -128,7 +128,7 @@ fn expressions(dashboard: &Value) -> String {
 
 /// What only a card's process exports.
 fn is_of_a_card(name: &str) -> bool {
-    name.starts_with("togi_device_")
+    name.starts_with("togi_trainer_gpu_")
 }
 
 #[test]

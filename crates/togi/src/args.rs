@@ -4,8 +4,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     commands::{
-        adapters, ask, chat, completions, datasets, demo, events, export, gc, generate, jobs,
-        logits, make_base, policies, prepare, quantize, tokenize, train, up,
+        adapters, ask, chat, completions, datasets, demo, events, export, fetch, gc, generate,
+        jobs, logits, make_base, policies, prepare, quantize, tokenize, train, up,
     },
     settings::Flags,
 };
@@ -76,6 +76,8 @@ pub enum Command {
     Tokenize(tokenize::Tokenize),
     /// Writes the network's logits to a file
     Logits(logits::Logits),
+    /// Brings a base's files onto this machine
+    Fetch(fetch::Fetch),
     /// Writes a base with packed weights
     Quantize(quantize::Quantize),
     /// Writes a base with an adapter in it

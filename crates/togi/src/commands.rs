@@ -11,6 +11,7 @@ pub mod datasets;
 pub mod demo;
 pub mod events;
 pub mod export;
+pub mod fetch;
 pub mod gc;
 pub mod generate;
 pub mod jobs;
@@ -99,6 +100,7 @@ async fn client(command: Command, session: &Session) -> Result<()> {
         Command::Gc(gc) => gc.run(session).await,
         Command::Tokenize(tokenize) => tokenize.run().await,
         Command::Logits(logits) => logits.run(session).await,
+        Command::Fetch(fetch) => fetch.run(session).await,
         Command::Quantize(quantize) => quantize.run(session).await,
         Command::Export(export) => export.run(session).await,
         Command::MakeBase(make_base) => make_base.run(session).await,
