@@ -59,7 +59,7 @@ pub enum Command {
     /// Lists, shows, promotes and rolls back adapters
     #[command(subcommand)]
     Adapters(adapters::Adapters),
-    /// Keeps the policies that retrain when a data set changes
+    /// Keeps the policies that retrain when a data set changes or a time comes
     #[command(subcommand)]
     Policies(policies::Policies),
     /// Generates one answer

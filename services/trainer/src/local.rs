@@ -7,7 +7,7 @@ use serde_json::Value;
 use togi_model::{Base, Engine, Lora, LoraConfig, memory::trainable};
 use togi_proto::trainer::v1::Step;
 use togi_runtime::{memory, registry::Identity};
-use togi_tokens::{Row, prompt};
+use togi_tokens::{Row, Split, prompt};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -124,6 +124,7 @@ impl Run {
     fn order(&self) -> Order {
         Order {
             dataset: self.dataset.clone(),
+            split: Split::Train,
             rows: self.rows.len() as u64,
             seed: self.recipe.seed,
             shuffle: self.recipe.shuffle,

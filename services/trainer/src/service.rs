@@ -19,6 +19,7 @@ use crate::{
     metrics::Metrics,
     policy::Policies,
     queue::Queue,
+    retraining::Retraining,
     submission::Desk,
     worker::Worker,
 };
@@ -44,6 +45,7 @@ pub async fn start(
     let jobs = Jobs::new(bus, store);
     let aliases = Aliases::new(bus, store);
     let metrics = Metrics::new();
+    let retraining = Retraining::new(store.clone(), jobs.clone(), desk.clone());
     if config.has(Role::Api) {
         let queue = Queue::new(jobs.clone(), desk.clone());
         let policies = Policies::new(store.clone(), bus.policies().clone(), desk.clone());
@@ -61,9 +63,9 @@ pub async fn start(
             policies: policies.clone(),
         }));
         let follower = Follower {
-            store: store.clone(),
             bus: bus.clone(),
             policies,
+            retraining: retraining.clone(),
             queue,
             metrics: metrics.clone(),
             period: config.api.reconcile(),
@@ -81,6 +83,7 @@ pub async fn start(
             aliases,
             bases,
             desk,
+            retraining,
             data_prep: grpc::channel(&config.data_prep)?,
             training: config.training.clone(),
             metrics,
