@@ -14,5 +14,6 @@ mod precisions;
 mod recipes;
 mod refusals;
 mod resume;
+mod retraining;
 mod training;
 mod windows;

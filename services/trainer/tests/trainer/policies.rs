@@ -38,7 +38,7 @@ fn policy() -> Policy {
     }
 }
 
-async fn jobs(process: &Process) -> Vec<Job> {
+pub(crate) async fn jobs(process: &Process) -> Vec<Job> {
     process
         .trainer()
         .list_jobs(ListJobsRequest::default())
@@ -48,7 +48,7 @@ async fn jobs(process: &Process) -> Vec<Job> {
         .jobs
 }
 
-async fn wait_for_jobs(process: &Process, count: usize) {
+pub(crate) async fn wait_for_jobs(process: &Process, count: usize) {
     wait_until("the policy's jobs have succeeded", async || {
         let jobs = jobs(process).await;
         jobs.len() == count && jobs.iter().all(|job| job.state() == JobState::Succeeded)
@@ -57,7 +57,7 @@ async fn wait_for_jobs(process: &Process, count: usize) {
 }
 
 /// Several listings and events later the jobs are still as many.
-async fn stays(process: &Process, count: usize) {
+pub(crate) async fn stays(process: &Process, count: usize) {
     let since = Instant::now();
     wait_until("a while has passed", async || {
         assert_eq!(jobs(process).await.len(), count);
