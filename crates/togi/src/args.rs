@@ -5,7 +5,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::{
     commands::{
         adapters, ask, chat, completions, datasets, demo, events, export, gc, generate, jobs,
-        logits, make_base, policies, prepare, quantize, tokenize, train, up,
+        logits, make_base, policies, prepare, quantize, run, tokenize, train, up,
     },
     settings::Flags,
 };
@@ -46,6 +46,8 @@ pub enum Command {
     Up(up::Up),
     /// Shows everything once on the embedded base: prepare, train, ask, retrain
     Demo(demo::Demo),
+    /// Prepares, trains, evaluates and publishes in one call, for CI
+    Run(run::Run),
     /// Turns records into a data set
     Prepare(prepare::Prepare),
     /// Trains an adapter on a data set
