@@ -77,11 +77,12 @@ mod tests {
     #[test]
     fn every_stage_is_a_case_and_texts_are_escaped() {
         let mut report = Report::new("a&b");
-        let now = futures::executor::block_on;
-        now(report.stage(Stage::Prepare, async { Ok(()) })).unwrap();
-        let failed: Result<(), Error> = now(report.stage(Stage::Train, async {
-            Err(Error::Failed("<火事> & \"smoke\"\u{1}\n".into()))
-        }));
+        let mut reach = |stage, outcome: Result<(), Error>| {
+            futures::executor::block_on(report.stage(stage, std::future::ready(outcome)))
+        };
+        reach(Stage::Prepare, Ok(())).unwrap();
+        let smoke = Error::Failed("<火事> & \"smoke\"\u{1}\n".into());
+        let failed = reach(Stage::Train, Err(smoke));
         report.finish(&failed);
         let xml = xml(&report);
         for part in [
