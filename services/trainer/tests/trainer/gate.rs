@@ -95,7 +95,7 @@ async fn an_adapter_is_measured_beside_the_one_that_is_served() {
     let old = &beside.held_out[1];
     assert_eq!(old.serving_loss, Some(held.loss), "measured as before");
     assert_ne!(old.loss, held.loss);
-    let answers = beside.answers.clone().unwrap();
+    let answers = beside.answers.unwrap();
     assert_eq!(
         (answers.asked, answers.right, answers.serving_right),
         (1, 0, Some(0))
