@@ -31,7 +31,7 @@ use crate::{
 /// Returns what a job's gate decides over its adapter; the event is said each time.
 ///
 /// # Errors
-/// The rows', the engine's, the store's; none for an adapter that does not pass.
+/// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none for an adapter that does not pass.
 pub(crate) async fn evaluate(
     worker: &Worker,
     claim: &Claim,
@@ -45,7 +45,8 @@ pub(crate) async fn evaluate(
     let evaluated = match known.filter(|known| known.generation == generation) {
         Some(known) => known,
         None => {
-            let measured = patiently!(lease, measure(worker, job, gate, lora, generation))?;
+            let measured = measure(worker, claim, job, gate, lora, generation);
+            let measured = measured.await?;
             patiently!(lease, keep(store, &job.id, &measured))?
         }
     };
@@ -88,15 +89,20 @@ async fn keep(store: &Store, job: &JobId, ours: &AdapterEvaluated) -> Result<Ada
 
 async fn measure(
     worker: &Worker,
+    claim: &Claim,
     job: &Job,
     gate: &Gate,
     lora: &Lora,
     generation: &str,
 ) -> Result<AdapterEvaluated> {
-    let (store, request) = (&worker.store, &job.request);
+    let (store, lease, request) = (&worker.store, &claim.lease, &job.request);
     let alias = &request.request.alias;
     let identity = &request.identity;
-    let place = serving::at(store, &worker.aliases, alias, identity, &job.base.config).await?;
+    let config = &job.base.config;
+    let place = patiently!(
+        lease,
+        serving::at(store, &worker.aliases, alias, identity, config)
+    )?;
     let mut evaluated = AdapterEvaluated {
         generation: generation.to_owned(),
         alias: alias.clone(),
@@ -115,16 +121,16 @@ async fn measure(
             return Ok(evaluated);
         }
     };
-    let mut held_out = vec![rows(worker, &identity.dataset).await?];
+    let mut held_out = vec![patiently!(lease, rows(worker, &identity.dataset))?];
     if let Some(serving) = &serving {
         evaluated.serving.clone_from(&serving.manifest.generation);
         let theirs = &serving.manifest.identity.dataset;
         if *theirs != identity.dataset {
-            held_out.extend(rows_if_any(worker, theirs).await?);
+            held_out.extend(patiently!(lease, rows_if_any(worker, theirs))?);
         }
     }
     let asked = match &gate.questions {
-        Some(upload) => questions::read(store, upload).await?,
+        Some(upload) => patiently!(lease, questions::read(store, upload))?,
         None => Vec::new(),
     };
     let base = &request.request.base;
@@ -137,7 +143,7 @@ async fn measure(
         gate: gate.clone(),
         together: job.recipe.batch_size as usize,
     };
-    let (measured, answers) = work.on_thread(held_out).await?;
+    let (measured, answers) = work.on_thread(held_out, claim).await?;
     let Verdict { passed, reason } = gate.judge(&measured, answers.as_ref());
     Ok(AdapterEvaluated {
         passed,
@@ -148,12 +154,12 @@ async fn measure(
     })
 }
 
-/// A data set's validation rows as they come.
+/// A data set's validation rows as they come, and who brings them.
 struct Held {
     dataset: String,
     count: u64,
     rows: Rows,
-    _reader: AbortOnDropHandle<()>,
+    reader: AbortOnDropHandle<()>,
 }
 
 async fn rows(worker: &Worker, digest: &str) -> Result<Held> {
@@ -174,7 +180,7 @@ async fn rows(worker: &Worker, digest: &str) -> Result<Held> {
         dataset: digest.to_owned(),
         count,
         rows,
-        _reader: AbortOnDropHandle::new(tokio::spawn(reading)),
+        reader: AbortOnDropHandle::new(tokio::spawn(reading)),
     })
 }
 
@@ -198,19 +204,42 @@ struct Work {
 }
 
 impl Work {
-    /// Measures on a thread of its own; nobody who waits any more ends it at its next pass.
-    async fn on_thread(self, held_out: Vec<Held>) -> Result<(Vec<HeldOut>, Option<Answers>)> {
+    /// Measures on a thread of its own. When the claim ends, so does the thread, at its next pass; this waits for it.
+    async fn on_thread(
+        self,
+        held_out: Vec<Held>,
+        claim: &Claim,
+    ) -> Result<(Vec<HeldOut>, Option<Answers>)> {
         let stop = Arc::new(AtomicBool::new(false));
-        let _stop_when_dropped = StopOnDrop(Arc::clone(&stop));
-        let span = Span::current();
-        let measuring =
-            tokio::task::spawn_blocking(move || span.in_scope(|| self.measure(held_out, &stop)));
-        measuring.await.map_err(|_| Error::ThreadGone)?
+        let (mut readers, mut sources) = (Vec::new(), Vec::new());
+        for held in held_out {
+            readers.push(held.reader);
+            sources.push((held.dataset, held.count, held.rows));
+        }
+        let (span, stopped) = (Span::current(), Arc::clone(&stop));
+        let mut measuring =
+            tokio::task::spawn_blocking(move || span.in_scope(|| self.measure(sources, &stopped)));
+        let measured = tokio::select! {
+            biased;
+            () = claim.lease.lost() => None,
+            () = claim.lease.cancelled() => None,
+            () = claim.stopper.stopped() => None,
+            measured = &mut measuring => Some(measured),
+        };
+        if let Some(measured) = measured {
+            return measured.map_err(|_| Error::ThreadGone)?;
+        }
+        stop.store(true, Ordering::Relaxed);
+        // Who waits for a row waits no more.
+        drop(readers);
+        // What it measured is nobody's any more.
+        let _ = measuring.await;
+        Err(Error::ThreadGone)
     }
 
     fn measure(
         &self,
-        held_out: Vec<Held>,
+        sources: Vec<(String, u64, Rows)>,
         stop: &AtomicBool,
     ) -> Result<(Vec<HeldOut>, Option<Answers>)> {
         let engine = Engine::new(Arc::clone(&self.base))?;
@@ -223,11 +252,11 @@ impl Work {
             stop,
         };
         let mut losses = Vec::new();
-        for mut held in held_out {
-            let figures = measure.losses(&mut held.rows, held.count, self.together)?;
+        for (dataset, count, mut rows) in sources {
+            let figures = measure.losses(&mut rows, count, self.together)?;
             losses.push(HeldOut {
-                dataset: held.dataset,
-                rows: held.count,
+                dataset,
+                rows: count,
                 loss: figures.new,
                 serving_loss: figures.serving,
             });
@@ -246,13 +275,5 @@ impl Work {
             serving_right: figures.serving,
         };
         Ok((losses, Some(answers)))
-    }
-}
-
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }

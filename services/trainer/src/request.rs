@@ -43,7 +43,7 @@ pub struct Origin {
 pub enum By {
     /// Its trigger: the job is withdrawn if a newer revision comes before it has begun.
     Trigger,
-    /// Somebody who named the policy: the job is done whatever comes.
+    /// Somebody who named the policy, or its trigger for the last time: the job is done whatever comes.
     Request,
 }
 

@@ -16,6 +16,9 @@ use crate::{
     submission::{Checked, Desk},
 };
 
+/// How often a revision's job may be withdrawn: a worker and an api that disagree over what is newer shall not do so for ever.
+const MOST_WITHDRAWN: usize = 8;
+
 /// Decides for policies.
 #[derive(Clone)]
 pub struct Retraining {
@@ -66,6 +69,8 @@ struct Fact {
     fate: Fate,
     /// Its job, or the one that it would have.
     job: JobId,
+    /// Jobs of it that were withdrawn.
+    withdrawn: usize,
 }
 
 impl Retraining {
@@ -150,41 +155,51 @@ impl Retraining {
             if !time.has_come(revision, &named) {
                 continue;
             }
-            let (fate, job) = self.fate(policy, revision).await?;
-            facts.push(Fact {
-                revision,
-                named,
-                fate,
-                job,
-            });
-            if fate == Fate::Trained {
+            let fact = self.fact(policy, revision, named).await?;
+            let trained = fact.fate == Fate::Trained;
+            facts.push(fact);
+            if trained {
                 break;
             }
         }
         Ok(facts)
     }
 
-    /// What has become of a revision, and the job that it would have next.
-    async fn fate(&self, policy: &Policy, revision: u64) -> Result<(Fate, JobId)> {
+    /// What has become of a revision: its first job that was not withdrawn says so.
+    async fn fact(&self, policy: &Policy, revision: u64, named: NameRevision) -> Result<Fact> {
         let (name, version) = (&policy.body.name, policy.version);
         let mut key = format!("policy/{name}/{version}/{revision}");
-        for withdrawn in 1.. {
-            let id = job_id(JobKind::Train, &key)?;
-            match self.jobs.find(&id).await? {
-                None => return Ok((Fate::Untried, id)),
-                Some(job) if is_withdrawn(&job) => {}
-                Some(job) => return Ok((fate_of(job.state()), id)),
-            }
-            key = format!("policy/{name}/{version}/{revision}/{withdrawn}");
+        let mut withdrawn = 0;
+        loop {
+            let job = job_id(JobKind::Train, &key)?;
+            let fate = match self.jobs.find(&job).await? {
+                None => Fate::Untried,
+                Some(found) if is_withdrawn(&found) => {
+                    withdrawn += 1;
+                    key = format!("policy/{name}/{version}/{revision}/{withdrawn}");
+                    continue;
+                }
+                Some(found) => fate_of(found.state()),
+            };
+            return Ok(Fact {
+                revision,
+                named,
+                fate,
+                job,
+                withdrawn,
+            });
         }
-        Err(togi_runtime::Error::internal("there is no end to a revision's jobs").into())
     }
 
     async fn check(&self, policy: &Policy, fact: &Fact) -> Result<Checked> {
         let asked = policy.request(fact.named.dataset.clone());
         let mut checked = self.desk.check(&asked).await?;
         checked.request.request.policy.clone_from(&policy.body.name);
-        checked.request.origin = Some(policy.origin(fact.revision, By::Trigger));
+        let by = match fact.withdrawn < MOST_WITHDRAWN {
+            true => By::Trigger,
+            false => By::Request,
+        };
+        checked.request.origin = Some(policy.origin(fact.revision, by));
         Ok(checked)
     }
 }

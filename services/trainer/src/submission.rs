@@ -106,7 +106,7 @@ impl Desk {
         recipe.check_base(&base.config)?;
         check_fit(&dataset, &base)?;
         if let Some(gate) = &asked.gate {
-            check_held_out(&dataset)?;
+            check_held_out(&asked.dataset, &dataset)?;
             self.check_questions(&Gate::from_proto(gate)?).await?;
         }
         let rows = dataset.rows(Split::Train);
@@ -137,7 +137,8 @@ impl Desk {
     /// field `gate.questions`; the store's.
     pub async fn check_gate(&self, gate: &Gate, dataset: &str) -> Result<()> {
         if let Some((_, named)) = dataset::newest(&self.store, dataset).await? {
-            check_held_out(&dataset::find(&self.store, &named.dataset).await?)?;
+            let manifest = dataset::find(&self.store, &named.dataset).await?;
+            check_held_out(dataset, &manifest)?;
         }
         self.check_questions(gate).await
     }
@@ -225,13 +226,12 @@ pub(crate) fn check_policy_alone(asked: &proto::CreateJobRequest) -> Result<()> 
 }
 
 /// A gate needs rows that are not trained on.
-fn check_held_out(dataset: &DatasetManifest) -> Result<()> {
-    if dataset.rows(Split::Validation) > 0 {
+fn check_held_out(name: &str, manifest: &DatasetManifest) -> Result<()> {
+    if manifest.rows(Split::Validation) > 0 {
         return Ok(());
     }
     let reason = format!(
-        "{} has no validation rows, on which the gate measures; prepare it with a validation_share",
-        dataset.dataset
+        "{name:?} has no validation rows, on which the gate measures; prepare it with a validation_share"
     );
     Err(Error::unfit("dataset", reason))
 }

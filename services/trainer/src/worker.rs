@@ -148,12 +148,10 @@ impl Worker {
             let span = info_span!("evaluate", job = %job.id, generation);
             let lora = &state.lora;
             let evaluating = evaluation::evaluate(self, claim, job, &gate, lora, &generation);
-            let evaluated = tokio::select! {
-                biased;
-                () = lease.lost() => return Ok(Ended::Lost),
-                () = lease.cancelled() => return Ok(Ended::Cancelled),
-                () = claim.stopper.stopped() => return Ok(Ended::Stopped),
-                evaluated = evaluating.instrument(span) => evaluated?,
+            let evaluated = match evaluating.instrument(span).await {
+                Err(_) if claim.stopper.is_stopped() => return Ok(Ended::Stopped),
+                Err(_) if lease.is_cancelled() => return Ok(Ended::Cancelled),
+                evaluated => evaluated?,
             };
             if !evaluated.passed {
                 let reason = evaluated.reason;

@@ -179,6 +179,36 @@ async fn the_first_decision_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_that_is_stopped_is_done_by_the_next_worker() {
+    let system = System::start();
+    let process = system.process("one").await;
+    process.prepare_held_out("questions", RECORDS).await;
+    // Enough of them that it is told to stop in the middle.
+    let questions = process.upload(&NEVER.repeat(4000)).await;
+    let published = [EventKind::AdapterPublished];
+    let bus = &process.context.bus;
+    let mut said = bus.events(&published, Start::New).await.unwrap();
+    let asked = gated(Gate {
+        questions,
+        ..lenient()
+    });
+    let id = process.create(asked).await;
+    said.next().await.unwrap();
+    process.stop().await;
+    let api = system.process_as("api", togi_trainer::Role::Api).await;
+    let waiting = api.job(&id).await;
+    assert_eq!((waiting.state(), waiting.attempts), (JobState::Queued, 0));
+    api.stop().await;
+    let back = system.process("back").await;
+    let (_, job) = back.watch(&id, 1, usize::MAX).await;
+    assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
+    let asked = GetJobRequest { job: id };
+    let shown = back.trainer().get_job(asked).await.unwrap().into_inner();
+    assert_eq!(shown.evaluation.unwrap().answers.unwrap().asked, 4000);
+    back.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_cannot_be_measured_is_refused_by_name() {
     let system = System::start();
     let process = system.process("one").await;
