@@ -225,7 +225,9 @@ async fn a_job_that_memory_does_not_hold_is_refused_with_the_plan() {
     .await;
     assert_eq!(class, Class::ResourceExhausted);
     for part in [
+        "of cpu's memory",
         "1000000 are available",
+        "recipe.batch_size ",
         "weights ",
         "lora ",
         "optimizer ",
