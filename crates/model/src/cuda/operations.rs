@@ -295,7 +295,8 @@ impl Ops for Cuda {
             logits.columns.into(),
             factor.into(),
         ];
-        let kernel = self.kernel("cross_entropy", logits.element, None);
+        let eights = logits.by_eights();
+        let kernel = self.kernel("cross_entropy", logits.element, Some(eights));
         self.launch(&kernel, (targets.len(), 1), 512, &args)?;
         let args = [
             sum.0.address.into(),

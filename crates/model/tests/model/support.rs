@@ -116,6 +116,7 @@ pub(crate) fn has_card() -> bool {
 }
 
 /// Runs a test on the first card, if there is one.
+#[cfg(feature = "cuda")]
 pub(crate) fn on_the_card(float: Float, test: impl FnOnce(&On)) {
     if has_card() {
         test(&On::card(float));
