@@ -35,8 +35,7 @@ bench:
 	tools/bench
 
 test-gpu:
-	TOGI_NEEDS_CUDA=1 $(CARGO) test --package togi-model --features cuda --test model -- device::
+	TOGI_NEEDS_CUDA=1 $(CARGO) test --package togi-model --features cuda --test model
 
 bench-gpu:
-	$(CARGO) bench --package togi-model --features cuda --bench card -- bf16 40 --profile
-	$(CARGO) bench --package togi-model --features cuda --bench card -- nf4 20
+	tools/bench-gpu

@@ -1,7 +1,9 @@
 //! The frozen base: a Hugging Face folder's weights by name, checked against its configuration, and its digest.
 
 mod bitsandbytes;
+mod digest;
 mod folder;
+pub(crate) mod held;
 mod merge;
 mod quantize;
 mod random;
@@ -18,7 +20,9 @@ use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::precision::Precision;
 use crate::weight::Weight;
+use digest::Digest;
 use folder::Folder;
+use held::Held;
 pub use merge::write_merged;
 pub use quantize::{quantized_as, write_quantized};
 pub use random::{Buffers, Random};
@@ -35,9 +39,9 @@ const HEAD_IN_MEMORY: &str = "lm_head.weight";
 /// A base: configuration and weights.
 pub struct Base {
     config: Config,
-    weights: BTreeMap<String, Weight>,
+    tensors: BTreeMap<String, Held>,
     tokenizer: Option<Vec<u8>>,
-    digest: String,
+    digest: Digest,
     precision: Precision,
 }
 
@@ -63,19 +67,35 @@ impl Base {
     /// # Errors
     /// As [`Base::load`]; [`Error::Precision`] if this build cannot hold a base so, or the folder is quantized otherwise.
     pub fn load_as(dir: &Path, precision: Precision) -> Result<Self> {
+        let mut base = Self::open(dir, precision)?;
+        let tensors = std::mem::take(&mut base.tensors).into_iter();
+        base.tensors = tensors
+            .map(|(name, held)| Ok((name, held.here()?)))
+            .collect::<Result<_>>()?;
+        base.digest.value();
+        Ok(base)
+    }
+
+    /// [`Base::load_as`] without reading values, but for those of quantized folders and of `pytorch_model.bin`: each tensor stays
+    /// in its mapped file, which must not change, until somebody needs it. A card's engine then brings it from there straight
+    /// into its form; for all others [`Base::weight`] does, once.
+    ///
+    /// # Errors
+    /// As [`Base::load_as`], but for values: whoever needs one that is not finite or does not fit gets that error.
+    pub fn open(dir: &Path, precision: Precision) -> Result<Self> {
         let Folder {
             config,
             tensors,
             digest,
             ..
-        } = Folder::load(dir, precision)?;
+        } = Folder::open(dir, precision)?;
         let tokenizer = tokenizer_file(dir);
         let tokenizer = tokenizer.map(|path| read::file(&path)).transpose()?;
         Ok(Self {
             config,
-            weights: tensors
+            tensors: tensors
                 .into_iter()
-                .map(|(name, tensor)| (name, tensor.weight))
+                .map(|(name, tensor)| (name, tensor.held))
                 .collect(),
             tokenizer,
             digest,
@@ -93,15 +113,15 @@ impl Base {
         mut make: impl FnMut(&str, &[usize]) -> Result<Weight>,
     ) -> Result<Self> {
         config.validate()?;
-        let weights = shapes(&config)
+        let tensors = shapes(&config)
             .into_iter()
-            .map(|(name, shape)| make(&name, &shape).map(|weight| (name, weight)))
+            .map(|(name, shape)| Ok((name.clone(), Held::Here(make(&name, &shape)?))))
             .collect::<Result<_>>()?;
         Ok(Self {
             config,
-            weights,
+            tensors,
             tokenizer: None,
-            digest: String::new(),
+            digest: Digest::none(),
             precision,
         })
     }
@@ -126,10 +146,10 @@ impl Base {
 
     /// SHA-256 (hex) of the lines `<sha-256 of the file, hex>  <file name>\n` of `config.json` and of every weight file,
     /// sorted by file name: what `sha256sum` prints. An index file is not part of it, nor is the tokenizer, which has a
-    /// digest of its own.
+    /// digest of its own. Waits for the threads that make it, of a base that was just opened.
     #[must_use]
     pub fn digest(&self) -> &str {
-        &self.digest
+        self.digest.value()
     }
 
     /// Values in all tensors.
@@ -141,37 +161,41 @@ impl Base {
     /// A tensor that is held in full, f32 on the CPU: for oracles and inspection.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        match self.weights.get(name)? {
-            Weight::Full(tensor) => Some(tensor),
-            Weight::Nf4(_) | Weight::Int8(_) => None,
+        match self.weight(name) {
+            Ok(Weight::Full(tensor)) => Some(tensor),
+            _ => None,
         }
     }
 
-    /// A tensor as it is held.
+    /// A tensor in its form.
     ///
     /// # Errors
-    /// [`Error::Missing`]: the base has none of that name.
+    /// [`Error::Missing`]: the base has none of that name. Of a base that was only opened: its values are not finite or do not fit.
     pub fn weight(&self, name: &str) -> Result<&Weight> {
-        let weight = self.weights.get(name);
-        weight.ok_or_else(|| Error::Missing(name.to_owned()))
+        self.held(name)?.weight()
     }
 
-    /// What the tensors take where a float has so many bytes.
+    pub(crate) fn held(&self, name: &str) -> Result<&Held> {
+        let held = self.tensors.get(name);
+        held.ok_or_else(|| Error::Missing(name.to_owned()))
+    }
+
+    /// What the tensors take on a card whose floats have so many bytes.
     #[cfg(feature = "cuda")]
     pub(crate) fn device_bytes(&self, float_bytes: u64) -> u64 {
-        let bytes = |weight: &Weight| match weight {
-            Weight::Full(tensor) => tensor.elem_count() as u64 * float_bytes,
-            packed => packed.bytes() as u64,
-        };
-        self.weights.values().map(bytes).sum()
+        let tensors = self.tensors.values();
+        tensors.map(|held| held.device_bytes(float_bytes)).sum()
+    }
+
+    /// How many tensors there are.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tensors(&self) -> usize {
+        self.tensors.len()
     }
 
     /// A tensor that is held in full on a device, vectors as one row.
     pub(crate) fn array<O: Ops>(&self, ops: &O, name: &str) -> Result<O::Array> {
-        let tensor = self
-            .tensor(name)
-            .ok_or_else(|| Error::Missing(name.to_owned()))?;
-        ops.adopt(tensor)
+        ops.adopt(self.held(name)?)
     }
 }
 

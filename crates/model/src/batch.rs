@@ -1,5 +1,8 @@
 //! What one call of the engine trains on: records packed end to end, without padding.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -128,6 +131,30 @@ impl Batch {
         Ok(())
     }
 
+    /// The batch as parts that are each taken in one pass: see [`passes`].
+    pub(crate) fn parts(&self, at_once: usize) -> Vec<Cow<'_, Self>> {
+        let lengths = self.starts.windows(2);
+        let lengths: Vec<usize> = lengths.map(|pair| (pair[1] - pair[0]) as usize).collect();
+        let passes = passes(&lengths, at_once);
+        if passes.len() <= 1 {
+            return vec![Cow::Borrowed(self)];
+        }
+        let part = |records: &Range<usize>| Cow::Owned(self.part(records));
+        passes.iter().map(part).collect()
+    }
+
+    fn part(&self, records: &Range<usize>) -> Self {
+        let starts = &self.starts[records.start..=records.end];
+        let first = starts[0];
+        let tokens = first as usize..starts[starts.len() - 1] as usize;
+        Self {
+            ids: self.ids[tokens.clone()].to_vec(),
+            labels: self.labels[tokens].to_vec(),
+            starts: starts.iter().map(|start| start - first).collect(),
+            slots: self.slots[records.clone()].to_vec(),
+        }
+    }
+
     /// The rows whose output predicts a learned target, with that target: a label counts at the position before it, and
     /// never across records.
     pub(crate) fn targets(&self) -> (Vec<u32>, Vec<u32>) {
@@ -144,6 +171,39 @@ impl Batch {
     }
 }
 
+/// Splits records of these lengths into as few passes of about the same size as keep each within `at_once` tokens; a record that is
+/// longer is a pass of its own. Depends on the lengths alone, so that it repeats.
+#[must_use]
+pub fn passes(lengths: &[usize], at_once: usize) -> Vec<Range<usize>> {
+    let total: usize = lengths.iter().sum();
+    let mut count = total.div_ceil(at_once.max(1)).max(1);
+    loop {
+        let passes = split(lengths, total, count);
+        let fits = |records: &Range<usize>| {
+            records.len() == 1 || lengths[records.clone()].iter().sum::<usize>() <= at_once
+        };
+        if passes.iter().all(fits) {
+            return passes;
+        }
+        count += 1;
+    }
+}
+
+/// `count` passes, some of them perhaps without a record and left out: a record is in the one that its middle falls into.
+fn split(lengths: &[usize], total: usize, count: usize) -> Vec<Range<usize>> {
+    let mut passes: Vec<Range<usize>> = Vec::new();
+    let (mut start, mut last) = (0, usize::MAX);
+    for (record, length) in lengths.iter().enumerate() {
+        let pass = (2 * start + length) * count / (2 * total).max(1);
+        match passes.last_mut() {
+            Some(records) if pass == last => records.end = record + 1,
+            _ => passes.push(record..record + 1),
+        }
+        (start, last) = (start + length, pass);
+    }
+    passes
+}
+
 pub(crate) fn check_ids(ids: &[u32], config: &Config) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
         Some(id) => Err(Error::Input(format!(
@@ -151,5 +211,54 @@ pub(crate) fn check_ids(ids: &[u32], config: &Config) -> Result<()> {
             config.vocab_size
         ))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_are_within_the_limit_and_of_about_the_same_size() {
+        let sizes = |lengths: &[usize], at_once| -> Vec<usize> {
+            let passes = passes(lengths, at_once);
+            let records: Vec<usize> = passes.iter().flat_map(Clone::clone).collect();
+            assert!(records.into_iter().eq(0..lengths.len()), "each record once");
+            let size = |records: &Range<usize>| lengths[records.clone()].iter().sum();
+            passes.iter().map(size).collect()
+        };
+        assert_eq!(sizes(&[5, 3, 4], 12), [12]);
+        assert_eq!(sizes(&[5, 3, 4], usize::MAX), [12]);
+        assert_eq!(sizes(&[1; 13], 12), [6, 7]);
+        assert_eq!(sizes(&[512; 32], 8192), [8192, 8192]);
+        // A record that is longer than the limit is alone, and nothing is lost beside it.
+        assert_eq!(sizes(&[2, 30, 2, 2], 8), [2, 30, 4]);
+        assert_eq!(sizes(&[9, 9, 9], 1), [9, 9, 9]);
+        assert!(sizes(&[], 8).is_empty());
+        let lengths: Vec<usize> = (0..64).map(|i| i * 37 % 101 + 1).collect();
+        for at_once in 101..700 {
+            let sizes = sizes(&lengths, at_once);
+            assert!(sizes.iter().all(|&size| size <= at_once), "{at_once}");
+        }
+    }
+
+    #[test]
+    fn parts_hold_what_the_batch_holds() {
+        let mut batch = Batch::new();
+        for (slot, length) in [3_u32, 1, 4, 2].into_iter().enumerate() {
+            let ids: Vec<u32> = (0..length).map(|id| 10 * slot as u32 + id).collect();
+            let labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+            batch.push(&ids, &labels, slot as u32);
+        }
+        assert_eq!(batch.parts(10), [Cow::Borrowed(&batch)]);
+        let mut again = Batch::new();
+        for part in batch.parts(5) {
+            assert!(part.tokens() <= 5);
+            for (pair, &slot) in part.starts.windows(2).zip(&part.slots) {
+                let tokens = pair[0] as usize..pair[1] as usize;
+                again.push(&part.ids[tokens.clone()], &part.labels[tokens], slot);
+            }
+        }
+        assert_eq!(again, batch);
     }
 }

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
+use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
@@ -63,16 +64,17 @@ impl Ops for Cpu {
         Ok(Tensor::from_slice(values, (rows, columns), &Device::Cpu)?)
     }
 
-    fn adopt(&self, weight: &Tensor) -> Result<Tensor> {
-        if weight.rank() == 1 {
-            Ok(weight.unsqueeze(0)?)
+    fn adopt(&self, tensor: &Held) -> Result<Tensor> {
+        let tensor = tensor.weight()?.dequantized()?;
+        if tensor.rank() == 1 {
+            Ok(tensor.unsqueeze(0)?)
         } else {
-            Ok(weight.clone())
+            Ok(tensor)
         }
     }
 
-    fn freeze(&self, weight: &Weight) -> Result<Weight> {
-        Ok(weight.clone())
+    fn freeze(&self, weight: &Held) -> Result<Weight> {
+        Ok(weight.weight()?.clone())
     }
 
     fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Layout> {
@@ -146,22 +148,34 @@ impl Ops for Cpu {
         Ok(y)
     }
 
-    fn frozen_linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
-        frozen::linear(x, w, bias)
+    fn frozen_linear(
+        &self,
+        x: &Tensor,
+        w: &Weight,
+        bias: Option<&Tensor>,
+        plus: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let y = frozen::linear(x, w, bias)?;
+        if let Some(plus) = plus {
+            add_scaled(&y, 0, plus, 1.0)?;
+        }
+        Ok(y)
     }
 
     fn frozen_product(&self, dy: &Tensor, w: &Weight) -> Result<Tensor> {
         frozen::product(dy, w)
     }
 
-    fn add_scaled(&self, y: &Tensor, first: usize, x: &Tensor, scale: f32) -> Result<()> {
-        let (columns, x) = (columns(x), read(x)?);
-        write(y, |y| {
-            let y = &mut y[first * columns..][..x.len()];
-            rows::each(y, columns, |row, y| {
-                kernels::add_scaled(y, &x[row * columns..][..columns], scale)
-            });
-        })
+    fn shrink(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        mask: Option<(&Mask, &Layout)>,
+    ) -> Result<(Tensor, Tensor)> {
+        let masked = mask.map(|mask| masked(x, mask)).transpose()?;
+        let input = masked.unwrap_or_else(|| x.clone());
+        let shrunk = self.linear(&input, a, None)?;
+        Ok((input, shrunk))
     }
 
     fn add_linear(
@@ -172,7 +186,7 @@ impl Ops for Cpu {
         w: &Tensor,
         scale: f32,
     ) -> Result<()> {
-        self.add_scaled(y, first, &self.linear(x, w, None)?, scale)
+        add_scaled(y, first, &self.linear(x, w, None)?, scale)
     }
 
     fn add_product(
@@ -184,10 +198,10 @@ impl Ops for Cpu {
         mask: Option<(&Mask, &Layout)>,
     ) -> Result<()> {
         let mut product = self.product(a, b)?;
-        if let Some((mask, layout)) = mask {
-            product = self.dropout(&product, mask, layout)?;
+        if let Some(mask) = mask {
+            product = masked(&product, mask)?;
         }
-        self.add_scaled(y, 0, &product, scale)
+        add_scaled(y, 0, &product, scale)
     }
 
     fn add_gradient(
@@ -200,15 +214,6 @@ impl Ops for Cpu {
         let product = a.t()?.matmul(b)?;
         kernels::add_scaled(&mut out[range], &read(&product)?, scale);
         Ok(())
-    }
-
-    fn dropout(&self, x: &Tensor, mask: &Mask, layout: &Layout) -> Result<Tensor> {
-        let columns = columns(x);
-        let mut out = read(x)?.to_vec();
-        rows::each(&mut out, columns, |row, values| {
-            mask.apply(layout.places[row], values);
-        });
-        matrix(out, columns)
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
@@ -269,11 +274,11 @@ impl Ops for Cpu {
 
     fn attention(
         &self,
-        qkv: &Tensor,
+        qkv: Tensor,
         heads: &Heads<Tensor>,
         layout: &Layout,
     ) -> Result<Attended<Tensor>> {
-        attention::forward(qkv, heads, &layout.spans)
+        attention::forward(&qkv, heads, &layout.spans)
     }
 
     fn attention_cached(
@@ -309,12 +314,18 @@ impl Ops for Cpu {
         Ok(*sum)
     }
 
-    fn cross_entropy(&self, sum: &mut f64, logits: &Tensor, targets: &[u32]) -> Result<()> {
+    fn cross_entropy(
+        &self,
+        sum: &mut f64,
+        logits: &Tensor,
+        targets: &[u32],
+        factor: f32,
+    ) -> Result<()> {
         let columns = columns(logits);
         let mut losses = vec![0.0; targets.len()];
         write(logits, |logits| {
             rows::each_with(logits, &mut losses, (columns, 1), |row, logits, loss| {
-                loss[0] = kernels::cross_entropy(logits, targets[row] as usize);
+                loss[0] = kernels::cross_entropy(logits, targets[row] as usize, factor);
             });
         })?;
         // One order, in f64.
@@ -361,4 +372,25 @@ impl Ops for Cpu {
         coefficients.apply(values, gradients, (first, second));
         Ok(())
     }
+}
+
+/// `y[first..] += scale × x`
+fn add_scaled(y: &Tensor, first: usize, x: &Tensor, scale: f32) -> Result<()> {
+    let (columns, x) = (columns(x), read(x)?);
+    write(y, |y| {
+        let y = &mut y[first * columns..][..x.len()];
+        rows::each(y, columns, |row, y| {
+            kernels::add_scaled(y, &x[row * columns..][..columns], scale)
+        });
+    })
+}
+
+/// A masked, scaled copy.
+fn masked(x: &Tensor, (mask, layout): (&Mask, &Layout)) -> Result<Tensor> {
+    let columns = columns(x);
+    let mut out = read(x)?.to_vec();
+    rows::each(&mut out, columns, |row, values| {
+        mask.apply(layout.places[row], values);
+    });
+    matrix(out, columns)
 }

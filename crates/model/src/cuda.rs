@@ -1,4 +1,4 @@
-//! A graphics card of NVIDIA: matrices of bf16 or f32 in its memory, products by cuBLASLt, kernels of our own for the rest.
+//! A graphics card of NVIDIA: matrices of f32, bf16 or f16 in its memory, products by cuBLASLt, kernels of our own for the rest.
 //!
 //! Everything runs in one stream, in the order in which it is asked for, and the host waits only to read. Libraries are looked
 //! up at run time. No kernel adds floats in an order that depends on timing, so that a pass repeats bit for bit.
@@ -7,10 +7,14 @@
 
 mod array;
 mod card;
+mod fp8;
 mod frozen;
 mod heads;
 mod launch;
+mod loading;
 mod measure;
+mod narrow;
+mod opened;
 mod operations;
 mod products;
 
@@ -20,11 +24,11 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
 use crate::base::Base;
-use crate::dropout::Mask;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
-use heads::Layout;
+use loading::{Loading, Pinned};
+pub(crate) use opened::Opened;
 use products::{Product, Products};
 
 /// A card's operations.
@@ -36,6 +40,10 @@ pub(crate) struct Cuda {
     element: Element,
     /// None if nobody measures.
     measured: Mutex<Option<Vec<measure::Measured>>>,
+    /// None once the base is there.
+    loading: Mutex<Option<Loading>>,
+    /// None if nobody wants the products once more.
+    kept: Mutex<Option<Vec<measure::Kept>>>,
 }
 
 /// A buffer of f32 values.
@@ -47,28 +55,39 @@ pub(crate) struct Sum(Buffer<f64>);
 impl Cuda {
     /// A card for a base, with activations of a type.
     pub(crate) fn new(ordinal: usize, float: Float, base: &Base) -> Result<Self> {
-        let element = match float {
-            Float::F32 => Element::F32,
-            Float::Bf16 => Element::Bf16,
-            Float::Fp16 => {
-                let reason = "computes in bf16 or f32, not in fp16";
-                return Err(Error::device(card::name(ordinal), reason));
-            }
-        };
+        let element = Element::of(float);
         let context = card::open(ordinal)?;
+        opened::give_back(&context).map_err(|error| failed(ordinal, &error))?;
+        card::check_precision(&context, base.precision())?;
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
-        let functions = launch::compile(&context)?;
+        // It takes time to get memory pinned, and more to compile.
+        let (pinned, functions) = std::thread::scope(|scope| {
+            let pinned = scope.spawn(|| Pinned::new(&context));
+            let functions = launch::compile(&context);
+            (pinned.join(), functions)
+        });
+        let pinned = pinned.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let pinned = pinned.map_err(|error| failed(ordinal, &error))?;
         let workspace = stream.alloc_zeros::<u8>(Products::WORKSPACE);
         let workspace = workspace.map_err(|error| failed(ordinal, &error))?;
-        Ok(Self {
-            functions,
+        let cuda = Self {
+            functions: functions?,
             products: Products::new(Buffer::of(workspace, &stream))?,
             context,
             stream,
             element,
             measured: Mutex::new(None),
-        })
+            loading: Mutex::new(None),
+            kept: Mutex::new(None),
+        };
+        cuda.start_loading(pinned, base.tensors())?;
+        Ok(cuda)
+    }
+
+    /// Counts the most memory in use from now on.
+    pub(crate) fn forget_peak(&self) -> Result<()> {
+        self.check(opened::forget_most(&self.context))
     }
 
     fn check<T>(&self, done: std::result::Result<T, DriverError>) -> Result<T> {
@@ -101,12 +120,13 @@ impl Cuda {
         self.launch_values(&kernel, if eights { count / 8 } else { count }, args)
     }
 
-    /// `out = scale × x wᵀ + keep × out (+ bias)`
+    /// `out = scale × x wᵀ (+ bias) (+ plus)`
     fn linear_into(
         &self,
-        out: (&Array, f32),
+        out: &Array,
         (x, w): (&Array, &Array),
         bias: Option<&Array>,
+        plus: Option<&Array>,
         scale: f32,
     ) -> Result<()> {
         self.multiply(&Product {
@@ -114,49 +134,35 @@ impl Cuda {
             b: x,
             transposed: [true, false],
             sizes: [w.rows, x.rows, x.columns],
-            result: out.0.address(),
-            result_element: out.0.element,
+            result: out.address(),
+            result_element: out.element,
             scale,
-            keep: out.1,
+            plus: plus.map(Array::address),
             bias,
+            scales: None,
         })
     }
 
-    /// `out = scale × a b + keep × out`
-    fn product_into(&self, out: (&Array, f32), (a, b): (&Array, &Array), scale: f32) -> Result<()> {
+    /// `out = scale × a b (+ plus)`
+    fn product_into(
+        &self,
+        out: &Array,
+        (a, b): (&Array, &Array),
+        plus: Option<&Array>,
+        scale: f32,
+    ) -> Result<()> {
         self.multiply(&Product {
             a: b,
             b: a,
             transposed: [false, false],
             sizes: [b.columns, a.rows, a.columns],
-            result: out.0.address(),
-            result_element: out.0.element,
+            result: out.address(),
+            result_element: out.element,
             scale,
-            keep: out.1,
+            plus: plus.map(Array::address),
             bias: None,
+            scales: None,
         })
-    }
-
-    fn masked(
-        &self,
-        out: &Array,
-        base: Option<&Array>,
-        x: &Array,
-        mask: &Mask,
-        layout: &Layout,
-    ) -> Result<()> {
-        let args = [
-            out.into(),
-            base.map_or(0_u64.into(), Into::into),
-            x.into(),
-            layout.places.address.into(),
-            mask.key.into(),
-            mask.threshold.into(),
-            mask.scale.into(),
-            x.columns.into(),
-            x.len().into(),
-        ];
-        self.by_values("dropout", &[x, out, base.unwrap_or(x)], x.len(), &args)
     }
 }
 

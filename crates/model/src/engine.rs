@@ -4,6 +4,7 @@ mod passes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::base::Base;
 use crate::batch::{self, Batch, WindowLoss};
@@ -11,36 +12,25 @@ use crate::config::Config;
 use crate::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
+#[cfg(not(feature = "cuda"))]
+use crate::device::not_built;
+use crate::device::{Device, tokens_at_once};
 use crate::error::{Error, Result};
-use crate::float::Float;
 use crate::lora::Lora;
 use crate::network::{Factors, Network};
 use crate::ops::Ops;
 use passes::Share;
 
-/// Where an engine computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// On the processor, in f32.
-    Cpu,
-    /// On a graphics card of NVIDIA.
-    Cuda {
-        /// The card's number.
-        ordinal: usize,
-        /// The type of activations and of weights that are not quantized: bf16, or f32.
-        float: Float,
-    },
-}
-
 /// A base that computes. It is `Send + Sync`; one thread should own it, because a pass uses every core.
 pub struct Engine {
     base: Arc<Base>,
     networks: Networks,
+    loaded_in: Duration,
 }
 
 /// The network on one of the devices.
 pub(crate) enum Networks {
-    Cpu(Network<Cpu>),
+    Cpu(Box<Network<Cpu>>),
     #[cfg(feature = "cuda")]
     Cuda(Box<Network<Cuda>>),
 }
@@ -67,6 +57,10 @@ enum Caches {
     #[cfg(feature = "cuda")]
     Cuda(<Cuda as Ops>::Cache),
 }
+
+/// Whether every device repeats a pass bit for bit: no kernel adds in an order that depends on timing. One that did would be named
+/// here.
+pub const BIT_EXACT: bool = true;
 
 /// Counts and milliseconds by what took them.
 pub type Profile = BTreeMap<String, (usize, f64)>;
@@ -116,29 +110,71 @@ impl Engine {
         Self::on(base, Device::Cpu)
     }
 
-    /// An engine over a base, on a device.
+    /// An engine over a base, on a device. Linear weights are there in the base's precision; a card's `float` is the type of
+    /// activations and of everything that is not quantized, and is usually the precision's own: f32 for f32, fp16 for fp16 (whose
+    /// training scales its losses), and bf16 for all others.
     ///
     /// # Errors
-    /// As [`Engine::new`]; [`Error::Device`] if there is no such device, or it cannot take the base.
+    /// As [`Engine::new`]; [`Error::Device`] if there is no such device, or it cannot take the base. Of a base that was only
+    /// opened: one of its tensors has values that are not finite or do not fit.
     pub fn on(base: Arc<Base>, device: Device) -> Result<Self> {
-        let networks = match device {
-            Device::Cpu => Networks::Cpu(Network::new(Cpu, &base)?),
+        let at_once = tokens_at_once(device, base.precision());
+        let (networks, began) = match device {
+            Device::Cpu => {
+                let began = Instant::now();
+                let network = Network::new(Cpu, &base, at_once)?;
+                (Networks::Cpu(Box::new(network)), began)
+            }
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal, float } => {
                 let cuda = Cuda::new(ordinal, float, &base)?;
-                Networks::Cuda(Box::new(Network::new(cuda, &base)?))
+                let began = Instant::now();
+                let network = Network::new(cuda, &base, at_once)?;
+                (Networks::Cuda(Box::new(network)), began)
             }
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda { .. } => {
-                let reason = "this build has none; the feature `cuda` brings it";
-                return Err(Error::device("cuda", reason));
-            }
+            Device::Cuda { ordinal, .. } => return Err(not_built(ordinal)),
         };
-        Ok(Self { base, networks })
+        Ok(Self {
+            base,
+            networks,
+            loaded_in: began.elapsed(),
+        })
+    }
+
+    /// The time from a device that was ready to a base that was on it.
+    #[must_use]
+    pub fn loaded_in(&self) -> Duration {
+        self.loaded_in
+    }
+
+    /// Seconds that so many bytes take from pinned memory to the engine's card and nothing else, as loading is measured by; 0 on
+    /// the CPU.
+    ///
+    /// # Errors
+    /// The device's.
+    #[cfg(feature = "cuda")]
+    pub fn copy_plainly(&self, bytes: usize) -> Result<f64> {
+        match &self.networks {
+            Networks::Cpu(_) => Ok(0.0),
+            Networks::Cuda(network) => network.ops().copy_plainly(bytes),
+        }
     }
 
     pub(crate) fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// Counts the most memory that the engine's card has lent out from now on.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn forget_peak(&self) -> Result<()> {
+        match &self.networks {
+            Networks::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Networks::Cuda(network) => network.ops().forget_peak(),
+        }
     }
 
     /// Bytes that the engine's card has lent out at most so far, and bytes that it has; none of the CPU.
@@ -166,6 +202,23 @@ impl Engine {
                 let measured = network.ops().stop_measuring()?;
                 done.map(|()| measured)
             }
+        }
+    }
+
+    /// Runs `work`, then its wide matrix products alone, on the same inputs, `rounds` times: how many they are, and the
+    /// milliseconds of a round; none on the CPU. Takes the memory of all inputs.
+    ///
+    /// # Errors
+    /// Those of `work`; the device's.
+    #[cfg(feature = "cuda")]
+    pub fn products_alone(
+        &self,
+        rounds: usize,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<(usize, f64)> {
+        match &self.networks {
+            Networks::Cpu(_) => work().map(|()| (0, 0.0)),
+            Networks::Cuda(network) => network.ops().products_alone(rounds, work),
         }
     }
 

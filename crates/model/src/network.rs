@@ -24,6 +24,8 @@ pub(crate) struct Network<O: Ops> {
     heads: Heads<O::Array>,
     final_norm: Norm<O::Array>,
     head: O::Array,
+    /// Tokens that training takes in one pass.
+    at_once: usize,
 }
 
 /// Rows that run with one adapter.
@@ -58,8 +60,8 @@ impl<A> Tape<A> {
 }
 
 impl<O: Ops> Network<O> {
-    /// Brings a base onto the device.
-    pub(crate) fn new(ops: O, base: &Base) -> Result<Self> {
+    /// Brings a base onto the device; training takes `at_once` tokens in one pass.
+    pub(crate) fn new(ops: O, base: &Base, at_once: usize) -> Result<Self> {
         let config = base.config().clone();
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| Block::new(&ops, base, layer))
@@ -69,19 +71,26 @@ impl<O: Ops> Network<O> {
         } else {
             "embed_out.weight"
         };
-        Ok(Self {
+        let network = Self {
             embedding: base.array(&ops, "gpt_neox.embed_in.weight")?,
             blocks,
             heads: heads(&ops, &config)?,
             final_norm: Norm::new(&ops, base, "gpt_neox.final_layer_norm")?,
             head: base.array(&ops, head)?,
+            at_once,
             config,
             ops,
-        })
+        };
+        network.ops.loaded()?;
+        Ok(network)
     }
 
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    pub(crate) fn at_once(&self) -> usize {
+        self.at_once
     }
 
     pub(crate) fn ops(&self) -> &O {
@@ -165,19 +174,20 @@ impl<O: Ops> Network<O> {
         for (rows, targets) in self.parts(rows, targets) {
             let x = self.ops.gather(hidden, rows)?;
             let logits = self.project(&x)?;
-            self.ops.cross_entropy(&mut sum, &logits, targets)?;
+            self.ops.cross_entropy(&mut sum, &logits, targets, 1.0)?;
         }
         self.ops.read_sum(&sum)
     }
 
-    /// [`Network::loss`] and its gradient with respect to the residual stream of `total` rows. Rows that predict nothing
-    /// that is learned never meet the head.
+    /// [`Network::loss`] and `factor` times its gradient with respect to the residual stream of `total` rows. Rows that predict
+    /// nothing that is learned never meet the head.
     pub(crate) fn loss_with_gradient(
         &self,
         hidden: &O::Array,
         total: usize,
         rows: &[u32],
         targets: &[u32],
+        factor: f32,
     ) -> Result<(O::Sum, O::Array)> {
         let width = self.config.hidden_size;
         let d_hidden = self.ops.zeros(total, width)?;
@@ -185,7 +195,7 @@ impl<O: Ops> Network<O> {
         for (rows, targets) in self.parts(rows, targets) {
             let x = self.ops.gather(hidden, rows)?;
             let logits = self.project(&x)?;
-            self.ops.cross_entropy(&mut sum, &logits, targets)?;
+            self.ops.cross_entropy(&mut sum, &logits, targets, factor)?;
             let d_normed = self.ops.product(&logits, &self.head)?;
             let dx = self.ops.zeros(rows.len(), width)?;
             self.ops

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
+use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::optim::Coefficients;
-use crate::weight::Weight;
 
 /// Rows of one sequence in a pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,7 +50,7 @@ pub(crate) struct Norm<A> {
 /// What attention's backward needs of its forward.
 #[derive(Clone, Debug)]
 pub(crate) struct Attended<A> {
-    /// Turned queries, turned keys, values: (3, heads, rows, dim).
+    /// Turned queries, turned keys, values, in the device's order.
     pub(crate) parts: A,
     /// Log of each row's sum of exponentials: (heads, rows).
     pub(crate) log_sums: A,
@@ -80,12 +80,24 @@ pub(crate) trait Ops: Send + Sync {
     /// Logits that the loss holds at once; more learned rows than fit are taken in parts.
     const LOGITS_AT_ONCE: usize;
 
+    /// Whether gradients are held in a type that is too narrow for them unless the loss is scaled.
+    fn scales_loss(&self) -> bool {
+        false
+    }
+
     /// Copies to the device.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Self::Array>;
-    /// A loaded weight on the device, shared where it already is there; a vector becomes one row.
-    fn adopt(&self, weight: &candle_core::Tensor) -> Result<Self::Array>;
-    /// A loaded weight of a linear layer on the device, shared where it already is there.
-    fn freeze(&self, weight: &Weight) -> Result<Self::Weight>;
+    /// A base's tensor in full on the device, shared where it already is there; a vector becomes one row.
+    fn adopt(&self, tensor: &Held) -> Result<Self::Array>;
+    /// A base's linear weight in its form on the device, shared where it already is there.
+    fn freeze(&self, weight: &Held) -> Result<Self::Weight>;
+    /// After the last tensor of a base: waits for all of them.
+    ///
+    /// # Errors
+    /// One has values that are not finite or do not fit, as far as adopting and freezing did not say it.
+    fn loaded(&self) -> Result<()> {
+        Ok(())
+    }
     /// What a pass's rows are: its sequences, which cover the rows in order, and where dropout finds each row, if it does.
     fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Self::Layout>;
     /// Copies from the device.
@@ -111,17 +123,24 @@ pub(crate) trait Ops: Send + Sync {
         w: &Self::Array,
         bias: Option<&Self::Array>,
     ) -> Result<Self::Array>;
-    /// [`Ops::linear`] by a frozen matrix, which is dequantized just before, or multiplied as its representation says.
+    /// [`Ops::linear`] by a frozen matrix, which is dequantized just before, or multiplied as its representation says; plus
+    /// another matrix if there is one, (m, n).
     fn frozen_linear(
         &self,
         x: &Self::Array,
         w: &Self::Weight,
         bias: Option<&Self::Array>,
+        plus: Option<&Self::Array>,
     ) -> Result<Self::Array>;
     /// [`Ops::product`] by a frozen matrix, always dequantized: the gradient of [`Ops::frozen_linear`]'s input.
     fn frozen_product(&self, dy: &Self::Array, w: &Self::Weight) -> Result<Self::Array>;
-    /// `y[first..] += scale × x`, on as many rows of `y` as `x` has.
-    fn add_scaled(&self, y: &Self::Array, first: usize, x: &Self::Array, scale: f32) -> Result<()>;
+    /// The masked input x̃, which is `x` itself without a mask, and `x̃ aᵀ`: (m, k) (n, k).
+    fn shrink(
+        &self,
+        x: &Self::Array,
+        a: &Self::Array,
+        mask: Option<(&Mask, &Self::Layout)>,
+    ) -> Result<(Self::Array, Self::Array)>;
     /// `y[first..] += scale × x wᵀ`, on as many rows of `y` as `x` has.
     fn add_linear(
         &self,
@@ -148,8 +167,6 @@ pub(crate) trait Ops: Send + Sync {
         b: &Self::Array,
         scale: f32,
     ) -> Result<()>;
-    /// A masked, scaled copy.
-    fn dropout(&self, x: &Self::Array, mask: &Mask, layout: &Self::Layout) -> Result<Self::Array>;
 
     /// The norm of each row.
     fn layer_norm(&self, x: &Self::Array, norm: &Norm<Self::Array>) -> Result<Self::Array>;
@@ -181,7 +198,7 @@ pub(crate) trait Ops: Send + Sync {
     /// Causal attention within each span, from the joint product (rows, heads × 3 × dim).
     fn attention(
         &self,
-        qkv: &Self::Array,
+        qkv: Self::Array,
         heads: &Heads<Self::Array>,
         layout: &Self::Layout,
     ) -> Result<Attended<Self::Array>>;
@@ -207,12 +224,13 @@ pub(crate) trait Ops: Send + Sync {
     fn sum(&self) -> Result<Self::Sum>;
     /// Waits for a sum.
     fn read_sum(&self, sum: &Self::Sum) -> Result<f64>;
-    /// Adds the rows' cross-entropies to a sum; `logits` become their gradient.
+    /// Adds the rows' cross-entropies to a sum; `logits` become `factor` times their gradient.
     fn cross_entropy(
         &self,
         sum: &mut Self::Sum,
         logits: &Self::Array,
         targets: &[u32],
+        factor: f32,
     ) -> Result<()>;
 
     /// A flat buffer of these values.

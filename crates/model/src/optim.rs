@@ -26,6 +26,62 @@ impl Default for AdamWConfig {
     }
 }
 
+/// What a loss is multiplied by where gradients are held in fp16, so that small ones do not vanish: halved when a gradient
+/// overflows, doubled after [`LossScale::PATIENCE`] steps without.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    /// A power of two.
+    scale: f32,
+    /// Steps since it changed.
+    good: u32,
+}
+
+impl LossScale {
+    /// Steps without an overflow before it is doubled.
+    pub const PATIENCE: u32 = 2000;
+    /// The scale is of a mean loss, but gradients are of sums: of about so many targets.
+    const TARGETS: f32 = 4096.0;
+
+    /// The scale: of a step's mean loss, about.
+    #[must_use]
+    pub fn scale(self) -> f32 {
+        self.scale
+    }
+
+    /// What the sum of the losses is multiplied by.
+    #[must_use]
+    pub fn factor(self) -> f32 {
+        self.scale / Self::TARGETS
+    }
+
+    /// After a step that was taken.
+    #[must_use]
+    pub fn after_step(self) -> Self {
+        if self.good + 1 < Self::PATIENCE {
+            let good = self.good + 1;
+            return Self { good, ..self };
+        }
+        let scale = 2.0 * self.scale;
+        Self { scale, good: 0 }
+    }
+
+    /// After a gradient that was not finite; none if the scale would fall below 1, which no loss needs.
+    #[must_use]
+    pub fn after_overflow(self) -> Option<Self> {
+        let scale = self.scale / 2.0;
+        (scale >= 1.0).then_some(Self { scale, good: 0 })
+    }
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self {
+            scale: 65_536.0,
+            good: 0,
+        }
+    }
+}
+
 /// AdamW ([Loshchilov and Hutter](https://arxiv.org/abs/1711.05101)) with bias correction; state in f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamW {
@@ -33,9 +89,12 @@ pub struct AdamW {
     steps: u64,
     m: Vec<f32>,
     v: Vec<f32>,
+    loss_scale: Option<LossScale>,
 }
 
 const MAGIC: &[u8; 8] = b"togiadw1";
+/// Of a state that ends with a loss scale.
+const MAGIC_WITH_SCALE: &[u8; 8] = b"togiadw2";
 
 impl AdamW {
     /// A fresh state for `len` values.
@@ -46,6 +105,7 @@ impl AdamW {
             steps: 0,
             m: vec![0.0; len],
             v: vec![0.0; len],
+            loss_scale: None,
         }
     }
 
@@ -75,30 +135,49 @@ impl AdamW {
         Ok(())
     }
 
+    /// The loss scale that the state came with, if it is of a training in fp16.
+    #[must_use]
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.loss_scale
+    }
+
     /// The constants, the steps taken and both moments.
     pub(crate) fn parts(&self) -> (AdamWConfig, u64, [&[f32]; 2]) {
         (self.config, self.steps, [&self.m, &self.v])
     }
 
-    /// Puts together what [`AdamW::parts`] gave.
-    pub(crate) fn from_parts(config: AdamWConfig, steps: u64, [m, v]: [Vec<f32>; 2]) -> Self {
+    /// Puts together what [`AdamW::parts`] and [`AdamW::loss_scale`] gave.
+    pub(crate) fn from_parts(
+        config: AdamWConfig,
+        steps: u64,
+        [m, v]: [Vec<f32>; 2],
+        loss_scale: Option<LossScale>,
+    ) -> Self {
         Self {
             config,
             steps,
             m,
             v,
+            loss_scale,
         }
     }
 
-    /// The state (steps and both moments) as bytes; the constants belong to the recipe.
+    /// The state (steps, both moments and the loss scale) as bytes; the constants belong to the recipe.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(24 + 8 * self.m.len());
-        bytes.extend_from_slice(MAGIC);
+        let mut bytes = Vec::with_capacity(32 + 8 * self.m.len());
+        bytes.extend_from_slice(match self.loss_scale {
+            Some(_) => MAGIC_WITH_SCALE,
+            None => MAGIC,
+        });
         bytes.extend_from_slice(&self.steps.to_le_bytes());
         bytes.extend_from_slice(&(self.m.len() as u64).to_le_bytes());
         for value in self.m.iter().chain(&self.v) {
             bytes.extend_from_slice(&value.to_le_bytes());
+        }
+        if let Some(LossScale { scale, good }) = self.loss_scale {
+            bytes.extend_from_slice(&scale.to_le_bytes());
+            bytes.extend_from_slice(&good.to_le_bytes());
         }
         bytes
     }
@@ -109,9 +188,21 @@ impl AdamW {
     /// The bytes are no such state.
     pub fn from_bytes(bytes: &[u8], config: AdamWConfig) -> Result<Self> {
         let bad = |reason: &str| Error::format("optimizer state", reason);
-        let rest = bytes
-            .strip_prefix(MAGIC.as_slice())
-            .ok_or_else(|| bad("wrong magic"))?;
+        let (rest, loss_scale) = match bytes.strip_prefix(MAGIC) {
+            Some(rest) => (rest, None),
+            None => {
+                let rest = bytes.strip_prefix(MAGIC_WITH_SCALE);
+                let rest = rest.ok_or_else(|| bad("wrong magic"))?;
+                let (rest, &[s0, s1, s2, s3, g0, g1, g2, g3]) =
+                    rest.split_last_chunk().ok_or_else(|| bad("too short"))?;
+                let scale = f32::from_le_bytes([s0, s1, s2, s3]);
+                if !(1.0..f32::INFINITY).contains(&scale) {
+                    return Err(bad("a loss scale below 1"));
+                }
+                let good = u32::from_le_bytes([g0, g1, g2, g3]);
+                (rest, Some(LossScale { scale, good }))
+            }
+        };
         let (words, rest) = rest.split_at_checked(16).ok_or_else(|| bad("too short"))?;
         let words = words.as_chunks::<8>().0;
         let (steps, len) = (u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1]));
@@ -132,6 +223,7 @@ impl AdamW {
             steps,
             m: read(m),
             v: read(v),
+            loss_scale,
         })
     }
 }
@@ -238,5 +330,47 @@ impl Schedule {
                 / self.total.saturating_sub(self.warmup).max(1) as f64
         };
         self.base * share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_scale_halves_doubles_and_ends_at_one() {
+        let start = LossScale::default();
+        assert_eq!(start.scale(), 65_536.0);
+        assert_eq!(start.after_overflow().unwrap().scale(), 32_768.0);
+        let mut scale = start;
+        for _ in 1..LossScale::PATIENCE {
+            scale = scale.after_step();
+            assert_eq!(scale.scale(), 65_536.0);
+        }
+        // An overflow counts from the beginning.
+        let scale = scale.after_overflow().unwrap().after_step();
+        assert_eq!(scale.scale(), 32_768.0);
+        let scale = (1..LossScale::PATIENCE).fold(scale, |scale, _| scale.after_step());
+        assert_eq!(scale.scale(), 65_536.0);
+        let halved = std::iter::successors(Some(start), |scale| scale.after_overflow());
+        assert_eq!(halved.last().unwrap().scale(), 1.0);
+    }
+
+    #[test]
+    fn a_loss_scale_is_part_of_the_state_and_states_without_one_stay_readable() {
+        let mut state = AdamW::new(3, AdamWConfig::default());
+        let before = state.to_bytes();
+        assert_eq!(before[..8], *MAGIC);
+        let read = |bytes: &[u8]| AdamW::from_bytes(bytes, AdamWConfig::default());
+        assert_eq!(read(&before).unwrap(), state);
+        state.loss_scale = LossScale::default().after_step().after_overflow();
+        state.loss_scale = state.loss_scale.map(LossScale::after_step);
+        let bytes = state.to_bytes();
+        assert_eq!(read(&bytes).unwrap(), state);
+        assert!(read(&bytes[..bytes.len() - 1]).is_err());
+        let mut below = bytes;
+        let at = below.len() - 8;
+        below[at..at + 4].copy_from_slice(&0.5_f32.to_le_bytes());
+        assert!(read(&below).is_err());
     }
 }

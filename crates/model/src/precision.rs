@@ -1,6 +1,7 @@
 //! How the frozen base is held in memory: the names of recipes, manifests and commands.
 
 use crate::error::{Error, Result};
+use crate::float::Float;
 
 /// The representation of a base's linear weights; embedding, head, norms and biases stay floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,7 +16,7 @@ pub enum Precision {
     Int8,
     /// 4-bit normal floats with a scale a block (QLoRA, arXiv:2305.14314).
     Nf4,
-    /// 8-bit floats.
+    /// 8-bit floats (e4m3) with a scale a row.
     Fp8,
 }
 
@@ -31,7 +32,7 @@ impl Precision {
     ];
 
     /// Those that this build can hold a base in.
-    pub const BUILT: [Self; 3] = [Self::F32, Self::Int8, Self::Nf4];
+    pub const BUILT: [Self; 6] = Self::ALL;
 
     /// Its name in recipes, manifests and commands.
     #[must_use]
@@ -58,6 +59,32 @@ impl Precision {
             let known = Self::ALL.map(Self::name).join(", ");
             Error::field("base_precision", format!("{name:?} is none of {known}"))
         })
+    }
+
+    /// The 16-bit type that values are rounded to on their way, and that must have them.
+    pub(crate) fn through(self) -> Option<Float> {
+        match self {
+            Self::Bf16 => Some(Float::Bf16),
+            Self::Fp16 | Self::Int8 => Some(Float::Fp16),
+            Self::F32 | Self::Nf4 | Self::Fp8 => None,
+        }
+    }
+
+    /// Whether it is that float type.
+    pub(crate) fn keeps(self, float: Float) -> bool {
+        match self {
+            Self::F32 => float == Float::F32,
+            Self::Bf16 => float == Float::Bf16,
+            Self::Fp16 => float == Float::Fp16,
+            Self::Int8 | Self::Nf4 | Self::Fp8 => false,
+        }
+    }
+
+    /// The error of a tensor with a value that [`Precision::through`]'s type has not.
+    pub(crate) fn beyond(self, tensor: &str) -> Error {
+        let through = if self == Self::Bf16 { "bf16" } else { "fp16" };
+        let reason = format!("has a value beyond {through}, as {} needs it", self.name());
+        Error::format(format!("tensor {tensor}"), reason)
     }
 
     /// Whether this build can hold a base so.

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::{Factors, Network};
 use crate::ops::Ops;
-use crate::optim::{self, AdamW, AdamWConfig, Coefficients};
+use crate::optim::{self, AdamW, AdamWConfig, Coefficients, LossScale};
 
 /// Which of several processes of one training this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ struct State<'a, O: Ops> {
     moments: [O::Flat; 2],
     config: AdamWConfig,
     steps: u64,
+    /// Of a device that scales losses.
+    loss_scale: Option<LossScale>,
+    /// Steps that were skipped because a gradient overflowed.
+    skipped: u64,
     /// The values' matrices: made anew once a step.
     factors: Factors<O::Array>,
     /// Sum and targets of each batch of the window; read when somebody asks, so that nothing waits for the device before.
@@ -93,10 +97,19 @@ impl<'a> Training<'a> {
     /// The sum over all batches is divided once, by what the whole window has learned, so a target weighs the same whichever
     /// batch or record it stands in. If loss or norm is not finite, the step is not taken.
     ///
+    /// In fp16 the loss is scaled. A gradient that overflows, of a finite loss, halves the scale: the step is skipped, and its
+    /// norm is 0, for nothing was learned; see [`Training::skipped`]. Where halving does not help, the norm is not finite.
+    ///
     /// # Errors
     /// The device's.
     pub fn step(&mut self, rate: f64, largest_norm: f64) -> Result<(WindowLoss, f64)> {
         on!(States, &mut self.state, state => state.step(&self.lora, self.world, rate, largest_norm))
+    }
+
+    /// Steps that were skipped so far because a gradient overflowed fp16.
+    #[must_use]
+    pub fn skipped(&self) -> u64 {
+        on!(States, &self.state, state => state.skipped)
     }
 
     /// The window's loss so far.
@@ -112,7 +125,7 @@ impl<'a> Training<'a> {
     /// # Errors
     /// The device's.
     pub fn gradients(&self) -> Result<Vec<f32>> {
-        on!(States, &self.state, state => state.network.ops().read_flat(&state.gradients))
+        on!(States, &self.state, state => state.gradients())
     }
 
     /// The adapter as it stands.
@@ -153,16 +166,32 @@ impl<'a, O: Ops> State<'a, O> {
             moments: [ops.flat(first)?, ops.flat(second)?],
             config,
             steps,
+            loss_scale: ops
+                .scales_loss()
+                .then(|| optimizer.loss_scale().unwrap_or_default()),
+            skipped: 0,
             losses: Vec::new(),
             network,
         })
     }
 
     fn accumulate(&mut self, batch: &Batch, dropout: Option<&Dropout>) -> Result<()> {
-        let (network, factors) = (self.network, &self.factors);
-        let loss = network.learn(batch, factors, dropout, &mut self.gradients)?;
+        let (network, factors, factor) = (self.network, &self.factors, self.factor());
+        let loss = network.learn(batch, factors, dropout, &mut self.gradients, factor)?;
         self.losses.extend(loss);
         Ok(())
+    }
+
+    /// What the gradients so far are multiplied by: a power of two.
+    fn factor(&self) -> f32 {
+        self.loss_scale.map_or(1.0, LossScale::factor)
+    }
+
+    fn gradients(&self) -> Result<Vec<f32>> {
+        let mut gradients = self.network.ops().read_flat(&self.gradients)?;
+        let back = 1.0 / self.factor();
+        gradients.iter_mut().for_each(|gradient| *gradient *= back);
+        Ok(gradients)
     }
 
     fn loss(&self) -> Result<WindowLoss> {
@@ -185,8 +214,9 @@ impl<'a, O: Ops> State<'a, O> {
     ) -> Result<(WindowLoss, f64)> {
         let ops = self.network.ops();
         let loss = self.all_ranks(world)?;
-        ops.scale_flat(&mut self.gradients, 1.0 / loss.targets.max(1) as f32)?;
-        let norm = ops.norm(&self.gradients)?;
+        let divisor = loss.targets.max(1) as f32 * self.factor();
+        ops.scale_flat(&mut self.gradients, 1.0 / divisor)?;
+        let mut norm = ops.norm(&self.gradients)?;
         if loss.sum.is_finite() && norm.is_finite() {
             let clip = optim::clip_factor(norm, largest_norm).filter(|_| largest_norm > 0.0);
             if let Some(factor) = clip {
@@ -198,6 +228,13 @@ impl<'a, O: Ops> State<'a, O> {
             let moments = (first, second);
             ops.adamw(&mut self.values, &self.gradients, moments, &coefficients)?;
             self.factors = self.network.factors_of(lora.modules(), &self.values)?;
+            self.loss_scale = self.loss_scale.map(LossScale::after_step);
+        } else if loss.sum.is_finite()
+            && let Some(smaller) = self.loss_scale.and_then(LossScale::after_overflow)
+        {
+            self.loss_scale = Some(smaller);
+            self.skipped += 1;
+            norm = 0.0;
         }
         ops.clear(&mut self.gradients)?;
         self.losses.clear();
@@ -214,6 +251,97 @@ impl<'a, O: Ops> State<'a, O> {
         let ops = self.network.ops();
         let [first, second] = &self.moments;
         let moments = [ops.read_flat(first)?, ops.read_flat(second)?];
-        Ok(AdamW::from_parts(self.config, self.steps, moments))
+        Ok(AdamW::from_parts(
+            self.config,
+            self.steps,
+            moments,
+            self.loss_scale,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{self, Base};
+    use crate::lora::{LoraConfig, Target};
+    use crate::{Config, cpu};
+
+    const CONFIG: &[u8] = br#"{"vocab_size": 37, "hidden_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "intermediate_size": 40, "max_position_embeddings": 64}"#;
+
+    /// On the processor an overflow needs a scale near the end of f32, which is then halved as one of fp16 is.
+    #[test]
+    fn an_overflow_halves_the_loss_scale_and_skips_the_step_and_no_other_scale_changes_it() {
+        let config = Config::from_json(CONFIG).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        // A head of large values has large gradients.
+        base::write(folder.path(), &config, |name, count| {
+            let bound = if name == "embed_out.weight" {
+                5e3
+            } else {
+                0.02
+            };
+            (0..count).map(|at| bound * (at as f32).sin()).collect()
+        })
+        .unwrap();
+        let network =
+            Network::new(cpu::Cpu, &Base::load(folder.path()).unwrap(), usize::MAX).unwrap();
+        let settings = LoraConfig {
+            rank: 4,
+            alpha: 8.0,
+            dropout: 0.0,
+            targets: Target::ALL.to_vec(),
+        };
+        let lora = Lora::init(&config, &settings, 11).unwrap();
+        let mut batch = Batch::new();
+        let ids: Vec<u32> = (0..17).map(|id| id * 7 % 37).collect();
+        let labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        batch.push(&ids, &labels, 0);
+        let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
+        let step = |loss_scale: Option<LossScale>| {
+            let mut state = State::new(&network, &lora, &optimizer).unwrap();
+            state.loss_scale = loss_scale;
+            let mut told = Vec::new();
+            while state.steps == 0 {
+                state.accumulate(&batch, None).unwrap();
+                let gradients = state.gradients().unwrap();
+                told.push((
+                    gradients,
+                    state.step(&lora, World::ALONE, 1e-3, 1.0).unwrap(),
+                ));
+            }
+            (told, state)
+        };
+        let (told, plain) = step(None);
+        let (gradients, (loss, norm)) = told.last().unwrap();
+        assert!(plain.loss_scale.is_none() && *norm > 0.0);
+
+        let (told, scaled) = step(Some(LossScale::default()));
+        assert_eq!(told.len(), 1);
+        assert_eq!((&told[0].0, &told[0].1), (gradients, &(*loss, *norm)));
+        assert_eq!(scaled.values, plain.values);
+
+        let near_the_end = std::iter::successors(Some(LossScale::default()), |scale| {
+            let patience = 0..LossScale::PATIENCE;
+            Some(patience.fold(*scale, |scale, _| scale.after_step()))
+        });
+        let far = near_the_end.take_while(|scale| scale.scale() < f32::INFINITY);
+        let (told, scaled) = step(far.last());
+        let (last, overflowed) = told.split_last().unwrap();
+        assert!(!overflowed.is_empty());
+        for (_, told) in overflowed {
+            assert_eq!(*told, (*loss, 0.0));
+        }
+        assert_eq!(scaled.skipped, overflowed.len() as u64);
+        assert_eq!(
+            (last.0.as_slice(), &last.1),
+            (gradients.as_slice(), &(*loss, *norm))
+        );
+        assert_eq!(scaled.values, plain.values);
+        let optimizer = scaled.optimizer().unwrap();
+        let end = f64::from(f32::MAX).log2() as i32;
+        let scale = optimizer.loss_scale().unwrap().scale();
+        assert_eq!(scale, 2_f32.powi(end - 1 - overflowed.len() as i32 + 1));
     }
 }

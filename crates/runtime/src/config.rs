@@ -148,7 +148,7 @@ pub struct BaseConfig {
     /// Options of an object store, as in [`StoreConfig::options`].
     #[serde(default, deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
-    /// How inference holds its weights: f32, int8 or nf4; f32 if it is not set. The trainer goes by the recipe.
+    /// How inference holds its weights, by a recipe's name for it. The trainer goes by the recipe.
     #[serde(default)]
     pub precision: Option<String>,
 }

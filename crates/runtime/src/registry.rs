@@ -30,6 +30,14 @@ pub struct AdapterManifest {
     pub job: String,
     /// The recipe's name, for people.
     pub recipe_name: String,
+    /// Whether the same job would make the same bits again on the same device.
+    #[serde(default = "yes")]
+    pub bit_exact: bool,
+}
+
+/// Of manifests that do not say it: they were written when every device repeated its bits.
+fn yes() -> bool {
+    true
 }
 
 /// What an adapter was made from: digests, each 64 lower-case hex digits, and how the base was held.

@@ -18,7 +18,7 @@ pub const BASE: &str = "demo";
 pub const DEMO_RECIPE: &str = include_str!("../../../recipes/demo-cpu.toml");
 
 /// The recipes by name.
-pub const RECIPES: [(&str, &str); 3] = [
+pub const RECIPES: [(&str, &str); 4] = [
     ("demo-cpu", DEMO_RECIPE),
     (
         "rinna-3.6b-article",
@@ -27,6 +27,10 @@ pub const RECIPES: [(&str, &str); 3] = [
     (
         "rinna-3.6b-a100",
         include_str!("../../../recipes/rinna-3.6b-a100.toml"),
+    ),
+    (
+        "rinna-3.6b-bf16",
+        include_str!("../../../recipes/rinna-3.6b-bf16.toml"),
     ),
 ];
 

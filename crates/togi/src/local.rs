@@ -5,7 +5,7 @@ pub mod records;
 
 use std::{fs, path::Path};
 
-use togi_model::{Base, Config, Lora, Precision, adapter, base};
+use togi_model::{Base, Card, Config, Lora, Precision, Processor, adapter, base};
 use togi_tokens::Tokenizer;
 use tokio::task::spawn_blocking;
 
@@ -32,14 +32,23 @@ pub fn precision(name: &str) -> std::result::Result<Precision, String> {
     Precision::from_name(name).map_err(|error| error.to_string())
 }
 
-/// Loads a base's folder.
+/// Opens the card, if the device is one.
+///
+/// # Errors
+/// What is missing, or not fit.
+pub async fn card(device: Processor) -> Result<Option<Card>> {
+    on_thread(move || device.open().map_err(refused)).await
+}
+
+/// Reads a base's folder for a device.
 ///
 /// # Errors
 /// [`Error::File`] for a folder that is not there or cannot be read, [`Error::Unfit`] for one that holds no usable base; so do
 /// the others here.
-pub fn base(folder: &Path, precision: Precision) -> Result<Base> {
+pub fn base(folder: &Path, device: Processor, precision: Precision) -> Result<Base> {
     present(folder)?;
-    Base::load_as(folder, precision).map_err(|error| unfit("base", folder, error))
+    let base = device.read(folder, precision);
+    base.map_err(|error| unfit("base", folder, error))
 }
 
 /// Reads a SentencePiece model's file.
@@ -89,10 +98,16 @@ pub(crate) fn present(path: &Path) -> Result<()> {
         .map_err(|error| Error::file(path, error))
 }
 
-/// A file's own failure names the file.
+/// A device's refusal is nobody else's fault.
+fn refused(error: togi_model::Error) -> Error {
+    togi_runtime::Error::precondition(error.to_string()).into()
+}
+
+/// A file's own failure names the file, and a device's the device.
 pub(crate) fn unfit(what: &'static str, path: &Path, error: togi_model::Error) -> Error {
     match error {
         togi_model::Error::File { path, source } => Error::File { path, source },
+        error @ togi_model::Error::Device { .. } => refused(error),
         other => Error::unfit(what, path, other),
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use togi_model::Processor;
 use togi_runtime::config::TelemetryConfig;
 
 use crate::{
@@ -72,6 +73,16 @@ pub struct Flags {
         hide_env = true
     )]
     pub config: Option<PathBuf>,
+    /// Where this process computes: cpu, cuda or cuda:N [default: cpu]
+    #[arg(
+        long,
+        global = true,
+        env = "TOGI_DEVICE",
+        value_name = "NAME",
+        hide_env = true,
+        value_parser = device
+    )]
+    pub device: Option<Processor>,
     /// The form of what goes to standard output: table or json [default: table]
     #[arg(
         long,
@@ -105,6 +116,8 @@ pub struct File {
     pub inference: Option<String>,
     /// The data folder of `togi up`.
     pub data: Option<PathBuf>,
+    /// Where `togi up`, and commands that need no services, compute: cpu, cuda or cuda:N.
+    pub device: Option<Processor>,
     /// The form of results.
     pub output: Option<Format>,
     /// The event log.
@@ -157,7 +170,7 @@ pub struct UpSection {
 pub struct BaseSection {
     /// A folder: file://, an object-store URL, or hf://OWNER/NAME[@REVISION].
     pub url: String,
-    /// How inference holds it: f32 (default), int8 or nf4.
+    /// How inference holds it, as in its default.toml.
     pub precision: Option<String>,
 }
 
@@ -184,6 +197,8 @@ pub struct Settings {
     pub store_options: BTreeMap<String, String>,
     /// The data folder.
     pub data: PathBuf,
+    /// Where this process computes.
+    pub device: Processor,
     /// The form of results.
     pub output: Format,
     /// The files' own words, for `togi up`.
@@ -204,6 +219,7 @@ impl Settings {
             named_store: None,
             store_options: BTreeMap::new(),
             data: DEFAULT_DATA.into(),
+            device: Processor::Cpu,
             output: Format::default(),
             file: File::default(),
         }
@@ -248,10 +264,17 @@ impl Settings {
             named_store,
             store_options: file.store.options.clone(),
             data,
+            device: flags.device.or(file.device).unwrap_or_default(),
             output: flags.output.or(file.output).unwrap_or_default(),
             file,
         })
     }
+}
+
+/// Reads a device's name, for the command line.
+fn device(name: &str) -> std::result::Result<Processor, String> {
+    name.parse()
+        .map_err(|_| "it is cpu, cuda, or cuda:N".to_owned())
 }
 
 /// Reads the user file and the project file and lays the second over the first.

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use togi_model::Processor;
 use togi_runtime::{
     Context, Readiness, Stopper, Tasks, admin,
     config::{NatsConfig, StoreConfig},
@@ -28,6 +29,7 @@ use self::{
 use crate::{
     embedded,
     error::{Error, Result},
+    local,
     settings::File,
 };
 
@@ -51,6 +53,8 @@ pub struct Options {
     pub serve: Option<String>,
     /// A NATS server that runs already; without one it is a child of its own.
     pub nats: Option<String>,
+    /// Where trainer and inference compute.
+    pub device: Processor,
     /// How inference holds bases, by name, over what the file says.
     pub precisions: BTreeMap<String, String>,
     /// The configuration file: bases, the store, and each service's own settings.
@@ -67,6 +71,7 @@ impl Options {
             admin: anywhere,
             serve: Some(embedded::BASE.to_owned()),
             nats: None,
+            device: Processor::Cpu,
             precisions: BTreeMap::new(),
             file: File::default(),
         }
@@ -92,12 +97,14 @@ struct OwnNats {
 ///
 /// # Errors
 /// [`Error::Unavailable`] for a port or a data folder that is taken or a nats-server that is missing,
-/// [`Error::Configuration`] for wrong settings.
+/// [`Error::Configuration`] for wrong settings; the device's refusal.
 pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
+    // Held until the services hold it: a device that is not there is told before anything starts.
+    let _card = local::card(options.device).await?;
     let folder = DataFolder::take(&options.data)?;
     let grpc_port = bind(options.listen, "--listen").await?;
     let admin_port = bind(options.admin, "--admin").await?;
-    let endpoint = format!("http://{}", local(&grpc_port)?);
+    let endpoint = format!("http://{}", address_of(&grpc_port)?);
     let store_config = store_config(&options.file, &folder)?;
     let demo = embedded::write_base(&folder.path().join("bases"))?;
     let configs = service::configs(&options, &folder, &endpoint, &store_config, &demo)?;
@@ -109,7 +116,7 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
     let state = UpState {
         pid: std::process::id(),
         endpoint,
-        admin: format!("http://{}", local(&admin_port)?),
+        admin: format!("http://{}", address_of(&admin_port)?),
         store: store_config.url.clone(),
         nats: match &server {
             Some(server) => server.state().clone(),
@@ -221,7 +228,7 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     })
 }
 
-fn local(listener: &TcpListener) -> Result<SocketAddr> {
+fn address_of(listener: &TcpListener) -> Result<SocketAddr> {
     listener
         .local_addr()
         .map_err(|error| Error::Unavailable(format!("a port has no address: {error}")))

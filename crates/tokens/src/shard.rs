@@ -133,6 +133,15 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Returns the ids in each of a batch's rows, from the column `length` alone.
+pub fn lengths(batch: &RecordBatch) -> Result<Vec<u32>> {
+    let lengths: &Int32Array = column(batch, "length")?;
+    let length = |&length: &i32| {
+        u32::try_from(length).map_err(|_| Error::shard(format!("a row has the length {length}")))
+    };
+    lengths.values().iter().map(length).collect()
+}
+
 fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A> {
     let column = batch
         .column_by_name(name)

@@ -92,6 +92,7 @@ impl Flight {
         } = self.config;
         let shards = self.shards.clone();
         let rows = Rows::new(shards, Arc::new(manifest), &wanted, window_rows, batch_rows);
+        let schema = wanted.schema()?;
         let windows = stream::try_unfold((rows, permit), move |(mut rows, permit)| {
             let next = async move {
                 let window = rows
@@ -107,7 +108,14 @@ impl Flight {
             .map_ok(|window| stream::iter(window.into_iter().map(Ok::<_, Status>)))
             .try_flatten()
             .map_err(FlightError::from);
-        let encoder = FlightDataEncoderBuilder::new().with_schema(shard::schema());
+        let batches = batches.and_then(move |batch| {
+            let chosen = match wanted.columns.as_slice() {
+                [] => Ok(batch),
+                columns => batch.project(columns).map_err(FlightError::from),
+            };
+            std::future::ready(chosen)
+        });
+        let encoder = FlightDataEncoderBuilder::new().with_schema(schema);
         Ok(encoder.build(batches).map_err(Status::from).boxed())
     }
 
@@ -148,6 +156,7 @@ fn listed(named: &Named, split: Split) -> Result<FlightInfo> {
         split,
         shuffle: None,
         offset: 0,
+        columns: Vec::new(),
     };
     flight_info(FlightDescriptor::new_path(path), named, &wanted)
 }
@@ -159,7 +168,7 @@ fn flight_info(descriptor: FlightDescriptor, named: &Named, wanted: &Wanted) -> 
     let bytes: u64 = manifest.of(wanted.split).map(|part| part.size_bytes).sum();
     let ticket = wanted.to_ticket(&manifest.dataset)?;
     let info = FlightInfo::new()
-        .try_with_schema(&shard::schema())
+        .try_with_schema(wanted.schema()?.as_ref())
         .map_err(|e| Error::internal("the schema could not be written").with_source(e))?
         .with_descriptor(descriptor)
         // No location: at the same service.

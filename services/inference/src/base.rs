@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use togi_model::{Base, Engine, Precision};
+use togi_model::{Base, Engine, Precision, Processor};
 use togi_runtime::config::BaseConfig;
 use togi_runtime::{Stopper, folder};
 use togi_tokens::Tokenizer;
@@ -20,6 +20,8 @@ pub(crate) struct Loaded {
     pub(crate) network: Arc<Engine>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) digest: String,
+    /// Where it computes.
+    pub(crate) device: Processor,
     /// How it is held: adapters must have been trained over the same.
     pub(crate) precision: Precision,
     /// Its files.
@@ -28,11 +30,18 @@ pub(crate) struct Loaded {
     pub(crate) eos: Option<u32>,
 }
 
+/// How a base is to be held, and where it computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) device: Processor,
+    pub(crate) precision: Precision,
+}
+
 /// Loads the base; None when stopped meanwhile.
 pub(crate) async fn load(
     name: &str,
     config: &BaseConfig,
-    precision: Precision,
+    place: Place,
     cache: &Path,
     stopper: &Stopper,
 ) -> Result<Option<Loaded>> {
@@ -41,7 +50,7 @@ pub(crate) async fn load(
             return Ok(None);
         };
         match folder {
-            Ok(folder) => return read(name, folder, precision).await.map(Some),
+            Ok(folder) => return read(name, folder, place).await.map(Some),
             Err(error) if error.class().retryable() => {
                 tracing::warn!(
                     base = name,
@@ -57,33 +66,39 @@ pub(crate) async fn load(
     }
 }
 
-async fn read(name: &str, folder: PathBuf, precision: Precision) -> Result<Loaded> {
+async fn read(name: &str, folder: PathBuf, place: Place) -> Result<Loaded> {
     let owned = name.to_owned();
-    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned, folder, precision))
+    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned, folder, place))
         .await
         .map_err(|error| Error::Broken(format!("loading the base ended: {error}")))??;
     let parameters = loaded.network.config().parameters();
     tracing::info!(
         base = name,
         digest = loaded.digest,
-        precision = precision.name(),
+        precision = place.precision.name(),
+        device = %place.device,
         parameters,
         "base loaded"
     );
     Ok(loaded)
 }
 
-fn read_folder(name: &str, folder: PathBuf, precision: Precision) -> Result<Loaded> {
-    let base =
-        Base::load_as(&folder, precision).map_err(|error| unusable(name, error.to_string()))?;
-    with_tokenizer(name, folder, base)
+fn read_folder(name: &str, folder: PathBuf, place: Place) -> Result<Loaded> {
+    let base = place.device.read(&folder, place.precision);
+    let base = base.map_err(|error| unusable(name, error.to_string()))?;
+    with_tokenizer(name, folder, base, place.device)
 }
 
-/// Brings a base together with the tokenizer in its folder.
+/// Brings a base onto its device, and together with the tokenizer in its folder.
 ///
 /// # Errors
-/// [`Error::Base`] where there is none, or one that does not fit.
-pub(crate) fn with_tokenizer(name: &str, folder: PathBuf, base: Base) -> Result<Loaded> {
+/// [`Error::Base`] where there is none, or one that does not fit; the device's refusal of the base.
+pub(crate) fn with_tokenizer(
+    name: &str,
+    folder: PathBuf,
+    base: Base,
+    device: Processor,
+) -> Result<Loaded> {
     let unusable = |reason: String| unusable(name, reason);
     let bytes = base
         .tokenizer()
@@ -95,13 +110,20 @@ pub(crate) fn with_tokenizer(name: &str, folder: PathBuf, base: Base) -> Result<
             "its tokenizer has {pieces} pieces, its network {rows}"
         )));
     }
-    let (digest, precision) = (base.digest().to_owned(), base.precision());
+    let precision = base.precision();
     let eos = tokenizer.eos().or(base.config().eos_token_id);
-    let network = Engine::new(Arc::new(base)).map_err(|error| unusable(error.to_string()))?;
+    let network = Engine::on(Arc::new(base), device.device(precision));
+    let network = network.map_err(|error| match error {
+        error @ togi_model::Error::Device { .. } => Error::Device(error),
+        other => unusable(other.to_string()),
+    })?;
+    // After the engine was made: of files that only a card has read, it is waited for.
+    let digest = network.base().digest().to_owned();
     Ok(Loaded {
         network: Arc::new(network),
         tokenizer: Arc::new(tokenizer),
         digest,
+        device,
         precision,
         folder,
         eos,

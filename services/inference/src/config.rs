@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use togi_model::Precision;
+use togi_model::{Precision, Processor};
 use togi_runtime::config::{BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
 use togi_runtime::process::Sections;
 
@@ -20,6 +20,8 @@ pub const DEFAULTS: &str = include_str!("default.toml");
 pub struct Config {
     /// Name of the base that is served.
     pub base: String,
+    /// Where the engine computes.
+    pub device: Processor,
     /// Bases by name.
     pub bases: BasesConfig,
     /// Folder for bases that must be copied from an object store.
@@ -177,22 +179,20 @@ impl Config {
     /// Returns how a base is held.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a precision that is none, or that no device here computes with.
+    /// [`Error::Setting`] for a precision that is none.
     pub fn precision(&self, base: &str) -> Result<Precision> {
         let written = self
             .bases
             .get(base)
             .and_then(|base| base.precision.as_deref());
         let Some(written) = written else {
-            return Ok(Precision::F32);
+            return Ok(self.device.usual_precision());
         };
-        let built = Precision::BUILT;
-        let found = built.into_iter().find(|known| known.name() == written);
-        found.ok_or_else(|| Error::Setting {
+        Precision::from_name(written).map_err(|_| Error::Setting {
             setting: format!("bases.{base}.precision"),
             reason: format!(
                 "{written:?} is none of {}",
-                built.map(Precision::name).join(", ")
+                Precision::ALL.map(Precision::name).join(", ")
             ),
         })
     }
@@ -237,6 +237,15 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_named_or_refused() {
+        let config = load(&format!("device = \"cuda:2\"\n{BASE}")).unwrap();
+        assert_eq!(config.device, Processor::Cuda { ordinal: 2 });
+        let error = load(&format!("device = \"gpu\"\n{BASE}")).unwrap_err();
+        let says = "\"gpu\" is none of cpu, cuda, cuda:N";
+        assert!(error.message().contains(says), "{error}");
+    }
+
+    #[test]
     fn a_base_is_held_as_its_section_says() {
         let with = |precision: &str| {
             load(&format!(
@@ -246,11 +255,17 @@ mod tests {
         let config = with("nf4").unwrap();
         assert_eq!(config.precision("other").unwrap(), Precision::Nf4);
         assert_eq!(config.precision("demo").unwrap(), Precision::F32);
-        // A name that is none, and one that is known and not built.
-        for wrong in ["int3", "fp8", "NF4", ""] {
+        let on_a_card = Config {
+            device: Processor::Cuda { ordinal: 0 },
+            ..config
+        };
+        assert_eq!(on_a_card.precision("demo").unwrap(), Precision::Bf16);
+        for wrong in ["int3", "NF4", ""] {
             let error = with(wrong).unwrap_err();
-            let expected = format!("bases.other.precision: {wrong:?} is none of f32, int8, nf4");
-            assert_eq!(error.message(), expected);
+            let says = format!(
+                "bases.other.precision: {wrong:?} is none of f32, bf16, fp16, int8, nf4, fp8"
+            );
+            assert_eq!(error.message(), says);
         }
     }
 }

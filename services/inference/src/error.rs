@@ -65,6 +65,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The device is not there, or not fit.
+    #[error(transparent)]
+    Device(togi_model::Error),
     /// The network failed in the middle of an answer.
     #[error("the network failed")]
     Network(#[source] togi_model::Error),
@@ -101,9 +104,10 @@ impl Error {
         match self {
             Error::Field { .. } | Error::Setting { .. } => Class::InvalidArgument,
             Error::UnknownAdapter(_) => Class::NotFound,
-            Error::Refused { .. } | Error::BadAdapter(_) | Error::Base { .. } => {
-                Class::FailedPrecondition
-            }
+            Error::Refused { .. }
+            | Error::BadAdapter(_)
+            | Error::Base { .. }
+            | Error::Device(_) => Class::FailedPrecondition,
             Error::BrokenAdapter(_) => Class::DataLoss,
             Error::Full { .. } | Error::TooManyResident(_) => Class::ResourceExhausted,
             Error::StillLoading(_) | Error::Stopping | Error::BaseLoading => Class::Unavailable,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use togi_model::{Base, Config, Lora, adapter};
+use togi_model::{Base, Config, Lora, Processor, adapter};
 use togi_proto::inference::v1::GenerateRequest;
 use togi_tokens::digest::sha256_hex;
 
@@ -36,13 +36,13 @@ pub struct Local {
 }
 
 impl Local {
-    /// Starts the engine's thread over a base from a folder; the thread lasts as long as the value.
+    /// Starts the engine's thread over a base from a folder, on a device; the thread lasts as long as the value.
     ///
     /// # Errors
-    /// [`Error::Base`] for a base whose tokenizer is missing or does not fit.
-    pub fn new(folder: &Path, base: Base) -> Result<Local> {
+    /// [`Error::Base`] for a base whose tokenizer is missing or does not fit, or that the device does not take.
+    pub fn new(folder: &Path, base: Base, device: Processor) -> Result<Local> {
         let name = folder.display().to_string();
-        let loaded = base::with_tokenizer(&name, folder.to_owned(), base)?;
+        let loaded = base::with_tokenizer(&name, folder.to_owned(), base, device)?;
         let (door, engine) = Engine::new(&loaded, &LIMITS, Metrics::new());
         let abort = engine.abort.clone();
         let thread = thread::Builder::new()

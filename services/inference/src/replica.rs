@@ -14,7 +14,7 @@ use crate::adapters::mismatch::Gauge;
 use crate::adapters::served::{Served, Shelf};
 use crate::adapters::{Adapters, Expected, Loader};
 use crate::announcer::Announcer;
-use crate::base::{self, Loaded};
+use crate::base::{self, Loaded, Place};
 use crate::config::Config;
 use crate::desk::Desk;
 use crate::door::{Door, Load};
@@ -91,9 +91,18 @@ impl Replica {
         let stopper = self.context.stopper.clone();
         let name = &self.config.base;
         let base_config = &self.config.bases[name];
-        let precision = self.config.precision(name)?;
+        let place = Place {
+            device: self.config.device,
+            precision: self.config.precision(name)?,
+        };
+        // Before the base is brought here, which may take long.
+        let opening = tokio::task::spawn_blocking(move || place.device.open());
+        let opened = opening.await;
+        let opened =
+            opened.map_err(|error| Error::Broken(format!("opening the device: {error}")))?;
+        opened.map_err(Error::Device)?;
         let cache = &self.config.cache;
-        let Some(loaded) = base::load(name, base_config, precision, cache, &stopper).await? else {
+        let Some(loaded) = base::load(name, base_config, place, cache, &stopper).await? else {
             return Ok(());
         };
         let metrics = Metrics::new();
@@ -185,6 +194,7 @@ impl Replica {
             gauge: Gauge {
                 loader,
                 base_folder: loaded.folder.clone(),
+                device: loaded.device,
                 tokenizer: loaded.tokenizer.clone(),
                 door,
             },

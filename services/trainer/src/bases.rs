@@ -1,5 +1,5 @@
 //! The configured bases: brought to this machine once, checked whole, and shared by all that need them. Of each base, memory
-//! holds one representation: the one that was needed last.
+//! holds one representation, the one that was needed last; the device has one base at a time.
 
 use std::{
     collections::BTreeMap,
@@ -7,10 +7,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use togi_model::{Base, Config, Precision, base::quantized_as};
+use togi_model::{
+    Base, Card, Config, Device, Engine, Precision, Processor, base::quantized_as, memory::weights,
+};
 use togi_runtime::{
     config::{BaseConfig, BasesConfig},
-    folder, layout,
+    folder, layout, memory,
 };
 use tokio::sync::OnceCell;
 use tracing::info;
@@ -37,9 +39,30 @@ pub struct Bases(Arc<Inner>);
 
 struct Inner {
     configured: BasesConfig,
-    keep_weights: bool,
     cache: PathBuf,
+    device: Processor,
+    purpose: Purpose,
     places: Mutex<BTreeMap<String, Arc<Place>>>,
+    engine: tokio::sync::Mutex<Option<Held>>,
+    /// What the card had for a job when nothing of ours lay on it.
+    room: Mutex<Option<u64>>,
+}
+
+/// What a process needs bases for.
+pub enum Purpose {
+    /// To answer requests: weights are let go after the check.
+    Answers,
+    /// To train: weights are kept.
+    Training {
+        /// The card to train on, if the device is one.
+        card: Option<Card>,
+    },
+}
+
+/// The engine that jobs compute with, kept from one to the next.
+struct Held {
+    base: String,
+    engine: Arc<Engine>,
 }
 
 /// What this process has of one base.
@@ -64,15 +87,22 @@ impl Place {
 }
 
 impl Bases {
-    /// Returns the bases of the configuration. `keep_weights`: a worker trains over them; who only answers requests lets them go
-    /// after the check.
+    /// Returns the bases of the configuration, for jobs on a device.
     #[must_use]
-    pub fn new(configured: BasesConfig, cache: PathBuf, keep_weights: bool) -> Bases {
+    pub fn new(
+        configured: BasesConfig,
+        cache: PathBuf,
+        device: Processor,
+        purpose: Purpose,
+    ) -> Bases {
         Bases(Arc::new(Inner {
             configured,
-            keep_weights,
             cache,
+            device,
+            purpose,
             places: Mutex::default(),
+            engine: tokio::sync::Mutex::default(),
+            room: Mutex::default(),
         }))
     }
 
@@ -109,7 +139,7 @@ impl Bases {
             let _turn = place.turn.lock().await;
             let read = self.read(name, configured, precision).await?;
             let facts = facts(name, configured, &read)?;
-            if self.0.keep_weights {
+            if let Purpose::Training { .. } = self.0.purpose {
                 *place.weights() = Some(Arc::new(read.base));
             }
             Ok::<_, Error>(Arc::new(facts))
@@ -125,15 +155,81 @@ impl Bases {
         }
     }
 
-    /// Returns a base's weights. If another representation of them is held, it is let go first.
+    /// Returns the engine over a base on the worker's device. The last one is kept; another base, or another representation of it,
+    /// takes its place. Who computes with it must have let it go by then.
     ///
     /// # Errors
-    /// As [`Bases::facts`].
-    pub async fn weights(&self, name: &str, precision: Precision) -> Result<Arc<Base>> {
-        let configured = self.configured(name)?;
-        if !self.0.keep_weights {
-            return Err(togi_runtime::Error::internal("this process keeps no weights").into());
+    /// As [`Bases::facts`]; the device's, with its figures, if the base does not fit.
+    pub async fn engine(&self, name: &str, precision: Precision) -> Result<Arc<Engine>> {
+        let Purpose::Training { card } = &self.0.purpose else {
+            return Err(togi_runtime::Error::internal("this process does not train").into());
+        };
+        let mut held = self.0.engine.lock().await;
+        if let Some(held) = &*held
+            && held.base == name
+            && held.engine.base().precision() == precision
+        {
+            return Ok(Arc::clone(&held.engine));
         }
+        held.take();
+        if let Some(card) = card {
+            *self.room() = Some(card.memory()?.available);
+        }
+        let base = self.weights(name, precision).await?;
+        let device = self.0.device.device(precision);
+        let making = tokio::task::spawn_blocking(move || Engine::on(base, device));
+        let engine = making.await.map_err(|_| Error::ThreadGone)??;
+        let engine = Arc::new(engine);
+        *held = Some(Held {
+            base: name.to_owned(),
+            engine: Arc::clone(&engine),
+        });
+        Ok(engine)
+    }
+
+    /// Returns how much memory of its device this process has for a job over a base: what its worker holds itself, it will have let
+    /// go by then. `None` if nobody knows.
+    #[must_use]
+    pub fn available(&self, name: &str) -> Option<u64> {
+        match (self.0.device, self.card()) {
+            (Processor::Cuda { .. }, card) => {
+                let room = *self.room();
+                room.or_else(|| Some(card?.memory().ok()?.available))
+            }
+            (Processor::Cpu, _) => {
+                let place = self.place(name);
+                let resident = match &*place.weights() {
+                    Some(base) => weights(base.config(), base.precision(), Device::Cpu),
+                    None => 0,
+                };
+                memory::available_bytes().map(|bytes| bytes.saturating_add(resident))
+            }
+        }
+    }
+
+    /// Returns the device's name, a card's maker's for it included.
+    #[must_use]
+    pub fn device(&self) -> String {
+        match self.card() {
+            None => self.0.device.to_string(),
+            Some(card) => format!("{} ({})", self.0.device, card.name()),
+        }
+    }
+
+    fn card(&self) -> Option<&Card> {
+        match &self.0.purpose {
+            Purpose::Training { card } => card.as_ref(),
+            Purpose::Answers => None,
+        }
+    }
+
+    fn room(&self) -> std::sync::MutexGuard<'_, Option<u64>> {
+        self.0.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a base's weights. If another representation of them is held, it is let go first.
+    async fn weights(&self, name: &str, precision: Precision) -> Result<Arc<Base>> {
+        let configured = self.configured(name)?;
         let place = self.place(name);
         let _turn = place.turn.lock().await;
         if let Some(base) = &*place.weights()
@@ -173,10 +269,11 @@ impl Bases {
             precision = precision.name(),
             "reading the base"
         );
+        let device = self.0.device;
         let reading = tokio::task::spawn_blocking(move || {
             Ok(Read {
                 quantized_as: quantized_as(&local)?,
-                base: Base::load_as(&local, precision)?,
+                base: device.read(&local, precision)?,
             })
         });
         let read = reading
@@ -238,6 +335,8 @@ mod tests {
 
     use super::*;
 
+    const TRAINING: Purpose = Purpose::Training { card: None };
+
     /// A base in a folder, and the bases of a worker that has no other.
     fn bases() -> (tempfile::TempDir, Bases) {
         let folder = tempfile::tempdir().unwrap();
@@ -268,7 +367,8 @@ mod tests {
             precision: None,
         };
         let configured = BTreeMap::from([("tiny".to_owned(), configured)]);
-        let bases = Bases::new(configured, folder.path().join("cache"), true);
+        let cache = folder.path().join("cache");
+        let bases = Bases::new(configured, cache, Processor::Cpu, TRAINING);
         (folder, bases)
     }
 
@@ -280,13 +380,13 @@ mod tests {
         // Who only wants the facts loads nothing anew.
         bases.facts("tiny", Precision::Nf4).await.unwrap();
         assert_eq!(bases.held("tiny"), Some(Precision::F32));
-        let full = bases.weights("tiny", Precision::F32).await.unwrap();
-        let again = bases.weights("tiny", Precision::F32).await.unwrap();
+        let full = bases.engine("tiny", Precision::F32).await.unwrap();
+        let again = bases.engine("tiny", Precision::F32).await.unwrap();
         assert!(Arc::ptr_eq(&full, &again));
-        let gone = Arc::downgrade(&full);
+        let gone = Arc::downgrade(full.base());
         drop((full, again));
-        let quantized = bases.weights("tiny", Precision::Nf4).await.unwrap();
-        assert_eq!(quantized.precision(), Precision::Nf4);
+        let quantized = bases.engine("tiny", Precision::Nf4).await.unwrap();
+        assert_eq!(quantized.base().precision(), Precision::Nf4);
         assert_eq!(bases.held("tiny"), Some(Precision::Nf4));
         assert!(gone.upgrade().is_none(), "the other was let go");
     }
@@ -302,7 +402,8 @@ mod tests {
             precision: None,
         };
         let configured = BTreeMap::from([("packed".to_owned(), configured)]);
-        let bases = Bases::new(configured, folder.path().join("cache"), true);
+        let cache = folder.path().join("cache");
+        let bases = Bases::new(configured, cache, Processor::Cpu, TRAINING);
         // The same is said before it was read, and after.
         let first = bases.facts("packed", Precision::F32).await.err().unwrap();
         bases.facts("packed", Precision::Nf4).await.unwrap();

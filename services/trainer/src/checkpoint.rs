@@ -63,6 +63,9 @@ struct Manifest {
     progress: Progress,
     identity: Identity,
     engine: String,
+    /// Whether going on from here ends in the bits of a run that was never interrupted.
+    #[serde(default)]
+    bit_exact: bool,
     files: BTreeMap<String, AdapterFile>,
 }
 
@@ -108,6 +111,7 @@ pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot)
         progress: snapshot.progress.clone(),
         identity: owner.identity.clone(),
         engine: engine(),
+        bit_exact: togi_model::engine::BIT_EXACT,
         files,
     };
     let path = layout::checkpoint_manifest(&owner.job, step, claim);

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
+use togi_model::Processor;
 use togi_runtime::{
     Error, Result,
     config::{self, BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig},
@@ -20,6 +21,8 @@ pub const DEFAULTS: &str = include_str!("../default.toml");
 pub struct Config {
     /// What this process does.
     pub roles: BTreeSet<Role>,
+    /// Where workers compute.
+    pub device: Processor,
     /// Data-prep's gRPC endpoint: rows are read from there.
     pub data_prep: String,
     /// Bases by name.
@@ -54,7 +57,7 @@ pub enum Role {
 pub struct TrainingConfig {
     /// Rows read ahead of their use, in bytes.
     pub prefetch_bytes: u32,
-    /// Memory that a job may plan for, in bytes; 0: what the system says.
+    /// Memory of the device that a job may plan for, in bytes; 0: what is available.
     pub memory_bytes: u64,
     /// Longest time for which a step's line is not yet durable, in seconds.
     pub log_flush_seconds: f64,

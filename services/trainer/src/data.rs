@@ -27,6 +27,37 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often a stream may end early, without an error and without a row, before the data set is held to be damaged.
 const EMPTY_STREAMS: u32 = 5;
 
+/// Returns the ids in each row of a data set, in the stored order.
+///
+/// # Errors
+/// [`Error::Data`], also where waiting might help.
+pub async fn lengths(client: Client, dataset: &str) -> Result<Vec<u32>> {
+    let failed = |error: FlightError| Error::Data {
+        dataset: dataset.to_owned(),
+        reason: error.to_string(),
+        class: class_of(&error),
+    };
+    let ticket = DatasetTicket {
+        dataset: dataset.to_owned(),
+        columns: vec!["length".to_owned()],
+        ..Default::default()
+    };
+    let ticket = serde_json::to_vec(&ticket)?.into();
+    let mut flight = flight(client);
+    let mut batches = flight.do_get(Ticket { ticket }).await.map_err(failed)?;
+    let mut lengths = Vec::new();
+    while let Some(batch) = batches.next().await {
+        lengths.extend(shard::lengths(&batch.map_err(failed)?)?);
+    }
+    Ok(lengths)
+}
+
+fn flight(client: Client) -> FlightClient<Client> {
+    let inner = arrow_flight::flight_service_client::FlightServiceClient::new(client)
+        .max_decoding_message_size(MESSAGE_BYTES);
+    FlightClient::new_from_inner(inner)
+}
+
 /// Which rows, in which order.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -95,9 +126,7 @@ impl Reader {
     #[must_use]
     pub fn new(client: Client, order: Order, budget_bytes: u32) -> (Reader, Rows) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let inner = arrow_flight::flight_service_client::FlightServiceClient::new(client)
-            .max_decoding_message_size(MESSAGE_BYTES);
-        let client = FlightClient::new_from_inner(inner);
+        let client = flight(client);
         let budget = Arc::new(Semaphore::new(budget_bytes as usize));
         (
             Reader {
@@ -183,6 +212,7 @@ impl Reader {
             epoch,
             offset: *offset,
             shuffle: self.order.shuffle,
+            columns: Vec::new(),
         };
         let ticket = serde_json::to_vec(&ticket)
             .map_err(|error| FlightError::from_external_error(Box::new(error)))?;

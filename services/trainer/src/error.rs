@@ -2,8 +2,6 @@
 
 use togi_runtime::Class;
 
-use crate::recipe::Precision;
-
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -26,21 +24,22 @@ pub enum Error {
         /// What does not fit, with both sides' figures.
         reason: String,
     },
-    /// The base cannot be held so yet.
-    #[error("recipe.base_precision \"{}\" is not built yet; {} are", .0.name(), Precision::BUILT.map(Precision::name).join(", "))]
-    PrecisionNotBuilt(Precision),
     /// The job would need more memory than there is.
     #[error(
-        "the job needs {needed} bytes of memory ({plan}) and {available} are available; a smaller recipe.batch_size, \
-         recipe.lora.rank or data set max_length needs less"
+        "the job needs {needed} bytes of {device}'s memory ({plan}) and {available} are available; {}",
+        what_fits(*largest)
     )]
     Memory {
+        /// Where it should run.
+        device: String,
         /// Bytes that the plan asks for.
         needed: u64,
         /// Bytes that the device has.
         available: u64,
         /// The plan's parts.
         plan: String,
+        /// The largest micro-batch that fits, if any does.
+        largest: Option<u32>,
     },
     /// The loss or the gradient stopped being a number.
     #[error(
@@ -157,7 +156,6 @@ impl Error {
             | Error::NotFinite { .. }
             | Error::Refused { .. } => Class::FailedPrecondition,
             Error::Overtaken { .. } => Class::Aborted,
-            Error::PrecisionNotBuilt(_) => Class::Unimplemented,
             Error::Memory { .. } => Class::ResourceExhausted,
             Error::Damaged { .. } => Class::DataLoss,
             Error::Data { class, .. } => *class,
@@ -173,7 +171,6 @@ impl Error {
     fn field(&self) -> Option<&'static str> {
         match self {
             Error::Invalid { field, .. } | Error::Unfit { field, .. } => Some(field),
-            Error::PrecisionNotBuilt(_) => Some("recipe.base_precision"),
             _ => None,
         }
     }
@@ -198,6 +195,15 @@ impl From<Error> for togi_runtime::Error {
 impl From<Error> for tonic::Status {
     fn from(error: Error) -> Self {
         togi_runtime::Error::from(error).into()
+    }
+}
+
+fn what_fits(largest: Option<u32>) -> String {
+    match largest {
+        Some(largest) => format!("recipe.batch_size {largest} is the largest that fits"),
+        None => "not even recipe.batch_size 1 fits: hold the base in fewer bits by recipe.base_precision, or take a smaller \
+                 recipe.lora.rank or data set max_length"
+            .to_owned(),
     }
 }
 

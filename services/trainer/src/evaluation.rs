@@ -134,9 +134,9 @@ async fn measure(
         None => Vec::new(),
     };
     let base = &request.request.base;
-    let base = worker.bases.weights(base, job.recipe.precision).await?;
+    let engine = worker.bases.engine(base, job.recipe.precision).await?;
     let work = Work {
-        base,
+        engine,
         lora: lora.clone(),
         serving,
         asked,
@@ -195,7 +195,7 @@ async fn rows_if_any(worker: &Worker, digest: &str) -> Result<Option<Held>> {
 
 /// What is measured, with all that it needs.
 struct Work {
-    base: Arc<togi_model::Base>,
+    engine: Arc<Engine>,
     lora: Lora,
     serving: Option<Serving>,
     asked: Vec<Question>,
@@ -242,9 +242,8 @@ impl Work {
         sources: Vec<(String, u64, Rows)>,
         stop: &AtomicBool,
     ) -> Result<(Vec<HeldOut>, Option<Answers>)> {
-        let engine = Engine::new(Arc::clone(&self.base))?;
         let measure = Measure {
-            engine: &engine,
+            engine: &self.engine,
             pair: Pair {
                 new: &self.lora,
                 serving: self.serving.as_ref().map(|serving| &serving.lora),
@@ -264,7 +263,7 @@ impl Work {
         if self.asked.is_empty() {
             return Ok((losses, None));
         }
-        let tokenizer = self.base.tokenizer();
+        let tokenizer = self.engine.base().tokenizer();
         let tokenizer = tokenizer.ok_or_else(|| Error::unfit("base", "has no tokenizer"))?;
         let tokenizer = Tokenizer::from_bytes(tokenizer)?;
         let most = self.gate.max_new_tokens;

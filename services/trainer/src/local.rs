@@ -4,8 +4,11 @@
 use std::{sync::Arc, thread};
 
 use serde_json::Value;
-use togi_model::{Base, Engine, Lora, LoraConfig, memory::trainable};
-use togi_proto::trainer::v1::Step;
+use togi_model::{
+    Base, Device, Engine, Lora, LoraConfig, Processor,
+    memory::{trainable, weights},
+};
+use togi_proto::trainer::v1::{MemoryPlan, Step};
 use togi_runtime::{memory, registry::Identity};
 use togi_tokens::{Row, Split, prompt};
 use tokio::sync::mpsc;
@@ -14,9 +17,11 @@ use crate::{
     adapter::Adapter,
     data::Order,
     error::{Error, Result},
+    fit::{Lengths, Need},
+    gauge::Gauge,
     recipe::Recipe,
     report::{self, Facts},
-    train::{self, Plan, State, Update, Wish},
+    train::{self, Machine, Plan, State, Update, Wish},
 };
 
 /// Updates that the loop may be ahead of whoever looks at them.
@@ -26,6 +31,8 @@ const UPDATES_AHEAD: usize = 64;
 pub struct Run {
     /// The base, held as the recipe says.
     pub base: Arc<Base>,
+    /// Where it computes.
+    pub device: Processor,
     /// The name under which PEFT shall load the base.
     pub base_name: String,
     /// Digest of the tokenizer's file.
@@ -59,7 +66,15 @@ impl Run {
     pub fn train(self, mut seen: impl FnMut(Step) -> Result<()>) -> Result<Trained> {
         let mut state = self.start()?;
         let (plan, order) = (self.plan(), self.order());
-        let engine = Engine::new(Arc::clone(&self.base))?;
+        let device = self.device.device(self.base.precision());
+        // Held so that the driver keeps the card ready.
+        let card = self.device.open()?;
+        let engine = Engine::on(Arc::clone(&self.base), device)?;
+        let gauge = Gauge::of(card.as_ref());
+        let machine = Machine {
+            engine: &engine,
+            gauge: &gauge,
+        };
         let mut rows = order.places().map(|place| {
             let row = usize::try_from(place)
                 .ok()
@@ -74,7 +89,7 @@ impl Run {
             let training = scope.spawn(|| {
                 // Moved, so that the channel ends with the loop.
                 let sender = sender;
-                train::train(&mut state, &plan, &engine, &mut rows, &wish, &sender)
+                train::train(&mut state, &plan, &machine, &mut rows, &wish, &sender)
             });
             let watched = watch(&mut updates, &mut lines, &mut seen);
             if watched.is_err() {
@@ -88,6 +103,29 @@ impl Run {
             return Err(Error::ThreadGone);
         }
         self.finish(&state, &lines)
+    }
+
+    /// Plans the run's memory.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the device has not so much; the device's.
+    pub fn memory(&self) -> Result<MemoryPlan> {
+        let config = self.base.config();
+        let precision = self.base.precision();
+        let available = match self.device.open()? {
+            Some(card) => Some(card.memory()?.available),
+            // The base is there already.
+            None => memory::available_bytes()
+                .map(|bytes| bytes.saturating_add(weights(config, precision, Device::Cpu))),
+        };
+        let length = |row: &Row| u32::try_from(row.input_ids.len()).unwrap_or(u32::MAX);
+        let need = Need {
+            config: config.clone(),
+            recipe: self.recipe.clone(),
+            device: self.device,
+            lengths: Lengths::Each(self.rows.iter().map(length).collect()),
+        };
+        need.check(available)
     }
 
     /// Checks the parts against each other, and returns the state before the first step.
@@ -151,6 +189,7 @@ impl Run {
             seconds: state.progress.seconds,
             failed_attempts: 0,
             worker: String::new(),
+            device: self.device.to_string(),
             peak_memory_bytes: memory::peak_bytes(),
             adapter_bytes: adapter.tensors_bytes(),
             trainable_parameters: trainable(config, &self.recipe.lora),

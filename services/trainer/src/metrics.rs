@@ -17,6 +17,7 @@ pub struct Metrics {
     loss: Gauge<f64>,
     gradient_norm: Gauge<f64>,
     tokens_per_second: Gauge<f64>,
+    card: [Gauge<f64>; 4],
     tokens: Counter<u64>,
     samples: Counter<u64>,
     policy_jobs: Counter<u64>,
@@ -71,6 +72,27 @@ impl Metrics {
                 .with_unit("{token}/s")
                 .with_description("Tokens a second of the last step")
                 .build(),
+            card: [
+                (
+                    "utilization",
+                    "%",
+                    "Share of the time in which the card was busy, of late",
+                ),
+                ("power", "W", "Power that the card draws"),
+                ("memory", "By", "Memory of the card in use by everybody"),
+                (
+                    "memory.peak",
+                    "By",
+                    "Most memory that the trainer took of the card in this run",
+                ),
+            ]
+            .map(|(name, unit, description)| {
+                meter
+                    .f64_gauge(format!("togi.trainer.gpu.{name}"))
+                    .with_unit(unit)
+                    .with_description(description)
+                    .build()
+            }),
             tokens: meter
                 .u64_counter("togi.trainer.tokens")
                 .with_unit("{token}")
@@ -110,6 +132,19 @@ impl Metrics {
         self.gradient_norm.record(step.line.gradient_norm, &[]);
         self.tokens_per_second
             .record(step.line.tokens_per_second, &[]);
+        let line = &step.line;
+        let figures = [
+            line.gpu_utilization_percent,
+            line.gpu_power_watts,
+            line.gpu_memory_bytes.map(|bytes| bytes as f64),
+            line.device_memory_bytes.map(|bytes| bytes as f64),
+        ];
+        // Of the processor there is nothing to say: no series, not one of zeros.
+        for (gauge, figure) in self.card.iter().zip(figures) {
+            if let Some(figure) = figure {
+                gauge.record(figure, &[]);
+            }
+        }
         self.step_seconds.record(step.seconds, &[]);
         self.samples.add(step.samples, &[]);
         self.tokens.add(step.tokens, &[]);

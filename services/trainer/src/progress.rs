@@ -4,7 +4,7 @@ use togi_proto::trainer::v1::Step;
 use togi_runtime::memory;
 use togi_tokens::Row;
 
-use crate::checkpoint::Progress;
+use crate::{checkpoint::Progress, gauge};
 
 /// Weight of the newest step in the running mean of step times.
 const NEWEST: f64 = 0.1;
@@ -18,6 +18,12 @@ pub struct Figures {
     pub gradient_norm: f64,
     /// The learning rate that it used.
     pub learning_rate: f64,
+    /// Steps so far that were skipped.
+    pub skipped: u64,
+    /// Most memory taken of a card so far, in bytes.
+    pub device_memory: Option<u64>,
+    /// What the card says of itself.
+    pub card: gauge::Figures,
 }
 
 /// A step that is done.
@@ -79,6 +85,11 @@ impl Meter {
             memory_bytes: memory::resident_bytes(),
             seconds_left: self.steps.saturating_sub(progress.step) as f64 * mean,
             tokens: progress.tokens,
+            device_memory_bytes: figures.device_memory,
+            gpu_utilization_percent: figures.card.utilization_percent,
+            gpu_power_watts: figures.card.power_watts,
+            gpu_memory_bytes: figures.card.memory_bytes,
+            skipped_steps: figures.skipped,
         };
         Measured {
             line,

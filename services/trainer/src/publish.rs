@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use object_store::path::Path;
 use sha2::{Digest, Sha256};
-use togi_model::memory::trainable;
+use togi_model::{engine::BIT_EXACT, memory::trainable};
 use togi_proto::events::v1::AdapterPublished;
 use togi_runtime::{
     Class, Store, layout,
@@ -50,7 +50,10 @@ pub(crate) async fn publish(
     patiently!(lease, check(lease))?;
     let lines = patiently!(lease, log::finish(store, &job.id))?;
     patiently!(lease, write(store, &adapter, &manifest))?;
-    let facts = facts(claim, job, state, &adapter);
+    let facts = Facts {
+        device: worker.bases.device(),
+        ..facts(claim, job, state, &adapter)
+    };
     let start = claim
         .job
         .create_time
@@ -128,6 +131,7 @@ fn manifest(job: &Job, adapter: &Adapter) -> AdapterManifest {
             .collect(),
         job: job.id.to_string(),
         recipe_name: recipe.name.clone(),
+        bit_exact: BIT_EXACT,
     }
 }
 
@@ -179,6 +183,7 @@ fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> Facts {
         seconds: state.progress.seconds,
         failed_attempts: claim.job.attempts,
         worker: claim.job.worker.clone(),
+        device: String::new(),
         peak_memory_bytes: memory::peak_bytes(),
         adapter_bytes: adapter.tensors_bytes(),
         trainable_parameters: trainable(&job.base.config, &job.recipe.lora),

@@ -219,7 +219,7 @@ impl Recipe {
     /// Checks the recipe against the base that it shall train.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the rank is above the hidden size; [`Error::PrecisionNotBuilt`].
+    /// [`Error::Invalid`] where the rank is above the hidden size.
     pub fn check_base(&self, config: &Config) -> Result<()> {
         if self.lora.rank > config.hidden_size {
             let reason = format!(
@@ -228,19 +228,7 @@ impl Recipe {
             );
             return Err(Error::invalid("recipe.lora.rank", reason));
         }
-        self.check_built()
-    }
-
-    /// Checks that the base can be held as the recipe says.
-    ///
-    /// # Errors
-    /// [`Error::PrecisionNotBuilt`].
-    pub fn check_built(&self) -> Result<()> {
-        if self.precision.is_built() {
-            Ok(())
-        } else {
-            Err(Error::PrecisionNotBuilt(self.precision))
-        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a job's figures say when it is over: `report.json`, `trainer_state.json` (as transformers' Trainer writes it) and the
 //! seconds at which each step ended. Pure: lines and facts in, documents out.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use togi_model::engine::BIT_EXACT;
 use togi_proto::trainer::v1::Step;
 
 use crate::recipe::Recipe;
@@ -23,6 +24,8 @@ pub struct Facts {
     pub failed_attempts: u32,
     /// Who finished it.
     pub worker: String,
+    /// The device that it computed on.
+    pub device: String,
     /// Most resident memory of the worker, in bytes.
     pub peak_memory_bytes: u64,
     /// Size of the adapter's tensors' file, in bytes.
@@ -41,7 +44,7 @@ pub fn report(facts: &Facts, recipe: &Recipe, lines: &[Step]) -> Value {
     let tokens = lines.last().map_or(0, |line| line.tokens);
     let all = facts.base_parameters + facts.trainable_parameters;
     let seconds = facts.seconds.max(1e-9);
-    json!({
+    let mut report = json!({
         "job": facts.job,
         "generation": facts.generation,
         "recipe": recipe.to_proto(),
@@ -64,7 +67,53 @@ pub fn report(facts: &Facts, recipe: &Recipe, lines: &[Step]) -> Value {
         "trainable_share": facts.trainable_parameters as f64 / all.max(1) as f64,
         "failed_attempts": facts.failed_attempts,
         "worker": facts.worker,
-    })
+        "device": facts.device,
+        "bit_exact": BIT_EXACT,
+        "skipped_steps": skipped(lines),
+    });
+    if let Some(gpu) = gpu(lines) {
+        report["gpu"] = gpu;
+    }
+    report
+}
+
+/// Returns what the card said; nothing if there was none.
+fn gpu(lines: &[Step]) -> Option<Value> {
+    let bytes = |figure: fn(&Step) -> Option<u64>| spread(lines, |line| Some(figure(line)? as f64));
+    let figures = [
+        (
+            "utilization_percent",
+            spread(lines, |line| line.gpu_utilization_percent),
+        ),
+        ("power_watts", spread(lines, |line| line.gpu_power_watts)),
+        ("memory_bytes", bytes(|line| line.gpu_memory_bytes)),
+        (
+            "trainer_memory_bytes",
+            bytes(|line| line.device_memory_bytes),
+        ),
+    ];
+    let told = figures
+        .into_iter()
+        .filter_map(|(name, figure)| Some((name.to_owned(), figure?)));
+    let told: Map<String, Value> = told.collect();
+    (!told.is_empty()).then_some(told.into())
+}
+
+/// Mean and largest of a figure, over the lines that have it.
+fn spread(lines: &[Step], figure: impl Fn(&Step) -> Option<f64>) -> Option<Value> {
+    let values: Vec<f64> = lines.iter().filter_map(figure).collect();
+    Some(json!({ "mean": mean(&values)?, "max": largest(&values) }))
+}
+
+/// Steps that changed nothing. Each worker counts its own from 0.
+fn skipped(lines: &[Step]) -> u64 {
+    let mut before = 0;
+    let mut skipped = 0;
+    for line in lines {
+        skipped += line.skipped_steps.saturating_sub(before);
+        before = line.skipped_steps;
+    }
+    skipped
 }
 
 /// Returns `trainer_state.json` with the names of transformers' Trainer.
@@ -73,13 +122,26 @@ pub fn trainer_state(recipe: &Recipe, lines: &[Step]) -> Value {
     let history: Vec<Value> = lines
         .iter()
         .map(|line| {
-            json!({
+            let mut entry = json!({
                 "step": line.step,
                 "epoch": line.epoch,
                 "loss": line.loss,
                 "grad_norm": line.gradient_norm,
                 "learning_rate": line.learning_rate,
-            })
+            });
+            for (name, figure) in [
+                ("gpu_utilization_percent", line.gpu_utilization_percent),
+                ("gpu_power_watts", line.gpu_power_watts),
+                (
+                    "gpu_memory_bytes",
+                    line.gpu_memory_bytes.map(|bytes| bytes as f64),
+                ),
+            ] {
+                if let Some(figure) = figure {
+                    entry[name] = figure.into();
+                }
+            }
+            entry
         })
         .collect();
     json!({
@@ -158,6 +220,7 @@ mod tests {
             seconds: 3.0,
             failed_attempts: 0,
             worker: "w".into(),
+            device: "cpu".into(),
             peak_memory_bytes: 1,
             adapter_bytes: 2,
             trainable_parameters: 1,
@@ -174,6 +237,37 @@ mod tests {
             (&json!(2), &json!(50.0))
         );
         assert_eq!(report["trainable_share"], 0.01);
+    }
+
+    #[test]
+    fn a_cards_figures_are_there_where_there_is_a_card_and_absent_elsewhere() {
+        let mut lines = lines();
+        assert_eq!(gpu(&lines), None);
+        let recipe = Recipe::from_toml("").unwrap();
+        let state = trainer_state(&recipe, &lines);
+        assert_eq!(state["log_history"][0].get("gpu_power_watts"), None);
+        (lines[0].gpu_power_watts, lines[1].gpu_power_watts) = (Some(500.0), Some(600.0));
+        lines[1].device_memory_bytes = Some(9);
+        let expected = json!({
+            "power_watts": { "mean": 550.0, "max": 600.0 },
+            "trainer_memory_bytes": { "mean": 9.0, "max": 9.0 },
+        });
+        assert_eq!(gpu(&lines), Some(expected));
+        let state = trainer_state(&recipe, &lines);
+        assert_eq!(state["log_history"][1]["gpu_power_watts"], 600.0);
+    }
+
+    #[test]
+    fn skipped_steps_add_up_over_workers() {
+        let of = |counts: &[u64]| {
+            let line = |&skipped_steps: &u64| Step {
+                skipped_steps,
+                ..Default::default()
+            };
+            skipped(&counts.iter().map(line).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[0, 1, 1, 2]), 2);
+        assert_eq!(of(&[1, 2, 0, 1]), 3);
     }
 
     #[test]

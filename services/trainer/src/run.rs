@@ -19,7 +19,7 @@ use crate::{
     log,
     metrics::Metrics,
     patience::patiently,
-    train::{self, Plan, State, Update, Wish},
+    train::{self, Machine, Plan, State, Update, Wish},
     worker::{Job, Worker},
 };
 
@@ -28,7 +28,7 @@ const UPDATES_AHEAD: usize = 64;
 
 /// Where a run begins.
 pub(crate) struct Start {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) state: State,
     pub(crate) plan: Plan,
     pub(crate) order: Order,
@@ -98,12 +98,17 @@ impl Run {
         let reading = reader.run(state.progress.clone()).in_current_span();
         let reader = AbortOnDropHandle::new(tokio::spawn(reading));
         let (wished, span) = (Arc::clone(&wish), Span::current());
+        let gauge = worker.gauge.clone();
         // The one thread that owns the device while the job runs.
         let thread = thread::Builder::new()
             .name("togi-train".to_owned())
             .spawn(move || {
                 let trained = span.in_scope(|| {
-                    train::train(&mut state, &plan, &engine, &mut rows, &wished, &sender)
+                    let machine = Machine {
+                        engine: &engine,
+                        gauge: &gauge,
+                    };
+                    train::train(&mut state, &plan, &machine, &mut rows, &wished, &sender)
                 });
                 (state, trained)
             })?;

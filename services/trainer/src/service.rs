@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use togi_model::{Card, Processor};
 use togi_proto::{
     job::v1::JobKind,
     trainer::v1::{
@@ -10,12 +11,15 @@ use togi_proto::{
     },
 };
 use togi_runtime::{Context, Jobs, Result, Tasks, aliases::Aliases, grpc, worker};
+use tracing::info;
 
 use crate::{
     api::{AdapterApi, PolicyApi, TrainerApi},
-    bases::Bases,
+    bases::{Bases, Purpose},
     config::{Config, Role},
+    error::Error,
     follower::Follower,
+    gauge::Gauge,
     metrics::Metrics,
     policy::Policies,
     queue::Queue,
@@ -36,12 +40,24 @@ pub async fn start(
 ) -> Result<()> {
     config.validate()?;
     let (store, bus, stopper) = (&context.store, &context.bus, &context.stopper);
-    let bases = Bases::new(
-        config.bases.clone(),
-        config.training.base_cache(),
-        config.has(Role::Worker),
-    );
-    let desk = Desk::new(store.clone(), bases.clone(), config.training.memory_bytes);
+    let (purpose, gauge) = match config.has(Role::Worker) {
+        true => {
+            let card = card(config.device).await?;
+            let gauge = Gauge::of(card.as_ref());
+            (Purpose::Training { card }, gauge)
+        }
+        false => (Purpose::Answers, Gauge::default()),
+    };
+    let (cache, device) = (config.training.base_cache(), config.device);
+    let bases = Bases::new(config.bases.clone(), cache, device, purpose);
+    let data_prep = grpc::channel(&config.data_prep)?;
+    let desk = Desk {
+        store: store.clone(),
+        bases: bases.clone(),
+        data_prep: data_prep.clone(),
+        device: config.device,
+        memory_bytes: config.training.memory_bytes,
+    };
     let jobs = Jobs::new(bus, store);
     let aliases = Aliases::new(bus, store);
     let metrics = Metrics::new();
@@ -84,7 +100,8 @@ pub async fn start(
             bases,
             desk,
             retraining,
-            data_prep: grpc::channel(&config.data_prep)?,
+            data_prep,
+            gauge,
             training: config.training.clone(),
             metrics,
         };
@@ -95,4 +112,15 @@ pub async fn start(
         );
     }
     Ok(())
+}
+
+/// Opens a worker's card, if its device is one; one that is not there, or not fit, is an error at once.
+async fn card(device: Processor) -> crate::Result<Option<Card>> {
+    let opening = tokio::task::spawn_blocking(move || device.open());
+    let card = opening.await.map_err(|_| Error::ThreadGone)??;
+    if let Some(card) = &card {
+        let memory_bytes = card.memory()?.available;
+        info!(%device, card = card.name(), memory_bytes, "computing on a card");
+    }
+    Ok(card)
 }

@@ -1,25 +1,30 @@
 //! The checks at the door: everything that a request names exists, fits together and fits into memory, before anything is
 //! queued. The outcome names every part by digest.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use togi_model::{
-    Precision,
-    memory::{Plan, plan, weights},
-};
+use togi_model::Processor;
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::{Store, layout, memory, registry::Identity};
+use togi_runtime::{Store, grpc, layout, registry::Identity};
 use togi_tokens::{DatasetManifest, Split};
+use tokio::{task::spawn_blocking, time::timeout};
+use tracing::warn;
 
 use crate::{
     bases::{Bases, Facts},
-    dataset,
+    data, dataset,
     error::{Error, Result},
+    fit::{Lengths, Need},
     gate::{Gate, questions},
     policy::Policy,
     recipe::{Promote, Recipe},
     request::{self, By, JobRequest},
 };
+
+/// How long a plan waits for data-prep.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Rows that a plan looks at, all epochs together.
+const MOST_READ: u64 = 1 << 22;
 
 /// A request that was checked.
 #[derive(Clone, Debug)]
@@ -33,22 +38,19 @@ pub struct Checked {
 /// Checks requests.
 #[derive(Clone)]
 pub struct Desk {
-    store: Store,
-    bases: Bases,
-    memory_bytes: u64,
+    /// The object store.
+    pub store: Store,
+    /// The configured bases.
+    pub bases: Bases,
+    /// Data-prep.
+    pub data_prep: grpc::Client,
+    /// Where workers compute.
+    pub device: Processor,
+    /// What a job may plan for; 0 for what is available.
+    pub memory_bytes: u64,
 }
 
 impl Desk {
-    /// Returns a desk; `memory_bytes` is what a job may plan for, 0 for what the system says.
-    #[must_use]
-    pub fn new(store: Store, bases: Bases, memory_bytes: u64) -> Desk {
-        Desk {
-            store,
-            bases,
-            memory_bytes,
-        }
-    }
-
     /// Checks what needs neither the base nor the data set: for a policy, whose data set may not exist yet.
     ///
     /// # Errors
@@ -58,7 +60,6 @@ impl Desk {
             Gate::from_proto(gate)?;
         }
         let recipe = Recipe::from_proto(&asked.recipe.clone().unwrap_or_default())?;
-        recipe.check_built()?;
         if recipe.promote == Promote::Auto || !asked.alias.is_empty() {
             layout::validate_name("alias", &asked.alias)?;
         }
@@ -71,8 +72,8 @@ impl Desk {
     ///
     /// # Errors
     /// Each with the field at fault: `InvalidArgument` for a value that is wrong in itself, `NotFound` for a base or data set
-    /// that is not there, `FailedPrecondition` for parts that do not fit each other, `Unimplemented` for a precision that
-    /// is not built, `ResourceExhausted` for too little memory.
+    /// that is not there, `FailedPrecondition` for parts that do not fit each other, `ResourceExhausted`
+    /// for too little memory.
     pub async fn check(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
         if asked.policy.is_empty() {
             return self.check_parts(asked).await;
@@ -110,8 +111,13 @@ impl Desk {
             self.check_questions(&Gate::from_proto(gate)?).await?;
         }
         let rows = dataset.rows(Split::Train);
-        let held = self.bases.held(&asked.base);
-        let plan = self.plan(&recipe, &base, held, &dataset)?;
+        let need = Need {
+            config: base.config.clone(),
+            recipe: recipe.clone(),
+            device: self.device,
+            lengths: self.lengths(&recipe, &dataset).await,
+        };
+        let plan = self.plan(need, self.available(&asked.base)).await?;
         let identity = Identity {
             base: base.digest.clone(),
             base_precision: recipe.precision.name().to_owned(),
@@ -150,51 +156,33 @@ impl Desk {
         Ok(())
     }
 
-    fn plan(
-        &self,
-        recipe: &Recipe,
-        base: &Facts,
-        held: Option<Precision>,
-        dataset: &DatasetManifest,
-    ) -> Result<proto::MemoryPlan> {
-        let tokens = u64::from(recipe.batch_size) * u64::from(dataset.settings.max_length);
-        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        let plan = plan(&base.config, &recipe.lora, tokens, recipe.precision);
-        // The job takes these weights over, or lets them go before it loads its own.
-        let resident = held.map_or(0, |precision| weights(&base.config, precision));
-        let available = match self.memory_bytes {
-            // What the system has available is beside the weights that this process holds already.
-            0 => memory::available_bytes().map_or(u64::MAX, |bytes| bytes.saturating_add(resident)),
-            bytes => bytes,
-        };
-        let plan = to_proto(&plan, available);
-        if plan.total_bytes > plan.available_bytes {
-            return Err(Error::Memory {
-                needed: plan.total_bytes,
-                available,
-                plan: format!(
-                    "weights {}, lora {}, optimizer {}, activations {}",
-                    plan.weights_bytes,
-                    plan.lora_bytes,
-                    plan.optimizer_bytes,
-                    plan.activations_bytes
-                ),
-            });
+    fn available(&self, base: &str) -> Option<u64> {
+        match self.memory_bytes {
+            0 => self.bases.available(base),
+            bytes => Some(bytes),
         }
-        Ok(plan)
     }
-}
 
-/// The contract counts gradients with the optimizer, the engine with the values that they belong to.
-fn to_proto(plan: &Plan, available: u64) -> proto::MemoryPlan {
-    let gradients = plan.lora / 2;
-    proto::MemoryPlan {
-        weights_bytes: plan.weights,
-        lora_bytes: plan.lora - gradients,
-        optimizer_bytes: plan.optimizer + gradients,
-        activations_bytes: plan.activations,
-        total_bytes: plan.total(),
-        available_bytes: available,
+    /// The rows' lengths, as data-prep knows them; what bounds them if it does not answer, or if there are too many to look at.
+    async fn lengths(&self, recipe: &Recipe, dataset: &DatasetManifest) -> Lengths {
+        let rows = dataset.rows(Split::Train);
+        if rows.saturating_mul(recipe.epochs.into()) <= MOST_READ {
+            let asked = data::lengths(self.data_prep.clone(), &dataset.dataset);
+            match timeout(PATIENCE, asked).await {
+                Ok(Ok(lengths)) if lengths.len() as u64 == rows => return Lengths::Each(lengths),
+                Ok(Err(error)) => warn!(%error, "the plan goes without the rows' lengths"),
+                _ => warn!("the plan goes without the rows' lengths: data-prep does not tell"),
+            }
+        }
+        Lengths::AtMost {
+            rows,
+            length: dataset.settings.max_length,
+        }
+    }
+
+    async fn plan(&self, need: Need, available: Option<u64>) -> Result<proto::MemoryPlan> {
+        let planning = spawn_blocking(move || need.check(available));
+        planning.await.map_err(|_| Error::ThreadGone)?
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use crate::{
     checkpoint::{Progress, Snapshot},
     error::{Error, Result},
+    gauge::Gauge,
     progress::{Figures, Measured, Meter},
     recipe::Recipe,
 };
@@ -36,6 +37,15 @@ pub struct Plan {
     pub rows: u64,
     /// Optimizer steps.
     pub steps: u64,
+}
+
+/// What a run computes on.
+#[derive(Clone, Copy)]
+pub struct Machine<'a> {
+    /// The base on its device.
+    pub engine: &'a Engine,
+    /// What the device says of itself.
+    pub gauge: &'a Gauge,
 }
 
 /// What the loop tells while it runs, in order.
@@ -78,12 +88,14 @@ impl Wish {
 pub fn train(
     state: &mut State,
     plan: &Plan,
-    engine: &Engine,
+    machine: &Machine<'_>,
     rows: &mut impl Iterator<Item = Result<Row>>,
     wish: &Wish,
     updates: &mpsc::Sender<Update>,
 ) -> Result<bool> {
     let recipe = &plan.recipe;
+    let engine = machine.engine;
+    engine.forget_peak()?;
     let mut training = Training::new(engine, &state.lora, &state.optimizer, World::ALONE)?;
     let schedule = optim::Schedule {
         base: recipe.learning_rate,
@@ -117,6 +129,9 @@ pub fn train(
             loss: loss.mean(),
             gradient_norm: norm,
             learning_rate: rate,
+            skipped: training.skipped(),
+            device_memory: engine.device_memory().map(|(most, _)| most),
+            card: machine.gauge.figures(),
         };
         let done = meter.step(&state.progress, figures, &window, seconds);
         if updates.blocking_send(Update::Step(done)).is_err() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::path::Path;
-use togi_model::{Engine, optim};
+use togi_model::optim;
 use togi_proto::{job::v1::JobKind, trainer::v1 as proto};
 use togi_runtime::{
     Bus, JobId, Store,
@@ -23,6 +23,7 @@ use crate::{
     data::Order,
     error::{Error, Result},
     evaluation,
+    gauge::Gauge,
     metrics::Metrics,
     publish,
     recipe::{Promote, Recipe},
@@ -54,6 +55,8 @@ pub struct Worker {
     pub training: TrainingConfig,
     /// What is measured.
     pub metrics: Metrics,
+    /// What the card says.
+    pub gauge: Gauge,
 }
 
 /// A claimed job's parts, checked against each other.
@@ -180,7 +183,6 @@ impl Worker {
         let id = claim.id().clone();
         let request = JobRequest::from_json(&claim.request)?;
         let recipe = request.recipe()?;
-        recipe.check_built()?;
         let name = &request.request.base;
         let base = self.bases.facts(name, recipe.precision).await?;
         if base.digest != request.identity.base
@@ -206,8 +208,8 @@ impl Worker {
     async fn start(&self, job: &Job, kept: Option<(Path, Snapshot)>) -> Result<run::Start> {
         let recipe = &job.recipe;
         let name = &job.request.request.base;
-        let base = self.bases.weights(name, recipe.precision).await?;
-        if base.digest() != job.request.identity.base {
+        let engine = self.bases.engine(name, recipe.precision).await?;
+        if engine.base().digest() != job.request.identity.base {
             return Err(other_base());
         }
         let mut state = State::fresh(&job.base.config, recipe)?;
@@ -220,7 +222,7 @@ impl Worker {
             checkpoint = Some(manifest.to_string());
         }
         Ok(run::Start {
-            engine: Engine::new(base)?,
+            engine,
             state,
             plan: Plan {
                 recipe: recipe.clone(),

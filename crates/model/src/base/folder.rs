@@ -1,36 +1,38 @@
-//! A Hugging Face folder's tensors, each held in the precision that is asked for as soon as it has been read.
+//! A Hugging Face folder's tensors, checked by name, shape and type; values are read later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::bitsandbytes::{self, Parts};
-use super::read::{self, Entry, Floats};
+use super::digest::Digest;
+use super::held::Held;
+use super::read::{self, Entry};
 use super::{HEAD, HEAD_IN_MEMORY, shapes};
-use crate::canonical;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::lora::Target;
+use crate::mapped::Bytes;
 use crate::precision::Precision;
 use crate::weight::Weight;
 
-/// A folder that has been read and checked.
+/// A folder that has been checked.
 pub(super) struct Folder {
     pub(super) config: Config,
     /// The file itself: it says more than [`Config`] keeps.
     pub(super) config_json: Vec<u8>,
     pub(super) tensors: BTreeMap<String, Stored>,
-    pub(super) digest: String,
+    pub(super) digest: Digest,
 }
 
 /// A tensor, and the type that it has, or had before it was quantized.
 pub(super) struct Stored {
-    pub(super) weight: Weight,
+    pub(super) held: Held,
     pub(super) float: Float,
 }
 
 impl Folder {
-    pub(super) fn load(dir: &Path, precision: Precision) -> Result<Self> {
+    pub(super) fn open(dir: &Path, precision: Precision) -> Result<Self> {
         let config_json = read::file(&dir.join("config.json"))?;
         let config = Config::from_json(&config_json)?;
         let quantized = bitsandbytes::precision(&config_json)?;
@@ -41,19 +43,19 @@ impl Folder {
             parts: quantized.map(|_| Parts::default()),
             tensors: BTreeMap::new(),
         };
-        let mut digests = vec![("config.json".into(), canonical::sha256_hex(&config_json))];
+        let mut files = vec![("config.json".into(), Bytes::of(config_json.clone()))];
         for file in read::weight_files(dir)? {
-            let digest = read::weights(&dir.join(&file), &mut |name, entry| {
+            let bytes = read::weights(&dir.join(&file), &mut |name, entry| {
                 loader.take(name, entry)
             })?;
-            digests.push((file, digest));
+            files.push((file, bytes));
         }
         let tensors = select(&config, loader.finish()?)?;
         Ok(Self {
             config,
             config_json,
             tensors,
-            digest: digest(digests),
+            digest: Digest::begin(files)?,
         })
     }
 }
@@ -101,20 +103,24 @@ impl Loader {
         {
             return parts.take(name, entry);
         }
-        let Floats {
-            float,
-            shape,
-            values,
-        } = match entry {
-            Entry::Floats(floats) => floats,
+        let precision = if self.linear.contains(&name) {
+            self.precision
+        } else {
+            Precision::F32
+        };
+        let (held, float) = match entry {
+            Entry::Floats(floats) => {
+                let float = floats.float;
+                (Held::in_file(&name, floats, precision), float)
+            }
+            Entry::Values(tensor, float) => {
+                let values = tensor.flatten_all()?.to_vec1()?;
+                let weight = Weight::new(&name, values, tensor.dims(), float, precision)?;
+                (Held::Here(weight), float)
+            }
             Entry::Other(view) => return Err(read::no_float(&name, &view.dtype())),
         };
-        let weight = if self.linear.contains(&name) {
-            Weight::new(&name, values, &shape, float, self.precision)?
-        } else {
-            Weight::full(values, &shape)?
-        };
-        match self.tensors.insert(name.clone(), Stored { weight, float }) {
+        match self.tensors.insert(name.clone(), Stored { held, float }) {
             Some(_) => Err(Error::Duplicate(name)),
             None => Ok(()),
         }
@@ -154,7 +160,7 @@ fn select(
         let tensor = found
             .remove(&name)
             .ok_or_else(|| Error::Missing(name.clone()))?;
-        let got = tensor.weight.shape();
+        let got = tensor.held.shape();
         if got != shape {
             return Err(Error::Shape {
                 name,
@@ -180,14 +186,8 @@ fn select(
 }
 
 fn same(a: &Stored, b: &Stored) -> Result<bool> {
-    read::same(&a.weight.dequantized()?, &b.weight.dequantized()?)
-}
-
-fn digest(mut files: Vec<(String, String)>) -> String {
-    files.sort();
-    let lines: String = files
-        .iter()
-        .map(|(name, sha256)| format!("{sha256}  {name}\n"))
-        .collect();
-    canonical::sha256_hex(lines.as_bytes())
+    match (&a.held, &b.held) {
+        (Held::InFile(a), Held::InFile(b)) if a.floats.same(&b.floats) => Ok(true),
+        (a, b) => read::same(&a.weight()?.dequantized()?, &b.weight()?.dequantized()?),
+    }
 }

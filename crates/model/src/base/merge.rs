@@ -1,7 +1,6 @@
 //! An adapter folded into its base, `W + (alpha / rank) B A`: a plain checkpoint that knows nothing of LoRA.
 
 use std::borrow::Cow;
-use std::ops::Deref;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -11,6 +10,7 @@ use super::{Base, write};
 use crate::cpu;
 use crate::error::{Error, Result};
 use crate::lora::{Lora, Module};
+use crate::weight::{Rounding, Weight};
 
 /// Writes base and adapter as one Hugging Face folder: `config.json`, `model.safetensors`, and the base's tokenizer as
 /// `spiece.model` if it has one.
@@ -22,12 +22,9 @@ use crate::lora::{Lora, Module};
 /// The adapter does not fit the base, or a file cannot be written.
 pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
     lora.check_fits(&base.config)?;
-    let mut full = Vec::new();
-    for (name, weight) in &base.weights {
-        full.push((name, weight.dequantized()?));
-    }
     let mut tensors = Vec::new();
-    for (name, tensor) in &full {
+    for (name, held) in &base.tensors {
+        let weight = held.weight()?;
         let update = lora
             .modules()
             .iter()
@@ -36,12 +33,12 @@ pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
                 module,
                 values: lora.values(),
             });
-        let weight = Weight {
-            shape: tensor.dims(),
-            values: cpu::read(tensor)?,
+        let merged = Merged {
+            shape: weight.shape(),
+            values: values(weight)?,
             update,
         };
-        tensors.push(((*name).clone(), weight));
+        tensors.push((name.clone(), merged));
     }
     write::save(dir, &base.config.to_json(), tensors)?;
     if let Some(tokenizer) = &base.tokenizer {
@@ -52,23 +49,36 @@ pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
 }
 
 /// A weight of the base and what an adapter adds to it.
-struct Weight<'a, V> {
-    shape: &'a [usize],
-    values: V,
+struct Merged<'a> {
+    shape: Vec<usize>,
+    values: Values<'a>,
     update: Option<Update<'a>>,
 }
 
-impl<V: Deref<Target = [f32]>> View for Weight<'_, V> {
+/// Gives a weight's values.
+type Values<'a> = Box<dyn Fn() -> Vec<f32> + 'a>;
+
+fn values(weight: &Weight) -> Result<Values<'_>> {
+    match weight.rows() {
+        Ok(rows) => Ok(Box::new(move || rows.all(Rounding::AsQuantized))),
+        Err(tensor) => {
+            let values = cpu::read(tensor)?;
+            Ok(Box::new(move || values.to_vec()))
+        }
+    }
+}
+
+impl View for Merged<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
 
     fn shape(&self) -> &[usize] {
-        self.shape
+        &self.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let mut values = self.values.to_vec();
+        let mut values = (self.values)();
         if let Some(update) = &self.update {
             update.add_to(&mut values);
         }
@@ -77,7 +87,7 @@ impl<V: Deref<Target = [f32]>> View for Weight<'_, V> {
     }
 
     fn data_len(&self) -> usize {
-        4 * self.values.len()
+        4 * self.shape.iter().product::<usize>()
     }
 }
 

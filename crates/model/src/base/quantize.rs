@@ -24,12 +24,12 @@ pub fn quantized_as(dir: &Path) -> Result<Option<Precision>> {
 /// holds from `from` in that precision. What is not quantized keeps the type that it has.
 ///
 /// # Errors
-/// As [`super::Base::load_as`]; [`Error::Precision`] if `precision` is no quantization, or `from` is quantized already; a file
+/// As [`super::Base::load_as`]; [`Error::Precision`] if `precision` is neither, or `from` is quantized already; a file
 /// cannot be written.
 pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result<()> {
     let refuse = |reason: String| Err(Error::Precision { precision, reason });
-    if precision == Precision::F32 {
-        return refuse("is no quantization".into());
+    if !matches!(precision, Precision::Nf4 | Precision::Int8) {
+        return refuse("is no quantization of bitsandbytes; nf4 and int8 are".into());
     }
     if let Some(held) = quantized_as(from)? {
         return refuse(format!(
@@ -41,7 +41,7 @@ pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result
         config_json,
         tensors,
         ..
-    } = Folder::load(from, precision)?;
+    } = Folder::open(from, precision)?;
     let mut config: Value = serde_json::from_slice(&config_json).map_err(|source| Error::Json {
         what: "config.json".into(),
         source,

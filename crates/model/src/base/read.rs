@@ -1,4 +1,4 @@
-//! Weight files: which a folder has, and their tensors as f32.
+//! Weight files: which a folder has, and their tensors where they lie.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -10,10 +10,10 @@ use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
 use super::folder::is_old_buffer;
-use crate::canonical;
+use super::held::Floats;
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::mapped;
+use crate::mapped::Bytes;
 
 /// The longest header of a safetensors file that is looked at; the largest model's is a small part of it.
 const HEADER_LIMIT: u64 = 16 << 20;
@@ -72,45 +72,34 @@ fn shards(index: &Path) -> Result<Vec<String>> {
 
 /// A tensor of a weight file.
 pub(super) enum Entry<'a> {
-    /// Of a float type; finite.
+    /// Of a float type, where it lies.
     Floats(Floats),
+    /// The values of one that its file does not have as they are, and the type that it has there; finite.
+    Values(Tensor, Float),
     /// Of another type: what quantized folders have.
     Other(TensorView<'a>),
 }
 
-/// Values that came in a float type.
-pub(super) struct Floats {
-    pub(super) float: Float,
-    pub(super) shape: Vec<usize>,
-    pub(super) values: Vec<f32>,
-}
-
-/// Visits a weight file's tensors one by one, but for the buffers of old checkpoints, and returns its SHA-256 (hex).
+/// Visits a weight file's tensors one by one, but for the buffers of old checkpoints, and returns its bytes.
 pub(super) fn weights(
     path: &Path,
     visit: &mut impl FnMut(String, Entry<'_>) -> Result<()>,
-) -> Result<String> {
-    let bytes = mapped::map(path)?;
-    let digest = canonical::sha256_hex(&bytes);
+) -> Result<Bytes> {
+    let bytes = Bytes::map(path)?;
     let is_pickle = path.extension().is_some_and(|extension| extension == "bin");
     if is_pickle {
         for (name, float, tensor) in pickled(path)? {
-            let floats = Floats {
-                float,
-                shape: tensor.dims().to_vec(),
-                values: tensor.flatten_all()?.to_vec1()?,
-            };
-            visit(name, Entry::Floats(floats))?;
+            visit(name, Entry::Values(tensor, float))?;
         }
     } else {
         plain(path, &bytes, visit)?;
     }
-    Ok(digest)
+    Ok(bytes)
 }
 
 fn plain(
     path: &Path,
-    bytes: &[u8],
+    bytes: &Bytes,
     visit: &mut impl FnMut(String, Entry<'_>) -> Result<()>,
 ) -> Result<()> {
     let broken = |reason: String| Error::format(path.display().to_string(), reason);
@@ -126,7 +115,7 @@ fn plain(
             Some(float) => Entry::Floats(Floats {
                 float,
                 shape: view.shape().to_vec(),
-                values: values(name, &view)?,
+                bytes: bytes.part(view.data()),
             }),
             None => Entry::Other(view),
         };

@@ -1,5 +1,5 @@
-//! Products by frozen weights: full ones as they are, quantized ones dequantized into scratch just before, and 8-bit codes by
-//! the codes of the activations.
+//! Products by frozen weights: full ones as they are, others brought to f32 in a scratch just before, and 8-bit integers by the
+//! codes of the activations.
 
 use candle_core::Tensor;
 
@@ -7,61 +7,44 @@ use super::{Cpu, FEW_ROWS, kernels, matrix, read, rows};
 use crate::error::Result;
 use crate::float::Float;
 use crate::ops::Ops;
+use crate::quant::Int8;
 use crate::quant::int8::{Activations, HIGHEST};
-use crate::quant::{Int8, Nf4};
-use crate::weight::Weight;
+use crate::weight::{Rounding, Rows, Weight};
 
 /// Rows of activations whose codes stay in a core's cache while weights pass by.
 const ROWS_IN_CACHE: usize = 32;
 
 /// `x wᵀ + bias`
 pub(super) fn linear(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
-    match w {
-        Weight::Full(w) => Cpu.linear(x, w, bias),
-        Weight::Nf4(w) if x.dims()[0] <= FEW_ROWS => {
-            let bias = bias.map(read).transpose()?;
-            matrix(few_rows(&read(x)?, w, bias.as_deref()), w.shape()[0])
-        }
-        Weight::Nf4(w) => Cpu.linear(x, &dequantized(w, Float::F32)?, bias),
-        Weight::Int8(w) => {
-            let bias = bias.map(read).transpose()?;
-            matrix(w.linear(&read(x)?, bias.as_deref()), w.shape()[0])
-        }
+    if let Weight::Int8(w) = w {
+        let bias = bias.map(read).transpose()?;
+        return matrix(w.linear(&read(x)?, bias.as_deref()), w.shape()[0]);
     }
+    let w = match w.rows() {
+        Ok(rows) => rows,
+        Err(tensor) => return Cpu.linear(x, tensor, bias),
+    };
+    let [outputs, inputs] = w.size();
+    if x.dims()[0] <= FEW_ROWS {
+        let bias = bias.map(read).transpose()?;
+        return matrix(few_rows(&read(x)?, w, bias.as_deref()), outputs);
+    }
+    Cpu.linear(x, &matrix(w.all(Rounding::None), inputs)?, bias)
 }
 
 /// `dy w`
 pub(super) fn product(dy: &Tensor, w: &Weight) -> Result<Tensor> {
-    let scratch = match w {
-        Weight::Full(w) => return Cpu.product(dy, w),
-        Weight::Nf4(w) => dequantized(w, w.float())?,
-        Weight::Int8(w) => {
-            let [outputs, inputs] = w.shape();
-            let mut values = vec![0.0; outputs * inputs];
-            rows::each(&mut values, inputs, |row, out| w.expand(row, out));
-            matrix(values, inputs)?
-        }
-    };
-    Cpu.product(dy, &scratch)
+    Cpu.product(dy, &w.dequantized()?)
 }
 
-fn dequantized(w: &Nf4, float: Float) -> Result<Tensor> {
-    let [outputs, inputs] = w.shape();
-    let mut values = vec![0.0; outputs * inputs];
-    rows::each(&mut values, inputs, |row, out| {
-        w.expand(row * inputs, out, float);
-    });
-    matrix(values, inputs)
-}
-
-/// [`rows::few_rows`] with one dequantized row of `w` at a time.
-fn few_rows(x: &[f32], w: &Nf4, bias: Option<&[f32]>) -> Vec<f32> {
-    let [outputs, inputs] = w.shape();
+/// [`rows::few_rows`] with one row of `w` in f32 at a time.
+fn few_rows(x: &[f32], w: &dyn Rows, bias: Option<&[f32]>) -> Vec<f32> {
+    let [outputs, inputs] = w.size();
     let count = x.len() / inputs;
     rows::by_columns((count, outputs), inputs, bias, |first, columns| {
         let mut scratch = vec![0.0; inputs];
         for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
-            w.expand(output * inputs, &mut scratch, Float::F32);
+            w.row_into(output, &mut scratch, Rounding::None);
             kernels::run(kernels::Dots {
                 out,
                 x,

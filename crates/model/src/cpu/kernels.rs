@@ -184,7 +184,7 @@ pub(super) fn activate_with_slope(x: &mut [f32], slope: &mut [f32], kind: Activa
 }
 
 /// The negative log likelihood of `target`; the logits become softmax minus one-hot.
-pub(super) fn cross_entropy(logits: &mut [f32], target: usize) -> f32 {
+pub(super) fn cross_entropy(logits: &mut [f32], target: usize, factor: f32) -> f32 {
     simd(
         #[inline(always)]
         || {
@@ -194,11 +194,11 @@ pub(super) fn cross_entropy(logits: &mut [f32], target: usize) -> f32 {
                 .iter_mut()
                 .for_each(|logit| *logit = exp(*logit - highest));
             let total = sum(logits, |x| x);
-            let scale = 1.0 / total;
+            let scale = factor / total;
             for logit in logits.iter_mut() {
                 *logit *= scale;
             }
-            logits[target] -= 1.0;
+            logits[target] -= factor;
             total.ln() - picked
         },
     )

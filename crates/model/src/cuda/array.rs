@@ -3,23 +3,36 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::Cuda;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::float::Float;
 
 /// The type of a matrix's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Element {
     F32,
     Bf16,
+    F16,
+    /// 8-bit floats: codes, which stand for values only beside scales.
+    E4m3,
 }
 
 impl Element {
+    pub(super) fn of(float: Float) -> Self {
+        match float {
+            Float::F32 => Self::F32,
+            Float::Fp16 => Self::F16,
+            Float::Bf16 => Self::Bf16,
+        }
+    }
+
     pub(super) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
+            Self::E4m3 => 1,
         }
     }
 
@@ -28,6 +41,8 @@ impl Element {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::E4m3 => "e4m3",
         }
     }
 }
@@ -36,6 +51,14 @@ impl Element {
 pub(crate) struct Buffer<T> {
     slice: CudaSlice<T>,
     pub(super) address: u64,
+}
+
+impl<T> Drop for Buffer<T> {
+    /// Memory is given back on whatever thread lets it go, perhaps one that has never seen the card.
+    fn drop(&mut self) {
+        let context = self.slice.context();
+        context.record_err(context.bind_to_thread());
+    }
 }
 
 impl<T> Buffer<T> {
@@ -61,6 +84,16 @@ pub(crate) struct Array {
 }
 
 impl Array {
+    pub(super) fn of(buffer: Buffer<u8>, element: Element, rows: usize, columns: usize) -> Self {
+        Self {
+            buffer: Arc::new(buffer),
+            offset: 0,
+            rows,
+            columns,
+            element,
+        }
+    }
+
     pub(super) fn address(&self) -> u64 {
         self.buffer.address + self.offset as u64
     }
@@ -124,25 +157,13 @@ impl Cuda {
 
     pub(super) fn empty_of(&self, element: Element, rows: usize, columns: usize) -> Result<Array> {
         let buffer = self.room(rows * columns * element.bytes())?;
-        Ok(Array {
-            buffer: Arc::new(buffer),
-            offset: 0,
-            rows,
-            columns,
-            element,
-        })
+        Ok(Array::of(buffer, element, rows, columns))
     }
 
     pub(super) fn zeros_of(&self, rows: usize, columns: usize) -> Result<Array> {
         let mut buffer = self.room(rows * columns * self.element.bytes())?;
         self.zero::<u8>(&mut buffer)?;
-        Ok(Array {
-            buffer: Arc::new(buffer),
-            offset: 0,
-            rows,
-            columns,
-            element: self.element,
-        })
+        Ok(Array::of(buffer, self.element, rows, columns))
     }
 
     /// A matrix of a type from f32.
@@ -155,24 +176,25 @@ impl Cuda {
     ) -> Result<Array> {
         let bytes: Vec<u8> = match element {
             Element::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Element::Bf16 => {
-                use rayon::prelude::*;
-                let mut bytes = vec![0; 2 * values.len()];
-                let pairs = bytes.as_chunks_mut::<2>().0.par_iter_mut();
-                pairs
-                    .zip(values)
-                    .with_min_len(1 << 16)
-                    .for_each(|(bytes, &v)| *bytes = bf16::from_f32(v).to_le_bytes());
-                bytes
+            Element::Bf16 => pairs(values, |value| bf16::from_f32(value).to_le_bytes()),
+            Element::F16 => pairs(values, |value| f16::from_f32(value).to_le_bytes()),
+            Element::E4m3 => {
+                let reason = "codes are made by a kernel, not from floats";
+                return Err(Error::device("cuda", reason));
             }
         };
-        Ok(Array {
-            buffer: Arc::new(self.bring(&bytes)?),
-            offset: 0,
-            rows,
-            columns,
-            element,
-        })
+        self.adopt_bytes(element, &bytes, rows, columns)
+    }
+
+    /// A matrix of a type from its bytes.
+    pub(super) fn adopt_bytes(
+        &self,
+        element: Element,
+        bytes: &[u8],
+        rows: usize,
+        columns: usize,
+    ) -> Result<Array> {
+        Ok(Array::of(self.send(bytes)?, element, rows, columns))
     }
 
     /// A matrix's values in f32; waits for them.
@@ -185,4 +207,15 @@ impl Cuda {
         values.truncate(x.len());
         Ok(values)
     }
+}
+
+/// The bytes of values in 16 bit, by all cores.
+fn pairs(values: &[f32], narrow: impl Fn(f32) -> [u8; 2] + Sync) -> Vec<u8> {
+    use rayon::prelude::*;
+    let mut bytes = vec![0; 2 * values.len()];
+    let pairs = bytes.as_chunks_mut::<2>().0.par_iter_mut().zip(values);
+    pairs
+        .with_min_len(1 << 16)
+        .for_each(|(bytes, &value)| *bytes = narrow(value));
+    bytes
 }

@@ -6,11 +6,14 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use crate::base::Base;
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 
 /// The driver's interface that cuBLASLt and the compiler of kernels need: CUDA 13.0.
 const OLDEST_DRIVER: i32 = 13_000;
 /// The first generation with bf16 in its matrix units.
 const OLDEST_CARD: (i32, i32) = (8, 0);
+/// The first generation with 8-bit floats.
+const OLDEST_FP8_CARD: (i32, i32) = (8, 9);
 /// What a pass needs at least beside the weights.
 const RESERVE: u64 = 512 << 20;
 
@@ -63,6 +66,23 @@ pub(super) fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
         )));
     }
     Ok(context)
+}
+
+/// Whether a card has 8-bit floats.
+pub(super) fn has_fp8(context: &Arc<CudaContext>) -> Result<bool> {
+    let capability = context.compute_capability();
+    let capability = capability.map_err(|error| super::failed(context.ordinal(), &error))?;
+    Ok(capability >= OLDEST_FP8_CARD)
+}
+
+/// Refuses a base in fp8 on a card that is too old for it.
+pub(super) fn check_precision(context: &Arc<CudaContext>, precision: Precision) -> Result<()> {
+    if precision != Precision::Fp8 || has_fp8(context)? {
+        return Ok(());
+    }
+    let (major, minor) = OLDEST_FP8_CARD;
+    let reason = format!("is too old for fp8, which needs compute capability {major}.{minor}");
+    Err(Error::device(name(context.ordinal()), reason))
 }
 
 /// Refuses a base that does not fit what is free.

@@ -1,61 +1,70 @@
 //! Frozen weights on the card: in full, or packed and dequantized into a scratch just before each product.
 
+use std::sync::Arc;
+
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
+use super::fp8::Eighths;
+use super::launch::Arg;
 use crate::error::Result;
 use crate::float::Float;
 use crate::quant::{Int8, Nf4, Scales};
-use crate::weight::Weight;
+use crate::weight::{Halves, Rounding, Weight};
 
 /// A frozen matrix.
 pub(crate) enum Frozen {
     Full(Array),
     Nf4(Packed),
     Int8(Codes),
+    Fp8(Eighths),
 }
 
 /// Two codes a byte, and a scale for each block.
 pub(crate) struct Packed {
-    shape: [usize; 2],
-    float: Float,
-    packed: Buffer<u8>,
-    scales: BlockScales,
+    pub(super) shape: [usize; 2],
+    pub(super) float: Float,
+    pub(super) packed: Buffer<u8>,
+    pub(super) scales: BlockScales,
 }
 
 /// The scales of blocks in f32, or quantized once more.
-enum BlockScales {
+pub(super) enum BlockScales {
     Plain(Buffer<f32>),
     Nested {
         codes: Buffer<u8>,
         absmax: Buffer<f32>,
-        map: Buffer<f32>,
-        offset: f32,
+        map: Arc<Buffer<f32>>,
+        /// One value.
+        offset: Buffer<f32>,
     },
 }
 
 /// Codes, and a scale for each row.
 pub(crate) struct Codes {
-    shape: [usize; 2],
-    codes: Buffer<i8>,
-    absmax: Buffer<f32>,
-}
-
-/// What a dequantized value is rounded to before it becomes one of the engine's type.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rounding {
-    /// Nothing, as a forward wants it.
-    None,
-    /// The type that was quantized, as a backward wants it.
-    AsQuantized,
+    pub(super) shape: [usize; 2],
+    pub(super) codes: Buffer<u8>,
+    pub(super) absmax: Buffer<f32>,
 }
 
 impl Cuda {
     pub(super) fn freeze_weight(&self, weight: &Weight) -> Result<Frozen> {
         Ok(match weight {
             Weight::Full(tensor) => Frozen::Full(self.adopt_tensor(self.element, tensor)?),
+            Weight::Half(halves) => Frozen::Full(self.halves(halves)?),
             Weight::Nf4(nf4) => Frozen::Nf4(self.pack(nf4)?),
             Weight::Int8(int8) => Frozen::Int8(self.codes(int8)?),
+            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8)?),
         })
+    }
+
+    fn halves(&self, halves: &Halves) -> Result<Array> {
+        let [rows, columns] = halves.shape();
+        let element = Element::of(halves.float());
+        if element == self.element {
+            return self.adopt_bytes(element, halves.bytes(), rows, columns);
+        }
+        let values = halves.float().values(halves.bytes());
+        self.upload_as(self.element, &values, rows, columns)
     }
 
     fn pack(&self, nf4: &Nf4) -> Result<Packed> {
@@ -64,22 +73,25 @@ impl Cuda {
             Scales::Nested(nested) => BlockScales::Nested {
                 codes: self.bring(nested.codes())?,
                 absmax: self.bring(nested.absmax())?,
-                map: self.bring(nested.map())?,
-                offset: nested.offset(),
+                map: Arc::new(self.bring(nested.map())?),
+                offset: self.bring(&[nested.offset()])?,
             },
         };
         Ok(Packed {
             shape: nf4.shape(),
             float: nf4.float(),
-            packed: self.bring(nf4.packed())?,
+            packed: self.send(nf4.packed())?,
             scales,
         })
     }
 
     fn codes(&self, int8: &Int8) -> Result<Codes> {
+        let codes = int8.codes();
+        // SAFETY: an i8's bits are a u8's.
+        let codes = unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) };
         Ok(Codes {
             shape: int8.shape(),
-            codes: self.bring(int8.codes())?,
+            codes: self.send(codes)?,
             absmax: self.bring(int8.absmax())?,
         })
     }
@@ -89,6 +101,7 @@ impl Cuda {
         match weight {
             Frozen::Full(array) => Ok(array.clone()),
             Frozen::Nf4(packed) => self.expand_nf4(packed, rounding),
+            Frozen::Fp8(eighths) => self.expand_fp8(eighths),
             Frozen::Int8(codes) => {
                 let [rows, columns] = codes.shape;
                 let out = self.empty(rows, columns)?;
@@ -99,8 +112,7 @@ impl Cuda {
                     columns.into(),
                     out.len().into(),
                 ];
-                let kernel = self.kernel("int8", out.element, None);
-                self.launch_values(&kernel, out.len(), &args)?;
+                self.by_values("int8", &[&out], out.len(), &args)?;
                 Ok(out)
             }
         }
@@ -109,43 +121,33 @@ impl Cuda {
     fn expand_nf4(&self, weight: &Packed, rounding: Rounding) -> Result<Array> {
         let [rows, columns] = weight.shape;
         let out = self.empty(rows, columns)?;
-        // Kept until the kernel that reads it has been launched.
-        let expanded;
-        let scales = match &weight.scales {
-            BlockScales::Plain(scales) => scales.address,
+        let scales: [u64; 5] = match &weight.scales {
+            BlockScales::Plain(scales) => [scales.address, 0, 0, 0, 0],
             BlockScales::Nested {
                 codes,
                 absmax,
                 map,
                 offset,
-            } => {
-                expanded = self.room::<f32>(codes.len())?;
-                let args = [
-                    expanded.address.into(),
-                    codes.address.into(),
-                    absmax.address.into(),
-                    map.address.into(),
-                    (*offset).into(),
-                    codes.len().into(),
-                ];
-                self.launch_values("nested", codes.len(), &args)?;
-                expanded.address
-            }
+            } => [
+                0,
+                codes.address,
+                absmax.address,
+                map.address,
+                offset.address,
+            ],
         };
         let rounding: usize = match (rounding, weight.float) {
             (Rounding::None, _) | (_, Float::F32) => 0,
             (Rounding::AsQuantized, Float::Fp16) => 1,
             (Rounding::AsQuantized, Float::Bf16) => 2,
         };
-        let args = [
-            (&out).into(),
-            weight.packed.address.into(),
-            scales.into(),
-            rounding.into(),
-            out.len().into(),
-        ];
-        let kernel = self.kernel("nf4", out.element, None);
-        self.launch_values(&kernel, out.len().div_ceil(2), &args)?;
+        let mut args: Vec<Arg> = vec![(&out).into(), weight.packed.address.into()];
+        args.extend(scales.map(Arg::from));
+        args.extend([rounding, out.len()].map(Arg::from));
+        let eights = out.by_eights();
+        let kernel = self.kernel("nf4", out.element, Some(eights));
+        let each = if eights { 8 } else { 2 };
+        self.launch_values(&kernel, out.len().div_ceil(each), &args)?;
         Ok(out)
     }
 

@@ -1,7 +1,9 @@
 //! Attention on the card: the pass's layout, the kernels' launches, and the caches of decoding.
 
+use std::ops::Range;
+
 use super::Cuda;
-use super::array::{Array, Buffer};
+use super::array::{Array, Buffer, Element};
 use super::launch::Arg;
 use crate::dropout::Place;
 use crate::error::{Error, Result};
@@ -10,8 +12,10 @@ use crate::ops::{Attended, Heads, Span};
 /// Head sizes that the kernels have registers for.
 const LARGEST_HEAD: usize = 256;
 
-/// Rows of a tile of attention.
-const TILE: usize = 64;
+/// Rows of a tile of attention: of queries, of keys, and of what either meets at once.
+pub(super) const TILE_OF_QUERIES: usize = 128;
+const TILE_OF_KEYS: usize = 64;
+const STEP: usize = 32;
 
 /// For each row of a pass: its position, its first key and how many it sees, where its sequence ends, its place for dropout.
 pub(crate) struct Layout {
@@ -22,8 +26,11 @@ pub(crate) struct Layout {
     counts: Buffer<u32>,
     ends: Buffer<u32>,
     pub(super) places: Buffer<u64>,
-    /// Four numbers for each tile: its first row and end, the start and the end of its sequence.
-    tiles: Buffer<u32>,
+    /// Four numbers for each tile of queries: its first row and end, the start and the end of its sequence. Those with most keys come
+    /// first, so that the card's last blocks are short ones.
+    query_tiles: Buffer<u32>,
+    /// The same for tiles of keys, those with most queries first.
+    key_tiles: Buffer<u32>,
 }
 
 /// Keys and values of one sequence, layer by layer; empty before the first tokens.
@@ -36,6 +43,14 @@ struct Kept {
     keys: Array,
     values: Array,
     capacity: usize,
+}
+
+/// Keys and values that rows attend to: each row's first, and what lies between tokens and between heads.
+struct Keys<'a> {
+    keys: &'a Array,
+    values: &'a Array,
+    firsts: &'a Buffer<u32>,
+    strides: [usize; 2],
 }
 
 impl Cache {
@@ -70,101 +85,106 @@ impl Cuda {
             counts: self.bring(&counts)?,
             ends: self.bring(&ends)?,
             places: self.bring(&places)?,
-            tiles: self.bring(&tiles(spans))?,
+            query_tiles: self.bring(&tiles(spans, TILE_OF_QUERIES, |[_, end, start, _]| {
+                end - start
+            }))?,
+            key_tiles: self.bring(&tiles(spans, TILE_OF_KEYS, |[first, _, _, end]| {
+                end - first
+            }))?,
             spans: spans.to_vec(),
         })
     }
 
-    /// Turned queries, turned keys and values, (3, heads, rows, dim), from the joint product; or back, turned back.
-    fn split(
-        &self,
-        x: &Array,
-        heads: &Heads<Array>,
-        layout: &Layout,
-        (rows, columns): (usize, usize),
-        sign: f32,
-    ) -> Result<Array> {
-        let out = self.empty(rows, columns)?;
+    /// Turns queries and keys of a joint product, in place; or back, with sign −1.
+    fn turn(&self, qkv: &Array, heads: &Heads<Array>, layout: &Layout, sign: f32) -> Result<()> {
+        let half = heads.turned / 2;
+        let eights = [heads.dim, half].iter().all(|size| size.is_multiple_of(8));
+        let pairs = 2 * layout.rows * heads.count * half;
+        let count = if eights { pairs / 8 } else { pairs };
         let args = [
-            (&out).into(),
-            x.into(),
+            qkv.into(),
             (&heads.cos).into(),
             (&heads.sin).into(),
             layout.positions.address.into(),
-            layout.rows.into(),
             heads.count.into(),
             heads.dim.into(),
-            (heads.turned / 2).into(),
+            half.into(),
             sign.into(),
+            count.into(),
         ];
-        let whole = [heads.dim, heads.turned / 2]
-            .iter()
-            .all(|size| size.is_multiple_of(8));
-        let kernel = self.kernel("split", x.element, Some(whole));
-        self.launch(&kernel, (layout.rows, 1), 256, &args)?;
-        Ok(out)
-    }
-
-    fn parts(&self, qkv: &Array, heads: &Heads<Array>, layout: &Layout) -> Result<Array> {
-        if heads.dim > LARGEST_HEAD {
-            let reason = format!("heads of {} are above {LARGEST_HEAD}", heads.dim);
-            return Err(Error::device("cuda", reason));
-        }
-        let shape = (3 * heads.count * layout.rows, heads.dim);
-        self.split(qkv, heads, layout, shape, 1.0)
+        let kernel = self.kernel("turn", qkv.element, Some(eights));
+        self.launch_values(&kernel, count, &args)
     }
 
     pub(super) fn attend(
         &self,
-        qkv: &Array,
+        qkv: Array,
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<Attended<Array>> {
-        let parts = self.parts(qkv, heads, layout)?;
-        let (rows, width) = (layout.rows, heads.count * heads.dim);
-        let out = self.empty(rows, width)?;
-        let log_sums = self.empty_of(super::Element::F32, heads.count, rows)?;
-        if let Some(size) = tiled(&parts) {
+        check(heads)?;
+        self.turn(&qkv, heads, layout, 1.0)?;
+        let rows = layout.rows;
+        let out = self.empty(rows, heads.count * heads.dim)?;
+        let log_sums = self.empty_of(Element::F32, heads.count, rows)?;
+        if let Some(size) = tiled(&qkv, heads) {
             let args = [
                 (&out).into(),
                 (&log_sums).into(),
-                (&parts).into(),
-                layout.tiles.address.into(),
+                (&qkv).into(),
+                layout.query_tiles.address.into(),
                 rows.into(),
                 heads.count.into(),
                 heads.dim.into(),
             ];
-            let grid = (layout.tiles.len() / 4, heads.count);
-            self.launch(&format!("tile_forward_{size}"), grid, 128, &args)?;
-            return Ok(Attended {
-                parts,
-                log_sums,
-                out,
-            });
+            let kernel = format!("tile_forward_{}_{size}", qkv.element.name());
+            let grid = (heads.count, layout.query_tiles.len() / 4);
+            let (room, threads) = (tiles_room(TILE_OF_QUERIES, size), 2 * TILE_OF_QUERIES);
+            self.launch_in(room, &kernel, grid, threads, &args)?;
+        } else {
+            let whole = Keys {
+                keys: &part(&qkv, heads, 1),
+                values: &part(&qkv, heads, 2),
+                firsts: &layout.firsts,
+                strides: [3 * heads.count * heads.dim, 3 * heads.dim],
+            };
+            self.attend_to((&out, &log_sums), &qkv, &whole, heads, layout, 0..rows)?;
         }
-        let third = |which: usize| parts.part(which * rows * width, heads.count * rows, heads.dim);
-        let args = [
-            (&out).into(),
-            (&log_sums).into(),
-            (&third(0)).into(),
-            (&third(1)).into(),
-            (&third(2)).into(),
-            layout.firsts.address.into(),
-            layout.counts.address.into(),
-            0_usize.into(),
-            rows.into(),
-            rows.into(),
-            heads.count.into(),
-            heads.dim.into(),
-            (rows * heads.dim).into(),
-        ];
-        let kernel = self.kernel("attend", out.element, None);
-        self.launch(&kernel, (rows.div_ceil(4), heads.count), 128, &args)?;
         Ok(Attended {
-            parts,
+            parts: qkv,
             log_sums,
             out,
         })
+    }
+
+    /// Attention of some rows in plain loops.
+    fn attend_to(
+        &self,
+        (out, log_sums): (&Array, &Array),
+        qkv: &Array,
+        keys: &Keys<'_>,
+        heads: &Heads<Array>,
+        layout: &Layout,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let args = [
+            out.into(),
+            log_sums.into(),
+            qkv.into(),
+            keys.keys.into(),
+            keys.values.into(),
+            keys.firsts.address.into(),
+            layout.counts.address.into(),
+            rows.start.into(),
+            rows.end.into(),
+            layout.rows.into(),
+            heads.count.into(),
+            heads.dim.into(),
+            keys.strides[0].into(),
+            keys.strides[1].into(),
+        ];
+        let kernel = self.kernel("attend", out.element, None);
+        self.launch(&kernel, (rows.len().div_ceil(4), heads.count), 128, &args)
     }
 
     pub(super) fn attend_back(
@@ -174,60 +194,83 @@ impl Cuda {
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<Array> {
-        let parts = &attended.parts;
-        let d_parts = self.empty(parts.rows, parts.columns)?;
-        match tiled(parts) {
-            Some(size) => self.tiles_back(&d_parts, d_out, attended, heads, layout, size)?,
-            None => {
-                let args = [
-                    (&d_parts).into(),
-                    parts.into(),
-                    (&attended.out).into(),
-                    d_out.into(),
-                    (&attended.log_sums).into(),
-                    layout.firsts.address.into(),
-                    layout.counts.address.into(),
-                    layout.ends.address.into(),
-                    layout.rows.into(),
-                    heads.count.into(),
-                    heads.dim.into(),
-                ];
-                let kernel = self.kernel("attend_backward", d_out.element, None);
-                let grid = (layout.rows.div_ceil(4), heads.count);
-                self.launch(&kernel, grid, 128, &args)?;
-            }
+        let qkv = &attended.parts;
+        let d_qkv = self.empty(qkv.rows, qkv.columns)?;
+        if let Some(size) = tiled(qkv, heads) {
+            self.tiles_back(&d_qkv, d_out, attended, heads, layout, size)?;
+            return Ok(d_qkv);
         }
-        let shape = (layout.rows, 3 * heads.count * heads.dim);
-        self.split(&d_parts, heads, layout, shape, -1.0)
+        let args = [
+            (&d_qkv).into(),
+            qkv.into(),
+            (&attended.out).into(),
+            d_out.into(),
+            (&attended.log_sums).into(),
+            layout.firsts.address.into(),
+            layout.counts.address.into(),
+            layout.ends.address.into(),
+            layout.rows.into(),
+            heads.count.into(),
+            heads.dim.into(),
+        ];
+        let kernel = self.kernel("attend_backward", d_out.element, None);
+        let grid = (layout.rows.div_ceil(4), heads.count);
+        self.launch(&kernel, grid, 128, &args)?;
+        self.turn(&d_qkv, heads, layout, -1.0)?;
+        Ok(d_qkv)
     }
 
-    /// The parts' gradients by tiles.
+    /// The joint product's gradient by tiles.
     fn tiles_back(
         &self,
-        d_parts: &Array,
+        d_qkv: &Array,
         d_out: &Array,
         attended: &Attended<Array>,
         heads: &Heads<Array>,
         layout: &Layout,
         size: usize,
     ) -> Result<()> {
-        let shape = [layout.rows, heads.count, heads.dim].map(Arg::from);
-        let deltas = self.empty_of(super::Element::F32, heads.count, layout.rows)?;
-        let args = [(&deltas).into(), (&attended.out).into(), d_out.into()];
-        let grid = (layout.rows.div_ceil(4), heads.count);
-        self.launch("tile_deltas", grid, 128, &[&args[..], &shape].concat())?;
-        let args = [
-            d_parts.into(),
-            (&attended.parts).into(),
+        let deltas = self.empty_of(Element::F32, heads.count, layout.rows)?;
+        let qkv = &attended.parts;
+        let shape = [
+            (&heads.cos).into(),
+            (&heads.sin).into(),
+            layout.rows.into(),
+            heads.count.into(),
+            heads.dim.into(),
+            (heads.turned / 2).into(),
+        ];
+        let queries: [Arg; 7] = [
+            d_qkv.into(),
+            (&deltas).into(),
+            qkv.into(),
+            (&attended.out).into(),
             d_out.into(),
             (&attended.log_sums).into(),
-            (&deltas).into(),
-            layout.tiles.address.into(),
+            layout.query_tiles.address.into(),
         ];
-        let args = [&args[..], &shape].concat();
-        let grid = (layout.tiles.len() / 4, heads.count);
-        for kernel in ["tile_queries", "tile_keys_and_values"] {
-            self.launch(&format!("{kernel}_{size}"), grid, 128, &args)?;
+        let keys: [Arg; 6] = [
+            d_qkv.into(),
+            (&deltas).into(),
+            qkv.into(),
+            d_out.into(),
+            (&attended.log_sums).into(),
+            layout.key_tiles.address.into(),
+        ];
+        let passes = [
+            (
+                "queries",
+                &queries[..],
+                &layout.query_tiles,
+                TILE_OF_QUERIES,
+            ),
+            ("keys_and_values", &keys, &layout.key_tiles, TILE_OF_KEYS),
+        ];
+        for (stem, args, tiles, tile) in passes {
+            let kernel = format!("tile_{stem}_{}_{size}", qkv.element.name());
+            let (room, grid) = (tiles_room(2 * tile, size), (heads.count, tiles.len() / 4));
+            let args = [args, &shape].concat();
+            self.launch_in(room, &kernel, grid, 2 * tile, &args)?;
         }
         Ok(())
     }
@@ -240,33 +283,21 @@ impl Cuda {
         layer: usize,
         caches: &mut [&mut Cache],
     ) -> Result<Array> {
-        let parts = self.parts(qkv, heads, layout)?;
-        let (rows, width) = (layout.rows, heads.count * heads.dim);
-        let out = self.empty(rows, width)?;
-        let log_sums = self.empty_of(super::Element::F32, heads.count, rows)?;
-        let zeros = self.bring(&vec![0_u32; rows])?;
-        let third = |which: usize| parts.part(which * rows * width, heads.count * rows, heads.dim);
-        let kernel = self.kernel("attend", out.element, None);
+        check(heads)?;
+        self.turn(qkv, heads, layout, 1.0)?;
+        let out = self.empty(layout.rows, heads.count * heads.dim)?;
+        let log_sums = self.empty_of(Element::F32, heads.count, layout.rows)?;
+        let zeros = self.bring(&vec![0_u32; layout.rows])?;
         for (span, cache) in layout.spans.iter().zip(caches) {
-            let new = [third(1), third(2)];
-            let kept = self.append(&mut cache.layers[layer], new, heads, rows, span)?;
-            let args = [
-                (&out).into(),
-                (&log_sums).into(),
-                (&third(0)).into(),
-                (&kept.keys).into(),
-                (&kept.values).into(),
-                zeros.address.into(),
-                layout.counts.address.into(),
-                span.start.into(),
-                (span.start + span.len).into(),
-                rows.into(),
-                heads.count.into(),
-                heads.dim.into(),
-                (kept.capacity * heads.dim).into(),
-            ];
-            let grid = (span.len.div_ceil(4), heads.count);
-            self.launch(&kernel, grid, 128, &args)?;
+            let kept = self.append(&mut cache.layers[layer], qkv, heads, span)?;
+            let past = Keys {
+                keys: &kept.keys,
+                values: &kept.values,
+                firsts: &zeros,
+                strides: [heads.dim, kept.capacity * heads.dim],
+            };
+            let rows = span.start..span.start + span.len;
+            self.attend_to((&out, &log_sums), qkv, &past, heads, layout, rows)?;
         }
         Ok(out)
     }
@@ -275,9 +306,8 @@ impl Cuda {
     fn append<'a>(
         &self,
         kept: &'a mut Option<Kept>,
-        [keys, values]: [Array; 2],
+        qkv: &Array,
         heads: &Heads<Array>,
-        rows: usize,
         span: &Span,
     ) -> Result<&'a Kept> {
         let total = span.past + span.len;
@@ -290,10 +320,9 @@ impl Cuda {
                 capacity,
             };
             if let Some(old) = kept.as_ref() {
-                let pairs = [(&grown.keys, &old.keys), (&grown.values, &old.values)];
-                for (to, from) in pairs {
-                    let source = (old.capacity, 0, span.past);
-                    self.copy_tokens((to, capacity, 0), (from, source), heads)?;
+                let strides = [heads.dim, old.capacity * heads.dim];
+                for (to, from) in [(&grown.keys, &old.keys), (&grown.values, &old.values)] {
+                    self.copy_tokens((to, capacity, 0), (from, strides, span.past), heads)?;
                 }
             }
             *kept = Some(grown);
@@ -301,29 +330,30 @@ impl Cuda {
         let kept = kept
             .as_ref()
             .ok_or_else(|| Error::device("cuda", "has no cache"))?;
-        for (to, from) in [(&kept.keys, &keys), (&kept.values, &values)] {
-            let to = (to, kept.capacity, span.past);
-            self.copy_tokens(to, (from, (rows, span.start, span.len)), heads)?;
+        let rows = qkv.part(span.start * qkv.columns, span.len, qkv.columns);
+        for (to, which) in [(&kept.keys, 1), (&kept.values, 2)] {
+            let (to, from) = ((to, kept.capacity, span.past), part(&rows, heads, which));
+            self.copy_tokens(to, (&from, [qkv.columns, 3 * heads.dim], span.len), heads)?;
         }
         Ok(kept)
     }
 
-    /// Copies tokens of all heads to a place in a cache: from (heads, rows, dim), `len` of them from `start` on.
+    /// Copies the first `len` tokens of all heads, which lie by two strides, to a place in a cache.
     fn copy_tokens(
         &self,
         (to, capacity, at): (&Array, usize, usize),
-        (from, (rows, start, len)): (&Array, (usize, usize, usize)),
+        (from, strides, len): (&Array, [usize; 2], usize),
         heads: &Heads<Array>,
     ) -> Result<()> {
         let args = [
             to.into(),
             from.into(),
-            rows.into(),
-            start.into(),
             len.into(),
             at.into(),
             capacity.into(),
             heads.dim.into(),
+            strides[0].into(),
+            strides[1].into(),
         ];
         let kernel = self.kernel("append", to.element, None);
         let grid = ((len * heads.dim).div_ceil(128), heads.count);
@@ -331,20 +361,42 @@ impl Cuda {
     }
 }
 
-/// The head size that the tiles' kernels were compiled for and the parts fit, if there is one.
-fn tiled(parts: &Array) -> Option<usize> {
-    let fits = parts.element == super::Element::Bf16 && parts.columns.is_multiple_of(8);
-    let sizes = if fits { &[64, 128][..] } else { &[] };
-    sizes.iter().copied().find(|&size| parts.columns <= size)
+fn check(heads: &Heads<Array>) -> Result<()> {
+    if heads.dim > LARGEST_HEAD {
+        let reason = format!("heads of {} are above {LARGEST_HEAD}", heads.dim);
+        return Err(Error::device("cuda", reason));
+    }
+    Ok(())
 }
 
-/// The tiles of all sequences.
-fn tiles(spans: &[Span]) -> Vec<u32> {
+/// A joint product from the first head's queries (0), keys (1) or values (2) on.
+fn part(qkv: &Array, heads: &Heads<Array>, which: usize) -> Array {
+    qkv.part(which * heads.dim, qkv.rows, qkv.columns)
+}
+
+/// The head size that the tiles' kernels were compiled for and the heads fit, if there is one.
+fn tiled(qkv: &Array, heads: &Heads<Array>) -> Option<usize> {
+    let sizes = [heads.dim, heads.turned / 2];
+    let fits = qkv.element != Element::F32 && sizes.iter().all(|size| size.is_multiple_of(8));
+    let sizes = if fits { &[64, 128][..] } else { &[] };
+    sizes.iter().copied().find(|&size| heads.dim <= size)
+}
+
+/// Shared memory of a block of tiles with so many rows of its own: these, four times those that it meets at once, and two numbers
+/// for each row of two such tiles.
+pub(super) const fn tiles_room(own: usize, size: usize) -> usize {
+    (own + 4 * STEP) * size * 2 + 4 * 4 * STEP
+}
+
+/// The tiles of all sequences, of so many rows, those with most work first.
+fn tiles(spans: &[Span], rows: usize, work: impl Fn(&[usize; 4]) -> usize) -> Vec<u32> {
     let of = |span: &Span| {
         let (start, end) = (span.start, span.start + span.len);
         (start..end)
-            .step_by(TILE)
-            .flat_map(move |first| [first, end.min(first + TILE), start, end])
+            .step_by(rows)
+            .map(move |first| [first, end.min(first + rows), start, end])
     };
-    spans.iter().flat_map(of).map(|row| row as u32).collect()
+    let mut tiles: Vec<_> = spans.iter().flat_map(of).collect();
+    tiles.sort_by_key(|tile| std::cmp::Reverse(work(tile)));
+    tiles.iter().flatten().map(|&row| row as u32).collect()
 }

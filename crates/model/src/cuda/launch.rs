@@ -1,71 +1,78 @@
 //! The kernels: compiled when an engine is made, found by name, and launched in the engine's one stream.
 
-use std::collections::HashMap;
-use std::ffi::c_void;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaFunction, result};
-use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
+use cudarc::driver::sys::CUfunction_attribute as Attribute;
+use cudarc::driver::{CudaContext, CudaFunction, DriverError, result};
+use cudarc::nvrtc::result::{self as nvrtc, NvrtcError};
+use cudarc::nvrtc::{Ptx, sys};
+use rayon::prelude::*;
 
-use super::Cuda;
 use super::array::{Array, Element};
+use super::heads::{TILE_OF_QUERIES, tiles_room};
+use super::{Cuda, card};
 use crate::error::{Error, Result};
 
-const COMMON: &str = include_str!("kernels/common.cuh");
+/// A file of kernels, after what it begins with.
+struct File {
+    name: &'static str,
+    source: &'static str,
+    /// The names of its kernels, with what [`CHOICES`] stands for.
+    kernels: &'static [&'static str],
+}
 
-/// The kernel files, and the kernels of each: a name ends with `_` for each element type, with `*` for those by eights too.
-const FILES: [(&str, &str, &[&str]); 6] = [
-    (
-        "rows.cu",
-        include_str!("kernels/rows.cu"),
-        &["gather*", "scatter*", "layer_norm*", "layer_norm_backward*"],
-    ),
-    (
+macro_rules! file {
+    ($name:literal $(after $($before:literal)+)?, $($kernel:literal)*) => {
+        File {
+            name: $name,
+            source: concat!(
+                include_str!("kernels/common.cuh"),
+                $($(include_str!(concat!("kernels/", $before)),)+)?
+                include_str!(concat!("kernels/", $name))
+            ),
+            kernels: &[$($kernel),*],
+        }
+    };
+}
+
+const FILES: [File; 8] = [
+    file!("rows.cu", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
+        "cross_entropy_{t}_{v}"),
+    file!(
         "values.cu",
-        include_str!("kernels/values.cu"),
-        &[
-            "add_scaled*",
-            "activate*",
-            "activate_backward*",
-            "dropout*",
-            "from_f32_",
-            "to_f32_",
-        ],
+        "add_{t}_{v}" "activate_{t}_{v}" "activate_backward_{t}_{v}" "dropout_{t}_{v}" "from_f32_{t}" "to_f32_{t}"
     ),
-    (
-        "learning.cu",
-        include_str!("kernels/learning.cu"),
-        &[
-            "cross_entropy_",
-            "add_losses",
-            "squares",
-            "scale_flat",
-            "adamw",
-        ],
+    file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
+    file!("heads.cu", "turn_{t}_{v}" "attend_{t}" "attend_backward_{t}" "append_{t}"),
+    file!(
+        "tiles.cu" after "matrix.cuh" "tiles.cuh",
+        "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
     ),
-    (
-        "heads.cu",
-        include_str!("kernels/heads.cu"),
-        &["split*", "attend_", "attend_backward_", "append_"],
+    file!(
+        "narrow.cu" after "matrix.cuh",
+        "narrow_shrink_{w}_{h}_{r}" "narrow_expand_{w}_{h}_{r}" "narrow_gradient_{h}_{g}"
     ),
-    (
-        "tiles.cu",
-        include_str!("kernels/tiles.cu"),
-        &[
-            "tile_deltas",
-            "tile_forward_64",
-            "tile_forward_128",
-            "tile_queries_64",
-            "tile_queries_128",
-            "tile_keys_and_values_64",
-            "tile_keys_and_values_128",
-        ],
-    ),
-    (
-        "quantized.cu",
-        include_str!("kernels/quantized.cu"),
-        &["nf4_", "nested", "int8_"],
-    ),
+    file!("quantized.cu", "nf4_{t}_{v}" "int8_{t}_{v}"),
+    file!("quantize.cu", "flaws_{t}" "nf4_pack_{t}" "mean_scale" "nest" "int8_rows_{t}"),
+];
+
+/// The file for cards that have 8-bit floats.
+const FP8_FILE: File =
+    file!("fp8.cu", "to_fp8_{t}_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}" "turn_codes");
+
+/// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, packs of values that a thread
+/// keeps, and of narrow products ways, ranks and ranks of gradients.
+const CHOICES: [(&str, &[&str]); 8] = [
+    ("{t}", &["f32", "bf16", "f16"]),
+    ("{h}", &["bf16", "f16"]),
+    ("{v}", &["1", "8"]),
+    ("{d}", &["64", "128"]),
+    ("{p}", &["1", "2", "4", "8"]),
+    ("{w}", &["along", "across"]),
+    ("{r}", &["8", "16", "32", "64"]),
+    ("{g}", &["8", "16"]),
 ];
 
 /// Threads of a block, where nothing speaks for another count.
@@ -108,47 +115,106 @@ impl From<f32> for Arg {
 
 /// Compiles all kernels for a card.
 pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, CudaFunction>> {
-    let failed =
-        |file: &str, reason: String| Error::device(format!("cuda, kernels {file}"), reason);
+    let said = |error: DriverError| Error::device("cuda", format!("{error:?}"));
+    let (major, minor) = context.compute_capability().map_err(said)?;
+    let with_fp8 = card::has_fp8(context)?.then_some(FP8_FILE);
+    let files: Vec<File> = FILES.into_iter().chain(with_fp8).collect();
+    // Units that multiply by groups of warps are a generation's own.
+    let own = if (major, minor) == (9, 0) { "a" } else { "" };
+    let images = images(&files, &format!("sm_{major}{minor}{own}"))?;
     let mut functions = HashMap::new();
-    for (file, source, names) in FILES {
-        let options = CompileOptions {
-            arch: Some("compute_80"),
-            name: Some(file.to_owned()),
-            ..CompileOptions::default()
-        };
-        let ptx =
-            compile_ptx_with_opts(format!("{COMMON}\n{source}"), options).map_err(|error| {
-                let reason = match &error {
-                    CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
-                    other => format!("{other:?}"),
-                };
-                failed(file, reason)
-            })?;
-        let module = context
-            .load_module(ptx)
-            .map_err(|error| failed(file, format!("{error:?}")))?;
-        for name in names.iter().flat_map(|name| variants(name)) {
-            let function = module
-                .load_function(&name)
-                .map_err(|error| failed(file, format!("{name}: {error:?}")))?;
+    for (file, image) in files.iter().zip(images) {
+        let failed = |error: DriverError| file.failed(format!("{error:?}"));
+        let module = context.load_module(image).map_err(failed)?;
+        for name in file.kernels.iter().flat_map(|name| variants(name)) {
+            let function = module.load_function(&name).map_err(failed)?;
+            if file.name == "tiles.cu" {
+                let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // As much of the cache as shared memory as there can be, so that several blocks fit.
+                let share = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+                let bytes = tiles_room(2 * TILE_OF_QUERIES, 128) as i32;
+                for (attribute, value) in [(most, bytes), (share, 100)] {
+                    function.set_attribute(attribute, value).map_err(failed)?;
+                }
+            }
             functions.insert(name, function);
         }
     }
     Ok(functions)
 }
 
-/// The full names that one of [`FILES`]'s stands for.
-fn variants(name: &str) -> Vec<String> {
-    let types = ["f32", "bf16"];
-    if let Some(stem) = name.strip_suffix('*') {
-        let named = |t| [1, 8].map(|count| format!("{stem}_{t}_{count}"));
-        types.into_iter().flat_map(named).collect()
-    } else if name.ends_with('_') {
-        types.map(|t| format!("{name}{t}")).to_vec()
-    } else {
-        vec![name.to_owned()]
+/// The files as a kind of card runs them, each compiled once in a process.
+fn images(files: &[File], arch: &str) -> Result<Vec<Ptx>> {
+    type Key = (String, &'static str);
+    static COMPILED: Mutex<BTreeMap<Key, Ptx>> = Mutex::new(BTreeMap::new());
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = |file: &File| (arch.to_owned(), file.name);
+    let missing: Vec<&File> = files
+        .iter()
+        .filter(|file| !compiled.contains_key(&key(file)))
+        .collect();
+    let made: Result<Vec<_>> = missing
+        .into_par_iter()
+        .map(|file| Ok((key(file), file.compiled(arch)?)))
+        .collect();
+    compiled.extend(made?);
+    let images = files.iter().filter_map(|file| compiled.get(&key(file)));
+    Ok(images.cloned().collect())
+}
+
+impl File {
+    fn failed(&self, reason: String) -> Error {
+        Error::device(format!("cuda, kernels {}", self.name), reason)
     }
+
+    fn compiled(&self, arch: &str) -> Result<Ptx> {
+        let failed = |error: NvrtcError| self.failed(format!("{error:?}"));
+        let (source, name) = (CString::new(self.source), CString::new(self.name));
+        let (Ok(source), Ok(name)) = (source, name) else {
+            return Err(self.failed("has a byte 0".into()));
+        };
+        let program = nvrtc::create_program(&source, Some(&name)).map_err(failed)?;
+        // SAFETY: the program lives until it is destroyed, and is this thread's alone.
+        unsafe {
+            let image = image(program, arch);
+            let log = nvrtc::get_program_log(program);
+            nvrtc::destroy_program(program).map_err(failed)?;
+            image.map_err(|error| match log {
+                Ok(log) => self.failed(log.iter().map(|&c| char::from(c as u8)).collect()),
+                Err(_) => failed(error),
+            })
+        }
+    }
+}
+
+/// Compiles a program to what a kind of card runs.
+///
+/// # Safety
+/// The program lives.
+unsafe fn image(program: sys::nvrtcProgram, arch: &str) -> std::result::Result<Ptx, NvrtcError> {
+    // SAFETY: the buffer has the size that the library asks for.
+    unsafe {
+        nvrtc::compile_program(program, &[format!("--gpu-architecture={arch}")])?;
+        let mut bytes = 0;
+        sys::nvrtcGetCUBINSize(program, &raw mut bytes).result()?;
+        let mut image = vec![0_u8; bytes];
+        sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result()?;
+        Ok(Ptx::from_binary(image))
+    }
+}
+
+/// The names that one of a file's stands for.
+fn variants(name: &str) -> Vec<String> {
+    let mut names = vec![name.to_owned()];
+    for (place, choices) in CHOICES.iter().filter(|(place, _)| name.contains(place)) {
+        let chosen = |name: String| {
+            choices
+                .iter()
+                .map(move |choice| name.replace(place, choice))
+        };
+        names = names.into_iter().flat_map(chosen).collect();
+    }
+    names
 }
 
 impl Cuda {
@@ -176,6 +242,18 @@ impl Cuda {
     pub(super) fn launch(
         &self,
         kernel: &str,
+        grid: (usize, usize),
+        threads: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        self.launch_in(0, kernel, grid, threads, args)
+    }
+
+    /// The same with `room` bytes of shared memory for each block.
+    pub(super) fn launch_in(
+        &self,
+        room: usize,
+        kernel: &str,
         (width, height): (usize, usize),
         threads: usize,
         args: &[Arg],
@@ -200,7 +278,7 @@ impl Cuda {
                 function.cu_function(),
                 (width as u32, height as u32, 1),
                 (threads as u32, 1, 1),
-                0,
+                room as u32,
                 self.stream.cu_stream(),
                 &mut pointers,
             )

@@ -1,4 +1,4 @@
-//! Where a card's time goes: events around each kernel and product while somebody measures.
+//! Where a card's time goes: events around each kernel and product while somebody measures, and products made once more.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -6,7 +6,9 @@ use std::sync::PoisonError;
 use cudarc::driver::{CudaEvent, sys};
 
 use super::Cuda;
-use crate::error::Result;
+use super::array::{Array, Element};
+use super::products::Product;
+use crate::error::{Error, Result};
 
 /// What was launched, and the events before and after it.
 pub(super) type Measured = (String, CudaEvent, CudaEvent);
@@ -34,7 +36,99 @@ impl Drop for Measuring<'_> {
     }
 }
 
+/// A wide product that was made, with its inputs.
+pub(super) struct Kept {
+    a: Array,
+    b: Array,
+    bias: Option<Array>,
+    transposed: [bool; 2],
+    sizes: [usize; 3],
+    result_element: Element,
+    scale: f32,
+    adds: bool,
+    scales: Option<[Array; 2]>,
+}
+
+impl Kept {
+    fn new(product: &Product<'_>) -> Self {
+        Self {
+            a: product.a.clone(),
+            b: product.b.clone(),
+            bias: product.bias.cloned(),
+            scales: product.scales.map(|scales| scales.map(Array::clone)),
+            transposed: product.transposed,
+            sizes: product.sizes,
+            result_element: product.result_element,
+            scale: product.scale,
+            adds: product.plus.is_some(),
+        }
+    }
+
+    /// Bytes of the result.
+    fn bytes(&self) -> usize {
+        self.sizes[0] * self.sizes[1] * self.result_element.bytes()
+    }
+
+    fn again(&self, cuda: &Cuda, result: u64) -> Result<()> {
+        cuda.multiply(&Product {
+            a: &self.a,
+            b: &self.b,
+            transposed: self.transposed,
+            sizes: self.sizes,
+            result,
+            result_element: self.result_element,
+            scale: self.scale,
+            plus: self.adds.then_some(result),
+            scales: self.scales.as_ref().map(|[a, b]| [a, b]),
+            bias: self.bias.as_ref(),
+        })
+    }
+}
+
 impl Cuda {
+    /// Runs `work`, then makes its wide products `rounds` times over, on the same inputs and with nothing between them;
+    /// returns how many there are, and the milliseconds of a round. The inputs stay in memory until then.
+    pub(crate) fn products_alone(
+        &self,
+        rounds: usize,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<(usize, f64)> {
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        *lock() = Some(Vec::new());
+        let done = work();
+        let kept = lock().take().unwrap_or_default();
+        done?;
+        let most = kept.iter().map(Kept::bytes).max().unwrap_or(0);
+        let result = self.check(self.stream.alloc_zeros::<u8>(most.max(1)))?;
+        let result = super::Buffer::of(result, &self.stream);
+        let event = || {
+            let reason = "gives no event";
+            self.event().ok_or_else(|| Error::device("cuda", reason))
+        };
+        // The first round warms up.
+        let mut began = event()?;
+        for round in 0..=rounds {
+            if round == 1 {
+                began = event()?;
+            }
+            for product in &kept {
+                product.again(self, result.address)?;
+            }
+        }
+        let ended = event()?;
+        self.check(self.stream.synchronize())?;
+        let took = f64::from(self.check(began.elapsed_ms(&ended))?);
+        Ok((kept.len(), took / rounds.max(1) as f64))
+    }
+
+    /// Keeps a product if somebody wants it once more.
+    pub(super) fn remember(&self, product: &Product<'_>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = kept.as_mut() {
+            kept.push(Kept::new(product));
+        }
+    }
+
     /// Begins to measure.
     pub(crate) fn start_measuring(&self) {
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,16 +3,17 @@
 use std::ops::Range;
 
 use super::array::{Array, Element};
-use super::frozen::{Frozen, Rounding};
+use super::frozen::Frozen;
 use super::heads::{Cache, Layout};
-use super::products::Product;
 use super::{Cuda, Flat, Sum};
+use crate::base::held::Held;
 use crate::config::Activation;
+use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
-use crate::weight::Weight;
+use crate::weight::Rounding;
 
 /// Blocks, and so partial sums, of a norm.
 const NORM_BLOCKS: usize = 256;
@@ -25,19 +26,27 @@ impl Ops for Cuda {
     type Flat = Flat;
     type Sum = Sum;
 
-    const LOGITS_AT_ONCE: usize = 1 << 26;
+    const LOGITS_AT_ONCE: usize = CARD_LOGITS;
+
+    fn scales_loss(&self) -> bool {
+        self.element == Element::F16
+    }
 
     /// In f32: what is uploaded are tables.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Array> {
         self.upload_as(Element::F32, values, rows, columns)
     }
 
-    fn adopt(&self, weight: &candle_core::Tensor) -> Result<Array> {
-        self.adopt_tensor(self.element, weight)
+    fn adopt(&self, tensor: &Held) -> Result<Array> {
+        self.adopt_held(tensor)
     }
 
-    fn freeze(&self, weight: &Weight) -> Result<Frozen> {
-        self.freeze_weight(weight)
+    fn freeze(&self, weight: &Held) -> Result<Frozen> {
+        self.freeze_held(weight)
+    }
+
+    fn loaded(&self) -> Result<()> {
+        self.end_loading()
     }
 
     fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Layout> {
@@ -88,34 +97,59 @@ impl Ops for Cuda {
     }
 
     fn product(&self, a: &Array, b: &Array) -> Result<Array> {
+        if let Some(out) = self.shrink_across(a, b)? {
+            return Ok(out);
+        }
         let out = self.empty(a.rows, b.columns)?;
-        self.product_into((&out, 0.0), (a, b), 1.0)?;
+        self.product_into(&out, (a, b), None, 1.0)?;
         Ok(out)
     }
 
     fn linear(&self, x: &Array, w: &Array, bias: Option<&Array>) -> Result<Array> {
         let out = self.empty(x.rows, w.rows)?;
-        self.linear_into((&out, 0.0), (x, w), bias, 1.0)?;
+        self.linear_into(&out, (x, w), bias, None, 1.0)?;
         Ok(out)
     }
 
-    fn frozen_linear(&self, x: &Array, w: &Frozen, bias: Option<&Array>) -> Result<Array> {
-        self.linear(x, &self.dequantized(w, Rounding::None)?, bias)
+    fn frozen_linear(
+        &self,
+        x: &Array,
+        w: &Frozen,
+        bias: Option<&Array>,
+        plus: Option<&Array>,
+    ) -> Result<Array> {
+        if let Frozen::Fp8(w) = w {
+            let out = self.fp8_linear(x, w, bias)?;
+            if let Some(plus) = plus {
+                self.add(&out, plus)?;
+            }
+            return Ok(out);
+        }
+        let w = self.dequantized(w, Rounding::None)?;
+        let out = self.empty(x.rows, w.rows)?;
+        self.linear_into(&out, (x, &w), bias, plus, 1.0)?;
+        Ok(out)
     }
 
     fn frozen_product(&self, dy: &Array, w: &Frozen) -> Result<Array> {
-        self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?)
+        match w {
+            Frozen::Fp8(w) => self.fp8_product(dy, w),
+            w => self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?),
+        }
     }
 
-    fn add_scaled(&self, y: &Array, first: usize, x: &Array, scale: f32) -> Result<()> {
-        let y = y.part(first * y.columns, x.rows, x.columns);
-        let args = [(&y).into(), x.into(), scale.into(), x.len().into()];
-        self.by_values("add_scaled", &[&y, x], x.len(), &args)
+    fn shrink(
+        &self,
+        x: &Array,
+        a: &Array,
+        mask: Option<(&Mask, &Layout)>,
+    ) -> Result<(Array, Array)> {
+        self.shrink_along(x, a, mask)
     }
 
     fn add_linear(&self, y: &Array, first: usize, x: &Array, w: &Array, scale: f32) -> Result<()> {
         let y = y.part(first * y.columns, x.rows, y.columns);
-        self.linear_into((&y, 1.0), (x, w), None, scale)
+        self.expand_along(&y, x, w, scale)
     }
 
     fn add_product(
@@ -126,12 +160,7 @@ impl Ops for Cuda {
         scale: f32,
         mask: Option<(&Mask, &Layout)>,
     ) -> Result<()> {
-        let Some((mask, layout)) = mask else {
-            return self.product_into((y, 1.0), (a, b), scale);
-        };
-        let product = self.empty(a.rows, b.columns)?;
-        self.product_into((&product, 0.0), (a, b), scale)?;
-        self.masked(y, Some(y), &product, mask, layout)
+        self.expand_across(y, (a, b), scale, mask)
     }
 
     fn add_gradient(
@@ -141,23 +170,7 @@ impl Ops for Cuda {
         b: &Array,
         scale: f32,
     ) -> Result<()> {
-        self.multiply(&Product {
-            a: b,
-            b: a,
-            transposed: [false, true],
-            sizes: [b.columns, a.columns, a.rows],
-            result: out.0.address + 4 * range.start as u64,
-            result_element: Element::F32,
-            scale,
-            keep: 1.0,
-            bias: None,
-        })
-    }
-
-    fn dropout(&self, x: &Array, mask: &Mask, layout: &Layout) -> Result<Array> {
-        let out = self.empty(x.rows, x.columns)?;
-        self.masked(&out, None, x, mask, layout)?;
-        Ok(out)
+        self.sum_gradient(out.0.address + 4 * range.start as u64, a, b, scale)
     }
 
     fn layer_norm(&self, x: &Array, norm: &Norm<Array>) -> Result<Array> {
@@ -227,9 +240,10 @@ impl Ops for Cuda {
         self.by_values("activate_backward", &[dy, x], x.len(), &args)
     }
 
+    /// Turns queries and keys in place, and keeps them so.
     fn attention(
         &self,
-        qkv: &Array,
+        qkv: Array,
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<Attended<Array>> {
@@ -265,7 +279,13 @@ impl Ops for Cuda {
         Ok(self.fetch(&sum.0)?[0])
     }
 
-    fn cross_entropy(&self, sum: &mut Sum, logits: &Array, targets: &[u32]) -> Result<()> {
+    fn cross_entropy(
+        &self,
+        sum: &mut Sum,
+        logits: &Array,
+        targets: &[u32],
+        factor: f32,
+    ) -> Result<()> {
         let losses = self.room::<f32>(targets.len())?;
         let brought = self.bring(targets)?;
         let args = [
@@ -273,8 +293,10 @@ impl Ops for Cuda {
             losses.address.into(),
             brought.address.into(),
             logits.columns.into(),
+            factor.into(),
         ];
-        let kernel = self.kernel("cross_entropy", logits.element, None);
+        let eights = logits.by_eights();
+        let kernel = self.kernel("cross_entropy", logits.element, Some(eights));
         self.launch(&kernel, (targets.len(), 1), 512, &args)?;
         let args = [
             sum.0.address.into(),
@@ -347,6 +369,14 @@ impl Ops for Cuda {
             values.0.len().into(),
         ];
         self.launch_values("adamw", values.0.len(), &args)
+    }
+}
+
+impl Cuda {
+    /// `y += x`
+    fn add(&self, y: &Array, x: &Array) -> Result<()> {
+        let args = [y.into(), x.into(), x.len().into()];
+        self.by_values("add", &[y, x], x.len(), &args)
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! The library counts by columns: a matrix of ours is its transpose there, so `y = a b` is asked for as `yᵀ = bᵀ aᵀ`.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::mem::size_of_val;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys;
@@ -16,7 +16,7 @@ use super::array::{Array, Buffer, Element};
 use crate::error::{Error, Result};
 
 /// What the library may use as scratch; its Hopper kernels want 32 MiB.
-const WORKSPACE: usize = 32 << 20;
+const WORKSPACE: usize = crate::memory::CARD_WORKSPACE;
 
 /// A product's kind and shape: everything that its plan depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +28,7 @@ struct Shape {
     element: Element,
     result: Element,
     has_bias: bool,
+    has_scales: bool,
     /// Largest power of two, up to 256, that all addresses are multiples of.
     alignment: u32,
 }
@@ -50,12 +51,14 @@ pub(super) struct Products {
 struct State {
     handle: sys::cublasLtHandle_t,
     plans: HashMap<Shape, Plan>,
+    /// What the library was asked for and has no product for.
+    refused: HashSet<Shape>,
 }
 
 // SAFETY: the library's objects belong to no thread; the lock lets one thread at a time change or use them.
 unsafe impl Send for State {}
 
-/// A product to be made, as the library counts: `result = scale × op(a) op(b) + keep × result (+ bias)`.
+/// A product to be made, as the library counts: `result = scale × op(a) op(b) (+ bias) (+ plus)`.
 pub(super) struct Product<'a> {
     pub(super) a: &'a Array,
     pub(super) b: &'a Array,
@@ -64,8 +67,11 @@ pub(super) struct Product<'a> {
     pub(super) result: u64,
     pub(super) result_element: Element,
     pub(super) scale: f32,
-    pub(super) keep: f32,
+    /// Where what is added lies, of the result's type: the result itself, or another matrix.
+    pub(super) plus: Option<u64>,
     pub(super) bias: Option<&'a Array>,
+    /// Of codes: a scale for each row of `op(a)`, and for each column of `op(b)`.
+    pub(super) scales: Option<[&'a Array; 2]>,
 }
 
 impl Products {
@@ -75,12 +81,26 @@ impl Products {
             state: Mutex::new(State {
                 handle,
                 plans: HashMap::new(),
+                refused: HashSet::new(),
             }),
             workspace,
         })
     }
 
     pub(super) const WORKSPACE: usize = WORKSPACE;
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn plan(&mut self, shape: &Shape, scales: Option<[&Array; 2]>) -> Result<&Plan> {
+        Ok(match self.plans.entry(*shape) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Plan::new(self.handle, shape, scales)?),
+        })
+    }
 }
 
 impl Drop for Products {
@@ -95,31 +115,43 @@ impl Drop for Products {
 }
 
 impl Cuda {
+    /// Whether the library can make a product.
+    pub(super) fn can_multiply(&self, product: &Product<'_>) -> bool {
+        let shape = product.shape();
+        let mut state = self.products.lock();
+        if state.refused.contains(&shape) {
+            return false;
+        }
+        let has_plan = state.plan(&shape, product.scales).is_ok();
+        if !has_plan {
+            state.refused.insert(shape);
+        }
+        has_plan
+    }
+
     /// Makes a product, by the plan of its shape.
     pub(super) fn multiply(&self, product: &Product<'_>) -> Result<()> {
         if product.sizes.contains(&0) {
             return Ok(());
         }
         let shape = product.shape();
-        let mut state = self
-            .products
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.products.lock();
         let handle = state.handle;
-        let plan = match state.plans.entry(shape) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(Plan::new(handle, &shape)?),
-        };
+        let plan = state.plan(&shape, product.scales)?;
         if let Some(bias) = product.bias {
             set(plan.product, BIAS_POINTER, &bias.address())?;
+        }
+        if let Some(scales) = product.scales {
+            point_at(plan.product, scales)?;
         }
         self.check(self.context.bind_to_thread())?;
         let _measured = self.measure(if shape.sizes.iter().any(|&size| size < 128) {
             "products, narrow"
         } else {
+            self.remember(product);
             "products"
         });
+        let keep = if product.plus.is_some() { 1.0_f32 } else { 0.0 };
         let pointer = |address: u64| address as *mut c_void;
         // SAFETY: shapes and types are those of the matrices, which live until the stream has passed the product; scale and
         // keep are read before the call returns.
@@ -128,12 +160,12 @@ impl Cuda {
                 handle,
                 plan.product,
                 std::ptr::from_ref(&product.scale).cast(),
-                std::ptr::from_ref(&product.keep).cast(),
+                std::ptr::from_ref(&keep).cast(),
                 pointer(product.a.address()),
                 plan.a,
                 pointer(product.b.address()),
                 plan.b,
-                pointer(product.result),
+                pointer(product.plus.unwrap_or(product.result)),
                 plan.result,
                 pointer(product.result),
                 plan.result,
@@ -153,6 +185,7 @@ impl Product<'_> {
             self.a.address(),
             self.b.address(),
             self.result,
+            self.plus.unwrap_or(0),
             self.bias.map_or(0, Array::address),
         ];
         let zeros = addresses.map(u64::trailing_zeros).into_iter().min();
@@ -162,6 +195,7 @@ impl Product<'_> {
             element: self.a.element,
             result: self.result_element,
             has_bias: self.bias.is_some(),
+            has_scales: self.scales.is_some(),
             alignment: 1 << zeros.unwrap_or(0).min(8),
         }
     }
@@ -173,7 +207,11 @@ const BIAS_POINTER: sys::cublasLtMatmulDescAttributes_t =
 impl Plan {
     /// Describes a product, and takes the first algorithm that the library proposes: always the same one, so that a run can
     /// be repeated bit for bit.
-    fn new(handle: sys::cublasLtHandle_t, shape: &Shape) -> Result<Self> {
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        shape: &Shape,
+        scales: Option<[&Array; 2]>,
+    ) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let [m, n, k] = shape.sizes;
         let product = lt::create_matmul_desc(
@@ -223,6 +261,13 @@ impl Plan {
                 Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
                 &bias,
             )?;
+        }
+        if let Some(scales) = scales {
+            let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+            set(product, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
+            set(product, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
+            set(product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1_i8)?;
+            point_at(product, scales)?;
         }
         let algorithm = algorithm(handle, product, [a, b, result], shape)?;
         Ok(Self {
@@ -284,6 +329,15 @@ fn algorithm(
     Ok(checked(found, &format!("an algorithm for {shape:?}"))?.algo)
 }
 
+/// Tells a product where its scales are.
+fn point_at(product: sys::cublasLtMatmulDesc_t, [a, b]: [&Array; 2]) -> Result<()> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    let at_a = Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER;
+    let at_b = Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER;
+    set(product, at_a, &a.address())?;
+    set(product, at_b, &b.address())
+}
+
 fn set<T>(
     product: sys::cublasLtMatmulDesc_t,
     attribute: sys::cublasLtMatmulDescAttributes_t,
@@ -305,6 +359,8 @@ fn type_of(element: Element) -> sys::cudaDataType {
     match element {
         Element::F32 => sys::cudaDataType_t::CUDA_R_32F,
         Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        Element::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        Element::E4m3 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
     }
 }
 

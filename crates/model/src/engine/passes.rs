@@ -16,15 +16,32 @@ pub(super) struct Share<'a, O: Ops> {
 }
 
 impl<O: Ops> Network<O> {
-    /// Adds the gradient of the sum of a batch's token losses; returns the sum and the count of targets, if there are any.
+    /// Adds `factor` times the gradient of the sum of a batch's token losses; returns the sum and the count of targets of each
+    /// pass that has any.
     pub(crate) fn learn(
         &self,
         batch: &Batch,
         factors: &Factors<O::Array>,
         dropout: Option<&Dropout>,
         gradients: &mut O::Flat,
-    ) -> Result<Option<(O::Sum, u64)>> {
+        factor: f32,
+    ) -> Result<Vec<(O::Sum, u64)>> {
         batch.validate(self.config())?;
+        let mut losses = Vec::new();
+        for part in batch.parts(self.at_once()) {
+            losses.extend(self.learn_at_once(&part, factors, dropout, gradients, factor)?);
+        }
+        Ok(losses)
+    }
+
+    fn learn_at_once(
+        &self,
+        batch: &Batch,
+        factors: &Factors<O::Array>,
+        dropout: Option<&Dropout>,
+        gradients: &mut O::Flat,
+        factor: f32,
+    ) -> Result<Option<(O::Sum, u64)>> {
         let (rows, targets) = batch.targets();
         if targets.is_empty() {
             return Ok(None);
@@ -39,7 +56,8 @@ impl<O: Ops> Network<O> {
         };
         let mut tape = Tape::new();
         let hidden = self.forward(&mut pass, Some(&mut tape))?;
-        let (sum, d_hidden) = self.loss_with_gradient(&hidden, batch.tokens(), &rows, &targets)?;
+        let (sum, d_hidden) =
+            self.loss_with_gradient(&hidden, batch.tokens(), &rows, &targets, factor)?;
         self.backward(&pass, tape, d_hidden, gradients)?;
         Ok(Some((sum, targets.len() as u64)))
     }
@@ -158,4 +176,85 @@ fn layout<O: Ops>(ops: &O, batch: &Batch) -> Result<O::Layout> {
         places.extend((0..pair[1] - pair[0]).map(|token| Place { slot, token }));
     }
     ops.layout(&spans, &places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::base::{self, Base};
+    use crate::config::Activation;
+    use crate::cpu::Cpu;
+    use crate::lora::{Lora, LoraConfig, Target};
+
+    #[test]
+    fn a_batch_in_several_passes_learns_what_it_learns_in_one() {
+        let config = Config {
+            vocab_size: 37,
+            hidden_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 3,
+            intermediate_size: 40,
+            hidden_act: Activation::Gelu,
+            rotary_pct: 1.0,
+            rotary_emb_base: 10_000.0,
+            max_position_embeddings: 64,
+            layer_norm_eps: 1e-5,
+            use_parallel_residual: false,
+            tie_word_embeddings: false,
+            attention_bias: true,
+            bos_token_id: None,
+            eos_token_id: None,
+            pad_token_id: None,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        base::write_random(folder.path(), &config, 5).unwrap();
+        let base = Base::load(folder.path()).unwrap();
+        let lora = LoraConfig {
+            rank: 4,
+            alpha: 8.0,
+            dropout: 0.3,
+            targets: Target::ALL.to_vec(),
+        };
+        let mut lora = Lora::init(&config, &lora, 11).unwrap();
+        // Fresh factors B are zero, and hide the gradients of A.
+        for (place, value) in lora.values_mut().iter_mut().enumerate() {
+            *value += 0.1 * (place as f32).sin();
+        }
+        let mut batch = Batch::new();
+        for (slot, length) in [9_u32, 1, 17, 4].into_iter().enumerate() {
+            let ids: Vec<u32> = (0..length).map(|id| (id * 7 + slot as u32) % 37).collect();
+            let labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+            batch.push(&ids, &labels, slot as u32);
+        }
+        let dropout = Dropout {
+            p: 0.3,
+            seed: 1,
+            step: 2,
+        };
+        let learn = |at_once: usize| {
+            let network = Network::new(Cpu, &base, at_once).unwrap();
+            let factors = network.factors(&lora).unwrap();
+            let mut gradients = network.ops().flat(&vec![0.0; lora.len()]).unwrap();
+            let losses = network.learn(&batch, &factors, Some(&dropout), &mut gradients, 1.0);
+            let losses = losses.unwrap();
+            let read = |(sum, _): &(_, u64)| network.ops().read_sum(sum).unwrap();
+            (
+                losses.len(),
+                losses.iter().map(read).sum::<f64>(),
+                losses.iter().map(|(_, targets)| targets).sum::<u64>(),
+                network.ops().read_flat(&gradients).unwrap(),
+            )
+        };
+        let (passes, loss, targets, whole) = learn(usize::MAX);
+        assert_eq!((passes, targets), (1, 27));
+        let (passes, sum, targets, parts) = learn(12);
+        // The record of one token has nothing to learn, and its pass none of the losses.
+        assert_eq!((passes, targets), (3, 27));
+        assert!((sum / loss - 1.0).abs() < 1e-5);
+        let square = |values: &mut dyn Iterator<Item = f32>| -> f32 { values.map(|v| v * v).sum() };
+        let apart = square(&mut whole.iter().zip(&parts).map(|(a, b)| a - b));
+        let length = square(&mut whole.iter().copied());
+        assert!(apart <= 1e-10 * length, "{apart} of {length}");
+    }
 }

@@ -49,7 +49,7 @@ impl<O: Ops> Block<O> {
             };
             Ok(Linear {
                 target,
-                weight: ops.freeze(base.weight(&format!("{name}.weight"))?)?,
+                weight: ops.freeze(base.held(&format!("{name}.weight"))?)?,
                 bias,
             })
         };
@@ -75,28 +75,26 @@ impl<O: Ops> Block<O> {
     ) -> Result<Output<O::Array>> {
         let (ops, config) = (&network.ops, &network.config);
         let normed = ops.layer_norm(&x, &self.attention_norm)?;
-        let (qkv, kept_qkv) = self.query_key_value.forward(ops, layer, &normed, pass)?;
+        let (qkv, kept_qkv) = self
+            .query_key_value
+            .forward(ops, layer, &normed, None, pass)?;
         let decoding = !pass.caches.is_empty();
-        let attended = if decoding {
-            None
+        let (heads, layout) = (&network.heads, pass.layout);
+        let (out, attended) = if decoding {
+            let out = ops.attention_cached(&qkv, heads, layout, layer, &mut pass.caches)?;
+            (out, None)
         } else {
-            Some(ops.attention(&qkv, &network.heads, pass.layout)?)
+            let attended = ops.attention(qkv, heads, layout)?;
+            (attended.out.clone(), Some(attended))
         };
-        let out = match &attended {
-            Some(attended) => attended.out.clone(),
-            None => {
-                ops.attention_cached(&qkv, &network.heads, pass.layout, layer, &mut pass.caches)?
-            }
-        };
-        let (attention, kept_dense) = self.dense.forward(ops, layer, &out, pass)?;
+        let (sum, kept_dense) = self.dense.forward(ops, layer, &out, Some(&x), pass)?;
         let mid = if config.use_parallel_residual {
             x.clone()
         } else {
-            ops.add_scaled(&attention, 0, &x, 1.0)?;
-            attention.clone()
+            sum.clone()
         };
         let normed = ops.layer_norm(&mid, &self.mlp_norm)?;
-        let (inner, kept_up) = self.up.forward(ops, layer, &normed, pass)?;
+        let (inner, kept_up) = self.up.forward(ops, layer, &normed, None, pass)?;
         let (inner, kept) = if decoding {
             ops.activate(&inner, config.hidden_act)?;
             (inner, None)
@@ -104,11 +102,7 @@ impl<O: Ops> Block<O> {
             let (inner, kept) = ops.activate_keeping(inner, config.hidden_act)?;
             (inner, Some(kept))
         };
-        let (y, kept_down) = self.down.forward(ops, layer, &inner, pass)?;
-        ops.add_scaled(&y, 0, &attention, 1.0)?;
-        if config.use_parallel_residual {
-            ops.add_scaled(&y, 0, &x, 1.0)?;
-        }
+        let (y, kept_down) = self.down.forward(ops, layer, &inner, Some(&sum), pass)?;
         let tape = attended.zip(kept).map(|(attended, kept)| LayerTape {
             x,
             mid,

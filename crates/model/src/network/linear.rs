@@ -121,31 +121,30 @@ fn slots(module: &Module) -> [Slot; 2] {
 }
 
 impl<O: Ops> Linear<O> {
-    /// The product of all rows, each with its group's adapter; what was saved is that of the last group (in training
+    /// The product of all rows, each with its group's adapter, plus another matrix if there is one; what was saved is that of the last group (in training
     /// there is one).
     pub(super) fn forward(
         &self,
         ops: &O,
         layer: usize,
         x: &O::Array,
+        plus: Option<&O::Array>,
         pass: &Pass<'_, O>,
     ) -> Result<Product<O::Array>> {
-        let y = ops.frozen_linear(x, &self.weight, self.bias.as_ref())?;
+        let y = ops.frozen_linear(x, &self.weight, self.bias.as_ref(), plus)?;
         let mut saved = None;
         for group in &pass.groups {
             let Some(factor) = group.factors.get(layer, self.target) else {
                 continue;
             };
-            let mut input = if group.rows.len() == pass.ids.len() {
+            let input = if group.rows.len() == pass.ids.len() {
                 x.clone()
             } else {
                 ops.rows(x, group.rows.clone())?
             };
-            if let Some(dropout) = pass.dropout {
-                let mask = dropout.mask(layer, self.target);
-                input = ops.dropout(&input, &mask, pass.layout)?;
-            }
-            let shrunk = ops.linear(&input, &factor.a, None)?;
+            let mask = pass.dropout.map(|dropout| dropout.mask(layer, self.target));
+            let mask = mask.as_ref().map(|mask| (mask, pass.layout));
+            let (input, shrunk) = ops.shrink(&input, &factor.a, mask)?;
             ops.add_linear(&y, group.rows.start, &shrunk, &factor.b, factor.scale)?;
             saved = Some(Saved { input, shrunk });
         }

@@ -3,6 +3,7 @@
 use super::{absmax, check_len};
 use crate::error::Result;
 use crate::float::Float;
+use crate::weight::{Rounding, Rows};
 
 /// A column of activations with a magnitude from here on is an outlier: it is multiplied in floats.
 pub const THRESHOLD: f32 = 6.0;
@@ -81,18 +82,7 @@ impl Int8 {
     /// The values: what outliers and a backward are multiplied by.
     #[must_use]
     pub fn dequantized(&self) -> Vec<f32> {
-        let mut values = vec![0.0; self.codes.len()];
-        let rows = values.chunks_exact_mut(self.columns.max(1)).enumerate();
-        rows.for_each(|(row, out)| self.expand(row, out));
-        values
-    }
-
-    /// One row's values.
-    pub(crate) fn expand(&self, row: usize, out: &mut [f32]) {
-        let unit = self.unit(row);
-        for (value, &code) in out.iter_mut().zip(self.row(row)) {
-            *value = f32::from(code) * unit;
-        }
+        self.all(Rounding::AsQuantized)
     }
 
     /// One row's codes.
@@ -103,6 +93,19 @@ impl Int8 {
     /// What a row's code 1 stands for.
     pub(crate) fn unit(&self, row: usize) -> f32 {
         self.absmax[row] * (1.0 / HIGHEST)
+    }
+}
+
+impl Rows for Int8 {
+    fn size(&self) -> [usize; 2] {
+        self.shape()
+    }
+
+    fn row_into(&self, row: usize, out: &mut [f32], _: Rounding) {
+        let unit = self.unit(row);
+        for (value, &code) in out.iter_mut().zip(self.row(row)) {
+            *value = f32::from(code) * unit;
+        }
     }
 }
 

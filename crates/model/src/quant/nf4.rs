@@ -4,6 +4,7 @@ use super::scales::{self, Nested, Scales};
 use super::{absmax, check_len};
 use crate::error::Result;
 use crate::float::Float;
+use crate::weight::{Rounding, Rows};
 
 /// Values that share a scale.
 pub const BLOCK: usize = 64;
@@ -119,9 +120,7 @@ impl Nf4 {
     /// The values rounded to the type that was quantized: what bitsandbytes dequantizes to, and its backward multiplies by.
     #[must_use]
     pub fn dequantized(&self) -> Vec<f32> {
-        let mut values = vec![0.0; self.rows * self.columns];
-        self.expand(0, &mut values, self.float);
-        values
+        self.all(Rounding::AsQuantized)
     }
 
     /// The values from the `start`-th, rounded to a type. A forward in f32 takes them in [`Float::F32`], unrounded, whatever
@@ -154,6 +153,20 @@ impl Nf4 {
         if let [value] = odd {
             *value = level(packed[pairs.len()] >> 4);
         }
+    }
+}
+
+impl Rows for Nf4 {
+    fn size(&self) -> [usize; 2] {
+        self.shape()
+    }
+
+    fn row_into(&self, row: usize, out: &mut [f32], rounding: Rounding) {
+        let float = match rounding {
+            Rounding::None => Float::F32,
+            Rounding::AsQuantized => self.float,
+        };
+        self.expand(row * self.columns, out, float);
     }
 }
 

@@ -2,10 +2,16 @@
 
 use togi_model::{Config, Dropout, Target};
 
-use crate::support;
+use crate::support::{self, On, on_each_device, on_each_device_in_f32};
 
-#[test]
-fn gradients_are_the_slopes_of_the_loss() {
+on_each_device!(
+    every_trainable_tensor_has_a_gradient_that_is_finite_and_not_zero,
+    gradients_add_up_and_bad_batches_leave_them_alone,
+    a_batch_without_targets_has_no_loss_and_no_gradient,
+);
+on_each_device_in_f32!(gradients_are_the_slopes_of_the_loss);
+
+fn gradients_are_the_slopes_of_the_loss(on: &On) {
     for use_parallel_residual in [false, true] {
         for rotary_pct in [1.0, 0.25] {
             let config = Config {
@@ -13,7 +19,7 @@ fn gradients_are_the_slopes_of_the_loss() {
                 rotary_pct,
                 ..support::config()
             };
-            let engine = support::engine(&config);
+            let engine = on.engine(&config);
             let mut lora = support::lora(&config, &Target::ALL);
             let batch = support::batch(&config, &[6, 9]);
             // With dropout too: its mask does not depend on the values.
@@ -58,10 +64,9 @@ fn gradients_are_the_slopes_of_the_loss() {
     }
 }
 
-#[test]
-fn every_trainable_tensor_has_a_gradient_that_is_finite_and_not_zero() {
+fn every_trainable_tensor_has_a_gradient_that_is_finite_and_not_zero(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let lora = support::lora(&config, &Target::ALL);
     let (_, grads) = support::learn(&engine, &lora, &[support::batch(&config, &[8, 8])], None);
     for view in lora.views() {
@@ -71,10 +76,9 @@ fn every_trainable_tensor_has_a_gradient_that_is_finite_and_not_zero() {
     }
 }
 
-#[test]
-fn gradients_add_up_and_bad_batches_leave_them_alone() {
+fn gradients_add_up_and_bad_batches_leave_them_alone(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let lora = support::lora(&config, &[Target::QueryKeyValue]);
     let batch = support::batch(&config, &[5, 6]);
     let mut training = support::training(&engine, &lora);
@@ -100,10 +104,9 @@ fn gradients_add_up_and_bad_batches_leave_them_alone() {
     assert_eq!(training.gradients().unwrap(), twice);
 }
 
-#[test]
-fn a_batch_without_targets_has_no_loss_and_no_gradient() {
+fn a_batch_without_targets_has_no_loss_and_no_gradient(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let lora = support::lora(&config, &[Target::Dense]);
     let mut batch = support::batch(&config, &[5, 1]);
     batch.labels.fill(-100);

@@ -2,11 +2,19 @@
 
 use togi_model::{Config, Engine, Step, Target};
 
-use crate::support;
+use crate::support::{self, On, on_each_device};
+
+on_each_device!(
+    steps_over_a_cache_equal_the_full_pass,
+    the_logits_of_all_tokens_are_those_of_each_step,
+    decoding_gives_the_loss_of_the_training_pass,
+    sequences_with_different_adapters_run_in_one_pass,
+    what_does_not_fit_is_refused_and_the_cache_stays,
+);
 
 const IDS: [u32; 9] = [4, 8, 15, 16, 23, 30, 7, 1, 36];
 
-fn models() -> impl Iterator<Item = Engine> {
+fn models(on: &On) -> impl Iterator<Item = Engine> {
     [(false, 1.0, false), (true, 0.25, true)]
         .into_iter()
         .map(|(parallel, rotary_pct, tied)| {
@@ -16,13 +24,12 @@ fn models() -> impl Iterator<Item = Engine> {
                 rotary_pct,
                 ..support::config()
             };
-            support::engine(&config)
+            on.engine(&config)
         })
 }
 
-#[test]
-fn steps_over_a_cache_equal_the_full_pass() {
-    for engine in models() {
+fn steps_over_a_cache_equal_the_full_pass(on: &On) {
+    for engine in models(on) {
         let adapter = engine
             .adapter(&support::lora(engine.config(), &Target::ALL))
             .unwrap();
@@ -37,15 +44,14 @@ fn steps_over_a_cache_equal_the_full_pass() {
                     last = engine.decode(&mut cache, &[id], adapter).unwrap();
                 }
                 assert_eq!(cache.len(), IDS.len());
-                support::assert_close(&last, &whole, 1e-5, "logits");
+                support::assert_close(&last, &whole, on.tolerance, "logits");
             }
         }
     }
 }
 
-#[test]
-fn the_logits_of_all_tokens_are_those_of_each_step() {
-    for engine in models() {
+fn the_logits_of_all_tokens_are_those_of_each_step(on: &On) {
+    for engine in models(on) {
         let lora = support::lora(engine.config(), &Target::ALL);
         let adapter = engine.adapter(&lora).unwrap();
         for adapter in [None, Some(&adapter)] {
@@ -55,7 +61,7 @@ fn the_logits_of_all_tokens_are_those_of_each_step() {
             let mut cache = engine.cache();
             for (&id, row) in IDS.iter().zip(rows) {
                 let step = engine.decode(&mut cache, &[id], adapter).unwrap();
-                support::assert_close(row, &step, 1e-5, "logits");
+                support::assert_close(row, &step, on.tolerance, "logits");
             }
         }
         for ids in [&[][..], &[37], &[1; 65]] {
@@ -64,9 +70,8 @@ fn the_logits_of_all_tokens_are_those_of_each_step() {
     }
 }
 
-#[test]
-fn decoding_gives_the_loss_of_the_training_pass() {
-    for engine in models() {
+fn decoding_gives_the_loss_of_the_training_pass(on: &On) {
+    for engine in models(on) {
         let lora = support::lora(engine.config(), &Target::ALL);
         let adapter = engine.adapter(&lora).unwrap();
         let mut batch = togi_model::Batch::new();
@@ -79,13 +84,12 @@ fn decoding_gives_the_loss_of_the_training_pass() {
             .unwrap();
         let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
         assert_eq!(loss.targets, 1);
-        assert!((total.ln() - f64::from(logits[36]) - loss.sum).abs() < 1e-4);
+        on.assert_same(total.ln() - f64::from(logits[36]), loss.sum, "loss");
     }
 }
 
-#[test]
-fn sequences_with_different_adapters_run_in_one_pass() {
-    for engine in models() {
+fn sequences_with_different_adapters_run_in_one_pass(on: &On) {
+    for engine in models(on) {
         let one = engine
             .adapter(&support::lora(engine.config(), &Target::ALL))
             .unwrap();
@@ -118,14 +122,13 @@ fn sequences_with_different_adapters_run_in_one_pass() {
         };
         pass(&|len| IDS[..len].to_vec());
         for (together, alone) in pass(&|_| vec![5]).iter().zip(&alone) {
-            support::assert_close(together, alone, 1e-5, "logits");
+            support::assert_close(together, alone, on.tolerance, "logits");
         }
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused_and_the_cache_stays() {
-    let engine = support::engine(&support::config());
+fn what_does_not_fit_is_refused_and_the_cache_stays(on: &On) {
+    let engine = on.engine(&support::config());
     let mut cache = engine.cache();
     engine.decode(&mut cache, &IDS, None).unwrap();
     assert!(engine.decode(&mut cache, &[], None).is_err());

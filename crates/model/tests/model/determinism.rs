@@ -4,7 +4,12 @@ use std::process::Command;
 
 use togi_model::{Config, Dropout, Target};
 
-use crate::support;
+use crate::support::{self, On, on_each_device};
+
+on_each_device!(
+    training_and_decoding_repeat_bit_for_bit,
+    a_process_tells_its_fingerprint,
+);
 
 fn wide() -> Config {
     // Large enough that products and loops are cut into parallel parts.
@@ -19,9 +24,9 @@ fn wide() -> Config {
 }
 
 /// A number that depends on every bit of a step's loss and gradients and of some logits.
-fn fingerprint() -> u64 {
+fn fingerprint(on: &On) -> u64 {
     let config = wide();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let lora = support::lora(&config, &Target::ALL);
     let batch = support::batch(&config, &[60, 33, 64, 17, 64, 50]);
     let dropout = Dropout {
@@ -45,17 +50,21 @@ fn fingerprint() -> u64 {
     })
 }
 
+fn training_and_decoding_repeat_bit_for_bit(on: &On) {
+    let reference = fingerprint(on);
+    assert_eq!(fingerprint(on), reference);
+}
+
 #[test]
-fn training_and_decoding_repeat_bit_for_bit() {
-    let reference = fingerprint();
-    assert_eq!(fingerprint(), reference);
+fn pools_of_other_counts_of_threads_get_the_same_bits() {
+    let reference = fingerprint(&On::CPU);
     for threads in [1, 3] {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
             .unwrap();
         assert_eq!(
-            pool.install(fingerprint),
+            pool.install(|| fingerprint(&On::CPU)),
             reference,
             "a pool of {threads} threads"
         );
@@ -64,32 +73,41 @@ fn training_and_decoding_repeat_bit_for_bit() {
 
 const MARK: &str = "fingerprint of this process: ";
 
-#[test]
-fn a_process_tells_its_fingerprint() {
-    println!("{MARK}{:016x}", fingerprint());
+fn a_process_tells_its_fingerprint(on: &On) {
+    eprintln!("{MARK}{:016x}", fingerprint(on));
+}
+
+/// What another process tells of a device, if it has the device.
+fn told_by_a_process(device: &str, threads: &str) -> Option<String> {
+    let test = format!("determinism::a_process_tells_its_fingerprint::{device}");
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &test, "--nocapture"])
+        .env("RAYON_NUM_THREADS", threads)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{device}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    let at = text.find(MARK)?;
+    Some(text[at + MARK.len()..][..16].to_owned())
 }
 
 /// The products read the count of threads once from the environment, so each count needs a process of its own.
 #[test]
 fn processes_with_other_counts_of_threads_get_the_same_bits() {
-    let told = |threads: &str| {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "determinism::a_process_tells_its_fingerprint",
-                "--nocapture",
-            ])
-            .env("RAYON_NUM_THREADS", threads)
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let at = text
-            .find(MARK)
-            .unwrap_or_else(|| panic!("no fingerprint in {text}"));
-        text[at + MARK.len()..][..16].to_owned()
-    };
+    let told = |threads| told_by_a_process("cpu", threads).unwrap();
     let reference = told("1");
     for threads in ["2", "3", "7"] {
         assert_eq!(told(threads), reference, "{threads} threads");
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn processes_on_one_card_get_the_same_bits() {
+    if support::has_card() {
+        for device in ["cuda_f32", "cuda_bf16"] {
+            let told = [(); 2].map(|()| told_by_a_process(device, "2").unwrap());
+            assert_eq!(told[0], told[1], "{device}");
+        }
     }
 }

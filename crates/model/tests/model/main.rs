@@ -9,7 +9,10 @@ mod bitsandbytes;
 mod decode;
 mod determinism;
 mod device;
+#[cfg(feature = "cuda")]
+mod exact;
 mod load;
+mod loading;
 mod oracle;
 mod packing;
 mod quantized;

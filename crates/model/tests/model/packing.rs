@@ -2,29 +2,35 @@
 
 use togi_model::{Batch, Config, Dropout, Target};
 
-use crate::support;
+use crate::support::{self, On, on_each_device};
 
-fn packed_and_single(config: &Config, dropout: Option<&Dropout>) {
-    let engine = support::engine(config);
+on_each_device!(
+    packed_records_equal_records_one_by_one,
+    a_record_does_not_see_its_neighbours,
+    dropout_depends_on_seed_step_and_slot_and_keeps_the_mean,
+);
+
+fn packed_and_single(on: &On, config: &Config, dropout: Option<&Dropout>) {
+    let engine = on.engine(config);
     let lora = support::lora(config, &Target::ALL);
     let batch = support::batch(config, &[9, 1, 17, 4]);
     let (loss, packed) = support::learn(&engine, &lora, std::slice::from_ref(&batch), dropout);
     let (sum, single) = support::learn(&engine, &lora, &support::one_by_one(&batch), dropout);
-    assert!((loss.sum / sum.sum - 1.0).abs() < 1e-5);
+    on.assert_same(loss.sum, sum.sum, "loss");
     assert_eq!(loss.targets, sum.targets);
-    support::assert_close(&packed, &single, 1e-5, "gradient");
+    support::assert_close(&packed, &single, on.tolerance, "gradient");
 }
 
-#[test]
-fn packed_records_equal_records_one_by_one() {
+fn packed_records_equal_records_one_by_one(on: &On) {
     for use_parallel_residual in [false, true] {
         let config = Config {
             use_parallel_residual,
             rotary_pct: 0.25,
             ..support::config()
         };
-        packed_and_single(&config, None);
+        packed_and_single(on, &config, None);
         packed_and_single(
+            on,
             &config,
             Some(&Dropout {
                 p: 0.3,
@@ -35,10 +41,9 @@ fn packed_records_equal_records_one_by_one() {
     }
 }
 
-#[test]
-fn a_record_does_not_see_its_neighbours() {
+fn a_record_does_not_see_its_neighbours(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let batch = support::batch(&config, &[6, 8]);
     let mut changed = batch.clone();
     changed.ids[2] = (changed.ids[2] + 1) % 37;
@@ -50,10 +55,9 @@ fn a_record_does_not_see_its_neighbours() {
     assert_eq!(second(batch).to_bits(), second(changed).to_bits());
 }
 
-#[test]
-fn dropout_depends_on_seed_step_and_slot_and_keeps_the_mean() {
+fn dropout_depends_on_seed_step_and_slot_and_keeps_the_mean(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let lora = support::lora(&config, &[Target::QueryKeyValue]);
     let batch = support::batch(&config, &[12]);
     let run = |batch: &Batch, p: f64, seed: u64, step: u64| {
@@ -71,7 +75,7 @@ fn dropout_depends_on_seed_step_and_slot_and_keeps_the_mean() {
     assert_ne!(reference.to_bits(), run(&other, 0.5, 1, 1).to_bits());
     // None is dropped at 0, and the mean over many masks comes near to the loss without.
     let plain = engine.evaluate(Some(&lora), &batch).unwrap().sum;
-    assert_eq!(plain.to_bits(), run(&batch, 0.0, 1, 1).to_bits());
+    on.assert_same(plain, run(&batch, 0.0, 1, 1), "no dropout");
     let mean = (0..200).map(|step| run(&batch, 0.1, 3, step)).sum::<f64>() / 200.0;
     assert!((mean / plain - 1.0).abs() < 0.02, "{mean} against {plain}");
 }

@@ -2,10 +2,21 @@
 
 use std::sync::Arc;
 
-use togi_model::quant::{Int8, Nested, Nf4, nf4, scales};
-use togi_model::{Base, Config, Engine, Float, Precision, Target, Weight, base, memory};
+use togi_model::quant::{Fp8, Int8, Nested, Nf4, nf4, scales};
+use togi_model::{Base, Config, Device, Engine, Float, Precision, Target, Weight, base, memory};
 
-use crate::support::{self, assert_close};
+use crate::support::{self, On, assert_close, on_each_device};
+
+on_each_device!(a_network_equals_the_full_network_of_its_values);
+
+/// What a linear weight can be held as but f32.
+const PACKED: [Precision; 5] = [
+    Precision::Bf16,
+    Precision::Fp16,
+    Precision::Int8,
+    Precision::Nf4,
+    Precision::Fp8,
+];
 
 fn random(count: usize, bound: f32) -> Vec<f32> {
     support::uniform(&mut support::rng(count as u64), count, bound)
@@ -150,6 +161,60 @@ fn int8_rows_come_back_within_half_a_code() {
 }
 
 #[test]
+fn fp8_rows_come_back_within_half_a_step() {
+    let mut values = random(5 * 33, 0.3);
+    values[33..66].fill(0.0);
+    values[70] = 40.0;
+    let quantized = Fp8::quantize(&values, 33);
+    let back = quantized.dequantized();
+    for (row, (want, got)) in values.chunks(33).zip(back.chunks(33)).enumerate() {
+        for (want, got) in want.iter().zip(got) {
+            // Three bits after the point, and below 2^-6 a step of 2^-9, of which one stands for the row's scale.
+            let bound = (want.abs() / 16.0).max(quantized.scales()[row] / 1024.0) * 1.000_01;
+            assert!((want - got).abs() <= bound, "{want} became {got}");
+        }
+    }
+    assert_eq!(back[33..66], [0.0; 33]);
+    assert_eq!(back[70], 40.0, "the largest of a row is kept");
+}
+
+#[test]
+fn halves_are_the_nearest_values_of_their_type() {
+    let config = support::config();
+    let plain = load(&config, Precision::F32);
+    for (precision, float) in [
+        (Precision::Bf16, Float::Bf16),
+        (Precision::Fp16, Float::Fp16),
+    ] {
+        let base = load(&config, precision);
+        let name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight";
+        let nearest: Vec<f32> = held(&plain, name).iter().map(|&v| float.round(v)).collect();
+        assert_eq!(held(&base, name), nearest);
+        assert_eq!(base.weight(name).unwrap().bytes(), 2 * nearest.len());
+    }
+}
+
+#[test]
+fn a_value_beyond_a_type_is_refused_by_name() {
+    let config = support::config();
+    let dir = tempfile::tempdir().unwrap();
+    let far = "gpt_neox.layers.1.attention.dense.weight";
+    base::write(dir.path(), &config, |name, count| {
+        let mut values = vec![0.25; count];
+        values[count - 1] = if name == far { 70_000.0 } else { 1.0 };
+        values
+    })
+    .unwrap();
+    for precision in [Precision::Fp16, Precision::Int8] {
+        let text = Base::load_as(dir.path(), precision).err().unwrap();
+        let text = text.to_string();
+        assert!(text.contains(far) && text.contains("fp16"), "{text}");
+    }
+    Base::load_as(dir.path(), Precision::Bf16).unwrap();
+    Base::load_as(dir.path(), Precision::Fp8).unwrap();
+}
+
+#[test]
 fn columns_with_a_six_are_multiplied_in_floats() {
     let (inputs, outputs) = (70, 9);
     let weight = Int8::quantize(&random(inputs * outputs, 0.2), inputs);
@@ -196,7 +261,7 @@ fn columns_with_a_six_are_multiplied_in_floats() {
 #[test]
 fn only_the_linear_weights_of_layers_are_quantized() {
     let config = support::config();
-    for precision in [Precision::Nf4, Precision::Int8] {
+    for precision in PACKED {
         let base = load(&config, precision);
         assert_eq!(base.precision(), precision);
         let plain = load(&config, Precision::F32);
@@ -221,7 +286,7 @@ fn only_the_linear_weights_of_layers_are_quantized() {
             .map(|(inputs, outputs)| 2 * inputs * outputs)
             .sum();
         let rest = 4 * (config.parameters() - linear as u64);
-        let planned = memory::weights(&config, precision);
+        let planned = memory::weights(&config, precision, Device::Cpu);
         assert_eq!(planned, rest + bytes as u64, "{precision:?}");
     }
 }
@@ -230,7 +295,7 @@ fn only_the_linear_weights_of_layers_are_quantized() {
 fn the_plan_has_room_for_one_dequantized_weight() {
     let config = support::config();
     let lora = support::lora_config(&[Target::Dense]);
-    let plan = |precision| memory::plan(&config, &lora, 10, precision);
+    let plan = |precision| memory::plan(&config, &lora, 10, precision, Device::Cpu);
     let largest = Target::ALL
         .map(|target| target.widths(&config))
         .map(|(inputs, outputs)| 4 * inputs * outputs)
@@ -251,9 +316,12 @@ fn a_base_of_3_6_billion_fits_where_its_precision_says() {
         intermediate_size: 11_264,
         ..support::config()
     };
-    let gigabytes = |precision| memory::weights(&config, precision) as f64 / 1e9;
+    let gigabytes = |precision| memory::weights(&config, precision, Device::Cpu) as f64 / 1e9;
     for (precision, expected) in [
         (Precision::F32, 14.43),
+        (Precision::Bf16, 7.58),
+        (Precision::Fp16, 7.58),
+        (Precision::Fp8, 4.15),
         (Precision::Int8, 4.15),
         (Precision::Nf4, 2.49),
     ] {
@@ -262,16 +330,15 @@ fn a_base_of_3_6_billion_fits_where_its_precision_says() {
     }
 }
 
-#[test]
-fn an_nf4_network_equals_the_full_network_of_its_values() {
-    for use_parallel_residual in [false, true] {
+fn a_network_equals_the_full_network_of_its_values(on: &On) {
+    let kinds = PACKED.into_iter().filter(|&p| p != Precision::Int8);
+    for (precision, use_parallel_residual) in kinds.flat_map(|p| [(p, false), (p, true)]) {
         let config = Config {
             use_parallel_residual,
             ..support::config()
         };
-        let quantized = load(&config, Precision::Nf4);
-        let engines =
-            [quantized.clone(), in_full(&quantized)].map(|base| Engine::new(base).unwrap());
+        let quantized = load(&config, precision);
+        let engines = [quantized.clone(), in_full(&quantized)].map(|base| on.over(base));
         let lora = support::lora(&config, &Target::ALL);
         // More rows than go through dot products, and as few.
         for lens in [&[9, 14][..], &[5]] {
@@ -281,19 +348,19 @@ fn an_nf4_network_equals_the_full_network_of_its_values() {
                     support::learn(engine, &lora, std::slice::from_ref(&batch), None);
                 (loss.sum, grads)
             });
-            assert!((ours.0 / full.0 - 1.0).abs() < 1e-6);
-            assert_close(&ours.1, &full.1, 1e-6, "gradients");
+            on.assert_same(ours.0, full.0, "loss");
+            assert_close(&ours.1, &full.1, on.tolerance / 10.0, "gradients");
         }
         let ids: Vec<u32> = (0..12).collect();
         let [ours, full] = engines
             .each_ref()
             .map(|engine| engine.decode(&mut engine.cache(), &ids, None).unwrap());
-        assert_close(&ours, &full, 1e-6, "logits");
+        assert_close(&ours, &full, on.tolerance / 10.0, "logits");
         let mut cache = engines[0].cache();
         let steps = ids
             .iter()
             .map(|&id| engines[0].decode(&mut cache, &[id], None).unwrap());
-        assert_close(&steps.last().unwrap(), &full, 1e-5, "steps");
+        assert_close(&steps.last().unwrap(), &full, on.tolerance, "steps");
     }
 }
 

@@ -1,14 +1,127 @@
-//! Small random models, adapters and batches.
+//! Small random models, adapters and batches, and the devices that tests run on.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{
-    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Target, Training,
-    WindowLoss, World, base,
+    Activation, Base, Batch, Config, Device, Dropout, Engine, Float, Lora, LoraConfig, Target,
+    Training, WindowLoss, World, base,
 };
+
+/// Makes a test of a function for each device: `NAME::cpu`, and with the feature `cuda` also `NAME::cuda_f32`,
+/// `NAME::cuda_bf16` and `NAME::cuda_fp16`, which run on the first card or say that they are skipped.
+macro_rules! on_each_device {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn cpu() {
+                super::$name(&$crate::support::On::CPU);
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda_f32() {
+                $crate::support::on_the_card(togi_model::Float::F32, super::$name);
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda_bf16() {
+                $crate::support::on_the_card(togi_model::Float::Bf16, super::$name);
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda_fp16() {
+                $crate::support::on_the_card(togi_model::Float::Fp16, super::$name);
+            }
+        }
+    )+};
+}
+
+/// The same where 16 bits are too coarse to prove anything.
+macro_rules! on_each_device_in_f32 {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn cpu() {
+                super::$name(&$crate::support::On::CPU);
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda_f32() {
+                $crate::support::on_the_card(togi_model::Float::F32, super::$name);
+            }
+        }
+    )+};
+}
+
+pub(crate) use {on_each_device, on_each_device_in_f32};
+
+/// Where a test runs.
+pub(crate) struct On {
+    device: Device,
+    /// How far apart the same thing may be when it is computed in two ways, by its length.
+    pub(crate) tolerance: f64,
+}
+
+impl On {
+    pub(crate) const CPU: Self = Self {
+        device: Device::Cpu,
+        tolerance: 1e-5,
+    };
+
+    pub(crate) fn card(float: Float) -> Self {
+        Self {
+            device: Device::Cuda { ordinal: 0, float },
+            tolerance: match float {
+                Float::F32 => 1e-4,
+                Float::Bf16 | Float::Fp16 => 3e-2,
+            },
+        }
+    }
+
+    pub(crate) fn over(&self, base: Arc<Base>) -> Engine {
+        Engine::on(base, self.device).unwrap()
+    }
+
+    /// An engine over [`folder`]'s base.
+    pub(crate) fn engine(&self, config: &Config) -> Engine {
+        self.over(Arc::new(Base::load(folder(config).path()).unwrap()))
+    }
+
+    /// Asserts that two numbers are the same but for rounding.
+    pub(crate) fn assert_same(&self, a: f64, b: f64, what: &str) {
+        let apart = (a / b - 1.0).abs();
+        assert!(apart < self.tolerance, "{what}: {a} and {b}");
+    }
+}
+
+/// Whether there is a card. Says so if there is none, and fails if `TOGI_NEEDS_CUDA` wants one.
+pub(crate) fn has_card() -> bool {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let missing = MISSING.get_or_init(|| {
+        let base = Arc::new(Base::load(folder(&config()).path()).unwrap());
+        let tried = Engine::on(base, On::card(Float::F32).device);
+        tried.err().map(|error| error.to_string())
+    });
+    let Some(reason) = missing else { return true };
+    let needed = std::env::var_os("TOGI_NEEDS_CUDA").is_some();
+    assert!(!needed, "{reason}");
+    eprintln!("SKIPPED, no card: {reason}");
+    false
+}
+
+/// Runs a test on the first card, if there is one.
+#[cfg(feature = "cuda")]
+pub(crate) fn on_the_card(float: Float, test: impl FnOnce(&On)) {
+    if has_card() {
+        test(&On::card(float));
+    }
+}
 
 /// A model small enough for central differences.
 pub(crate) fn config() -> Config {
@@ -65,9 +178,9 @@ pub(crate) fn folder(config: &Config) -> tempfile::TempDir {
     dir
 }
 
-/// An engine over [`folder`]'s base in f32.
+/// An engine over [`folder`]'s base in f32, on the CPU.
 pub(crate) fn engine(config: &Config) -> Engine {
-    Engine::new(Arc::new(Base::load(folder(config).path()).unwrap())).unwrap()
+    On::CPU.engine(config)
 }
 
 pub(crate) fn lora_config(targets: &[Target]) -> LoraConfig {
@@ -81,7 +194,12 @@ pub(crate) fn lora_config(targets: &[Target]) -> LoraConfig {
 
 /// An adapter whose B is not zero.
 pub(crate) fn lora(config: &Config, targets: &[Target]) -> Lora {
-    let mut lora = Lora::init(config, &lora_config(targets), 11).unwrap();
+    lora_of(config, &lora_config(targets))
+}
+
+/// [`lora`] of any settings.
+pub(crate) fn lora_of(config: &Config, settings: &LoraConfig) -> Lora {
+    let mut lora = Lora::init(config, settings, 11).unwrap();
     let mut rng = rng(5);
     for view in lora.views().collect::<Vec<_>>() {
         if view.name.contains("lora_B") {
@@ -141,6 +259,15 @@ pub(crate) fn one_by_one(batch: &Batch) -> Vec<Batch> {
             single
         })
         .collect()
+}
+
+/// The cosine of the angle between two vectors.
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let pairs = a.iter().zip(b);
+        pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(1e-24)
 }
 
 /// Asserts that two vectors agree relative to the larger one's length.

@@ -1,9 +1,14 @@
 //! A window of steps: losses fall, a stop in the middle changes no bit, and the optimizer is torch's.
 
 use togi_model::optim::{AdamW, AdamWConfig, Schedule, clip_norm};
-use togi_model::{Batch, Dropout, Lora, Precision, Target, Training, World, memory};
+use togi_model::{Batch, Device, Dropout, Lora, Precision, Target, Training, World, memory};
 
-use crate::support;
+use crate::support::{self, On, on_each_device};
+
+on_each_device!(
+    the_loss_falls_and_a_resumed_run_repeats_the_same_bits,
+    a_training_of_parts_that_do_not_fit_is_refused,
+);
 
 /// The step with this number.
 fn step(training: &mut Training<'_>, batch: &Batch, number: u64, schedule: &Schedule) -> f64 {
@@ -17,10 +22,9 @@ fn step(training: &mut Training<'_>, batch: &Batch, number: u64, schedule: &Sche
     loss.mean()
 }
 
-#[test]
-fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits() {
+fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let batch = support::batch(&config, &[10, 12, 9]);
     let schedule = Schedule {
         base: 2e-2,
@@ -59,10 +63,9 @@ fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits() {
     assert_eq!(state, training.optimizer().unwrap());
 }
 
-#[test]
-fn a_training_of_parts_that_do_not_fit_is_refused() {
+fn a_training_of_parts_that_do_not_fit_is_refused(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let lora = support::lora(&config, &[Target::Dense]);
     let fresh = |len| AdamW::new(len, AdamWConfig::default());
     let refused = |lora: &Lora, len: usize, world: World| {
@@ -265,10 +268,12 @@ fn lora_settings_out_of_range_are_refused_by_name() {
 fn the_memory_plan_counts_what_is_there() {
     let config = support::config();
     let lora = support::lora_config(&[Target::QueryKeyValue]);
-    let plan = memory::plan(&config, &lora, 100, Precision::F32);
+    let plan = |tokens| memory::plan(&config, &lora, tokens, Precision::F32, Device::Cpu);
+    let larger = plan(200);
+    let plan = plan(100);
     assert_eq!(plan.weights, 4 * config.parameters());
     assert_eq!(plan.lora, plan.optimizer);
-    assert!(memory::plan(&config, &lora, 200, Precision::F32).activations > plan.activations);
+    assert!(larger.activations > plan.activations);
     assert_eq!(
         plan.total(),
         plan.weights + plan.lora + plan.optimizer + plan.activations

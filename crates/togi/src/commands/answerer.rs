@@ -46,11 +46,12 @@ impl Answerer {
         let Some(folder) = sampling.base.clone() else {
             return Ok(Answerer::Service(session.clients.clone()));
         };
-        let precision = sampling.precision.unwrap_or(togi_model::Precision::F32);
+        let device = session.settings.device;
+        let precision = sampling.precision.unwrap_or(device.usual_precision());
         let adapter = sampling.adapter.clone();
         local::on_thread(move || {
-            let base = local::base(&folder, precision)?;
-            let base = Local::new(&folder, base).map_err(togi_runtime::Error::from)?;
+            let base = local::base(&folder, device, precision)?;
+            let base = Local::new(&folder, base, device).map_err(togi_runtime::Error::from)?;
             let base = match adapter.as_str() {
                 "" => base,
                 adapter => {

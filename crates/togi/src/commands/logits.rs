@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 use togi_model::{
-    Config, Engine, Precision,
+    Config, Engine, Precision, Processor,
     tensor_file::{Entry, Type, Writer},
 };
 
@@ -43,9 +43,9 @@ pub struct Logits {
     /// A PEFT folder
     #[arg(long, value_name = "FOLDER")]
     pub adapter: Option<PathBuf>,
-    /// How the base is held: f32, nf4 or int8
-    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = local::precision)]
-    pub precision: Precision,
+    /// How the base is held, by a recipe's name for it [default: f32]
+    #[arg(long, value_name = "NAME", value_parser = local::precision)]
+    pub precision: Option<Precision>,
     /// Token ids, JSON Lines; `-` for standard input
     #[arg(long, value_name = "FILE")]
     pub ids: Option<PathBuf>,
@@ -76,18 +76,20 @@ impl Logits {
     /// Runs the command.
     pub(super) async fn run(self, session: &Session) -> Result<()> {
         let output = session.output.clone();
-        local::on_thread(move || self.work(&output)).await
+        let device = session.settings.device;
+        local::on_thread(move || self.work(device, &output)).await
     }
 
-    fn work(self, output: &Output) -> Result<()> {
+    fn work(self, device: Processor, output: &Output) -> Result<()> {
         let sequences = self.sequences()?;
-        let base = Arc::new(local::base(&self.base, self.precision)?);
+        let precision = self.precision.unwrap_or(device.usual_precision());
+        let base = Arc::new(local::base(&self.base, device, precision)?);
         let config = base.config().clone();
         for sequence in &sequences {
             sequence.check(&config)?;
         }
         let fails = |error| local::unfit("base", &self.base, error);
-        let engine = Engine::new(base).map_err(fails)?;
+        let engine = Engine::on(base, device.device(precision)).map_err(fails)?;
         let lora = self.adapter.as_deref();
         let lora = lora
             .map(|folder| local::adapter(folder, &config))

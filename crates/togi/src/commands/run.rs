@@ -148,6 +148,7 @@ impl Run {
             admin: anywhere,
             serve: None,
             nats: settings.named_nats.clone(),
+            device: settings.device,
             file,
             ..up::Options::in_folder(&settings.data)
         }

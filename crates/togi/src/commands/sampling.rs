@@ -15,7 +15,7 @@ pub struct Sampling {
     /// Answers in this process, without services, over the base in this folder
     #[arg(long, value_name = "FOLDER")]
     pub base: Option<PathBuf>,
-    /// How --base is held: f32, nf4 or int8 [default: f32]
+    /// How --base is held, by a recipe's name for it [default: f32]
     #[arg(long, value_name = "NAME", requires = "base", value_parser = local::precision)]
     pub precision: Option<Precision>,
     /// An alias or a generation; with --base a PEFT folder [default: the base alone]

@@ -32,7 +32,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Train {
-    /// A recipe's file, or one of demo-cpu, rinna-3.6b-article, rinna-3.6b-a100
+    /// A recipe's file, or one of demo-cpu, rinna-3.6b-article, rinna-3.6b-a100, rinna-3.6b-bf16
     #[arg(long, short, value_name = "FILE")]
     pub recipe: PathBuf,
     /// The base, by its name in the trainer's configuration; with --local its folder
@@ -69,6 +69,7 @@ impl Train {
             let training = local::Training {
                 recipe: self.recipe,
                 base: self.base.into(),
+                device: session.settings.device,
                 words: self.local,
             };
             let output = output.clone();
@@ -180,8 +181,10 @@ pub(crate) fn plan_lines(plan: &MemoryPlan, steps: u64) -> Vec<String> {
     };
     vec![
         format!(
-            "plan: {steps} steps, {}{available} of memory",
-            mebibytes(plan.total_bytes)
+            "plan: {steps} steps of at most {} tokens at once, {}{available} of {}'s memory",
+            plan.tokens,
+            mebibytes(plan.total_bytes),
+            plan.device
         ),
         format!("      {parts}"),
     ]

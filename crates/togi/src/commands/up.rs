@@ -21,6 +21,7 @@ Examples:
   togi up --base mine=file:///models/mine
   togi up --base mine=file:///models/mine --base-precision mine=nf4 --serve mine
   togi up --nats nats://nats.example:4222 --store s3://models
+  togi up --device cuda --base mine=file:///models/mine --serve mine
 
 Ctrl-C stops in good order, a second one at once. Settings beyond these flags are in togi.toml.";
 
@@ -37,7 +38,7 @@ pub struct Up {
     /// A base beside the embedded one: a folder's file:// URL, an object store's, or hf://OWNER/NAME; more than once
     #[arg(long, value_name = "NAME=URL", value_parser = base)]
     pub base: Vec<(String, String)>,
-    /// How inference holds a base's weights: f32, int8 or nf4 [default: f32]; more than once
+    /// How inference holds a base's weights, by a recipe's name for it [default: f32]; more than once
     #[arg(long, value_name = "NAME=PRECISION", value_parser = base_precision)]
     pub base_precision: Vec<(String, String)>,
     /// The base that inference serves [default: demo]
@@ -88,6 +89,7 @@ impl Up {
                 .or(file.up.serve.clone())
                 .or_else(|| Some(embedded::BASE.to_owned())),
             nats: settings.named_nats.clone(),
+            device: settings.device,
             precisions: self.base_precision.into_iter().collect(),
             file,
         })

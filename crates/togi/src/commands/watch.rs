@@ -11,7 +11,7 @@ use super::Session;
 use crate::{
     client::is_final,
     error::Result,
-    progress::{Unit, seconds},
+    progress::{Unit, mebibytes, seconds},
 };
 
 /// How long a service may be away before a follower gives up.
@@ -129,8 +129,39 @@ pub(crate) fn step_line(step: &Step) -> String {
     } else {
         format!("  {left} left")
     };
+    let busy = step
+        .gpu_utilization_percent
+        .map(|percent| format!("  GPU {percent:.0} %"));
+    let power = step.gpu_power_watts.map(|watts| format!("  {watts:.0} W"));
+    let memory = step
+        .gpu_memory_bytes
+        .map(|bytes| format!("  {}", mebibytes(bytes)));
+    let card = [busy, power, memory].into_iter().flatten();
+    let card: String = card.collect();
     format!(
-        "loss {:.4}  {:.0} tokens/s{left}",
+        "loss {:.4}  {:.0} tokens/s{card}{left}",
         step.loss, step.tokens_per_second
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cards_figures_are_told_where_there_is_one() {
+        let mut step = Step {
+            step: 1,
+            steps: 1,
+            loss: 2.5,
+            tokens_per_second: 100.0,
+            ..Default::default()
+        };
+        assert_eq!(step_line(&step), "loss 2.5000  100 tokens/s");
+        step.gpu_utilization_percent = Some(97.0);
+        step.gpu_power_watts = Some(640.4);
+        step.gpu_memory_bytes = Some(3 << 29);
+        let says = "loss 2.5000  100 tokens/s  GPU 97 %  640 W  1.5 GiB";
+        assert_eq!(step_line(&step), says);
+    }
 }

@@ -83,20 +83,31 @@ pub(super) fn configs(
         table.insert("bases".into(), Value::Table(bases.clone()));
         table
     };
-    let mut trainer = common();
+    let computing = || {
+        let mut table = common();
+        table.insert("device".into(), options.device.to_string().into());
+        table
+    };
+    let mut trainer = computing();
     trainer.insert("data_prep".into(), endpoint.into());
     let file = |name, decided| write(options, folder, name, decided);
     let wrong = |error: togi_runtime::Error| Error::Configuration(error.to_string());
     let inference = |serve: &String| {
-        let mut inference = common();
+        let mut inference = computing();
         inference.insert("base".into(), serve.clone().into());
         togi_inference::Config::load(&[file("inference", inference)?]).map_err(wrong)
     };
-    Ok(Configs {
+    let mut configs = Configs {
         data_prep: togi_data_prep::Config::load(&[file("data-prep", common())?]).map_err(wrong)?,
         trainer: togi_trainer::Config::load(&[file("trainer", trainer)?]).map_err(wrong)?,
         inference: options.serve.as_ref().map(inference).transpose()?,
-    })
+    };
+    // The services read the variable too; it has had its say against the flag already.
+    configs.trainer.device = options.device;
+    if let Some(inference) = &mut configs.inference {
+        inference.device = options.device;
+    }
+    Ok(configs)
 }
 
 /// Starts the services over the shared context.

@@ -119,7 +119,7 @@ fn a_precision_that_is_none_stops_the_start() {
         (
             "demo=int3",
             64,
-            "bases.demo.precision: \"int3\" is none of f32, int8, nf4",
+            "bases.demo.precision: \"int3\" is none of f32, bf16, fp16, int8, nf4, fp8",
         ),
         (
             "nobody=nf4",
@@ -132,10 +132,10 @@ fn a_precision_that_is_none_stops_the_start() {
         let ran = togi(folder.path(), &words, "").expect(code);
         assert!(ran.stderr.contains(says), "{}", ran.stderr);
     }
-    let file = "[bases.mine]\nurl = 'file:///models/mine'\nprecision = 'fp8'\n";
+    let file = "[bases.mine]\nurl = 'file:///models/mine'\nprecision = 'fp9'\n";
     fs::write(folder.path().join("togi.toml"), file).unwrap();
     let ran = togi(folder.path(), &up, "").expect(64);
-    let says = "bases.mine.precision: \"fp8\" is none of f32, int8, nf4";
+    let says = "bases.mine.precision: \"fp9\" is none of f32, bf16, fp16, int8, nf4, fp8";
     assert!(ran.stderr.contains(says), "{}", ran.stderr);
 }
 

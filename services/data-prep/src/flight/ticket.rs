@@ -1,12 +1,16 @@
 //! What a Flight ticket and a descriptor say. A ticket is the proto3 JSON of `DatasetTicket`.
 
+use std::sync::Arc;
+
 use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::{FlightDescriptor, Ticket};
+use arrow_schema::{Schema, SchemaRef};
 use bytes::Bytes;
 use togi_proto::dataprep::v1::DatasetTicket;
 use togi_runtime::Error;
 use togi_runtime::layout::{validate_digest, validate_name};
 use togi_tokens::manifest::Split;
+use togi_tokens::shard::schema;
 
 use crate::Result;
 
@@ -22,6 +26,8 @@ pub(crate) struct Wanted {
     /// Seed and epoch of the permutation; the stored order if not set.
     pub(crate) shuffle: Option<(u64, u64)>,
     pub(crate) offset: u64,
+    /// Places of the wanted columns in a shard's schema; all if there is none.
+    pub(crate) columns: Vec<usize>,
 }
 
 impl Wanted {
@@ -52,6 +58,7 @@ impl Wanted {
                     split,
                     shuffle: None,
                     offset: 0,
+                    columns: Vec::new(),
                 }
             }
             DescriptorType::Unknown => {
@@ -80,10 +87,21 @@ impl Wanted {
         })?;
         Ok(Self {
             split: self::split(&format!("{field}.split"), &ticket.split)?,
+            columns: columns(&format!("{field}.columns"), &ticket.columns)?,
             shuffle: ticket.shuffle.then_some((ticket.seed, ticket.epoch)),
             dataset: ticket.dataset,
             offset: ticket.offset,
         })
+    }
+
+    /// Returns the columns of the rows.
+    pub(crate) fn schema(&self) -> Result<SchemaRef> {
+        if self.columns.is_empty() {
+            return Ok(schema());
+        }
+        let schema = schema().project(&self.columns);
+        let wrong = |e| Error::internal("the columns could not be chosen").with_source(e);
+        Ok(Arc::new(schema.map_err(wrong)?))
     }
 
     /// Returns the ticket for these rows of a data set.
@@ -96,6 +114,10 @@ impl Wanted {
             epoch,
             offset: self.offset,
             shuffle: self.shuffle.is_some(),
+            columns: match self.columns.as_slice() {
+                [] => Vec::new(),
+                _ => names(self.schema()?.as_ref()),
+            },
         };
         let json = serde_json::to_vec(&ticket)
             .map_err(|e| Error::internal("a ticket could not be written").with_source(e))?;
@@ -103,6 +125,23 @@ impl Wanted {
             ticket: Bytes::from(json),
         })
     }
+}
+
+fn names(schema: &Schema) -> Vec<String> {
+    let fields = schema.fields().iter();
+    fields.map(|field| field.name().clone()).collect()
+}
+
+fn columns(field: &str, wanted: &[String]) -> Result<Vec<usize>> {
+    let known = names(&schema());
+    let place = |name: &String| {
+        let place = known.iter().position(|known| known == name);
+        place.ok_or_else(|| {
+            let text = format!("{field} has {name:?}; known are {}", known.join(", "));
+            Error::invalid(field, text)
+        })
+    };
+    wanted.iter().map(place).collect()
 }
 
 /// Returns a split's word.
@@ -137,8 +176,14 @@ mod tests {
     #[test]
     fn a_ticket_comes_back_as_it_went() {
         let digest = "ab".repeat(32);
-        for shuffle in [None, Some((7, 0)), Some((u64::MAX, 3))] {
+        let cases = [
+            (None, vec![]),
+            (Some((7, 0)), vec![3]),
+            (Some((u64::MAX, 3)), vec![1, 0]),
+        ];
+        for (shuffle, columns) in cases {
             let wanted = Wanted {
+                columns,
                 dataset: digest.clone(),
                 split: Split::Validation,
                 shuffle,
@@ -164,6 +209,10 @@ mod tests {
             (
                 format!("{{\"dataset\":\"{digest}\",\"split\":\"test\"}}"),
                 "ticket.split",
+            ),
+            (
+                format!("{{\"dataset\":\"{digest}\",\"columns\":[\"rows\"]}}"),
+                "ticket.columns",
             ),
             ("{\"dataset\":\"dolly\"}".to_owned(), "ticket.dataset"),
             ("{}".to_owned(), "ticket.dataset"),

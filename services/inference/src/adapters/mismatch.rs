@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use togi_model::{Base, Engine, Precision};
+use togi_model::{Engine, Precision, Processor};
 use togi_runtime::memory;
 use togi_tokens::Tokenizer;
 
@@ -38,6 +38,7 @@ pub(crate) struct Difference {
 pub(crate) struct Gauge {
     pub(crate) loader: Arc<Loader>,
     pub(crate) base_folder: PathBuf,
+    pub(crate) device: Processor,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) door: Arc<Door>,
 }
@@ -99,10 +100,18 @@ impl Gauge {
 
     /// Reads the base as it was held in training.
     async fn other_base(&self, precision: Precision) -> Result<Arc<Engine>, String> {
-        let needed = togi_model::memory::weights(self.loader.network.config(), precision);
-        check_room(needed, memory::available_bytes())?;
+        let (processor, device) = (self.device, self.device.device(precision));
+        // A card refuses by itself what it has no room for.
+        if self.device == Processor::Cpu {
+            let needed =
+                togi_model::memory::weights(self.loader.network.config(), precision, device);
+            check_room(needed, memory::available_bytes())?;
+        }
         let folder = self.base_folder.clone();
-        let read = move || Base::load_as(&folder, precision).and_then(|b| Engine::new(Arc::new(b)));
+        let read = move || {
+            let base = processor.read(&folder, precision)?;
+            Engine::on(Arc::new(base), device)
+        };
         let read = tokio::task::spawn_blocking(read);
         let engine = read
             .await

@@ -111,6 +111,7 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
         files: files_by_name,
         job: "test".into(),
         recipe_name: "test".into(),
+        bit_exact: true,
     };
     let mut tensors = files.tensors;
     if is_corrupt {

@@ -171,14 +171,14 @@ async fn a_mismatch_is_allowed_to_the_promotion_that_says_so_and_to_no_other() {
 async fn a_mismatch_that_cannot_be_measured_is_served_and_says_why() {
     let setup = Setup::new(BaseKind::Random).await.with_nats().await;
     let without_samples = publish_trained_over(&setup, "nf4", 1, &[]).await;
-    let unknown = publish_trained_over(&setup, "fp8", 2, &samples()).await;
+    let unknown = publish_trained_over(&setup, "fp9", 2, &samples()).await;
     let too_long = publish_trained_over(&setup, "nf4", 3, &["問".repeat(500)]).await;
     let system = setup.ready().await;
     let kinds = [EventKind::AdapterLoaded];
     let mut events = system.bus.events(&kinds, Start::New).await.unwrap();
     for (generation, reason) in [
         (without_samples, "no sample prompts"),
-        (unknown, "fp8"),
+        (unknown, "fp9"),
         (too_long, "the model's longest"),
     ] {
         promote_over_any_base(&system.store, Some(&system.bus), "main", &generation).await;

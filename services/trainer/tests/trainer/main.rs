@@ -5,6 +5,7 @@
     reason = "a test ends where something is not as expected"
 )]
 
+mod device;
 mod gate;
 mod harness;
 mod inputs;

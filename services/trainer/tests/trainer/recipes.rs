@@ -43,6 +43,7 @@ fn every_recipe_is_complete_and_takes_the_steps_that_it_says() {
             ("demo-cpu".to_owned(), Precision::F32, 37_540, 760),
             ("rinna-3.6b-a100".to_owned(), Precision::Nf4, 470, 10),
             ("rinna-3.6b-article".to_owned(), Precision::Int8, 939, 19),
+            ("rinna-3.6b-bf16".to_owned(), Precision::Bf16, 470, 10),
         ]
     );
 }

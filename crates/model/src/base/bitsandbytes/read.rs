@@ -7,6 +7,7 @@ use safetensors::tensor::Dtype;
 
 use super::{State, part};
 use crate::base::folder::Stored;
+use crate::base::held::Held;
 use crate::base::read::{self, Entry};
 use crate::error::{Error, Result};
 use crate::float::Float;
@@ -32,10 +33,19 @@ enum Content {
 impl Parts {
     pub(in crate::base) fn take(&mut self, name: String, entry: Entry<'_>) -> Result<()> {
         let part = match entry {
-            Entry::Floats(floats) => Part {
-                dtype: floats.float.dtype(),
-                shape: floats.shape,
-                content: Content::Floats(floats.values),
+            Entry::Floats(floats) => {
+                let values = floats.float.values(&floats.bytes);
+                read::finite(&name, &values)?;
+                Part {
+                    dtype: floats.float.dtype(),
+                    shape: floats.shape,
+                    content: Content::Floats(values),
+                }
+            }
+            Entry::Values(tensor, float) => Part {
+                dtype: float.dtype(),
+                shape: tensor.dims().to_vec(),
+                content: Content::Floats(tensor.flatten_all()?.to_vec1()?),
             },
             Entry::Other(view) => Part {
                 dtype: view.dtype(),
@@ -85,7 +95,7 @@ impl Parts {
         let float = Float::from_name(&state.dtype)?;
         let weight = Nf4::from_parts(state.shape, float, packed, scales);
         Ok(Stored {
-            weight: Weight::Nf4(weight.map_err(|e| of(name, &e))?.into()),
+            held: Held::Here(Weight::Nf4(weight.map_err(|e| of(name, &e))?.into())),
             float,
         })
     }
@@ -118,7 +128,7 @@ impl Parts {
         let codes = codes.into_iter().map(u8::cast_signed).collect();
         let weight = Int8::from_parts([rows, columns], codes, absmax);
         Ok(Stored {
-            weight: Weight::Int8(weight.map_err(|e| of(name, &e))?.into()),
+            held: Held::Here(Weight::Int8(weight.map_err(|e| of(name, &e))?.into())),
             float: Float::Fp16,
         })
     }

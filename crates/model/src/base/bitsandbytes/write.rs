@@ -54,7 +54,7 @@ pub(in crate::base) fn outgoing<'a>(
     name: &str,
     stored: &'a Stored,
 ) -> Result<Vec<(String, Outgoing<'a>)>> {
-    match &stored.weight {
+    match stored.held.weight()? {
         Weight::Full(tensor) => {
             let values = tensor.flatten_all()?.to_vec1()?;
             let tensor = floats(stored.float, tensor.dims().to_vec(), &values);
@@ -62,6 +62,10 @@ pub(in crate::base) fn outgoing<'a>(
         }
         Weight::Nf4(nf4) => of_nf4(name, nf4),
         Weight::Int8(int8) => Ok(of_int8(name, int8)),
+        Weight::Half(_) | Weight::Fp8(_) => {
+            let reason = "is neither NF4 nor 8-bit integers";
+            Err(Error::format(format!("tensor {name}"), reason))
+        }
     }
 }
 

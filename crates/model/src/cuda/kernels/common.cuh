@@ -9,14 +9,28 @@ struct bf16 {
     u16 bits;
 };
 
+struct f16 {
+    u16 bits;
+};
+
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+__device__ __forceinline__ float widen(f16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
 
 template <typename T> __device__ __forceinline__ T narrow(float x);
 template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
 template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) {
     bf16 y;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+}
+template <> __device__ __forceinline__ f16 narrow<f16>(float x) {
+    f16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
     return y;
 }
 
@@ -90,5 +104,6 @@ __device__ __forceinline__ u64 derive(u64 key, u64 value) { return mix((key + GO
 __device__ __forceinline__ u64 random_at(u64 key, u64 index) { return mix(key + (index + 1) * GOLDEN); }
 
 // Names a kernel once for each element type, alone and by eights.
-#define FOR_ALL(K) K(float, f32, 1) K(float, f32, 8) K(bf16, bf16, 1) K(bf16, bf16, 8)
-#define FOR_TYPES(K) K(float, f32) K(bf16, bf16)
+#define FOR_ALL(K)                                                                                                     \
+    K(float, f32, 1) K(float, f32, 8) K(bf16, bf16, 1) K(bf16, bf16, 8) K(f16, f16, 1) K(f16, f16, 8)
+#define FOR_TYPES(K) K(float, f32) K(bf16, bf16) K(f16, f16)

@@ -1,29 +1,4 @@
-// Loss and optimizer: cross-entropy with its gradient in place, sums in fixed orders, one step of AdamW.
-
-// A block has a row: its loss, and softmax minus one-hot over the logits.
-template <typename T> __device__ void cross_entropy(T *logits, float *losses, const u32 *targets, int columns) {
-    int row = blockIdx.x;
-    T *x = logits + (u64)row * columns;
-    float most = __int_as_float(0xff800000), sum = 0;
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) most = fmaxf(most, widen(x[i]));
-    most = block_max(most);
-    float picked = widen(x[targets[row]]) - most;
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) sum += expf(widen(x[i]) - most);
-    sum = block_sum(sum);
-    float share = 1.0f / sum;
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-        float p = expf(widen(x[i]) - most) * share;
-        x[i] = narrow<T>(i == targets[row] ? p - 1.0f : p);
-    }
-    // A maximum passes over what is not a number, a sum does not.
-    if (threadIdx.x == 0) losses[row] = logf(sum) - picked;
-}
-
-#define KERNELS(T, t)                                                                                                  \
-    extern "C" __global__ void cross_entropy_##t(T *logits, float *losses, const u32 *targets, int columns) {          \
-        cross_entropy<T>(logits, losses, targets, columns);                                                            \
-    }
-FOR_TYPES(KERNELS)
+// Loss and optimizer: sums in fixed orders, one step of AdamW.
 
 // One block.
 extern "C" __global__ void add_losses(double *sum, const float *losses, int count) {

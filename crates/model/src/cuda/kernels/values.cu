@@ -4,26 +4,30 @@
     u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;                                                          \
     if (i >= count) return;
 
-template <typename T, int V> __device__ void add_scaled(T *y, const T *x, float scale, u64 count) {
+template <typename T, int V> __device__ void add(T *y, const T *x, u64 count) {
     VALUE()
     float a[V], b[V];
     load<V>(y + i, a), load<V>(x + i, b);
 #pragma unroll
-    for (int j = 0; j < V; j++) a[j] += scale * b[j];
+    for (int j = 0; j < V; j++) a[j] += b[j];
     store<V>(y + i, a);
 }
 
 // The activations by number: Gelu, GeluTanh, Relu, Silu.
-__device__ __forceinline__ void activation(int kind, float x, float &y, float &slope) {
-    if (kind == 0) {
-        float half = 0.5f * (1.0f + erff(x * 0.70710678f));
+template <int KIND> __device__ __forceinline__ void activation(float x, float &y, float &slope) {
+    if (KIND == 0) {
+        // Half of the error function's complement at |x| / sqrt(2), to 1.5e-7 (Abramowitz and Stegun 7.1.26): it shares its
+        // exponential with the slope.
+        float bell = __expf(-0.5f * x * x), t = __fdividef(1.0f, 1.0f + 0.23164189f * fabsf(x));
+        float sum = 0.127414796f + t * (-0.142248368f + t * (0.710706870f + t * (-0.726576013f + t * 0.530702714f)));
+        float tail = t * sum * bell, half = x < 0.0f ? tail : 1.0f - tail;
         y = x * half;
-        slope = half + x * 0.39894228f * expf(-0.5f * x * x);
-    } else if (kind == 1) {
+        slope = half + x * 0.39894228f * bell;
+    } else if (KIND == 1) {
         float inner = 0.79788456f * (x + 0.044715f * x * x * x), t = tanhf(inner);
         y = 0.5f * x * (1.0f + t);
         slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 3.0f * 0.044715f * x * x);
-    } else if (kind == 2) {
+    } else if (KIND == 2) {
         y = fmaxf(x, 0.0f);
         slope = x > 0.0f ? 1.0f : 0.0f;
     } else {
@@ -33,21 +37,34 @@ __device__ __forceinline__ void activation(int kind, float x, float &y, float &s
     }
 }
 
+template <int KIND, int V> __device__ __forceinline__ void activations(const float (&x)[V], float (&y)[V], float (&slope)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; j++) activation<KIND>(x[j], y[j], slope[j]);
+}
+
+template <int V>
+__device__ __forceinline__ void activations(int kind, const float (&x)[V], float (&y)[V], float (&slope)[V]) {
+    if (kind == 0) activations<0, V>(x, y, slope);
+    if (kind == 1) activations<1, V>(x, y, slope);
+    if (kind == 2) activations<2, V>(x, y, slope);
+    if (kind == 3) activations<3, V>(x, y, slope);
+}
+
 template <typename T, int V> __device__ void activate(T *out, const T *x, int kind, u64 count) {
     VALUE()
-    float v[V], y, slope;
+    float v[V], y[V], slope[V];
     load<V>(x + i, v);
-#pragma unroll
-    for (int j = 0; j < V; j++) activation(kind, v[j], y, slope), v[j] = y;
-    store<V>(out + i, v);
+    activations<V>(kind, v, y, slope);
+    store<V>(out + i, y);
 }
 
 template <typename T, int V> __device__ void activate_backward(T *dy, const T *x, int kind, u64 count) {
     VALUE()
-    float v[V], d[V], y, slope;
+    float v[V], d[V], y[V], slope[V];
     load<V>(x + i, v), load<V>(dy + i, d);
+    activations<V>(kind, v, y, slope);
 #pragma unroll
-    for (int j = 0; j < V; j++) activation(kind, v[j], y, slope), d[j] *= slope;
+    for (int j = 0; j < V; j++) d[j] *= slope[j];
     store<V>(dy + i, d);
 }
 
@@ -74,9 +91,7 @@ __device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u6
 }
 
 #define KERNELS(T, t, V)                                                                                               \
-    extern "C" __global__ void add_scaled_##t##_##V(T *y, const T *x, float scale, u64 count) {                        \
-        add_scaled<T, V>(y, x, scale, count);                                                                          \
-    }                                                                                                                  \
+    extern "C" __global__ void add_##t##_##V(T *y, const T *x, u64 count) { add<T, V>(y, x, count); }                  \
     extern "C" __global__ void activate_##t##_##V(T *out, const T *x, int kind, u64 count) {                           \
         activate<T, V>(out, x, kind, count);                                                                           \
     }                                                                                                                  \

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::Args;
-use togi_model::Base;
+use togi_model::{Base, Processor};
 use togi_proto::trainer::v1::Step;
 use togi_tokens::{Learn, Settings, Tokenizer};
 use togi_trainer::{
@@ -17,7 +17,7 @@ use togi_trainer::{
 };
 
 use crate::{
-    commands::prepare,
+    commands::{prepare, watch::step_line},
     error::{Error, Result},
     local::{self, records},
     output::Output,
@@ -71,6 +71,7 @@ pub struct Local {
 pub(super) struct Training {
     pub(super) recipe: PathBuf,
     pub(super) base: PathBuf,
+    pub(super) device: Processor,
     pub(super) words: Local,
 }
 
@@ -79,7 +80,7 @@ impl Training {
     pub(super) fn work(self, output: &Output) -> Result<()> {
         let out = self.words.out.clone().unwrap_or_default();
         let recipe = Recipe::from_proto(&recipe::recipe(&self.recipe)?).map_err(refused)?;
-        let base = Arc::new(local::base(&self.base, recipe.precision)?);
+        let base = Arc::new(local::base(&self.base, self.device, recipe.precision)?);
         recipe.check_base(base.config()).map_err(refused)?;
         let tokenizer = Arc::new(self.tokenizer(&base)?);
         let records = self.records(&tokenizer)?;
@@ -95,6 +96,7 @@ impl Training {
         let steps = recipe.steps(records.rows.len() as u64);
         let run = Run {
             base,
+            device: self.device,
             base_name: self.base.display().to_string(),
             tokenizer_digest: tokenizer.digest().to_owned(),
             dataset: records.dataset,
@@ -102,6 +104,8 @@ impl Training {
             recipe,
             init: init.transpose()?,
         };
+        let plan = run.memory().map_err(refused)?;
+        output.say(super::plan_lines(&plan, steps).join("\n"));
         local::folder_for(&out)?;
         write(&out, "rejects.jsonl", &records.rejects)?;
         let log = self.words.log.unwrap_or_else(|| out.join(LOG));
@@ -161,7 +165,7 @@ fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
         file.write_all(b"\n")?;
         // A line is there as soon as its step is done, for whoever follows.
         file.flush()?;
-        progress.set(step.step, &format!("loss {:.4}", step.loss));
+        progress.set(step.step, &step_line(&step));
         Ok(())
     });
     progress.finish();

@@ -1,0 +1,60 @@
+//! How fast a base's folder reaches the card in each form, beside a plain copy of as many bytes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use togi_model::{Base, Engine, Precision, Processor};
+
+/// The forms, that of the usual files first.
+const FORMS: [Precision; 4] = [
+    Precision::Bf16,
+    Precision::Nf4,
+    Precision::Int8,
+    Precision::Fp8,
+];
+/// How often each is loaded.
+const ROUNDS: usize = 3;
+
+/// Loads a folder and tells a line of JSON: medians, in seconds, and in GB of the files a second.
+pub(crate) fn run(folder: &Path) {
+    let bytes = weight_bytes(folder);
+    let mut copies = Vec::new();
+    let mut forms: BTreeMap<&str, Value> = BTreeMap::new();
+    for precision in FORMS {
+        let mut times: Vec<f64> = Vec::new();
+        for _ in 0..ROUNDS {
+            let base = Base::open(folder, precision).expect("a base");
+            let device = Processor::Cuda { ordinal: 0 }.device(precision);
+            let engine = Engine::on(Arc::new(base), device).expect("a card");
+            times.push(engine.loaded_in().as_secs_f64());
+            copies.push(engine.copy_plainly(bytes).expect("a copy"));
+        }
+        eprintln!("{}: {times:.4?} s", precision.name());
+        let seconds = median(times);
+        let rate = bytes as f64 / seconds / 1e9;
+        forms.insert(
+            precision.name(),
+            json!({"seconds": seconds, "gb_per_s": rate}),
+        );
+    }
+    eprintln!("plain copies: {copies:.4?} s");
+    let copy = bytes as f64 / median(copies) / 1e9;
+    println!("{}", json!({"bytes": bytes, "copy": copy, "forms": forms}));
+}
+
+/// Bytes of a folder's weight files.
+fn weight_bytes(folder: &Path) -> usize {
+    let files = std::fs::read_dir(folder).expect("a folder");
+    files
+        .map(|file| file.expect("a file"))
+        .filter(|file| file.path().extension().is_some_and(|e| e == "safetensors"))
+        .map(|file| file.metadata().expect("a size").len() as usize)
+        .sum()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,57 @@
+//! The records that are trained on: lines of token ids, in the order of the file, or made up where there is no file.
+
+use std::path::Path;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+use togi_model::Batch;
+
+/// Of Dolly-ja's records, in tokens; what is made up is as long.
+const MEAN: f64 = 166.0;
+const LONGEST: usize = 512;
+const COUNT: usize = 15_015;
+const VOCABULARY: u32 = 32_000;
+
+#[derive(Deserialize)]
+struct Line {
+    ids: Vec<u32>,
+}
+
+/// Token ids of each record, as `togi tokenize` writes them: `{"ids": […]}` a line.
+///
+/// # Panics
+/// The file cannot be read, or a line is something else.
+pub(crate) fn read(file: &Path) -> Vec<Vec<u32>> {
+    let text = std::fs::read_to_string(file).expect("a file of token ids");
+    let lines = text.lines().map(serde_json::from_str::<Line>);
+    lines.map(|line| line.expect("ids").ids).collect()
+}
+
+/// Random ids; lengths are exponential from 24 up, cut at the longest, so that their mean is near Dolly-ja's.
+pub(crate) fn random() -> Vec<Vec<u32>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let record = |_| {
+        let share: f64 = rng.random_range(0.0..1.0);
+        let drawn = 24.0 - (MEAN - 16.0) * (1.0 - share).ln();
+        let len = (drawn as usize).min(LONGEST);
+        (0..len).map(|_| rng.random_range(0..VOCABULARY)).collect()
+    };
+    (0..COUNT).map(record).collect()
+}
+
+/// A window of records as micro-batches: every token is learned.
+pub(crate) fn window(records: &[Vec<u32>], micro: usize) -> Vec<Batch> {
+    let slots: Vec<u32> = (0..records.len() as u32).collect();
+    let parts = records.chunks(micro).zip(slots.chunks(micro));
+    parts
+        .map(|(records, slots)| {
+            let mut batch = Batch::new();
+            for (ids, &slot) in records.iter().zip(slots) {
+                let labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+                batch.push(ids, &labels, slot);
+            }
+            batch
+        })
+        .collect()
+}

@@ -1,0 +1,140 @@
+//! A base's tensor: in memory in its form, or still in its file.
+
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+use crate::float::Float;
+use crate::mapped::Bytes;
+use crate::precision::Precision;
+#[cfg(feature = "cuda")]
+use crate::quant::nf4;
+use crate::weight::{Halves, Weight};
+
+/// A tensor of a base.
+pub(crate) enum Held {
+    /// In its form.
+    Here(Weight),
+    /// In its file; brought into its form when somebody asks for it.
+    InFile(InFile),
+}
+
+/// A tensor as its file has it, and what it is to become.
+pub(crate) struct InFile {
+    pub(crate) name: String,
+    pub(crate) floats: Floats,
+    pub(crate) precision: Precision,
+    weight: OnceLock<Weight>,
+}
+
+/// Values of a float type, row by row and little-endian.
+#[derive(Clone)]
+pub(crate) struct Floats {
+    pub(crate) float: Float,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Bytes,
+}
+
+impl Held {
+    pub(super) fn in_file(name: &str, floats: Floats, precision: Precision) -> Self {
+        Self::InFile(InFile {
+            name: name.to_owned(),
+            floats,
+            precision,
+            weight: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Here(weight) => weight.shape(),
+            Self::InFile(tensor) => tensor.floats.shape.clone(),
+        }
+    }
+
+    /// The tensor in its form.
+    ///
+    /// # Errors
+    /// The first time: it has values that are not finite, or beyond a type that its form needs.
+    pub(crate) fn weight(&self) -> Result<&Weight> {
+        match self {
+            Self::Here(weight) => Ok(weight),
+            Self::InFile(tensor) => match tensor.weight.get() {
+                Some(weight) => Ok(weight),
+                None => {
+                    let made = tensor.make()?;
+                    Ok(tensor.weight.get_or_init(|| made))
+                }
+            },
+        }
+    }
+
+    /// The tensor in its form, which no longer needs its file unless it is in it.
+    pub(super) fn here(self) -> Result<Self> {
+        match self {
+            Self::Here(weight) => Ok(Self::Here(weight)),
+            Self::InFile(mut tensor) => match tensor.weight.take() {
+                Some(weight) => Ok(Self::Here(weight)),
+                None => tensor.make().map(Self::Here),
+            },
+        }
+    }
+
+    /// What it takes on a card whose floats have so many bytes.
+    #[cfg(feature = "cuda")]
+    pub(super) fn device_bytes(&self, float_bytes: u64) -> u64 {
+        let tensor = match self {
+            Self::Here(Weight::Full(tensor)) => return tensor.elem_count() as u64 * float_bytes,
+            Self::Here(Weight::Half(halves)) => {
+                return halves.bytes().len() as u64 / 2 * float_bytes;
+            }
+            // The codes are held as they lie and turned.
+            Self::Here(Weight::Fp8(fp8)) => return (fp8.bytes() + fp8.codes().len()) as u64,
+            Self::Here(packed) => return packed.bytes() as u64,
+            Self::InFile(tensor) => tensor,
+        };
+        let count: usize = tensor.floats.shape.iter().product();
+        let &[rows, _] = tensor.floats.shape.as_slice() else {
+            return count as u64 * float_bytes;
+        };
+        match tensor.precision {
+            Precision::F32 | Precision::Bf16 | Precision::Fp16 => count as u64 * float_bytes,
+            Precision::Nf4 => nf4::bytes(count) as u64,
+            Precision::Int8 => (count + 4 * rows) as u64,
+            Precision::Fp8 => (2 * count + 4 * rows) as u64,
+        }
+    }
+}
+
+impl InFile {
+    fn make(&self) -> Result<Weight> {
+        let Floats {
+            float,
+            shape,
+            bytes,
+        } = &self.floats;
+        if !float.all_finite(bytes) {
+            return Err(Error::NotFinite(self.name.clone()));
+        }
+        if let &[rows, columns] = shape.as_slice()
+            && *float != Float::F32
+            && self.precision.keeps(*float)
+        {
+            let halves = Halves::shared([rows, columns], *float, bytes.clone());
+            return Ok(Weight::Half(halves.into()));
+        }
+        Weight::new(
+            &self.name,
+            float.values(bytes),
+            shape,
+            *float,
+            self.precision,
+        )
+    }
+}
+
+impl Floats {
+    /// Whether both have the same shape and values.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        self.shape == other.shape && self.float == other.float && *self.bytes == *other.bytes
+    }
+}

@@ -1,0 +1,208 @@
+//! Weights in 8-bit floats on the card, and products of their codes by the codes of activations and gradients, which get a scale
+//! a row. A card, or a shape, that has no such product multiplies by the dequantized weight.
+
+use super::Cuda;
+use super::array::{Array, Element};
+use super::products::Product;
+use crate::error::Result;
+use crate::quant::Fp8;
+
+/// What the matrix units count 8-bit values by.
+const MULTIPLE: usize = 16;
+/// Threads of the quantizing kernel at most, and packs of eight values that each can keep.
+const THREADS: usize = 512;
+const PACKS: [usize; 4] = [1, 2, 4, 8];
+/// Columns of the widest row that it keeps.
+const WIDEST: usize = 8 * 8 * THREADS;
+/// Rows of a product that is asked for to learn whether there are any.
+const ROWS: usize = 4096;
+
+/// Codes, and a scale for each row.
+pub(crate) struct Eighths {
+    /// (outputs, inputs)
+    codes: Array,
+    /// (1, outputs)
+    scales: Array,
+    /// For products of codes: the transposed codes, (inputs, outputs), because only codes that lie along the depth can be
+    /// multiplied, and as many ones as there are inputs.
+    turned: Option<[Array; 2]>,
+}
+
+/// A matrix's codes, and a scale for each row.
+struct Quantized {
+    codes: Array,
+    scales: Array,
+}
+
+impl Cuda {
+    pub(super) fn eighths(&self, fp8: &Fp8) -> Result<Eighths> {
+        let [rows, columns] = fp8.shape();
+        let codes = self.adopt_bytes(Element::E4m3, fp8.codes(), rows, columns)?;
+        let scales = self.upload_as(Element::F32, fp8.scales(), 1, rows)?;
+        self.eighths_of(codes, scales)
+    }
+
+    fn eighths_of(&self, codes: Array, scales: Array) -> Result<Eighths> {
+        let mut eighths = Eighths {
+            codes,
+            scales,
+            turned: None,
+        };
+        let (rows, columns) = (eighths.codes.rows, eighths.codes.columns);
+        let fits = |size: usize| size.is_multiple_of(MULTIPLE) && size <= WIDEST;
+        if self.element != Element::Bf16 || !fits(rows) || !fits(columns) {
+            return Ok(eighths);
+        }
+        let turned = self.empty_of(Element::E4m3, columns, rows)?;
+        let ones = self.upload_as(Element::F32, &vec![1.0; columns], 1, columns)?;
+        let Eighths { codes, scales, .. } = &eighths;
+        let out = self.empty(1, 1)?;
+        let x = self.empty_of(Element::E4m3, 1, 1)?;
+        let can_multiply = |codes: &Array, scales: &Array| {
+            let x = x.part(0, ROWS, codes.columns);
+            self.can_multiply(&of_codes(&out, (codes, scales), (&x, scales), None))
+        };
+        if can_multiply(codes, scales) && can_multiply(&turned, &ones) {
+            let args = [(&turned).into(), codes.into(), rows.into(), columns.into()];
+            let grid = (columns.div_ceil(64), rows.div_ceil(64));
+            self.launch("turn_codes", grid, 256, &args)?;
+            eighths.turned = Some([turned, ones]);
+        }
+        Ok(eighths)
+    }
+
+    /// Whether the quantizing kernel takes rows of so many columns.
+    pub(super) fn quantizes_fp8(&self, columns: usize) -> bool {
+        columns.is_multiple_of(8) && columns <= WIDEST
+    }
+
+    /// Quantizes a weight.
+    pub(super) fn weight_to_fp8(&self, raw: &Array) -> Result<Eighths> {
+        let quantized = self.room_for_codes(raw.rows, raw.columns)?;
+        self.to_fp8(&quantized, raw, None)?;
+        self.eighths_of(quantized.codes, quantized.scales)
+    }
+
+    fn room_for_codes(&self, rows: usize, columns: usize) -> Result<Quantized> {
+        Ok(Quantized {
+            codes: self.empty_of(Element::E4m3, rows, columns)?,
+            scales: self.empty_of(Element::F32, 1, rows)?,
+        })
+    }
+
+    /// Quantizes rows, after a multiplication of their columns by factors if there are any, and fills the codes up with zeros.
+    fn to_fp8(&self, to: &Quantized, x: &Array, factors: Option<&Array>) -> Result<()> {
+        let Quantized { codes, scales } = to;
+        let args = [
+            codes.into(),
+            scales.into(),
+            x.into(),
+            factors.map_or(0_u64.into(), Into::into),
+            x.rows.into(),
+            x.columns.into(),
+        ];
+        let packs = x.columns / 8;
+        let each = PACKS
+            .into_iter()
+            .find(|each| packs.div_ceil(*each) <= THREADS);
+        let each = each.unwrap_or(PACKS[3]);
+        let kernel = format!("to_fp8_{}_{each}", x.element.name());
+        let threads = packs.div_ceil(each).next_multiple_of(32);
+        self.launch(&kernel, (codes.rows, 1), threads, &args)
+    }
+
+    /// `x wᵀ + bias`
+    pub(super) fn fp8_linear(&self, x: &Array, w: &Eighths, bias: Option<&Array>) -> Result<Array> {
+        if w.turned.is_some() {
+            let weight = (&w.codes, &w.scales);
+            if let Some(out) = self.product_of_codes(x, None, weight, bias)? {
+                return Ok(out);
+            }
+        }
+        let w = self.expand_fp8(w)?;
+        let out = self.empty(x.rows, w.rows)?;
+        self.linear_into(&out, (x, &w), bias, None, 1.0)?;
+        Ok(out)
+    }
+
+    /// `dy w`: the scales of w's rows go into dy before it is quantized, so that the same codes are multiplied as forward.
+    pub(super) fn fp8_product(&self, dy: &Array, w: &Eighths) -> Result<Array> {
+        if let Some([turned, ones]) = &w.turned {
+            let factors = Some(&w.scales);
+            if let Some(out) = self.product_of_codes(dy, factors, (turned, ones), None)? {
+                return Ok(out);
+            }
+        }
+        let w = self.expand_fp8(w)?;
+        let out = self.empty(dy.rows, w.columns)?;
+        self.product_into(&out, (dy, &w), None, 1.0)?;
+        Ok(out)
+    }
+
+    /// `(x ∘ factors) wᵀ + bias` of codes; none if the library has no such product.
+    fn product_of_codes(
+        &self,
+        x: &Array,
+        factors: Option<&Array>,
+        weight: (&Array, &Array),
+        bias: Option<&Array>,
+    ) -> Result<Option<Array>> {
+        let quantized = self.room_for_codes(x.rows.next_multiple_of(MULTIPLE), x.columns)?;
+        let Quantized { codes, scales } = &quantized;
+        let out = self.empty(codes.rows, weight.0.rows)?;
+        // Not every shape can have its bias inside.
+        for (inside, after) in [(bias, None), (None, bias)] {
+            let product = of_codes(&out, weight, (codes, scales), inside);
+            if !self.can_multiply(&product) {
+                continue;
+            }
+            self.to_fp8(&quantized, x, factors)?;
+            self.multiply(&product)?;
+            if let Some(bias) = after {
+                self.add_bias(&out, bias)?;
+            }
+            return Ok(Some(out.part(0, x.rows, out.columns)));
+        }
+        Ok(None)
+    }
+
+    fn add_bias(&self, y: &Array, bias: &Array) -> Result<()> {
+        let args = [y.into(), bias.into(), y.columns.into(), y.len().into()];
+        self.by_values("add_bias", &[y, bias], y.len(), &args)
+    }
+
+    /// The matrix in the engine's type.
+    pub(super) fn expand_fp8(&self, w: &Eighths) -> Result<Array> {
+        let out = self.empty(w.codes.rows, w.codes.columns)?;
+        let args = [
+            (&out).into(),
+            (&w.codes).into(),
+            (&w.scales).into(),
+            out.columns.into(),
+            out.len().into(),
+        ];
+        self.by_values("from_fp8", &[&out], out.len(), &args)?;
+        Ok(out)
+    }
+}
+
+/// A weight and a matrix as codes with the scales of their rows, to be multiplied.
+fn of_codes<'a>(
+    out: &Array,
+    (codes, scales): (&'a Array, &'a Array),
+    (x, x_scales): (&'a Array, &'a Array),
+    bias: Option<&'a Array>,
+) -> Product<'a> {
+    Product {
+        a: codes,
+        b: x,
+        transposed: [true, false],
+        sizes: [codes.rows, x.rows, codes.columns],
+        result: out.address(),
+        result_element: out.element,
+        scale: 1.0,
+        plus: None,
+        bias,
+        scales: Some([scales, x_scales]),
+    }
+}

@@ -1,0 +1,123 @@
+// 8-bit floats (e4m3): rows with a scale each, from any type and back. Compiled for cards that have the type.
+
+__device__ __forceinline__ u16 narrow_pair(float low, float high) {
+    u16 codes;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+    return codes;
+}
+
+__device__ __forceinline__ float widen_code(unsigned char code) {
+    u32 halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"((u16)code));
+    return widen(f16{(u16)halves});
+}
+
+template <typename T>
+__device__ __forceinline__ void scaled(const Pack<T, 8> &pack, const float *factors, int column, float (&to)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) to[j] = widen(pack.at[j]);
+    if (!factors) return;
+    float f[8];
+    load<8>(factors + column, f);
+#pragma unroll
+    for (int j = 0; j < 8; j++) to[j] = __fmul_rn(to[j], f[j]);
+}
+
+// A block has a row, which is read once: a thread keeps P packs of eight. Its largest magnitude becomes 448. Its columns are
+// multiplied by factors first, if there are any. Rows from `rows` on fill up the codes and are zeros.
+template <typename T, int P>
+__device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {
+    int row = blockIdx.x;
+    codes += (u64)row * columns, x += (u64)row * columns;
+    Pack<T, 8> kept[P];
+    float v[8], most = 0;
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+        int column = (p * blockDim.x + threadIdx.x) * 8;
+        if (row < rows && column < columns) {
+            kept[p] = *reinterpret_cast<const Pack<T, 8> *>(x + column);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; j++) kept[p].at[j] = narrow<T>(0.0f);
+        }
+    }
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+        int column = (p * blockDim.x + threadIdx.x) * 8;
+        if (column >= columns) continue;
+        scaled(kept[p], factors, column, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(v[j]));
+    }
+    // As quant/fp8.rs: at least 2^-100, so that a row of zeros has a scale.
+    most = fmaxf(block_max(most), __uint_as_float((127 - 100) << 23));
+    float factor = __fdiv_rn(448.0f, most);
+    if (threadIdx.x == 0) scales[row] = __fmul_rn(most, 1.0f / 448.0f);
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+        int column = (p * blockDim.x + threadIdx.x) * 8;
+        if (column >= columns) continue;
+        scaled(kept[p], factors, column, v);
+        Pack<u16, 4> out;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            out.at[j] = narrow_pair(__fmul_rn(v[2 * j], factor), __fmul_rn(v[2 * j + 1], factor));
+        }
+        *reinterpret_cast<Pack<u16, 4> *>(codes + column) = out;
+    }
+}
+
+// A thread has V values of a row.
+template <typename T, int V>
+__device__ void from_fp8(T *out, const unsigned char *codes, const float *scales, int columns, u64 count) {
+    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    // Divisions of 32 bits where they do.
+    float scale = scales[count >> 32 ? i / columns : (u32)i / (u32)columns], v[V];
+    Pack<unsigned char, V> pack = *reinterpret_cast<const Pack<unsigned char, V> *>(codes + i);
+#pragma unroll
+    for (int j = 0; j < V; j++) v[j] = __fmul_rn(widen_code(pack.at[j]), scale);
+    store<V>(out + i, v);
+}
+
+// The codes of the transpose, by tiles of 64 x 64; a block has 64 x 4 threads.
+extern "C" __global__ void turn_codes(unsigned char *out, const unsigned char *codes, int rows, int columns) {
+    __shared__ unsigned char tile[64][68];
+    int across = threadIdx.x % 64, down = threadIdx.x / 64;
+    int column = blockIdx.x * 64 + across, row = blockIdx.y * 64 + down;
+    for (int i = 0; i < 64 && row + i < rows; i += 4)
+        if (column < columns) tile[down + i][across] = codes[(u64)(row + i) * columns + column];
+    __syncthreads();
+    column = blockIdx.y * 64 + across, row = blockIdx.x * 64 + down;
+    for (int i = 0; i < 64 && row + i < columns; i += 4)
+        if (column < rows) out[(u64)(row + i) * rows + column] = tile[across][down + i];
+}
+
+// A matrix's rows plus a bias, for a product that cannot have it inside.
+template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int columns, u64 count) {
+    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    float a[V], b[V];
+    load<V>(y + i, a), load<V>(bias + (count >> 32 ? i % columns : (u32)i % (u32)columns), b);
+#pragma unroll
+    for (int j = 0; j < V; j++) a[j] += b[j];
+    store<V>(y + i, a);
+}
+
+#define TO(T, t, P)                                                                                                    \
+    extern "C" __global__ __launch_bounds__(512) void to_fp8_##t##_##P(                                                \
+        unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {                \
+        to_fp8<T, P>(codes, scales, x, factors, rows, columns);                                                        \
+    }
+#define FOR_PACKS(T, t) TO(T, t, 1) TO(T, t, 2) TO(T, t, 4) TO(T, t, 8)
+FOR_TYPES(FOR_PACKS)
+
+#define VALUES(T, t, V)                                                                                                  \
+    extern "C" __global__ void from_fp8_##t##_##V(T *out, const unsigned char *codes, const float *scales,             \
+                                                  int columns, u64 count) {                                            \
+        from_fp8<T, V>(out, codes, scales, columns, count);                                                            \
+    }                                                                                                                  \
+    extern "C" __global__ void add_bias_##t##_##V(T *y, const T *bias, int columns, u64 count) {                       \
+        add_bias<T, V>(y, bias, columns, count);                                                                       \
+    }
+FOR_ALL(VALUES)

@@ -1,0 +1,233 @@
+// Products with a side as narrow as an adapter's rank R, of 16-bit floats: each reads the wide matrix once, by 16 bytes a lane.
+// A product does not care in which order it is summed or its columns are named, so a lane's 8 values side by side serve as parts
+// of several of the units' factors, and nothing goes through shared memory but sums. No sum depends on timing.
+
+__device__ __forceinline__ uint4 read16(const void *from, bool real) {
+    return real ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
+}
+
+template <typename H> __device__ __forceinline__ u32 read_pair(const H *from, bool real) {
+    return real ? *reinterpret_cast<const u32 *>(from) : 0;
+}
+
+// Dropout's mask, dropout.rs's; without places there is none.
+struct Mask {
+    const u64 *places;
+    u64 key;
+    u32 threshold;
+    float kept;
+};
+
+// Masks two channels, the first of them even.
+__device__ __forceinline__ void mask_pair(float &low, float &high, u64 stream, int channel, const Mask &mask) {
+    u64 bits = random_at(stream, channel / 2);
+    low = (u32)bits >= mask.threshold ? low * mask.kept : 0.0f;
+    high = (u32)(bits >> 32) >= mask.threshold ? high * mask.kept : 0.0f;
+}
+
+template <typename H> __device__ __forceinline__ u32 masked_pair(u32 pair, u64 stream, int channel, const Mask &mask) {
+    H halves[2];
+    halves[0].bits = pair, halves[1].bits = pair >> 16;
+    float low = widen(halves[0]), high = widen(halves[1]);
+    mask_pair(low, high, stream, channel, mask);
+    return pack2<H>(low, high);
+}
+
+// out = x wᵀ, (rows, depth) by (R, depth), and if there is a mask, of x masked, which is written as well; or across x w, by
+// (depth, R). A block has 16 rows, its eight warps take turns along the depth, a multiple of 32.
+template <typename H, int R, bool ACROSS>
+__device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__restrict__ x, const H *__restrict__ w,
+                       Mask mask, int rows, int depth) {
+    __shared__ float parts[8][16][R];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, row = blockIdx.x * 16 + g;
+    bool real[2] = {row < rows, row + 8 < rows}, masking = !ACROSS && mask.places;
+    u64 at[2] = {(u64)row * depth + t * 8, (u64)(row + 8) * depth + t * 8}, streams[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) streams[h] = masking && real[h] ? derive(mask.key, mask.places[row + 8 * h]) : 0;
+    float c[R / 8][4] = {0};
+#pragma unroll 4
+    for (int k = warp * 32; k < depth; k += 8 * 32) {
+        u32 v[2][4];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            uint4 read = read16(x + at[h] + k, real[h]);
+            v[h][0] = read.x, v[h][1] = read.y, v[h][2] = read.z, v[h][3] = read.w;
+            if (!masking) continue;
+#pragma unroll
+            for (int j = 0; j < 4; j++) v[h][j] = masked_pair<H>(v[h][j], streams[h], k + t * 8 + 2 * j, mask);
+            if (real[h]) *reinterpret_cast<uint4 *>(masked + at[h] + k) = make_uint4(v[h][0], v[h][1], v[h][2], v[h][3]);
+        }
+#pragma unroll
+        for (int q = 0; q < R / 8; q++) {
+            u32 b[4];
+            if (ACROSS) {
+                const H *from = w + (u64)(k + g / 2 * 8 + g % 2) * R + q * 8 + 2 * t;
+#pragma unroll
+                for (int j = 0; j < 4; j++) b[j] = transposed(read_pair(from + 2 * j * R, true));
+            } else {
+                uint4 read = read16(w + (u64)(q * 8 + g) * depth + k + t * 8, true);
+                b[0] = read.x, b[1] = read.y, b[2] = read.z, b[3] = read.w;
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j += 2) {
+                u32 a[4] = {v[0][j], v[1][j], v[0][j + 1], v[1][j + 1]};
+                multiply<H>(c[q], a, b[j], b[j + 1]);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < R / 2; i++) parts[warp][g + i / 2 % 2 * 8][i / 4 * 8 + 2 * t + i % 2] = c[i / 4][i % 4];
+    __syncthreads();
+    for (int i = threadIdx.x; i < 16 * R; i += blockDim.x) {
+        float sum = 0;
+        for (int from = 0; from < 8; from++) sum += parts[from][i / R][i % R];
+        u64 to = (u64)blockIdx.x * 16 * R + i;
+        if (to < (u64)rows * R) out[to] = narrow<H>(sum);
+    }
+}
+
+// y += scale * s wᵀ, (rows, R) by (columns, R); or across s w, by (R, columns), masked if there is a mask. A block has 64 rows, a warp 32
+// of their columns, which are a multiple of 8.
+template <typename H, int R, bool ACROSS>
+__device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns, float scale) {
+    constexpr int DEPTHS = (R + 15) / 16;
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
+    if (column >= columns) return;
+    u32 b[DEPTHS][4][2] = {0};
+#pragma unroll
+    for (int q = 0; q < R / 8; q++) {
+        if (ACROSS) {
+            uint4 read = read16(w + (u64)(q * 8 + g) * columns + column + t * 8, column + t * 8 < columns);
+            u32 v[4] = {read.x, read.y, read.z, read.w};
+#pragma unroll
+            for (int j = 0; j < 4; j++) b[q / 2][j][q % 2] = transposed(v[j]);
+        } else {
+            const H *from = w + (u64)(column + g / 2 * 8 + g % 2) * R + q * 8 + 2 * t;
+#pragma unroll
+            for (int j = 0; j < 4; j++) b[q / 2][j][q % 2] = read_pair(from + 2 * j * R, column + g / 2 * 8 < columns);
+        }
+    }
+    bool inside = column + t * 8 < columns, masking = ACROSS && mask.places;
+    column += t * 8;
+    uint4 before[4][2];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int row = blockIdx.y * 64 + i * 8 + g;
+        before[i / 2][i % 2] = read16(y + (u64)row * columns + column, row < rows && inside);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int row = blockIdx.y * 64 + i * 16 + g;
+        if (row - g >= rows) break;
+        float c[4][4] = {0};
+#pragma unroll
+        for (int k = 0; k < DEPTHS; k++) {
+            u32 a[4];
+#pragma unroll
+            for (int h = 0; h < 4; h++) {
+                int of = row + h % 2 * 8, from = k * 16 + h / 2 * 8;
+                a[h] = read_pair(s + (u64)of * R + from + 2 * t, of < rows && from < R);
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) multiply<H>(c[j], a, b[k][j][0], b[k][j][1]);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int of = row + 8 * h;
+            if (of >= rows || !inside) continue;
+            u64 stream = masking ? derive(mask.key, mask.places[of]) : 0;
+            float v[8];
+            Pack<H, 8> pack = *reinterpret_cast<Pack<H, 8> *>(&before[i][h]);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float low = c[j][2 * h], high = c[j][2 * h + 1];
+                if (masking) mask_pair(low, high, stream, column + 2 * j, mask);
+                v[2 * j] = widen(pack.at[2 * j]) + scale * low;
+                v[2 * j + 1] = widen(pack.at[2 * j + 1]) + scale * high;
+            }
+            store<8>(y + (u64)of * columns + column, v);
+        }
+    }
+}
+
+// out += scale * xᵀ s, (rows, columns) by (rows, rank), f32; it lies by two strides. A block has 64 columns and R of the rank, its 32
+// warps take turns along the rows.
+template <typename H, int R>
+__device__ void gradient(float *out, const H *__restrict__ x, const H *__restrict__ s, int rows, int columns, int rank,
+                         int column_stride, int rank_stride, float scale) {
+    __shared__ float parts[8][64][R];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, column = blockIdx.x * 64 + g * 8;
+    bool inside = column < columns;
+    s += blockIdx.y * R;
+    float c[4][R / 8][4] = {0};
+#pragma unroll(R == 8 ? 2 : 1)
+    for (int row = warp * 16; row < rows; row += 32 * 16) {
+        u32 v[4][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int of = row + 4 * t + i;
+            uint4 read = read16(x + (u64)of * columns + column, inside && of < rows);
+            v[i][0] = read.x, v[i][1] = read.y, v[i][2] = read.z, v[i][3] = read.w;
+        }
+        u32 b[R / 8][2];
+#pragma unroll
+        for (int i = 0; i < R / 4; i++) {
+            int of = row + g / 2 * 4 + g % 2 + i % 2 * 2;
+            b[i / 2][i % 2] = transposed(read_pair(s + (u64)of * rank + i / 2 * 8 + 2 * t, of < rows));
+        }
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+            // Two columns, of two rows each.
+            u32 a[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[i] = __byte_perm(v[i / 2 * 2][m], v[i / 2 * 2 + 1][m], i % 2 ? 0x7632 : 0x5410);
+#pragma unroll
+            for (int q = 0; q < R / 8; q++) multiply<H>(c[m][q], a, b[q][0], b[q][1]);
+        }
+    }
+    for (int turn = 0; turn < 4; turn++) {
+        if (warp / 8 == turn) {
+#pragma unroll
+            for (int i = 0; i < 2 * R; i++) {
+                int m = i / (R / 2), q = i / 4 % (R / 8);
+                float &part = parts[warp % 8][g * 8 + 2 * m + i / 2 % 2][q * 8 + 2 * t + i % 2];
+                part = turn ? part + c[m][q][i % 4] : c[m][q][i % 4];
+            }
+        }
+        __syncthreads();
+    }
+    for (int i = threadIdx.x; i < 64 * R; i += blockDim.x) {
+        int of = blockIdx.x * 64 + i / R;
+        if (of >= columns) break;
+        float sum = 0;
+        for (int from = 0; from < 8; from++) sum += parts[from][i / R][i % R];
+        out[(u64)of * column_stride + (u64)(blockIdx.y * R + i % R) * rank_stride] += scale * sum;
+    }
+}
+
+#define WAYS(H, R, ACROSS, way)                                                                                        \
+    extern "C" __global__ __launch_bounds__(256) void narrow_shrink_##way##_##H##_##R(                                        \
+        H *out, H *masked, const H *x, const H *w, const u64 *places, u64 key, u32 threshold, float kept, int rows,    \
+        int depth) {                                                                                                   \
+        shrink<H, R, ACROSS>(out, masked, x, w, {places, key, threshold, kept}, rows, depth);                          \
+    }                                                                                                                  \
+    extern "C" __global__ __launch_bounds__(256) void narrow_expand_##way##_##H##_##R(                                        \
+        H *y, const H *s, const H *w, const u64 *places, u64 key, u32 threshold, float kept, int rows, int columns,    \
+        float scale) {                                                                                                 \
+        expand<H, R, ACROSS>(y, s, w, {places, key, threshold, kept}, rows, columns, scale);                           \
+    }
+#define RANKS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across)
+#define KERNELS(H) RANKS(H, 8) RANKS(H, 16) RANKS(H, 32) RANKS(H, 64)
+KERNELS(bf16)
+KERNELS(f16)
+
+#define GRADIENTS(H, R)                                                                                                \
+    extern "C" __global__ __launch_bounds__(1024) void narrow_gradient_##H##_##R(                                             \
+        float *out, const H *x, const H *s, int rows, int columns, int rank, int column_stride, int rank_stride,       \
+        float scale) {                                                                                                 \
+        gradient<H, R>(out, x, s, rows, columns, rank, column_stride, rank_stride, scale);                             \
+    }
+GRADIENTS(bf16, 8)
+GRADIENTS(bf16, 16)
+GRADIENTS(f16, 8)
+GRADIENTS(f16, 16)

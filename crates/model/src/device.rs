@@ -1,0 +1,244 @@
+//! Devices by name, as settings and flags have them, and what a card says of itself before anything computes on it.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+use crate::base::Base;
+#[cfg(feature = "cuda")]
+use crate::cuda::Opened;
+use crate::error::{Error, Result};
+use crate::float::Float;
+use crate::precision::Precision;
+
+/// Logits that the loss holds at once on a card.
+pub(crate) const CARD_LOGITS: usize = 1 << 26;
+
+/// Where an engine computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// On the processor, in f32.
+    Cpu,
+    /// On a graphics card of NVIDIA.
+    Cuda {
+        /// The card's number.
+        ordinal: usize,
+        /// The type of activations and of weights that are not quantized.
+        float: Float,
+    },
+}
+
+/// The name of a device: `cpu`, `cuda` (which is `cuda:0`), or `cuda:N`. A base's precision makes a [`Device`] of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Processor {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A graphics card of NVIDIA.
+    Cuda {
+        /// The card's number.
+        ordinal: usize,
+    },
+}
+
+/// A card that is there and that this build can compute on. While it is held, the driver keeps what it has prepared for this
+/// process.
+#[derive(Clone)]
+pub struct Card {
+    name: String,
+    uuid: String,
+    #[cfg(feature = "cuda")]
+    opened: Opened,
+}
+
+/// A card's memory in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CardMemory {
+    /// What this process may still take, what it holds in reserve included.
+    pub available: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+impl Processor {
+    /// The device for a base that is held in a precision. On a card f32 and fp16 compute in their own type, all others in bf16.
+    #[must_use]
+    pub fn device(self, precision: Precision) -> Device {
+        let float = match precision {
+            Precision::F32 => Float::F32,
+            Precision::Fp16 => Float::Fp16,
+            _ => Float::Bf16,
+        };
+        match self {
+            Self::Cpu => Device::Cpu,
+            Self::Cuda { ordinal } => Device::Cuda { ordinal, float },
+        }
+    }
+
+    /// How a base is held where nobody says it: on the processor in f32, on a card in bf16.
+    #[must_use]
+    pub fn usual_precision(self) -> Precision {
+        match self {
+            Self::Cuda { .. } => Precision::Bf16,
+            Self::Cpu => Precision::F32,
+        }
+    }
+
+    /// Reads a base's folder for it: whole for the processor; a card brings the values from the mapped files itself.
+    ///
+    /// # Errors
+    /// As [`Base::load_as`] and [`Base::open`].
+    pub fn read(self, folder: &Path, precision: Precision) -> Result<Base> {
+        match self {
+            Self::Cpu => Base::load_as(folder, precision),
+            Self::Cuda { .. } => Base::open(folder, precision),
+        }
+    }
+
+    /// Looks whether it is there and fit to compute on. There is nothing to look at for the processor.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the figures that decide it: this build has no such device, a library or the card is missing, the driver
+    /// or the card too old.
+    pub fn open(self) -> Result<Option<Card>> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Cuda { ordinal } => Card::open(ordinal).map(Some),
+        }
+    }
+}
+
+impl Card {
+    #[cfg(feature = "cuda")]
+    fn open(ordinal: usize) -> Result<Self> {
+        let opened = Opened::new(ordinal)?;
+        let (name, uuid) = opened.names()?;
+        Ok(Self { name, uuid, opened })
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn open(ordinal: usize) -> Result<Self> {
+        Err(not_built(ordinal))
+    }
+
+    /// What its maker calls it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its id as NVML knows it: `GPU-` and a UUID.
+    #[must_use]
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// Its memory now.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn memory(&self) -> Result<CardMemory> {
+        #[cfg(feature = "cuda")]
+        return self.opened.memory();
+        #[cfg(not(feature = "cuda"))]
+        Err(not_built(0))
+    }
+}
+
+/// Returns the tokens that training takes through a card in one pass, unless a record alone is longer: gradients are sums, so that a
+/// micro-batch of several passes learns the same in less memory. The processor takes a micro-batch as it is.
+#[must_use]
+pub fn tokens_at_once(device: Device, precision: Precision) -> usize {
+    match (device, precision) {
+        (Device::Cpu, _) => usize::MAX,
+        (Device::Cuda { .. }, Precision::Nf4 | Precision::Int8) => 2048,
+        (Device::Cuda { .. }, _) => 8192,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn not_built(ordinal: usize) -> Error {
+    let device = Processor::Cuda { ordinal };
+    let reason = "this build has no cards; the feature `cuda` brings them";
+    Error::device(device.to_string(), reason)
+}
+
+impl fmt::Display for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda { ordinal } => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for Processor {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let wrong = || Error::field("device", format!("{name:?} is none of cpu, cuda, cuda:N"));
+        match name {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda { ordinal: 0 }),
+            _ => {
+                let number = name.strip_prefix("cuda:").ok_or_else(wrong)?;
+                let ordinal = number.parse().map_err(|_| wrong())?;
+                Ok(Self::Cuda { ordinal })
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Processor {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_has_a_name_and_a_name_a_device() {
+        for name in ["cpu", "cuda:0", "cuda:7"] {
+            assert_eq!(name.parse::<Processor>().unwrap().to_string(), name);
+        }
+        let first: Processor = "cuda".parse().unwrap();
+        assert_eq!(first.to_string(), "cuda:0");
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+            let error = wrong.parse::<Processor>().unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("invalid device: {wrong:?} is none of cpu, cuda, cuda:N")
+            );
+        }
+    }
+
+    #[test]
+    fn a_bases_precision_decides_in_what_a_card_computes() {
+        let card = Processor::Cuda { ordinal: 1 };
+        let float = |precision| match card.device(precision) {
+            Device::Cuda { ordinal: 1, float } => float,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(float(Precision::F32), Float::F32);
+        assert_eq!(float(Precision::Fp16), Float::Fp16);
+        assert_eq!(float(Precision::Nf4), Float::Bf16);
+        assert_eq!(Processor::Cpu.device(Precision::Nf4), Device::Cpu);
+        assert!(Processor::Cpu.open().unwrap().is_none());
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_build_without_cards_refuses_them_by_name() {
+        let error = "cuda:3".parse::<Processor>().unwrap().open().err().unwrap();
+        let says = "device cuda:3: this build has no cards; the feature `cuda` brings them";
+        assert_eq!(error.to_string(), says);
+    }
+}

@@ -1,0 +1,250 @@
+//! Whether a job fits into its device's memory: the plan of the largest pass over the rows as the job will read them.
+
+use togi_model::{
+    Config, Processor,
+    batch::passes,
+    device::tokens_at_once,
+    memory::{self, Plan},
+};
+use togi_proto::trainer::v1 as proto;
+
+use crate::{
+    data::Order,
+    error::{Error, Result},
+    recipe::Recipe,
+};
+
+/// A job before it runs.
+#[derive(Clone, Debug)]
+pub struct Need {
+    /// Its base.
+    pub config: Config,
+    /// Its numbers.
+    pub recipe: Recipe,
+    /// Where it will run.
+    pub device: Processor,
+    /// The rows that it trains on.
+    pub lengths: Lengths,
+}
+
+/// How many ids the rows have.
+#[derive(Clone, Debug)]
+pub enum Lengths {
+    /// Each of them, in the stored order.
+    Each(Vec<u32>),
+    /// None has more than this.
+    AtMost {
+        /// Rows.
+        rows: u64,
+        /// Ids of the longest.
+        length: u32,
+    },
+}
+
+impl Need {
+    /// Returns the plan.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if it is above what is available, with the largest micro-batch that is not. Where nobody knows what is
+    /// available, everything fits.
+    pub fn check(&self, available: Option<u64>) -> Result<proto::MemoryPlan> {
+        let tokens = self.largest_pass(self.recipe.batch_size);
+        let plan = self.plan(tokens);
+        match available {
+            Some(available) if plan.total() > available => Err(Error::Memory {
+                device: self.device.to_string(),
+                needed: plan.total(),
+                available,
+                plan: format!(
+                    "weights {}, lora {}, optimizer {}, activations {}",
+                    plan.weights,
+                    plan.lora / 2,
+                    plan.optimizer + plan.lora - plan.lora / 2,
+                    plan.activations
+                ),
+                largest: self.largest_micro_batch(available),
+            }),
+            _ => Ok(self.to_proto(&plan, tokens, available)),
+        }
+    }
+
+    fn plan(&self, tokens: usize) -> Plan {
+        let precision = self.recipe.precision;
+        let device = self.device.device(precision);
+        memory::plan(&self.config, &self.recipe.lora, tokens, precision, device)
+    }
+
+    /// The contract counts gradients with the optimizer, the engine with the values that they belong to.
+    fn to_proto(&self, plan: &Plan, tokens: usize, available: Option<u64>) -> proto::MemoryPlan {
+        let gradients = 4 * memory::trainable(&self.config, &self.recipe.lora);
+        proto::MemoryPlan {
+            weights_bytes: plan.weights,
+            lora_bytes: plan.lora - gradients,
+            optimizer_bytes: plan.optimizer + gradients,
+            activations_bytes: plan.activations,
+            total_bytes: plan.total(),
+            available_bytes: available.unwrap_or(0),
+            tokens: tokens as u64,
+            device: self.device.to_string(),
+        }
+    }
+
+    /// The largest micro-batch that fits; none if not even one record does. A smaller one may cut the windows so that its largest
+    /// pass is larger, so that this is the best that halving finds.
+    fn largest_micro_batch(&self, available: u64) -> Option<u32> {
+        let (mut fits, mut too_large) = (0, self.recipe.batch_size);
+        while too_large - fits > 1 {
+            let middle = fits + (too_large - fits) / 2;
+            if self.plan(self.largest_pass(middle)).total() <= available {
+                fits = middle;
+            } else {
+                too_large = middle;
+            }
+        }
+        (fits > 0).then_some(fits)
+    }
+
+    /// The tokens of the largest pass with micro-batches of so many records.
+    fn largest_pass(&self, batch_size: u32) -> usize {
+        let recipe = Recipe {
+            batch_size,
+            ..self.recipe.clone()
+        };
+        let at_once = tokens_at_once(self.device.device(recipe.precision), recipe.precision);
+        let largest = |lengths: &[usize]| {
+            let passes = passes(lengths, at_once).into_iter();
+            let tokens = passes.map(|records| lengths[records].iter().sum::<usize>());
+            tokens.max().unwrap_or(0)
+        };
+        match &self.lengths {
+            Lengths::AtMost { rows, length } => {
+                let records = u64::from(batch_size).min(*rows);
+                largest(&vec![*length as usize; records as usize])
+            }
+            Lengths::Each(lengths) => {
+                let each = windows(&recipe, lengths).into_iter();
+                let micro = each.map(|window| {
+                    let batches = window.chunks(batch_size as usize);
+                    batches.map(largest).max().unwrap_or(0)
+                });
+                micro.max().unwrap_or(0)
+            }
+        }
+    }
+}
+
+/// The lengths of each window's rows, in the order in which they are read.
+fn windows(recipe: &Recipe, lengths: &[u32]) -> Vec<Vec<usize>> {
+    let rows = lengths.len();
+    let order = Order {
+        dataset: String::new(),
+        split: togi_tokens::Split::Train,
+        rows: rows as u64,
+        seed: recipe.seed,
+        shuffle: recipe.shuffle,
+        epochs: u64::from(recipe.epochs),
+    };
+    let places = order.places().filter_map(|place| {
+        let length = lengths.get(usize::try_from(place).ok()?)?;
+        Some(*length as usize)
+    });
+    let read: Vec<usize> = places.collect();
+    let window = usize::try_from(recipe.window()).unwrap_or(usize::MAX);
+    let steps = usize::try_from(recipe.steps(rows as u64)).unwrap_or(usize::MAX);
+    let epochs = read.chunks(rows.max(1));
+    let windows = epochs.flat_map(|epoch| epoch.chunks(window));
+    windows.take(steps).map(<[usize]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use togi_model::Precision;
+
+    use super::*;
+
+    fn need(device: &str, lengths: Lengths) -> Need {
+        let config = br#"{"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 128, "max_position_embeddings": 4096}"#;
+        let recipe = "batch_size = 4\naccumulation = 2\nepochs = 2\nmax_steps = 3\nseed = 7";
+        Need {
+            config: Config::from_json(config).unwrap(),
+            recipe: Recipe::from_toml(recipe).unwrap(),
+            device: device.parse().unwrap(),
+            lengths,
+        }
+    }
+
+    #[test]
+    fn the_largest_pass_is_the_largest_that_will_be_read() {
+        let lengths: Vec<u32> = (0..20).map(|row| 10 + row * row).collect();
+        let mut need = need("cpu", Lengths::Each(lengths.clone()));
+        // By hand: three windows of the order, the third of them cut short by the epoch's end, in micro-batches of four.
+        let order = Order {
+            dataset: String::new(),
+            rows: 20,
+            seed: 7,
+            shuffle: true,
+            epochs: 1,
+        };
+        let read: Vec<u32> = order.places().map(|row| lengths[row as usize]).collect();
+        let sums = read.chunks(4).map(|batch| batch.iter().sum::<u32>());
+        let largest = sums.max().unwrap() as usize;
+        assert_eq!(need.largest_pass(4), largest);
+        assert_eq!(need.check(None).unwrap().tokens, largest as u64);
+        // Whoever knows less plans for more.
+        need.lengths = Lengths::AtMost {
+            rows: 20,
+            length: 371,
+        };
+        assert_eq!(need.largest_pass(4), 4 * 371);
+        need.lengths = Lengths::AtMost {
+            rows: 3,
+            length: 371,
+        };
+        assert_eq!(need.largest_pass(4), 3 * 371);
+    }
+
+    #[test]
+    fn a_card_takes_a_large_micro_batch_in_passes() {
+        let lengths = Lengths::AtMost {
+            rows: 100,
+            length: 1000,
+        };
+        let mut need = need("cuda", lengths);
+        need.recipe.precision = Precision::Nf4;
+        assert_eq!(need.largest_pass(4), 2000);
+        need.device = Processor::Cpu;
+        assert_eq!(need.largest_pass(4), 4000);
+    }
+
+    #[test]
+    fn who_does_not_fit_is_told_what_would() {
+        let lengths = Lengths::AtMost {
+            rows: 100,
+            length: 50,
+        };
+        let need = need("cuda:1", lengths);
+        let plan = |batch_size| need.plan(need.largest_pass(batch_size)).total();
+        let fits = need.check(Some(plan(4))).unwrap();
+        assert_eq!(fits.total_bytes, plan(4));
+        assert_eq!(fits.device, "cuda:1");
+        let parts = [
+            fits.weights_bytes,
+            fits.lora_bytes,
+            fits.optimizer_bytes,
+            fits.activations_bytes,
+        ];
+        assert_eq!(parts.iter().sum::<u64>(), fits.total_bytes);
+        for (available, largest) in [
+            (plan(4) - 1, Some(3)),
+            (plan(2), Some(2)),
+            (plan(1), Some(1)),
+            (plan(1) - 1, None),
+        ] {
+            match need.check(Some(available)) {
+                Err(Error::Memory { largest: told, .. }) => assert_eq!(told, largest),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
