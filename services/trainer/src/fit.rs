@@ -181,6 +181,7 @@ mod tests {
         // By hand: three windows of the order, the third of them cut short by the epoch's end, in micro-batches of four.
         let order = Order {
             dataset: String::new(),
+            split: togi_tokens::Split::Train,
             rows: 20,
             seed: 7,
             shuffle: true,
