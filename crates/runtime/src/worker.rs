@@ -2,7 +2,10 @@
 //! answer the message. A handler is a function from a job to an outcome and knows none of this.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -137,19 +140,30 @@ impl From<Error> for Outcome {
     }
 }
 
-/// Works on jobs of the handler's kind, `slots` at a time, until the stopper stops; makes again what of them NATS has lost. Returns
-/// after the running jobs were handed back.
+/// How much a process works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Jobs at the same time, at least one.
+    pub slots: usize,
+    /// Jobs after whose end the process stops; 0: never.
+    pub jobs: u64,
+}
+
+/// Works on jobs of the handler's kind until the stopper stops, or stops it itself at its limit; makes again what of them NATS has
+/// lost. Returns after the running jobs were handed back.
 ///
 /// # Errors
 /// Never for what passes: the loop waits for NATS and the store and says so.
-pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, slots: usize) -> Result<()> {
+pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, limits: Limits) -> Result<()> {
     let jobs = Jobs::new(&context.bus, &context.store);
     let reconcile = jobs.clone().keep(H::KIND, context.stopper.clone());
-    let slots = (0..slots.max(1)).map(|_| {
+    let left = (limits.jobs > 0).then(|| Arc::new(AtomicU64::new(limits.jobs)));
+    let slots = (0..limits.slots.max(1)).map(|_| {
         let slot = Slot {
             context: context.clone(),
             jobs: jobs.clone(),
             handler: handler.clone(),
+            left: left.clone(),
         };
         slot.run()
     });
@@ -167,6 +181,8 @@ struct Slot<H> {
     context: Context,
     jobs: Jobs,
     handler: Arc<H>,
+    /// Jobs until the process stops, of all slots; none if it goes on.
+    left: Option<Arc<AtomicU64>>,
 }
 
 /// A message and how to answer it.
@@ -312,7 +328,21 @@ impl<H: Handler> Slot<H> {
             messaging.destination.name = events::job_subject(H::KIND),
             messaging.message.conversation_id = %id, job = %id, epoch = job.epoch);
         let span = telemetry::span_with_parent(span, &job.traceparent);
-        self.attempt(delivery, &id, *job).instrument(span).await
+        self.attempt(delivery, &id, *job).instrument(span).await?;
+        self.count();
+        Ok(())
+    }
+
+    /// Stops the process after the last of its jobs.
+    fn count(&self) {
+        let Some(left) = &self.left else { return };
+        let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            Some(left.saturating_sub(1))
+        });
+        if before.is_ok_and(|before| before <= 1) {
+            tracing::info!("the process has worked on as many jobs as it should; it stops");
+            self.context.stopper.stop();
+        }
     }
 
     /// Returns the job that a message names, or that a bare one shall become. `None` if the message was settled here.

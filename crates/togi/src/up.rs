@@ -240,6 +240,7 @@ fn store_config(file: &File, folder: &DataFolder) -> Result<StoreConfig> {
         Some(url) => Ok(StoreConfig {
             url: url.clone(),
             options: file.store.options.clone(),
+            secrets: None,
         }),
         None => Ok(StoreConfig::folder(&folder.path().join("store"))?),
     }

@@ -36,6 +36,7 @@ pub mod worker;
 
 mod card;
 mod patience;
+mod promoted;
 
 mod publish;
 mod run;

@@ -22,6 +22,7 @@ use crate::{
     gauge::Gauge,
     metrics::Metrics,
     policy::Policies,
+    promoted,
     queue::Queue,
     retraining::Retraining,
     submission::Desk,
@@ -87,6 +88,9 @@ pub async fn start(
             period: config.api.reconcile(),
         };
         tasks.spawn("trainer: policies", follower.run(stopper.clone()));
+        let period = config.api.reconcile();
+        let observing = promoted::observe(aliases.clone(), period, stopper.clone());
+        tasks.spawn("trainer: promoted", observing);
         if !config.has(Role::Worker) {
             // A worker does this anyway.
             tasks.spawn("trainer: jobs", jobs.keep(JobKind::Train, stopper.clone()));
@@ -105,10 +109,14 @@ pub async fn start(
             training: config.training.clone(),
             metrics,
         };
-        // One job at a time: one thread owns the device.
+        let limits = worker::Limits {
+            // One job at a time: one thread owns the device.
+            slots: 1,
+            jobs: config.training.jobs,
+        };
         tasks.spawn(
             "trainer: worker",
-            worker::serve(context.clone(), Arc::new(handler), 1),
+            worker::serve(context.clone(), Arc::new(handler), limits),
         );
     }
     Ok(())

@@ -13,7 +13,7 @@ use togi_runtime::{
     worker::Outcome,
 };
 
-use crate::workers::{Scripted, all, reach, submit, work};
+use crate::workers::{Scripted, all, reach, submit, work, work_on};
 
 async fn next(stream: &mut EventStream) -> Received {
     tokio::time::timeout(Duration::from_secs(20), stream.next())
@@ -101,6 +101,27 @@ async fn a_job_is_claimed_done_and_acknowledged() {
     );
     context.stopper.stop();
     worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_for_one_job_stops_after_it_and_leaves_the_next() {
+    let rig = Rig::start();
+    let (one, two) = (
+        rig.context("one").await.unwrap(),
+        rig.context("two").await.unwrap(),
+    );
+    let first = submit(&one, "a").await;
+    let second = submit(&one, "b").await;
+    let handler = Scripted::succeeding();
+    work_on(&one, &handler, 1).await.unwrap().unwrap();
+    assert_eq!(handler.calls(), 1);
+    let job = all(&two).get(&first).await.unwrap();
+    assert_eq!(job.state(), JobState::Succeeded);
+    let left = all(&two).get(&second).await.unwrap();
+    assert_eq!((left.state(), left.attempts), (JobState::Queued, 0));
+    work_on(&two, &handler, 1).await.unwrap().unwrap();
+    let job = all(&rig.context("three").await.unwrap()).get(&second).await;
+    assert_eq!(job.unwrap().result, "made by two");
 }
 
 #[tokio::test(flavor = "multi_thread")]
