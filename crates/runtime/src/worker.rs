@@ -123,6 +123,8 @@ pub enum Outcome {
     HandBack,
     /// Somebody asked for the end, and it is done.
     Cancelled,
+    /// Nobody needs it any more, for this reason; nobody asked for its end.
+    Withdrawn(Error),
     /// The job is not ours any more.
     LeaseLost,
 }
@@ -312,10 +314,13 @@ impl<H: Handler> Slot<H> {
 
     /// Does what a message asks for, to its end.
     async fn process(&self, delivery: &Delivery) -> Result<()> {
-        let Some((id, bare)) = self.find(delivery).await? else {
+        let admitting = delivery.admission();
+        let found = self.find(delivery).instrument(admitting.clone()).await?;
+        let Some((id, bare)) = found else {
             return Ok(());
         };
-        let claim::Decision::Work(job) = self.claim(delivery, &id, bare).await? else {
+        let claimed = self.claim(delivery, &id, bare).instrument(admitting);
+        let claim::Decision::Work(job) = claimed.await? else {
             return Ok(());
         };
         let span = tracing::info_span!("process", otel.kind = "consumer", otel.name = format!("process {}", kind_name(H::KIND)),
@@ -340,13 +345,11 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// Returns the job that a message names; a bare one becomes a job first. `None` if the message was settled here.
-    async fn find(&self, delivery: &Delivery) -> Result<Option<(JobId, Option<Value>)>> {
+    /// Returns the job that a message names, or that a bare one shall become. `None` if the message was settled here.
+    async fn find(&self, delivery: &Delivery) -> Result<Option<(JobId, Option<Bare>)>> {
         let message = &delivery.message;
-        let headers = message.headers.as_ref();
-        let header = |name| headers.and_then(|headers| events::header(headers, name));
-        if header("ce-type").is_some() {
-            return match header("ce-subject").map(JobId::parse) {
+        if !delivery.is_bare() {
+            return match delivery.header("ce-subject").map(|id| JobId::parse(&id)) {
                 Some(Ok(id)) => Ok(Some((id, None))),
                 _ => {
                     let error = Error::invalid("ce-subject", "the message names no job");
@@ -365,12 +368,14 @@ impl<H: Handler> Slot<H> {
             .info()
             .map(|info| info.published.to_string())
             .unwrap_or_default();
-        let key = match admitted.idempotency_key.as_str() {
-            "" => format!("message {} of {published}", delivery.place),
-            key => key.to_owned(),
+        let is_key = admitted.idempotency_key.is_empty();
+        let key = match is_key {
+            true => format!("message {} of {published}", delivery.place),
+            false => admitted.idempotency_key,
         };
         let id = crate::jobs::job_id(H::KIND, &key)?;
-        Ok(Some((id, Some(admitted.request))))
+        let request = admitted.request;
+        Ok(Some((id, Some(Bare { request, is_key }))))
     }
 
     /// Nothing is thrown away: what is no job goes to the dead letters, with the reason, before it is acknowledged.
@@ -391,6 +396,13 @@ impl<H: Handler> Slot<H> {
     }
 }
 
+/// What a bare message asks for, as its names are meant now.
+struct Bare {
+    request: Value,
+    /// Whether the message itself is the job's key.
+    is_key: bool,
+}
+
 impl Delivery {
     fn new(message: jetstream::Message, since: Instant) -> Option<Self> {
         let info = message.info().ok()?;
@@ -403,6 +415,26 @@ impl Delivery {
             since,
             message,
         })
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        let headers = self.message.headers.as_ref()?;
+        events::header(headers, name).map(|value| value.to_string())
+    }
+
+    /// Whether it came from a plain NATS client: it is a request, and names no job.
+    fn is_bare(&self) -> bool {
+        self.header("ce-type").is_none()
+    }
+
+    /// The span in which a bare message becomes a job: of the sender's trace, or the beginning of one. A job has its own already.
+    fn admission(&self) -> tracing::Span {
+        if !self.is_bare() {
+            return tracing::Span::none();
+        }
+        let span = tracing::info_span!("admit", otel.kind = "consumer", place = self.place);
+        let trace = self.header(telemetry::TRACEPARENT).unwrap_or_default();
+        telemetry::span_with_parent(span, &trace)
     }
 }
 

@@ -17,7 +17,7 @@ use togi_runtime::{
 ///
 /// # Errors
 /// None.
-pub async fn observe(aliases: Aliases, period: Duration, stopper: Stopper) -> Result<()> {
+pub(crate) async fn observe(aliases: Aliases, period: Duration, stopper: Stopper) -> Result<()> {
     let promoted: Arc<Mutex<Vec<Alias>>> = Arc::default();
     // Weak: the meter outlives this task.
     let seen = Arc::downgrade(&promoted);

@@ -24,6 +24,7 @@ use crate::{
     policy::Policies,
     promoted,
     queue::Queue,
+    retraining::Retraining,
     submission::Desk,
     worker::Worker,
 };
@@ -61,6 +62,7 @@ pub async fn start(
     let jobs = Jobs::new(bus, store);
     let aliases = Aliases::new(bus, store);
     let metrics = Metrics::new();
+    let retraining = Retraining::new(store.clone(), jobs.clone(), desk.clone());
     if config.has(Role::Api) {
         let queue = Queue::new(jobs.clone(), desk.clone());
         let policies = Policies::new(store.clone(), bus.policies().clone(), desk.clone());
@@ -78,9 +80,9 @@ pub async fn start(
             policies: policies.clone(),
         }));
         let follower = Follower {
-            store: store.clone(),
             bus: bus.clone(),
             policies,
+            retraining: retraining.clone(),
             queue,
             metrics: metrics.clone(),
             period: config.api.reconcile(),
@@ -101,6 +103,7 @@ pub async fn start(
             aliases,
             bases,
             desk,
+            retraining,
             data_prep,
             gauge,
             training: config.training.clone(),
