@@ -4,8 +4,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     commands::{
-        adapters, ask, chat, completions, datasets, demo, events, export, fetch, gc, generate, jobs,
-        logits, make_base, policies, prepare, quantize, run, tokenize, train, up,
+        adapters, ask, chat, completions, datasets, demo, events, export, fetch, gc, generate,
+        jobs, logits, make_base, policies, prepare, quantize, run, tokenize, train, up,
     },
     settings::Flags,
 };
