@@ -3,7 +3,10 @@
 
 use super::Cuda;
 use super::array::{Array, Element};
+use super::launch::Arg;
+use super::operations::number;
 use super::products::Product;
+use crate::config::Activation;
 use crate::error::Result;
 use crate::quant::Fp8;
 
@@ -32,6 +35,29 @@ pub(crate) struct Eighths {
 struct Quantized {
     codes: Array,
     scales: Array,
+}
+
+/// What becomes codes.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// A matrix as it is.
+    Plain(&'a Array),
+    /// Its columns times factors.
+    Scaled(&'a Array, &'a Array),
+    /// Its activation.
+    Activated(&'a Array, Activation),
+    /// A gradient times the activation's slope at a matrix, and its columns times factors.
+    Sloped(&'a Array, &'a Array, Activation, &'a Array),
+}
+
+impl<'a> Source<'a> {
+    /// A matrix of the shape.
+    fn rows(self) -> &'a Array {
+        match self {
+            Self::Plain(x) | Self::Scaled(x, _) | Self::Activated(x, _) => x,
+            Self::Sloped(dy, ..) => dy,
+        }
+    }
 }
 
 impl Cuda {
@@ -79,7 +105,7 @@ impl Cuda {
     /// Quantizes a weight.
     pub(super) fn weight_to_fp8(&self, raw: &Array) -> Result<Eighths> {
         let quantized = self.room_for_codes(raw.rows, raw.columns)?;
-        self.to_fp8(&quantized, raw, None)?;
+        self.to_fp8(&quantized, Source::Plain(raw))?;
         self.eighths_of(quantized.codes, quantized.scales)
     }
 
@@ -90,34 +116,45 @@ impl Cuda {
         })
     }
 
-    /// Quantizes rows, after a multiplication of their columns by factors if there are any, and fills the codes up with zeros.
-    fn to_fp8(&self, to: &Quantized, x: &Array, factors: Option<&Array>) -> Result<()> {
+    /// Quantizes rows, and fills the codes up with zeros.
+    fn to_fp8(&self, to: &Quantized, from: Source<'_>) -> Result<()> {
         let Quantized { codes, scales } = to;
-        let args = [
-            codes.into(),
-            scales.into(),
-            x.into(),
-            factors.map_or(0_u64.into(), Into::into),
-            x.rows.into(),
-            x.columns.into(),
-        ];
+        let mut args: Vec<Arg> = vec![codes.into(), scales.into()];
+        let x = from.rows();
+        let name = match from {
+            Source::Plain(x) => {
+                args.extend([Arg::from(x), 0_u64.into()]);
+                "to_fp8"
+            }
+            Source::Scaled(x, factors) => {
+                args.extend([Arg::from(x), factors.into()]);
+                "to_fp8"
+            }
+            Source::Activated(x, kind) => {
+                args.extend([Arg::from(x), number(kind).into()]);
+                "activate_to_fp8"
+            }
+            Source::Sloped(dy, x, kind, factors) => {
+                args.extend([Arg::from(x), dy.into(), factors.into()]);
+                args.push(number(kind).into());
+                "activate_backward_to_fp8"
+            }
+        };
+        args.extend([x.rows, x.columns].map(Arg::from));
         let packs = x.columns / 8;
         let each = PACKS
             .into_iter()
             .find(|each| packs.div_ceil(*each) <= THREADS);
         let each = each.unwrap_or(PACKS[3]);
-        let kernel = format!("to_fp8_{}_{each}", x.element.name());
+        let kernel = format!("{name}_{}_{each}", x.element.name());
         let threads = packs.div_ceil(each).next_multiple_of(32);
         self.launch(&kernel, (codes.rows, 1), threads, &args)
     }
 
     /// `x wᵀ + bias`
     pub(super) fn fp8_linear(&self, x: &Array, w: &Eighths, bias: Option<&Array>) -> Result<Array> {
-        if w.turned.is_some() {
-            let weight = (&w.codes, &w.scales);
-            if let Some(out) = self.product_of_codes(x, None, weight, bias)? {
-                return Ok(out);
-            }
+        if let Some(out) = self.codes_linear(Source::Plain(x), w, bias)? {
+            return Ok(out);
         }
         let w = self.expand_fp8(w)?;
         let out = self.empty(x.rows, w.rows)?;
@@ -125,13 +162,20 @@ impl Cuda {
         Ok(out)
     }
 
+    /// The same of the activation of `x`, which is not formed; none if there is no product of codes.
+    pub(super) fn fp8_activated(
+        &self,
+        (x, kind): (&Array, Activation),
+        w: &Eighths,
+        bias: Option<&Array>,
+    ) -> Result<Option<Array>> {
+        self.codes_linear(Source::Activated(x, kind), w, bias)
+    }
+
     /// `dy w`: the scales of w's rows go into dy before it is quantized, so that the same codes are multiplied as forward.
     pub(super) fn fp8_product(&self, dy: &Array, w: &Eighths) -> Result<Array> {
-        if let Some([turned, ones]) = &w.turned {
-            let factors = Some(&w.scales);
-            if let Some(out) = self.product_of_codes(dy, factors, (turned, ones), None)? {
-                return Ok(out);
-            }
+        if let Some(out) = self.codes_product(Source::Scaled(dy, &w.scales), w)? {
+            return Ok(out);
         }
         let w = self.expand_fp8(w)?;
         let out = self.empty(dy.rows, w.columns)?;
@@ -139,15 +183,44 @@ impl Cuda {
         Ok(out)
     }
 
-    /// `(x ∘ factors) wᵀ + bias` of codes; none if the library has no such product.
+    /// The same of `dy` times the activation's slope at `x`, which is not formed; none if there is no product of codes.
+    pub(super) fn fp8_sloped(
+        &self,
+        dy: &Array,
+        (x, kind): (&Array, Activation),
+        w: &Eighths,
+    ) -> Result<Option<Array>> {
+        self.codes_product(Source::Sloped(dy, x, kind, &w.scales), w)
+    }
+
+    fn codes_linear(
+        &self,
+        x: Source<'_>,
+        w: &Eighths,
+        bias: Option<&Array>,
+    ) -> Result<Option<Array>> {
+        match &w.turned {
+            Some(_) => self.product_of_codes(x, (&w.codes, &w.scales), bias),
+            None => Ok(None),
+        }
+    }
+
+    fn codes_product(&self, dy: Source<'_>, w: &Eighths) -> Result<Option<Array>> {
+        match &w.turned {
+            Some([turned, ones]) => self.product_of_codes(dy, (turned, ones), None),
+            None => Ok(None),
+        }
+    }
+
+    /// `x wᵀ + bias` of codes; none if the library has no such product.
     fn product_of_codes(
         &self,
-        x: &Array,
-        factors: Option<&Array>,
+        x: Source<'_>,
         weight: (&Array, &Array),
         bias: Option<&Array>,
     ) -> Result<Option<Array>> {
-        let quantized = self.room_for_codes(x.rows.next_multiple_of(MULTIPLE), x.columns)?;
+        let Array { rows, columns, .. } = *x.rows();
+        let quantized = self.room_for_codes(rows.next_multiple_of(MULTIPLE), columns)?;
         let Quantized { codes, scales } = &quantized;
         let out = self.empty(codes.rows, weight.0.rows)?;
         // Not every shape can have its bias inside.
@@ -156,12 +229,12 @@ impl Cuda {
             if !self.can_multiply(&product) {
                 continue;
             }
-            self.to_fp8(&quantized, x, factors)?;
+            self.to_fp8(&quantized, x)?;
             self.multiply(&product)?;
             if let Some(bias) = after {
                 self.add_bias(&out, bias)?;
             }
-            return Ok(Some(out.part(0, x.rows, out.columns)));
+            return Ok(Some(out.part(0, rows, out.columns)));
         }
         Ok(None)
     }

@@ -138,6 +138,41 @@ impl Ops for Cuda {
         }
     }
 
+    fn activated_linear(
+        &self,
+        x: Array,
+        kind: Activation,
+        (w, bias): (&Frozen, Option<&Array>),
+        plus: Option<&Array>,
+    ) -> Result<(Array, Array)> {
+        if let Frozen::Fp8(w) = w
+            && let Some(out) = self.fp8_activated((&x, kind), w, bias)?
+        {
+            if let Some(plus) = plus {
+                self.add(&out, plus)?;
+            }
+            return Ok((out, x));
+        }
+        let (activated, kept) = self.activate_keeping(x, kind)?;
+        Ok((self.frozen_linear(&activated, w, bias, plus)?, kept))
+    }
+
+    fn sloped_product(
+        &self,
+        dy: &Array,
+        kept: &Array,
+        kind: Activation,
+        w: &Frozen,
+    ) -> Result<Array> {
+        if let Frozen::Fp8(w) = w
+            && let Some(out) = self.fp8_sloped(dy, (kept, kind), w)?
+        {
+            return Ok(out);
+        }
+        self.activate_backward(dy, kept, kind)?;
+        self.frozen_product(dy, w)
+    }
+
     fn shrink(
         &self,
         x: &Array,
@@ -381,7 +416,7 @@ impl Cuda {
 }
 
 /// The activation's number in the kernels.
-fn number(kind: Activation) -> usize {
+pub(super) fn number(kind: Activation) -> usize {
     match kind {
         Activation::Gelu => 0,
         Activation::GeluTanh => 1,
