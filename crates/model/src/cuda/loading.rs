@@ -204,7 +204,11 @@ impl Cuda {
             let Some(loading) = loading.as_mut() else {
                 return Err(Error::device("cuda", "is not loading"));
             };
-            let place = loading.flaws.address + 4 * loading.looked_at.len() as u64;
+            let number = loading.looked_at.len();
+            if number >= loading.flaws.len() {
+                return Err(Error::Duplicate(tensor.name.clone()));
+            }
+            let place = loading.flaws.address + 4 * number as u64;
             loading
                 .looked_at
                 .push((tensor.name.clone(), tensor.precision));
