@@ -6,7 +6,16 @@ import pathlib
 
 # What follows this line in the file is written by people.
 BY_HAND = "## Correctness"
-PHASES = ["matrix products", "narrow products", "attention", "elementwise", "loss", "optimizer", "idle"]
+# What launches are for, by how their names begin; the first that fits counts.
+PHASES = {
+    "matrix products": ("products\0",),
+    "narrow products": ("products, narrow\0", "narrow"),
+    "attention": ("tile", "attend"),
+    "quantizing": ("to_fp8", "from_fp8", "turn_codes", "nf4", "nested", "int8"),
+    "loss": ("cross_entropy", "add_losses"),
+    "optimizer": ("adamw", "squares", "scale_flat"),
+    "elementwise": ("",),
+}
 INTRODUCTION = """\
 # Training on a card
 
@@ -101,6 +110,7 @@ def rows(results: Results) -> list[list[str]]:
     whole, even = epoch(results)
     return [
         ratio(results, "bf16, 32 records a step, cut-off 512", "bf16", "peer:bf16-compiled", "1.3x"),
+        ratio(results, "the same", "bf16", "peer:bf16-layers", "-"),
         ratio(results, "the same", "bf16", "peer:bf16-grouped", "-"),
         alone(results),
         whole,
@@ -133,11 +143,18 @@ def about(results: Results) -> str:
     return text
 
 
-def phases(results: Results) -> str:
+def phases(step: dict) -> dict[str, float]:
+    """Milliseconds by phase, and what the step takes beyond their sum."""
+    sums = dict.fromkeys(PHASES, 0.0)
+    for name, (_, took) in step["launches"].items():
+        sums[next(phase for phase, begins in PHASES.items() if f"{name}\0".startswith(begins))] += took
+    return {**sums, "idle": max(step["ms"] - sum(sums.values()), 0.0)}
+
+
+def steps(results: Results) -> str:
     found = [(form, line["figures"]["step"]) for form in ("bf16", "fp16", "fp8", "nf4", "int8") if (line := results.newest(form))]
-    rows = [[form, f"{step['tokens']:,}", f"{step['ms']:.1f}", *(f"{step['phases_ms'].get(phase, 0):.1f}" for phase in PHASES)]
-            for form, step in found]
-    return table(["form", "tokens", "step", *PHASES], rows)
+    rows = [[form, f"{step['tokens']:,}", f"{step['ms']:.1f}", *(f"{took:.1f}" for took in phases(step).values())] for form, step in found]
+    return table(["form", "tokens", "step", *PHASES, "idle"], rows)
 
 
 def write(path: pathlib.Path, lines: list[dict]) -> None:
@@ -150,5 +167,5 @@ def write(path: pathlib.Path, lines: list[dict]) -> None:
         + "\n## Figures\n\n" + about(results)
         + "\n" + table(["what", "peer", "ratio or value", "bar", "ours", "peer's figure"], rows(results))
         + "\n## A step, in ms\n\nOne step of median length. Each launch by itself, as the profiler times it; idle is what the step takes beyond"
-        + " their sum. Narrow products are those of rank 8.\n\n" + phases(results)
+        + " their sum. Narrow products are those of rank 8.\n\n" + steps(results)
         + "\n" + BY_HAND + by_hand)

@@ -228,12 +228,6 @@ fn closely(engine: &Engine, training: &mut Training<'_>, window: &[Batch]) -> Va
     let (products, alone) = engine
         .products_alone(ROUNDS, || step(training, window, 0).map(|_| ()))
         .expect("products");
-    let mut phases: BTreeMap<&str, f64> = BTreeMap::new();
-    for (name, (_, took)) in &profile {
-        *phases.entry(phase(name)).or_default() += took;
-    }
-    let busy: f64 = phases.values().sum();
-    phases.insert("idle", (ms - busy).max(0.0));
     let launches: BTreeMap<&String, Value> = profile
         .iter()
         .map(|(name, (count, ms))| (name, json!([count, ms])))
@@ -243,20 +237,6 @@ fn closely(engine: &Engine, training: &mut Training<'_>, window: &[Batch]) -> Va
         "ms": ms,
         "products_alone": products,
         "products_alone_ms": alone,
-        "phases_ms": phases,
         "launches": launches,
     })
-}
-
-/// What a launch is for.
-fn phase(name: &str) -> &'static str {
-    let begins = |words: &[&str]| words.iter().any(|word| name.starts_with(word));
-    match name {
-        "products" => "matrix products",
-        _ if begins(&["products", "narrow"]) => "narrow products",
-        _ if begins(&["tile", "attend"]) => "attention",
-        _ if begins(&["cross_entropy", "add_losses"]) => "loss",
-        _ if begins(&["adamw", "squares", "scale_flat"]) => "optimizer",
-        _ => "elementwise",
-    }
 }

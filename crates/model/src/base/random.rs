@@ -119,17 +119,20 @@ impl Random {
             _ => weights(self.seed, &entry.name, count),
         };
         match entry.kind {
-            Type::F16 => floats
-                .iter()
-                .flat_map(|&x| half::f16::from_f32(x).to_le_bytes())
-                .collect(),
-            Type::Bf16 => floats
-                .iter()
-                .flat_map(|&x| half::bf16::from_f32(x).to_le_bytes())
-                .collect(),
-            _ => floats.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Type::F16 => all_bytes(&floats, |x| half::f16::from_f32(x).to_le_bytes()),
+            Type::Bf16 => all_bytes(&floats, |x| half::bf16::from_f32(x).to_le_bytes()),
+            _ => all_bytes(&floats, f32::to_le_bytes),
         }
     }
+}
+
+/// The bytes of values, by all cores.
+fn all_bytes<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+    let mut all = vec![0; N * values.len()];
+    let places = all.as_chunks_mut::<N>().0.par_iter_mut();
+    let pairs = places.zip(values).with_min_len(1 << 12);
+    pairs.for_each(|(place, &value)| *place = bytes(value));
+    all
 }
 
 /// Fills files in the order of the tensors; a tensor above the limit has a file of its own.
