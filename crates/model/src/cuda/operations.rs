@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::array::{Array, Element};
+use super::fp8::Added;
 use super::frozen::Frozen;
 use super::heads::{Cache, Layout};
 use super::{Cuda, Flat, Sum};
@@ -119,11 +120,7 @@ impl Ops for Cuda {
         plus: Option<&Array>,
     ) -> Result<Array> {
         if let Frozen::Fp8(w) = w {
-            let out = self.fp8_linear(x, w, bias)?;
-            if let Some(plus) = plus {
-                self.add(&out, plus)?;
-            }
-            return Ok(out);
+            return self.fp8_linear(x, w, Added { bias, plus });
         }
         let w = self.dequantized(w, Rounding::None)?;
         let out = self.empty(x.rows, w.rows)?;
@@ -146,11 +143,8 @@ impl Ops for Cuda {
         plus: Option<&Array>,
     ) -> Result<(Array, Array)> {
         if let Frozen::Fp8(w) = w
-            && let Some(out) = self.fp8_activated((&x, kind), w, bias)?
+            && let Some(out) = self.fp8_activated((&x, kind), w, Added { bias, plus })?
         {
-            if let Some(plus) = plus {
-                self.add(&out, plus)?;
-            }
             return Ok((out, x));
         }
         let (activated, kept) = self.activate_keeping(x, kind)?;
@@ -409,7 +403,7 @@ impl Ops for Cuda {
 
 impl Cuda {
     /// `y += x`
-    fn add(&self, y: &Array, x: &Array) -> Result<()> {
+    pub(super) fn add(&self, y: &Array, x: &Array) -> Result<()> {
         let args = [y.into(), x.into(), x.len().into()];
         self.by_values("add", &[y, x], x.len(), &args)
     }
