@@ -6,6 +6,7 @@ use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
+use crate::lora::Target;
 use crate::optim::Coefficients;
 
 /// Rows of one sequence in a pass.
@@ -90,7 +91,7 @@ pub(crate) trait Ops: Send + Sync {
     /// A base's tensor in full on the device, shared where it already is there; a vector becomes one row.
     fn adopt(&self, tensor: &Held) -> Result<Self::Array>;
     /// A base's linear weight in its form on the device, shared where it already is there.
-    fn freeze(&self, weight: &Held) -> Result<Self::Weight>;
+    fn freeze(&self, weight: &Held, target: Target) -> Result<Self::Weight>;
     /// After the last tensor of a base: waits for all of them.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use crate::config::Activation;
 use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
+use crate::lora::Target;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
 use crate::weight::Rounding;
@@ -42,8 +43,8 @@ impl Ops for Cuda {
         self.adopt_held(tensor)
     }
 
-    fn freeze(&self, weight: &Held) -> Result<Frozen> {
-        self.freeze_held(weight)
+    fn freeze(&self, weight: &Held, target: Target) -> Result<Frozen> {
+        self.freeze_held(weight, target)
     }
 
     fn loaded(&self) -> Result<()> {

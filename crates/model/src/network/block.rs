@@ -49,7 +49,7 @@ impl<O: Ops> Block<O> {
             };
             Ok(Linear {
                 target,
-                weight: ops.freeze(base.held(&format!("{name}.weight"))?)?,
+                weight: ops.freeze(base.held(&format!("{name}.weight"))?, target)?,
                 bias,
             })
         };
