@@ -293,7 +293,7 @@ impl Cuda {
             out.columns.into(),
             out.len().into(),
         ];
-        self.by_values("from_fp8", &[&out], out.len(), &args)?;
+        self.launch_expanding("from_fp8", &out, 1, &args)?;
         Ok(out)
     }
 }

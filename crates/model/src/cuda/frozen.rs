@@ -113,7 +113,7 @@ impl Cuda {
                     columns.into(),
                     out.len().into(),
                 ];
-                self.by_values("int8", &[&out], out.len(), &args)?;
+                self.launch_expanding("int8", &out, 1, &args)?;
                 Ok(out)
             }
         }
@@ -145,11 +145,23 @@ impl Cuda {
         let mut args: Vec<Arg> = vec![(&out).into(), weight.packed.address.into()];
         args.extend(scales.map(Arg::from));
         args.extend([rounding, out.len()].map(Arg::from));
-        let eights = out.by_eights();
-        let kernel = self.kernel("nf4", out.element, Some(eights));
-        let each = if eights { 8 } else { 2 };
-        self.launch_values(&kernel, out.len().div_ceil(each), &args)?;
+        self.launch_expanding("nf4", &out, 2, &args)?;
         Ok(out)
+    }
+
+    /// Launches a kernel that fills a matrix: a thread has four packs of eight values, or `few` values of a matrix that has no
+    /// eights.
+    pub(super) fn launch_expanding(
+        &self,
+        stem: &str,
+        out: &Array,
+        few: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        let eights = out.by_eights();
+        let kernel = self.kernel(stem, out.element, Some(eights));
+        let each = if eights { 4 * 8 } else { few };
+        self.launch_values(&kernel, out.len().div_ceil(each), args)
     }
 
     pub(super) fn adopt_tensor(
