@@ -53,6 +53,14 @@ pub(crate) struct Buffer<T> {
     pub(super) address: u64,
 }
 
+impl<T> Drop for Buffer<T> {
+    /// Memory is given back on whatever thread lets it go, perhaps one that has never seen the card.
+    fn drop(&mut self) {
+        let context = self.slice.context();
+        context.record_err(context.bind_to_thread());
+    }
+}
+
 impl<T> Buffer<T> {
     pub(super) fn of(slice: CudaSlice<T>, stream: &Arc<CudaStream>) -> Self {
         let address = slice.device_ptr(stream).0;

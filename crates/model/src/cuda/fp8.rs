@@ -4,13 +4,18 @@
 use super::Cuda;
 use super::array::{Array, Element};
 use super::products::Product;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::quant::Fp8;
 
 /// What the matrix units count 8-bit values by.
 const MULTIPLE: usize = 16;
-/// Columns of the widest row that the quantizing kernel keeps.
-const WIDEST: usize = 16_384;
+/// Threads of the quantizing kernel at most, and packs of eight values that each can keep.
+const THREADS: usize = 512;
+const PACKS: [usize; 4] = [1, 2, 4, 8];
+/// Columns of the widest row that it keeps.
+const WIDEST: usize = 8 * 8 * THREADS;
+/// Rows of a product that is asked for to learn whether there are any.
+const ROWS: usize = 4096;
 
 /// Codes, and a scale for each row.
 pub(crate) struct Eighths {
@@ -51,13 +56,13 @@ impl Cuda {
         let turned = self.empty_of(Element::E4m3, columns, rows)?;
         let ones = self.upload_as(Element::F32, &vec![1.0; columns], 1, columns)?;
         let Eighths { codes, scales, .. } = &eighths;
-        let some = self.empty(MULTIPLE, rows.max(columns))?;
-        let can_multiply = |weight: (&Array, &Array), bias| {
-            let x = self.empty_of(Element::E4m3, MULTIPLE, weight.0.columns)?;
-            let product = of_codes(&some, weight, (&x, weight.1), bias);
-            Ok::<_, Error>(self.can_multiply(&product))
+        let out = self.empty(1, 1)?;
+        let x = self.empty_of(Element::E4m3, 1, 1)?;
+        let can_multiply = |codes: &Array, scales: &Array| {
+            let x = x.part(0, ROWS, codes.columns);
+            self.can_multiply(&of_codes(&out, (codes, scales), (&x, scales), None))
         };
-        if can_multiply((codes, scales), Some(scales))? && can_multiply((&turned, &ones), None)? {
+        if can_multiply(codes, scales) && can_multiply(&turned, &ones) {
             let args = [(&turned).into(), codes.into(), rows.into(), columns.into()];
             let grid = (columns.div_ceil(64), rows.div_ceil(64));
             self.launch("turn_codes", grid, 256, &args)?;
@@ -73,31 +78,46 @@ impl Cuda {
 
     /// Quantizes a weight.
     pub(super) fn weight_to_fp8(&self, raw: &Array) -> Result<Eighths> {
-        let Quantized { codes, scales } = self.to_fp8(raw, None, raw.rows)?;
-        self.eighths_of(codes, scales)
+        let quantized = self.room_for_codes(raw.rows, raw.columns)?;
+        self.to_fp8(&quantized, raw, None)?;
+        self.eighths_of(quantized.codes, quantized.scales)
     }
 
-    /// Quantizes rows, after a multiplication of their columns by factors if there are any, and fills them up with zeros.
-    fn to_fp8(&self, x: &Array, factors: Option<&Array>, rows: usize) -> Result<Quantized> {
-        let codes = self.empty_of(Element::E4m3, rows, x.columns)?;
-        let scales = self.empty_of(Element::F32, 1, rows)?;
+    fn room_for_codes(&self, rows: usize, columns: usize) -> Result<Quantized> {
+        Ok(Quantized {
+            codes: self.empty_of(Element::E4m3, rows, columns)?,
+            scales: self.empty_of(Element::F32, 1, rows)?,
+        })
+    }
+
+    /// Quantizes rows, after a multiplication of their columns by factors if there are any, and fills the codes up with zeros.
+    fn to_fp8(&self, to: &Quantized, x: &Array, factors: Option<&Array>) -> Result<()> {
+        let Quantized { codes, scales } = to;
         let args = [
-            (&codes).into(),
-            (&scales).into(),
+            codes.into(),
+            scales.into(),
             x.into(),
             factors.map_or(0_u64.into(), Into::into),
             x.rows.into(),
             x.columns.into(),
         ];
-        let kernel = self.kernel("to_fp8", x.element, None);
-        self.launch(&kernel, (rows, 1), 256, &args)?;
-        Ok(Quantized { codes, scales })
+        let packs = x.columns / 8;
+        let each = PACKS
+            .into_iter()
+            .find(|each| packs.div_ceil(*each) <= THREADS);
+        let each = each.unwrap_or(PACKS[3]);
+        let kernel = format!("to_fp8_{}_{each}", x.element.name());
+        let threads = packs.div_ceil(each).next_multiple_of(32);
+        self.launch(&kernel, (codes.rows, 1), threads, &args)
     }
 
     /// `x wᵀ + bias`
     pub(super) fn fp8_linear(&self, x: &Array, w: &Eighths, bias: Option<&Array>) -> Result<Array> {
         if w.turned.is_some() {
-            return self.product_of_codes(x, None, (&w.codes, &w.scales), bias);
+            let weight = (&w.codes, &w.scales);
+            if let Some(out) = self.product_of_codes(x, None, weight, bias)? {
+                return Ok(out);
+            }
         }
         let w = self.expand_fp8(w)?;
         let out = self.empty(x.rows, w.rows)?;
@@ -108,27 +128,47 @@ impl Cuda {
     /// `dy w`: the scales of w's rows go into dy before it is quantized, so that the same codes are multiplied as forward.
     pub(super) fn fp8_product(&self, dy: &Array, w: &Eighths) -> Result<Array> {
         if let Some([turned, ones]) = &w.turned {
-            return self.product_of_codes(dy, Some(&w.scales), (turned, ones), None);
+            let factors = Some(&w.scales);
+            if let Some(out) = self.product_of_codes(dy, factors, (turned, ones), None)? {
+                return Ok(out);
+            }
         }
-        let expanded = self.expand_fp8(w)?;
-        let out = self.empty(dy.rows, expanded.columns)?;
-        self.product_into(&out, (dy, &expanded), None, 1.0)?;
+        let w = self.expand_fp8(w)?;
+        let out = self.empty(dy.rows, w.columns)?;
+        self.product_into(&out, (dy, &w), None, 1.0)?;
         Ok(out)
     }
 
-    /// `(x ∘ factors) wᵀ + bias` of codes.
+    /// `(x ∘ factors) wᵀ + bias` of codes; none if the library has no such product.
     fn product_of_codes(
         &self,
         x: &Array,
         factors: Option<&Array>,
         weight: (&Array, &Array),
         bias: Option<&Array>,
-    ) -> Result<Array> {
-        let rows = x.rows.next_multiple_of(MULTIPLE);
-        let Quantized { codes, scales } = self.to_fp8(x, factors, rows)?;
+    ) -> Result<Option<Array>> {
+        let quantized = self.room_for_codes(x.rows.next_multiple_of(MULTIPLE), x.columns)?;
+        let Quantized { codes, scales } = &quantized;
         let out = self.empty(codes.rows, weight.0.rows)?;
-        self.multiply(&of_codes(&out, weight, (&codes, &scales), bias))?;
-        Ok(out.part(0, x.rows, out.columns))
+        // Not every shape can have its bias inside.
+        for (inside, after) in [(bias, None), (None, bias)] {
+            let product = of_codes(&out, weight, (codes, scales), inside);
+            if !self.can_multiply(&product) {
+                continue;
+            }
+            self.to_fp8(&quantized, x, factors)?;
+            self.multiply(&product)?;
+            if let Some(bias) = after {
+                self.add_bias(&out, bias)?;
+            }
+            return Ok(Some(out.part(0, x.rows, out.columns)));
+        }
+        Ok(None)
+    }
+
+    fn add_bias(&self, y: &Array, bias: &Array) -> Result<()> {
+        let args = [y.into(), bias.into(), y.columns.into(), y.len().into()];
+        self.by_values("add_bias", &[y, bias], y.len(), &args)
     }
 
     /// The matrix in the engine's type.
@@ -141,8 +181,7 @@ impl Cuda {
             out.columns.into(),
             out.len().into(),
         ];
-        let kernel = self.kernel("from_fp8", out.element, None);
-        self.launch_values(&kernel, out.len(), &args)?;
+        self.by_values("from_fp8", &[&out], out.len(), &args)?;
         Ok(out)
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
 use super::fp8::Eighths;
+use super::launch::Arg;
 use crate::error::Result;
 use crate::float::Float;
 use crate::quant::{Int8, Nf4, Scales};
@@ -111,8 +112,7 @@ impl Cuda {
                     columns.into(),
                     out.len().into(),
                 ];
-                let kernel = self.kernel("int8", out.element, None);
-                self.launch_values(&kernel, out.len(), &args)?;
+                self.by_values("int8", &[&out], out.len(), &args)?;
                 Ok(out)
             }
         }
@@ -121,43 +121,33 @@ impl Cuda {
     fn expand_nf4(&self, weight: &Packed, rounding: Rounding) -> Result<Array> {
         let [rows, columns] = weight.shape;
         let out = self.empty(rows, columns)?;
-        // Kept until the kernel that reads it has been launched.
-        let expanded;
-        let scales = match &weight.scales {
-            BlockScales::Plain(scales) => scales.address,
+        let scales: [u64; 5] = match &weight.scales {
+            BlockScales::Plain(scales) => [scales.address, 0, 0, 0, 0],
             BlockScales::Nested {
                 codes,
                 absmax,
                 map,
                 offset,
-            } => {
-                expanded = self.room::<f32>(codes.len())?;
-                let args = [
-                    expanded.address.into(),
-                    codes.address.into(),
-                    absmax.address.into(),
-                    map.address.into(),
-                    offset.address.into(),
-                    codes.len().into(),
-                ];
-                self.launch_values("nested", codes.len(), &args)?;
-                expanded.address
-            }
+            } => [
+                0,
+                codes.address,
+                absmax.address,
+                map.address,
+                offset.address,
+            ],
         };
         let rounding: usize = match (rounding, weight.float) {
             (Rounding::None, _) | (_, Float::F32) => 0,
             (Rounding::AsQuantized, Float::Fp16) => 1,
             (Rounding::AsQuantized, Float::Bf16) => 2,
         };
-        let args = [
-            (&out).into(),
-            weight.packed.address.into(),
-            scales.into(),
-            rounding.into(),
-            out.len().into(),
-        ];
-        let kernel = self.kernel("nf4", out.element, None);
-        self.launch_values(&kernel, out.len().div_ceil(2), &args)?;
+        let mut args: Vec<Arg> = vec![(&out).into(), weight.packed.address.into()];
+        args.extend(scales.map(Arg::from));
+        args.extend([rounding, out.len()].map(Arg::from));
+        let eights = out.by_eights();
+        let kernel = self.kernel("nf4", out.element, Some(eights));
+        let each = if eights { 8 } else { 2 };
+        self.launch_values(&kernel, out.len().div_ceil(each), &args)?;
         Ok(out)
     }
 

@@ -12,8 +12,10 @@ use crate::ops::{Attended, Heads, Span};
 /// Head sizes that the kernels have registers for.
 const LARGEST_HEAD: usize = 256;
 
-/// Rows of a tile of attention.
-const TILE: usize = 64;
+/// Rows of a tile of attention: of queries, of keys, and of what either meets at once.
+pub(super) const TILE_OF_QUERIES: usize = 128;
+const TILE_OF_KEYS: usize = 64;
+const STEP: usize = 32;
 
 /// For each row of a pass: its position, its first key and how many it sees, where its sequence ends, its place for dropout.
 pub(crate) struct Layout {
@@ -24,11 +26,11 @@ pub(crate) struct Layout {
     counts: Buffer<u32>,
     ends: Buffer<u32>,
     pub(super) places: Buffer<u64>,
-    /// Four numbers for each tile: its first row and end, the start and the end of its sequence. Those with most keys come
+    /// Four numbers for each tile of queries: its first row and end, the start and the end of its sequence. Those with most keys come
     /// first, so that the card's last blocks are short ones.
-    tiles: Buffer<u32>,
-    /// The same, those with most queries first.
-    asked_tiles: Buffer<u32>,
+    query_tiles: Buffer<u32>,
+    /// The same for tiles of keys, those with most queries first.
+    key_tiles: Buffer<u32>,
 }
 
 /// Keys and values of one sequence, layer by layer; empty before the first tokens.
@@ -83,8 +85,12 @@ impl Cuda {
             counts: self.bring(&counts)?,
             ends: self.bring(&ends)?,
             places: self.bring(&places)?,
-            tiles: self.bring(&tiles(spans, |[_, end, start, _]| end - start))?,
-            asked_tiles: self.bring(&tiles(spans, |[first, _, _, end]| end - first))?,
+            query_tiles: self.bring(&tiles(spans, TILE_OF_QUERIES, |[_, end, start, _]| {
+                end - start
+            }))?,
+            key_tiles: self.bring(&tiles(spans, TILE_OF_KEYS, |[first, _, _, end]| {
+                end - first
+            }))?,
             spans: spans.to_vec(),
         })
     }
@@ -126,14 +132,15 @@ impl Cuda {
                 (&out).into(),
                 (&log_sums).into(),
                 (&qkv).into(),
-                layout.tiles.address.into(),
+                layout.query_tiles.address.into(),
                 rows.into(),
                 heads.count.into(),
                 heads.dim.into(),
             ];
             let kernel = format!("tile_forward_{}_{size}", qkv.element.name());
-            let grid = (heads.count, layout.tiles.len() / 4);
-            self.launch_in(tiles_room(1, size), &kernel, grid, 128, &args)?;
+            let grid = (heads.count, layout.query_tiles.len() / 4);
+            let (room, threads) = (tiles_room(TILE_OF_QUERIES, size), 2 * TILE_OF_QUERIES);
+            self.launch_in(room, &kernel, grid, threads, &args)?;
         } else {
             let whole = Keys {
                 keys: &part(&qkv, heads, 1),
@@ -240,7 +247,7 @@ impl Cuda {
             (&attended.out).into(),
             d_out.into(),
             (&attended.log_sums).into(),
-            layout.tiles.address.into(),
+            layout.query_tiles.address.into(),
         ];
         let keys: [Arg; 6] = [
             d_qkv.into(),
@@ -248,13 +255,22 @@ impl Cuda {
             qkv.into(),
             d_out.into(),
             (&attended.log_sums).into(),
-            layout.asked_tiles.address.into(),
+            layout.key_tiles.address.into(),
         ];
-        let grid = (heads.count, layout.tiles.len() / 4);
-        for (stem, args) in [("queries", &queries[..]), ("keys_and_values", &keys)] {
+        let passes = [
+            (
+                "queries",
+                &queries[..],
+                &layout.query_tiles,
+                TILE_OF_QUERIES,
+            ),
+            ("keys_and_values", &keys, &layout.key_tiles, TILE_OF_KEYS),
+        ];
+        for (stem, args, tiles, tile) in passes {
             let kernel = format!("tile_{stem}_{}_{size}", qkv.element.name());
+            let (room, grid) = (tiles_room(2 * tile, size), (heads.count, tiles.len() / 4));
             let args = [args, &shape].concat();
-            self.launch_in(tiles_room(2, size), &kernel, grid, 128, &args)?;
+            self.launch_in(room, &kernel, grid, 2 * tile, &args)?;
         }
         Ok(())
     }
@@ -366,18 +382,19 @@ fn tiled(qkv: &Array, heads: &Heads<Array>) -> Option<usize> {
     sizes.iter().copied().find(|&size| heads.dim <= size)
 }
 
-/// Shared memory of a block of tiles: one or two of its own, four that come by half, two numbers for each row that comes.
+/// Shared memory of a block of tiles with so many rows of its own: these, four times those that it meets at once, and two numbers
+/// for each row of two such tiles.
 pub(super) const fn tiles_room(own: usize, size: usize) -> usize {
-    (own + 2) * TILE * size * 2 + 4 * 2 * TILE
+    (own + 4 * STEP) * size * 2 + 4 * 4 * STEP
 }
 
-/// The tiles of all sequences, those with most work first.
-fn tiles(spans: &[Span], work: impl Fn(&[usize; 4]) -> usize) -> Vec<u32> {
+/// The tiles of all sequences, of so many rows, those with most work first.
+fn tiles(spans: &[Span], rows: usize, work: impl Fn(&[usize; 4]) -> usize) -> Vec<u32> {
     let of = |span: &Span| {
         let (start, end) = (span.start, span.start + span.len);
         (start..end)
-            .step_by(TILE)
-            .map(move |first| [first, end.min(first + TILE), start, end])
+            .step_by(rows)
+            .map(move |first| [first, end.min(first + rows), start, end])
     };
     let mut tiles: Vec<_> = spans.iter().flat_map(of).collect();
     tiles.sort_by_key(|tile| std::cmp::Reverse(work(tile)));

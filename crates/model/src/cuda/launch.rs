@@ -11,7 +11,7 @@ use cudarc::nvrtc::{Ptx, sys};
 use rayon::prelude::*;
 
 use super::array::{Array, Element};
-use super::heads::tiles_room;
+use super::heads::{TILE_OF_QUERIES, tiles_room};
 use super::{Cuda, card};
 use crate::error::{Error, Result};
 
@@ -24,12 +24,12 @@ struct File {
 }
 
 macro_rules! file {
-    ($name:literal $(after $before:literal)?, $($kernel:literal)*) => {
+    ($name:literal $(after $($before:literal)+)?, $($kernel:literal)*) => {
         File {
             name: $name,
             source: concat!(
                 include_str!("kernels/common.cuh"),
-                $(include_str!(concat!("kernels/", $before)),)?
+                $($(include_str!(concat!("kernels/", $before)),)+)?
                 include_str!(concat!("kernels/", $name))
             ),
             kernels: &[$($kernel),*],
@@ -47,27 +47,29 @@ const FILES: [File; 8] = [
     file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
     file!("heads.cu", "turn_{t}_{v}" "attend_{t}" "attend_backward_{t}" "append_{t}"),
     file!(
-        "tiles.cu" after "matrix.cuh",
+        "tiles.cu" after "matrix.cuh" "tiles.cuh",
         "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
     ),
     file!(
         "narrow.cu" after "matrix.cuh",
         "narrow_shrink_{w}_{h}_{r}" "narrow_expand_{w}_{h}_{r}" "narrow_gradient_{h}_{g}"
     ),
-    file!("quantized.cu", "nf4_{t}" "nested" "int8_{t}"),
+    file!("quantized.cu", "nf4_{t}_{v}" "int8_{t}_{v}"),
     file!("quantize.cu", "flaws_{t}" "nf4_pack_{t}" "mean_scale" "nest" "int8_rows_{t}"),
 ];
 
 /// The file for cards that have 8-bit floats.
-const FP8_FILE: File = file!("fp8.cu", "to_fp8_{t}" "from_fp8_{t}" "turn_codes");
+const FP8_FILE: File =
+    file!("fp8.cu", "to_fp8_{t}_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}" "turn_codes");
 
-/// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, and of narrow products
-/// ways, ranks and ranks of gradients.
-const CHOICES: [(&str, &[&str]); 7] = [
+/// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, packs of values that a thread
+/// keeps, and of narrow products ways, ranks and ranks of gradients.
+const CHOICES: [(&str, &[&str]); 8] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
     ("{v}", &["1", "8"]),
     ("{d}", &["64", "128"]),
+    ("{p}", &["1", "2", "4", "8"]),
     ("{w}", &["along", "across"]),
     ("{r}", &["8", "16", "32", "64"]),
     ("{g}", &["8", "16"]),
@@ -117,7 +119,9 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
     let (major, minor) = context.compute_capability().map_err(said)?;
     let with_fp8 = card::has_fp8(context)?.then_some(FP8_FILE);
     let files: Vec<File> = FILES.into_iter().chain(with_fp8).collect();
-    let images = images(&files, &format!("sm_{major}{minor}"))?;
+    // Units that multiply by groups of warps are a generation's own.
+    let own = if (major, minor) == (9, 0) { "a" } else { "" };
+    let images = images(&files, &format!("sm_{major}{minor}{own}"))?;
     let mut functions = HashMap::new();
     for (file, image) in files.iter().zip(images) {
         let failed = |error: DriverError| file.failed(format!("{error:?}"));
@@ -128,7 +132,7 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
                 let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // As much of the cache as shared memory as there can be, so that several blocks fit.
                 let share = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-                let bytes = tiles_room(2, 128) as i32;
+                let bytes = tiles_room(2 * TILE_OF_QUERIES, 128) as i32;
                 for (attribute, value) in [(most, bytes), (share, 100)] {
                     function.set_attribute(attribute, value).map_err(failed)?;
                 }

@@ -2,8 +2,8 @@
 //!
 //! The library counts by columns: a matrix of ours is its transpose there, so `y = a b` is asked for as `yᵀ = bᵀ aᵀ`.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::mem::size_of_val;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,6 +51,8 @@ pub(super) struct Products {
 struct State {
     handle: sys::cublasLtHandle_t,
     plans: HashMap<Shape, Plan>,
+    /// What the library was asked for and has no product for.
+    refused: HashSet<Shape>,
 }
 
 // SAFETY: the library's objects belong to no thread; the lock lets one thread at a time change or use them.
@@ -79,6 +81,7 @@ impl Products {
             state: Mutex::new(State {
                 handle,
                 plans: HashMap::new(),
+                refused: HashSet::new(),
             }),
             workspace,
         })
@@ -114,8 +117,16 @@ impl Drop for Products {
 impl Cuda {
     /// Whether the library can make a product.
     pub(super) fn can_multiply(&self, product: &Product<'_>) -> bool {
-        let plan = |state: &mut State| state.plan(&product.shape(), product.scales).is_ok();
-        plan(&mut self.products.lock())
+        let shape = product.shape();
+        let mut state = self.products.lock();
+        if state.refused.contains(&shape) {
+            return false;
+        }
+        let has_plan = state.plan(&shape, product.scales).is_ok();
+        if !has_plan {
+            state.refused.insert(shape);
+        }
+        has_plan
     }
 
     /// Makes a product, by the plan of its shape.

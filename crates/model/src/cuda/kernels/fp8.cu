@@ -1,8 +1,5 @@
 // 8-bit floats (e4m3): rows with a scale each, from any type and back. Compiled for cards that have the type.
 
-// Values of a row that a thread keeps are this many packs of eight; a block has 256 threads.
-#define PACKS 8
-
 __device__ __forceinline__ u16 narrow_pair(float low, float high) {
     u16 codes;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
@@ -26,19 +23,28 @@ __device__ __forceinline__ void scaled(const Pack<T, 8> &pack, const float *fact
     for (int j = 0; j < 8; j++) to[j] = __fmul_rn(to[j], f[j]);
 }
 
-// A block has a row, which is read once: its largest magnitude becomes 448. Its columns are multiplied by factors first, if
-// there are any. Rows from `rows` on fill up the codes and are zeros.
-template <typename T>
+// A block has a row, which is read once: a thread keeps P packs of eight. Its largest magnitude becomes 448. Its columns are
+// multiplied by factors first, if there are any. Rows from `rows` on fill up the codes and are zeros.
+template <typename T, int P>
 __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {
     int row = blockIdx.x;
     codes += (u64)row * columns, x += (u64)row * columns;
-    Pack<T, 8> kept[PACKS];
+    Pack<T, 8> kept[P];
     float v[8], most = 0;
 #pragma unroll
-    for (int p = 0; p < PACKS; p++) {
-        int column = (p * 256 + threadIdx.x) * 8;
-        if (row >= rows || column >= columns) continue;
-        kept[p] = *reinterpret_cast<const Pack<T, 8> *>(x + column);
+    for (int p = 0; p < P; p++) {
+        int column = (p * blockDim.x + threadIdx.x) * 8;
+        if (row < rows && column < columns) {
+            kept[p] = *reinterpret_cast<const Pack<T, 8> *>(x + column);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; j++) kept[p].at[j] = narrow<T>(0.0f);
+        }
+    }
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+        int column = (p * blockDim.x + threadIdx.x) * 8;
+        if (column >= columns) continue;
         scaled(kept[p], factors, column, v);
 #pragma unroll
         for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(v[j]));
@@ -48,15 +54,10 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const fl
     float factor = __fdiv_rn(448.0f, most);
     if (threadIdx.x == 0) scales[row] = __fmul_rn(most, 1.0f / 448.0f);
 #pragma unroll
-    for (int p = 0; p < PACKS; p++) {
-        int column = (p * 256 + threadIdx.x) * 8;
+    for (int p = 0; p < P; p++) {
+        int column = (p * blockDim.x + threadIdx.x) * 8;
         if (column >= columns) continue;
-        if (row < rows) {
-            scaled(kept[p], factors, column, v);
-        } else {
-#pragma unroll
-            for (int j = 0; j < 8; j++) v[j] = 0;
-        }
+        scaled(kept[p], factors, column, v);
         Pack<u16, 4> out;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -66,10 +67,17 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const fl
     }
 }
 
-template <typename T>
+// A thread has V values of a row.
+template <typename T, int V>
 __device__ void from_fp8(T *out, const unsigned char *codes, const float *scales, int columns, u64 count) {
-    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) out[i] = narrow<T>(__fmul_rn(widen_code(codes[i]), scales[i / columns]));
+    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    // Divisions of 32 bits where they do.
+    float scale = scales[count >> 32 ? i / columns : (u32)i / (u32)columns], v[V];
+    Pack<unsigned char, V> pack = *reinterpret_cast<const Pack<unsigned char, V> *>(codes + i);
+#pragma unroll
+    for (int j = 0; j < V; j++) v[j] = __fmul_rn(widen_code(pack.at[j]), scale);
+    store<V>(out + i, v);
 }
 
 // The codes of the transpose, by tiles of 64 x 64; a block has 64 x 4 threads.
@@ -85,13 +93,31 @@ extern "C" __global__ void turn_codes(unsigned char *out, const unsigned char *c
         if (column < rows) out[(u64)(row + i) * rows + column] = tile[across][down + i];
 }
 
-#define KERNELS(T, t)                                                                                                  \
-    extern "C" __global__ __launch_bounds__(256) void to_fp8_##t(unsigned char *codes, float *scales, const T *x,      \
-                                                                 const float *factors, int rows, int columns) {        \
-        to_fp8<T>(codes, scales, x, factors, rows, columns);                                                           \
-    }                                                                                                                  \
-    extern "C" __global__ void from_fp8_##t(T *out, const unsigned char *codes, const float *scales, int columns,      \
-                                            u64 count) {                                                               \
-        from_fp8<T>(out, codes, scales, columns, count);                                                               \
+// A matrix's rows plus a bias, for a product that cannot have it inside.
+template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int columns, u64 count) {
+    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    float a[V], b[V];
+    load<V>(y + i, a), load<V>(bias + (count >> 32 ? i % columns : (u32)i % (u32)columns), b);
+#pragma unroll
+    for (int j = 0; j < V; j++) a[j] += b[j];
+    store<V>(y + i, a);
+}
+
+#define TO(T, t, P)                                                                                                    \
+    extern "C" __global__ __launch_bounds__(512) void to_fp8_##t##_##P(                                                \
+        unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {                \
+        to_fp8<T, P>(codes, scales, x, factors, rows, columns);                                                        \
     }
-FOR_TYPES(KERNELS)
+#define FOR_PACKS(T, t) TO(T, t, 1) TO(T, t, 2) TO(T, t, 4) TO(T, t, 8)
+FOR_TYPES(FOR_PACKS)
+
+#define VALUES(T, t, V)                                                                                                  \
+    extern "C" __global__ void from_fp8_##t##_##V(T *out, const unsigned char *codes, const float *scales,             \
+                                                  int columns, u64 count) {                                            \
+        from_fp8<T, V>(out, codes, scales, columns, count);                                                            \
+    }                                                                                                                  \
+    extern "C" __global__ void add_bias_##t##_##V(T *y, const T *bias, int columns, u64 count) {                       \
+        add_bias<T, V>(y, bias, columns, count);                                                                       \
+    }
+FOR_ALL(VALUES)
