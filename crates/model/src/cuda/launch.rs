@@ -59,8 +59,11 @@ const FILES: [File; 8] = [
 ];
 
 /// The file for cards that have 8-bit floats.
-const FP8_FILE: File =
-    file!("fp8.cu", "to_fp8_{t}_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}" "turn_codes");
+const FP8_FILE: File = file!(
+    "fp8.cu" after "activation.cuh",
+    "to_fp8_{t}_{p}" "activate_to_fp8_bf16_{p}" "activate_backward_to_fp8_bf16_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}"
+    "turn_codes"
+);
 
 /// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, packs of values that a thread
 /// keeps, and of narrow products ways, ranks and ranks of gradients.

@@ -86,9 +86,13 @@ impl Loading {
                 fetched.synchronize()?;
             }
             let part = &mut self.pinned.part(self.next)[..bytes.len()];
-            part.par_chunks_mut(SHARE)
-                .zip(bytes.par_chunks(SHARE))
-                .for_each(|(to, from)| to.copy_from_slice(from));
+            if bytes.len() <= SHARE {
+                part.copy_from_slice(bytes);
+            } else {
+                part.par_chunks_mut(SHARE)
+                    .zip(bytes.par_chunks(SHARE))
+                    .for_each(|(to, from)| to.copy_from_slice(from));
+            }
             // SAFETY: the place has room for the bytes; the part is not changed before the event has passed, and not freed
             // before the stream has been waited for.
             unsafe { result::memcpy_htod_async(to, part, stream.cu_stream()) }?;
@@ -204,7 +208,11 @@ impl Cuda {
             let Some(loading) = loading.as_mut() else {
                 return Err(Error::device("cuda", "is not loading"));
             };
-            let place = loading.flaws.address + 4 * loading.looked_at.len() as u64;
+            let number = loading.looked_at.len();
+            if number >= loading.flaws.len() {
+                return Err(Error::Duplicate(tensor.name.clone()));
+            }
+            let place = loading.flaws.address + 4 * number as u64;
             loading
                 .looked_at
                 .push((tensor.name.clone(), tensor.precision));

@@ -95,14 +95,16 @@ impl<O: Ops> Block<O> {
         };
         let normed = ops.layer_norm(&mid, &self.mlp_norm)?;
         let (inner, kept_up) = self.up.forward(ops, layer, &normed, None, pass)?;
-        let (inner, kept) = if decoding {
+        let ((y, kept_down), kept) = if decoding {
             ops.activate(&inner, config.hidden_act)?;
-            (inner, None)
+            let product = self.down.forward(ops, layer, &inner, Some(&sum), pass)?;
+            (product, None)
         } else {
-            let (inner, kept) = ops.activate_keeping(inner, config.hidden_act)?;
-            (inner, Some(kept))
+            let inner = (inner, config.hidden_act);
+            let down = &self.down;
+            let (product, kept) = down.forward_activated(ops, layer, inner, Some(&sum), pass)?;
+            (product, Some(kept))
         };
-        let (y, kept_down) = self.down.forward(ops, layer, &inner, Some(&sum), pass)?;
         let tape = attended.zip(kept).map(|(attended, kept)| LayerTape {
             x,
             mid,
@@ -137,9 +139,10 @@ impl<O: Ops> Block<O> {
         let need = Need::input_if(into_mlp);
         let mut d_mlp = None;
         if let Some(d_inner) = self.down.backward(way, &dy, tape.down.as_ref(), need)? {
-            ops.activate_backward(&d_inner, &tape.kept, network.config.hidden_act)?;
-            let need = Need::input_if(through_mlp);
-            d_mlp = self.up.backward(way, &d_inner, tape.up.as_ref(), need)?;
+            let (kept, need) = (&tape.kept, Need::input_if(through_mlp));
+            let kept = (kept, network.config.hidden_act);
+            let saved = tape.up.as_ref();
+            d_mlp = self.up.backward_sloped(way, &d_inner, kept, saved, need)?;
         }
         if !attention_has_factors {
             return Ok(None);
