@@ -73,7 +73,10 @@ impl Handler for Worker {
             Ok(Ended::Stopped) => Outcome::HandBack,
             Ok(Ended::Cancelled) => Outcome::Cancelled,
             Ok(Ended::Lost) => Outcome::LeaseLost,
-            Err(error) => Outcome::Failed(error.into()),
+            Err(error) => {
+                self.bases.let_go().await;
+                Outcome::Failed(error.into())
+            }
         };
         drop(running);
         outcome
