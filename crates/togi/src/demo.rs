@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use togi_model::Processor;
 use togi_proto::{
     dataprep::v1::{
         Dataset, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource, record_source,
@@ -52,9 +53,17 @@ const POLL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// Whatever failed; scores below their bars are no error here, [`Report::check`] tells.
-pub async fn run(output: &Output, data: &Path, stopper: Stopper) -> Result<Report> {
+pub async fn run(
+    output: &Output,
+    data: &Path,
+    device: Processor,
+    stopper: Stopper,
+) -> Result<Report> {
     let started = Instant::now();
-    let options = up::Options::in_folder(data);
+    let options = up::Options {
+        device,
+        ..up::Options::in_folder(data)
+    };
     let waiting = output.progress("starting data-prep, trainer, inference and NATS");
     let running = tokio::select! {
         running = up::start(options, stopper.clone()) => running?,

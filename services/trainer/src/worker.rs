@@ -80,7 +80,10 @@ impl Handler for Worker {
             Ok(Ended::Cancelled) => Outcome::Cancelled,
             Ok(Ended::Lost) => Outcome::LeaseLost,
             Err(error @ Error::Overtaken { .. }) => Outcome::Withdrawn(error.into()),
-            Err(error) => Outcome::Failed(error.into()),
+            Err(error) => {
+                self.bases.let_go().await;
+                Outcome::Failed(error.into())
+            }
         };
         drop(running);
         outcome
