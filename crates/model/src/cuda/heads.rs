@@ -16,6 +16,8 @@ const LARGEST_HEAD: usize = 256;
 pub(super) const TILE_OF_QUERIES: usize = 128;
 const TILE_OF_KEYS: usize = 64;
 const STEP: usize = 32;
+/// Threads of a block of tiles.
+const TILE_THREADS: usize = 256;
 
 /// For each row of a pass: its position, its first key and how many it sees, where its sequence ends, its place for dropout.
 pub(crate) struct Layout {
@@ -139,8 +141,8 @@ impl Cuda {
             ];
             let kernel = format!("tile_forward_{}_{size}", qkv.element.name());
             let grid = (heads.count, layout.query_tiles.len() / 4);
-            let (room, threads) = (tiles_room(TILE_OF_QUERIES, size), 2 * TILE_OF_QUERIES);
-            self.launch_in(room, &kernel, grid, threads, &args)?;
+            let room = tiles_room(TILE_OF_QUERIES, size);
+            self.launch_in(room, &kernel, grid, TILE_THREADS, &args)?;
         } else {
             let whole = Keys {
                 keys: &part(&qkv, heads, 1),
@@ -270,7 +272,7 @@ impl Cuda {
             let kernel = format!("tile_{stem}_{}_{size}", qkv.element.name());
             let (room, grid) = (tiles_room(2 * tile, size), (heads.count, tiles.len() / 4));
             let args = [args, &shape].concat();
-            self.launch_in(room, &kernel, grid, 2 * tile, &args)?;
+            self.launch_in(room, &kernel, grid, TILE_THREADS, &args)?;
         }
         Ok(())
     }

@@ -9,8 +9,8 @@
 #define PLACE()                                                                                                        \
     uint4 tile = tiles[blockIdx.y];                                                                                    \
     int first = tile.x, last = tile.y, start = tile.z, head = blockIdx.x;                                              \
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own = first + threadIdx.x / 32 * 16;                      \
-    int span = first + threadIdx.x / (2 * SPAN) * SPAN;                                                                \
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own = first + threadIdx.x % (2 * R) / 32 * 16;            \
+    int span = first + threadIdx.x % (2 * R) / (2 * SPAN) * SPAN;                                                      \
     u64 width = (u64)heads * dim, joint = 3 * width;                                                                   \
     const H *q = qkv + 3 * head * dim, *k = q + dim, *v = k + dim;                                                     \
     const float factor = rsqrtf((float)dim);
@@ -93,7 +93,7 @@ __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tile
         if (t == 0 && row < last) log_sums[(u64)head * rows + row] = most[h] * factor + log_two(sum[h]) * (1 / LOG2_E);
     }
     put<H, D, R>(OWN(0), o, 1.0f / sum[0], 1.0f / sum[1]);
-    give<H, D, R>(out + head * dim, width, OWN(0), own, last, dim, nullptr);
+    give<H, D, R>(out + head * dim, width, OWN(0), own, last, dim, {nullptr, nullptr, 0, 0});
 }
 
 // Each of a warp's rows' sum of output times its gradient, for this kernel and the one after it.
@@ -173,24 +173,24 @@ __device__ void queries(H *d_qkv, float *deltas, const H *qkv, const H *out, con
         }
         arrive();
     }
-    Turn back = {cos, sin, half, start};
     put<H, D, R>(OWN(0), d_query, factor, factor);
-    give<H, D, R>(d_qkv + 3 * head * dim, joint, OWN(0), own, last, dim, &back);
+    give<H, D, R>(d_qkv + 3 * head * dim, joint, OWN(0), own, last, dim, {cos, sin, half, start});
 }
 
-// The gradients of keys and values: here the scores' rows are keys.
+// The gradients of keys, by half of the block, and of values, by the other: here the scores' rows are keys.
 template <typename H, int D, int R>
 __device__ void keys_and_values(H *d_qkv, const float *deltas, const H *qkv, const H *d_out, const float *log_sums,
                                 const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim,
                                 int half) {
     PLACE()
     int end = tile.w;
+    bool of_keys = threadIdx.x < 2 * R;
     const float *lse = reinterpret_cast<const float *>(room + COMING(2, 1, 2));
     auto bring = [&](int turn) {
         int from = first + turn * STEP;
         if (from < end) {
-            fetch<2 * R, D, STEP>(COMING(2, turn, 0), q, joint, from, end, dim);
-            fetch<2 * R, D, STEP>(COMING(2, turn, 1), d_out + head * dim, width, from, end, dim);
+            fetch<4 * R, D, STEP>(COMING(2, turn, 0), q, joint, from, end, dim);
+            fetch<4 * R, D, STEP>(COMING(2, turn, 1), d_out + head * dim, width, from, end, dim);
             // A warp has the log sums, the next one the deltas.
             if (threadIdx.x < 2 * STEP) {
                 u64 query = (u64)head * rows + from + lane;
@@ -199,20 +199,27 @@ __device__ void keys_and_values(H *d_qkv, const float *deltas, const H *qkv, con
             }
         }
     };
-    fetch<2 * R, D, R>(OWN(0), k, joint, first, last, dim);
-    fetch<2 * R, D, R>(OWN(1), v, joint, first, last, dim);
+    fetch<4 * R, D, R>(OWN(0), k, joint, first, last, dim);
+    fetch<4 * R, D, R>(OWN(1), v, joint, first, last, dim);
     bring(0);
     arrive();
-    float scale = factor * LOG2_E, d_key[D / 8][4] = {0}, d_value[D / 8][4] = {0};
+    float scale = factor * LOG2_E, sum[D / 8][4] = {0};
     for (int turn = 0, from = first; from < end; turn++, from += STEP) {
         bring(turn + 1);
         if (from + STEP > span && span < last) {
             float s[4][4] = {0}, dp[4][4] = {0};
             hold(s), hold(dp);
-            begin_products();
-            products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
-            products<H, D, R>(dp, OWN(1), span - first, COMING(2, turn, 1));
-            end_products();
+            // Twice the same, because nothing may branch between products.
+            if (of_keys) {
+                begin_products();
+                products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
+                products<H, D, R>(dp, OWN(1), span - first, COMING(2, turn, 1));
+                end_products();
+            } else {
+                begin_products();
+                products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
+                end_products();
+            }
             hold(s), hold(dp);
             bool edge = from < own + 15;
 #pragma unroll
@@ -221,28 +228,25 @@ __device__ void keys_and_values(H *d_qkv, const float *deltas, const H *qkv, con
                 int query = i / 4 * 8 + 2 * t + i % 2, at = turn % 2 * 2 * STEP + query;
                 float p = two_to(s[i / 4][i % 4] * scale - lse[at] * LOG2_E);
                 if (edge && from + query < own + g + 8 * (i / 2 % 2)) p = 0;
-                s[i / 4][i % 4] = p;
-                dp[i / 4][i % 4] = p * (dp[i / 4][i % 4] - lse[at + STEP]);
+                s[i / 4][i % 4] = of_keys ? p * (dp[i / 4][i % 4] - lse[at + STEP]) : p;
             }
-            u32 p[2][4], ds[2][4];
-            as_left<H>(p, s), as_left<H>(ds, dp);
-            hold(d_value), hold(d_key);
+            u32 a[2][4];
+            as_left<H>(a, s);
+            hold(sum);
             begin_products();
-            add_rows<H, D>(d_value, p, COMING(2, turn, 1));
-            add_rows<H, D>(d_key, ds, COMING(2, turn, 0));
+            add_rows<H, D>(sum, a, COMING(2, turn, of_keys ? 0 : 1));
             end_products();
-            hold(d_value), hold(d_key);
+            hold(sum);
         }
         arrive();
     }
-    Turn back = {cos, sin, half, start};
-    put<H, D, R>(OWN(0), d_key, factor, factor);
-    give<H, D, R>(d_qkv + (3 * head + 1) * dim, joint, OWN(0), own, last, dim, &back);
-    put<H, D, R>(OWN(1), d_value, 1.0f, 1.0f);
-    give<H, D, R>(d_qkv + (3 * head + 2) * dim, joint, OWN(1), own, last, dim, nullptr);
+    float by = of_keys ? factor : 1.0f;
+    put<H, D, R>(OWN(of_keys ? 0 : 1), sum, by, by);
+    H *to = d_qkv + (3 * head + (of_keys ? 1 : 2)) * dim;
+    give<H, D, R>(to, joint, OWN(of_keys ? 0 : 1), own, last, dim, {cos, sin, of_keys ? half : 0, start});
 }
 
-// Rows of a block of queries, and of keys; a thread for half of one. Registers by groups are few enough for more blocks.
+// Rows of a block of queries, and of keys. Groups' units need few enough registers for two blocks of queries.
 #define QUERIES 128
 #define KEYS 64
 #ifdef BY_GROUPS
@@ -261,7 +265,7 @@ __device__ void keys_and_values(H *d_qkv, const float *deltas, const H *qkv, con
         const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim, int half) {              \
         queries<H, D, QUERIES>(d_qkv, deltas, qkv, out, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);     \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(2 * KEYS, BLOCKS + 1) void tile_keys_and_values_##H##_##D(                 \
+    extern "C" __global__ __launch_bounds__(4 * KEYS, 2) void tile_keys_and_values_##H##_##D(                          \
         H *d_qkv, const float *deltas, const H *qkv, const H *d_out, const float *log_sums, const uint4 *tiles,        \
         const float *cos, const float *sin, int rows, int heads, int dim, int half) {                                  \
         keys_and_values<H, D, KEYS>(d_qkv, deltas, qkv, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);     \
