@@ -37,7 +37,27 @@ macro_rules! file {
     };
 }
 
-const FILES: [File; 8] = [
+/// `narrow.cu` for a rank.
+macro_rules! narrow {
+    ($rank:literal $($gradient:literal)?) => {
+        File {
+            name: concat!("narrow.cu of rank ", $rank),
+            source: concat!(
+                "#define RANK ", $rank, "\n",
+                include_str!("kernels/common.cuh"),
+                include_str!("kernels/matrix.cuh"),
+                include_str!("kernels/narrow.cu")
+            ),
+            kernels: &[
+                concat!("narrow_shrink_{w}_{h}_", $rank),
+                concat!("narrow_expand_{w}_{h}_", $rank),
+                $($gradient),*
+            ],
+        }
+    };
+}
+
+const FILES: [File; 11] = [
     file!("rows.cu", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
         "cross_entropy_{t}_{v}"),
     file!(
@@ -50,10 +70,10 @@ const FILES: [File; 8] = [
         "tiles.cu" after "matrix.cuh" "tiles.cuh",
         "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
     ),
-    file!(
-        "narrow.cu" after "matrix.cuh",
-        "narrow_shrink_{w}_{h}_{r}" "narrow_expand_{w}_{h}_{r}" "narrow_gradient_{h}_{g}"
-    ),
+    narrow!(8 "narrow_gradient_{h}_8"),
+    narrow!(16 "narrow_gradient_{h}_16"),
+    narrow!(32),
+    narrow!(64),
     file!("quantized.cu", "nf4_{t}_{v}" "int8_{t}_{v}"),
     file!("quantize.cu", "flaws_{t}" "nf4_pack_{t}" "mean_scale" "nest" "int8_rows_{t}"),
 ];
@@ -63,16 +83,14 @@ const FP8_FILE: File =
     file!("fp8.cu", "to_fp8_{t}_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}" "turn_codes");
 
 /// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, packs of values that a thread
-/// keeps, and of narrow products ways, ranks and ranks of gradients.
-const CHOICES: [(&str, &[&str]); 8] = [
+/// keeps, and ways of narrow products.
+const CHOICES: [(&str, &[&str]); 6] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
     ("{v}", &["1", "8"]),
     ("{d}", &["64", "128"]),
     ("{p}", &["1", "2", "4", "8"]),
     ("{w}", &["along", "across"]),
-    ("{r}", &["8", "16", "32", "64"]),
-    ("{g}", &["8", "16"]),
 ];
 
 /// Threads of a block, where nothing speaks for another count.
