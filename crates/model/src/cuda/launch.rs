@@ -11,7 +11,7 @@ use cudarc::nvrtc::{Ptx, sys};
 use rayon::prelude::*;
 
 use super::array::{Array, Element};
-use super::heads::{TILE_OF_QUERIES, tiles_room};
+use super::heads::most_room;
 use super::{Cuda, card};
 use crate::error::{Error, Result};
 
@@ -133,12 +133,11 @@ impl From<f32> for Arg {
 
 /// Compiles all kernels for a card.
 pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, CudaFunction>> {
-    let said = |error: DriverError| Error::device("cuda", format!("{error:?}"));
-    let (major, minor) = context.compute_capability().map_err(said)?;
+    let (major, minor) = capability(context)?;
     let with_fp8 = card::has_fp8(context)?.then_some(FP8_FILE);
     let files: Vec<File> = FILES.into_iter().chain(with_fp8).collect();
-    // Units that multiply by groups of warps are a generation's own.
-    let own = if (major, minor) == (9, 0) { "a" } else { "" };
+    // What is a generation's own has this letter.
+    let own = if by_groups(context)? { "a" } else { "" };
     let images = images(&files, &format!("sm_{major}{minor}{own}"))?;
     let mut functions = HashMap::new();
     for (file, image) in files.iter().zip(images) {
@@ -150,7 +149,7 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
                 let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // As much of the cache as shared memory as there can be, so that several blocks fit.
                 let share = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-                let bytes = tiles_room(2 * TILE_OF_QUERIES, 128) as i32;
+                let bytes = most_room(by_groups(context)?) as i32;
                 for (attribute, value) in [(most, bytes), (share, 100)] {
                     function.set_attribute(attribute, value).map_err(failed)?;
                 }
@@ -159,6 +158,16 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
         }
     }
     Ok(functions)
+}
+
+/// Whether the card's units multiply by groups of warps: those of Hopper do.
+pub(super) fn by_groups(context: &CudaContext) -> Result<bool> {
+    Ok(capability(context)? == (9, 0))
+}
+
+fn capability(context: &CudaContext) -> Result<(i32, i32)> {
+    let said = |error: DriverError| Error::device("cuda", format!("{error:?}"));
+    context.compute_capability().map_err(said)
 }
 
 /// The files as a kind of card runs them, each compiled once in a process.

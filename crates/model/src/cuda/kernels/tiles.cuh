@@ -43,9 +43,12 @@ __device__ __forceinline__ void copy4(u32 to, const void *from, bool real) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(real ? 4 : 0) : "memory");
 }
 
-// Waits for all copies of all threads.
-__device__ __forceinline__ void arrive() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+// Ends a group of copies.
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for all groups of copies of all threads but the last `LATER`.
+template <int LATER> __device__ __forceinline__ void arrive() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
 #ifdef BY_GROUPS
     // The groups' units read what was copied past the threads' own view of memory.
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
