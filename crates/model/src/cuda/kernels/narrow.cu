@@ -105,7 +105,14 @@ __device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__r
 template <typename H, int R, bool ACROSS>
 __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns, float scale) {
     constexpr int DEPTHS = (R + 15) / 16;
+    __shared__ u64 streams[64];
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
+    bool masking = ACROSS && mask.places;
+    if (masking) {
+        int row = blockIdx.y * 64 + threadIdx.x;
+        if (threadIdx.x < 64 && row < rows) streams[threadIdx.x] = derive(mask.key, mask.places[row]);
+        __syncthreads();
+    }
     if (column >= columns) return;
     u32 b[DEPTHS][4][2] = {0};
 #pragma unroll
@@ -121,7 +128,7 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
             for (int j = 0; j < 4; j++) b[q / 2][j][q % 2] = read_pair(from + 2 * j * R, column + g / 2 * 8 < columns);
         }
     }
-    bool inside = column + t * 8 < columns, masking = ACROSS && mask.places;
+    bool inside = column + t * 8 < columns;
     column += t * 8;
     uint4 before[4][2];
 #pragma unroll
@@ -149,7 +156,7 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
         for (int h = 0; h < 2; h++) {
             int of = row + 8 * h;
             if (of >= rows || !inside) continue;
-            u64 stream = masking ? derive(mask.key, mask.places[of]) : 0;
+            u64 stream = masking ? streams[i * 16 + g + 8 * h] : 0;
             float v[8];
             Pack<H, 8> pack = *reinterpret_cast<Pack<H, 8> *>(&before[i][h]);
 #pragma unroll
@@ -164,28 +171,31 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
     }
 }
 
-// out += scale * xᵀ s, (rows, columns) by (rows, rank), f32; it lies by two strides. A block has 64 columns and R of the rank, its 32
-// warps take turns along the rows.
-template <typename H, int R>
+// out += scale * xᵀ s, (rows, columns) by (rows, rank), f32; it lies by two strides. A lane reads C columns of a row, a block has 8 C
+// of them and R of the rank, its 32 warps take turns along the rows.
+template <typename H, int R, int C>
 __device__ void gradient(float *out, const H *__restrict__ x, const H *__restrict__ s, int rows, int columns, int rank,
                          int column_stride, int rank_stride, float scale) {
     // The padding spreads a warp's sums over the banks.
-    __shared__ float parts[8][64][R + 1];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, column = blockIdx.x * 64 + g * 8;
+    __shared__ float parts[8][8 * C][R + 1];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    int column = (blockIdx.x * 8 + g) * C;
     bool inside = column < columns;
     s += blockIdx.y * R;
-    float c[4][R / 8][4] = {0};
+    float c[C / 2][R / 8][4] = {0};
     constexpr int TOGETHER = R == 8 ? 2 : 1;
     for (int first = warp * 16; first < rows; first += TOGETHER * 32 * 16) {
-        u32 v[TOGETHER][4][4], pairs[TOGETHER][R / 4];
+        u32 v[TOGETHER][4][C / 2], pairs[TOGETHER][R / 4];
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {
             int row = first + n * 32 * 16;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int of = row + 4 * t + i;
-                uint4 read = read16(x + (u64)of * columns + column, inside && of < rows);
-                v[n][i][0] = read.x, v[n][i][1] = read.y, v[n][i][2] = read.z, v[n][i][3] = read.w;
+                Pack<u32, C / 2> read = {};
+                if (inside && of < rows) read = *reinterpret_cast<const Pack<u32, C / 2> *>(x + (u64)of * columns + column);
+#pragma unroll
+                for (int j = 0; j < C / 2; j++) v[n][i][j] = read.at[j];
             }
 #pragma unroll
             for (int i = 0; i < R / 4; i++) {
@@ -199,7 +209,7 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
 #pragma unroll
             for (int i = 0; i < R / 4; i++) b[i] = transposed(pairs[n][i]);
 #pragma unroll
-            for (int m = 0; m < 4; m++) {
+            for (int m = 0; m < C / 2; m++) {
                 // Two columns, of two rows each.
                 u32 a[4];
 #pragma unroll
@@ -213,16 +223,16 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
     for (int turn = 0; turn < 4; turn++) {
         if (warp / 8 == turn) {
 #pragma unroll
-            for (int i = 0; i < 2 * R; i++) {
+            for (int i = 0; i < C * R / 4; i++) {
                 int m = i / (R / 2), q = i / 4 % (R / 8);
-                float &part = parts[warp % 8][g * 8 + 2 * m + i / 2 % 2][q * 8 + 2 * t + i % 2];
+                float &part = parts[warp % 8][g * C + 2 * m + i / 2 % 2][q * 8 + 2 * t + i % 2];
                 part = turn ? part + c[m][q][i % 4] : c[m][q][i % 4];
             }
         }
         __syncthreads();
     }
-    for (int i = threadIdx.x; i < 64 * R; i += blockDim.x) {
-        int of = blockIdx.x * 64 + i / R;
+    for (int i = threadIdx.x; i < 8 * C * R; i += blockDim.x) {
+        int of = blockIdx.x * 8 * C + i / R;
         if (of >= columns) break;
         float sum = 0;
         for (int from = 0; from < 8; from++) sum += parts[from][i / R][i % R];
@@ -242,16 +252,16 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
         expand<H, R, ACROSS>(y, s, w, {places, key, threshold, kept}, rows, columns, scale);                           \
     }
 #if RANK <= 16
-#define GRADIENTS(H, R)                                                                                                \
-    extern "C" __global__ __launch_bounds__(1024) void narrow_gradient_##H##_##R(                                      \
+#define GRADIENTS(H, R, C)                                                                                             \
+    extern "C" __global__ __launch_bounds__(1024) void narrow_gradient_##H##_##C##_##R(                                \
         float *out, const H *x, const H *s, int rows, int columns, int rank, int column_stride, int rank_stride,       \
         float scale) {                                                                                                 \
-        gradient<H, R>(out, x, s, rows, columns, rank, column_stride, rank_stride, scale);                             \
+        gradient<H, R, C>(out, x, s, rows, columns, rank, column_stride, rank_stride, scale);                          \
     }
 #else
-#define GRADIENTS(H, R)
+#define GRADIENTS(H, R, C)
 #endif
 
-#define KERNELS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across) GRADIENTS(H, R)
+#define KERNELS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across) GRADIENTS(H, R, 4) GRADIENTS(H, R, 8)
 KERNELS(bf16, RANK)
 KERNELS(f16, RANK)
