@@ -112,6 +112,19 @@ impl Cuda {
         self.launch_rows(&kernel, rows, args)
     }
 
+    /// The same for a kernel of which a block of so many threads has a row.
+    fn by_blocks(
+        &self,
+        stem: &str,
+        arrays: &[&Array],
+        (rows, threads): (usize, usize),
+        args: &[launch::Arg],
+    ) -> Result<()> {
+        let eights = arrays.iter().all(|array| array.by_eights());
+        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
+        self.launch(&kernel, (rows, 1), threads, args)
+    }
+
     /// The same for a kernel of values.
     fn by_values(
         &self,
@@ -123,6 +136,20 @@ impl Cuda {
         let eights = arrays.iter().all(|array| array.by_eights());
         let kernel = self.kernel(stem, arrays[0].element, Some(eights));
         self.launch_values(&kernel, if eights { count / 8 } else { count }, args)
+    }
+
+    /// The same for a kernel whose threads have twice that each.
+    fn by_pairs(
+        &self,
+        stem: &str,
+        arrays: &[&Array],
+        count: usize,
+        args: &[launch::Arg],
+    ) -> Result<()> {
+        let eights = arrays.iter().all(|array| array.by_eights());
+        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
+        let threads = if eights { count / 8 } else { count };
+        self.launch_values(&kernel, threads.div_ceil(2), args)
     }
 
     /// `out = scale × x wᵀ (+ bias) (+ plus)`

@@ -19,7 +19,9 @@ pub(super) struct Block<O: Ops> {
     down: Linear<O>,
 }
 
-/// What a layer's backward needs.
+/// What a layer's backward needs: for each token on a card 10 h values where the intermediate width is 4 h (x and mid h each, queries,
+/// keys and values 3 h, attention's output h, the activation's input 4 h), a number in f32 for each head, and for each adapted
+/// product its input and as many values as its rank.
 pub(super) struct LayerTape<A> {
     /// The layer's input: (rows, hidden).
     x: A,
