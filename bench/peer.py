@@ -66,6 +66,8 @@ def batches(records, mode):
         parts = (sorted(records[at:at + span], key=len, reverse=True) for at in range(0, len(records), span))
         groups = [part[at:at + mode.micro] for part in parts for at in range(0, len(part), mode.micro)]
         random.Random(42).shuffle(groups)
+    # A last one that is not full would have everything compiled once more.
+    groups = [group for group in groups if len(group) == mode.micro]
     while True:
         for group in groups:
             width = -(-max(map(len, group)) // MULTIPLE) * MULTIPLE

@@ -16,6 +16,7 @@ PHASES = {
     "optimizer": ("adamw", "squares", "scale_flat"),
     "elementwise": ("",),
 }
+FORMS = ["bf16", "fp16", "fp8", "nf4", "int8"]
 INTRODUCTION = """\
 # Training on a card
 
@@ -152,9 +153,16 @@ def phases(step: dict) -> dict[str, float]:
 
 
 def steps(results: Results) -> str:
-    found = [(form, line["figures"]["step"]) for form in ("bf16", "fp16", "fp8", "nf4", "int8") if (line := results.newest(form))]
+    found = [(form, line["figures"]["step"]) for form in FORMS if (line := results.newest(form))]
     rows = [[form, f"{step['tokens']:,}", f"{step['ms']:.1f}", *(f"{took:.1f}" for took in phases(step).values())] for form, step in found]
     return table(["form", "tokens", "step", *PHASES, "idle"], rows)
+
+
+def memory(results: Results) -> str:
+    found = [(form, line["figures"]) for form in FORMS if (line := results.newest(form, lambda figures: "plan_gib" in figures))]
+    rows = [[form, f"{figures['plan_gib']:.2f}", f"{figures['peak_gib']:.2f}", f"{figures['plan_gib'] / figures['peak_gib'] - 1:+.1%}"]
+            for form, figures in found]
+    return table(["form", "planned", "measured", "planned over measured"], rows)
 
 
 def write(path: pathlib.Path, lines: list[dict]) -> None:
@@ -168,4 +176,6 @@ def write(path: pathlib.Path, lines: list[dict]) -> None:
         + "\n" + table(["what", "peer", "ratio or value", "bar", "ours", "peer's figure"], rows(results))
         + "\n## A step, in ms\n\nOne step of median length. Each launch by itself, as the profiler times it; idle is what the step takes beyond"
         + " their sum. Narrow products are those of rank 8.\n\n" + steps(results)
+        + "\n## Memory, in GiB\n\nThe peak of what is lent from the card over the epoch's longest steps, and what the plan at submission says of it.\n\n"
+        + memory(results)
         + "\n" + BY_HAND + by_hand)

@@ -17,6 +17,7 @@ use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
+use crate::lora::Target;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::{self, Coefficients};
 use crate::weight::Weight;
@@ -73,7 +74,7 @@ impl Ops for Cpu {
         }
     }
 
-    fn freeze(&self, weight: &Held) -> Result<Weight> {
+    fn freeze(&self, weight: &Held, _: Target) -> Result<Weight> {
         Ok(weight.weight()?.clone())
     }
 

@@ -19,7 +19,8 @@ mod operations;
 mod products;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
@@ -42,6 +43,7 @@ pub(crate) struct Cuda {
     measured: Mutex<Option<Vec<measure::Measured>>>,
     /// None once the base is there.
     loading: Mutex<Option<Loading>>,
+    load_times: OnceLock<[Duration; 2]>,
     /// None if nobody wants the products once more.
     kept: Mutex<Option<Vec<measure::Kept>>>,
 }
@@ -79,8 +81,11 @@ impl Cuda {
             element,
             measured: Mutex::new(None),
             loading: Mutex::new(None),
+            load_times: OnceLock::new(),
             kept: Mutex::new(None),
         };
+        // Memory that the driver has once given stays with the process.
+        drop(cuda.room::<u8>(base.device_bytes(element.bytes() as u64) as usize)?);
         cuda.start_loading(pinned, base.tensors())?;
         Ok(cuda)
     }

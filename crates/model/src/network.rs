@@ -66,17 +66,18 @@ impl<O: Ops> Network<O> {
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| Block::new(&ops, base, layer))
             .collect::<Result<_>>()?;
+        let embedding = base.array(&ops, "gpt_neox.embed_in.weight")?;
         let head = if config.tie_word_embeddings {
-            "gpt_neox.embed_in.weight"
+            embedding.clone()
         } else {
-            "embed_out.weight"
+            base.array(&ops, "embed_out.weight")?
         };
         let network = Self {
-            embedding: base.array(&ops, "gpt_neox.embed_in.weight")?,
+            embedding,
             blocks,
             heads: heads(&ops, &config)?,
             final_norm: Norm::new(&ops, base, "gpt_neox.final_layer_norm")?,
-            head: base.array(&ops, head)?,
+            head,
             at_once,
             config,
             ops,

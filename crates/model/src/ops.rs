@@ -6,6 +6,7 @@ use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
+use crate::lora::Target;
 use crate::optim::Coefficients;
 
 /// Rows of one sequence in a pass.
@@ -90,7 +91,7 @@ pub(crate) trait Ops: Send + Sync {
     /// A base's tensor in full on the device, shared where it already is there; a vector becomes one row.
     fn adopt(&self, tensor: &Held) -> Result<Self::Array>;
     /// A base's linear weight in its form on the device, shared where it already is there.
-    fn freeze(&self, weight: &Held) -> Result<Self::Weight>;
+    fn freeze(&self, weight: &Held, target: Target) -> Result<Self::Weight>;
     /// After the last tensor of a base: waits for all of them.
     ///
     /// # Errors
@@ -134,6 +135,28 @@ pub(crate) trait Ops: Send + Sync {
     ) -> Result<Self::Array>;
     /// [`Ops::product`] by a frozen matrix, always dequantized: the gradient of [`Ops::frozen_linear`]'s input.
     fn frozen_product(&self, dy: &Self::Array, w: &Self::Weight) -> Result<Self::Array>;
+    /// [`Ops::frozen_linear`] of the activation of `x`, and what its derivative is made from.
+    fn activated_linear(
+        &self,
+        x: Self::Array,
+        kind: Activation,
+        (w, bias): (&Self::Weight, Option<&Self::Array>),
+        plus: Option<&Self::Array>,
+    ) -> Result<(Self::Array, Self::Array)> {
+        let (activated, kept) = self.activate_keeping(x, kind)?;
+        Ok((self.frozen_linear(&activated, w, bias, plus)?, kept))
+    }
+    /// [`Ops::frozen_product`] of `dy`, which may change, times the activation's derivative.
+    fn sloped_product(
+        &self,
+        dy: &Self::Array,
+        kept: &Self::Array,
+        kind: Activation,
+        w: &Self::Weight,
+    ) -> Result<Self::Array> {
+        self.activate_backward(dy, kept, kind)?;
+        self.frozen_product(dy, w)
+    }
     /// The masked input x̃, which is `x` itself without a mask, and `x̃ aᵀ`: (m, k) (n, k).
     fn shrink(
         &self,

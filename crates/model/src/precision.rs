@@ -21,7 +21,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// All, built or not.
+    /// All.
     pub const ALL: [Self; 6] = [
         Self::F32,
         Self::Bf16,
@@ -30,9 +30,6 @@ impl Precision {
         Self::Nf4,
         Self::Fp8,
     ];
-
-    /// Those that this build can hold a base in.
-    pub const BUILT: [Self; 6] = Self::ALL;
 
     /// Its name in recipes, manifests and commands.
     #[must_use]
@@ -85,11 +82,5 @@ impl Precision {
         let through = if self == Self::Bf16 { "bf16" } else { "fp16" };
         let reason = format!("has a value beyond {through}, as {} needs it", self.name());
         Error::format(format!("tensor {tensor}"), reason)
-    }
-
-    /// Whether this build can hold a base so.
-    #[must_use]
-    pub fn is_built(self) -> bool {
-        Self::BUILT.contains(&self)
     }
 }

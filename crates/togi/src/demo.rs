@@ -42,6 +42,8 @@ use crate::{
 /// Name of the data set and of the alias.
 const NAME: &str = "demo";
 const POLICY: &str = "retrain-demo";
+/// Share of the records that the policy's gate measures on; none of the new facts is among them.
+const VALIDATION_SHARE: f64 = 0.05;
 /// How long what follows by itself may take to begin.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
@@ -155,6 +157,7 @@ impl Stage<'_> {
             }),
             settings: Some(PrepareSettings {
                 learn: "answer".into(),
+                validation_share: Some(VALIDATION_SHARE),
                 ..PrepareSettings::default()
             }),
             ..PrepareRequest::default()
@@ -266,6 +269,7 @@ impl Stage<'_> {
             base: embedded::BASE.into(),
             recipe: Some(demo_recipe()?),
             alias: NAME.into(),
+            ..Policy::default()
         };
         let request = ApplyPolicyRequest {
             policy: Some(policy),
@@ -276,7 +280,7 @@ impl Stage<'_> {
             .await?
             .apply_policy(request)
             .await?;
-        let said = "policy applied: when the data set has a new revision, train and promote";
+        let said = "policy applied: when the data set has a new revision, train, and promote what is not worse";
         self.session.output.say(said);
         Ok(())
     }

@@ -14,9 +14,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use togi_model::batch::passes;
+use togi_model::device::tokens_at_once;
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{
     Base, Batch, Dropout, Engine, Lora, LoraConfig, Precision, Processor, Target, Training, World,
+    memory,
 };
 
 /// Steps before the first that counts.
@@ -145,12 +148,7 @@ fn main() {
         "the base is there after {:.1} s",
         began.elapsed().as_secs_f64()
     );
-    let settings = LoraConfig {
-        rank: 8,
-        alpha: 32.0,
-        dropout: 0.1,
-        targets: vec![Target::QueryKeyValue],
-    };
+    let settings = settings();
     let lora = Lora::init(engine.config(), &settings, 1).expect("an adapter");
     let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
     let mut training = Training::new(&engine, &lora, &optimizer, World::ALONE).expect("a training");
@@ -172,12 +170,15 @@ fn main() {
         .collect();
     let seconds = began.elapsed().as_secs_f64();
     let memory = engine.device_memory();
+    let tokens = largest_pass(&windows, tokens_at_once(device, precision));
+    let plan = memory::plan(engine.config(), &settings, tokens, precision, device);
     let mut said = told(&taken, seconds);
     said["mode"] = precision.name().into();
     said["is_epoch"] = (taken.len() == windows.len()).into();
     if let Some((used, total)) = memory {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         said["peak_gib"] = gib(used).into();
+        said["plan_gib"] = gib(plan.total()).into();
         said["card_gib"] = gib(total).into();
     }
     said["step"] = closely(
@@ -209,6 +210,29 @@ fn told(taken: &[Taken], seconds: f64) -> Value {
         "ms_per_1000_tokens": {"median": median, "slowest_tenth_from": border, "slowest_tenth_mean": slowest},
         "loss": {"first": losses.first(), "last": losses.last()},
     })
+}
+
+/// What is trained: the numbers of the original and of its peers.
+fn settings() -> LoraConfig {
+    LoraConfig {
+        rank: 8,
+        alpha: 32.0,
+        dropout: 0.1,
+        targets: vec![Target::QueryKeyValue],
+    }
+}
+
+/// The tokens of the largest pass of all windows.
+fn largest_pass(windows: &[Vec<Batch>], at_once: usize) -> usize {
+    let tokens = windows.iter().flatten().flat_map(|batch| {
+        let records = batch.starts.windows(2);
+        let lengths: Vec<usize> = records.map(|pair| (pair[1] - pair[0]) as usize).collect();
+        let parts = passes(&lengths, at_once).into_iter();
+        parts
+            .map(|records| lengths[records].iter().sum())
+            .collect::<Vec<usize>>()
+    });
+    tokens.max().unwrap_or(0)
 }
 
 /// The windows from the shortest to the longest.

@@ -62,17 +62,13 @@ impl Folder {
 
 /// Whether a folder can be held so; `quantized` is what it is quantized as.
 fn check(precision: Precision, quantized: Option<Precision>) -> Result<()> {
-    let reason = match quantized {
-        _ if !precision.is_built() => {
-            let built = Precision::BUILT.map(Precision::name).join(", ");
-            format!("is not built yet; built are {built}")
-        }
+    match quantized {
         Some(other) if other != precision => {
-            format!("the folder is quantized as {} already", other.name())
+            let reason = format!("the folder is quantized as {} already", other.name());
+            Err(Error::Precision { precision, reason })
         }
-        _ => return Ok(()),
-    };
-    Err(Error::Precision { precision, reason })
+        _ => Ok(()),
+    }
 }
 
 /// The names of the weights that a precision is about.

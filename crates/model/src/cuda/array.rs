@@ -9,6 +9,9 @@ use super::Cuda;
 use crate::error::{Error, Result};
 use crate::float::Float;
 
+/// What products of 8-bit values count rows by.
+pub(super) const ROWS: usize = 16;
+
 /// The type of a matrix's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Element {
@@ -102,6 +105,12 @@ impl Array {
         self.rows * self.columns
     }
 
+    /// Whether there is room for so many rows, whatever is in them.
+    pub(super) fn has_room(&self, rows: usize) -> bool {
+        let end = self.offset + rows * self.columns * self.element.bytes();
+        end <= self.buffer.len()
+    }
+
     /// The matrix's values from the `first`-th, under another shape.
     pub(super) fn part(&self, first: usize, rows: usize, columns: usize) -> Self {
         Self {
@@ -155,8 +164,14 @@ impl Cuda {
         self.empty_of(self.element, rows, columns)
     }
 
+    /// Of many rows, there is room for a multiple of [`ROWS`].
     pub(super) fn empty_of(&self, element: Element, rows: usize, columns: usize) -> Result<Array> {
-        let buffer = self.room(rows * columns * element.bytes())?;
+        let room = if rows < ROWS {
+            rows
+        } else {
+            rows.next_multiple_of(ROWS)
+        };
+        let buffer = self.room(room * columns * element.bytes())?;
         Ok(Array::of(buffer, element, rows, columns))
     }
 

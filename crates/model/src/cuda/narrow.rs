@@ -10,9 +10,9 @@ use crate::dropout::Mask;
 use crate::error::Result;
 
 /// Ranks that the kernels were compiled for.
-pub(super) const RANKS: [usize; 4] = [8, 16, 32, 64];
-/// Of these, what a block sums a gradient for.
-pub(super) const GRADIENT_RANKS: [usize; 2] = [8, 16];
+const RANKS: [usize; 4] = [8, 16, 32, 64];
+/// The most that a block sums a gradient for.
+const GRADIENT_RANK: usize = 16;
 
 /// How the narrow factor lies.
 #[derive(Clone, Copy)]
@@ -148,7 +148,7 @@ impl Cuda {
             strides[1].into(),
             scale.into(),
         ];
-        let at_once = rank.min(GRADIENT_RANKS[1]);
+        let at_once = rank.min(GRADIENT_RANK);
         let kernel = format!("narrow_gradient_{}_{at_once}", wide.element.name());
         let grid = (wide.columns.div_ceil(64), rank / at_once);
         self.launch(&kernel, grid, 1024, &args)

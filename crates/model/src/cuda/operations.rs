@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::array::{Array, Element};
+use super::fp8::Added;
 use super::frozen::Frozen;
 use super::heads::{Cache, Layout};
 use super::{Cuda, Flat, Sum};
@@ -11,6 +12,7 @@ use crate::config::Activation;
 use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
+use crate::lora::Target;
 use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
 use crate::weight::Rounding;
@@ -41,8 +43,8 @@ impl Ops for Cuda {
         self.adopt_held(tensor)
     }
 
-    fn freeze(&self, weight: &Held) -> Result<Frozen> {
-        self.freeze_held(weight)
+    fn freeze(&self, weight: &Held, target: Target) -> Result<Frozen> {
+        self.freeze_held(weight, target)
     }
 
     fn loaded(&self) -> Result<()> {
@@ -119,11 +121,7 @@ impl Ops for Cuda {
         plus: Option<&Array>,
     ) -> Result<Array> {
         if let Frozen::Fp8(w) = w {
-            let out = self.fp8_linear(x, w, bias)?;
-            if let Some(plus) = plus {
-                self.add(&out, plus)?;
-            }
-            return Ok(out);
+            return self.fp8_linear(x, w, Added { bias, plus });
         }
         let w = self.dequantized(w, Rounding::None)?;
         let out = self.empty(x.rows, w.rows)?;
@@ -136,6 +134,38 @@ impl Ops for Cuda {
             Frozen::Fp8(w) => self.fp8_product(dy, w),
             w => self.product(dy, &self.dequantized(w, Rounding::AsQuantized)?),
         }
+    }
+
+    fn activated_linear(
+        &self,
+        x: Array,
+        kind: Activation,
+        (w, bias): (&Frozen, Option<&Array>),
+        plus: Option<&Array>,
+    ) -> Result<(Array, Array)> {
+        if let Frozen::Fp8(w) = w
+            && let Some(out) = self.fp8_activated((&x, kind), w, Added { bias, plus })?
+        {
+            return Ok((out, x));
+        }
+        let (activated, kept) = self.activate_keeping(x, kind)?;
+        Ok((self.frozen_linear(&activated, w, bias, plus)?, kept))
+    }
+
+    fn sloped_product(
+        &self,
+        dy: &Array,
+        kept: &Array,
+        kind: Activation,
+        w: &Frozen,
+    ) -> Result<Array> {
+        if let Frozen::Fp8(w) = w
+            && let Some(out) = self.fp8_sloped(dy, (kept, kind), w)?
+        {
+            return Ok(out);
+        }
+        self.activate_backward(dy, kept, kind)?;
+        self.frozen_product(dy, w)
     }
 
     fn shrink(
@@ -374,14 +404,14 @@ impl Ops for Cuda {
 
 impl Cuda {
     /// `y += x`
-    fn add(&self, y: &Array, x: &Array) -> Result<()> {
+    pub(super) fn add(&self, y: &Array, x: &Array) -> Result<()> {
         let args = [y.into(), x.into(), x.len().into()];
         self.by_values("add", &[y, x], x.len(), &args)
     }
 }
 
 /// The activation's number in the kernels.
-fn number(kind: Activation) -> usize {
+pub(super) fn number(kind: Activation) -> usize {
     match kind {
         Activation::Gelu => 0,
         Activation::GeluTanh => 1,

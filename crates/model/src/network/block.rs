@@ -19,7 +19,9 @@ pub(super) struct Block<O: Ops> {
     down: Linear<O>,
 }
 
-/// What a layer's backward needs.
+/// What a layer's backward needs: for each token on a card 10 h values where the intermediate width is 4 h (x and mid h each, queries,
+/// keys and values 3 h, attention's output h, the activation's input 4 h), a number in f32 for each head, and for each adapted
+/// product its input and as many values as its rank.
 pub(super) struct LayerTape<A> {
     /// The layer's input: (rows, hidden).
     x: A,
@@ -49,7 +51,7 @@ impl<O: Ops> Block<O> {
             };
             Ok(Linear {
                 target,
-                weight: ops.freeze(base.held(&format!("{name}.weight"))?)?,
+                weight: ops.freeze(base.held(&format!("{name}.weight"))?, target)?,
                 bias,
             })
         };
@@ -95,14 +97,16 @@ impl<O: Ops> Block<O> {
         };
         let normed = ops.layer_norm(&mid, &self.mlp_norm)?;
         let (inner, kept_up) = self.up.forward(ops, layer, &normed, None, pass)?;
-        let (inner, kept) = if decoding {
+        let ((y, kept_down), kept) = if decoding {
             ops.activate(&inner, config.hidden_act)?;
-            (inner, None)
+            let product = self.down.forward(ops, layer, &inner, Some(&sum), pass)?;
+            (product, None)
         } else {
-            let (inner, kept) = ops.activate_keeping(inner, config.hidden_act)?;
-            (inner, Some(kept))
+            let inner = (inner, config.hidden_act);
+            let down = &self.down;
+            let (product, kept) = down.forward_activated(ops, layer, inner, Some(&sum), pass)?;
+            (product, Some(kept))
         };
-        let (y, kept_down) = self.down.forward(ops, layer, &inner, Some(&sum), pass)?;
         let tape = attended.zip(kept).map(|(attended, kept)| LayerTape {
             x,
             mid,
@@ -137,9 +141,10 @@ impl<O: Ops> Block<O> {
         let need = Need::input_if(into_mlp);
         let mut d_mlp = None;
         if let Some(d_inner) = self.down.backward(way, &dy, tape.down.as_ref(), need)? {
-            ops.activate_backward(&d_inner, &tape.kept, network.config.hidden_act)?;
-            let need = Need::input_if(through_mlp);
-            d_mlp = self.up.backward(way, &d_inner, tape.up.as_ref(), need)?;
+            let (kept, need) = (&tape.kept, Need::input_if(through_mlp));
+            let kept = (kept, network.config.hidden_act);
+            let saved = tape.up.as_ref();
+            d_mlp = self.up.backward_sloped(way, &d_inner, kept, saved, need)?;
         }
         if !attention_has_factors {
             return Ok(None);

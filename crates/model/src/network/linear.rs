@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::config::Config;
+use crate::config::{Activation, Config};
 use crate::error::Result;
 use crate::lora::{Module, Target};
 use crate::network::Pass;
@@ -149,6 +149,48 @@ impl<O: Ops> Linear<O> {
             saved = Some(Saved { input, shrunk });
         }
         Ok((y, saved))
+    }
+
+    /// [`Linear::forward`] of the activation of `x`, and what the activation's derivative is made from. Only where an adapter
+    /// needs it, the activation itself has to be formed.
+    pub(super) fn forward_activated(
+        &self,
+        ops: &O,
+        layer: usize,
+        (x, kind): (O::Array, Activation),
+        plus: Option<&O::Array>,
+        pass: &Pass<'_, O>,
+    ) -> Result<(Product<O::Array>, O::Array)> {
+        let mut factors = pass.groups.iter().map(|group| group.factors);
+        if factors.any(|factors| factors.get(layer, self.target).is_some()) {
+            let (x, kept) = ops.activate_keeping(x, kind)?;
+            return Ok((self.forward(ops, layer, &x, plus, pass)?, kept));
+        }
+        let weight = (&self.weight, self.bias.as_ref());
+        let (y, kept) = ops.activated_linear(x, kind, weight, plus)?;
+        Ok(((y, None), kept))
+    }
+
+    /// [`Linear::backward`] of `dy`, which is changed, times the activation's derivative.
+    pub(super) fn backward_sloped(
+        &self,
+        way: &mut Way<'_, '_, O>,
+        dy: &O::Array,
+        (kept, kind): (&O::Array, Activation),
+        saved: Option<&Saved<O::Array>>,
+        need: Need,
+    ) -> Result<Option<O::Array>> {
+        if saved.is_none() {
+            return match need {
+                Need::Input => way
+                    .ops
+                    .sloped_product(dy, kept, kind, &self.weight)
+                    .map(Some),
+                Need::Factors => Ok(None),
+            };
+        }
+        way.ops.activate_backward(dy, kept, kind)?;
+        self.backward(way, dy, saved, need)
     }
 
     /// With g = s dy: `dB += gᵀ A x̃`, `dA += (g B)ᵀ x̃`, and if it is needed `dx = dy W + mask ∘ (g B A)`; x̃ is the masked

@@ -123,6 +123,12 @@ fn least_cosine(form: Precision, bound: f64) {
     let (least, name) = &cosines[0];
     let median = cosines[cosines.len() / 2].0;
     let form = form.name();
+    for target in Target::ALL {
+        let of = cosines
+            .iter()
+            .find(|(_, name)| name.contains(&format!(".{}.", target.path())));
+        eprintln!("{form}: {}: {of:?}", target.name());
+    }
     eprintln!(
         "{form}: least cosine {least:.6} ({name}), median {median:.6}, of {}",
         cosines.len()

@@ -156,7 +156,7 @@ fn a_folder_is_held_only_as_what_it_is() {
     for precision in QUANTIZED {
         let (from, into) = folders(precision);
         let dir = into.path().join("base");
-        for other in Precision::BUILT.into_iter().filter(|&p| p != precision) {
+        for other in Precision::ALL.into_iter().filter(|&p| p != precision) {
             let error = Base::load_as(&dir, other).err().unwrap();
             let text = error.to_string();
             assert!(matches!(error, Error::Precision { precision, .. } if precision == other));

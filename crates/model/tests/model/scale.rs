@@ -2,7 +2,9 @@
 
 use togi_model::{Base, Config, Engine, Lora, LoraConfig, Target, adapter, base};
 
-use crate::support;
+use crate::support::{self, On, on_each_device};
+
+on_each_device!(an_adapter_that_adds_nothing_changes_no_bit_whatever_its_alpha);
 
 /// The same factors under another alpha.
 fn with_alpha(config: &Config, alpha: f64) -> Lora {
@@ -58,10 +60,9 @@ fn twice_the_alpha_is_twice_the_update_of_adapted_weights_alone() {
     }
 }
 
-#[test]
-fn an_adapter_that_adds_nothing_changes_no_bit_whatever_its_alpha() {
+fn an_adapter_that_adds_nothing_changes_no_bit_whatever_its_alpha(on: &On) {
     let config = support::config();
-    let engine = support::engine(&config);
+    let engine = on.engine(&config);
     let settings = LoraConfig {
         alpha: 1e6,
         ..support::lora_config(&Target::ALL)

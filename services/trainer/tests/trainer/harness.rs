@@ -217,7 +217,29 @@ impl Process {
 
     /// Prepares `records` records as the next revision of a data set and returns its digest.
     pub(crate) async fn prepare(&self, name: &str, records: usize) -> String {
-        self.prepare_with(name, &lines(records), BASE, 48).await
+        self.prepare_with(name, &lines(records), BASE, settings(48))
+            .await
+    }
+
+    /// The same with a fifth of the records held out, for a gate.
+    pub(crate) async fn prepare_held_out(&self, name: &str, records: usize) -> String {
+        self.prepare_split(name, &lines(records)).await
+    }
+
+    pub(crate) async fn prepare_split(&self, name: &str, lines: &str) -> String {
+        let settings = PrepareSettings {
+            validation_share: Some(0.2),
+            ..settings(48)
+        };
+        self.prepare_with(name, lines, BASE, settings).await
+    }
+
+    /// Brings a file to the store.
+    pub(crate) async fn upload(&self, text: &str) -> String {
+        let mut client = DataPrepServiceClient::new(self.channel());
+        let chunk = text.as_bytes().to_vec();
+        let upload = client.upload(stream::iter([UploadRequest { chunk }]));
+        upload.await.unwrap().into_inner().upload
     }
 
     pub(crate) async fn prepare_with(
@@ -225,16 +247,10 @@ impl Process {
         name: &str,
         lines: &str,
         base: &str,
-        max_length: u32,
+        settings: PrepareSettings,
     ) -> String {
         let mut client = DataPrepServiceClient::new(self.channel());
-        let chunk = lines.as_bytes().to_vec();
-        let upload = client
-            .upload(stream::iter([UploadRequest { chunk }]))
-            .await
-            .unwrap()
-            .into_inner()
-            .upload;
+        let upload = self.upload(lines).await;
         let asked = PrepareRequest {
             name: name.to_owned(),
             records: Some(RecordSource {
@@ -244,10 +260,7 @@ impl Process {
             tokenizer: Some(TokenizerSource {
                 source: Some(tokenizer_source::Source::Base(base.to_owned())),
             }),
-            settings: Some(PrepareSettings {
-                max_length: Some(max_length),
-                ..Default::default()
-            }),
+            settings: Some(settings),
             ..Default::default()
         };
         let job = client
@@ -344,6 +357,14 @@ impl Process {
             !lines.is_empty()
         })
         .await;
+    }
+}
+
+/// Settings of rows of at most so many ids.
+pub(crate) fn settings(max_length: u32) -> PrepareSettings {
+    PrepareSettings {
+        max_length: Some(max_length),
+        ..Default::default()
     }
 }
 

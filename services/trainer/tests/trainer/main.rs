@@ -6,6 +6,7 @@
 )]
 
 mod device;
+mod gate;
 mod harness;
 mod inputs;
 mod jobs;
@@ -14,5 +15,6 @@ mod precisions;
 mod recipes;
 mod refusals;
 mod resume;
+mod retraining;
 mod training;
 mod windows;

@@ -23,19 +23,23 @@ __device__ __forceinline__ void scaled(const Pack<T, 8> &pack, const float *fact
     for (int j = 0; j < 8; j++) to[j] = __fmul_rn(to[j], f[j]);
 }
 
+// What becomes codes: a row itself, its activation, or another row times the activation's slope.
+enum Way { PLAIN, ACTIVATED, SLOPED };
+
 // A block has a row, which is read once: a thread keeps P packs of eight. Its largest magnitude becomes 448. Its columns are
 // multiplied by factors first, if there are any. Rows from `rows` on fill up the codes and are zeros.
-template <typename T, int P>
-__device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {
+template <typename T, int P, Way WAY>
+__device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T *dy, const float *factors, int kind,
+                       int rows, int columns) {
     int row = blockIdx.x;
-    codes += (u64)row * columns, x += (u64)row * columns;
+    u64 at = (u64)row * columns;
     Pack<T, 8> kept[P];
     float v[8], most = 0;
 #pragma unroll
     for (int p = 0; p < P; p++) {
         int column = (p * blockDim.x + threadIdx.x) * 8;
         if (row < rows && column < columns) {
-            kept[p] = *reinterpret_cast<const Pack<T, 8> *>(x + column);
+            kept[p] = *reinterpret_cast<const Pack<T, 8> *>(x + at + column);
         } else {
 #pragma unroll
             for (int j = 0; j < 8; j++) kept[p].at[j] = narrow<T>(0.0f);
@@ -45,6 +49,16 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const fl
     for (int p = 0; p < P; p++) {
         int column = (p * blockDim.x + threadIdx.x) * 8;
         if (column >= columns) continue;
+        if (WAY != PLAIN && row < rows) {
+            float y[8], slope[8], d[8];
+            if (WAY == SLOPED) load<8>(dy + at + column, d);
+#pragma unroll
+            for (int j = 0; j < 8; j++) v[j] = widen(kept[p].at[j]);
+            activations<8>(kind, v, y, slope);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                kept[p].at[j] = narrow<T>(WAY == ACTIVATED ? y[j] : d[j] * slope[j]);
+        }
         scaled(kept[p], factors, column, v);
 #pragma unroll
         for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(v[j]));
@@ -63,21 +77,34 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const fl
         for (int j = 0; j < 4; j++) {
             out.at[j] = narrow_pair(__fmul_rn(v[2 * j], factor), __fmul_rn(v[2 * j + 1], factor));
         }
-        *reinterpret_cast<Pack<u16, 4> *>(codes + column) = out;
+        *reinterpret_cast<Pack<u16, 4> *>(codes + at + column) = out;
     }
 }
 
-// A thread has V values of a row.
+// A thread has V values of a row, of eights several, whose loads are under way at once.
 template <typename T, int V>
 __device__ void from_fp8(T *out, const unsigned char *codes, const float *scales, int columns, u64 count) {
-    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= count) return;
-    // Divisions of 32 bits where they do.
-    float scale = scales[count >> 32 ? i / columns : (u32)i / (u32)columns], v[V];
-    Pack<unsigned char, V> pack = *reinterpret_cast<const Pack<unsigned char, V> *>(codes + i);
+    const int U = V == 8 ? 4 : 1;
+    u64 first = ((u64)blockIdx.x * blockDim.x * U + threadIdx.x) * V, stride = blockDim.x * V;
+    Pack<unsigned char, V> pack[U];
+    float scale[U];
 #pragma unroll
-    for (int j = 0; j < V; j++) v[j] = __fmul_rn(widen_code(pack.at[j]), scale);
-    store<V>(out + i, v);
+    for (int u = 0; u < U; u++) {
+        u64 i = first + u * stride;
+        if (i >= count) continue;
+        pack[u] = *reinterpret_cast<const Pack<unsigned char, V> *>(codes + i);
+        // Divisions of 32 bits where they do.
+        scale[u] = scales[count >> 32 ? i / columns : (u32)i / (u32)columns];
+    }
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        u64 i = first + u * stride;
+        if (i >= count) continue;
+        float v[V];
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = __fmul_rn(widen_code(pack[u].at[j]), scale[u]);
+        store<V>(out + i, v);
+    }
 }
 
 // The codes of the transpose, by tiles of 64 x 64; a block has 64 x 4 threads.
@@ -107,10 +134,22 @@ template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int c
 #define TO(T, t, P)                                                                                                    \
     extern "C" __global__ __launch_bounds__(512) void to_fp8_##t##_##P(                                                \
         unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {                \
-        to_fp8<T, P>(codes, scales, x, factors, rows, columns);                                                        \
+        to_fp8<T, P, PLAIN>(codes, scales, x, x, factors, 0, rows, columns);                                           \
     }
 #define FOR_PACKS(T, t) TO(T, t, 1) TO(T, t, 2) TO(T, t, 4) TO(T, t, 8)
 FOR_TYPES(FOR_PACKS)
+
+#define FUSED(P)                                                                                                       \
+    extern "C" __global__ __launch_bounds__(512, 2) void activate_to_fp8_bf16_##P(                                     \
+        unsigned char *codes, float *scales, const bf16 *x, int kind, int rows, int columns) {                         \
+        to_fp8<bf16, P, ACTIVATED>(codes, scales, x, x, 0, kind, rows, columns);                                       \
+    }                                                                                                                  \
+    extern "C" __global__ __launch_bounds__(512, 2) void activate_backward_to_fp8_bf16_##P(                            \
+        unsigned char *codes, float *scales, const bf16 *x, const bf16 *dy, const float *factors, int kind, int rows,  \
+        int columns) {                                                                                                 \
+        to_fp8<bf16, P, SLOPED>(codes, scales, x, dy, factors, kind, rows, columns);                                   \
+    }
+FUSED(1) FUSED(2) FUSED(4) FUSED(8)
 
 #define VALUES(T, t, V)                                                                                                  \
     extern "C" __global__ void from_fp8_##t##_##V(T *out, const unsigned char *codes, const float *scales,             \

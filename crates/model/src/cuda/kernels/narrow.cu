@@ -1,5 +1,5 @@
-// Products with a side as narrow as an adapter's rank R, of 16-bit floats: each reads the wide matrix once, by 16 bytes a lane.
-// A product does not care in which order it is summed or its columns are named, so a lane's 8 values side by side serve as parts
+// Products with a side as narrow as an adapter's rank, which the file is compiled for, of 16-bit floats: each reads the wide
+// matrix once, by 16 bytes a lane. A product does not care in which order it is summed or its columns are named, so a lane's 8 values side by side serve as parts
 // of several of the units' factors, and nothing goes through shared memory but sums. No sum depends on timing.
 
 __device__ __forceinline__ uint4 read16(const void *from, bool real) {
@@ -216,18 +216,17 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
         float scale) {                                                                                                 \
         expand<H, R, ACROSS>(y, s, w, {places, key, threshold, kept}, rows, columns, scale);                           \
     }
-#define RANKS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across)
-#define KERNELS(H) RANKS(H, 8) RANKS(H, 16) RANKS(H, 32) RANKS(H, 64)
-KERNELS(bf16)
-KERNELS(f16)
-
+#if RANK <= 16
 #define GRADIENTS(H, R)                                                                                                \
-    extern "C" __global__ __launch_bounds__(1024) void narrow_gradient_##H##_##R(                                             \
+    extern "C" __global__ __launch_bounds__(1024) void narrow_gradient_##H##_##R(                                      \
         float *out, const H *x, const H *s, int rows, int columns, int rank, int column_stride, int rank_stride,       \
         float scale) {                                                                                                 \
         gradient<H, R>(out, x, s, rows, columns, rank, column_stride, rank_stride, scale);                             \
     }
-GRADIENTS(bf16, 8)
-GRADIENTS(bf16, 16)
-GRADIENTS(f16, 8)
-GRADIENTS(f16, 16)
+#else
+#define GRADIENTS(H, R)
+#endif
+
+#define KERNELS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across) GRADIENTS(H, R)
+KERNELS(bf16, RANK)
+KERNELS(f16, RANK)
