@@ -12,8 +12,7 @@ use crate::config::Activation;
 use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::lora::Target;
-use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
+use crate::ops::{Attended, Depth, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
 use crate::weight::Rounding;
 
@@ -43,8 +42,8 @@ impl Ops for Cuda {
         self.adopt_held(tensor)
     }
 
-    fn freeze(&self, weight: &Held, target: Target) -> Result<Frozen> {
-        self.freeze_held(weight, target)
+    fn freeze(&self, weight: &Held, depth: Depth) -> Result<Frozen> {
+        self.freeze_held(weight, depth)
     }
 
     fn loaded(&self) -> Result<()> {
