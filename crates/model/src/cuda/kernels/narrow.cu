@@ -1,6 +1,7 @@
 // Products with a side as narrow as an adapter's rank, which the file is compiled for, of 16-bit floats: each reads the wide
-// matrix once, by 16 bytes a lane. A product does not care in which order it is summed or its columns are named, so a lane's 8 values side by side serve as parts
-// of several of the units' factors, and nothing goes through shared memory but sums. No sum depends on timing.
+// matrix once, by 16 bytes a lane. A product does not care in which order it is summed or its columns are named, so a lane's 8
+// values side by side serve as parts of several of the units' factors, and nothing goes through shared memory but sums. No sum
+// depends on timing.
 
 __device__ __forceinline__ uint4 read16(const void *from, bool real) {
     return real ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
@@ -100,10 +101,11 @@ __device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__r
     }
 }
 
-// y += scale * s wᵀ, (rows, R) by (columns, R); or across s w, by (R, columns), masked if there is a mask. A block has 64 rows, a warp 32
-// of their columns, which are a multiple of 8.
+// y += scale * s wᵀ, (rows, R) by (columns, R); or across s w, by (R, columns), masked if there is a mask. A block has
+// 64 rows, a warp 32 of their columns, which are a multiple of 8.
 template <typename H, int R, bool ACROSS>
-__device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns, float scale) {
+__device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns,
+                       float scale) {
     constexpr int DEPTHS = (R + 15) / 16;
     __shared__ u64 streams[64];
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
@@ -171,8 +173,8 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
     }
 }
 
-// out += scale * xᵀ s, (rows, columns) by (rows, rank), f32; it lies by two strides. A lane reads C columns of a row, a block has 8 C
-// of them and R of the rank, its 32 warps take turns along the rows.
+// out += scale * xᵀ s, (rows, columns) by (rows, rank), f32; it lies by two strides. A lane reads C columns of a row,
+// a block has 8 C of them and R of the rank, its 32 warps take turns along the rows.
 template <typename H, int R, int C>
 __device__ void gradient(float *out, const H *__restrict__ x, const H *__restrict__ s, int rows, int columns, int rank,
                          int column_stride, int rank_stride, float scale) {

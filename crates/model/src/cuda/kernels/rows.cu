@@ -1,5 +1,5 @@
-// Kernels whose unit is a row: copies by number, of which a warp has a row and a block has four; layer norm, cross-entropy and their
-// gradients, of which a block has a row.
+// Kernels whose unit is a row: copies by number, of which a warp has a row and a block has four; layer norm, cross-entropy and
+// their gradients, of which a block has a row.
 
 #define ROW()                                                                                                          \
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;                                              \
@@ -23,8 +23,8 @@ __device__ void scatter(T *out, const T *x, const u32 *numbers, int rows, int co
         *reinterpret_cast<Pack<T, V> *>(to + i) = *reinterpret_cast<const Pack<T, V> *>(from + i);
 }
 
-// A thread's share of the row of its block of B threads: N packs of 8 16-bit values in registers, or with N = 0 none, so that the
-// row is read again, from cache.
+// A thread's share of the row of its block of B threads: N packs of 8 16-bit values in registers, or with N = 0 none, so that
+// the row is read again, from cache.
 template <typename T, int V, int N, int B> struct Row {
     const T *from;
     uint4 held[N ? N : 1];
@@ -100,7 +100,8 @@ __device__ __forceinline__ void norm(T *out, const T *from, const T *weight, con
 
 // dx += scale (g - mean(g) - x̂ mean(g x̂)) with g = dy * weight
 template <typename T, int V, int N>
-__device__ __forceinline__ void norm_backward(T *dx, const T *d_from, const T *from, const T *weight, int columns, float eps) {
+__device__ __forceinline__ void norm_backward(T *dx, const T *d_from, const T *from, const T *weight, int columns,
+                                              float eps) {
     Row<T, V, N, NORM_THREADS> x(from, columns), dy(d_from, columns), before(dx, columns);
     float mean, scale, sum_g = 0, sum_gx = 0;
     moments(x, columns, eps, mean, scale);
