@@ -4,13 +4,16 @@ CARGO ?= cargo
 # Programs that `tools/install` unpacked come before the machine's own.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: help demo test lint bench test-gpu bench-gpu
+.PHONY: help demo up down test lint bench k8s-check compose-check test-gpu bench-gpu
 
 help:
 	@echo "make demo    records in, a served adapter out: installs, builds, runs the whole pipeline, stops"
+	@echo "make up      the topology of deploy/compose.yaml as processes of this machine; make down ends it"
 	@echo "make test    every test"
 	@echo "make lint    formatting, clippy, licences and duplicate versions, the wire contract"
 	@echo "make bench   one table of speeds on this machine"
+	@echo "make k8s-check      the Kubernetes manifests against the API's schemas and our rules"
+	@echo "make compose-check  deploy/compose.yaml brought up for real in a Docker engine of its own; needs root"
 	@echo "make test-gpu, make bench-gpu: the same of the engine on a card of NVIDIA, with a driver and libraries of CUDA 13"
 
 demo:
@@ -18,21 +21,43 @@ demo:
 	$(CARGO) build --package togi
 	$(CARGO) run --quiet --package togi -- demo
 
+up:
+	@tools/install test
+	$(CARGO) build --workspace --bins
+	@tools/up start
+
+down:
+	@tools/up stop
+
 test:
 	@tools/install test
+	@tools/install k8s
 	$(CARGO) test --workspace
 
 lint:
 	@tools/install test
+	@tools/install k8s
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
-	$(CARGO) clippy --package togi-model --all-targets --features cuda -- --deny warnings
+	$(CARGO) clippy --package togi-model --package togi-trainer --package togi-inference --package togi --all-targets --features togi/cuda -- --deny warnings
 	cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 	buf lint proto
+	hadolint deploy/Dockerfile
 
 bench:
 	@tools/install nats
 	tools/bench
+
+k8s-check:
+	@tools/install k8s
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace --test manifests
+
+compose-check:
+	@tools/install test
+	@tools/install k8s
+	$(CARGO) build --workspace --bins
+	tools/compose-check
 
 test-gpu:
 	TOGI_NEEDS_CUDA=1 $(CARGO) test --package togi-model --features cuda --test model

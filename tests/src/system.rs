@@ -16,7 +16,7 @@ pub fn workspace() -> &'static Path {
 }
 
 /// The `togi` program that this build made.
-pub(crate) fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own path");
     let folder = own
         .ancestors()

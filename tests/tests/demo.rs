@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use togi::output::{Format, Output};
+use togi_model::Processor;
 use togi_runtime::Stopper;
 
 #[test]
@@ -12,7 +13,12 @@ fn the_adapter_answers_what_the_base_cannot_and_the_second_generation_what_the_f
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let output = Output::new(Format::Table, true, true);
     let report = runtime
-        .block_on(togi::demo::run(&output, folder.path(), Stopper::new()))
+        .block_on(togi::demo::run(
+            &output,
+            folder.path(),
+            Processor::Cpu,
+            Stopper::new(),
+        ))
         .unwrap();
 
     report.check().unwrap();

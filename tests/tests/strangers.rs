@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use togi_tests::{System, run_python, tool, workspace};
+use togi_tests::{System, run_python, tool, wait_until, workspace};
 
 const RECIPE: &str = r#"
 name = "three-steps"
@@ -52,6 +52,7 @@ fn strangers_can_use_everything() {
     pyarrow(&system);
     reflection(&system);
     events(&system);
+    training_by_message(&system);
     metrics(&system);
 }
 
@@ -172,6 +173,31 @@ fn events(system: &System) {
     ] {
         one(subject);
     }
+}
+
+/// A policy trains because somebody says so with nothing but a NATS client; what is no request is a dead letter.
+fn training_by_message(system: &System) {
+    let records = workspace().join("demo/records.jsonl");
+    let prepare = ["prepare", records.to_str().unwrap(), "--name", "gated"];
+    system.togi(&[&prepare[..], &["--validation-share", "0.05"]].concat());
+    let policy = system.data().join("policy.toml");
+    let text = "name = 'stranger'\ndataset = 'gated'\nbase = 'demo'\nalias = 'asked'\nrecipe = 'recipe.toml'\n";
+    std::fs::write(&policy, text).unwrap();
+    system.togi(&["policies", "apply", policy.to_str().unwrap()]);
+    let line = r#"{"policy": "stranger", "idempotencyKey": "once"}"#;
+    for _ in 0..2 {
+        run_python("publish.py", &[&system.nats, line]);
+    }
+    let aliases = || system.togi_json(&["adapters", "aliases"]).to_string();
+    wait_until("the adapter is promoted", || {
+        aliases().contains("asked").then_some(())
+    });
+    let jobs = system.togi_json(&["jobs", "list"]);
+    assert_eq!(
+        jobs["jobs"].as_array().unwrap().len(),
+        2,
+        "the same line twice is one job"
+    );
 }
 
 fn metrics(system: &System) {

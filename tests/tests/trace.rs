@@ -61,6 +61,8 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
         "small",
         "--base",
         "demo",
+        "--validation-share",
+        "0.1",
     ]);
 
     // The policy trains, promotion follows, and inference answers with what came out of it.

@@ -14,6 +14,7 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const NOT_FOUND: i32 = 3;
 const UNAVAILABLE: i32 = 4;
+const REFUSED: i32 = 5;
 const CONFIGURATION: i32 = 64;
 
 const RECIPE: &str = "name = \"one\"\nmax_steps = 1\n[lora]\nrank = 2\n";
@@ -146,6 +147,64 @@ fn wrong_recipes_and_jobs_are_refused_by_name() {
     stage.refuses(&words, NOT_FOUND, "nothing");
     stage.refuses(&["jobs", "show", "nothing"], NOT_FOUND, "nothing");
     stage.refuses(&["jobs", "cancel", "nothing"], NOT_FOUND, "nothing");
+    stage.nobody_was_disturbed();
+}
+
+#[test]
+fn wrong_policies_and_gates_are_refused_by_name() {
+    let stage = Stage::new();
+    let held_out = stage.records.to_str().unwrap().to_owned();
+    let prepare = ["prepare", &held_out, "--name", "held-out"];
+    let share = ["--validation-share", "0.1"];
+    stage.system.togi(&[&prepare[..], &share].concat());
+    let policy = "name = \"p\"\ndataset = \"held-out\"\nbase = \"demo\"\nalias = \"a\"\n";
+    let apply = |text: &str| stage.file("policy.toml", text);
+    let wrong = [
+        (
+            "[gate]\nloss_tolerance = -1.0\n",
+            USAGE,
+            "gate.loss_tolerance",
+        ),
+        ("[gate]\nleast_right = 1.5\n", USAGE, "gate.least_right"),
+        (
+            "[gate]\nquestions = \"none.jsonl\"\n",
+            NOT_FOUND,
+            "none.jsonl",
+        ),
+        (
+            "[gate]\nquestions = \"policy.toml\"\n",
+            USAGE,
+            "gate.questions has no question in line 1",
+        ),
+        ("[gate]\nloss = 1\n", CONFIGURATION, "loss"),
+        (
+            "[trigger]\nschedule = \"often\"\n",
+            USAGE,
+            "policy.trigger.schedule",
+        ),
+        ("recipe = \"none.toml\"\n", NOT_FOUND, "none.toml"),
+    ];
+    for (rest, code, says) in wrong {
+        let file = apply(&format!("{policy}{rest}"));
+        stage.refuses(&["policies", "apply", &file], code, says);
+    }
+    let unheld = apply(&policy.replace("held-out", "good"));
+    stage.refuses(&["policies", "apply", &unheld], REFUSED, "validation rows");
+    stage.refuses(&["policies", "run", "nobody"], NOT_FOUND, "policy");
+
+    let questions = "{\"instruction\":\"誰ですか。\",\"output\":\"私です。\"}\n";
+    stage.file("questions.jsonl", questions);
+    let gated = apply(&format!(
+        "{policy}[gate]\nquestions = \"questions.jsonl\"\n"
+    ));
+    let kept = stage.system.togi_json(&["policies", "apply", &gated]);
+    let upload = kept["policy"]["gate"]["questions"].as_str().unwrap();
+    assert_eq!(upload.len(), 64, "{kept}");
+    let shown = stage.system.togi(&["policies", "show", "p"]);
+    assert!(
+        shown.contains("at new revisions") && shown.contains(&upload[..12]),
+        "{shown}"
+    );
     stage.nobody_was_disturbed();
 }
 

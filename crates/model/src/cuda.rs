@@ -19,7 +19,8 @@ mod operations;
 mod products;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
@@ -42,6 +43,7 @@ pub(crate) struct Cuda {
     measured: Mutex<Option<Vec<measure::Measured>>>,
     /// None once the base is there.
     loading: Mutex<Option<Loading>>,
+    load_times: OnceLock<[Duration; 2]>,
     /// None if nobody wants the products once more.
     kept: Mutex<Option<Vec<measure::Kept>>>,
 }
@@ -79,8 +81,11 @@ impl Cuda {
             element,
             measured: Mutex::new(None),
             loading: Mutex::new(None),
+            load_times: OnceLock::new(),
             kept: Mutex::new(None),
         };
+        // Memory that the driver has once given stays with the process.
+        drop(cuda.room::<u8>(base.device_bytes(element.bytes() as u64) as usize)?);
         cuda.start_loading(pinned, base.tensors())?;
         Ok(cuda)
     }
@@ -107,6 +112,19 @@ impl Cuda {
         self.launch_rows(&kernel, rows, args)
     }
 
+    /// The same for a kernel of which a block of so many threads has a row.
+    fn by_blocks(
+        &self,
+        stem: &str,
+        arrays: &[&Array],
+        (rows, threads): (usize, usize),
+        args: &[launch::Arg],
+    ) -> Result<()> {
+        let eights = arrays.iter().all(|array| array.by_eights());
+        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
+        self.launch(&kernel, (rows, 1), threads, args)
+    }
+
     /// The same for a kernel of values.
     fn by_values(
         &self,
@@ -118,6 +136,20 @@ impl Cuda {
         let eights = arrays.iter().all(|array| array.by_eights());
         let kernel = self.kernel(stem, arrays[0].element, Some(eights));
         self.launch_values(&kernel, if eights { count / 8 } else { count }, args)
+    }
+
+    /// The same for a kernel whose threads have twice that each.
+    fn by_pairs(
+        &self,
+        stem: &str,
+        arrays: &[&Array],
+        count: usize,
+        args: &[launch::Arg],
+    ) -> Result<()> {
+        let eights = arrays.iter().all(|array| array.by_eights());
+        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
+        let threads = if eights { count / 8 } else { count };
+        self.launch_values(&kernel, threads.div_ceil(2), args)
     }
 
     /// `out = scale × x wᵀ (+ bias) (+ plus)`

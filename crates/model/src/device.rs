@@ -78,15 +78,6 @@ impl Processor {
         }
     }
 
-    /// How a base is held where nobody says it: on the processor in f32, on a card in bf16.
-    #[must_use]
-    pub fn usual_precision(self) -> Precision {
-        match self {
-            Self::Cuda { .. } => Precision::Bf16,
-            Self::Cpu => Precision::F32,
-        }
-    }
-
     /// Reads a base's folder for it: whole for the processor; a card brings the values from the mapped files itself.
     ///
     /// # Errors

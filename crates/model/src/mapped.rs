@@ -13,8 +13,18 @@ use crate::error::{Error, Result};
 /// Bytes of a mapped file or of memory; clones and parts share them.
 #[derive(Clone)]
 pub(crate) struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<Owner>,
     range: Range<usize>,
+}
+
+enum Owner {
+    File {
+        map: Mmap,
+        /// To read from.
+        #[cfg(feature = "cuda")]
+        file: File,
+    },
+    Memory(Vec<u8>),
 }
 
 impl Bytes {
@@ -28,15 +38,20 @@ impl Bytes {
         // SAFETY: the map is read-only and only handed out as bytes; weight files are immutable artefacts by contract, so
         // nothing truncates or rewrites the file while it is mapped.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::file(path, e))?;
-        Ok(Self::of(map))
+        let range = 0..map.len();
+        let owner = Owner::File {
+            map,
+            #[cfg(feature = "cuda")]
+            file,
+        };
+        let owner = Arc::new(owner);
+        Ok(Self { owner, range })
     }
 
-    pub(crate) fn of(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
-        let range = 0..owner.as_ref().len();
-        Self {
-            owner: Arc::new(owner),
-            range,
-        }
+    pub(crate) fn of(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        let owner = Arc::new(Owner::Memory(bytes));
+        Self { owner, range }
     }
 
     /// The part that a slice of these bytes is.
@@ -47,13 +62,34 @@ impl Bytes {
             range: start..start + slice.len(),
         }
     }
+
+    /// Copies the bytes from the `start`-th. Those of a file are read, which many threads can do at once: the pages of a map are
+    /// entered one by one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn copy_to(&self, start: usize, out: &mut [u8]) -> std::io::Result<()> {
+        match &*self.owner {
+            Owner::File { file, .. } => std::os::unix::fs::FileExt::read_exact_at(
+                file,
+                out,
+                (self.range.start + start) as u64,
+            ),
+            Owner::Memory(_) => {
+                out.copy_from_slice(&self[start..start + out.len()]);
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        let bytes: &[u8] = match &*self.owner {
+            Owner::File { map, .. } => map,
+            Owner::Memory(bytes) => bytes,
+        };
+        &bytes[self.range.clone()]
     }
 }
 

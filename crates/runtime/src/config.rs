@@ -76,12 +76,40 @@ pub struct StoreConfig {
     /// `file:///folder`, `s3://bucket/prefix`, `gs://…` or `az://…`.
     pub url: String,
     /// Options of the store, by the names of the `object_store` crate (`endpoint`, `region`, `allow_http`, …). Secrets come
-    /// from the environment (`AWS_SECRET_ACCESS_KEY`, …).
+    /// from the environment (`AWS_SECRET_ACCESS_KEY`, …), or from `secrets`.
     #[serde(default, deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
+    /// File with more options, a line `name=value` for each: those that no environment and no manifest should show.
+    #[serde(default)]
+    pub secrets: Option<PathBuf>,
 }
 
 impl StoreConfig {
+    /// Returns the options, those of the secrets' file over the others.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with field `store.secrets` if the file cannot be read, or a line is none; nothing of it is shown.
+    pub fn all_options(&self) -> Result<BTreeMap<String, String>> {
+        let mut options = self.options.clone();
+        let Some(path) = &self.secrets else {
+            return Ok(options);
+        };
+        let refuse = |why: String| {
+            let message = format!("store.secrets: {} {why}", path.display());
+            Error::invalid("store.secrets", message)
+        };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| refuse(format!("cannot be read: {}", error.kind())))?;
+        let lines = text.lines().enumerate();
+        for (number, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
+            let (name, value) = line
+                .split_once('=')
+                .ok_or_else(|| refuse(format!("has no name=value in line {}", number + 1)))?;
+            options.insert(name.trim().to_ascii_lowercase(), value.trim().to_owned());
+        }
+        Ok(options)
+    }
+
     /// Returns the configuration of a store in a local folder.
     ///
     /// # Errors
@@ -93,6 +121,7 @@ impl StoreConfig {
         Ok(Self {
             url: url.into(),
             options: BTreeMap::new(),
+            secrets: None,
         })
     }
 }

@@ -149,6 +149,7 @@ events! {
     JobCancelled "job.cancelled" job;
     CheckpointSaved "checkpoint.saved" job;
     AdapterPublished "adapter.published" generation;
+    AdapterEvaluated "adapter.evaluated" generation;
     AdapterPromoted "adapter.promoted" alias;
     AdapterRolledBack "adapter.rolled-back" alias;
     AdapterLoaded "adapter.loaded" alias;

@@ -1,7 +1,11 @@
 //! The gRPC server and client as every process uses them: bounded in size, number and time, traced, with health and
 //! reflection; it ends in good order and by a deadline, which tonic alone would wait for without limit.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use axum::response::IntoResponse;
 use tokio::net::TcpListener;
@@ -13,7 +17,14 @@ use tonic::{
     service::{Interceptor, RoutesBuilder, interceptor::InterceptedService},
     transport::{Channel, Endpoint, Server},
 };
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::{
+    ServingStatus,
+    pb::{
+        HealthCheckRequest, health_check_response::ServingStatus as HealthStatus,
+        health_client::HealthClient,
+    },
+    server::HealthReporter,
+};
 use tower::Service;
 
 use crate::{
@@ -148,8 +159,13 @@ pub async fn serve_with(
     }
 }
 
+/// The health service's name for a process that answers at all: what must not restart because NATS or the store is away.
+pub const LIVENESS: &str = "liveness";
+
 /// Lets gRPC health say what readiness says.
 async fn report(reporter: &HealthReporter, names: &[&'static str], readiness: &Readiness) {
+    let alive = ServingStatus::Serving;
+    reporter.set_service_status(LIVENESS, alive).await;
     loop {
         let ready = readiness.is_ready();
         let status = if ready {
@@ -162,6 +178,27 @@ async fn report(reporter: &HealthReporter, names: &[&'static str], readiness: &R
         }
         readiness.until(!ready).await;
     }
+}
+
+/// Asks the server at an address, on this machine if it is all interfaces, whether it is ready.
+///
+/// # Errors
+/// `Unavailable` if it is not, or does not answer within five seconds.
+pub async fn check(mut address: SocketAddr) -> Result<()> {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let channel = plain_channel(&format!("http://{address}"))?;
+    let mut client = HealthClient::new(channel);
+    let asking = client.check(HealthCheckRequest::default());
+    let not = |why: &str| Error::unavailable(format!("{address} is not ready: {why}"));
+    let answer = tokio::time::timeout(Duration::from_secs(5), asking).await;
+    let answer = answer.map_err(|_| not("it does not answer"))?;
+    let answer = answer.map_err(|status| not(status.message()))?.into_inner();
+    if answer.status() == HealthStatus::Serving {
+        return Ok(());
+    }
+    Err(not("it says so"))
 }
 
 /// A client's connection that carries the trace context along.

@@ -247,6 +247,12 @@ pub fn job_report(job: &JobId) -> Path {
     job_file(job, "report.json")
 }
 
+/// `jobs/<job>/evaluation.json`: what the job's gate has decided, create-if-absent; it is not measured again.
+#[must_use]
+pub fn job_evaluation(job: &JobId) -> Path {
+    job_file(job, "evaluation.json")
+}
+
 /// `jobs/<job>/runs/`: TensorBoard.
 #[must_use]
 pub fn job_runs(job: &JobId) -> Path {

@@ -1,6 +1,6 @@
 //! What every main does, once: configuration, telemetry, signals, listeners, bus and store, the service, its end.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use tokio::net::TcpListener;
 
@@ -135,16 +135,30 @@ pub trait Sections {
     }
 }
 
+/// What a process was started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// To serve.
+    Serve,
+    /// To say whether the configuration is valid, and where it lets the service listen.
+    Validate,
+    /// To ask the service that runs under this configuration whether it is ready: a container's health check.
+    Check,
+}
+
 /// A service's whole life in a process of its own. `load` takes the files of `--config FILE` (any number) and `TOGI_CONFIG`; `start` is
-/// the service's.
+/// the service's. With `--validate` the configuration is only checked, with `--check` the service that runs here is asked whether it is
+/// ready.
 pub fn main<C, S>(service: &str, load: impl FnOnce(&[PathBuf]) -> Result<C>, start: S) -> ExitCode
 where
     C: Sections,
     S: AsyncFnOnce(C, &Context, &mut Services, &mut Tasks) -> Result<()>,
 {
     install_crypto();
-    let config = match files(std::env::args().skip(1)).and_then(|files| load(&files)) {
-        Ok(config) => config,
+    let arguments = arguments(std::env::args().skip(1));
+    let loaded = arguments.and_then(|(task, files)| Ok((task, load(&files)?)));
+    let (task, config) = match loaded {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("{service}: {}", error.chain());
             return ExitCode::from(config::EXIT_CODE);
@@ -165,7 +179,18 @@ where
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(live(service, config, start));
+    let result = match task {
+        Task::Serve => runtime.block_on(live(service, config, start)),
+        Task::Check => runtime.block_on(grpc::check(config.listen().grpc)),
+        Task::Validate => {
+            let ListenConfig { grpc, admin } = config.listen();
+            let said = writeln!(
+                std::io::stdout(),
+                "{service}: valid; grpc {grpc}, admin {admin}"
+            );
+            said.map_err(Error::from)
+        }
+    };
     // Threads that compute must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match result {
@@ -237,24 +262,40 @@ pub async fn bind(field: &str, address: std::net::SocketAddr) -> Result<TcpListe
     })
 }
 
-fn files(mut arguments: impl Iterator<Item = String>) -> Result<Vec<PathBuf>> {
+fn arguments(mut arguments: impl Iterator<Item = String>) -> Result<(Task, Vec<PathBuf>)> {
+    let mut task = Task::Serve;
     let mut files: Vec<PathBuf> = std::env::var_os("TOGI_CONFIG")
         .map(PathBuf::from)
         .into_iter()
         .collect();
     while let Some(argument) = arguments.next() {
+        if let Some(asked) = Task::from_flag(&argument) {
+            task = asked;
+            continue;
+        }
         let file = match argument.split_once('=') {
             Some(("--config", file)) => Some(file.to_owned()),
             None if argument == "--config" => arguments.next(),
             _ => None,
         };
         let Some(file) = file else {
-            let message = format!("\"{argument}\" is not understood; usage: [--config FILE]...");
+            let usage = "[--config FILE]... [--validate | --check]";
+            let message = format!("\"{argument}\" is not understood; usage: {usage}");
             return Err(Error::new(Class::InvalidArgument, message));
         };
         files.push(file.into());
     }
-    Ok(files)
+    Ok((task, files))
+}
+
+impl Task {
+    fn from_flag(flag: &str) -> Option<Self> {
+        match flag {
+            "--validate" => Some(Self::Validate),
+            "--check" => Some(Self::Check),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -262,12 +303,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_name_configuration_files_and_nothing_else() {
-        let parse = |arguments: &[&str]| files(arguments.iter().map(|a| (*a).to_owned()));
+    fn arguments_name_configuration_files_and_a_task() {
+        let parse = |given: &[&str]| arguments(given.iter().map(|a| (*a).to_owned()));
+        let files = vec![PathBuf::from("a"), "b".into()];
         assert_eq!(
             parse(&["--config", "a", "--config=b"]).unwrap(),
-            [PathBuf::from("a"), "b".into()]
+            (Task::Serve, files.clone())
         );
+        assert_eq!(
+            parse(&["--config=a", "--validate", "--config=b"]).unwrap(),
+            (Task::Validate, files)
+        );
+        assert_eq!(parse(&["--check"]).unwrap().0, Task::Check);
         assert!(parse(&["--verbose"]).is_err());
         assert!(parse(&["--config"]).is_err());
     }

@@ -20,3 +20,8 @@ pub const MESSAGING_SYSTEM: &str = "messaging.system";
 pub const MESSAGING_DESTINATION_TEMPLATE: &str = "messaging.destination.template";
 /// How it ended, for example `succeeded`.
 pub const OUTCOME: &str = "togi.job.outcome";
+
+/// An alias.
+pub const ALIAS: &str = "togi.alias";
+/// A generation.
+pub const GENERATION: &str = "togi.generation";

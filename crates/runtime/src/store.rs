@@ -46,7 +46,7 @@ impl Store {
     /// A URL or option that is wrong, refused credentials, or a store that lets two writers create the same object.
     pub async fn open(config: &StoreConfig) -> Result<Self> {
         let store = Self {
-            inner: connect(&config.url, &config.options)?,
+            inner: connect(&config.url, &config.all_options()?)?,
         };
         let mut delay = Duration::from_millis(250);
         loop {

@@ -2,7 +2,10 @@
 //! answer the message. A handler is a function from a job to an outcome and knows none of this.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -120,6 +123,8 @@ pub enum Outcome {
     HandBack,
     /// Somebody asked for the end, and it is done.
     Cancelled,
+    /// Nobody needs it any more, for this reason; nobody asked for its end.
+    Withdrawn(Error),
     /// The job is not ours any more.
     LeaseLost,
 }
@@ -135,19 +140,30 @@ impl From<Error> for Outcome {
     }
 }
 
-/// Works on jobs of the handler's kind, `slots` at a time, until the stopper stops; makes again what of them NATS has lost. Returns
-/// after the running jobs were handed back.
+/// How much a process works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Jobs at the same time, at least one.
+    pub slots: usize,
+    /// Jobs after whose end the process stops; 0: never.
+    pub jobs: u64,
+}
+
+/// Works on jobs of the handler's kind until the stopper stops, or stops it itself at its limit; makes again what of them NATS has
+/// lost. Returns after the running jobs were handed back.
 ///
 /// # Errors
 /// Never for what passes: the loop waits for NATS and the store and says so.
-pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, slots: usize) -> Result<()> {
+pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, limits: Limits) -> Result<()> {
     let jobs = Jobs::new(&context.bus, &context.store);
     let reconcile = jobs.clone().keep(H::KIND, context.stopper.clone());
-    let slots = (0..slots.max(1)).map(|_| {
+    let left = (limits.jobs > 0).then(|| Arc::new(AtomicU64::new(limits.jobs)));
+    let slots = (0..limits.slots.max(1)).map(|_| {
         let slot = Slot {
             context: context.clone(),
             jobs: jobs.clone(),
             handler: handler.clone(),
+            left: left.clone(),
         };
         slot.run()
     });
@@ -165,6 +181,8 @@ struct Slot<H> {
     context: Context,
     jobs: Jobs,
     handler: Arc<H>,
+    /// Jobs until the process stops, of all slots; none if it goes on.
+    left: Option<Arc<AtomicU64>>,
 }
 
 /// A message and how to answer it.
@@ -296,10 +314,13 @@ impl<H: Handler> Slot<H> {
 
     /// Does what a message asks for, to its end.
     async fn process(&self, delivery: &Delivery) -> Result<()> {
-        let Some((id, bare)) = self.find(delivery).await? else {
+        let admitting = delivery.admission();
+        let found = self.find(delivery).instrument(admitting.clone()).await?;
+        let Some((id, bare)) = found else {
             return Ok(());
         };
-        let claim::Decision::Work(job) = self.claim(delivery, &id, bare).await? else {
+        let claimed = self.claim(delivery, &id, bare).instrument(admitting);
+        let claim::Decision::Work(job) = claimed.await? else {
             return Ok(());
         };
         let span = tracing::info_span!("process", otel.kind = "consumer", otel.name = format!("process {}", kind_name(H::KIND)),
@@ -307,16 +328,28 @@ impl<H: Handler> Slot<H> {
             messaging.destination.name = events::job_subject(H::KIND),
             messaging.message.conversation_id = %id, job = %id, epoch = job.epoch);
         let span = telemetry::span_with_parent(span, &job.traceparent);
-        self.attempt(delivery, &id, *job).instrument(span).await
+        self.attempt(delivery, &id, *job).instrument(span).await?;
+        self.count();
+        Ok(())
     }
 
-    /// Returns the job that a message names; a bare one becomes a job first. `None` if the message was settled here.
-    async fn find(&self, delivery: &Delivery) -> Result<Option<(JobId, Option<Value>)>> {
+    /// Stops the process after the last of its jobs.
+    fn count(&self) {
+        let Some(left) = &self.left else { return };
+        let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            Some(left.saturating_sub(1))
+        });
+        if before.is_ok_and(|before| before <= 1) {
+            tracing::info!("the process has worked on as many jobs as it should; it stops");
+            self.context.stopper.stop();
+        }
+    }
+
+    /// Returns the job that a message names, or that a bare one shall become. `None` if the message was settled here.
+    async fn find(&self, delivery: &Delivery) -> Result<Option<(JobId, Option<Bare>)>> {
         let message = &delivery.message;
-        let headers = message.headers.as_ref();
-        let header = |name| headers.and_then(|headers| events::header(headers, name));
-        if header("ce-type").is_some() {
-            return match header("ce-subject").map(JobId::parse) {
+        if !delivery.is_bare() {
+            return match delivery.header("ce-subject").map(|id| JobId::parse(&id)) {
                 Some(Ok(id)) => Ok(Some((id, None))),
                 _ => {
                     let error = Error::invalid("ce-subject", "the message names no job");
@@ -335,12 +368,14 @@ impl<H: Handler> Slot<H> {
             .info()
             .map(|info| info.published.to_string())
             .unwrap_or_default();
-        let key = match admitted.idempotency_key.as_str() {
-            "" => format!("message {} of {published}", delivery.place),
-            key => key.to_owned(),
+        let is_key = admitted.idempotency_key.is_empty();
+        let key = match is_key {
+            true => format!("message {} of {published}", delivery.place),
+            false => admitted.idempotency_key,
         };
         let id = crate::jobs::job_id(H::KIND, &key)?;
-        Ok(Some((id, Some(admitted.request))))
+        let request = admitted.request;
+        Ok(Some((id, Some(Bare { request, is_key }))))
     }
 
     /// Nothing is thrown away: what is no job goes to the dead letters, with the reason, before it is acknowledged.
@@ -361,6 +396,13 @@ impl<H: Handler> Slot<H> {
     }
 }
 
+/// What a bare message asks for, as its names are meant now.
+struct Bare {
+    request: Value,
+    /// Whether the message itself is the job's key.
+    is_key: bool,
+}
+
 impl Delivery {
     fn new(message: jetstream::Message, since: Instant) -> Option<Self> {
         let info = message.info().ok()?;
@@ -373,6 +415,26 @@ impl Delivery {
             since,
             message,
         })
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        let headers = self.message.headers.as_ref()?;
+        events::header(headers, name).map(|value| value.to_string())
+    }
+
+    /// Whether it came from a plain NATS client: it is a request, and names no job.
+    fn is_bare(&self) -> bool {
+        self.header("ce-type").is_none()
+    }
+
+    /// The span in which a bare message becomes a job: of the sender's trace, or the beginning of one. A job has its own already.
+    fn admission(&self) -> tracing::Span {
+        if !self.is_bare() {
+            return tracing::Span::none();
+        }
+        let span = tracing::info_span!("admit", otel.kind = "consumer", place = self.place);
+        let trace = self.header(telemetry::TRACEPARENT).unwrap_or_default();
+        telemetry::span_with_parent(span, &trace)
     }
 }
 

@@ -4,8 +4,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     commands::{
-        adapters, ask, chat, completions, datasets, demo, events, export, gc, generate, jobs,
-        logits, make_base, policies, prepare, quantize, tokenize, train, up,
+        adapters, ask, chat, completions, datasets, demo, events, export, fetch, gc, generate,
+        jobs, logits, make_base, policies, prepare, quantize, run, tokenize, train, up,
     },
     settings::Flags,
 };
@@ -46,6 +46,8 @@ pub enum Command {
     Up(up::Up),
     /// Shows everything once on the embedded base: prepare, train, ask, retrain
     Demo(demo::Demo),
+    /// Prepares, trains, evaluates and publishes in one call, for CI
+    Run(run::Run),
     /// Turns records into a data set
     Prepare(prepare::Prepare),
     /// Trains an adapter on a data set
@@ -59,7 +61,7 @@ pub enum Command {
     /// Lists, shows, promotes and rolls back adapters
     #[command(subcommand)]
     Adapters(adapters::Adapters),
-    /// Keeps the policies that retrain when a data set changes
+    /// Keeps the policies that retrain when a data set changes or a time comes
     #[command(subcommand)]
     Policies(policies::Policies),
     /// Generates one answer
@@ -76,6 +78,8 @@ pub enum Command {
     Tokenize(tokenize::Tokenize),
     /// Writes the network's logits to a file
     Logits(logits::Logits),
+    /// Brings a base's files onto this machine
+    Fetch(fetch::Fetch),
     /// Writes a base with packed weights
     Quantize(quantize::Quantize),
     /// Writes a base with an adapter in it

@@ -168,7 +168,7 @@ pub fn succeeded(job: Job) -> Result<Job> {
             job: job.id,
             state: "was cancelled",
             code: String::new(),
-            reason: None,
+            reason: job.error.map(|error| error.message),
         }),
         _ => Ok(job),
     }

@@ -11,6 +11,7 @@ pub mod datasets;
 pub mod demo;
 pub mod events;
 pub mod export;
+pub mod fetch;
 pub mod gc;
 pub mod generate;
 pub mod jobs;
@@ -19,6 +20,7 @@ pub mod make_base;
 pub mod policies;
 pub mod prepare;
 pub mod quantize;
+pub mod run;
 pub mod sampling;
 pub mod tokenize;
 pub mod train;
@@ -74,9 +76,10 @@ pub async fn run(args: Args) -> Result<()> {
     }
     let session = Session::open(&args)?;
     match args.command {
-        // These two stop in an order of their own.
+        // These stop in an order of their own.
         Command::Up(up) => up.run(&session).await,
         Command::Demo(demo) => demo.run(&session).await,
+        Command::Run(run) => run.run(&session).await,
         command => {
             let hint = hint(&command);
             traced(until_interrupted(client(command, &session), hint), &session).await
@@ -99,10 +102,11 @@ async fn client(command: Command, session: &Session) -> Result<()> {
         Command::Gc(gc) => gc.run(session).await,
         Command::Tokenize(tokenize) => tokenize.run().await,
         Command::Logits(logits) => logits.run(session).await,
+        Command::Fetch(fetch) => fetch.run(session).await,
         Command::Quantize(quantize) => quantize.run(session).await,
         Command::Export(export) => export.run(session).await,
         Command::MakeBase(make_base) => make_base.run(session).await,
-        Command::Up(_) | Command::Demo(_) | Command::Completions(_) => Ok(()),
+        Command::Up(_) | Command::Demo(_) | Command::Run(_) | Command::Completions(_) => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use togi_model::Processor;
 use togi_proto::{
     dataprep::v1::{
         Dataset, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource, record_source,
@@ -41,6 +42,8 @@ use crate::{
 /// Name of the data set and of the alias.
 const NAME: &str = "demo";
 const POLICY: &str = "retrain-demo";
+/// Share of the records that the policy's gate measures on; none of the new facts is among them.
+const VALIDATION_SHARE: f64 = 0.05;
 /// How long what follows by itself may take to begin.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
@@ -50,9 +53,17 @@ const POLL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// Whatever failed; scores below their bars are no error here, [`Report::check`] tells.
-pub async fn run(output: &Output, data: &Path, stopper: Stopper) -> Result<Report> {
+pub async fn run(
+    output: &Output,
+    data: &Path,
+    device: Processor,
+    stopper: Stopper,
+) -> Result<Report> {
     let started = Instant::now();
-    let options = up::Options::in_folder(data);
+    let options = up::Options {
+        device,
+        ..up::Options::in_folder(data)
+    };
     let waiting = output.progress("starting data-prep, trainer, inference and NATS");
     let running = tokio::select! {
         running = up::start(options, stopper.clone()) => running?,
@@ -146,6 +157,7 @@ impl Stage<'_> {
             }),
             settings: Some(PrepareSettings {
                 learn: "answer".into(),
+                validation_share: Some(VALIDATION_SHARE),
                 ..PrepareSettings::default()
             }),
             ..PrepareRequest::default()
@@ -257,6 +269,7 @@ impl Stage<'_> {
             base: embedded::BASE.into(),
             recipe: Some(demo_recipe()?),
             alias: NAME.into(),
+            ..Policy::default()
         };
         let request = ApplyPolicyRequest {
             policy: Some(policy),
@@ -267,7 +280,7 @@ impl Stage<'_> {
             .await?
             .apply_policy(request)
             .await?;
-        let said = "policy applied: when the data set has a new revision, train and promote";
+        let said = "policy applied: when the data set has a new revision, train, and promote what is not worse";
         self.session.output.say(said);
         Ok(())
     }

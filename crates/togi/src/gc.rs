@@ -1,7 +1,7 @@
 //! What may be deleted: a pure decision over everything the store lists and every manifest's words.
 //!
 //! A file below a data set, an adapter or a checkpoint is reached when the manifest of its folder names it; an upload, when
-//! the request of an unfinished job does. What is not reached and older than a day is garbage. A manifest that cannot be
+//! the request of an unfinished job or the newest version of a policy does. What is not reached and older than a day is garbage. A manifest that cannot be
 //! understood ends the whole run before anything is deleted: nobody knows then what it reaches.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +56,7 @@ pub fn is_read(key: &str) -> bool {
         ["datasets" | "adapters", _, "manifest.json"]
             | ["jobs", _, "request.json"]
             | ["jobs", _, "checkpoints", _, _, "manifest.json"]
-            | ["names" | "aliases", _, _]
+            | ["names" | "aliases" | "policies", _, _]
     )
 }
 
@@ -137,6 +137,12 @@ fn reached(facts: &Facts, keys: &BTreeSet<&str>) -> Result<BTreeSet<String>> {
                 )?;
                 continue;
             }
+            ["policies", ..] => {
+                if !is_replaced(key, keys) {
+                    uploads(&parse(key, bytes)?, &mut reached);
+                }
+                continue;
+            }
             ["jobs", job, "request.json"] => {
                 let request = parse::<serde_json::Value>(key, bytes)?;
                 if unfinished.contains(job) {
@@ -154,6 +160,14 @@ fn reached(facts: &Facts, keys: &BTreeSet<&str>) -> Result<BTreeSet<String>> {
         }
     }
     Ok(reached)
+}
+
+/// Whether there is a revision after this one.
+fn is_replaced(key: &str, keys: &BTreeSet<&str>) -> bool {
+    let path = key.into();
+    let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder).into();
+    layout::parse_revision(&path)
+        .is_some_and(|n| keys.contains(layout::revision(&folder, n + 1).as_ref()))
 }
 
 fn dataset_files(key: &str, bytes: &[u8]) -> Result<Vec<String>> {
@@ -332,6 +346,33 @@ mod tests {
                 "probe/x",
                 &format!("uploads/{}", "1".repeat(64))
             ]
+        );
+    }
+
+    #[test]
+    fn a_policy_keeps_the_questions_of_its_newest_version() {
+        let version = |digit: &str| {
+            let gate = serde_json::json!({ "questions": digit.repeat(64) });
+            serde_json::json!({ "policy": { "gate": gate }, "seen": 1 }).to_string()
+        };
+        let mut facts = facts();
+        add(&mut facts, "policies/p/9.json", &version("1"));
+        add(&mut facts, "policies/p/10.json", &version("2"));
+        let uploads = |facts: &Facts| {
+            let mut garbage = garbage(facts);
+            garbage.retain(|key| key.starts_with("uploads/"));
+            garbage
+        };
+        assert_eq!(uploads(&facts), [format!("uploads/{}", "1".repeat(64))]);
+        add(
+            &mut facts,
+            "policies/p/11.json",
+            "{\"policy\":null,\"seen\":1}",
+        );
+        assert_eq!(
+            uploads(&facts).len(),
+            2,
+            "a policy that was ended keeps nothing"
         );
     }
 

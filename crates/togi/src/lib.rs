@@ -10,6 +10,7 @@ pub mod error;
 pub mod gc;
 pub mod local;
 pub mod output;
+pub mod pipeline;
 pub mod progress;
 pub mod recipe;
 pub mod score;

@@ -1,4 +1,5 @@
-//! Recipe and policy files: the TOML form of their messages, with the messages' own field names.
+//! Recipe and policy files: the TOML form of their messages, with the messages' own field names. Where a recipe belongs, its name or
+//! its file's path may stand.
 
 use std::{fs, path::Path};
 
@@ -16,13 +17,19 @@ use crate::{
 /// # Errors
 /// [`Error::File`] where there is neither, [`Error::Configuration`] for a file that is no recipe.
 pub fn recipe(name: &Path) -> Result<Recipe> {
+    recipe_in(Path::new(""), name)
+}
+
+/// The same for a file that another one in `folder` names.
+fn recipe_in(folder: &Path, name: &Path) -> Result<Recipe> {
+    let path = folder.join(name);
     let embedded = name
         .to_str()
         .and_then(embedded::recipe)
-        .filter(|_| !name.exists());
+        .filter(|_| !path.exists());
     match embedded {
         Some(text) => parse(name, text),
-        None => parse(name, &read(name)?),
+        None => parse(&path, &read(&path)?),
     }
 }
 
@@ -31,19 +38,45 @@ pub fn recipe(name: &Path) -> Result<Recipe> {
 /// # Errors
 /// As [`recipe`].
 pub fn policy(path: &Path) -> Result<Policy> {
-    parse(path, &read(path)?)
+    let mut table = table(path, &read(path)?)?;
+    let recipe = take_recipe(path, &mut table)?;
+    let policy: Policy = message(path, table)?;
+    Ok(Policy {
+        recipe: recipe.or(policy.recipe),
+        ..policy
+    })
 }
 
-fn read(path: &Path) -> Result<String> {
+/// Takes the key `recipe` out of a file's table where it names a recipe rather than being one.
+///
+/// # Errors
+/// As [`recipe`].
+pub(crate) fn take_recipe(path: &Path, table: &mut toml::Table) -> Result<Option<Recipe>> {
+    let Some(toml::Value::String(name)) = table.get("recipe") else {
+        return Ok(None);
+    };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let recipe = recipe_in(folder, Path::new(name))?;
+    table.remove("recipe");
+    Ok(Some(recipe))
+}
+
+pub(crate) fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|error| Error::file(path, error))
 }
 
-/// Turns TOML into a message by way of proto3's JSON, which knows the names and refuses others.
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
-    let value: toml::Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| Error::Configuration(place(path, text, &error)))?;
-    let json = json(toml::Value::Table(value)).map_err(|problem| wrong(path, &problem))?;
+    message(path, table(path, text)?)
+}
+
+pub(crate) fn table(path: &Path, text: &str) -> Result<toml::Table> {
+    text.parse()
+        .map_err(|error: toml::de::Error| Error::Configuration(place(path, text, &error)))
+}
+
+/// Turns TOML into a message by way of proto3's JSON, which knows the names and refuses others.
+pub(crate) fn message<T: DeserializeOwned>(path: &Path, table: toml::Table) -> Result<T> {
+    let json = json(toml::Value::Table(table)).map_err(|problem| wrong(path, &problem))?;
     serde_json::from_value(json).map_err(|error| wrong(path, &error.to_string()))
 }
 

@@ -1,6 +1,6 @@
-//! What counts as a right answer: equal after NFKC, without the space around it.
+//! Counts of right answers; what is right is what a policy's gate holds to be right.
 
-use unicode_normalization::UnicodeNormalization;
+pub use togi_trainer::gate::questions::is_right;
 
 /// Right answers out of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -35,26 +35,9 @@ impl std::fmt::Display for Score {
     }
 }
 
-/// Whether an answer is the expected one.
-pub fn is_right(answer: &str, expected: &str) -> bool {
-    normal(answer) == normal(expected)
-}
-
-fn normal(text: &str) -> String {
-    text.nfkc().collect::<String>().trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn width_and_surrounding_space_do_not_count_but_form_does() {
-        assert!(is_right(" １２ｋｍです。\n", "12kmです。"));
-        assert!(is_right("ｶﾞﾗｽです。", "ガラスです。"));
-        assert!(!is_right("東京", "東京です。"));
-        assert!(!is_right("", "東京です。"));
-    }
 
     #[test]
     fn bars_are_tenths() {

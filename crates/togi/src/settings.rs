@@ -183,8 +183,12 @@ pub struct Settings {
     pub trainer: String,
     /// Where inference answers.
     pub inference: String,
+    /// Where the services answer, as flag, variable or file name it; whoever names nothing means what runs here.
+    pub named_endpoint: Option<String>,
     /// Where NATS answers, if anything says so.
     pub nats: Option<String>,
+    /// The NATS server that flag, variable or file names.
+    pub named_nats: Option<String>,
     /// The object store, if anything names one or a `togi up` runs.
     pub store: Option<String>,
     /// The object store that flag, variable or file names.
@@ -208,7 +212,9 @@ impl Settings {
             data_prep: endpoint.to_owned(),
             trainer: endpoint.to_owned(),
             inference: endpoint.to_owned(),
+            named_endpoint: Some(endpoint.to_owned()),
             nats: None,
+            named_nats: None,
             store: None,
             named_store: None,
             store_options: BTreeMap::new(),
@@ -242,16 +248,18 @@ impl Settings {
             (None, Some(apart)) => apart.clone(),
             _ => endpoint.clone(),
         };
+        let of_file = file.endpoint.clone().or(file.trainer.clone());
+        let named_nats = flags.nats.clone().or(file.nats.url.clone());
         let named_store = flags.store.clone().or(file.store.url.clone());
         Ok(Settings {
             data_prep: service(&file.data_prep),
             trainer: service(&file.trainer),
             inference: service(&file.inference),
-            nats: flags
-                .nats
+            named_endpoint: flags.endpoint.clone().or(of_file),
+            nats: named_nats
                 .clone()
-                .or(file.nats.url.clone())
                 .or(running.as_ref().map(|up| up.nats.url.clone())),
+            named_nats,
             store: named_store.clone().or(running.map(|up| up.store)),
             named_store,
             store_options: file.store.options.clone(),

@@ -1,4 +1,4 @@
-//! `togi up`: the three services in one process, with a NATS server of their own and a store in a folder.
+//! `togi up`: the services in one process, with a NATS server of their own and a store in a folder, or with those that are named.
 //!
 //! [`start`] gets everything ready and returns at once; [`Running::wait`] lasts until the stopper stops, then ends the
 //! services first and NATS last.
@@ -7,7 +7,11 @@ mod nats;
 mod service;
 pub mod state;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use togi_model::Processor;
 use togi_runtime::{
@@ -20,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     nats::Server,
-    state::{DataFolder, UpState},
+    state::{DataFolder, NatsState, UpState},
 };
 use crate::{
     embedded,
@@ -45,8 +49,10 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where metrics and health are; port 0 for any free one.
     pub admin: SocketAddr,
-    /// The base that inference serves.
-    pub serve: String,
+    /// The base that inference serves; without one there is no inference.
+    pub serve: Option<String>,
+    /// A NATS server that runs already; without one it is a child of its own.
+    pub nats: Option<String>,
     /// Where trainer and inference compute.
     pub device: Processor,
     /// How inference holds bases, by name, over what the file says.
@@ -63,7 +69,8 @@ impl Options {
             data: data.into(),
             listen: anywhere,
             admin: anywhere,
-            serve: embedded::BASE.to_owned(),
+            serve: Some(embedded::BASE.to_owned()),
+            nats: None,
             device: Processor::Cpu,
             precisions: BTreeMap::new(),
             file: File::default(),
@@ -76,9 +83,14 @@ pub struct Running {
     state: UpState,
     context: Context,
     tasks: Tasks,
-    nats_stop: CancellationToken,
-    nats: JoinHandle<()>,
+    nats: Option<OwnNats>,
     folder: DataFolder,
+}
+
+/// A child that is started again whenever it dies, until it is told to end.
+struct OwnNats {
+    stop: CancellationToken,
+    guard: JoinHandle<()>,
 }
 
 /// Starts everything; what was started is stopped again if something fails.
@@ -97,27 +109,27 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
     let demo = embedded::write_base(&folder.path().join("bases"))?;
     let configs = service::configs(&options, &folder, &endpoint, &store_config, &demo)?;
 
-    let server = Server::start(folder.path()).await?;
+    let server = match &options.nats {
+        Some(_) => None,
+        None => Some(Server::start(folder.path()).await?),
+    };
     let state = UpState {
         pid: std::process::id(),
         endpoint,
         admin: format!("http://{}", address_of(&admin_port)?),
         store: store_config.url.clone(),
-        nats: server.state().clone(),
+        nats: match &server {
+            Some(server) => server.state().clone(),
+            None => NatsState::elsewhere(options.nats.unwrap_or_default()),
+        },
     };
     state.write(folder.path())?;
-    let nats_stop = CancellationToken::new();
-    let nats = tokio::spawn(keep_alive(
-        server,
-        state.clone(),
-        folder.path().to_owned(),
-        nats_stop.clone(),
-    ));
+    let nats = server.map(|server| OwnNats::new(server, state.clone(), folder.path()));
 
     let context = match connect(&configs.nats(&state.nats.url), &store_config, &stopper).await {
         Ok(context) => context,
         Err(error) => {
-            end_nats(nats_stop, nats).await;
+            end_nats(nats).await;
             return Err(error);
         }
     };
@@ -125,7 +137,6 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
         state,
         tasks: Tasks::new(&stopper),
         context,
-        nats_stop,
         nats,
         folder,
     };
@@ -168,7 +179,7 @@ impl Running {
         let outcome = self.tasks.join().await;
         // The connection ends before its server does: no alarm about a server that is gone.
         drop(self.context);
-        end_nats(self.nats_stop, self.nats).await;
+        end_nats(self.nats).await;
         UpState::remove(self.folder.path());
         Ok(outcome?)
     }
@@ -229,6 +240,7 @@ fn store_config(file: &File, folder: &DataFolder) -> Result<StoreConfig> {
         Some(url) => Ok(StoreConfig {
             url: url.clone(),
             options: file.store.options.clone(),
+            secrets: None,
         }),
         None => Ok(StoreConfig::folder(&folder.path().join("store"))?),
     }
@@ -265,9 +277,23 @@ async fn keep_alive(
     }
 }
 
-async fn end_nats(stop: CancellationToken, nats: JoinHandle<()>) {
+impl OwnNats {
+    fn new(server: Server, state: UpState, data: &Path) -> OwnNats {
+        let stop = CancellationToken::new();
+        let guard = keep_alive(server, state, data.to_owned(), stop.clone());
+        OwnNats {
+            guard: tokio::spawn(guard),
+            stop,
+        }
+    }
+}
+
+async fn end_nats(nats: Option<OwnNats>) {
+    let Some(OwnNats { stop, guard }) = nats else {
+        return;
+    };
     stop.cancel();
-    if let Err(error) = nats.await {
+    if let Err(error) = guard.await {
         tracing::error!(%error, "the guard of nats-server panicked");
     }
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures::Stream;
-use togi_proto::dataprep::v1::UploadRequest;
+use togi_proto::{dataprep::v1::UploadRequest, trainer::v1::Gate};
+use togi_runtime::layout;
 use tokio::{
     fs::File,
     io::{AsyncRead, AsyncReadExt},
@@ -57,6 +58,23 @@ pub async fn file(clients: &Clients, output: &Output, path: &Path) -> Result<Str
         .to_string_lossy()
         .into_owned();
     stream(clients, output, &name, metadata.len(), Box::new(file)).await
+}
+
+/// Uploads the questions that a gate names by their path in `folder`, so that it names the upload.
+///
+/// # Errors
+/// As [`file`].
+pub async fn questions(
+    clients: &Clients,
+    output: &Output,
+    folder: &Path,
+    gate: &mut Gate,
+) -> Result<()> {
+    let named = &gate.questions;
+    if !named.is_empty() && layout::validate_digest("gate.questions", named).is_err() {
+        gate.questions = file(clients, output, &folder.join(named)).await?;
+    }
+    Ok(())
 }
 
 /// Uploads bytes that are in memory; returns their id.

@@ -13,6 +13,8 @@ mod alone;
 mod bench;
 #[path = "cli/local.rs"]
 mod local;
+#[path = "cli/pipeline.rs"]
+mod pipeline;
 #[path = "cli/process.rs"]
 mod process;
 #[path = "cli/refused.rs"]

@@ -11,7 +11,8 @@ use togi_runtime::process::Sections;
 
 use crate::Result;
 
-const DEFAULT: &str = include_str!("../default.toml");
+/// The settings that files and the environment change.
+pub const DEFAULTS: &str = include_str!("../default.toml");
 
 /// The whole configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -92,7 +93,7 @@ impl Config {
     /// # Errors
     /// `InvalidArgument` with the key's name.
     pub fn load(files: &[PathBuf]) -> Result<Self> {
-        let config: Self = togi_runtime::config::load(DEFAULT, files, "TOGI")?;
+        let config: Self = togi_runtime::config::load(DEFAULTS, files, "TOGI")?;
         config.validate()?;
         Ok(config)
     }

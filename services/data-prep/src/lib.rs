@@ -68,11 +68,14 @@ pub async fn start(
     services.add(DataPrepServiceServer::new(service));
     let flight = flight::Flight::new(&context.store, flight, &metrics);
     services.add(FlightServiceServer::new(flight).max_decoding_message_size(64 << 10));
-    let slots = prepare.jobs;
+    let limits = worker::Limits {
+        slots: prepare.jobs,
+        jobs: 0,
+    };
     let preparer = preparer::Preparer::new(context, submissions, prepare, metrics);
     tasks.spawn(
         "prepare-worker",
-        worker::serve(context.clone(), Arc::new(preparer), slots),
+        worker::serve(context.clone(), Arc::new(preparer), limits),
     );
     Ok(())
 }

@@ -113,8 +113,9 @@ impl Finder {
                 .with_source(e)
         };
         let absent = |error| missing(error, FIELD, "the source's object does not exist");
+        let options = source.all_options().map_err(wrong)?;
         let (store, metas) = if source.url.ends_with('/') {
-            let store = connect(&source.url, &source.options).map_err(wrong)?;
+            let store = connect(&source.url, &options).map_err(wrong)?;
             let mut metas: Vec<ObjectMeta> = store
                 .list(None)
                 .try_filter(|meta| std::future::ready(holds_records(meta.location.as_ref())))
@@ -124,7 +125,7 @@ impl Finder {
             metas.sort_by(|a, b| a.location.cmp(&b.location));
             (store, metas)
         } else {
-            let (store, key) = connect_object(&source.url, &source.options).map_err(wrong)?;
+            let (store, key) = connect_object(&source.url, &options).map_err(wrong)?;
             let meta = store.head(&key).await.map_err(|e| absent(e.into()))?;
             (store, vec![meta])
         };

@@ -110,13 +110,15 @@ pub(crate) fn with_tokenizer(
             "its tokenizer has {pieces} pieces, its network {rows}"
         )));
     }
-    let (digest, precision) = (base.digest().to_owned(), base.precision());
+    let precision = base.precision();
     let eos = tokenizer.eos().or(base.config().eos_token_id);
     let network = Engine::on(Arc::new(base), device.device(precision));
     let network = network.map_err(|error| match error {
         error @ togi_model::Error::Device { .. } => Error::Device(error),
         other => unusable(other.to_string()),
     })?;
+    // After the engine was made: of files that only a card has read, it is waited for.
+    let digest = network.base().digest().to_owned();
     Ok(Loaded {
         network: Arc::new(network),
         tokenizer: Arc::new(tokenizer),

@@ -186,7 +186,7 @@ impl Config {
             .get(base)
             .and_then(|base| base.precision.as_deref());
         let Some(written) = written else {
-            return Ok(self.device.usual_precision());
+            return Ok(Precision::F32);
         };
         Precision::from_name(written).map_err(|_| Error::Setting {
             setting: format!("bases.{base}.precision"),
@@ -255,11 +255,6 @@ mod tests {
         let config = with("nf4").unwrap();
         assert_eq!(config.precision("other").unwrap(), Precision::Nf4);
         assert_eq!(config.precision("demo").unwrap(), Precision::F32);
-        let on_a_card = Config {
-            device: Processor::Cuda { ordinal: 0 },
-            ..config
-        };
-        assert_eq!(on_a_card.precision("demo").unwrap(), Precision::Bf16);
         for wrong in ["int3", "NF4", ""] {
             let error = with(wrong).unwrap_err();
             let says = format!(

@@ -35,10 +35,7 @@ pub const TEXT_COMPLETION: &str = "text_completion";
 /// The provider of every answer.
 pub const PROVIDER: &str = "togi";
 
-/// An alias.
-pub const ALIAS: &str = "togi.alias";
-/// A generation.
-pub const GENERATION: &str = "togi.generation";
+pub use togi_runtime::semconv::{ALIAS, GENERATION};
 /// An alias's revision.
 pub const REVISION: &str = "togi.alias.revision";
 /// This replica.

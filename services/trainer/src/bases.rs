@@ -187,6 +187,11 @@ impl Bases {
         Ok(engine)
     }
 
+    /// Lets the kept engine go: after a failure, which may have been its device's, the next job has a new one.
+    pub async fn let_go(&self) {
+        self.0.engine.lock().await.take();
+    }
+
     /// Returns how much memory of its device this process has for a job over a base: what its worker holds itself, it will have let
     /// go by then. `None` if nobody knows.
     #[must_use]

@@ -59,6 +59,8 @@ pub struct TrainingConfig {
     pub prefetch_bytes: u32,
     /// Memory of the device that a job may plan for, in bytes; 0: what is available.
     pub memory_bytes: u64,
+    /// Jobs after whose end a worker's process stops; 0: never.
+    pub jobs: u64,
     /// Longest time for which a step's line is not yet durable, in seconds.
     pub log_flush_seconds: f64,
     /// Folder for bases that are copied from an object store; empty: the system's temporary one.

@@ -10,7 +10,7 @@ use arrow_flight::{FlightClient, Ticket, error::FlightError};
 use futures::StreamExt;
 use togi_proto::dataprep::v1::DatasetTicket;
 use togi_runtime::{Class, grpc::Client};
-use togi_tokens::{Permutation, Row, shard};
+use togi_tokens::{Permutation, Row, Split, shard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Code;
 use tracing::{debug, warn};
@@ -63,7 +63,9 @@ fn flight(client: Client) -> FlightClient<Client> {
 pub struct Order {
     /// The data set's digest.
     pub dataset: String,
-    /// Its rows.
+    /// Which of its rows.
+    pub split: Split,
+    /// How many there are of them.
     pub rows: u64,
     /// Seed of the permutations.
     pub seed: u64,
@@ -202,7 +204,10 @@ impl Reader {
     ) -> std::result::Result<ControlFlow<()>, FlightError> {
         let ticket = DatasetTicket {
             dataset: self.order.dataset.clone(),
-            split: "train".to_owned(),
+            split: match self.order.split {
+                Split::Train => "train".to_owned(),
+                Split::Validation => "validation".to_owned(),
+            },
             seed: self.order.seed,
             epoch,
             offset: *offset,
@@ -304,6 +309,7 @@ mod tests {
     fn every_epoch_reads_every_row_once() {
         let mut order = Order {
             dataset: String::new(),
+            split: Split::Train,
             rows: 7,
             seed: 1,
             shuffle: true,

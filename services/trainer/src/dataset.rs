@@ -25,13 +25,27 @@ pub async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest> {
 /// # Errors
 /// The store's; [`Error::Damaged`] if the revision is none.
 pub async fn newest(store: &Store, name: &str) -> Result<Option<(u64, NameRevision)>> {
-    let Some((n, path)) = store.newest_revision(&layout::name_revisions(name)).await? else {
+    let newest = store.newest_revision(&layout::name_revisions(name)).await?;
+    let Some((n, _)) = newest else {
         return Ok(None);
     };
-    let bytes = store.get(&path).await?;
-    let revision =
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))?;
-    Ok(Some((n, revision)))
+    Ok(revision(store, name, n).await?.map(|found| (n, found)))
+}
+
+/// Returns a revision of a data set's name, if it is there.
+///
+/// # Errors
+/// As [`newest`].
+pub async fn revision(store: &Store, name: &str, n: u64) -> Result<Option<NameRevision>> {
+    let path = layout::name_revision(name, n);
+    let bytes = match store.get(&path).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.class() == Class::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let revision = serde_json::from_slice(&bytes);
+    let revision = revision.map_err(|error| Error::damaged(path.to_string(), error))?;
+    Ok(Some(revision))
 }
 
 async fn manifest(store: &Store, digest: &str) -> Result<DatasetManifest> {
@@ -43,7 +57,8 @@ async fn manifest(store: &Store, digest: &str) -> Result<DatasetManifest> {
     }
 }
 
-fn unknown(dataset: &str) -> Error {
+/// The error of a data set that is not there.
+pub(crate) fn unknown(dataset: &str) -> Error {
     togi_runtime::Error::not_found(format!("dataset {dataset:?} does not exist"))
         .with_field("dataset")
         .into()

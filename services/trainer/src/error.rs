@@ -87,6 +87,20 @@ pub enum Error {
         /// Class of the cause.
         class: Class,
     },
+    /// The adapter did not pass its gate.
+    #[error("the gate refused generation {generation}: {reason}")]
+    Refused {
+        /// The adapter.
+        generation: String,
+        /// Why.
+        reason: String,
+    },
+    /// A policy's job that has not begun has become superfluous.
+    #[error("revision {revision} of the data set is trained instead")]
+    Overtaken {
+        /// The newer revision.
+        revision: u64,
+    },
     /// The training thread ended without saying why.
     #[error("the training thread ended unexpectedly")]
     ThreadGone,
@@ -137,9 +151,11 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Invalid { .. } => Class::InvalidArgument,
-            Error::Unfit { .. } | Error::OtherRun { .. } | Error::NotFinite { .. } => {
-                Class::FailedPrecondition
-            }
+            Error::Unfit { .. }
+            | Error::OtherRun { .. }
+            | Error::NotFinite { .. }
+            | Error::Refused { .. } => Class::FailedPrecondition,
+            Error::Overtaken { .. } => Class::Aborted,
             Error::Memory { .. } => Class::ResourceExhausted,
             Error::Damaged { .. } => Class::DataLoss,
             Error::Data { class, .. } => *class,

@@ -138,6 +138,7 @@ fn windows(recipe: &Recipe, lengths: &[u32]) -> Vec<Vec<usize>> {
     let rows = lengths.len();
     let order = Order {
         dataset: String::new(),
+        split: togi_tokens::Split::Train,
         rows: rows as u64,
         seed: recipe.seed,
         shuffle: recipe.shuffle,
@@ -180,6 +181,7 @@ mod tests {
         // By hand: three windows of the order, the third of them cut short by the epoch's end, in micro-batches of four.
         let order = Order {
             dataset: String::new(),
+            split: togi_tokens::Split::Train,
             rows: 20,
             seed: 7,
             shuffle: true,

@@ -1,32 +1,43 @@
-//! Retraining by events: when a policy's data set has a new revision, its job is queued. The names in the store are the truth;
-//! `dataset.ready` only makes it quick. A job's key is the policy, its version and the revision, so that events that come
-//! twice, replicas that see the same one, and restarts all make the same job.
+//! Retraining by events: when a policy's time comes, its job is queued. The names in the store and the jobs' ends are the truth;
+//! events only make it quick. What to train is [`crate::retraining`]'s decision.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use futures::StreamExt as _;
+use futures::StreamExt;
+use jiff::Timestamp;
 use togi_proto::job::v1::{JobKind, JobState};
 use togi_runtime::{
-    Bus, Event, Result, Stopper, Store, bus::Start, events::EventKind, telemetry::span_with_parent,
+    Bus, Event, Result, Stopper,
+    bus::Start,
+    events::{EventKind, kind_name},
+    telemetry::span_with_parent,
 };
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::{
-    dataset,
     metrics::Metrics,
-    policy::{self, Policies, Policy},
+    policy::{Policies, Policy},
     queue::Queue,
+    retraining::{Retraining, Turn},
 };
+
+/// What may make it a policy's turn: a revision, and the end of a job that the policy waited for.
+const NEWS: [EventKind; 4] = [
+    EventKind::DatasetReady,
+    EventKind::JobSucceeded,
+    EventKind::JobFailed,
+    EventKind::JobCancelled,
+];
 
 /// Follows data sets for the policies.
 pub struct Follower {
-    /// The object store.
-    pub store: Store,
     /// Where events come from.
     pub bus: Bus,
     /// The policies.
     pub policies: Policies,
+    /// Whose turn it is.
+    pub retraining: Retraining,
     /// Where jobs go.
     pub queue: Queue,
     /// What is measured.
@@ -35,63 +46,48 @@ pub struct Follower {
     pub period: Duration,
 }
 
+/// What was said of each policy that something is wrong with, so that the log does not hear it at every listing.
+type Said = BTreeMap<String, String>;
+
 impl Follower {
     /// Follows until stopped. What goes wrong with one policy stops no other, and is tried again at the next listing.
     ///
     /// # Errors
     /// None but the stop before the first event.
     pub async fn run(self, stopper: Stopper) -> Result<()> {
-        let mut events = match stopper
-            .run(self.bus.events(&[EventKind::DatasetReady], Start::New))
-            .await
-        {
+        let mut events = match stopper.run(self.bus.events(&NEWS, Start::New)).await {
             Some(events) => events?,
             None => return Ok(()),
         };
         let mut period = interval(self.period);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Of each policy the revision that is done with, and what was said of one that failed: so that neither the store nor
-        // the log hears the same thing at every listing.
-        let mut done = BTreeMap::new();
-        let mut failed = BTreeMap::new();
+        let mut said = Said::new();
         loop {
-            let ready = tokio::select! {
+            let news = tokio::select! {
                 () = stopper.stopped() => return Ok(()),
                 event = events.next() => match event {
-                    Some(received) => Some(received),
+                    Some(received) => Some(received.event),
                     None => return Ok(()),
                 },
                 _ = period.tick() => None,
             };
-            let (name, trace) = match &ready {
-                Some(received) => match &received.event {
-                    Event::DatasetReady(event) => (
-                        Some(event.name.as_str()),
-                        received.meta.traceparent.as_str(),
-                    ),
-                    _ => continue,
-                },
+            let dataset = match &news {
+                Some(Event::DatasetReady(ready)) => Some(ready.name.as_str()),
+                Some(event) if !is_training(event) => continue,
+                Some(_) => None,
                 None => {
                     self.count_waiting().await;
-                    (None, "")
+                    None
                 }
             };
-            let Some(()) = stopper
-                .run(self.look(name, trace, &mut done, &mut failed))
-                .await
-            else {
+            let Some(()) = stopper.run(self.look(dataset, &mut said)).await else {
                 return Ok(());
             };
         }
     }
 
-    async fn look(
-        &self,
-        name: Option<&str>,
-        trace: &str,
-        done: &mut BTreeMap<(String, u64), u64>,
-        failed: &mut BTreeMap<String, String>,
-    ) {
+    /// Gives each policy its turn, or those of one data set.
+    async fn look(&self, dataset: Option<&str>, said: &mut Said) {
         let policies = match self.policies.list().await {
             Ok(policies) => policies,
             Err(error) => {
@@ -99,71 +95,59 @@ impl Follower {
                 return;
             }
         };
-        for policy in policies
-            .iter()
-            .filter(|policy| name.is_none_or(|name| policy.body.dataset == name))
-        {
-            let key = (policy.body.name.clone(), policy.version);
-            match self
-                .follow(
-                    policy,
-                    trace,
-                    done.get(&key).copied().unwrap_or(policy.seen),
-                )
-                .await
-            {
-                Ok(revision) => {
-                    done.insert(key, revision);
-                    failed.remove(&policy.body.name);
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    if failed
-                        .insert(policy.body.name.clone(), text.clone())
-                        .as_ref()
-                        != Some(&text)
-                    {
-                        self.metrics.policy_job("failed");
-                        warn!(
-                            policy = policy.body.name,
-                            error = text,
-                            "the policy's job was not queued"
-                        );
-                    }
-                }
+        let concerned =
+            |policy: &&Policy| dataset.is_none_or(|dataset| policy.body.dataset == dataset);
+        for policy in policies.iter().filter(concerned) {
+            let name = &policy.body.name;
+            let wrong = match self.follow(policy).await {
+                Ok(wrong) => wrong,
+                Err(error) => Some(error.to_string()),
+            };
+            let Some(wrong) = wrong else {
+                said.remove(name);
+                continue;
+            };
+            if said.get(name) != Some(&wrong) {
+                self.metrics.policy_job("failed");
+                warn!(
+                    policy = name,
+                    error = wrong,
+                    "a revision of the policy's data set is not trained"
+                );
+                said.insert(name.clone(), wrong);
             }
         }
     }
 
-    /// Queues the job of the newest revision, if that is after `done`, and returns the revision that is done with.
-    async fn follow(&self, policy: &Policy, trace: &str, done: u64) -> crate::error::Result<u64> {
-        let Some((revision, named)) = dataset::newest(&self.store, &policy.body.dataset).await?
-        else {
-            return Ok(done);
-        };
-        if revision <= done {
-            return Ok(done);
+    /// Queues the job whose turn it is, and returns what is wrong with revisions that cannot be trained.
+    async fn follow(&self, policy: &Policy) -> crate::error::Result<Option<String>> {
+        let Turn { next, unfit } = self.retraining.turn(policy, Timestamp::now()).await?;
+        if let Some(next) = next {
+            let (revision, version) = (next.revision, policy.version);
+            let span = info_span!(
+                "retrain",
+                policy = policy.body.name,
+                version,
+                dataset = policy.body.dataset,
+                revision
+            );
+            let span = span_with_parent(span, &next.traceparent);
+            self.queue
+                .submit(&next.job, &next.checked.request)
+                .instrument(span)
+                .await?;
+            self.metrics.policy_job("queued");
+            let job = next.job;
+            info!(
+                policy = policy.body.name,
+                version, revision, %job, "the policy's job is queued"
+            );
         }
-        let Policy { body, version, .. } = policy;
-        let key = format!("policy/{}/{version}/{revision}", body.name);
-        let asked = policy::request(body, named.dataset.clone(), key);
-        let trace = named.traceparent.as_deref().unwrap_or(trace);
-        let span = info_span!(
-            "retrain",
-            policy = body.name,
-            version,
-            dataset = body.dataset,
-            revision
-        );
-        let span = span_with_parent(span, trace);
-        let accepted = self.queue.create(&asked).instrument(span).await?;
-        self.metrics.policy_job("queued");
-        let job = accepted.job.map(|job| job.id).unwrap_or_default();
-        info!(
-            policy = body.name,
-            version, revision, job, "the policy's job is queued"
-        );
-        Ok(revision)
+        let wrong = unfit
+            .iter()
+            .map(|(revision, error)| format!("revision {revision}: {error}"));
+        let wrong = wrong.collect::<Vec<_>>().join("; ");
+        Ok(Some(wrong).filter(|wrong| !wrong.is_empty()))
     }
 
     async fn count_waiting(&self) {
@@ -175,4 +159,15 @@ impl Follower {
             self.metrics.waiting(waiting as u64);
         }
     }
+}
+
+/// Whether an event is a training job's end.
+fn is_training(event: &Event) -> bool {
+    let kind = match event {
+        Event::JobSucceeded(ended) => &ended.kind,
+        Event::JobFailed(ended) => &ended.kind,
+        Event::JobCancelled(ended) => &ended.kind,
+        _ => return false,
+    };
+    kind == kind_name(JobKind::Train)
 }

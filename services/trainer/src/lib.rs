@@ -1,6 +1,6 @@
 //! Turns data sets into adapters. Reading order: [`config`] → [`recipe`] → [`submission`] → [`queue`] (accepting a job),
-//! [`worker`] → [`train`] → [`checkpoint`], [`log`] → publish (working on it), [`watch`], [`registry`], [`follower`] (what others see).
-//! [`local`] is a run without all that.
+//! [`worker`] → [`train`] → [`checkpoint`], [`log`] → publish → [`evaluation`] (working on it), [`watch`], [`registry`] (what others
+//! see), [`policy`] → [`retraining`] → [`follower`] (jobs that nobody asks for). [`local`] is a run without all that.
 
 pub mod adapter;
 pub mod api;
@@ -10,8 +10,10 @@ pub mod config;
 pub mod data;
 pub mod dataset;
 pub mod error;
+pub mod evaluation;
 pub mod fit;
 pub mod follower;
+pub mod gate;
 pub mod gauge;
 pub mod local;
 pub mod log;
@@ -24,6 +26,8 @@ pub mod recipe;
 pub mod registry;
 pub mod report;
 pub mod request;
+pub mod retraining;
+pub mod schedule;
 pub mod submission;
 pub mod tensorboard;
 pub mod train;
@@ -32,10 +36,12 @@ pub mod worker;
 
 mod card;
 mod patience;
+mod promoted;
 
 mod publish;
 mod run;
 mod service;
+mod serving;
 
 pub use config::{Config, Role};
 pub use error::{Error, Result};

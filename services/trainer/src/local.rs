@@ -10,7 +10,7 @@ use togi_model::{
 };
 use togi_proto::trainer::v1::{MemoryPlan, Step};
 use togi_runtime::{memory, registry::Identity};
-use togi_tokens::{Row, prompt};
+use togi_tokens::{Row, Split, prompt};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -162,6 +162,7 @@ impl Run {
     fn order(&self) -> Order {
         Order {
             dataset: self.dataset.clone(),
+            split: Split::Train,
             rows: self.rows.len() as u64,
             seed: self.recipe.seed,
             shuffle: self.recipe.shuffle,

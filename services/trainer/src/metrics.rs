@@ -21,6 +21,7 @@ pub struct Metrics {
     tokens: Counter<u64>,
     samples: Counter<u64>,
     policy_jobs: Counter<u64>,
+    evaluations: Counter<u64>,
 }
 
 /// Counts a job as running until it is dropped.
@@ -106,6 +107,10 @@ impl Metrics {
                 .u64_counter("togi.trainer.policy.jobs")
                 .with_description("Jobs that policies have started, or failed to start")
                 .build(),
+            evaluations: meter
+                .u64_counter("togi.trainer.evaluations")
+                .with_description("Adapters that passed their gate, or were refused")
+                .build(),
         }
     }
 
@@ -143,6 +148,13 @@ impl Metrics {
         self.step_seconds.record(step.seconds, &[]);
         self.samples.add(step.samples, &[]);
         self.tokens.add(step.tokens, &[]);
+    }
+
+    /// Counts an adapter that was evaluated.
+    pub fn evaluated(&self, passed: bool) {
+        let outcome = if passed { "passed" } else { "refused" };
+        self.evaluations
+            .add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
     /// Counts a policy's job.

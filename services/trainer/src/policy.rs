@@ -2,17 +2,22 @@
 //! them for whoever watches NATS; nothing here reads it.
 //!
 //! A policy looks forward: it keeps the newest revision of its data set at the time when it was applied, and trains only what
-//! comes after. A data set that nobody has prepared yet is at revision 0, so that its first revision trains.
+//! comes after, or what its schedule asks for. A data set that nobody has prepared yet is at revision 0, so that its first
+//! revision trains.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::{Store, kv::Kv, layout};
+use togi_runtime::{Store, kv::Kv, layout, registry::NameRevision};
 use tracing::warn;
 
 use crate::{
     dataset,
     error::{Error, Result},
+    gate::Gate,
     recipe::Recipe,
+    request::{By, Origin},
+    schedule::Schedule,
     submission::Desk,
 };
 
@@ -24,17 +29,113 @@ struct Version {
     policy: Option<proto::Policy>,
     /// Newest revision of the data set's name when this version was applied.
     seen: u64,
+    /// When it was applied: its schedule begins there.
+    #[serde(default)]
+    since: Option<Timestamp>,
 }
 
 /// A policy that is in force.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Its body, the recipe complete.
+    /// Its body, recipe, trigger and gate complete.
     pub body: proto::Policy,
     /// Its version, from 1; a deletion is a version too.
     pub version: u64,
-    /// Revisions of the data set up to this one do not train.
+    /// New revisions of the data set are those after this one.
     pub seen: u64,
+    /// When it was applied.
+    pub since: Option<Timestamp>,
+}
+
+/// Which revisions' time has come; to be asked from the newest to the oldest.
+#[derive(Debug)]
+pub struct Time {
+    new_revision: bool,
+    seen: u64,
+    /// The schedule's last time, if there was one.
+    scheduled: Option<Timestamp>,
+    /// The newest revision of that time was passed.
+    passed: bool,
+}
+
+impl Time {
+    /// Whether this revision's time has come.
+    pub fn has_come(&mut self, revision: u64, named: &NameRevision) -> bool {
+        let is_new = revision > self.seen;
+        let was_there = |scheduled: Timestamp| {
+            let made = named.time.parse::<Timestamp>();
+            made.is_ok_and(|made| made <= scheduled)
+        };
+        if self.scheduled.is_some_and(was_there) {
+            let newest = !self.passed;
+            self.passed = true;
+            return newest || is_new;
+        }
+        self.new_revision && is_new
+    }
+
+    /// Whether neither this revision's time nor an older one's comes.
+    #[must_use]
+    pub fn is_over(&self, revision: u64) -> bool {
+        revision <= self.seen && (self.scheduled.is_none() || self.passed)
+    }
+}
+
+impl Policy {
+    /// Returns a policy, if it is in force.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if its newest version is none; the store's.
+    pub async fn in_force(store: &Store, name: &str) -> Result<Option<Policy>> {
+        let found = newest(store, name).await?;
+        Ok(found.and_then(|(version, found)| found.into_policy(version)))
+    }
+
+    /// Returns the request that it makes for a data set.
+    #[must_use]
+    pub fn request(&self, dataset: String) -> proto::CreateJobRequest {
+        request(&self.body, dataset)
+    }
+
+    /// Returns what its job says of where it comes from.
+    #[must_use]
+    pub fn origin(&self, revision: u64, by: By) -> Origin {
+        Origin {
+            policy: self.body.name.clone(),
+            version: self.version,
+            revision,
+            by,
+        }
+    }
+
+    /// Returns which revisions' time has come by now.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if this build does not take its schedule any more.
+    pub fn time(&self, now: Timestamp) -> Result<Time> {
+        let trigger = self.body.trigger.clone().unwrap_or_default();
+        let scheduled = match (trigger.schedule.as_str(), self.since) {
+            ("", _) | (_, None) => None,
+            (schedule, Some(since)) => Schedule::parse(schedule)?.last(since, now),
+        };
+        Ok(Time {
+            new_revision: trigger.new_revision.unwrap_or(trigger.schedule.is_empty()),
+            seen: self.seen,
+            scheduled,
+            passed: false,
+        })
+    }
+}
+
+impl Version {
+    fn into_policy(self, version: u64) -> Option<Policy> {
+        Some(Policy {
+            body: self.policy?,
+            version,
+            seen: self.seen,
+            since: self.since,
+        })
+    }
 }
 
 /// The policies.
@@ -61,39 +162,26 @@ impl Policies {
     /// # Errors
     /// The field at fault; the store's.
     pub async fn apply(&self, policy: proto::Policy) -> Result<Policy> {
-        let body = self.check(policy)?;
+        let body = self.check(policy).await?;
         loop {
-            let newest = self.newest(&body.name).await?;
+            let newest = newest(&self.store, &body.name).await?;
             let mut next = 1;
             if let Some((n, version)) = newest {
                 if version.policy.as_ref() == Some(&body) {
-                    return Ok(Policy {
-                        body,
-                        version: n,
-                        seen: version.seen,
-                    });
+                    return version.into_policy(n).ok_or_else(|| unknown(&body.name));
                 }
                 next = n + 1;
             }
             let seen = dataset::newest(&self.store, &body.dataset)
                 .await?
                 .map_or(0, |(n, _)| n);
-            if self
-                .write(
-                    &body.name,
-                    next,
-                    &Version {
-                        policy: Some(body.clone()),
-                        seen,
-                    },
-                )
-                .await?
-            {
-                return Ok(Policy {
-                    body,
-                    version: next,
-                    seen,
-                });
+            let version = Version {
+                policy: Some(body.clone()),
+                seen,
+                since: Some(Timestamp::now()),
+            };
+            if self.write(&body.name, next, &version).await? {
+                return version.into_policy(next).ok_or_else(|| unknown(&body.name));
             }
         }
     }
@@ -104,20 +192,8 @@ impl Policies {
     /// `NotFound` with field `name`; the store's.
     pub async fn get(&self, name: &str) -> Result<Policy> {
         layout::validate_name("name", name)?;
-        match self.newest(name).await? {
-            Some((
-                version,
-                Version {
-                    policy: Some(body),
-                    seen,
-                },
-            )) => Ok(Policy {
-                body,
-                version,
-                seen,
-            }),
-            _ => Err(unknown(name)),
-        }
+        let found = Policy::in_force(&self.store, name).await?;
+        found.ok_or_else(|| unknown(name))
     }
 
     /// Returns the policies in force, ordered by name. One that cannot be read is passed over, aloud: it stops no other.
@@ -127,21 +203,8 @@ impl Policies {
     pub async fn list(&self) -> Result<Vec<Policy>> {
         let mut policies = Vec::new();
         for name in self.store.list_dirs(&layout::policies()).await? {
-            match self.newest(&name).await {
-                Ok(Some((
-                    version,
-                    Version {
-                        policy: Some(body),
-                        seen,
-                    },
-                ))) => {
-                    policies.push(Policy {
-                        body,
-                        version,
-                        seen,
-                    });
-                }
-                Ok(_) => {}
+            match Policy::in_force(&self.store, &name).await {
+                Ok(policy) => policies.extend(policy),
                 Err(error @ Error::Damaged { .. }) => {
                     warn!(policy = name, %error, "a policy is passed over")
                 }
@@ -158,50 +221,39 @@ impl Policies {
     pub async fn delete(&self, name: &str) -> Result<()> {
         layout::validate_name("name", name)?;
         loop {
-            let Some((
-                n,
-                Version {
-                    policy: Some(_),
-                    seen,
-                },
-            )) = self.newest(name).await?
-            else {
+            let found = newest(&self.store, name).await?;
+            let Some((n, version)) = found.filter(|(_, version)| version.policy.is_some()) else {
                 return Err(unknown(name));
             };
-            if self
-                .write(name, n + 1, &Version { policy: None, seen })
-                .await?
-            {
+            let ended = Version {
+                policy: None,
+                ..version
+            };
+            if self.write(name, n + 1, &ended).await? {
                 return Ok(());
             }
         }
     }
 
-    fn check(&self, policy: proto::Policy) -> Result<proto::Policy> {
+    async fn check(&self, policy: proto::Policy) -> Result<proto::Policy> {
         layout::validate_name("policy.name", &policy.name)?;
         layout::validate_name("policy.dataset", &policy.dataset)?;
         layout::validate_name("policy.alias", &policy.alias)?;
-        let recipe: Recipe =
-            self.desk
-                .check_form(&request(&policy, String::new(), String::new()))?;
+        let recipe: Recipe = self.desk.check_form(&request(&policy, String::new()))?;
+        let gate = Gate::from_proto(&policy.gate.clone().unwrap_or_default())?;
+        self.desk.check_gate(&gate, &policy.dataset).await?;
+        let mut trigger = policy.trigger.clone().unwrap_or_default();
+        if !trigger.schedule.is_empty() {
+            Schedule::parse(&trigger.schedule)?;
+        }
+        let by_schedule = !trigger.schedule.is_empty();
+        trigger.new_revision = Some(trigger.new_revision.unwrap_or(!by_schedule));
         Ok(proto::Policy {
             recipe: Some(recipe.to_proto()),
+            trigger: Some(trigger),
+            gate: Some(gate.to_proto()),
             ..policy
         })
-    }
-
-    async fn newest(&self, name: &str) -> Result<Option<(u64, Version)>> {
-        let Some((n, path)) = self
-            .store
-            .newest_revision(&layout::policy_revisions(name))
-            .await?
-        else {
-            return Ok(None);
-        };
-        let bytes = self.store.get(&path).await?;
-        let version = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::damaged(path.to_string(), error))?;
-        Ok(Some((n, version)))
     }
 
     async fn write(&self, name: &str, n: u64, version: &Version) -> Result<bool> {
@@ -227,20 +279,26 @@ impl Policies {
     }
 }
 
-/// Returns the request that a policy makes for a data set.
-#[must_use]
-pub fn request(
-    policy: &proto::Policy,
-    dataset: String,
-    idempotency_key: String,
-) -> proto::CreateJobRequest {
+async fn newest(store: &Store, name: &str) -> Result<Option<(u64, Version)>> {
+    let revisions = layout::policy_revisions(name);
+    let Some((n, path)) = store.newest_revision(&revisions).await? else {
+        return Ok(None);
+    };
+    let bytes = store.get(&path).await?;
+    let version =
+        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))?;
+    Ok(Some((n, version)))
+}
+
+/// A policy that was written before there were gates has one all the same.
+fn request(policy: &proto::Policy, dataset: String) -> proto::CreateJobRequest {
     proto::CreateJobRequest {
         base: policy.base.clone(),
         dataset,
         recipe: policy.recipe.clone(),
         alias: policy.alias.clone(),
-        idempotency_key,
-        validate_only: false,
+        gate: Some(policy.gate.clone().unwrap_or_default()),
+        ..Default::default()
     }
 }
 
@@ -248,4 +306,61 @@ fn unknown(name: &str) -> Error {
     togi_runtime::Error::not_found(format!("policy {name:?} does not exist"))
         .with_field("name")
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(time: &str) -> NameRevision {
+        NameRevision {
+            name: "d".into(),
+            dataset: "x".into(),
+            time: time.into(),
+            traceparent: None,
+        }
+    }
+
+    /// Revisions whose time has come, newest first; revision n was made at n o'clock.
+    fn due(new_revision: bool, schedule: &str, seen: u64, now: &str) -> Vec<u64> {
+        let trigger = proto::Trigger {
+            new_revision: Some(new_revision),
+            schedule: schedule.into(),
+        };
+        let policy = Policy {
+            body: proto::Policy {
+                trigger: Some(trigger),
+                ..Default::default()
+            },
+            version: 1,
+            seen,
+            since: Some("2026-01-01T02:30:00Z".parse().unwrap()),
+        };
+        let mut time = policy.time(now.parse().unwrap()).unwrap();
+        let mut due = Vec::new();
+        for revision in (1..=5).rev() {
+            if time.is_over(revision) {
+                break;
+            }
+            if time.has_come(revision, &named(&format!("2026-01-01T0{revision}:00:00Z"))) {
+                due.push(revision);
+            }
+        }
+        due
+    }
+
+    #[test]
+    fn new_revisions_come_at_once_and_scheduled_ones_at_their_time() {
+        let (early, late) = ("2026-01-01T03:29:00Z", "2026-01-01T05:10:00Z");
+        let every_hour = "30 * * * *";
+        // Applied at half past two, after revision 2.
+        assert_eq!(due(true, "", 2, early), [5, 4, 3]);
+        assert!(due(false, "", 2, early).is_empty());
+        assert!(due(false, every_hour, 2, early).is_empty(), "not yet");
+        // At half past four revisions 3 and 4 were there, and no other is new.
+        assert_eq!(due(false, every_hour, 2, late), [4, 3]);
+        assert_eq!(due(true, every_hour, 2, late), [5, 4, 3]);
+        // Nothing new was there, but what there was had not been tried.
+        assert_eq!(due(false, every_hour, 5, late), [4]);
+    }
 }

@@ -1,4 +1,4 @@
-//! From a trained state to a published adapter: files first, the manifest last, then the papers, the event, the promotion. Each
+//! From a trained state to a published adapter: files first, the manifest last, then the papers and the event; and its promotion. Each
 //! part can be done again; before what others see, the lease is asked.
 
 use bytes::Bytes;
@@ -20,7 +20,6 @@ use crate::{
     error::{Error, Result},
     log,
     patience::patiently,
-    recipe::Promote,
     registry,
     report::{self, Facts},
     run::tell,
@@ -29,10 +28,10 @@ use crate::{
     worker::{Job, Worker},
 };
 
-/// Publishes the adapter of a finished run, promotes it if the recipe says so, and returns its generation.
+/// Publishes the adapter of a finished run and returns its generation.
 ///
 /// # Errors
-/// `Aborted` when the job is another worker's meanwhile: nothing was promoted then. The store's.
+/// `Aborted` when the job is another worker's meanwhile. The store's.
 pub(crate) async fn publish(
     worker: &Worker,
     claim: &Claim,
@@ -86,18 +85,29 @@ pub(crate) async fn publish(
         manifest: layout::adapter_manifest(&generation).to_string(),
     };
     tell(&worker.bus, event.into()).await;
-    if job.recipe.promote == Promote::Auto {
-        let alias = &job.request.request.alias;
-        let since = claim.job.create_time;
-        patiently!(lease, check(lease))?;
-        let span = info_span!("promote", alias, generation);
-        patiently!(
-            lease,
-            registry::promote_once(&worker.aliases, alias, &generation, since.as_ref())
-                .instrument(span.clone())
-        )?;
-    }
     Ok(generation)
+}
+
+/// Lets the job's alias name its adapter.
+///
+/// # Errors
+/// As [`publish`]: nothing was promoted then.
+pub(crate) async fn promote(
+    worker: &Worker,
+    claim: &Claim,
+    job: &Job,
+    generation: &str,
+) -> Result<()> {
+    let lease = &claim.lease;
+    let alias = &job.request.request.alias;
+    let since = claim.job.create_time;
+    patiently!(lease, check(lease))?;
+    let span = info_span!("promote", alias, generation);
+    patiently!(
+        lease,
+        registry::promote_once(&worker.aliases, alias, generation, since.as_ref())
+            .instrument(span.clone())
+    )
 }
 
 async fn check(lease: &Lease) -> Result<()> {

@@ -10,7 +10,7 @@ use tracing::info;
 use crate::{
     error::{Error, Result},
     request::{self, JobRequest},
-    submission::Desk,
+    submission::{Desk, check_policy_alone},
 };
 
 /// An accepted request.
@@ -50,7 +50,11 @@ impl Queue {
     /// # Errors
     /// As [`Desk::check`]; `AlreadyExists` with field `idempotency_key` for a key that was used with another body.
     pub async fn create(&self, asked: &proto::CreateJobRequest) -> Result<Accepted> {
-        self.desk.check_form(asked)?;
+        if asked.policy.is_empty() {
+            self.desk.check_form(asked)?;
+        } else {
+            check_policy_alone(asked)?;
+        }
         let id = job_id(JobKind::Train, &asked.idempotency_key)?;
         if let Some(known) = self.known(&id, asked).await? {
             return Ok(known);
@@ -64,25 +68,29 @@ impl Queue {
                 steps,
             });
         }
-        match self
-            .jobs
-            .submit(JobKind::Train, &id, &checked.request)
-            .await
-        {
-            Ok(job) => {
-                info!(job = %id, dataset = checked.request.identity.dataset, steps, "job accepted");
-                Ok(Accepted {
-                    job: Some(job),
-                    plan,
-                    steps,
-                })
-            }
+        match self.submit(&id, &checked.request).await {
+            Ok(job) => Ok(Accepted {
+                job: Some(job),
+                plan,
+                steps,
+            }),
             // Somebody was faster with the same key, and the name's next revision came in between.
-            Err(error) if error.class() == Class::AlreadyExists => {
+            Err(Error::Runtime(error)) if error.class() == Class::AlreadyExists => {
                 self.known(&id, asked).await?.ok_or(Error::Runtime(error))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Queues a job whose request was checked.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the id is another request's; the store's and the bus's.
+    pub async fn submit(&self, id: &JobId, request: &JobRequest) -> Result<Job> {
+        let job = self.jobs.submit(JobKind::Train, id, request).await?;
+        let (dataset, steps) = (&request.identity.dataset, request.steps);
+        info!(job = %id, dataset, steps, "job accepted");
+        Ok(job)
     }
 
     /// Returns what a job was asked.
@@ -102,7 +110,12 @@ impl Queue {
             Err(error) if error.class() == Class::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        if known.request != request::normal(asked)? {
+        // A policy says the rest of what it was asked for.
+        let same = match asked.policy.as_str() {
+            "" => known.request == request::normal(asked)?,
+            policy => known.request.policy == policy,
+        };
+        if !same {
             let message = "idempotency_key was used before with another body";
             return Err(togi_runtime::Error::new(Class::AlreadyExists, message)
                 .with_field("idempotency_key")

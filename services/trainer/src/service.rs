@@ -22,7 +22,9 @@ use crate::{
     gauge::Gauge,
     metrics::Metrics,
     policy::Policies,
+    promoted,
     queue::Queue,
+    retraining::Retraining,
     submission::Desk,
     worker::Worker,
 };
@@ -60,6 +62,7 @@ pub async fn start(
     let jobs = Jobs::new(bus, store);
     let aliases = Aliases::new(bus, store);
     let metrics = Metrics::new();
+    let retraining = Retraining::new(store.clone(), jobs.clone(), desk.clone());
     if config.has(Role::Api) {
         let queue = Queue::new(jobs.clone(), desk.clone());
         let policies = Policies::new(store.clone(), bus.policies().clone(), desk.clone());
@@ -77,14 +80,17 @@ pub async fn start(
             policies: policies.clone(),
         }));
         let follower = Follower {
-            store: store.clone(),
             bus: bus.clone(),
             policies,
+            retraining: retraining.clone(),
             queue,
             metrics: metrics.clone(),
             period: config.api.reconcile(),
         };
         tasks.spawn("trainer: policies", follower.run(stopper.clone()));
+        let period = config.api.reconcile();
+        let observing = promoted::observe(aliases.clone(), period, stopper.clone());
+        tasks.spawn("trainer: promoted", observing);
         if !config.has(Role::Worker) {
             // A worker does this anyway.
             tasks.spawn("trainer: jobs", jobs.keep(JobKind::Train, stopper.clone()));
@@ -97,15 +103,20 @@ pub async fn start(
             aliases,
             bases,
             desk,
+            retraining,
             data_prep,
             gauge,
             training: config.training.clone(),
             metrics,
         };
-        // One job at a time: one thread owns the device.
+        let limits = worker::Limits {
+            // One job at a time: one thread owns the device.
+            slots: 1,
+            jobs: config.training.jobs,
+        };
         tasks.spawn(
             "trainer: worker",
-            worker::serve(context.clone(), Arc::new(handler), 1),
+            worker::serve(context.clone(), Arc::new(handler), limits),
         );
     }
     Ok(())

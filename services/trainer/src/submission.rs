@@ -15,8 +15,10 @@ use crate::{
     data, dataset,
     error::{Error, Result},
     fit::{Lengths, Need},
+    gate::{Gate, questions},
+    policy::Policy,
     recipe::{Promote, Recipe},
-    request::{self, JobRequest},
+    request::{self, By, JobRequest},
 };
 
 /// How long a plan waits for data-prep.
@@ -54,13 +56,14 @@ impl Desk {
     /// # Errors
     /// As [`Desk::check`].
     pub fn check_form(&self, asked: &proto::CreateJobRequest) -> Result<Recipe> {
+        if let Some(gate) = &asked.gate {
+            Gate::from_proto(gate)?;
+        }
         let recipe = Recipe::from_proto(&asked.recipe.clone().unwrap_or_default())?;
         if recipe.promote == Promote::Auto || !asked.alias.is_empty() {
             layout::validate_name("alias", &asked.alias)?;
         }
-        if asked.idempotency_key.len() > 256 {
-            return Err(Error::invalid("idempotency_key", "has more than 256 bytes"));
-        }
+        check_key(asked)?;
         self.bases.configured(&asked.base)?;
         Ok(recipe)
     }
@@ -72,11 +75,41 @@ impl Desk {
     /// that is not there, `FailedPrecondition` for parts that do not fit each other, `ResourceExhausted`
     /// for too little memory.
     pub async fn check(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
+        if asked.policy.is_empty() {
+            return self.check_parts(asked).await;
+        }
+        check_policy_alone(asked)?;
+        let unknown = || {
+            let message = format!("policy {:?} does not exist", asked.policy);
+            togi_runtime::Error::not_found(message).with_field("policy")
+        };
+        let policy = Policy::in_force(&self.store, &asked.policy).await?;
+        let policy = policy.ok_or_else(unknown)?;
+        let name = &policy.body.dataset;
+        let Some((revision, named)) = dataset::newest(&self.store, name).await? else {
+            return Err(dataset::unknown(name));
+        };
+        let mut checked = self.check_parts(&policy.request(named.dataset)).await?;
+        let request = &mut checked.request;
+        request.request.policy.clone_from(&asked.policy);
+        request
+            .request
+            .idempotency_key
+            .clone_from(&asked.idempotency_key);
+        request.origin = Some(policy.origin(revision, By::Request));
+        Ok(checked)
+    }
+
+    async fn check_parts(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
         let recipe = self.check_form(asked)?;
         let dataset = dataset::find(&self.store, &asked.dataset).await?;
         let base = self.bases.facts(&asked.base, recipe.precision).await?;
         recipe.check_base(&base.config)?;
         check_fit(&dataset, &base)?;
+        if let Some(gate) = &asked.gate {
+            check_held_out(&asked.dataset, &dataset)?;
+            self.check_questions(&Gate::from_proto(gate)?).await?;
+        }
         let rows = dataset.rows(Split::Train);
         let need = Need {
             config: base.config.clone(),
@@ -98,8 +131,29 @@ impl Desk {
             identity,
             rows,
             steps: recipe.steps(rows),
+            origin: None,
         };
         Ok(Checked { request, plan })
+    }
+
+    /// Checks that a gate has what it measures; a data set's name that nobody has used yet is taken on trust.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` with field `dataset` if the newest revision has no validation rows; `NotFound` or `InvalidArgument` with
+    /// field `gate.questions`; the store's.
+    pub async fn check_gate(&self, gate: &Gate, dataset: &str) -> Result<()> {
+        if let Some((_, named)) = dataset::newest(&self.store, dataset).await? {
+            let manifest = dataset::find(&self.store, &named.dataset).await?;
+            check_held_out(dataset, &manifest)?;
+        }
+        self.check_questions(gate).await
+    }
+
+    async fn check_questions(&self, gate: &Gate) -> Result<()> {
+        if let Some(upload) = &gate.questions {
+            questions::read(&self.store, upload).await?;
+        }
+        Ok(())
     }
 
     fn available(&self, base: &str) -> Option<u64> {
@@ -130,6 +184,44 @@ impl Desk {
         let planning = spawn_blocking(move || need.check(available));
         planning.await.map_err(|_| Error::ThreadGone)?
     }
+}
+
+fn check_key(asked: &proto::CreateJobRequest) -> Result<()> {
+    if asked.idempotency_key.len() > 256 {
+        return Err(Error::invalid("idempotency_key", "has more than 256 bytes"));
+    }
+    Ok(())
+}
+
+/// A request that names a policy says nothing that the policy says.
+///
+/// # Errors
+/// [`Error::Invalid`] with the first field that is set all the same.
+pub(crate) fn check_policy_alone(asked: &proto::CreateJobRequest) -> Result<()> {
+    check_key(asked)?;
+    layout::validate_name("policy", &asked.policy)?;
+    let set = [
+        ("base", !asked.base.is_empty()),
+        ("dataset", !asked.dataset.is_empty()),
+        ("recipe", asked.recipe.is_some()),
+        ("alias", !asked.alias.is_empty()),
+        ("gate", asked.gate.is_some()),
+    ];
+    match set.into_iter().find(|(_, is_set)| *is_set) {
+        Some((field, _)) => Err(Error::invalid(field, "is the policy's to say")),
+        None => Ok(()),
+    }
+}
+
+/// A gate needs rows that are not trained on.
+fn check_held_out(name: &str, manifest: &DatasetManifest) -> Result<()> {
+    if manifest.rows(Split::Validation) > 0 {
+        return Ok(());
+    }
+    let reason = format!(
+        "{name:?} has no validation rows, on which the gate measures; prepare it with a validation_share"
+    );
+    Err(Error::unfit("dataset", reason))
 }
 
 fn check_fit(dataset: &DatasetManifest, base: &Arc<Facts>) -> Result<()> {

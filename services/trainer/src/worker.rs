@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use object_store::path::Path;
 use togi_model::optim;
 use togi_proto::{job::v1::JobKind, trainer::v1 as proto};
 use togi_runtime::{
@@ -12,19 +13,22 @@ use togi_runtime::{
     grpc,
     worker::{Admission, Claim, Handler, Outcome},
 };
+use togi_tokens::Split;
 use tracing::{Instrument as _, info, info_span};
 
 use crate::{
     bases::{Bases, Facts},
-    checkpoint::{self, Owner},
+    checkpoint::{self, Owner, Snapshot},
     config::TrainingConfig,
     data::Order,
     error::{Error, Result},
+    evaluation,
     gauge::Gauge,
     metrics::Metrics,
     publish,
-    recipe::Recipe,
+    recipe::{Promote, Recipe},
     request::JobRequest,
+    retraining::Retraining,
     run::{self, End, Run},
     submission::Desk,
     train::{Plan, State},
@@ -43,6 +47,8 @@ pub struct Worker {
     pub bases: Bases,
     /// Checks what nobody has checked.
     pub desk: Desk,
+    /// Knows which of a policy's jobs are needed.
+    pub retraining: Retraining,
     /// Data-prep.
     pub data_prep: grpc::Client,
     /// How jobs are worked on.
@@ -73,7 +79,11 @@ impl Handler for Worker {
             Ok(Ended::Stopped) => Outcome::HandBack,
             Ok(Ended::Cancelled) => Outcome::Cancelled,
             Ok(Ended::Lost) => Outcome::LeaseLost,
-            Err(error) => Outcome::Failed(error.into()),
+            Err(error @ Error::Overtaken { .. }) => Outcome::Withdrawn(error.into()),
+            Err(error) => {
+                self.bases.let_go().await;
+                Outcome::Failed(error.into())
+            }
         };
         drop(running);
         outcome
@@ -102,7 +112,11 @@ impl Worker {
         let lease = &claim.lease;
         let prepared = async {
             let job = self.job(claim).await?;
-            let start = self.start(&job).await?;
+            let checkpoint = checkpoint::newest(&self.store, &job.owner).await?;
+            if checkpoint.is_none() {
+                self.check_needed(&job).await?;
+            }
+            let start = self.start(&job, checkpoint).await?;
             Ok::<_, Error>((job, start))
         };
         // A base may take minutes to come: the wishes of others are heard meanwhile.
@@ -122,15 +136,49 @@ impl Worker {
             End::Cancelled => return Ok(Ended::Cancelled),
             End::Lost => return Ok(Ended::Lost),
         }
-        let span = info_span!("publish", job = %job.id);
-        let published = publish::publish(self, claim, &job, &state)
-            .instrument(span)
-            .await;
-        match published {
-            Ok(generation) => Ok(Ended::Published(generation)),
+        match self.finish(claim, &job, &state).await {
+            Ok(ended) => Ok(ended),
             // Who lost the lease meanwhile has nothing to publish: the job's new worker will.
             Err(_) if !lease.is_held() => Ok(Ended::Lost),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Publishes the adapter, has it evaluated, promotes it. Broken off anywhere, it can be done again.
+    async fn finish(&self, claim: &Claim, job: &Job, state: &State) -> Result<Ended> {
+        let lease = &claim.lease;
+        let span = info_span!("publish", job = %job.id);
+        let published = publish::publish(self, claim, job, state);
+        let generation = published.instrument(span).await?;
+        if let Some(gate) = job.request.gate()? {
+            let span = info_span!("evaluate", job = %job.id, generation);
+            let lora = &state.lora;
+            let evaluating = evaluation::evaluate(self, claim, job, &gate, lora, &generation);
+            let evaluated = match evaluating.instrument(span).await {
+                Err(_) if claim.stopper.is_stopped() => return Ok(Ended::Stopped),
+                Err(_) if lease.is_cancelled() => return Ok(Ended::Cancelled),
+                evaluated => evaluated?,
+            };
+            if !evaluated.passed {
+                let reason = evaluated.reason;
+                return Err(Error::Refused { generation, reason });
+            }
+        }
+        if job.recipe.promote == Promote::Auto {
+            publish::promote(self, claim, job, &generation).await?;
+        }
+        Ok(Ended::Published(generation))
+    }
+
+    /// A policy's job that nobody has begun is not needed when a newer revision is there.
+    async fn check_needed(&self, job: &Job) -> Result<()> {
+        let Some(origin) = &job.request.origin else {
+            return Ok(());
+        };
+        let now = jiff::Timestamp::now();
+        match self.retraining.overtaken(origin, now).await? {
+            Some(revision) => Err(Error::Overtaken { revision }),
+            None => Ok(()),
         }
     }
 
@@ -160,7 +208,7 @@ impl Worker {
     }
 
     /// Where the job stands: at its newest sound checkpoint, or at the beginning.
-    async fn start(&self, job: &Job) -> Result<run::Start> {
+    async fn start(&self, job: &Job, kept: Option<(Path, Snapshot)>) -> Result<run::Start> {
         let recipe = &job.recipe;
         let name = &job.request.request.base;
         let engine = self.bases.engine(name, recipe.precision).await?;
@@ -169,7 +217,7 @@ impl Worker {
         }
         let mut state = State::fresh(&job.base.config, recipe)?;
         let mut checkpoint = None;
-        if let Some((manifest, snapshot)) = checkpoint::newest(&self.store, &job.owner).await? {
+        if let Some((manifest, snapshot)) = kept {
             info!(job = %job.id, step = snapshot.progress.step, %manifest, "going on from a checkpoint");
             state.lora.set_bytes(&snapshot.lora)?;
             state.optimizer = optim::AdamW::from_bytes(&snapshot.optimizer, recipe.optimizer())?;
@@ -186,6 +234,7 @@ impl Worker {
             },
             order: Order {
                 dataset: job.request.identity.dataset.clone(),
+                split: Split::Train,
                 rows: job.request.rows,
                 seed: recipe.seed,
                 shuffle: recipe.shuffle,

@@ -8,6 +8,7 @@ use super::operations::number;
 use super::products::Product;
 use crate::config::Activation;
 use crate::error::Result;
+use crate::ops::Depth;
 use crate::quant::Fp8;
 
 /// Threads of the quantizing kernel at most, and packs of eight values that each can keep.
@@ -18,13 +19,26 @@ const WIDEST: usize = 8 * 8 * THREADS;
 /// Rows of a product that is asked for to learn whether there are any.
 const MANY: usize = 4096;
 
+/// Whether the forward of a layer multiplies codes: not that of the first ninth of the layers, which takes the dequantized
+/// weights. Every backward multiplies codes.
+///
+/// What codes lose is the rounding of activations and gradients to three bits. Early activations matter most, because the
+/// residual is still small then, and every later layer sees them. On the exact shape, of 36 layers, the least cosine of a
+/// gradient was 0.983 with all products by codes. With the same rounding in a model of 36 layers and 256 channels, 1 - cosine
+/// at worst is 0.0102 for all products, 0.0076 for all forwards, 0.0027 for all backwards, and 0.0038 for these.
+fn forward_by_codes(depth: Depth) -> bool {
+    depth.layer >= depth.layers.div_ceil(9)
+}
+
 /// Codes, and a scale for each row.
 pub(crate) struct Eighths {
     /// (outputs, inputs)
     codes: Array,
     /// (1, outputs)
     scales: Array,
-    /// For products of codes: the transposed codes, (inputs, outputs), because only codes that lie along the depth can be
+    /// Whether the forward multiplies codes.
+    forward: bool,
+    /// For a backward that does: the transposed codes, (inputs, outputs), because only codes that lie along the depth can be
     /// multiplied, and as many ones as there are inputs.
     turned: Option<[Array; 2]>,
 }
@@ -66,17 +80,18 @@ impl<'a> Source<'a> {
 }
 
 impl Cuda {
-    pub(super) fn eighths(&self, fp8: &Fp8) -> Result<Eighths> {
+    pub(super) fn eighths(&self, fp8: &Fp8, depth: Depth) -> Result<Eighths> {
         let [rows, columns] = fp8.shape();
         let codes = self.adopt_bytes(Element::E4m3, fp8.codes(), rows, columns)?;
         let scales = self.upload_as(Element::F32, fp8.scales(), 1, rows)?;
-        self.eighths_of(codes, scales)
+        self.eighths_of(codes, scales, depth)
     }
 
-    fn eighths_of(&self, codes: Array, scales: Array) -> Result<Eighths> {
+    fn eighths_of(&self, codes: Array, scales: Array, depth: Depth) -> Result<Eighths> {
         let mut eighths = Eighths {
             codes,
             scales,
+            forward: false,
             turned: None,
         };
         let (rows, columns) = (eighths.codes.rows, eighths.codes.columns);
@@ -84,21 +99,24 @@ impl Cuda {
         if self.element != Element::Bf16 || !fits(rows) || !fits(columns) {
             return Ok(eighths);
         }
-        let turned = self.empty_of(Element::E4m3, columns, rows)?;
-        let ones = self.upload_as(Element::F32, &vec![1.0; columns], 1, columns)?;
-        let Eighths { codes, scales, .. } = &eighths;
         let out = self.empty(1, 1)?;
         let x = self.empty_of(Element::E4m3, 1, 1)?;
         let can_multiply = |codes: &Array, scales: &Array| {
             let x = x.part(0, MANY, codes.columns);
             self.can_multiply(&of_codes(&out, (codes, scales), (&x, scales)))
         };
-        if can_multiply(codes, scales) && can_multiply(&turned, &ones) {
+        let Eighths { codes, scales, .. } = &eighths;
+        let forward = forward_by_codes(depth) && can_multiply(codes, scales);
+        let turned = self.empty_of(Element::E4m3, columns, rows)?;
+        let ones = self.upload_as(Element::F32, &vec![1.0; columns], 1, columns)?;
+        let mut back = None;
+        if can_multiply(&turned, &ones) {
             let args = [(&turned).into(), codes.into(), rows.into(), columns.into()];
             let grid = (columns.div_ceil(64), rows.div_ceil(64));
             self.launch("turn_codes", grid, 256, &args)?;
-            eighths.turned = Some([turned, ones]);
+            back = Some([turned, ones]);
         }
+        (eighths.forward, eighths.turned) = (forward, back);
         Ok(eighths)
     }
 
@@ -108,10 +126,10 @@ impl Cuda {
     }
 
     /// Quantizes a weight.
-    pub(super) fn weight_to_fp8(&self, raw: &Array) -> Result<Eighths> {
+    pub(super) fn weight_to_fp8(&self, raw: &Array, depth: Depth) -> Result<Eighths> {
         let quantized = self.room_for_codes(raw.rows, raw.columns)?;
         self.to_fp8(&quantized, Source::Plain(raw))?;
-        self.eighths_of(quantized.codes, quantized.scales)
+        self.eighths_of(quantized.codes, quantized.scales, depth)
     }
 
     fn room_for_codes(&self, rows: usize, columns: usize) -> Result<Quantized> {
@@ -199,9 +217,10 @@ impl Cuda {
     }
 
     fn codes_linear(&self, x: Source<'_>, w: &Eighths, added: Added<'_>) -> Result<Option<Array>> {
-        match &w.turned {
-            Some(_) => self.product_of_codes(x, (&w.codes, &w.scales), added),
-            None => Ok(None),
+        if w.forward {
+            self.product_of_codes(x, (&w.codes, &w.scales), added)
+        } else {
+            Ok(None)
         }
     }
 
@@ -266,7 +285,7 @@ impl Cuda {
             out.columns.into(),
             out.len().into(),
         ];
-        self.by_values("from_fp8", &[&out], out.len(), &args)?;
+        self.launch_expanding("from_fp8", &out, 1, &args)?;
         Ok(out)
     }
 }

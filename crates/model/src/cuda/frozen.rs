@@ -8,6 +8,7 @@ use super::fp8::Eighths;
 use super::launch::Arg;
 use crate::error::Result;
 use crate::float::Float;
+use crate::ops::Depth;
 use crate::quant::{Int8, Nf4, Scales};
 use crate::weight::{Halves, Rounding, Weight};
 
@@ -47,13 +48,13 @@ pub(crate) struct Codes {
 }
 
 impl Cuda {
-    pub(super) fn freeze_weight(&self, weight: &Weight) -> Result<Frozen> {
+    pub(super) fn freeze_weight(&self, weight: &Weight, depth: Depth) -> Result<Frozen> {
         Ok(match weight {
             Weight::Full(tensor) => Frozen::Full(self.adopt_tensor(self.element, tensor)?),
             Weight::Half(halves) => Frozen::Full(self.halves(halves)?),
             Weight::Nf4(nf4) => Frozen::Nf4(self.pack(nf4)?),
             Weight::Int8(int8) => Frozen::Int8(self.codes(int8)?),
-            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8)?),
+            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8, depth)?),
         })
     }
 
@@ -112,7 +113,7 @@ impl Cuda {
                     columns.into(),
                     out.len().into(),
                 ];
-                self.by_values("int8", &[&out], out.len(), &args)?;
+                self.launch_expanding("int8", &out, 1, &args)?;
                 Ok(out)
             }
         }
@@ -144,11 +145,23 @@ impl Cuda {
         let mut args: Vec<Arg> = vec![(&out).into(), weight.packed.address.into()];
         args.extend(scales.map(Arg::from));
         args.extend([rounding, out.len()].map(Arg::from));
-        let eights = out.by_eights();
-        let kernel = self.kernel("nf4", out.element, Some(eights));
-        let each = if eights { 8 } else { 2 };
-        self.launch_values(&kernel, out.len().div_ceil(each), &args)?;
+        self.launch_expanding("nf4", &out, 2, &args)?;
         Ok(out)
+    }
+
+    /// Launches a kernel that fills a matrix: a thread has four packs of eight values, or `few` values of a matrix that has no
+    /// eights.
+    pub(super) fn launch_expanding(
+        &self,
+        stem: &str,
+        out: &Array,
+        few: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        let eights = out.by_eights();
+        let kernel = self.kernel(stem, out.element, Some(eights));
+        let each = if eights { 4 * 8 } else { few };
+        self.launch_values(&kernel, out.len().div_ceil(each), args)
     }
 
     pub(super) fn adopt_tensor(

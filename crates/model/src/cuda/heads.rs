@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
-use super::launch::Arg;
+use super::launch::{self, Arg};
 use crate::dropout::Place;
 use crate::error::{Error, Result};
 use crate::ops::{Attended, Heads, Span};
@@ -13,9 +13,13 @@ use crate::ops::{Attended, Heads, Span};
 const LARGEST_HEAD: usize = 256;
 
 /// Rows of a tile of attention: of queries, of keys, and of what either meets at once.
-pub(super) const TILE_OF_QUERIES: usize = 128;
+const TILE_OF_QUERIES: usize = 128;
 const TILE_OF_KEYS: usize = 64;
 const STEP: usize = 32;
+/// How often a block has room for what it meets.
+const COMINGS: usize = 4;
+/// Threads of a block of tiles.
+const TILE_THREADS: usize = 256;
 
 /// For each row of a pass: its position, its first key and how many it sees, where its sequence ends, its place for dropout.
 pub(crate) struct Layout {
@@ -139,8 +143,8 @@ impl Cuda {
             ];
             let kernel = format!("tile_forward_{}_{size}", qkv.element.name());
             let grid = (heads.count, layout.query_tiles.len() / 4);
-            let (room, threads) = (tiles_room(TILE_OF_QUERIES, size), 2 * TILE_OF_QUERIES);
-            self.launch_in(room, &kernel, grid, threads, &args)?;
+            let room = tiles_room(TILE_OF_QUERIES, COMINGS, size);
+            self.launch_in(room, &kernel, grid, TILE_THREADS, &args)?;
         } else {
             let whole = Keys {
                 keys: &part(&qkv, heads, 1),
@@ -257,20 +261,18 @@ impl Cuda {
             (&attended.log_sums).into(),
             layout.key_tiles.address.into(),
         ];
+        let few = few_comings(launch::by_groups(&self.context)?);
+        let (of_queries, of_keys) = (&layout.query_tiles, &layout.key_tiles);
         let passes = [
-            (
-                "queries",
-                &queries[..],
-                &layout.query_tiles,
-                TILE_OF_QUERIES,
-            ),
-            ("keys_and_values", &keys, &layout.key_tiles, TILE_OF_KEYS),
+            ("queries", &queries[..], of_queries, (TILE_OF_QUERIES, few)),
+            ("keys_and_values", &keys, of_keys, (TILE_OF_KEYS, COMINGS)),
         ];
-        for (stem, args, tiles, tile) in passes {
+        for (stem, args, tiles, (rows, comings)) in passes {
             let kernel = format!("tile_{stem}_{}_{size}", qkv.element.name());
-            let (room, grid) = (tiles_room(2 * tile, size), (heads.count, tiles.len() / 4));
+            let room = tiles_room(2 * rows, comings, size);
+            let grid = (heads.count, tiles.len() / 4);
             let args = [args, &shape].concat();
-            self.launch_in(room, &kernel, grid, 2 * tile, &args)?;
+            self.launch_in(room, &kernel, grid, TILE_THREADS, &args)?;
         }
         Ok(())
     }
@@ -382,10 +384,21 @@ fn tiled(qkv: &Array, heads: &Heads<Array>) -> Option<usize> {
     sizes.iter().copied().find(|&size| heads.dim <= size)
 }
 
-/// Shared memory of a block of tiles with so many rows of its own: these, four times those that it meets at once, and two numbers
-/// for each row of two such tiles.
-pub(super) const fn tiles_room(own: usize, size: usize) -> usize {
-    (own + 4 * STEP) * size * 2 + 4 * 4 * STEP
+/// Shared memory of a block of tiles with so many rows of its own: these, several times two tiles of those that it meets at once,
+/// and two numbers for each of these rows.
+const fn tiles_room(own: usize, comings: usize, size: usize) -> usize {
+    (own + comings * 2 * STEP) * size * 2 + comings * 8 * STEP
+}
+
+/// The most shared memory that tiles take.
+pub(super) const fn most_room(by_groups: bool) -> usize {
+    let queries = tiles_room(2 * TILE_OF_QUERIES, few_comings(by_groups), 128);
+    let keys = tiles_room(2 * TILE_OF_KEYS, COMINGS, 128);
+    if queries > keys { queries } else { keys }
+}
+
+const fn few_comings(by_groups: bool) -> usize {
+    if by_groups { 3 } else { 2 }
 }
 
 /// The tiles of all sequences, of so many rows, those with most work first.

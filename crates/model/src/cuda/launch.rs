@@ -11,7 +11,7 @@ use cudarc::nvrtc::{Ptx, sys};
 use rayon::prelude::*;
 
 use super::array::{Array, Element};
-use super::heads::{TILE_OF_QUERIES, tiles_room};
+use super::heads::most_room;
 use super::{Cuda, card};
 use crate::error::{Error, Result};
 
@@ -37,7 +37,27 @@ macro_rules! file {
     };
 }
 
-const FILES: [File; 8] = [
+/// `narrow.cu` for a rank.
+macro_rules! narrow {
+    ($rank:literal $($gradient:literal)?) => {
+        File {
+            name: concat!("narrow.cu of rank ", $rank),
+            source: concat!(
+                "#define RANK ", $rank, "\n",
+                include_str!("kernels/common.cuh"),
+                include_str!("kernels/matrix.cuh"),
+                include_str!("kernels/narrow.cu")
+            ),
+            kernels: &[
+                concat!("narrow_shrink_{w}_{h}_", $rank),
+                concat!("narrow_expand_{w}_{h}_", $rank),
+                $($gradient),*
+            ],
+        }
+    };
+}
+
+const FILES: [File; 11] = [
     file!("rows.cu", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
         "cross_entropy_{t}_{v}"),
     file!(
@@ -50,10 +70,10 @@ const FILES: [File; 8] = [
         "tiles.cu" after "matrix.cuh" "tiles.cuh",
         "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
     ),
-    file!(
-        "narrow.cu" after "matrix.cuh",
-        "narrow_shrink_{w}_{h}_{r}" "narrow_expand_{w}_{h}_{r}" "narrow_gradient_{h}_{g}"
-    ),
+    narrow!(8 "narrow_gradient_{h}_{c}_8"),
+    narrow!(16 "narrow_gradient_{h}_{c}_16"),
+    narrow!(32),
+    narrow!(64),
     file!("quantized.cu", "nf4_{t}_{v}" "int8_{t}_{v}"),
     file!("quantize.cu", "flaws_{t}" "nf4_pack_{t}" "mean_scale" "nest" "int8_rows_{t}"),
 ];
@@ -66,16 +86,15 @@ const FP8_FILE: File = file!(
 );
 
 /// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, packs of values that a thread
-/// keeps, and of narrow products ways, ranks and ranks of gradients.
-const CHOICES: [(&str, &[&str]); 8] = [
+/// keeps, and of narrow products a lane's columns and ways.
+const CHOICES: [(&str, &[&str]); 7] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
     ("{v}", &["1", "8"]),
     ("{d}", &["64", "128"]),
     ("{p}", &["1", "2", "4", "8"]),
+    ("{c}", &["4", "8"]),
     ("{w}", &["along", "across"]),
-    ("{r}", &["8", "16", "32", "64"]),
-    ("{g}", &["8", "16"]),
 ];
 
 /// Threads of a block, where nothing speaks for another count.
@@ -118,12 +137,11 @@ impl From<f32> for Arg {
 
 /// Compiles all kernels for a card.
 pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, CudaFunction>> {
-    let said = |error: DriverError| Error::device("cuda", format!("{error:?}"));
-    let (major, minor) = context.compute_capability().map_err(said)?;
+    let (major, minor) = capability(context)?;
     let with_fp8 = card::has_fp8(context)?.then_some(FP8_FILE);
     let files: Vec<File> = FILES.into_iter().chain(with_fp8).collect();
-    // Units that multiply by groups of warps are a generation's own.
-    let own = if (major, minor) == (9, 0) { "a" } else { "" };
+    // What is a generation's own has this letter.
+    let own = if by_groups(context)? { "a" } else { "" };
     let images = images(&files, &format!("sm_{major}{minor}{own}"))?;
     let mut functions = HashMap::new();
     for (file, image) in files.iter().zip(images) {
@@ -135,7 +153,7 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
                 let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // As much of the cache as shared memory as there can be, so that several blocks fit.
                 let share = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-                let bytes = tiles_room(2 * TILE_OF_QUERIES, 128) as i32;
+                let bytes = most_room(by_groups(context)?) as i32;
                 for (attribute, value) in [(most, bytes), (share, 100)] {
                     function.set_attribute(attribute, value).map_err(failed)?;
                 }
@@ -144,6 +162,16 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
         }
     }
     Ok(functions)
+}
+
+/// Whether the card's units multiply by groups of warps: those of Hopper do.
+pub(super) fn by_groups(context: &CudaContext) -> Result<bool> {
+    Ok(capability(context)? == (9, 0))
+}
+
+fn capability(context: &CudaContext) -> Result<(i32, i32)> {
+    let said = |error: DriverError| Error::device("cuda", format!("{error:?}"));
+    context.compute_capability().map_err(said)
 }
 
 /// The files as a kind of card runs them, each compiled once in a process.

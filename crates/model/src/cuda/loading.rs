@@ -2,8 +2,8 @@
 //! pinned memory while the card fetches others, so that what limits is the card's link alone.
 
 use std::ffi::c_void;
-use std::sync::Arc;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use rayon::prelude::*;
@@ -14,6 +14,7 @@ use super::frozen::{BlockScales, Codes, Frozen, Packed};
 use crate::base::held::{Held, InFile};
 use crate::error::{Error, Result};
 use crate::float::Float;
+use crate::ops::Depth;
 use crate::precision::Precision;
 use crate::quant::{nf4, scales};
 
@@ -36,6 +37,9 @@ pub(super) struct Loading {
     looked_at: Vec<(String, Precision)>,
     /// What the codes of nested scales stand for.
     map: Arc<Buffer<f32>>,
+    /// Time spent filling pinned memory, and waiting for the card to fetch from it.
+    filled: Duration,
+    waited: Duration,
 }
 
 /// Memory of the host that the card fetches from by itself.
@@ -74,31 +78,38 @@ impl Drop for Pinned {
 }
 
 impl Loading {
-    /// Brings bytes to a place on the card; they may be changed as soon as this returns.
+    /// Brings so many bytes, which `fill` copies from a place on, to a place on the card; they are not needed any more when this
+    /// returns.
     fn send(
         &mut self,
         stream: &Arc<CudaStream>,
-        bytes: &[u8],
-        mut to: u64,
-    ) -> std::result::Result<(), DriverError> {
-        for bytes in bytes.chunks(PART) {
+        len: usize,
+        fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
+        to: u64,
+    ) -> Result<()> {
+        let failed = |error: DriverError| Error::device("cuda", format!("{error:?}"));
+        for start in (0..len).step_by(PART) {
+            let began = Instant::now();
             if let Some(fetched) = self.fetched[self.next].take() {
-                fetched.synchronize()?;
+                fetched.synchronize().map_err(failed)?;
             }
-            let part = &mut self.pinned.part(self.next)[..bytes.len()];
-            if bytes.len() <= SHARE {
-                part.copy_from_slice(bytes);
+            self.waited += began.elapsed();
+            let began = Instant::now();
+            let part = &mut self.pinned.part(self.next)[..PART.min(len - start)];
+            if part.len() <= SHARE {
+                fill(start, part)?;
             } else {
-                part.par_chunks_mut(SHARE)
-                    .zip(bytes.par_chunks(SHARE))
-                    .for_each(|(to, from)| to.copy_from_slice(from));
+                let shares = part.par_chunks_mut(SHARE).enumerate();
+                shares.try_for_each(|(share, part)| fill(start + share * SHARE, part))?;
             }
+            self.filled += began.elapsed();
             // SAFETY: the place has room for the bytes; the part is not changed before the event has passed, and not freed
             // before the stream has been waited for.
-            unsafe { result::memcpy_htod_async(to, part, stream.cu_stream()) }?;
-            self.fetched[self.next] = Some(stream.record_event(None)?);
+            let sent =
+                unsafe { result::memcpy_htod_async(to + start as u64, part, stream.cu_stream()) };
+            sent.map_err(failed)?;
+            self.fetched[self.next] = Some(stream.record_event(None).map_err(failed)?);
             self.next = (self.next + 1) % PARTS;
-            to += bytes.len() as u64;
         }
         Ok(())
     }
@@ -126,6 +137,8 @@ impl Cuda {
             flaws,
             looked_at: Vec::new(),
             map: Arc::new(self.bring(&*scales::dynamic_map())?),
+            filled: Duration::ZERO,
+            waited: Duration::ZERO,
         };
         *self.loading() = Some(loading);
         Ok(())
@@ -137,6 +150,8 @@ impl Cuda {
             return Ok(());
         };
         let found = self.fetch(&loading.flaws)?;
+        // Set once: a base is loaded once.
+        let _ = self.load_times.set([loading.filled, loading.waited]);
         for (found, (name, precision)) in found.into_iter().zip(&loading.looked_at) {
             match found {
                 0 => {}
@@ -151,15 +166,34 @@ impl Cuda {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Of loading the base, the time spent filling pinned memory, and waiting for the card to fetch from it.
+    pub(crate) fn load_times(&self) -> Option<[Duration; 2]> {
+        self.load_times.get().copied()
+    }
+
     /// Bytes brought to the card, through pinned memory while a base is loaded.
     pub(super) fn send(&self, bytes: &[u8]) -> Result<Buffer<u8>> {
+        let fill = |start: usize, part: &mut [u8]| {
+            part.copy_from_slice(&bytes[start..start + part.len()]);
+            Ok(())
+        };
+        self.send_filled(bytes.len(), fill)
+    }
+
+    fn send_filled(
+        &self,
+        len: usize,
+        fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
+    ) -> Result<Buffer<u8>> {
         let mut loading = self.loading();
         let Some(loading) = loading.as_mut() else {
-            return self.bring(bytes);
+            let mut bytes = vec![0; len];
+            fill(0, &mut bytes)?;
+            return self.bring(&bytes);
         };
-        let buffer = self.room(bytes.len())?;
+        let buffer = self.room(len)?;
         self.check(self.context.bind_to_thread())?;
-        self.check(loading.send(&self.stream, bytes, buffer.address))?;
+        loading.send(&self.stream, len, fill, buffer.address)?;
         Ok(buffer)
     }
 
@@ -172,14 +206,14 @@ impl Cuda {
     }
 
     /// A base's linear weight in its form.
-    pub(super) fn freeze_held(&self, held: &Held) -> Result<Frozen> {
+    pub(super) fn freeze_held(&self, held: &Held, depth: Depth) -> Result<Frozen> {
         let tensor = match held {
-            Held::Here(weight) => return self.freeze_weight(weight),
+            Held::Here(weight) => return self.freeze_weight(weight, depth),
             Held::InFile(tensor) => tensor,
         };
         let shape = match *tensor.floats.shape.as_slice() {
             [rows, columns] if rows * columns > 0 => [rows, columns],
-            _ => return self.freeze_weight(held.weight()?),
+            _ => return self.freeze_weight(held.weight()?, depth),
         };
         Ok(match tensor.precision {
             Precision::F32 => Frozen::Full(self.cast(&self.raw(tensor)?, self.element)?),
@@ -188,9 +222,9 @@ impl Cuda {
             Precision::Nf4 => Frozen::Nf4(self.to_nf4(tensor, shape)?),
             Precision::Int8 => Frozen::Int8(self.to_int8(&self.raw(tensor)?)?),
             Precision::Fp8 if self.quantizes_fp8(shape[1]) => {
-                Frozen::Fp8(self.weight_to_fp8(&self.raw(tensor)?)?)
+                Frozen::Fp8(self.weight_to_fp8(&self.raw(tensor)?, depth)?)
             }
-            Precision::Fp8 => self.freeze_weight(held.weight()?)?,
+            Precision::Fp8 => self.freeze_weight(held.weight()?, depth)?,
         })
     }
 
@@ -202,7 +236,12 @@ impl Cuda {
         let rows = (floats.bytes.len() / element.bytes())
             .checked_div(columns)
             .unwrap_or(0);
-        let raw = Array::of(self.send(&floats.bytes)?, element, rows, columns);
+        let fill = |start: usize, part: &mut [u8]| {
+            let copied = floats.bytes.copy_to(start, part);
+            copied.map_err(|error| Error::file(&tensor.name, error))
+        };
+        let sent = self.send_filled(floats.bytes.len(), fill)?;
+        let raw = Array::of(sent, element, rows, columns);
         let place = {
             let mut loading = self.loading();
             let Some(loading) = loading.as_mut() else {
@@ -329,7 +368,7 @@ impl Cuda {
         let mut pinned = self.check(Pinned::new(&self.context))?;
         let to = self.room::<u8>(bytes.max(PART))?;
         self.check(self.stream.synchronize())?;
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         for (number, start) in (0..bytes).step_by(PART).enumerate() {
             let part = &pinned.part(number % PARTS)[..PART.min(bytes - start)];
             // SAFETY: the place has room for the bytes, and the stream is waited for below.

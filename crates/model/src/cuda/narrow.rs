@@ -10,9 +10,9 @@ use crate::dropout::Mask;
 use crate::error::Result;
 
 /// Ranks that the kernels were compiled for.
-pub(super) const RANKS: [usize; 4] = [8, 16, 32, 64];
-/// Of these, what a block sums a gradient for.
-pub(super) const GRADIENT_RANKS: [usize; 2] = [8, 16];
+const RANKS: [usize; 4] = [8, 16, 32, 64];
+/// The most that a block sums a gradient for.
+const GRADIENT_RANK: usize = 16;
 
 /// How the narrow factor lies.
 #[derive(Clone, Copy)]
@@ -148,9 +148,14 @@ impl Cuda {
             strides[1].into(),
             scale.into(),
         ];
-        let at_once = rank.min(GRADIENT_RANKS[1]);
-        let kernel = format!("narrow_gradient_{}_{at_once}", wide.element.name());
-        let grid = (wide.columns.div_ceil(64), rank / at_once);
+        let at_once = rank.min(GRADIENT_RANK);
+        // Fewer columns a block where there would be fewer blocks than a card has processors.
+        let columns = if wide.columns < 8 * 8 * 128 { 4 } else { 8 };
+        let kernel = format!(
+            "narrow_gradient_{}_{columns}_{at_once}",
+            wide.element.name()
+        );
+        let grid = (wide.columns.div_ceil(8 * columns), rank / at_once);
         self.launch(&kernel, grid, 1024, &args)
     }
 

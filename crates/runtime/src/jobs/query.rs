@@ -25,6 +25,21 @@ impl Jobs {
         Ok(job)
     }
 
+    /// Returns a job without its place in the queue, if there is such a job.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn find(&self, id: &JobId) -> Result<Option<Job>> {
+        if let Some((record, _)) = self.record(id).await? {
+            return Ok(Some(record.job));
+        }
+        match self.known_to_store(id).await {
+            Ok(job) => Ok(Some(job)),
+            Err(error) if error.class() == Class::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What the store alone says, while the bucket does not know the job (yet, or any more).
     pub(super) async fn known_to_store(&self, id: &JobId) -> Result<Job> {
         if let Some(finished) = self.final_record(id).await? {

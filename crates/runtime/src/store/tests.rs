@@ -119,6 +119,44 @@ fn urls_and_options_that_are_wrong_are_refused_without_their_secrets() {
 }
 
 #[test]
+fn options_come_from_a_file_too_and_what_is_wrong_with_it_is_said_without_its_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secrets");
+    let config = StoreConfig {
+        url: "s3://bucket".into(),
+        options: BTreeMap::from([
+            ("region".into(), "a".into()),
+            ("endpoint".into(), "e".into()),
+        ]),
+        secrets: Some(file.clone()),
+    };
+    let refused = || {
+        let error = config.all_options().unwrap_err();
+        assert_eq!(error.field(), Some("store.secrets"));
+        error.chain()
+    };
+    assert!(
+        refused().contains("secrets cannot be read"),
+        "{}",
+        refused()
+    );
+    std::fs::write(&file, "AWS_ACCESS_KEY_ID = id\n\nregion=b\n").unwrap();
+    let options = config.all_options().unwrap();
+    let expected = [
+        ("aws_access_key_id", "id"),
+        ("endpoint", "e"),
+        ("region", "b"),
+    ];
+    assert_eq!(options, expected.map(|(k, v)| (k.into(), v.into())).into());
+    std::fs::write(&file, "region=b\nhunter2\n").unwrap();
+    let said = refused();
+    assert!(
+        said.contains("line 2") && !said.contains("hunter2"),
+        "{said}"
+    );
+}
+
+#[test]
 fn canonical_json_sorts_keys_at_every_depth() {
     let value: serde_json::Value =
         serde_json::from_str(r#"{"b":{"z":1,"a":[{"d":1,"c":2}]},"a":2}"#).unwrap();

@@ -123,6 +123,14 @@ impl<H: Handler> Slot<H> {
                 self.finish(delivery, lease, job, JobState::Cancelled)
                     .await?
             }
+            Outcome::Withdrawn(error) => {
+                let job = Job {
+                    error: Some(JobError::from(&error)),
+                    ..job
+                };
+                self.finish(delivery, lease, job, JobState::Cancelled)
+                    .await?;
+            }
             Outcome::Failed(error) => self.fail(delivery, lease, job, &error).await?,
             Outcome::HandBack => {
                 self.requeue(lease, |_| {}).await?;
@@ -240,6 +248,7 @@ fn outcome_name(outcome: &Outcome) -> &'static str {
         Outcome::Failed(_) => "failed",
         Outcome::HandBack => "handed back",
         Outcome::Cancelled => "cancelled",
+        Outcome::Withdrawn(_) => "withdrawn",
         Outcome::LeaseLost => "lease lost",
     }
 }

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use togi_proto::job::v1::{Job, JobError, JobState};
 
-use super::{Delivery, Handler, Slot, nak};
+use super::{Bare, Delivery, Handler, Slot, nak};
 use crate::{
     Class, Error, JobId, Result,
     jobs::{Envelope, MAX_ATTEMPTS, Record, is_final, now},
@@ -59,10 +58,10 @@ impl<H: Handler> Slot<H> {
         &self,
         delivery: &Delivery,
         id: &JobId,
-        bare: Option<Value>,
+        bare: Option<Bare>,
     ) -> Result<Decision> {
-        if let Some(request) = bare {
-            match self.register(delivery, id, request).await {
+        if let Some(bare) = bare {
+            match self.register(delivery, id, bare).await {
                 Ok(()) => {}
                 Err(error) if error.class() == Class::AlreadyExists => {
                     self.bury::<()>(delivery, &error).await?;
@@ -121,9 +120,20 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// Makes a job of a bare message: the message is its message.
-    async fn register(&self, delivery: &Delivery, id: &JobId, request: Value) -> Result<()> {
-        let envelope = self.jobs.keep_request(H::KIND, id, request).await?;
+    /// Makes a job of a bare message: the message is its message. When it comes again its names may mean something else; what they
+    /// meant first counts.
+    async fn register(&self, delivery: &Delivery, id: &JobId, bare: Bare) -> Result<()> {
+        let mut came_before = bare.is_key;
+        if let Some((record, _)) = self.jobs.record(id).await? {
+            came_before |= record.message == delivery.place;
+        }
+        let envelope = match self.jobs.keep_request(H::KIND, id, bare.request).await {
+            Err(error) if error.class() == Class::AlreadyExists && came_before => {
+                let key = layout::job_request(id);
+                self.jobs.store().get_json(&key).await?
+            }
+            kept => kept?,
+        };
         self.jobs.restore(id, &envelope, delivery.place).await
     }
 

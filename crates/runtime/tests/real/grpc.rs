@@ -123,6 +123,13 @@ async fn health_says_what_readiness_says() {
         health(&running, name).await == Ok(ServingStatus::NotServing)
     })
     .await;
+    // What would restart a process is not what would take it out of service.
+    let alive = health(&running, grpc::LIVENESS).await;
+    assert_eq!(alive, Ok(ServingStatus::Serving));
+    let address = running.endpoint.trim_start_matches("http://");
+    let address: std::net::SocketAddr = address.parse().unwrap();
+    let refused = grpc::check(address).await.unwrap_err().to_string();
+    assert!(refused.contains("is not ready: it says so"), "{refused}");
     drop(latch);
     wait_until("serving", async || {
         health(&running, "").await == Ok(ServingStatus::Serving)
@@ -132,6 +139,8 @@ async fn health_says_what_readiness_says() {
         health(&running, name).await == Ok(ServingStatus::Serving)
     })
     .await;
+    let anywhere = ([0, 0, 0, 0], address.port()).into();
+    grpc::check(anywhere).await.unwrap();
     assert_eq!(
         health(&running, "no.such.Service").await,
         Err(Code::NotFound)

@@ -13,7 +13,7 @@ use togi_runtime::{
     worker::Outcome,
 };
 
-use crate::workers::{Scripted, all, reach, submit, work};
+use crate::workers::{Scripted, all, reach, submit, work, work_on};
 
 async fn next(stream: &mut EventStream) -> Received {
     tokio::time::timeout(Duration::from_secs(20), stream.next())
@@ -101,6 +101,27 @@ async fn a_job_is_claimed_done_and_acknowledged() {
     );
     context.stopper.stop();
     worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_for_one_job_stops_after_it_and_leaves_the_next() {
+    let rig = Rig::start();
+    let (one, two) = (
+        rig.context("one").await.unwrap(),
+        rig.context("two").await.unwrap(),
+    );
+    let first = submit(&one, "a").await;
+    let second = submit(&one, "b").await;
+    let handler = Scripted::succeeding();
+    work_on(&one, &handler, 1).await.unwrap().unwrap();
+    assert_eq!(handler.calls(), 1);
+    let job = all(&two).get(&first).await.unwrap();
+    assert_eq!(job.state(), JobState::Succeeded);
+    let left = all(&two).get(&second).await.unwrap();
+    assert_eq!((left.state(), left.attempts), (JobState::Queued, 0));
+    work_on(&two, &handler, 1).await.unwrap().unwrap();
+    let job = all(&rig.context("three").await.unwrap()).get(&second).await;
+    assert_eq!(job.unwrap().result, "made by two");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,6 +221,27 @@ async fn a_running_job_hears_of_its_cancellation() {
     assert!(all(&client).cancel(&id).await.unwrap().cancel_requested);
     let job = reach(&client, &id, JobState::Cancelled).await;
     assert_eq!(job.attempts, 0);
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_nobody_needs_ends_with_the_reason_and_is_no_dead_letter() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let id = submit(&context, "a").await;
+    let handler = Scripted::new(|_, _| async {
+        Outcome::Withdrawn(Error::new(Class::Aborted, "another one is better"))
+    });
+    let worker = work(&context, &handler);
+    let job = reach(&context, &id, JobState::Cancelled).await;
+    let error = job.error.unwrap();
+    assert_eq!(
+        (error.code.as_str(), error.message.as_str()),
+        ("ABORTED", "another one is better")
+    );
+    assert!(!job.cancel_requested);
+    assert!(dead(&context, &rig).await.is_empty());
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }
@@ -354,6 +396,39 @@ async fn the_trace_of_the_request_goes_on_in_the_worker() {
         "{}",
         received.meta.traceparent
     );
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bare_message_begins_a_trace_or_goes_on_with_its_senders() {
+    togi_runtime::telemetry::init(&Default::default(), "test")
+        .unwrap()
+        .flush()
+        .await;
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
+    let subject = events::job_subject(JobKind::Train);
+    for (key, headers) in [("known", headers), ("new", Default::default())] {
+        let body = format!("{{\"base\":\"demo\",\"idempotencyKey\":\"{key}\"}}");
+        let sent = js.publish_with_headers(subject.clone(), headers, body.into());
+        sent.await.unwrap().await.unwrap();
+    }
+    let handler = Scripted::succeeding();
+    let worker = work(&context, &handler);
+    let mut traces = Vec::new();
+    for key in ["known", "new"] {
+        let id = jobs::job_id(JobKind::Train, key).unwrap();
+        let job = reach(&context, &id, JobState::Succeeded).await;
+        traces.push(job.traceparent);
+    }
+    assert!(traces[0].contains(trace), "{traces:?}");
+    assert_eq!(traces[1].len(), traces[0].len(), "{traces:?}");
+    assert!(!traces[1].contains(trace), "{traces:?}");
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }

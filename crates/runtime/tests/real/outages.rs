@@ -199,7 +199,11 @@ async fn a_server_that_is_killed_in_the_middle_comes_back_and_the_job_ends_well(
     });
     let id = submit(&context, "a").await;
     let worker = work(&context, &handler);
-    reach(&context, &id, JobState::Running).await;
+    // Not only claimed: a claim that the kill cuts short is no lease.
+    wait_until("the handler works", async || {
+        !handler.claims.lock().unwrap().is_empty()
+    })
+    .await;
     rig.nats.kill();
     // Longer than the lease: the worker must stop by itself.
     wait_until("the lease is lost", async || {

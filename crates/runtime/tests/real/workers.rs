@@ -72,7 +72,17 @@ impl Handler for Scripted {
 
 /// Starts a worker with one slot.
 pub(crate) fn work(context: &Context, handler: &Arc<Scripted>) -> JoinHandle<Result<()>> {
-    tokio::spawn(worker::serve(context.clone(), handler.clone(), 1))
+    work_on(context, handler, 0)
+}
+
+/// Starts a worker that stops its process after so many jobs.
+pub(crate) fn work_on(
+    context: &Context,
+    handler: &Arc<Scripted>,
+    jobs: u64,
+) -> JoinHandle<Result<()>> {
+    let limits = worker::Limits { slots: 1, jobs };
+    tokio::spawn(worker::serve(context.clone(), handler.clone(), limits))
 }
 
 /// Submits a train job.

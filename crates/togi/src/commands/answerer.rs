@@ -47,7 +47,7 @@ impl Answerer {
             return Ok(Answerer::Service(session.clients.clone()));
         };
         let device = session.settings.device;
-        let precision = sampling.precision.unwrap_or(device.usual_precision());
+        let precision = sampling.precision.unwrap_or(togi_model::Precision::F32);
         let adapter = sampling.adapter.clone();
         local::on_thread(move || {
             let base = local::base(&folder, device, precision)?;

@@ -47,7 +47,7 @@ impl Demo {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        let outcome = demo::run(output, &folder, stopper).await;
+        let outcome = demo::run(output, &folder, session.settings.device, stopper).await;
         guard.flush().await;
         let report = outcome?;
         output.one(&report, |report| report.lines(output))?;

@@ -51,6 +51,7 @@ impl Gc {
         let config = StoreConfig {
             url,
             options: session.settings.store_options.clone(),
+            secrets: None,
         };
         let store = Store::open(&config).await?;
         let plan = decide(session, &store).await?;

@@ -3,8 +3,11 @@
 use clap::{Args, Subcommand};
 use togi_proto::{
     dataprep::v1::{CancelPreparationRequest, GetPreparationRequest},
+    events::v1::AdapterEvaluated,
     job::v1::{Job, JobKind, JobState},
-    trainer::v1::{CancelJobRequest, GetJobRequest, ListJobsRequest, ListJobsResponse},
+    trainer::v1::{
+        CancelJobRequest, CreateJobRequest, GetJobRequest, ListJobsRequest, ListJobsResponse,
+    },
 };
 
 use super::{Session, prepare, train};
@@ -123,19 +126,12 @@ async fn show(session: &Session, id: String) -> Result<()> {
         Ok(answer) => session.output.one(&answer.into_inner(), |answer| {
             let mut lines = answer.job.as_ref().map(fields).unwrap_or_default();
             if let Some(request) = &answer.request {
-                let recipe = request
-                    .recipe
-                    .as_ref()
-                    .map(|recipe| recipe.name.clone())
-                    .unwrap_or_default();
-                let asked = [
-                    ("base", request.base.clone()),
-                    ("dataset", request.dataset.clone()),
-                    ("recipe", recipe),
-                    ("alias", request.alias.clone()),
-                ];
                 lines.push(String::new());
-                lines.extend(table::fields(&asked));
+                lines.extend(asked(request));
+            }
+            if let Some(evaluation) = &answer.evaluation {
+                lines.push(String::new());
+                lines.extend(evaluated(evaluation));
             }
             lines
         }),
@@ -228,6 +224,36 @@ pub(crate) fn fields(job: &Job) -> Vec<String> {
             "took",
             when::between(job.start_time.as_ref(), job.end_time.as_ref()),
         ),
+    ])
+}
+
+/// Writes what was asked of a training job.
+fn asked(request: &CreateJobRequest) -> Vec<String> {
+    let recipe = request.recipe.as_ref();
+    table::fields(&[
+        ("policy", request.policy.clone()),
+        ("base", request.base.clone()),
+        ("dataset", request.dataset.clone()),
+        (
+            "recipe",
+            recipe.map(|recipe| recipe.name.clone()).unwrap_or_default(),
+        ),
+        ("alias", request.alias.clone()),
+    ])
+}
+
+/// Writes what its gate decided.
+fn evaluated(evaluation: &AdapterEvaluated) -> Vec<String> {
+    let word = if evaluation.passed {
+        "passed"
+    } else {
+        "refused"
+    };
+    table::fields(&[
+        ("gate", word.to_owned()),
+        ("reason", evaluation.reason.clone()),
+        ("generation", evaluation.generation.clone()),
+        ("beside", evaluation.serving.clone()),
     ])
 }
 

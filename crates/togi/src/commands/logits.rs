@@ -43,9 +43,9 @@ pub struct Logits {
     /// A PEFT folder
     #[arg(long, value_name = "FOLDER")]
     pub adapter: Option<PathBuf>,
-    /// How the base is held, by a recipe's name for it [default: f32]
-    #[arg(long, value_name = "NAME", value_parser = local::precision)]
-    pub precision: Option<Precision>,
+    /// How the base is held, by a recipe's name for it
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = local::precision)]
+    pub precision: Precision,
     /// Token ids, JSON Lines; `-` for standard input
     #[arg(long, value_name = "FILE")]
     pub ids: Option<PathBuf>,
@@ -82,14 +82,13 @@ impl Logits {
 
     fn work(self, device: Processor, output: &Output) -> Result<()> {
         let sequences = self.sequences()?;
-        let precision = self.precision.unwrap_or(device.usual_precision());
-        let base = Arc::new(local::base(&self.base, device, precision)?);
+        let base = Arc::new(local::base(&self.base, device, self.precision)?);
         let config = base.config().clone();
         for sequence in &sequences {
             sequence.check(&config)?;
         }
         let fails = |error| local::unfit("base", &self.base, error);
-        let engine = Engine::on(base, device.device(precision)).map_err(fails)?;
+        let engine = Engine::on(base, device.device(self.precision)).map_err(fails)?;
         let lora = self.adapter.as_deref();
         let lora = lora
             .map(|folder| local::adapter(folder, &config))

@@ -1,33 +1,47 @@
-//! `togi policies`: when a data set has a new revision, train and promote.
+//! `togi policies`: when a data set has a new revision, or a time comes, train; promote what passes the gate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use togi_proto::trainer::v1::{
-    ApplyPolicyRequest, DeletePolicyRequest, GetPolicyRequest, ListPoliciesRequest, Policy,
+    ApplyPolicyRequest, CreateJobRequest, DeletePolicyRequest, GetPolicyRequest,
+    ListPoliciesRequest, Policy,
 };
 
-use super::Session;
+use super::{Session, train};
 use crate::{
     client::present,
     error::Result,
     recipe,
     table::{self, Table},
+    upload,
 };
 
 const APPLY_EXAMPLES: &str = "\
 Examples:
   togi policies apply retrain.toml
 
-A policy file is complete:
+A policy file says what is trained, when, and what it must pass:
   name = \"retrain-mine\"
-  dataset = \"mine\"          # when this data set has a new revision
-  base = \"demo\"             # train from this base
-  alias = \"mine\"            # and promote to this alias
-  [recipe]                  # by this recipe: the fields of a recipe file
-  epochs = 20
-  [recipe.lora]
-  rank = 8";
+  dataset = \"mine\"                    # the data set; prepared with a --validation-share, for the gate
+  base = \"demo\"                       # train from this base
+  recipe = \"demo-cpu\"                 # by this recipe: a name, a file, or the table [recipe] with its fields
+  alias = \"mine\"                      # and promote to this alias
+  [trigger]                           # left out: at every new revision of the data set
+  schedule = \"30 3 * * * Asia/Tokyo\"  # cron's five fields and a time zone, UTC if there is none
+  [gate]                              # left out: the held-out loss alone, with this tolerance
+  loss_tolerance = 0.05               # may be above the serving generation's by so much
+  questions = \"questions.jsonl\"       # lines of instruction, output and perhaps input
+  answer_tolerance = 0.05             # the share of right answers may be below by so much
+  least_right = 0.8                   # and is at least this, whatever is served";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  togi policies run retrain-mine
+  togi policies run retrain-mine --watch     and exit with 5 if the gate refuses the adapter
+
+The same by any NATS client:
+  nats pub togi.jobs.train '{\"policy\": \"retrain-mine\"}'";
 
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
@@ -41,6 +55,9 @@ pub enum Policies {
     /// Shows a policy
     #[command(before_help = "Examples:\n  togi policies show retrain-mine -o json")]
     Show(One),
+    /// Trains by a policy now, on its data set's newest revision
+    #[command(before_help = RUN_EXAMPLES)]
+    Run(Run),
     /// Ends a policy
     #[command(before_help = "Examples:\n  togi policies delete retrain-mine")]
     Delete(One),
@@ -51,6 +68,27 @@ pub enum Policies {
 pub struct Apply {
     /// The policy: the TOML form of togi.trainer.v1.Policy
     pub file: PathBuf,
+}
+
+/// Names a policy to train by.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Its name
+    pub policy: String,
+    /// The same key and policy is the same job for ever
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub idempotency_key: String,
+    /// Follows the job to its end [default: on a terminal]
+    #[arg(long, conflicts_with = "no_watch")]
+    pub watch: bool,
+    /// Queues the job and returns [default: elsewhere]
+    #[arg(long)]
+    pub no_watch: bool,
 }
 
 /// Names a policy.
@@ -67,8 +105,13 @@ impl Policies {
         let mut client = session.clients.policies().await?;
         match self {
             Policies::Apply(apply) => {
+                let mut policy = recipe::policy(&apply.file)?;
+                if let Some(gate) = &mut policy.gate {
+                    let folder = apply.file.parent().unwrap_or(Path::new(""));
+                    upload::questions(&session.clients, output, folder, gate).await?;
+                }
                 let request = ApplyPolicyRequest {
-                    policy: Some(recipe::policy(&apply.file)?),
+                    policy: Some(policy),
                 };
                 let answer = client.apply_policy(request).await?.into_inner();
                 let policy = present(answer.policy.as_ref(), "policy")?.clone();
@@ -92,6 +135,20 @@ impl Policies {
                 let policy = present(answer.policy.as_ref(), "policy")?.clone();
                 output.one(&answer, |answer| fields(&policy, answer.version))
             }
+            Policies::Run(run) => {
+                let request = CreateJobRequest {
+                    policy: run.policy,
+                    idempotency_key: run.idempotency_key,
+                    ..CreateJobRequest::default()
+                };
+                let mut trainer = session.clients.trainer().await?;
+                let answer = trainer.create_job(request).await?.into_inner();
+                if run.watch || !run.no_watch && output.is_interactive() {
+                    train::watch_from_start(session, answer).await
+                } else {
+                    train::leave(session, &answer)
+                }
+            }
             Policies::Delete(one) => {
                 client
                     .delete_policy(DeletePolicyRequest {
@@ -106,19 +163,15 @@ impl Policies {
 }
 
 fn list(policies: &[Policy]) -> Vec<String> {
-    let mut table = Table::new(&["NAME", "DATASET", "BASE", "RECIPE", "ALIAS"]);
+    let mut table = Table::new(&["NAME", "DATASET", "BASE", "RECIPE", "ALIAS", "TRAINS"]);
     for policy in policies {
-        let recipe = policy
-            .recipe
-            .as_ref()
-            .map(|recipe| recipe.name.clone())
-            .unwrap_or_default();
         table.row([
             policy.name.clone(),
             policy.dataset.clone(),
             policy.base.clone(),
-            recipe,
+            recipe_name(policy),
             policy.alias.clone(),
+            trains(policy),
         ]);
     }
     if table.is_empty() {
@@ -129,17 +182,49 @@ fn list(policies: &[Policy]) -> Vec<String> {
 }
 
 fn fields(policy: &Policy, version: u64) -> Vec<String> {
-    let recipe = policy
-        .recipe
-        .as_ref()
-        .map(|recipe| recipe.name.clone())
-        .unwrap_or_default();
     table::fields(&[
         ("name", policy.name.clone()),
         ("version", version.to_string()),
         ("dataset", policy.dataset.clone()),
         ("base", policy.base.clone()),
-        ("recipe", recipe),
+        ("recipe", recipe_name(policy)),
         ("alias", policy.alias.clone()),
+        ("trains", trains(policy)),
+        ("gate", gate(policy)),
     ])
+}
+
+fn recipe_name(policy: &Policy) -> String {
+    let recipe = policy.recipe.as_ref();
+    recipe.map(|recipe| recipe.name.clone()).unwrap_or_default()
+}
+
+/// Says when a policy trains.
+fn trains(policy: &Policy) -> String {
+    let trigger = policy.trigger.clone().unwrap_or_default();
+    let revisions = trigger.new_revision.unwrap_or_default();
+    match (revisions, trigger.schedule.as_str()) {
+        (true, "") => "at new revisions".to_owned(),
+        (true, schedule) => format!("at new revisions and at {schedule}"),
+        (false, "") => "when asked".to_owned(),
+        (false, schedule) => format!("at {schedule}"),
+    }
+}
+
+/// Says what an adapter must pass.
+fn gate(policy: &Policy) -> String {
+    let gate = policy.gate.clone().unwrap_or_default();
+    let loss = gate.loss_tolerance.unwrap_or_default();
+    let mut said = format!("held-out loss at most {loss} above the serving generation's");
+    if !gate.questions.is_empty() {
+        let below = gate.answer_tolerance.unwrap_or_default();
+        said += &format!(
+            "; right answers at most {below} below, of the questions {}",
+            table::shorten(&gate.questions, 13)
+        );
+    }
+    if let Some(least) = gate.least_right.filter(|least| *least > 0.0) {
+        said += &format!("; at least {least} right");
+    }
+    said
 }

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Deserializer};
 use togi_proto::{
     dataprep::v1::{
         Dataset, GetDatasetRequest, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource,
@@ -28,7 +29,8 @@ Examples:
   togi prepare records.jsonl --name mine --learn answer --validation-share 0.05";
 
 /// Which targets are learned.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Learn {
     /// The whole sequence.
     All,
@@ -37,7 +39,8 @@ pub enum Learn {
 }
 
 /// What becomes of records longer than --max-length.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OverLong {
     /// They are cut.
     Truncate,
@@ -46,7 +49,8 @@ pub enum OverLong {
 }
 
 /// What a bad record does.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnBadRecord {
     /// It is left out and named in rejects.jsonl.
     Skip,
@@ -54,8 +58,9 @@ pub enum OnBadRecord {
     Fail,
 }
 
-/// The command's words.
-#[derive(Debug, Args)]
+/// The command's words; also a pipeline's table of the same names, with `_` for `-`.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 #[command(before_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("records").required(true).args(["file", "source", "hub"]))]
 pub struct Prepare {
@@ -81,6 +86,7 @@ pub struct Prepare {
     pub format: Option<String>,
     /// A column that has another name in the file: OURS=THEIRS; more than once
     #[arg(long, value_name = "OURS=THEIRS", value_parser = column)]
+    #[serde(deserialize_with = "columns")]
     pub column: Vec<(String, String)>,
     /// Most tokens in a row, the end included [default: 512]
     #[arg(long, value_name = "TOKENS")]
@@ -108,39 +114,42 @@ pub struct Prepare {
     pub idempotency_key: Option<String>,
     /// Queues the job and returns
     #[arg(long)]
+    #[serde(skip)]
     pub no_wait: bool,
 }
 
 impl Prepare {
     /// Runs the command.
     pub(super) async fn run(self, session: &Session) -> Result<()> {
-        let started = Instant::now();
-        let request = self.request(session).await?;
-        let name = request.name.clone();
-        let job = present(
-            session
-                .clients
-                .data_prep()
-                .await?
-                .prepare(request)
-                .await?
-                .into_inner()
-                .job,
-            "job",
-        )?;
         if self.no_wait {
+            let job = self.queue(session).await?;
             session.output.say(format_args!(
                 "queued; follow it with `togi jobs watch {}`",
                 job.id
             ));
             return session.output.one(&job, jobs::fields);
         }
+        session
+            .output
+            .one(&self.make(session).await?, datasets::fields)
+    }
+
+    /// Makes the data set and says what came of it.
+    pub(crate) async fn make(&self, session: &Session) -> Result<Dataset> {
+        let started = Instant::now();
+        let job = self.queue(session).await?;
         let job = succeeded(follow(session, job).await?)?;
-        let dataset = made(session, &name, &job).await?;
+        let dataset = made(session, &self.dataset_name()?, &job).await?;
         session
             .output
             .say(summary(&dataset, started.elapsed().as_secs_f64()));
-        session.output.one(&dataset, datasets::fields)
+        Ok(dataset)
+    }
+
+    async fn queue(&self, session: &Session) -> Result<Job> {
+        let request = self.request(session).await?;
+        let mut client = session.clients.data_prep().await?;
+        present(client.prepare(request).await?.into_inner().job, "job")
     }
 
     /// Builds the request; local files are uploaded first.
@@ -293,6 +302,14 @@ fn word<T: ValueEnum>(choice: Option<T>) -> String {
         .and_then(|choice| choice.to_possible_value())
         .map(|value| value.get_name().to_owned())
         .unwrap_or_default()
+}
+
+/// Reads a pipeline's columns: a table from our names to theirs.
+fn columns<'de, D: Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Vec<(String, String)>, D::Error> {
+    let table = std::collections::BTreeMap::deserialize(from)?;
+    Ok(table.into_iter().collect())
 }
 
 fn column(text: &str) -> std::result::Result<(String, String), String> {

@@ -82,6 +82,7 @@ impl Train {
             alias: self.alias.unwrap_or_default(),
             idempotency_key: self.idempotency_key.unwrap_or_default(),
             validate_only: self.dry_run,
+            ..CreateJobRequest::default()
         };
         let answer = session
             .clients
@@ -98,20 +99,31 @@ impl Train {
                 vec![format!("the request is good: {} steps", answer.steps)]
             });
         }
-        if !self.watch && (self.no_watch || !output.is_interactive()) {
-            let job = present(answer.job.as_ref(), "job")?;
-            output.say(format_args!(
-                "queued; follow it with `togi jobs watch {}`",
-                job.id
-            ));
-            return output.one(&answer, |answer: &CreateJobResponse| {
-                answer.job.as_ref().map(jobs::fields).unwrap_or_default()
-            });
+        if self.watch || !self.no_watch && output.is_interactive() {
+            watch_from_start(session, answer).await
+        } else {
+            leave(session, &answer)
         }
-        let job = present(answer.job, "job")?;
-        output.say(format_args!("job {}", job.id));
-        follow(session, job, 1).await
     }
+}
+
+/// Follows a job that was just accepted.
+pub(super) async fn watch_from_start(session: &Session, answer: CreateJobResponse) -> Result<()> {
+    let job = present(answer.job, "job")?;
+    session.output.say(format_args!("job {}", job.id));
+    follow(session, job, 1).await
+}
+
+/// Says how to follow a job that was just accepted.
+pub(super) fn leave(session: &Session, answer: &CreateJobResponse) -> Result<()> {
+    let job = present(answer.job.as_ref(), "job")?;
+    session.output.say(format_args!(
+        "queued; follow it with `togi jobs watch {}`",
+        job.id
+    ));
+    session.output.one(answer, |answer| {
+        answer.job.as_ref().map(jobs::fields).unwrap_or_default()
+    })
 }
 
 /// Follows a job to its end and says what it made; with JSON every update is a line.

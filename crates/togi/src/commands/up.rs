@@ -20,6 +20,7 @@ Examples:
   togi up --base rinna=hf://rinna/japanese-gpt-neox-3.6b --serve rinna
   togi up --base mine=file:///models/mine
   togi up --base mine=file:///models/mine --base-precision mine=nf4 --serve mine
+  togi up --nats nats://nats.example:4222 --store s3://models
   togi up --device cuda --base mine=file:///models/mine --serve mine
 
 Ctrl-C stops in good order, a second one at once. Settings beyond these flags are in togi.toml.";
@@ -75,7 +76,7 @@ impl Up {
             let precision = None;
             file.bases.insert(name, BaseSection { url, precision });
         }
-        // A flag or variable names the store for clients and services alike.
+        // A flag or variable names the store, and NATS, for clients and services alike.
         file.store.url = settings.named_store.clone();
         let listen = self.listen.or(file.up.listen.clone());
         let admin = self.admin.or(file.up.admin.clone());
@@ -86,7 +87,8 @@ impl Up {
             serve: self
                 .serve
                 .or(file.up.serve.clone())
-                .unwrap_or_else(|| embedded::BASE.to_owned()),
+                .or_else(|| Some(embedded::BASE.to_owned())),
+            nats: settings.named_nats.clone(),
             device: settings.device,
             precisions: self.base_precision.into_iter().collect(),
             file,
@@ -111,7 +113,7 @@ fn address(flag: &str, text: &str) -> Result<SocketAddr> {
     })
 }
 
-fn base(text: &str) -> std::result::Result<(String, String), String> {
+pub(super) fn base(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, url)) if !name.is_empty() && url.contains("://") => {
             Ok((name.to_owned(), url.to_owned()))

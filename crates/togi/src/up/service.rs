@@ -27,7 +27,7 @@ const SERVICES: [&str; 3] = ["data-prep", "trainer", "inference"];
 pub(super) struct Configs {
     data_prep: togi_data_prep::Config,
     trainer: togi_trainer::Config,
-    inference: togi_inference::Config,
+    inference: Option<togi_inference::Config>,
 }
 
 impl Configs {
@@ -60,11 +60,14 @@ pub(super) fn configs(
         )));
     }
     let bases = bases(options, demo)?;
-    if !bases.contains_key(&options.serve) {
+    if let Some(serve) = options
+        .serve
+        .as_ref()
+        .filter(|serve| !bases.contains_key(*serve))
+    {
         let known = bases.keys().cloned().collect::<Vec<_>>().join(", ");
         return Err(Error::Configuration(format!(
-            "base {:?} cannot be served: it is none of {known}",
-            options.serve
+            "base {serve:?} cannot be served: it is none of {known}"
         )));
     }
     let common = || {
@@ -87,18 +90,23 @@ pub(super) fn configs(
     };
     let mut trainer = computing();
     trainer.insert("data_prep".into(), endpoint.into());
-    let mut inference = computing();
-    inference.insert("base".into(), options.serve.clone().into());
     let file = |name, decided| write(options, folder, name, decided);
     let wrong = |error: togi_runtime::Error| Error::Configuration(error.to_string());
+    let inference = |serve: &String| {
+        let mut inference = computing();
+        inference.insert("base".into(), serve.clone().into());
+        togi_inference::Config::load(&[file("inference", inference)?]).map_err(wrong)
+    };
     let mut configs = Configs {
         data_prep: togi_data_prep::Config::load(&[file("data-prep", common())?]).map_err(wrong)?,
         trainer: togi_trainer::Config::load(&[file("trainer", trainer)?]).map_err(wrong)?,
-        inference: togi_inference::Config::load(&[file("inference", inference)?]).map_err(wrong)?,
+        inference: options.serve.as_ref().map(inference).transpose()?,
     };
     // The services read the variable too; it has had its say against the flag already.
     configs.trainer.device = options.device;
-    configs.inference.device = options.device;
+    if let Some(inference) = &mut configs.inference {
+        inference.device = options.device;
+    }
     Ok(configs)
 }
 
@@ -111,7 +119,9 @@ pub(super) async fn start(
 ) -> Result<()> {
     togi_data_prep::start(configs.data_prep, context, services, tasks).await?;
     togi_trainer::start(configs.trainer, context, services, tasks).await?;
-    togi_inference::start(configs.inference, context, services, tasks).await?;
+    if let Some(inference) = configs.inference {
+        togi_inference::start(inference, context, services, tasks).await?;
+    }
     Ok(())
 }
 

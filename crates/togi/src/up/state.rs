@@ -31,15 +31,26 @@ pub struct UpState {
     pub nats: NatsState,
 }
 
-/// A NATS server that `togi up` started.
+/// A NATS server: one that `togi up` started, or one that was there.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct NatsState {
-    /// Its process.
+    /// Its process; 0 for one that was there.
     pub pid: u32,
     /// When that process started, in the system's own terms: a pid alone may be another process by now.
     pub start_time: String,
     /// Where it answers.
     pub url: String,
+}
+
+impl NatsState {
+    /// Returns what there is to say of a server that somebody else runs.
+    pub(super) fn elsewhere(url: String) -> NatsState {
+        NatsState {
+            pid: 0,
+            start_time: String::new(),
+            url,
+        }
+    }
 }
 
 impl UpState {

@@ -179,3 +179,22 @@ fn a_missing_or_old_nats_server_is_explained() {
         );
     }
 }
+
+#[test]
+fn fetch_says_where_a_base_is_and_what_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/base");
+    let base = base.canonicalize().unwrap();
+    let url = format!("file://{}", base.display());
+    let fetched = togi(folder.path(), &["fetch", &url], "").expect(0);
+    assert_eq!(fetched.stdout.trim(), base.display().to_string());
+    let empty = format!("file://{}", folder.path().display());
+    let refused = togi(folder.path(), &["fetch", &empty], "").expect(3);
+    assert!(
+        refused.stderr.contains("has no config.json"),
+        "{}",
+        refused.stderr
+    );
+    let wrong = togi(folder.path(), &["fetch", "rinna"], "").expect(2);
+    assert!(wrong.stderr.contains("is not a URL"), "{}", wrong.stderr);
+}

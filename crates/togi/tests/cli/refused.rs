@@ -15,6 +15,30 @@ fn refused(bench: &Bench, cases: &[(&str, i32, &str)]) {
 }
 
 #[test]
+fn a_device_that_is_not_there_is_named() {
+    let bench = Bench::new();
+    bench.write("ids.jsonl", "[1, 2]\n");
+    let cases = [
+        "generate --base base --device cuda:99 --raw x",
+        "logits --base base --device cuda:99 --ids ids.jsonl --out x",
+        "up --device cuda:99",
+    ];
+    refused(
+        &bench,
+        &cases.map(|line| (line, 5, "error: device cuda:99: ")),
+    );
+    let says = "invalid value 'gpu' for '--device <NAME>': it is cpu, cuda, or cuda:N";
+    refused(
+        &bench,
+        &[(
+            "logits --base base --device gpu --ids ids.jsonl --out x",
+            2,
+            says,
+        )],
+    );
+}
+
+#[test]
 fn wrong_input_is_named_with_its_exit_code() {
     let bench = Bench::new();
     bench.write("bad.jsonl", "{\"ids\": [1]}\n{\"ids\": [99999]}\n");
@@ -65,11 +89,6 @@ fn wrong_input_is_named_with_its_exit_code() {
             &*logits("--base hollow --ids bad.jsonl"),
             3,
             "hollow/config.json",
-        ),
-        (
-            &*logits("--base base --ids bad.jsonl --precision fp8"),
-            5,
-            "base base: ",
         ),
         (
             &*logits("--base base --ids bad.jsonl --precision int3"),

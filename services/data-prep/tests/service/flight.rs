@@ -15,16 +15,20 @@ use tonic::{Code, Status};
 use crate::rig::{System, lines, records};
 
 async fn get(system: &System, ticket: Value) -> Result<Vec<Row>, Status> {
+    let batches = batches(system, ticket).await?;
+    let rows = batches
+        .iter()
+        .flat_map(|batch| shard::from_batch(batch).unwrap());
+    Ok(rows.collect())
+}
+
+async fn batches(system: &System, ticket: Value) -> Result<Vec<RecordBatch>, Status> {
     let ticket = Ticket {
         ticket: serde_json::to_vec(&ticket).unwrap().into(),
     };
     let answer = system.flight().await.do_get(ticket).await?.into_inner();
     let stream = FlightRecordBatchStream::new_from_flight_data(answer.map_err(FlightError::from));
-    let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(Status::from)?;
-    Ok(batches
-        .iter()
-        .flat_map(|batch| shard::from_batch(batch).unwrap())
-        .collect())
+    stream.try_collect().await.map_err(Status::from)
 }
 
 async fn info(system: &System, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
@@ -83,6 +87,26 @@ async fn rows_come_in_the_permutation_and_resume_at_any_offset() {
         .await
         .unwrap();
     assert!(!kept.is_empty() && kept.len() + stored.len() == 1000);
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_some_columns_gets_those_alone() {
+    let system = cramped().await;
+    let digest = prepared(&system).await;
+    let stored = get(&system, json!({"dataset": digest})).await.unwrap();
+    let ticket = json!({"dataset": digest, "columns": ["length"]});
+    let batches = batches(&system, ticket.clone()).await.unwrap();
+    assert!(batches.iter().all(|batch| batch.num_columns() == 1));
+    let lengths = batches
+        .iter()
+        .flat_map(|batch| shard::lengths(batch).unwrap());
+    let wanted = stored.iter().map(|row| row.input_ids.len() as u32);
+    assert!(lengths.eq(wanted));
+    let info = info(&system, FlightDescriptor::new_cmd(ticket.to_string()));
+    let schema = info.await.unwrap().try_decode_schema().unwrap();
+    let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+    assert_eq!(names, ["length"]);
     system.stop().await;
 }
 

@@ -119,6 +119,7 @@ async fn configured_sources_are_an_object_or_a_folder() {
     let url = |name: &str| StoreConfig {
         url: format!("file://{}/{name}", folder.path().display()),
         options: [].into(),
+        secrets: None,
     };
     let system = System::start_with(|config| {
         config.sources.insert("whole".into(), url("all.jsonl"));

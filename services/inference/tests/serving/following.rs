@@ -1,8 +1,10 @@
 //! The registry is followed to exactly the declared set: from the start, by events, and by listing alone.
 
 use futures::StreamExt;
+use togi_runtime::aliases::Aliases;
 use togi_runtime::bus::Start;
 use togi_runtime::events::{Event, EventKind};
+use togi_runtime::registry::BaseMismatch;
 use togi_runtime::testing::wait_until as wait_until_async;
 
 use crate::adapters::{promote, publish_good, roll_back};
@@ -73,6 +75,41 @@ async fn a_replica_that_starts_reaches_the_declared_set_and_follows_events() {
     );
     assert_eq!(list.base_digest.len(), 64);
     system.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollback_reaches_every_replica_also_one_that_was_down() {
+    let setup = Setup::new(BaseKind::Random).await.with_nats().await;
+    let folder = setup.base_folder();
+    let first = publish_good(&setup.store, &folder, 1).await;
+    let second = publish_good(&setup.store, &folder, 2).await;
+    let one = setup.ready().await;
+    let two = one.beside("replica-2").ready().await;
+    let aliases = Aliases::new(&one.bus, &one.store);
+    for generation in [&first, &second] {
+        let promoted = aliases.promote("main", generation, BaseMismatch::Refused);
+        promoted.await.unwrap();
+    }
+    one.until_serving("main", &second).await;
+    two.until_serving("main", &second).await;
+    two.stop().await.unwrap();
+    let back = aliases.rollback("main").await.unwrap();
+    assert_eq!((back.revision, back.generation()), (3, first.as_str()));
+    one.until_serving("main", &first).await;
+    let two = one.beside("replica-2").ready().await;
+    // Ready is whoever serves what is declared.
+    assert_eq!(two.serving("main").as_deref(), Some(first.as_str()));
+    // Both hear of the next one.
+    let third = publish_good(&one.store, &folder, 3).await;
+    let promoted = aliases.promote("main", &third, BaseMismatch::Refused);
+    promoted.await.unwrap();
+    one.until_serving("main", &third).await;
+    two.until_serving("main", &third).await;
+    aliases.rollback("main").await.unwrap();
+    one.until_serving("main", &first).await;
+    two.until_serving("main", &first).await;
+    two.stop().await.unwrap();
+    one.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,7 +32,10 @@ pub enum BaseKind {
 /// What a test chooses before the start.
 pub struct Setup {
     nats: Option<NatsServer>,
-    folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
+    /// Where NATS is, if it is another replica's to keep.
+    nats_url: Option<String>,
+    instance: String,
     pub store: Store,
     pub config: Config,
 }
@@ -48,7 +51,9 @@ pub struct System {
     endpoint: String,
     served: tokio::task::JoinHandle<togi_runtime::Result<()>>,
     nats: Option<NatsServer>,
-    _folder: tempfile::TempDir,
+    nats_url: String,
+    config: Config,
+    folder: Arc<tempfile::TempDir>,
 }
 
 impl Setup {
@@ -71,9 +76,11 @@ impl Setup {
         std::fs::write(&file, text).unwrap();
         Setup {
             nats: None,
+            nats_url: None,
+            instance: "replica-1".to_owned(),
             store: Store::open(&store_config).await.unwrap(),
             config: Config::load(&[file]).unwrap(),
-            folder,
+            folder: Arc::new(folder),
         }
     }
 
@@ -92,12 +99,10 @@ impl Setup {
 
     pub async fn start(self) -> System {
         let stopper = Stopper::new();
-        let url = self
-            .nats
-            .as_ref()
-            .map_or(NOBODY.to_owned(), NatsServer::url);
-        let nats = NatsConfig::at(url);
-        let bus = Bus::connect_later(&nats, "replica-1", &stopper)
+        let own = self.nats.as_ref().map(NatsServer::url);
+        let nats_url = own.or(self.nats_url.clone()).unwrap_or(NOBODY.to_owned());
+        let nats = NatsConfig::at(&nats_url);
+        let bus = Bus::connect_later(&nats, &self.instance, &stopper)
             .await
             .unwrap();
         let context = Context {
@@ -105,8 +110,9 @@ impl Setup {
             bus: bus.clone(),
             store: self.store.clone(),
             readiness: Readiness::new(),
-            instance: "replica-1".into(),
+            instance: self.instance.clone(),
         };
+        let config = self.config.clone();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let base_folder = self.base_folder();
@@ -130,7 +136,9 @@ impl Setup {
             endpoint,
             served,
             nats: self.nats,
-            _folder: self.folder,
+            nats_url,
+            config,
+            folder: self.folder,
         }
     }
 
@@ -143,6 +151,18 @@ impl Setup {
 }
 
 impl System {
+    /// Another replica over the same store, base and bus.
+    pub fn beside(&self, instance: &str) -> Setup {
+        Setup {
+            nats: None,
+            nats_url: Some(self.nats_url.clone()),
+            instance: instance.to_owned(),
+            store: self.store.clone(),
+            config: self.config.clone(),
+            folder: Arc::clone(&self.folder),
+        }
+    }
+
     pub fn nats_mut(&mut self) -> &mut NatsServer {
         self.nats.as_mut().expect("a test with a bus")
     }

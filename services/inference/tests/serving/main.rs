@@ -9,6 +9,7 @@
 mod adapters;
 mod answers;
 mod bases;
+mod device;
 mod door;
 mod following;
 mod harness;

@@ -14,7 +14,7 @@ use togi_proto::{
 use togi_runtime::{Error, JobId, Stopper, Store};
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::{page::page, queue::Queue, watch::Watcher};
+use crate::{evaluation, page::page, queue::Queue, watch::Watcher};
 
 /// Answers TrainerService.
 pub struct TrainerApi {
@@ -60,9 +60,11 @@ impl TrainerService for TrainerApi {
     ) -> Result<Response<GetJobResponse>, Status> {
         let (id, job) = self.job(&request.into_inner().job).await?;
         let asked = self.queue.request(&id).await?.request;
+        let evaluation = evaluation::find(&self.store, &id).await?;
         Ok(Response::new(GetJobResponse {
             job: Some(job),
             request: Some(asked),
+            evaluation,
         }))
     }
 

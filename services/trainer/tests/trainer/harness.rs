@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use tempfile::TempDir;
+use togi_model::Processor;
 use togi_proto::{
     dataprep::v1::{
         GetDatasetRequest, GetPreparationRequest, PrepareRequest, PrepareSettings, RecordSource,
@@ -37,6 +38,8 @@ pub(crate) struct System {
 /// How a process differs from the usual one: data-prep and both roles of the trainer.
 pub(crate) struct Shape {
     pub(crate) roles: Vec<Role>,
+    /// Where workers compute.
+    pub(crate) device: Processor,
     /// Serve data-prep here, at this port (0: any).
     pub(crate) data_prep_port: Option<u16>,
     /// Read rows there; empty: here.
@@ -68,6 +71,7 @@ impl System {
     pub(crate) fn shape(&self) -> Shape {
         Shape {
             roles: vec![Role::Api, Role::Worker],
+            device: Processor::Cpu,
             data_prep_port: Some(0),
             data_prep: String::new(),
             nats: self.rig.nats.config(),
@@ -92,6 +96,15 @@ impl System {
     }
 
     pub(crate) async fn process_with(&self, instance: &str, shape: Shape) -> Process {
+        self.try_process(instance, shape).await.unwrap()
+    }
+
+    /// Starts a process, or returns why it does not start.
+    pub(crate) async fn try_process(
+        &self,
+        instance: &str,
+        shape: Shape,
+    ) -> togi_runtime::Result<Process> {
         let port = shape.data_prep_port.unwrap_or(0);
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -108,6 +121,7 @@ impl System {
         let mut config = togi_trainer::Config::load(&[]).unwrap();
         config.bases = self.bases();
         config.roles = shape.roles.into_iter().collect();
+        config.device = shape.device;
         config.data_prep = if shape.data_prep.is_empty() {
             endpoint.clone()
         } else {
@@ -121,20 +135,18 @@ impl System {
         if config.roles.is_empty() {
             config.roles = [Role::Api].into();
         }
-        togi_trainer::start(config, &context, &mut services, &mut tasks)
-            .await
-            .unwrap();
+        togi_trainer::start(config, &context, &mut services, &mut tasks).await?;
         let served = context.clone();
         let life = tokio::spawn(async move {
             let (served, joined) =
                 tokio::join!(grpc::serve(listener, services, &served), tasks.join());
             served.and(joined)
         });
-        Process {
+        Ok(Process {
             endpoint,
             context,
             life,
-        }
+        })
     }
 
     async fn context(&self, instance: &str, nats: &NatsConfig) -> Context {
@@ -205,7 +217,29 @@ impl Process {
 
     /// Prepares `records` records as the next revision of a data set and returns its digest.
     pub(crate) async fn prepare(&self, name: &str, records: usize) -> String {
-        self.prepare_with(name, &lines(records), BASE, 48).await
+        self.prepare_with(name, &lines(records), BASE, settings(48))
+            .await
+    }
+
+    /// The same with a fifth of the records held out, for a gate.
+    pub(crate) async fn prepare_held_out(&self, name: &str, records: usize) -> String {
+        self.prepare_split(name, &lines(records)).await
+    }
+
+    pub(crate) async fn prepare_split(&self, name: &str, lines: &str) -> String {
+        let settings = PrepareSettings {
+            validation_share: Some(0.2),
+            ..settings(48)
+        };
+        self.prepare_with(name, lines, BASE, settings).await
+    }
+
+    /// Brings a file to the store.
+    pub(crate) async fn upload(&self, text: &str) -> String {
+        let mut client = DataPrepServiceClient::new(self.channel());
+        let chunk = text.as_bytes().to_vec();
+        let upload = client.upload(stream::iter([UploadRequest { chunk }]));
+        upload.await.unwrap().into_inner().upload
     }
 
     pub(crate) async fn prepare_with(
@@ -213,16 +247,10 @@ impl Process {
         name: &str,
         lines: &str,
         base: &str,
-        max_length: u32,
+        settings: PrepareSettings,
     ) -> String {
         let mut client = DataPrepServiceClient::new(self.channel());
-        let chunk = lines.as_bytes().to_vec();
-        let upload = client
-            .upload(stream::iter([UploadRequest { chunk }]))
-            .await
-            .unwrap()
-            .into_inner()
-            .upload;
+        let upload = self.upload(lines).await;
         let asked = PrepareRequest {
             name: name.to_owned(),
             records: Some(RecordSource {
@@ -232,10 +260,7 @@ impl Process {
             tokenizer: Some(TokenizerSource {
                 source: Some(tokenizer_source::Source::Base(base.to_owned())),
             }),
-            settings: Some(PrepareSettings {
-                max_length: Some(max_length),
-                ..Default::default()
-            }),
+            settings: Some(settings),
             ..Default::default()
         };
         let job = client
@@ -332,6 +357,14 @@ impl Process {
             !lines.is_empty()
         })
         .await;
+    }
+}
+
+/// Settings of rows of at most so many ids.
+pub(crate) fn settings(max_length: u32) -> PrepareSettings {
+    PrepareSettings {
+        max_length: Some(max_length),
+        ..Default::default()
     }
 }
 

@@ -5,6 +5,8 @@
     reason = "a test ends where something is not as expected"
 )]
 
+mod device;
+mod gate;
 mod harness;
 mod inputs;
 mod jobs;
@@ -13,5 +15,6 @@ mod precisions;
 mod recipes;
 mod refusals;
 mod resume;
+mod retraining;
 mod training;
 mod windows;

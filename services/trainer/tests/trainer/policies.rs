@@ -6,7 +6,7 @@ use togi_proto::{
     events::v1::DatasetReady,
     job::v1::{Job, JobState},
     trainer::v1::{
-        ApplyPolicyRequest, DeletePolicyRequest, GetPolicyRequest, ListAliasesRequest,
+        ApplyPolicyRequest, DeletePolicyRequest, Gate, GetPolicyRequest, ListAliasesRequest,
         ListJobsRequest, ListPoliciesRequest, Policy,
     },
 };
@@ -29,10 +29,16 @@ fn policy() -> Policy {
         base: BASE.into(),
         recipe: Some(recipe(1)),
         alias: ALIAS.into(),
+        // A network of random weights says little; what a gate refuses has tests of its own.
+        gate: Some(Gate {
+            loss_tolerance: Some(100.0),
+            ..Default::default()
+        }),
+        ..Default::default()
     }
 }
 
-async fn jobs(process: &Process) -> Vec<Job> {
+pub(crate) async fn jobs(process: &Process) -> Vec<Job> {
     process
         .trainer()
         .list_jobs(ListJobsRequest::default())
@@ -42,7 +48,7 @@ async fn jobs(process: &Process) -> Vec<Job> {
         .jobs
 }
 
-async fn wait_for_jobs(process: &Process, count: usize) {
+pub(crate) async fn wait_for_jobs(process: &Process, count: usize) {
     wait_until("the policy's jobs have succeeded", async || {
         let jobs = jobs(process).await;
         jobs.len() == count && jobs.iter().all(|job| job.state() == JobState::Succeeded)
@@ -51,7 +57,7 @@ async fn wait_for_jobs(process: &Process, count: usize) {
 }
 
 /// Several listings and events later the jobs are still as many.
-async fn stays(process: &Process, count: usize) {
+pub(crate) async fn stays(process: &Process, count: usize) {
     let since = Instant::now();
     wait_until("a while has passed", async || {
         assert_eq!(jobs(process).await.len(), count);
@@ -71,7 +77,7 @@ async fn a_policy_trains_each_later_revision_once() {
         ..system.shape()
     };
     let two = system.process_with("two", api).await;
-    one.prepare("questions", RECORDS).await;
+    one.prepare_held_out("questions", RECORDS).await;
     let apply = ApplyPolicyRequest {
         policy: Some(policy()),
     };
@@ -93,7 +99,7 @@ async fn a_policy_trains_each_later_revision_once() {
     );
     stays(&one, 0).await;
 
-    let second = one.prepare("questions", RECORDS + 1).await;
+    let second = one.prepare_held_out("questions", RECORDS + 1).await;
     wait_for_jobs(&one, 1).await;
     // The same news from somebody who does not know that it is old.
     let ready = DatasetReady {
@@ -106,7 +112,7 @@ async fn a_policy_trains_each_later_revision_once() {
     };
     two.context.bus.publish(ready).await.unwrap();
     stays(&two, 1).await;
-    let third = one.prepare("questions", RECORDS + 2).await;
+    let third = one.prepare_held_out("questions", RECORDS + 2).await;
     assert_ne!(second, third);
     wait_for_jobs(&one, 2).await;
     let aliases = one
@@ -124,7 +130,7 @@ async fn a_policy_trains_each_later_revision_once() {
         })
         .await
         .unwrap();
-    one.prepare("questions", RECORDS + 3).await;
+    one.prepare_held_out("questions", RECORDS + 3).await;
     stays(&one, 2).await;
     two.stop().await;
     one.stop().await;
@@ -134,7 +140,7 @@ async fn a_policy_trains_each_later_revision_once() {
 async fn a_revision_that_came_while_nobody_followed_is_found_by_listing() {
     let system = System::start();
     let one = system.process("one").await;
-    one.prepare("questions", RECORDS).await;
+    one.prepare_held_out("questions", RECORDS).await;
     one.policies()
         .apply_policy(ApplyPolicyRequest {
             policy: Some(policy()),
@@ -144,7 +150,7 @@ async fn a_revision_that_came_while_nobody_followed_is_found_by_listing() {
     one.stop().await;
     // Only a worker: data-prep goes on, no api follows.
     let quiet = system.process_as("quiet", Role::Worker).await;
-    quiet.prepare("questions", RECORDS + 1).await;
+    quiet.prepare_held_out("questions", RECORDS + 1).await;
     quiet.stop().await;
     let back = system.process("back").await;
     wait_for_jobs(&back, 1).await;
@@ -248,7 +254,10 @@ async fn the_trace_of_the_preparation_goes_on_to_the_promotion() {
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let span = tracing::info_span!(target: "togi_test", "prepare");
     let span = telemetry::span_with_parent(span, &format!("00-{trace}-b7ad6b7169203331-01"));
-    process.prepare("questions", RECORDS).instrument(span).await;
+    process
+        .prepare_held_out("questions", RECORDS)
+        .instrument(span)
+        .await;
     wait_for_jobs(&process, 1).await;
     let job = jobs(&process).await.remove(0);
     assert!(job.traceparent.contains(trace), "{}", job.traceparent);

@@ -7,7 +7,7 @@ use togi_tokens::{DatasetManifest, Split};
 use togi_trainer::Role;
 
 use crate::{
-    harness::{Process, Shape, System},
+    harness::{Process, Shape, System, settings},
     inputs::{BASE, RECORDS, TOKENIZER, asked, config, lines, write_base},
 };
 
@@ -218,14 +218,18 @@ async fn a_job_that_memory_does_not_hold_is_refused_with_the_plan() {
             },
         )
         .await;
-    process.prepare_with("questions", &lines(4), BASE, 64).await;
+    process
+        .prepare_with("questions", &lines(4), BASE, settings(64))
+        .await;
     let (class, _, message) = refusal(&process, |r| {
         r.recipe.as_mut().unwrap().batch_size = Some(64)
     })
     .await;
     assert_eq!(class, Class::ResourceExhausted);
     for part in [
+        "of cpu's memory",
         "1000000 are available",
+        "recipe.batch_size ",
         "weights ",
         "lora ",
         "optimizer ",

@@ -32,6 +32,7 @@ fn write_opinionated(folder: &Path) {
 async fn first_window(process: &Process, dataset: &str) -> Vec<Row> {
     let order = Order {
         dataset: dataset.to_owned(),
+        split: togi_tokens::Split::Train,
         rows: RECORDS as u64,
         seed: 0,
         shuffle: false,

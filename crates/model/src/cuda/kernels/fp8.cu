@@ -81,17 +81,30 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T 
     }
 }
 
-// A thread has V values of a row.
+// A thread has V values of a row, of eights several, whose loads are under way at once.
 template <typename T, int V>
 __device__ void from_fp8(T *out, const unsigned char *codes, const float *scales, int columns, u64 count) {
-    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= count) return;
-    // Divisions of 32 bits where they do.
-    float scale = scales[count >> 32 ? i / columns : (u32)i / (u32)columns], v[V];
-    Pack<unsigned char, V> pack = *reinterpret_cast<const Pack<unsigned char, V> *>(codes + i);
+    const int U = V == 8 ? 4 : 1;
+    u64 first = ((u64)blockIdx.x * blockDim.x * U + threadIdx.x) * V, stride = blockDim.x * V;
+    Pack<unsigned char, V> pack[U];
+    float scale[U];
 #pragma unroll
-    for (int j = 0; j < V; j++) v[j] = __fmul_rn(widen_code(pack.at[j]), scale);
-    store<V>(out + i, v);
+    for (int u = 0; u < U; u++) {
+        u64 i = first + u * stride;
+        if (i >= count) continue;
+        pack[u] = *reinterpret_cast<const Pack<unsigned char, V> *>(codes + i);
+        // Divisions of 32 bits where they do.
+        scale[u] = scales[count >> 32 ? i / columns : (u32)i / (u32)columns];
+    }
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        u64 i = first + u * stride;
+        if (i >= count) continue;
+        float v[V];
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = __fmul_rn(widen_code(pack[u].at[j]), scale[u]);
+        store<V>(out + i, v);
+    }
 }
 
 // The codes of the transpose, by tiles of 64 x 64; a block has 64 x 4 threads.

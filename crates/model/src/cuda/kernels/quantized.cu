@@ -23,42 +23,70 @@ __device__ __forceinline__ float scale_of(const Scales &scales, u64 block) {
     return __fadd_rn(__fmul_rn(scales.map[scales.codes[block]], scales.absmax[block / 256]), *scales.offset);
 }
 
+// Of eights a thread has several, whose loads are under way at once.
+#define UNITS(V) ((V) == 8 ? 4 : 1)
+
 // A thread has V values, or a pair where V is 1. Rounding 1 is to fp16, 2 to bf16, as what was quantized.
 template <typename T, int V>
 __device__ void nf4(T *out, const unsigned char *packed, const Scales &scales, int rounding, u64 count) {
+    const int N = V == 1 ? 2 : V, U = UNITS(V);
+    u64 first = ((u64)blockIdx.x * blockDim.x * U + threadIdx.x) * N, stride = blockDim.x * N;
+    Pack<unsigned char, N / 2> codes[U];
+    float scale[U];
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        u64 i = first + u * stride;
+        if (i >= count) continue;
+        codes[u] = *reinterpret_cast<const Pack<unsigned char, N / 2> *>(packed + i / 2);
+        scale[u] = scale_of(scales, i / 64);
+    }
     __shared__ float levels[16];
     fill_levels(levels);
-    const int N = V == 1 ? 2 : V;
-    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * N;
-    if (i >= count) return;
-    float scale = scale_of(scales, i / 64), v[N];
-    Pack<unsigned char, N / 2> codes = *reinterpret_cast<const Pack<unsigned char, N / 2> *>(packed + i / 2);
 #pragma unroll
-    for (int j = 0; j < N; j++) {
-        v[j] = __fmul_rn(levels[j % 2 ? codes.at[j / 2] & 15 : codes.at[j / 2] >> 4], scale);
-        if (rounding == 1) v[j] = rounded<f16>(v[j]);
-        if (rounding == 2) v[j] = rounded<bf16>(v[j]);
-    }
-    if (V > 1) {
-        store<N>(out + i, v);
-    } else {
+    for (int u = 0; u < U; u++) {
+        u64 i = first + u * stride;
+        if (i >= count) continue;
+        float v[N];
 #pragma unroll
-        for (int j = 0; j < N; j++)
-            if (i + j < count) out[i + j] = narrow<T>(v[j]);
+        for (int j = 0; j < N; j++) {
+            v[j] = __fmul_rn(levels[j % 2 ? codes[u].at[j / 2] & 15 : codes[u].at[j / 2] >> 4], scale[u]);
+            if (rounding == 1) v[j] = rounded<f16>(v[j]);
+            if (rounding == 2) v[j] = rounded<bf16>(v[j]);
+        }
+        if (V > 1) {
+            store<N>(out + i, v);
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; j++)
+                if (i + j < count) out[i + j] = narrow<T>(v[j]);
+        }
     }
 }
 
 // A thread has V values of a row.
 template <typename T, int V>
 __device__ void int8(T *out, const signed char *codes, const float *absmax, int columns, u64 count) {
-    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= count) return;
-    // Divisions of 32 bits where they do.
-    float unit = __fmul_rn(absmax[count >> 32 ? i / columns : (u32)i / (u32)columns], 1.0f / 127.0f), v[V];
-    Pack<signed char, V> pack = *reinterpret_cast<const Pack<signed char, V> *>(codes + i);
+    const int U = UNITS(V);
+    u64 first = ((u64)blockIdx.x * blockDim.x * U + threadIdx.x) * V, stride = blockDim.x * V;
+    Pack<signed char, V> pack[U];
+    float unit[U];
 #pragma unroll
-    for (int j = 0; j < V; j++) v[j] = pack.at[j] * unit;
-    store<V>(out + i, v);
+    for (int u = 0; u < U; u++) {
+        u64 i = first + u * stride;
+        if (i >= count) continue;
+        pack[u] = *reinterpret_cast<const Pack<signed char, V> *>(codes + i);
+        // Divisions of 32 bits where they do.
+        unit[u] = __fmul_rn(absmax[count >> 32 ? i / columns : (u32)i / (u32)columns], 1.0f / 127.0f);
+    }
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        u64 i = first + u * stride;
+        if (i >= count) continue;
+        float v[V];
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = pack[u].at[j] * unit[u];
+        store<V>(out + i, v);
+    }
 }
 
 #define KERNELS(T, t, V)                                                                                               \

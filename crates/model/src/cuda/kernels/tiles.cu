@@ -1,6 +1,6 @@
 // Attention of 16-bit floats by tiles, on the matrix units, over the joint product (rows, heads, 3, dim) with its queries and
 // keys turned. A block has R rows of a sequence and a warp 16 of these, whose sums stay in registers; the rows that they meet
-// come by 32, the next 32 while the last are at work. Heads have up to D values, a multiple of 8. A tile is (first row, end, start
+// come by 32, some of them ahead while others are at work. Heads have up to D values, a multiple of 8. A tile is (first row, end, start
 // and end of its sequence). No sum depends on timing: queries' gradients are summed over keys by one block, and keys' over queries
 // by another, which makes the scores again.
 
@@ -9,17 +9,33 @@
 #define PLACE()                                                                                                        \
     uint4 tile = tiles[blockIdx.y];                                                                                    \
     int first = tile.x, last = tile.y, start = tile.z, head = blockIdx.x;                                              \
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own = first + threadIdx.x / 32 * 16;                      \
-    int span = first + threadIdx.x / (2 * SPAN) * SPAN;                                                                \
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own = first + threadIdx.x % (2 * R) / 32 * 16;            \
+    int span = first + threadIdx.x % (2 * R) / (2 * SPAN) * SPAN;                                                      \
     u64 width = (u64)heads * dim, joint = 3 * width;                                                                   \
     const H *q = qkv + 3 * head * dim, *k = q + dim, *v = k + dim;                                                     \
     const float factor = rsqrtf((float)dim);
 
-// Where tiles lie: of a block's own rows one or two, then twice what comes by 32 rows.
+// Where tiles lie: of a block's own rows one or two, then S times what comes by 32 rows, then something else.
 #define OWN(i) ((i) * 2 * R * D)
-#define COMING(owned, turn, i) (OWN(owned) + (2 * ((turn) % 2) + (i)) * 2 * STEP * D)
+#define COMING(owned, turn, i) (OWN(owned) + (2 * ((turn) % S) + (i)) * 2 * STEP * D)
+#define BEHIND(owned) (OWN(owned) + S * 4 * STEP * D)
 
-template <typename H, int D, int R>
+// The first copies of a block: its own rows with the first that come, and those that come ahead.
+#define BRING_AHEAD()                                                                                                  \
+    bring(0);                                                                                                          \
+    commit();                                                                                                          \
+    for (int ahead = 1; ahead < S - 1; ahead++) {                                                                      \
+        bring(ahead);                                                                                                  \
+        commit();                                                                                                      \
+    }
+
+// A turn begins: its rows are there, and with everyone behind the turn before, what that one had is overwritten.
+#define NEXT_TURN()                                                                                                    \
+    arrive<S - 2>();                                                                                                   \
+    bring(turn + S - 1);                                                                                               \
+    commit();
+
+template <typename H, int D, int R, int S>
 __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tiles, int rows, int heads, int dim) {
     PLACE()
     auto bring = [&](int turn) {
@@ -30,13 +46,12 @@ __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tile
         }
     };
     fetch<2 * R, D, R>(OWN(0), q, joint, first, last, dim);
-    bring(0);
-    arrive();
+    BRING_AHEAD()
     float o[D / 8][4] = {0}, most[2], sum[2] = {0, 0};
     most[0] = most[1] = __int_as_float(0xff800000);
     float scale = factor * LOG2_E;
     for (int turn = 0, key0 = start; key0 < last; turn++, key0 += STEP) {
-        bring(turn + 1);
+        NEXT_TURN()
         // Else the span's rows see none of these keys, or do not exist.
         if (key0 < span + SPAN && span < last) {
             float s[4][4] = {0}, next[2] = {most[0], most[1]}, keep[2];
@@ -83,7 +98,6 @@ __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tile
             end_products();
             hold(o);
         }
-        arrive();
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -92,24 +106,24 @@ __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tile
         int row = own + g + 8 * h;
         if (t == 0 && row < last) log_sums[(u64)head * rows + row] = most[h] * factor + log_two(sum[h]) * (1 / LOG2_E);
     }
+    __syncthreads();
     put<H, D, R>(OWN(0), o, 1.0f / sum[0], 1.0f / sum[1]);
-    give<H, D, R>(out + head * dim, width, OWN(0), own, last, dim, nullptr);
+    give<H, D, R>(out + head * dim, width, OWN(0), own, last, dim, {nullptr, nullptr, 0, 0});
 }
 
-// Each of a warp's rows' sum of output times its gradient, for this kernel and the one after it.
+// Each of a warp's rows' sum of output times its gradient, for this kernel and the one after it. The outputs are what `i`-th pieces
+// of 32 lanes are of the warp's rows.
 template <typename H, int D, int R>
-__device__ __forceinline__ void sum_deltas(float *deltas, float *kept, const H *out, u64 width, int d_rows, int own, int last, int dim) {
+__device__ __forceinline__ void sum_deltas(float *deltas, float *kept, const Pack<H, 8> (&out)[D / 16], int d_rows, int own, int last) {
     constexpr int PIECES = D / 8;
-    const unsigned char *at = room + d_rows + threadIdx.x / 32 * 16 * 128;
-    for (int i = threadIdx.x % 32; i < 2 * D; i += 32) {
-        int row = i / PIECES, piece = i % PIECES;
-        float sum = 0, x[8], d[8];
-        if (own + row < last && piece * 8 < dim) {
-            load<8>(out + (own + row) * width + piece * 8, x);
-            load<8>(reinterpret_cast<const H *>(at + place<R>(row, piece)), d);
+    const unsigned char *at = room + d_rows + threadIdx.x % (2 * R) / 32 * 16 * 128;
 #pragma unroll
-            for (int j = 0; j < 8; j++) sum += x[j] * d[j];
-        }
+    for (int i = 0; i < D / 16; i++) {
+        int row = (i * 32 + threadIdx.x % 32) / PIECES, piece = threadIdx.x % PIECES;
+        float sum = 0, d[8];
+        load<8>(reinterpret_cast<const H *>(at + place<R>(row, piece)), d);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += widen(out[i].at[j]) * d[j];
 #pragma unroll
         for (int step = PIECES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
         if (piece == 0) {
@@ -121,7 +135,7 @@ __device__ __forceinline__ void sum_deltas(float *deltas, float *kept, const H *
 }
 
 // The gradient of queries.
-template <typename H, int D, int R>
+template <typename H, int D, int R, int S>
 __device__ void queries(H *d_qkv, float *deltas, const H *qkv, const H *out, const H *d_out, const float *log_sums,
                         const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim, int half) {
     PLACE()
@@ -134,19 +148,28 @@ __device__ void queries(H *d_qkv, float *deltas, const H *qkv, const H *out, con
     };
     fetch<2 * R, D, R>(OWN(0), q, joint, first, last, dim);
     fetch<2 * R, D, R>(OWN(1), d_out + head * dim, width, first, last, dim);
-    bring(0);
-    arrive();
-    float *kept = reinterpret_cast<float *>(room + COMING(2, 1, 2)) + (own - first);
-    sum_deltas<H, D, R>(deltas + (u64)head * rows, kept, out + head * dim, width, OWN(1), own, last, dim);
+    BRING_AHEAD()
+    Pack<H, 8> outs[D / 16];
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        int row = own + (i * 32 + lane) / (D / 8), piece = lane % (D / 8);
+        uint4 read = make_uint4(0, 0, 0, 0);
+        if (row < last && piece * 8 < dim)
+            read = *reinterpret_cast<const uint4 *>(out + row * width + head * dim + piece * 8);
+        outs[i] = *reinterpret_cast<Pack<H, 8> *>(&read);
+    }
     float scale = factor * LOG2_E, lse[2], delta[2], d_query[D / 8][4] = {0};
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int row = own + g + 8 * h;
         lse[h] = row < last ? log_sums[(u64)head * rows + row] * LOG2_E : 0.0f;
-        delta[h] = kept[g + 8 * h];
     }
+    float *kept = reinterpret_cast<float *>(room + BEHIND(2)) + (own - first);
+    arrive<S - 2>();
+    sum_deltas<H, D, R>(deltas + (u64)head * rows, kept, outs, OWN(1), own, last);
+    delta[0] = kept[g], delta[1] = kept[g + 8];
     for (int turn = 0, key0 = start; key0 < last; turn++, key0 += STEP) {
-        bring(turn + 1);
+        NEXT_TURN()
         if (key0 < span + SPAN && span < last) {
             float s[4][4] = {0}, dp[4][4] = {0};
             hold(s), hold(dp);
@@ -171,100 +194,107 @@ __device__ void queries(H *d_qkv, float *deltas, const H *qkv, const H *out, con
             end_products();
             hold(d_query);
         }
-        arrive();
     }
-    Turn back = {cos, sin, half, start};
+    __syncthreads();
     put<H, D, R>(OWN(0), d_query, factor, factor);
-    give<H, D, R>(d_qkv + 3 * head * dim, joint, OWN(0), own, last, dim, &back);
+    give<H, D, R>(d_qkv + 3 * head * dim, joint, OWN(0), own, last, dim, {cos, sin, half, start});
 }
 
-// The gradients of keys and values: here the scores' rows are keys.
-template <typename H, int D, int R>
+// The gradients of keys, by half of the block, and of values, by the other: here the scores' rows are keys.
+template <typename H, int D, int R, int S>
 __device__ void keys_and_values(H *d_qkv, const float *deltas, const H *qkv, const H *d_out, const float *log_sums,
                                 const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim,
                                 int half) {
     PLACE()
     int end = tile.w;
-    const float *lse = reinterpret_cast<const float *>(room + COMING(2, 1, 2));
+    bool of_keys = threadIdx.x < 2 * R;
+    const float *lse = reinterpret_cast<const float *>(room + BEHIND(2));
     auto bring = [&](int turn) {
         int from = first + turn * STEP;
         if (from < end) {
-            fetch<2 * R, D, STEP>(COMING(2, turn, 0), q, joint, from, end, dim);
-            fetch<2 * R, D, STEP>(COMING(2, turn, 1), d_out + head * dim, width, from, end, dim);
+            fetch<4 * R, D, STEP>(COMING(2, turn, 0), q, joint, from, end, dim);
+            fetch<4 * R, D, STEP>(COMING(2, turn, 1), d_out + head * dim, width, from, end, dim);
             // A warp has the log sums, the next one the deltas.
             if (threadIdx.x < 2 * STEP) {
                 u64 query = (u64)head * rows + from + lane;
                 const float *of = threadIdx.x < STEP ? log_sums : deltas;
-                copy4(shared(COMING(2, 1, 2) + (turn % 2 * 2 * STEP + threadIdx.x) * 4), of + query, from + lane < end);
+                copy4(shared(BEHIND(2) + (turn % S * 2 * STEP + threadIdx.x) * 4), of + query, from + lane < end);
             }
         }
     };
-    fetch<2 * R, D, R>(OWN(0), k, joint, first, last, dim);
-    fetch<2 * R, D, R>(OWN(1), v, joint, first, last, dim);
-    bring(0);
-    arrive();
-    float scale = factor * LOG2_E, d_key[D / 8][4] = {0}, d_value[D / 8][4] = {0};
+    fetch<4 * R, D, R>(OWN(0), k, joint, first, last, dim);
+    fetch<4 * R, D, R>(OWN(1), v, joint, first, last, dim);
+    BRING_AHEAD()
+    float scale = factor * LOG2_E, sum[D / 8][4] = {0};
     for (int turn = 0, from = first; from < end; turn++, from += STEP) {
-        bring(turn + 1);
+        NEXT_TURN()
         if (from + STEP > span && span < last) {
             float s[4][4] = {0}, dp[4][4] = {0};
             hold(s), hold(dp);
-            begin_products();
-            products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
-            products<H, D, R>(dp, OWN(1), span - first, COMING(2, turn, 1));
-            end_products();
+            // Twice the same, because nothing may branch between products.
+            if (of_keys) {
+                begin_products();
+                products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
+                products<H, D, R>(dp, OWN(1), span - first, COMING(2, turn, 1));
+                end_products();
+            } else {
+                begin_products();
+                products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
+                end_products();
+            }
             hold(s), hold(dp);
             bool edge = from < own + 15;
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 // Behind the end all is zero, and so is what these sums get of it.
-                int query = i / 4 * 8 + 2 * t + i % 2, at = turn % 2 * 2 * STEP + query;
+                int query = i / 4 * 8 + 2 * t + i % 2, at = turn % S * 2 * STEP + query;
                 float p = two_to(s[i / 4][i % 4] * scale - lse[at] * LOG2_E);
                 if (edge && from + query < own + g + 8 * (i / 2 % 2)) p = 0;
-                s[i / 4][i % 4] = p;
-                dp[i / 4][i % 4] = p * (dp[i / 4][i % 4] - lse[at + STEP]);
+                s[i / 4][i % 4] = of_keys ? p * (dp[i / 4][i % 4] - lse[at + STEP]) : p;
             }
-            u32 p[2][4], ds[2][4];
-            as_left<H>(p, s), as_left<H>(ds, dp);
-            hold(d_value), hold(d_key);
+            u32 a[2][4];
+            as_left<H>(a, s);
+            hold(sum);
             begin_products();
-            add_rows<H, D>(d_value, p, COMING(2, turn, 1));
-            add_rows<H, D>(d_key, ds, COMING(2, turn, 0));
+            add_rows<H, D>(sum, a, COMING(2, turn, of_keys ? 0 : 1));
             end_products();
-            hold(d_value), hold(d_key);
+            hold(sum);
         }
-        arrive();
     }
-    Turn back = {cos, sin, half, start};
-    put<H, D, R>(OWN(0), d_key, factor, factor);
-    give<H, D, R>(d_qkv + (3 * head + 1) * dim, joint, OWN(0), own, last, dim, &back);
-    put<H, D, R>(OWN(1), d_value, 1.0f, 1.0f);
-    give<H, D, R>(d_qkv + (3 * head + 2) * dim, joint, OWN(1), own, last, dim, nullptr);
+    float by = of_keys ? factor : 1.0f;
+    __syncthreads();
+    put<H, D, R>(OWN(of_keys ? 0 : 1), sum, by, by);
+    H *to = d_qkv + (3 * head + (of_keys ? 1 : 2)) * dim;
+    give<H, D, R>(to, joint, OWN(of_keys ? 0 : 1), own, last, dim, {cos, sin, of_keys ? half : 0, start});
 }
 
-// Rows of a block of queries, and of keys; a thread for half of one. Registers by groups are few enough for more blocks.
+// Rows of a block of queries, and of keys, and how often there is room for what comes; heads.rs knows them too.
 #define QUERIES 128
 #define KEYS 64
+#define COMINGS 4
+// Of the gradient of queries, whose own rows take more; groups' units need few enough registers for two blocks of these.
 #ifdef BY_GROUPS
 #define BLOCKS 2
+#define FEW_COMINGS 3
 #else
 #define BLOCKS 1
+#define FEW_COMINGS 2
 #endif
 
 #define KERNELS(H, D)                                                                                                  \
     extern "C" __global__ __launch_bounds__(2 * QUERIES, 2) void tile_forward_##H##_##D(                               \
         H *out, float *log_sums, const H *qkv, const uint4 *tiles, int rows, int heads, int dim) {                     \
-        forward<H, D, QUERIES>(out, log_sums, qkv, tiles, rows, heads, dim);                                           \
+        forward<H, D, QUERIES, COMINGS>(out, log_sums, qkv, tiles, rows, heads, dim);                                  \
     }                                                                                                                  \
     extern "C" __global__ __launch_bounds__(2 * QUERIES, BLOCKS) void tile_queries_##H##_##D(                          \
         H *d_qkv, float *deltas, const H *qkv, const H *out, const H *d_out, const float *log_sums,                    \
         const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim, int half) {              \
-        queries<H, D, QUERIES>(d_qkv, deltas, qkv, out, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);     \
+        queries<H, D, QUERIES, FEW_COMINGS>(d_qkv, deltas, qkv, out, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);\
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(2 * KEYS, BLOCKS + 1) void tile_keys_and_values_##H##_##D(                 \
+    extern "C" __global__ __launch_bounds__(4 * KEYS, 2) void tile_keys_and_values_##H##_##D(                          \
         H *d_qkv, const float *deltas, const H *qkv, const H *d_out, const float *log_sums, const uint4 *tiles,        \
         const float *cos, const float *sin, int rows, int heads, int dim, int half) {                                  \
-        keys_and_values<H, D, KEYS>(d_qkv, deltas, qkv, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);     \
+        keys_and_values<H, D, KEYS, COMINGS>(d_qkv, deltas, qkv, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);\
     }
 KERNELS(bf16, 64)
 KERNELS(bf16, 128)

@@ -43,9 +43,12 @@ __device__ __forceinline__ void copy4(u32 to, const void *from, bool real) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(real ? 4 : 0) : "memory");
 }
 
-// Waits for all copies of all threads.
-__device__ __forceinline__ void arrive() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+// Ends a group of copies.
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for all groups of copies of all threads but the last `LATER`.
+template <int LATER> __device__ __forceinline__ void arrive() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
 #ifdef BY_GROUPS
     // The groups' units read what was copied past the threads' own view of memory.
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -201,7 +204,7 @@ template <typename H, int D> __device__ __forceinline__ void add_rows(float (&c)
 template <typename H, int D, int R>
 __device__ __forceinline__ void put(int tile, const float (&c)[D / 8][4], float upper, float lower) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    unsigned char *at = room + tile + threadIdx.x / 32 * 16 * 128;
+    unsigned char *at = room + tile + threadIdx.x % (2 * R) / 32 * 16 * 128;
     __syncwarp();
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
@@ -212,28 +215,28 @@ __device__ __forceinline__ void put(int tile, const float (&c)[D / 8][4], float 
     __syncwarp();
 }
 
-// The angles of a sequence that begins at row `start`.
+// The angles of a sequence that begins at row `start`, of the leading 2 `half` dimensions.
 struct Turn {
     const float *cos, *sin;
     int half, start;
 };
 
-// Writes a warp's rows of a tile, from row `own` up to `last`; if there are angles, turned back.
+// Writes a warp's rows of a tile, from row `own` up to `last`, turned back.
 template <typename H, int D, int R>
-__device__ __forceinline__ void give(H *to, u64 stride, int tile, int own, int last, int dim, const Turn *turn) {
-    const unsigned char *at = room + tile + threadIdx.x / 32 * 16 * 128;
+__device__ __forceinline__ void give(H *to, u64 stride, int tile, int own, int last, int dim, Turn turn) {
+    const unsigned char *at = room + tile + threadIdx.x % (2 * R) / 32 * 16 * 128;
     for (int i = threadIdx.x % 32; i < 2 * D; i += 32) {
         int row = i / (D / 8), piece = i % (D / 8), d = piece * 8;
         if (own + row >= last || d >= dim) continue;
         float x[8];
         load<8>(reinterpret_cast<const H *>(at + place<R>(row, piece)), x);
-        if (turn && d < 2 * turn->half) {
-            bool left = d < turn->half;
-            int pair = left ? d : d - turn->half;
-            u64 angle = (u64)(own + row - turn->start) * turn->half + pair;
+        if (d < 2 * turn.half) {
+            bool left = d < turn.half;
+            int pair = left ? d : d - turn.half;
+            u64 angle = (u64)(own + row - turn.start) * turn.half + pair;
             float other[8], cos[8], sin[8];
-            load<8>(reinterpret_cast<const H *>(at + place<R>(row, (left ? d + turn->half : pair) / 8)), other);
-            load<8>(turn->cos + angle, cos), load<8>(turn->sin + angle, sin);
+            load<8>(reinterpret_cast<const H *>(at + place<R>(row, (left ? d + turn.half : pair) / 8)), other);
+            load<8>(turn.cos + angle, cos), load<8>(turn.sin + angle, sin);
 #pragma unroll
             for (int j = 0; j < 8; j++) x[j] = x[j] * cos[j] + (left ? other[j] : -other[j]) * sin[j];
         }

@@ -1,0 +1,240 @@
+//! What came of a pipeline, stage by stage, whether it reached its end or not.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use togi_proto::{
+    dataprep::v1::Dataset, events::v1::AdapterEvaluated, job::v1::Job, trainer::v1::Alias,
+};
+
+use super::{ended, is_refused};
+use crate::error::{Error, Result};
+
+/// A part of the pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Records to a data set.
+    Prepare,
+    /// A data set to an adapter.
+    Train,
+    /// The gate's measurements and its word.
+    Evaluate,
+    /// What the alias names then.
+    Publish,
+}
+
+impl Stage {
+    /// The stages in their order.
+    pub const ALL: [Stage; 4] = [
+        Stage::Prepare,
+        Stage::Train,
+        Stage::Evaluate,
+        Stage::Publish,
+    ];
+
+    /// Returns its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Prepare => "prepare",
+            Stage::Train => "train",
+            Stage::Evaluate => "evaluate",
+            Stage::Publish => "publish",
+        }
+    }
+}
+
+/// How a stage, or the whole, came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It did what it should.
+    Passed,
+    /// The gate refused the adapter.
+    Refused,
+    /// It went wrong.
+    Failed,
+    /// It was not come to.
+    Skipped,
+}
+
+/// A stage that was reached.
+#[derive(Clone, Debug, Serialize)]
+pub struct Done {
+    /// Which.
+    pub stage: Stage,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub seconds: f64,
+    /// Why it did not pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What came of a pipeline. Its parts are in proto3's JSON.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// The command's exit code.
+    pub exit_code: u8,
+    /// How long it took.
+    pub seconds: f64,
+    /// The stages in their order.
+    pub stages: Vec<Done>,
+    /// The data set that was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<Dataset>,
+    /// The training job as it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
+    /// What the gate measured and decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<AdapterEvaluated>,
+    /// What the alias names, if that is the new adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<Alias>,
+    #[serde(skip)]
+    started: Instant,
+    /// When the stage began that goes on.
+    #[serde(skip)]
+    since: Instant,
+    /// When the last step was done.
+    #[serde(skip)]
+    trained: Option<Instant>,
+}
+
+impl Report {
+    /// Begins the report of a pipeline.
+    #[must_use]
+    pub fn new(pipeline: &str) -> Report {
+        let now = Instant::now();
+        Report {
+            pipeline: pipeline.to_owned(),
+            outcome: Outcome::Skipped,
+            exit_code: 0,
+            seconds: 0.0,
+            stages: Vec::new(),
+            dataset: None,
+            job: None,
+            evaluation: None,
+            alias: None,
+            started: now,
+            since: now,
+            trained: None,
+        }
+    }
+
+    /// Does a stage's work and notes how it came out. A training is only begun by it: see [`Report::judge`].
+    ///
+    /// # Errors
+    /// The work's.
+    pub async fn stage<T>(
+        &mut self,
+        stage: Stage,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.since = Instant::now();
+        let outcome = work.await;
+        match &outcome {
+            Ok(_) if stage == Stage::Train => {}
+            Ok(_) => self.note(
+                stage,
+                Outcome::Passed,
+                self.since.elapsed().as_secs_f64(),
+                None,
+            ),
+            Err(error) => {
+                let seconds = self.since.elapsed().as_secs_f64();
+                self.note(stage, Outcome::Failed, seconds, Some(error.to_string()));
+            }
+        }
+        outcome
+    }
+
+    /// Notes that the last step is done.
+    pub fn trained(&mut self) {
+        self.trained = Some(Instant::now());
+    }
+
+    /// Notes how training and evaluation came out, from what the ended job says.
+    ///
+    /// # Errors
+    /// The job's failure, the gate's refusal among them.
+    pub fn judge(&mut self) -> Result<()> {
+        let job = self.job.clone().unwrap_or_default();
+        let trained = self.trained.unwrap_or_else(Instant::now);
+        let training = trained.duration_since(self.since).as_secs_f64();
+        let evaluating = trained.elapsed().as_secs_f64();
+        let judged = ended(&job);
+        let refused = is_refused(&job, self.evaluation.as_ref());
+        match &judged {
+            Err(error) if !refused => {
+                let message = Some(error.to_string());
+                self.note(
+                    Stage::Train,
+                    Outcome::Failed,
+                    training + evaluating,
+                    message,
+                );
+            }
+            judged => {
+                self.note(Stage::Train, Outcome::Passed, training, None);
+                let (outcome, message) = match judged {
+                    Ok(()) => (Outcome::Passed, None),
+                    Err(error) => (Outcome::Refused, Some(error.to_string())),
+                };
+                self.note(Stage::Evaluate, outcome, evaluating, message);
+            }
+        }
+        judged
+    }
+
+    /// Ends the report: stages that were not come to are skipped.
+    pub fn finish(&mut self, outcome: &Result<()>) {
+        self.seconds = self.started.elapsed().as_secs_f64();
+        self.exit_code = outcome.as_ref().map_or_else(Error::exit_code, |()| 0);
+        // What happened outside of every stage is told with the next one.
+        if let Err(error) = outcome
+            && self
+                .stages
+                .iter()
+                .all(|done| done.outcome == Outcome::Passed)
+            && let Some(next) = Stage::ALL.get(self.stages.len())
+        {
+            let seconds = self.since.elapsed().as_secs_f64();
+            self.note(*next, Outcome::Failed, seconds, Some(error.to_string()));
+        }
+        self.outcome = match self.stages.last() {
+            Some(last) => last.outcome,
+            None => Outcome::Skipped,
+        };
+        for stage in Stage::ALL.into_iter().skip(self.stages.len()) {
+            self.note(stage, Outcome::Skipped, 0.0, None);
+        }
+    }
+
+    fn note(&mut self, stage: Stage, outcome: Outcome, seconds: f64, message: Option<String>) {
+        self.stages.push(Done {
+            stage,
+            outcome,
+            seconds,
+            message,
+        });
+    }
+
+    /// Returns the generation that was made, also of an adapter that the gate refused.
+    #[must_use]
+    pub fn generation(&self) -> &str {
+        let made = self.job.as_ref().map(|job| job.result.as_str());
+        let evaluated = self.evaluation.as_ref();
+        made.filter(|result| !result.is_empty())
+            .or_else(|| evaluated.map(|evaluated| evaluated.generation.as_str()))
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,278 @@
+//! Has a published adapter measured for its gate, keeps what was decided, and says it. It is decided once: the first word stands
+//! in the store, and a second attempt of the job follows it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use togi_model::{Engine, Lora};
+use togi_proto::events::v1::{AdapterEvaluated, Answers, HeldOut};
+use togi_runtime::{Class, JobId, Store, layout, worker::Claim};
+use togi_tokens::{Split, Tokenizer};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, Span, info};
+
+use crate::{
+    data::{Order, Reader, Rows},
+    dataset,
+    error::{Error, Result},
+    gate::{
+        Gate, Verdict,
+        measure::{Measure, Pair},
+        questions::{self, Question},
+    },
+    patience::patiently,
+    run::tell,
+    serving::{self, Place, Serving},
+    worker::{Job, Worker},
+};
+
+/// Returns what a job's gate decides over its adapter; the event is said each time.
+///
+/// # Errors
+/// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none for an adapter that does not pass.
+pub(crate) async fn evaluate(
+    worker: &Worker,
+    claim: &Claim,
+    job: &Job,
+    gate: &Gate,
+    lora: &Lora,
+    generation: &str,
+) -> Result<AdapterEvaluated> {
+    let (store, lease) = (&worker.store, &claim.lease);
+    let known = patiently!(lease, find(store, &job.id))?;
+    let evaluated = match known.filter(|known| known.generation == generation) {
+        Some(known) => known,
+        None => {
+            let measured = measure(worker, claim, job, gate, lora, generation);
+            let measured = measured.await?;
+            patiently!(lease, keep(store, &job.id, &measured))?
+        }
+    };
+    let AdapterEvaluated {
+        passed,
+        reason,
+        serving,
+        ..
+    } = &evaluated;
+    worker.metrics.evaluated(*passed);
+    info!(job = %job.id, generation, serving, passed, reason, "adapter evaluated");
+    tell(&worker.bus, evaluated.clone().into()).await;
+    Ok(evaluated)
+}
+
+/// Returns what was decided over a job's adapter, if it was.
+///
+/// # Errors
+/// The store's.
+pub async fn find(store: &Store, job: &JobId) -> Result<Option<AdapterEvaluated>> {
+    match store.get_json(&layout::job_evaluation(job)).await {
+        Ok(evaluated) => Ok(Some(evaluated)),
+        Err(error) if error.class() == Class::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes the decision, or finds that it was made before.
+async fn keep(store: &Store, job: &JobId, ours: &AdapterEvaluated) -> Result<AdapterEvaluated> {
+    match store.put_new_json(&layout::job_evaluation(job), ours).await {
+        Ok(_) => Ok(ours.clone()),
+        Err(error) if error.class() == Class::AlreadyExists => {
+            let first = find(store, job).await?;
+            let same = first.filter(|first| first.generation == ours.generation);
+            Ok(same.unwrap_or_else(|| ours.clone()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn measure(
+    worker: &Worker,
+    claim: &Claim,
+    job: &Job,
+    gate: &Gate,
+    lora: &Lora,
+    generation: &str,
+) -> Result<AdapterEvaluated> {
+    let (store, lease, request) = (&worker.store, &claim.lease, &job.request);
+    let alias = &request.request.alias;
+    let identity = &request.identity;
+    let config = &job.base.config;
+    let place = patiently!(
+        lease,
+        serving::at(store, &worker.aliases, alias, identity, config)
+    )?;
+    let mut evaluated = AdapterEvaluated {
+        generation: generation.to_owned(),
+        alias: alias.clone(),
+        job: job.id.to_string(),
+        ..Default::default()
+    };
+    let serving = match place {
+        Place::Free => None,
+        Place::Taken(serving) => Some(*serving),
+        Place::Strange(manifest, what) => {
+            evaluated.reason = format!(
+                "the generation that {alias:?} names was trained with another {what}, so that the two cannot be compared; \
+                 `togi adapters promote` decides by hand"
+            );
+            evaluated.serving = manifest.generation;
+            return Ok(evaluated);
+        }
+    };
+    let mut held_out = vec![patiently!(lease, rows(worker, &identity.dataset))?];
+    if let Some(serving) = &serving {
+        evaluated.serving.clone_from(&serving.manifest.generation);
+        let theirs = &serving.manifest.identity.dataset;
+        if *theirs != identity.dataset {
+            held_out.extend(patiently!(lease, rows_if_any(worker, theirs))?);
+        }
+    }
+    let asked = match &gate.questions {
+        Some(upload) => patiently!(lease, questions::read(store, upload))?,
+        None => Vec::new(),
+    };
+    let base = &request.request.base;
+    let engine = worker.bases.engine(base, job.recipe.precision).await?;
+    let work = Work {
+        engine,
+        lora: lora.clone(),
+        serving,
+        asked,
+        gate: gate.clone(),
+        together: job.recipe.batch_size as usize,
+    };
+    let (measured, answers) = work.on_thread(held_out, claim).await?;
+    let Verdict { passed, reason } = gate.judge(&measured, answers.as_ref());
+    Ok(AdapterEvaluated {
+        passed,
+        reason,
+        held_out: measured,
+        answers,
+        ..evaluated
+    })
+}
+
+/// A data set's validation rows as they come, and who brings them.
+struct Held {
+    dataset: String,
+    count: u64,
+    rows: Rows,
+    reader: AbortOnDropHandle<()>,
+}
+
+async fn rows(worker: &Worker, digest: &str) -> Result<Held> {
+    let manifest = dataset::find(&worker.store, digest).await?;
+    let count = manifest.rows(Split::Validation);
+    let order = Order {
+        dataset: digest.to_owned(),
+        split: Split::Validation,
+        rows: count,
+        seed: 0,
+        shuffle: false,
+        epochs: 1,
+    };
+    let client = worker.data_prep.clone();
+    let (reader, rows) = Reader::new(client, order, worker.training.prefetch_bytes);
+    let reading = reader.run(Default::default()).in_current_span();
+    Ok(Held {
+        dataset: digest.to_owned(),
+        count,
+        rows,
+        reader: AbortOnDropHandle::new(tokio::spawn(reading)),
+    })
+}
+
+/// The same of a data set that may be gone, or have none.
+async fn rows_if_any(worker: &Worker, digest: &str) -> Result<Option<Held>> {
+    match rows(worker, digest).await {
+        Ok(held) => Ok(Some(held).filter(|held| held.count > 0)),
+        Err(error) if error.class() == Class::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is measured, with all that it needs.
+struct Work {
+    engine: Arc<Engine>,
+    lora: Lora,
+    serving: Option<Serving>,
+    asked: Vec<Question>,
+    gate: Gate,
+    together: usize,
+}
+
+impl Work {
+    /// Measures on a thread of its own. When the claim ends, so does the thread, at its next pass; this waits for it.
+    async fn on_thread(
+        self,
+        held_out: Vec<Held>,
+        claim: &Claim,
+    ) -> Result<(Vec<HeldOut>, Option<Answers>)> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (mut readers, mut sources) = (Vec::new(), Vec::new());
+        for held in held_out {
+            readers.push(held.reader);
+            sources.push((held.dataset, held.count, held.rows));
+        }
+        let (span, stopped) = (Span::current(), Arc::clone(&stop));
+        let mut measuring =
+            tokio::task::spawn_blocking(move || span.in_scope(|| self.measure(sources, &stopped)));
+        let measured = tokio::select! {
+            biased;
+            () = claim.lease.lost() => None,
+            () = claim.lease.cancelled() => None,
+            () = claim.stopper.stopped() => None,
+            measured = &mut measuring => Some(measured),
+        };
+        if let Some(measured) = measured {
+            return measured.map_err(|_| Error::ThreadGone)?;
+        }
+        stop.store(true, Ordering::Relaxed);
+        // Who waits for a row waits no more.
+        drop(readers);
+        // What it measured is nobody's any more.
+        let _ = measuring.await;
+        Err(Error::ThreadGone)
+    }
+
+    fn measure(
+        &self,
+        sources: Vec<(String, u64, Rows)>,
+        stop: &AtomicBool,
+    ) -> Result<(Vec<HeldOut>, Option<Answers>)> {
+        let measure = Measure {
+            engine: &self.engine,
+            pair: Pair {
+                new: &self.lora,
+                serving: self.serving.as_ref().map(|serving| &serving.lora),
+            },
+            stop,
+        };
+        let mut losses = Vec::new();
+        for (dataset, count, mut rows) in sources {
+            let figures = measure.losses(&mut rows, count, self.together)?;
+            losses.push(HeldOut {
+                dataset,
+                rows: count,
+                loss: figures.new,
+                serving_loss: figures.serving,
+            });
+        }
+        if self.asked.is_empty() {
+            return Ok((losses, None));
+        }
+        let tokenizer = self.engine.base().tokenizer();
+        let tokenizer = tokenizer.ok_or_else(|| Error::unfit("base", "has no tokenizer"))?;
+        let tokenizer = Tokenizer::from_bytes(tokenizer)?;
+        let most = self.gate.max_new_tokens;
+        let figures = measure.answers(&tokenizer, &self.asked, most)?;
+        let answers = Answers {
+            asked: self.asked.len() as u64,
+            right: figures.new,
+            serving_right: figures.serving,
+        };
+        Ok((losses, Some(answers)))
+    }
+}

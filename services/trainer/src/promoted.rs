@@ -1,0 +1,45 @@
+//! What was promoted, as a metric: beside what each replica says that it serves, it shows who has not converged.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use opentelemetry::KeyValue;
+use togi_runtime::{
+    Result, Stopper,
+    aliases::{Alias, Aliases},
+    semconv, telemetry,
+};
+
+/// Keeps the metric until stopped.
+///
+/// # Errors
+/// None.
+pub(crate) async fn observe(aliases: Aliases, period: Duration, stopper: Stopper) -> Result<()> {
+    let promoted: Arc<Mutex<Vec<Alias>>> = Arc::default();
+    // Weak: the meter outlives this task.
+    let seen = Arc::downgrade(&promoted);
+    telemetry::meter()
+        .u64_observable_gauge("togi.trainer.alias.info")
+        .with_description("1 for each alias, with the generation that was promoted")
+        .with_callback(move |observer| {
+            let Some(promoted) = seen.upgrade() else {
+                return;
+            };
+            for alias in &*promoted.lock().unwrap_or_else(PoisonError::into_inner) {
+                let labels = [
+                    KeyValue::new(semconv::ALIAS, alias.name().to_owned()),
+                    KeyValue::new(semconv::GENERATION, alias.generation().to_owned()),
+                ];
+                observer.observe(1, &labels);
+            }
+        })
+        .build();
+    let mut following = aliases.follow(period);
+    while let Some(Some(aliases)) = stopper.run(following.next()).await {
+        *promoted.lock().unwrap_or_else(PoisonError::into_inner) = aliases;
+    }
+    Ok(())
+}

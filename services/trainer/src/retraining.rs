@@ -1,0 +1,266 @@
+//! What a policy trains next: a decision over what has become of the revisions of its data set. All of it is in the store, so that
+//! every replica, and one that comes back, decides the same.
+//!
+//! A job's key is the policy, its version and the revision: events that come twice, replicas that see the same one, and restarts all
+//! make the same job. One of the policy's jobs at a time; then the newest revision that was not tried.
+
+use jiff::Timestamp;
+use togi_proto::job::v1::{Job, JobKind, JobState};
+use togi_runtime::{JobId, Jobs, Store, jobs::job_id, registry::NameRevision};
+
+use crate::{
+    dataset,
+    error::{Error, Result},
+    policy::Policy,
+    request::{By, Origin},
+    submission::{Checked, Desk},
+};
+
+/// How often a revision's job may be withdrawn: a worker and an api that disagree over what is newer shall not do so for ever.
+const MOST_WITHDRAWN: usize = 8;
+
+/// Decides for policies.
+#[derive(Clone)]
+pub struct Retraining {
+    store: Store,
+    jobs: Jobs,
+    desk: Desk,
+}
+
+/// What a policy does now.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// The job that it queues, if any.
+    pub next: Option<Next>,
+    /// Revisions that it cannot train, and why.
+    pub unfit: Vec<(u64, Error)>,
+}
+
+/// A job to be queued.
+#[derive(Debug)]
+pub struct Next {
+    /// The job.
+    pub job: JobId,
+    /// The revision that it trains.
+    pub revision: u64,
+    /// What it is asked, checked.
+    pub checked: Checked,
+    /// Trace context of who prepared the revision.
+    pub traceparent: String,
+}
+
+/// What has become of a revision under one version of a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It has no job, or only such as were withdrawn.
+    Untried,
+    /// Its job waits or runs.
+    Waiting,
+    /// Its job has succeeded.
+    Trained,
+    /// Its job failed, was refused by the gate, or somebody ended it.
+    Refused,
+}
+
+/// A revision and what has become of it.
+struct Fact {
+    revision: u64,
+    named: NameRevision,
+    fate: Fate,
+    /// Its job, or the one that it would have.
+    job: JobId,
+    /// Jobs of it that were withdrawn.
+    withdrawn: usize,
+}
+
+impl Retraining {
+    /// Returns who decides over these jobs behind a desk.
+    #[must_use]
+    pub fn new(store: Store, jobs: Jobs, desk: Desk) -> Retraining {
+        Retraining { store, jobs, desk }
+    }
+
+    /// Returns what a policy does now.
+    ///
+    /// # Errors
+    /// The store's, the bus's, and those of a check that may pass later.
+    pub async fn turn(&self, policy: &Policy, now: Timestamp) -> Result<Turn> {
+        let mut turn = Turn::default();
+        let facts = self.facts(policy, now).await?;
+        let fates: Vec<Fate> = facts.iter().map(|fact| fact.fate).collect();
+        for fact in candidates(&fates).into_iter().map(|at| &facts[at]) {
+            match self.check(policy, fact).await {
+                Ok(checked) => {
+                    turn.next = Some(Next {
+                        job: fact.job.clone(),
+                        revision: fact.revision,
+                        checked,
+                        traceparent: fact.named.traceparent.clone().unwrap_or_default(),
+                    });
+                    break;
+                }
+                Err(error) if error.class().retryable() => return Err(error),
+                Err(error) => turn.unfit.push((fact.revision, error)),
+            }
+        }
+        Ok(turn)
+    }
+
+    /// Returns the newer revision that makes a job superfluous which has not begun, if there is one.
+    ///
+    /// # Errors
+    /// As [`Retraining::turn`].
+    pub async fn overtaken(&self, origin: &Origin, now: Timestamp) -> Result<Option<u64>> {
+        if origin.by == By::Request {
+            return Ok(None);
+        }
+        let policy = Policy::in_force(&self.store, &origin.policy).await?;
+        let Some(policy) = policy.filter(|policy| policy.version == origin.version) else {
+            // What a policy has started goes on without it.
+            return Ok(None);
+        };
+        let facts = self.facts(&policy, now).await?;
+        let newer = facts.iter().filter(|fact| fact.revision > origin.revision);
+        for fact in newer {
+            let comes = match fact.fate {
+                Fate::Waiting | Fate::Trained => true,
+                Fate::Refused => false,
+                Fate::Untried => match self.check(&policy, fact).await {
+                    Ok(_) => true,
+                    Err(error) if error.class().retryable() => return Err(error),
+                    Err(_) => false,
+                },
+            };
+            if comes {
+                return Ok(Some(fact.revision));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Revisions whose time has come, newest first, down to one that was trained.
+    async fn facts(&self, policy: &Policy, now: Timestamp) -> Result<Vec<Fact>> {
+        let name = &policy.body.dataset;
+        let newest = dataset::newest(&self.store, name).await?;
+        let newest = newest.map_or(0, |(newest, _)| newest);
+        let mut time = policy.time(now)?;
+        let mut facts = Vec::new();
+        for revision in (1..=newest).rev() {
+            if time.is_over(revision) {
+                break;
+            }
+            let Some(named) = dataset::revision(&self.store, name, revision).await? else {
+                continue;
+            };
+            if !time.has_come(revision, &named) {
+                continue;
+            }
+            let fact = self.fact(policy, revision, named).await?;
+            let trained = fact.fate == Fate::Trained;
+            facts.push(fact);
+            if trained {
+                break;
+            }
+        }
+        Ok(facts)
+    }
+
+    /// What has become of a revision: its first job that was not withdrawn says so.
+    async fn fact(&self, policy: &Policy, revision: u64, named: NameRevision) -> Result<Fact> {
+        let (name, version) = (&policy.body.name, policy.version);
+        let mut key = format!("policy/{name}/{version}/{revision}");
+        let mut withdrawn = 0;
+        loop {
+            let job = job_id(JobKind::Train, &key)?;
+            let fate = match self.jobs.find(&job).await? {
+                None => Fate::Untried,
+                Some(found) if is_withdrawn(&found) => {
+                    withdrawn += 1;
+                    key = format!("policy/{name}/{version}/{revision}/{withdrawn}");
+                    continue;
+                }
+                Some(found) => fate_of(found.state()),
+            };
+            return Ok(Fact {
+                revision,
+                named,
+                fate,
+                job,
+                withdrawn,
+            });
+        }
+    }
+
+    async fn check(&self, policy: &Policy, fact: &Fact) -> Result<Checked> {
+        let asked = policy.request(fact.named.dataset.clone());
+        let mut checked = self.desk.check(&asked).await?;
+        checked.request.request.policy.clone_from(&policy.body.name);
+        let by = match fact.withdrawn < MOST_WITHDRAWN {
+            true => By::Trigger,
+            false => By::Request,
+        };
+        checked.request.origin = Some(policy.origin(fact.revision, by));
+        Ok(checked)
+    }
+}
+
+/// Whether a job ended because it was not needed, without anybody's wish.
+fn is_withdrawn(job: &Job) -> bool {
+    job.state() == JobState::Cancelled && !job.cancel_requested
+}
+
+fn fate_of(state: JobState) -> Fate {
+    match state {
+        JobState::Succeeded => Fate::Trained,
+        JobState::Failed | JobState::Cancelled => Fate::Refused,
+        JobState::Queued | JobState::Running | JobState::Unspecified => Fate::Waiting,
+    }
+}
+
+/// Places of the revisions that may be tried now, in the order in which they should be; revisions are given newest first.
+fn candidates(fates: &[Fate]) -> Vec<usize> {
+    if fates.contains(&Fate::Waiting) {
+        return Vec::new();
+    }
+    let until_trained = fates.iter().take_while(|fate| **fate != Fate::Trained);
+    let untried = until_trained
+        .enumerate()
+        .filter(|(_, fate)| **fate == Fate::Untried);
+    untried.map(|(at, _)| at).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_that_was_not_tried_is_next_and_one_at_a_time() {
+        use Fate::{Refused, Trained, Untried, Waiting};
+        let table: [(&[Fate], &[usize]); 8] = [
+            (&[], &[]),
+            (&[Untried], &[0]),
+            (&[Untried, Untried, Untried], &[0, 1, 2]),
+            (&[Untried, Untried, Waiting], &[]),
+            (&[Refused, Untried, Untried, Trained], &[1, 2]),
+            (&[Refused, Refused, Untried], &[2]),
+            (&[Refused, Trained], &[]),
+            (&[Untried, Trained, Untried], &[0]),
+        ];
+        for (fates, expected) in table {
+            assert_eq!(candidates(fates), expected, "{fates:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_somebody_ended_was_tried_and_one_that_was_withdrawn_was_not() {
+        let mut job = Job {
+            cancel_requested: true,
+            ..Job::default()
+        };
+        job.set_state(JobState::Cancelled);
+        assert!(!is_withdrawn(&job));
+        assert_eq!(fate_of(job.state()), Fate::Refused);
+        job.cancel_requested = false;
+        assert!(is_withdrawn(&job));
+    }
+}

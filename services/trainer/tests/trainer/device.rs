@@ -1,0 +1,120 @@
+//! The setting `device`: refused by name where there is none, planned for where it is elsewhere, and computing where it is there.
+
+use togi_model::Processor;
+use togi_proto::{
+    job::v1::JobState,
+    trainer::v1::{CreateJobRequest, Step},
+};
+use togi_runtime::{Class, JobId, layout};
+use togi_trainer::Role;
+
+use crate::{
+    harness::{Shape, System},
+    inputs::{RECORDS, asked},
+};
+
+const NOWHERE: Processor = Processor::Cuda { ordinal: 99 };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_card_is_not_there_does_not_start() {
+    let system = System::start();
+    let shape = Shape {
+        device: NOWHERE,
+        ..system.shape()
+    };
+    let refused = system.try_process("one", shape).await.err().unwrap();
+    assert_eq!(refused.class(), Class::FailedPrecondition);
+    let says = refused.message();
+    assert!(says.starts_with("device cuda:99: "), "{says}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_answers_needs_no_card_and_plans_for_it() {
+    let system = System::start();
+    let shape = |device| Shape {
+        roles: vec![Role::Api],
+        device,
+        ..system.shape()
+    };
+    let process = system.process_with("cards", shape(NOWHERE)).await;
+    process.prepare("questions", RECORDS).await;
+    let mut asked = CreateJobRequest {
+        validate_only: true,
+        ..asked("questions", 1)
+    };
+    asked.recipe.as_mut().unwrap().base_precision = "bf16".to_owned();
+    let plan = process.trainer().create_job(asked.clone()).await.unwrap();
+    let on_a_card = plan.into_inner().plan.unwrap();
+    process.stop().await;
+    let process = system
+        .process_with("processors", shape(Processor::Cpu))
+        .await;
+    let plan = process.trainer().create_job(asked).await.unwrap();
+    let here = plan.into_inner().plan.unwrap();
+    assert_eq!(
+        (here.device.as_str(), on_a_card.device.as_str()),
+        ("cpu", "cuda:99")
+    );
+    // Nobody knows what that card has.
+    assert_eq!(on_a_card.available_bytes, 0);
+    assert!(here.available_bytes > 0);
+    // The rows are looked at: they are all shorter than the 64 that they may have.
+    assert_eq!(here.tokens, on_a_card.tokens);
+    assert!(here.tokens > 0 && here.tokens < 4 * 64, "{}", here.tokens);
+    // All of a card's weights are in 16 bits, here only those of linear layers.
+    assert!(on_a_card.weights_bytes < here.weights_bytes);
+    process.stop().await;
+}
+
+/// A job's losses and its report on a device; nothing where it is not there, which `TOGI_NEEDS_CUDA` does not take.
+async fn trained(system: &System, device: Processor) -> Option<(Vec<Step>, serde_json::Value)> {
+    let shape = Shape {
+        device,
+        ..system.shape()
+    };
+    let process = match system.try_process("one", shape).await {
+        Ok(process) => process,
+        Err(error) => {
+            let needed = std::env::var_os("TOGI_NEEDS_CUDA").is_some();
+            assert!(!needed, "{error}");
+            eprintln!("SKIPPED, no card: {error}");
+            return None;
+        }
+    };
+    process.prepare("questions", RECORDS).await;
+    let id = process.create(asked("questions", 3)).await;
+    let (lines, ended) = process.watch(&id, 1, usize::MAX).await;
+    assert_eq!(ended.state(), JobState::Succeeded, "{:?}", ended.error);
+    let again = process.create(asked("questions", 3)).await;
+    let (_, ended_again) = process.watch(&again, 1, usize::MAX).await;
+    assert_eq!(ended_again.result, ended.result, "the same bits");
+    let report = layout::job_report(&JobId::parse(&id).unwrap());
+    let report = process.store().get_json(&report).await.unwrap();
+    process.stop().await;
+    Some((lines, report))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_card_trains_as_the_processor_does_and_tells_its_figures() {
+    let system = System::start();
+    let (want, report) = trained(&system, Processor::Cpu).await.unwrap();
+    assert!(want.iter().all(|line| line.device_memory_bytes.is_none()));
+    assert_eq!(
+        (&report["device"], report.get("gpu")),
+        (&"cpu".into(), None)
+    );
+    assert_eq!(report["bit_exact"], true);
+    let Some((lines, report)) = trained(&system, Processor::Cuda { ordinal: 0 }).await else {
+        return;
+    };
+    assert_eq!(lines.len(), want.len());
+    for (line, want) in lines.iter().zip(&want) {
+        let off = (line.loss / want.loss - 1.0).abs();
+        assert!(off < 1e-3, "step {}: {off:e} off", line.step);
+        assert!(line.device_memory_bytes.is_some_and(|bytes| bytes > 0));
+    }
+    let device = report["device"].as_str().unwrap();
+    assert!(device.starts_with("cuda:0 ("), "{device}");
+    let most = &report["gpu"]["trainer_memory_bytes"]["max"];
+    assert!(most.as_f64().is_some_and(|bytes| bytes > 0.0), "{report}");
+}

@@ -1,0 +1,398 @@
+//! Our rules, each a question to all objects of an overlay. What breaks one is a line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+use togi_tests::{program, workspace};
+
+use crate::render::{Rendered, list, text};
+
+/// What breaks a rule.
+pub(crate) fn broken(rendered: &Rendered) -> Vec<String> {
+    let mut said = Vec::new();
+    let images = images();
+    for (name, pod) in rendered.pods() {
+        let mut say = |what: String| said.push(format!("{name}: {what}"));
+        security(pod, &mut say);
+        for container in containers(pod) {
+            resources(container, &mut say);
+            let image = text(&container["image"]);
+            let bare = image.rsplit('/').next().unwrap_or(image);
+            let (bare, tag) = bare.split_once(':').unwrap_or((bare, ""));
+            if !images.contains(bare) {
+                say(format!(
+                    "image {image} is none that deploy/Dockerfile makes"
+                ));
+            }
+            if tag.is_empty() || tag == "latest" {
+                say(format!("image {image} has no version"));
+            }
+        }
+        for container in list(&pod["spec"]["containers"]) {
+            configuration(rendered, pod, container, &mut say);
+        }
+        if pod["spec"]["automountServiceAccountToken"] != false {
+            say("mounts a token of the Kubernetes API".into());
+        }
+        let account = text(&pod["spec"]["serviceAccountName"]);
+        if rendered.find("ServiceAccount", account).is_none() {
+            say(format!("has no service account {account:?}"));
+        }
+        references(rendered, pod, &mut say);
+    }
+    let mut say = |what: String| said.push(what);
+    services(rendered, &mut say);
+    networks(rendered, &mut say);
+    monitoring(rendered, &mut say);
+    said
+}
+
+/// The images that the Dockerfile makes: the programs that it names, and of those that compute the variant with a card.
+fn images() -> BTreeSet<String> {
+    let dockerfile = std::fs::read_to_string(workspace().join("deploy/Dockerfile")).unwrap();
+    assert!(dockerfile.contains("org.opencontainers.image.title=\"${PROGRAM}\""));
+    let head: String = dockerfile
+        .lines()
+        .take_while(|line| line.starts_with('#'))
+        .collect();
+    let words = head.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    words
+        .filter(|word| word.starts_with("togi"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    let of = |which: &str| list(&pod["spec"][which]).iter();
+    of("initContainers").chain(of("containers"))
+}
+
+/// Pod security's profile `restricted`, and a root file system that nobody writes.
+fn security(pod: &Value, say: &mut impl FnMut(String)) {
+    let context = &pod["spec"]["securityContext"];
+    if context["runAsNonRoot"] != true || context["runAsUser"].as_u64().is_none_or(|id| id == 0) {
+        say("may run as root".into());
+    }
+    if context["seccompProfile"]["type"] != "RuntimeDefault" {
+        say("has no seccomp profile".into());
+    }
+    for part in ["hostNetwork", "hostPID", "hostIPC"] {
+        if pod["spec"][part] == true {
+            say(format!("has {part}"));
+        }
+    }
+    let allowed = [
+        "configMap",
+        "emptyDir",
+        "persistentVolumeClaim",
+        "secret",
+        "projected",
+    ];
+    for volume in list(&pod["spec"]["volumes"]) {
+        let kinds = volume
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|key| *key != "name");
+        for kind in kinds.filter(|kind| !allowed.contains(&kind.as_str())) {
+            say(format!("volume {} is a {kind}", text(&volume["name"])));
+        }
+    }
+    for container in containers(pod) {
+        let (name, context) = (text(&container["name"]), &container["securityContext"]);
+        if context["allowPrivilegeEscalation"] != false {
+            say(format!("container {name} may gain privileges"));
+        }
+        if context["capabilities"]["drop"] != serde_json::json!(["ALL"]) {
+            say(format!("container {name} keeps capabilities"));
+        }
+        if context["readOnlyRootFilesystem"] != true {
+            say(format!("container {name} may write its root file system"));
+        }
+    }
+}
+
+fn resources(container: &Value, say: &mut impl FnMut(String)) {
+    for which in ["requests", "limits"] {
+        for what in ["cpu", "memory"] {
+            if container["resources"][which][what].is_null() {
+                let name = text(&container["name"]);
+                say(format!("container {name} has no {which} of {what}"));
+            }
+        }
+    }
+}
+
+/// A container's environment, from its ConfigMaps and its own list; secrets are left out.
+fn environment<'a>(rendered: &'a Rendered, container: &'a Value) -> BTreeMap<&'a str, &'a str> {
+    let mut all = BTreeMap::new();
+    for source in list(&container["envFrom"]) {
+        let name = text(&source["configMapRef"]["name"]);
+        let data = rendered.find("ConfigMap", name).map(|map| &map["data"]);
+        let pairs = data.and_then(Value::as_object).into_iter().flatten();
+        all.extend(pairs.map(|(key, value)| (key.as_str(), text(value))));
+    }
+    let own = list(&container["env"]).iter();
+    all.extend(own.map(|pair| (text(&pair["name"]), text(&pair["value"]))));
+    all
+}
+
+/// The program itself says whether it knows its environment, and on which ports it would listen: those are probed and named.
+fn configuration(
+    rendered: &Rendered,
+    pod: &Value,
+    container: &Value,
+    say: &mut impl FnMut(String),
+) {
+    let image = text(&container["image"]);
+    let bare = image.rsplit('/').next().unwrap_or(image);
+    let name = bare
+        .split(':')
+        .next()
+        .unwrap_or(bare)
+        .trim_end_matches("-cuda");
+    let binary = program().with_file_name(name);
+    if !binary.is_file() {
+        return say(format!("there is no program {name}"));
+    }
+    let mut environment: BTreeMap<String, String> = environment(rendered, container)
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    if let Some(config) = environment.get("TOGI_CONFIG").cloned() {
+        match mounted(rendered, pod, container, &config) {
+            Some(content) => {
+                let file = folder.path().join("config.toml");
+                std::fs::write(&file, content).unwrap();
+                environment.insert("TOGI_CONFIG".into(), file.to_str().unwrap().into());
+            }
+            None => say(format!("TOGI_CONFIG: nothing is mounted at {config}")),
+        }
+    }
+    // A device is not looked for before the program serves.
+    let output = Command::new(&binary)
+        .arg("--validate")
+        .env_clear()
+        .envs(&environment)
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let Some(ports) = ports(&printed) else {
+        return say(format!(
+            "--validate: {}",
+            String::from_utf8_lossy(&output.stderr)
+        ));
+    };
+    for key in environment.keys().filter(|key| key.starts_with("TOGI_")) {
+        let setting = key["TOGI_".len()..].to_ascii_lowercase();
+        if !setting.contains("__") && setting != "config" && !is_setting(name, &setting) {
+            say(format!("{key} is no setting of {name}"));
+        }
+    }
+    probes(container, ports, say);
+}
+
+/// A setting outside of all sections, as the program's own list of defaults has it.
+fn is_setting(program: &str, setting: &str) -> bool {
+    let defaults = match program {
+        "togi-data-prep" => togi_data_prep::config::DEFAULTS,
+        "togi-trainer" => togi_trainer::config::DEFAULTS,
+        _ => togi_inference::DEFAULTS,
+    };
+    let table: toml::Table = defaults.parse().unwrap();
+    table.contains_key(setting)
+}
+
+/// The gRPC and admin port of "togi-x: valid; grpc 0.0.0.0:1, admin 0.0.0.0:2".
+fn ports(printed: &str) -> Option<[u64; 2]> {
+    let after = |word: &str| -> Option<u64> {
+        let rest = printed.split_once(word)?.1;
+        let address = rest.split([',', '\n']).next()?;
+        let (host, port) = address.rsplit_once(':')?;
+        (host == "0.0.0.0").then(|| port.parse().ok())?
+    };
+    Some([after("grpc ")?, after("admin ")?])
+}
+
+fn probes(container: &Value, [grpc, admin]: [u64; 2], say: &mut impl FnMut(String)) {
+    let expected = [
+        ("startupProbe", "liveness"),
+        ("livenessProbe", "liveness"),
+        ("readinessProbe", ""),
+    ];
+    for (probe, service) in expected {
+        let asked = &container[probe]["grpc"];
+        if asked["port"] != grpc {
+            say(format!(
+                "{probe} asks port {}, the program has gRPC at {grpc}",
+                asked["port"]
+            ));
+        }
+        if text(&asked["service"]) != service {
+            say(format!("{probe} asks for the service {}", asked["service"]));
+        }
+    }
+    let named = |name: &str| {
+        let ports = list(&container["ports"]).iter();
+        let mut ports = ports.filter(|port| port["name"] == name);
+        ports.next().map(|port| port["containerPort"].clone())
+    };
+    for (name, port) in [("grpc", grpc), ("admin", admin)] {
+        if named(name) != Some(port.into()) {
+            say(format!(
+                "port {name} is not {port}, where the program has it"
+            ));
+        }
+    }
+}
+
+/// The content of a file that a ConfigMap brings into a container.
+fn mounted(rendered: &Rendered, pod: &Value, container: &Value, path: &str) -> Option<String> {
+    let path = PathBuf::from(path);
+    let folder = path.parent()?.to_str()?;
+    let mut mounts = list(&container["volumeMounts"]).iter();
+    let mount = mounts.find(|mount| mount["mountPath"] == folder)?;
+    let mut volumes = list(&pod["spec"]["volumes"]).iter();
+    let volume = volumes.find(|volume| volume["name"] == mount["name"])?;
+    let map = rendered.find("ConfigMap", text(&volume["configMap"]["name"]))?;
+    let content = &map["data"][path.file_name()?.to_str()?];
+    content.as_str().map(str::to_owned)
+}
+
+/// What a pod refers to is there.
+fn references(rendered: &Rendered, pod: &Value, say: &mut impl FnMut(String)) {
+    let maps = rendered.names("ConfigMap");
+    let claims = rendered.names("PersistentVolumeClaim");
+    for volume in list(&pod["spec"]["volumes"]) {
+        let (map, claim) = (
+            &volume["configMap"]["name"],
+            &volume["persistentVolumeClaim"]["claimName"],
+        );
+        if map.is_string() && !maps.contains(text(map)) {
+            say(format!("there is no ConfigMap {map}"));
+        }
+        if claim.is_string() && !claims.contains(text(claim)) {
+            say(format!("there is no PersistentVolumeClaim {claim}"));
+        }
+    }
+    for container in containers(pod) {
+        for source in list(&container["envFrom"]) {
+            let map = &source["configMapRef"]["name"];
+            if map.is_string() && !maps.contains(text(map)) {
+                say(format!("there is no ConfigMap {map}"));
+            }
+        }
+        let volumes: BTreeSet<&str> = list(&pod["spec"]["volumes"])
+            .iter()
+            .map(|volume| text(&volume["name"]))
+            .collect();
+        for mount in list(&container["volumeMounts"]) {
+            if !volumes.contains(text(&mount["name"])) {
+                say(format!("there is no volume {}", mount["name"]));
+            }
+        }
+    }
+}
+
+/// Headless, and of pods that there are.
+fn services(rendered: &Rendered, say: &mut impl FnMut(String)) {
+    for service in rendered.of("Service") {
+        let name = text(&service["metadata"]["name"]);
+        if service["spec"]["clusterIP"] != "None" {
+            say(format!("service {name} is not headless"));
+        }
+        let selector = &service["spec"]["selector"];
+        let pods = rendered.pods();
+        let chosen = pods.iter().find(|(_, pod)| matches(selector, pod));
+        let Some((_, pod)) = chosen else {
+            say(format!("service {name} selects no pod"));
+            continue;
+        };
+        for port in list(&service["spec"]["ports"]) {
+            let mut ports = containers(pod).flat_map(|container| list(&container["ports"]));
+            let target = ports.find(|own| own["name"] == port["targetPort"]);
+            if target.is_none_or(|own| own["containerPort"] != port["port"]) {
+                say(format!(
+                    "service {name}: port {} is not the pod's",
+                    port["name"]
+                ));
+            }
+        }
+    }
+    let labels = &rendered.find("Namespace", "togi").unwrap_or(&Value::Null)["metadata"]["labels"];
+    if labels["pod-security.kubernetes.io/enforce"] != "restricted" {
+        say("the namespace does not enforce the profile restricted".into());
+    }
+}
+
+fn matches(selector: &Value, pod: &Value) -> bool {
+    let labels = &pod["metadata"]["labels"];
+    let pairs = selector.as_object().into_iter().flatten();
+    pairs.clone().count() > 0 && pairs.into_iter().all(|(key, value)| labels[key] == *value)
+}
+
+/// All is denied that is not named, and what is named selects pods that there are; NATS's come with its chart.
+fn networks(rendered: &Rendered, say: &mut impl FnMut(String)) {
+    let all = rendered.of("NetworkPolicy").find(|policy| {
+        let spec = &policy["spec"];
+        spec["podSelector"] == serde_json::json!({})
+            && list(&spec["policyTypes"]).len() == 2
+            && spec["ingress"].is_null()
+            && spec["egress"].is_null()
+    });
+    if all.is_none() {
+        say("no network policy denies everything".into());
+    }
+    for policy in rendered.of("NetworkPolicy") {
+        let chosen = &policy["spec"]["podSelector"]["matchLabels"];
+        let is_nats = chosen["app.kubernetes.io/name"] == "nats";
+        let pods = rendered.pods();
+        let selects = pods.iter().any(|(_, pod)| matches(chosen, pod));
+        if chosen.is_object() && !is_nats && !selects {
+            let name = text(&policy["metadata"]["name"]);
+            say(format!("network policy {name} selects no pod"));
+        }
+    }
+}
+
+/// The operator's rules are those of deploy/rules.yaml, and what KEDA waits for is what the workers read.
+fn monitoring(rendered: &Rendered, say: &mut impl FnMut(String)) {
+    for rules in rendered.of("PrometheusRule") {
+        let plain = std::fs::read_to_string(workspace().join("deploy/rules.yaml")).unwrap();
+        for rule in list(&rules["spec"]["groups"])
+            .iter()
+            .flat_map(|group| list(&group["rules"]))
+        {
+            let alert = text(&rule["alert"]);
+            let expr = text(&rule["expr"])
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty());
+            if !plain.contains(alert) || !expr.clone().all(|line| plain.contains(line)) {
+                say(format!("rule {alert} is not the one of deploy/rules.yaml"));
+            }
+        }
+    }
+    for trigger in rendered
+        .of("ScaledJob")
+        .flat_map(|job| list(&job["spec"]["triggers"]))
+    {
+        let metadata = &trigger["metadata"];
+        if metadata["stream"] != togi_runtime::events::JOBS_STREAM
+            || metadata["consumer"] != "togi-train"
+        {
+            say("the ScaledJob waits for another consumer than the workers'".into());
+        }
+    }
+    for scaled in rendered.of("ScaledObject") {
+        let name = text(&scaled["spec"]["scaleTargetRef"]["name"]);
+        if rendered.find("Deployment", name).is_none() {
+            say(format!(
+                "the ScaledObject scales {name}, which is not there"
+            ));
+        }
+    }
+}

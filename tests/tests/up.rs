@@ -1,0 +1,216 @@
+//! `tools/up`: the deployed topology as processes, the whole pipeline through it, every metric that dashboards and rules name, and its end.
+
+// The configuration's exception for tests sees test functions, not their helpers.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use togi_tests::{program, wait_until, workspace};
+
+/// Where the processes listen: each of `tools/up`'s ports from here, and 10,000 above.
+const PORTS: u16 = 24_600;
+
+/// `tools/up`, over a checkout's copy of what it needs, so that a system that somebody runs here is not touched.
+struct Up(tempfile::TempDir);
+
+impl Up {
+    fn run(&self, arguments: &[&str]) -> Output {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let tools = workspace().join(".tools/bin");
+        Command::new(self.0.path().join("tools/up"))
+            .args(arguments)
+            .env("PATH", format!("{}:{path}", tools.display()))
+            .env("TOGI_BIN", program().parent().unwrap())
+            .env("TOGI_UP_PORT", PORTS.to_string())
+            .output()
+            .unwrap()
+    }
+
+    fn start() -> Self {
+        let up = Self(tempfile::tempdir().unwrap());
+        std::fs::create_dir(up.0.path().join("tools")).unwrap();
+        std::fs::copy(workspace().join("tools/up"), up.0.path().join("tools/up")).unwrap();
+        let base = workspace().join("demo/base");
+        let started = up.run(&["start", base.to_str().unwrap()]);
+        assert!(started.status.success(), "{}", up.said(&started));
+        up
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.0.path().join(".togi/up")
+    }
+
+    fn said(&self, output: &Output) -> String {
+        let log = |name: &str| std::fs::read_to_string(self.root().join(name)).unwrap_or_default();
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("{said}\n{}\n{}", log("trainer.log"), log("inference.log"))
+    }
+
+    fn togi(&self, arguments: &[&str]) {
+        let output = Command::new(program())
+            .arg("--config")
+            .arg(self.root().join("togi.toml"))
+            .args(arguments)
+            .env_remove("TOGI_ENDPOINT")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "togi {arguments:?}: {}",
+            self.said(&output)
+        );
+    }
+
+    /// The names of all metrics that the services export.
+    fn metrics(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for port in [81, 82, 83] {
+            let url = format!("http://127.0.0.1:{}/metrics", PORTS + port);
+            let scraped = Command::new("curl")
+                .args(["--silent", "--fail", &url])
+                .output()
+                .unwrap();
+            assert!(scraped.status.success(), "{url}");
+            let text = String::from_utf8(scraped.stdout).unwrap();
+            let samples = text.lines().filter(|line| !line.starts_with('#'));
+            names
+                .extend(samples.filter_map(|line| Some(line.split(['{', ' ']).next()?.to_owned())));
+        }
+        names
+    }
+
+    fn processes(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.root()).unwrap();
+        let files = entries.map(|entry| entry.unwrap().path());
+        files
+            .filter(|file| file.extension().is_some_and(|extension| extension == "pid"))
+            .map(|file| std::fs::read_to_string(file).unwrap().trim().to_owned())
+            .collect()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.run(&["stop"]);
+    }
+}
+
+/// The metrics that the text of dashboards and rules names.
+fn named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let prefixes = ["togi_", "gen_ai_server_", "messaging_", "rpc_server_"];
+    // Labels are written with the same words.
+    let labels = [
+        "togi_alias",
+        "togi_generation",
+        "togi_replica",
+        "togi_outcome",
+        "messaging_destination_template",
+    ];
+    words
+        .filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix)))
+        .filter(|word| !labels.contains(word))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn expressions(dashboard: &Value) -> String {
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
+    targets
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// What only a card's process exports.
+fn is_of_a_card(name: &str) -> bool {
+    name.starts_with("togi_trainer_gpu_")
+}
+
+#[test]
+fn the_deployed_topology_trains_serves_shows_its_metrics_and_goes() {
+    let up = Up::start();
+    let processes = up.processes();
+    assert_eq!(processes.len(), 5);
+    let records = workspace().join("demo/records.jsonl");
+    up.togi(&[
+        "prepare",
+        records.to_str().unwrap(),
+        "--base",
+        "demo",
+        "--name",
+        "small",
+    ]);
+    let recipe = up.0.path().join("recipe.toml");
+    std::fs::write(
+        &recipe,
+        "name = \"three-steps\"\nbatch_size = 4\nmax_steps = 3\n",
+    )
+    .unwrap();
+    let recipe = recipe.to_str().unwrap();
+    up.togi(&[
+        "train",
+        "--base",
+        "demo",
+        "--dataset",
+        "small",
+        "--recipe",
+        recipe,
+        "--alias",
+        "mine",
+        "--watch",
+    ]);
+    wait_until("the adapter to be served", || {
+        up.metrics()
+            .contains("togi_inference_adapter_info")
+            .then_some(())
+    });
+    up.togi(&[
+        "generate",
+        "--adapter",
+        "mine",
+        "--instruction",
+        "富士山の高さは？",
+    ]);
+    wait_until("what was promoted", || {
+        up.metrics()
+            .contains("togi_trainer_alias_info")
+            .then_some(())
+    });
+
+    let exported = up.metrics();
+    let read = |path: &str| std::fs::read_to_string(workspace().join(path)).unwrap();
+    let dashboard = serde_json::from_str(&read("k8s/components/monitoring/togi.json")).unwrap();
+    let rules: String = read("deploy/rules.yaml")
+        .lines()
+        .filter(|line| !line.contains("summary:"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    for text in [
+        expressions(&dashboard),
+        rules,
+        read("k8s/components/keda/inference.yaml"),
+    ] {
+        let names = named(&text);
+        assert!(!names.is_empty());
+        let missing: Vec<_> = names
+            .into_iter()
+            .filter(|name| !exported.contains(name) && !is_of_a_card(name))
+            .collect();
+        assert_eq!(missing, Vec::<String>::new(), "exported are {exported:?}");
+    }
+
+    let stopped = up.run(&["stop"]);
+    assert!(stopped.status.success(), "{}", up.said(&stopped));
+    assert!(!up.root().exists());
+    for process in processes {
+        assert!(
+            !Path::new("/proc").join(&process).exists(),
+            "process {process} still runs"
+        );
+    }
+}
