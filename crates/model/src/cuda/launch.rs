@@ -61,7 +61,7 @@ const FILES: [File; 11] = [
     file!("rows.cu", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
         "cross_entropy_{t}_{v}"),
     file!(
-        "values.cu",
+        "values.cu" after "activation.cuh",
         "add_{t}_{v}" "activate_{t}_{v}" "activate_backward_{t}_{v}" "dropout_{t}_{v}" "from_f32_{t}" "to_f32_{t}"
     ),
     file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
