@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 use togi_tests::{program, wait_until, workspace};
@@ -95,6 +96,87 @@ impl Up {
 impl Drop for Up {
     fn drop(&mut self) {
         self.run(&["stop"]);
+    }
+}
+
+/// A Prometheus under the deployed configuration, with this machine's addresses; killed on drop.
+struct Prometheus {
+    child: Child,
+    url: String,
+}
+
+impl Prometheus {
+    /// Starts one, where the machine has the program.
+    fn start(folder: &Path) -> Option<Self> {
+        let runs = Command::new("prometheus").arg("--version").output();
+        if !runs.is_ok_and(|output| output.status.success()) {
+            eprintln!("SKIPPED: the scrape by a real Prometheus; there is no `prometheus` on PATH");
+            return None;
+        }
+        let deployed = |name: &str| workspace().join("deploy").join(name);
+        let mut text = std::fs::read_to_string(deployed("prometheus.yaml")).unwrap();
+        for (target, port) in [
+            ("data-prep:7681", 81),
+            ("trainer:7682", 82),
+            ("inference:7683", 83),
+        ] {
+            assert!(text.contains(target), "{text}");
+            text = text.replace(target, &format!("127.0.0.1:{}", PORTS + port));
+        }
+        // Nobody wants to wait here for the next of its turns.
+        let text = text.replace("15s", "1s");
+        std::fs::write(folder.join("prometheus.yaml"), text).unwrap();
+        std::fs::copy(deployed("rules.yaml"), folder.join("rules.yaml")).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let log = std::fs::File::create(folder.join("prometheus.log")).unwrap();
+        let child = Command::new("prometheus")
+            .arg("--config.file=prometheus.yaml")
+            .arg("--storage.tsdb.path=prometheus")
+            .arg(format!("--web.listen-address={address}"))
+            .current_dir(folder)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Some(Self {
+            child,
+            url: format!("http://{address}/api/v1"),
+        })
+    }
+
+    fn ask(&self, path: &str) -> Option<Value> {
+        let answer = Command::new("curl")
+            .args(["--silent", "--fail", &format!("{}/{path}", self.url)])
+            .output()
+            .unwrap();
+        serde_json::from_slice(&answer.stdout).ok()
+    }
+
+    /// All three services are scraped, and what they say can be asked for.
+    fn sees_everything(&self) {
+        wait_until("Prometheus to see the three services", || {
+            let seen = self.ask("targets")?;
+            let targets = seen["data"]["activeTargets"].as_array()?;
+            let up = targets.iter().filter(|target| target["health"] == "up");
+            (up.count() == 3).then_some(())
+        });
+        wait_until("the jobs that run", || {
+            let seen = self.ask("query?query=togi_trainer_jobs_running")?;
+            let result = seen["data"]["result"].as_array()?;
+            (!result.is_empty()).then_some(())
+        });
+        let rules = self.ask("rules").unwrap();
+        let groups = rules["data"]["groups"].as_array().unwrap();
+        assert!(!groups.is_empty(), "{rules}");
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -202,6 +284,11 @@ fn the_deployed_topology_trains_serves_shows_its_metrics_and_goes() {
             .filter(|name| !exported.contains(name) && !is_of_a_card(name))
             .collect();
         assert_eq!(missing, Vec::<String>::new(), "exported are {exported:?}");
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    if let Some(prometheus) = Prometheus::start(folder.path()) {
+        prometheus.sees_everything();
     }
 
     let stopped = up.run(&["stop"]);

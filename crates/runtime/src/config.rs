@@ -3,10 +3,13 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, path::PathBuf, time::Duration};
 
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use toml::{Table, Value};
+use serde::{Deserialize, Deserializer};
+use toml::Value;
 
-use crate::{Class, Error, Result};
+use crate::{Error, Result};
+
+mod load;
+pub use load::{load, named};
 
 /// Exit code of a process whose configuration is wrong.
 pub const EXIT_CODE: u8 = 64;
@@ -41,6 +44,32 @@ impl NatsConfig {
             replicas: single(),
             credentials: None,
         }
+    }
+
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the setting's name.
+    pub fn check(&self) -> Result<()> {
+        if !(1..=5).contains(&self.replicas) {
+            let reason = "nats.replicas must be from 1 to 5";
+            return Err(Error::invalid("nats.replicas", reason));
+        }
+        for (name, seconds, least, most) in [
+            ("nats.ack_wait_seconds", self.ack_wait_seconds, 0.3, 3600.0),
+            (
+                "nats.retry_delay_seconds",
+                self.retry_delay_seconds,
+                0.01,
+                300.0,
+            ),
+        ] {
+            if !(least..=most).contains(&seconds) {
+                let reason = format!("{name} must be within {least} and {most}");
+                return Err(Error::invalid(name, reason));
+            }
+        }
+        Ok(())
     }
 
     /// Returns how long a worker may be silent.
@@ -204,129 +233,6 @@ fn scalars<'de, D: Deserializer<'de>>(
         .collect()
 }
 
-/// Returns the configuration: the default, then each file, then `<PREFIX>_SECTION__KEY` of the environment, the later over
-/// the earlier. Variables without `__` count where they name a setting of the default that is in no section.
-///
-/// # Errors
-/// `InvalidArgument` with what is wrong and where: a file that is missing or not TOML, an unknown key, a wrong type. A process
-/// ends with [`EXIT_CODE`] then.
-pub fn load<T: DeserializeOwned>(
-    default_toml: &str,
-    files: &[PathBuf],
-    env_prefix: &str,
-) -> Result<T> {
-    load_from(default_toml, files, env_prefix, std::env::vars())
-}
-
-fn load_from<T: DeserializeOwned>(
-    default_toml: &str,
-    files: &[PathBuf],
-    env_prefix: &str,
-    variables: impl Iterator<Item = (String, String)>,
-) -> Result<T> {
-    let mut merged = parse("the default configuration", default_toml)?;
-    for file in files {
-        let shown = file.display();
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            wrong(format!(
-                "configuration file {shown} cannot be read: {}",
-                error.kind()
-            ))
-        })?;
-        merge(
-            &mut merged,
-            parse(&format!("configuration file {shown}"), &text)?,
-        );
-    }
-    let mut variables: Vec<_> = variables
-        .filter_map(|(name, value)| {
-            let path = name.strip_prefix(env_prefix)?.strip_prefix('_')?;
-            let path = path.to_ascii_lowercase();
-            let is_setting =
-                path.contains("__") || merged.get(&path).is_some_and(|default| !default.is_table());
-            is_setting.then_some((path, value))
-        })
-        .collect();
-    variables.sort();
-    for (path, value) in variables {
-        let path: Vec<&str> = path.split("__").collect();
-        set(&mut merged, &path, &value)?;
-    }
-    Value::Table(merged)
-        .try_into()
-        .map_err(|error: toml::de::Error| wrong(format!("configuration: {}", one_line(&error))))
-}
-
-fn parse(what: &str, text: &str) -> Result<Table> {
-    text.parse::<Table>().map_err(|error| {
-        let line = error
-            .span()
-            .map_or(0, |span| text[..span.start].lines().count().max(1));
-        wrong(format!("{what}, line {line}: {}", error.message()))
-    })
-}
-
-fn merge(into: &mut Table, from: Table) {
-    for (key, value) in from {
-        match (into.get_mut(&key), value) {
-            (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),
-            (_, value) => {
-                into.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Sets one value from the environment. Where a string stands now, the text is taken as it is; else it is read as TOML, and as
-/// a string if it is none.
-fn set(table: &mut Table, path: &[&str], text: &str) -> Result<()> {
-    let [key, rest @ ..] = path else {
-        return Ok(());
-    };
-    if rest.is_empty() {
-        let value = match table.get(*key) {
-            Some(Value::String(_)) => Value::String(text.to_owned()),
-            _ => format!("value = {text}")
-                .parse::<Table>()
-                .ok()
-                .and_then(|mut parsed| parsed.remove("value"))
-                .unwrap_or_else(|| Value::String(text.to_owned())),
-        };
-        table.insert((*key).to_owned(), value);
-        return Ok(());
-    }
-    // Names of bases and the like have hyphens, which variables cannot have.
-    let hyphened = key.replace('_', "-");
-    let key = if !table.contains_key(*key) && table.contains_key(&hyphened) {
-        hyphened
-    } else {
-        (*key).to_owned()
-    };
-    match table
-        .entry(&key)
-        .or_insert_with(|| Value::Table(Table::new()))
-    {
-        Value::Table(inner) => set(inner, rest, text),
-        _ => Err(wrong(format!(
-            "environment: {key} is a value, not a section"
-        ))),
-    }
-}
-
-fn wrong(message: String) -> Error {
-    Error::new(Class::InvalidArgument, message)
-}
-
-fn one_line(error: &toml::de::Error) -> String {
-    error
-        .to_string()
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,7 +257,19 @@ mod tests {
 
     fn load_with(files: &[PathBuf], env: &[(&str, &str)]) -> Result<Sample> {
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        load_from(DEFAULT, files, "TOGI", env)
+        load::load_from(
+            DEFAULT,
+            files,
+            "TOGI",
+            env,
+            |sample: &Sample| match sample.work.workers {
+                0 => Err(Error::invalid(
+                    "work.workers",
+                    "work.workers must be at least 1",
+                )),
+                _ => Ok(()),
+            },
+        )
     }
 
     #[test]
@@ -374,21 +292,100 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
-        let error = load_with(&[], &[("TOGI_WORK__WORKRES", "3")]).unwrap_err();
-        assert!(error.message().contains("workres"), "{error}");
-        let error = load_with(&[], &[("TOGI_WORK__WORKERS", "many")]).unwrap_err();
-        assert!(
-            error.message().contains("workers") || error.message().contains("many"),
-            "{error}"
-        );
+    fn a_wrong_variable_is_named_with_its_value_and_what_is_allowed() {
+        let table = [
+            (
+                "TOGI_WORK__WORKRES",
+                "3",
+                &["workres", "expected `workers` or `name`"][..],
+            ),
+            (
+                "TOGI_WORK__WORKERS",
+                "many",
+                &["TOGI_WORK__WORKERS is \"many\"", "expected u32"],
+            ),
+            (
+                "TOGI_WORK__WORKERS",
+                "0",
+                &["TOGI_WORK__WORKERS is \"0\"", "at least 1"],
+            ),
+            ("TOGI_WORK", "3", &["TOGI_WORK"]),
+            (
+                "TOGI_WORK__WORKERS__X",
+                "3",
+                &["TOGI_WORK__WORKERS__X", "not a section"],
+            ),
+            (
+                "TOGI_ROLES",
+                "a",
+                &["TOGI_ROLES is \"a\"", "expected a sequence"],
+            ),
+        ];
+        for (name, value, says) in table {
+            // Others that are right are not blamed.
+            let env = [
+                (name, value),
+                ("TOGI_NATS__REPLICAS", "3"),
+                ("TOGI_WORK__NAME", "y"),
+            ];
+            let Err(error) = load_with(&[], &env) else {
+                // No section is replaced by a value.
+                assert_eq!(name, "TOGI_WORK");
+                continue;
+            };
+            for part in says {
+                assert!(error.message().contains(part), "{part}: {error}");
+            }
+            assert!(!error.message().contains('\n'), "{error}");
+        }
+        // Two at once: one of them is named.
+        let env = [
+            ("TOGI_WORK__WORKERS", "many"),
+            ("TOGI_NATS__REPLICAS", "few"),
+        ];
+        let error = load_with(&[], &env).unwrap_err();
+        assert!(error.message().starts_with("TOGI_"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_in_a_wrong_place_is_not_echoed() {
+        for (name, value) in [
+            ("TOGI_STORE__SECRET_KEY", "hunter2"),
+            ("TOGI_STORE__OPTIONS__AWS_SECRET_ACCESS_KEY__X", "hunter2"),
+            ("TOGI_NATS__REPLICAS", "nats://user:hunter2@host"),
+        ] {
+            let error = load_with(&[], &[(name, value)]).unwrap_err();
+            assert!(error.message().starts_with(name), "{error}");
+            assert!(!error.chain().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_is_named_with_its_line() {
         let error = load_with(&[PathBuf::from("/no/such.toml")], &[]).unwrap_err();
         assert!(error.message().contains("/no/such.toml"), "{error}");
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("bad.toml");
-        std::fs::write(&file, "[work]\nworkers = = 1\n").unwrap();
-        let error = load_with(&[file], &[]).unwrap_err();
-        assert!(error.message().contains("line 2"), "{error}");
+        let good = folder.path().join("good.toml");
+        std::fs::write(&good, "[work]\nname = 'z'\n").unwrap();
+        let bad = folder.path().join("bad.toml");
+        for (text, line, says) in [
+            ("[work]\nworkers = = 1\n", 2, "bad.toml"),
+            (
+                "[nats]\n\n[work]\nname = 'a'\nworkers = 'many'\n",
+                5,
+                "expected u32",
+            ),
+            ("[work]\n\nworkers = 0\n", 3, "at least 1"),
+            ("[work]\nworkres = 1\n", 2, "unknown field `workres`"),
+        ] {
+            std::fs::write(&bad, text).unwrap();
+            for files in [[good.clone(), bad.clone()], [bad.clone(), good.clone()]] {
+                let error = load_with(&files, &[("TOGI_WORK__NAME", "y")]).unwrap_err();
+                let place = format!("bad.toml, line {line}: ");
+                assert!(error.message().contains(&place), "{place}: {error}");
+                assert!(error.message().contains(says), "{says}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -91,7 +91,12 @@ async fn open_store(
     let store = stopper
         .run(Store::open(config))
         .await
-        .ok_or_else(cancelled)??;
+        .ok_or_else(cancelled)?
+        .map_err(|error| match error.field() {
+            // A store's own word for it: bases and sources have one too.
+            Some("url") => error.with_field("store.url"),
+            _ => error,
+        })?;
     Ok((store, instance))
 }
 
@@ -156,11 +161,18 @@ where
 {
     install_crypto();
     let arguments = arguments(std::env::args().skip(1));
-    let loaded = arguments.and_then(|(task, files)| Ok((task, load(&files)?)));
+    let loaded = arguments.and_then(|(task, files)| {
+        let config = load(&files)?;
+        if task == Task::Serve {
+            // Read again when the store is opened; what is missing is better said at once.
+            config.store().all_options()?;
+        }
+        Ok((task, config))
+    });
     let (task, config) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("{service}: {}", error.chain());
+            eprintln!("{service}: {}", config::named(&error, "TOGI"));
             return ExitCode::from(config::EXIT_CODE);
         }
     };
@@ -196,6 +208,10 @@ where
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.class() == Class::Cancelled => ExitCode::SUCCESS,
+        Err(error) if error.class() == Class::InvalidArgument => {
+            eprintln!("{service}: {}", config::named(&error, "TOGI"));
+            ExitCode::from(config::EXIT_CODE)
+        }
         Err(error) => {
             eprintln!("{service}: {}", error.chain());
             ExitCode::from(error.class().exit_code())
@@ -210,7 +226,9 @@ where
     let guard = telemetry::init(config.telemetry(), service)?;
     let stopper = Stopper::on_signals()?;
     let result = serve(service, config, start, &stopper).await;
-    if let Err(error) = &result {
+    if let Err(error) = &result
+        && error.class() != Class::InvalidArgument
+    {
         tracing::error!(error = error.chain(), "the service ended");
     }
     guard.flush().await;

@@ -93,12 +93,11 @@ impl Config {
     /// # Errors
     /// `InvalidArgument` with the key's name.
     pub fn load(files: &[PathBuf]) -> Result<Self> {
-        let config: Self = togi_runtime::config::load(DEFAULTS, files, "TOGI")?;
-        config.validate()?;
-        Ok(config)
+        togi_runtime::config::load(DEFAULTS, files, "TOGI", Self::validate)
     }
 
     fn validate(&self) -> Result<()> {
+        self.nats.check()?;
         let bases = self.bases.keys().map(|name| ("bases", name));
         let sources = self.sources.keys().map(|name| ("sources", name));
         for (section, name) in bases.chain(sources) {

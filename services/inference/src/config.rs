@@ -126,9 +126,11 @@ impl Config {
     /// # Errors
     /// A setting that is unknown, of a wrong type, or out of its range.
     pub fn load(files: &[PathBuf]) -> togi_runtime::Result<Config> {
-        let config: Config = togi_runtime::config::load(DEFAULTS, files, "TOGI")?;
-        config.check()?;
-        Ok(config)
+        let check = |config: &Config| {
+            config.nats.check()?;
+            Ok(config.check()?)
+        };
+        togi_runtime::config::load(DEFAULTS, files, "TOGI", check)
     }
 
     /// Checks ranges.

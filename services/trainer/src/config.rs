@@ -83,9 +83,7 @@ impl Config {
     /// # Errors
     /// What is wrong, with its name.
     pub fn load(files: &[PathBuf]) -> Result<Config> {
-        let config: Config = config::load(DEFAULTS, files, "TOGI")?;
-        config.validate()?;
-        Ok(config)
+        config::load(DEFAULTS, files, "TOGI", Config::validate)
     }
 
     /// Whether this process plays a part.
@@ -99,6 +97,18 @@ impl Config {
     /// # Errors
     /// `InvalidArgument` with the setting's name.
     pub fn validate(&self) -> Result<()> {
+        self.nats.check()?;
+        let schemes = ["http://", "https://"];
+        if !schemes
+            .iter()
+            .any(|scheme| self.data_prep.starts_with(scheme))
+        {
+            let reason = format!(
+                "{:?} is no endpoint; one looks like http://127.0.0.1:7671",
+                self.data_prep
+            );
+            return Err(Error::invalid("data_prep", reason));
+        }
         if self.roles.is_empty() {
             return Err(Error::invalid(
                 "roles",
