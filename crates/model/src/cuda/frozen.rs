@@ -113,7 +113,7 @@ impl Cuda {
                     columns.into(),
                     out.len().into(),
                 ];
-                self.launch_expanding("int8", &out, 1, &args)?;
+                self.by_values("int8", &[&out], out.len(), &args)?;
                 Ok(out)
             }
         }

@@ -20,7 +20,7 @@ use crate::quant::{nf4, scales};
 
 /// Parts of the pinned memory, and bytes of each.
 const PARTS: usize = 4;
-const PART: usize = 16 << 20;
+const PART: usize = 64 << 20;
 /// Bytes that a core copies at once.
 const SHARE: usize = 256 << 10;
 /// Blocks that look for flaws.
