@@ -138,20 +138,6 @@ impl Cuda {
         self.launch_values(&kernel, if eights { count / 8 } else { count }, args)
     }
 
-    /// The same for a kernel whose threads have twice that each.
-    fn by_pairs(
-        &self,
-        stem: &str,
-        arrays: &[&Array],
-        count: usize,
-        args: &[launch::Arg],
-    ) -> Result<()> {
-        let eights = arrays.iter().all(|array| array.by_eights());
-        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
-        let threads = if eights { count / 8 } else { count };
-        self.launch_values(&kernel, threads.div_ceil(2), args)
-    }
-
     /// `out = scale × x wᵀ (+ bias) (+ plus)`
     fn linear_into(
         &self,

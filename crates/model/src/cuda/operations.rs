@@ -238,7 +238,7 @@ impl Ops for Cuda {
 
     fn activate(&self, x: &Array, kind: Activation) -> Result<()> {
         let args = [x.into(), x.into(), number(kind).into(), x.len().into()];
-        self.by_pairs("activate", &[x], x.len(), &args)
+        self.by_values("activate", &[x], x.len(), &args)
     }
 
     /// Keeps the input: its derivative is made again, which costs less than to write and read it.
@@ -250,13 +250,13 @@ impl Ops for Cuda {
             number(kind).into(),
             x.len().into(),
         ];
-        self.by_pairs("activate", &[&out, &x], x.len(), &args)?;
+        self.by_values("activate", &[&out, &x], x.len(), &args)?;
         Ok((out, x))
     }
 
     fn activate_backward(&self, dy: &Array, x: &Array, kind: Activation) -> Result<()> {
         let args = [dy.into(), x.into(), number(kind).into(), x.len().into()];
-        self.by_pairs("activate_backward", &[dy, x], x.len(), &args)
+        self.by_values("activate_backward", &[dy, x], x.len(), &args)
     }
 
     /// Turns queries and keys in place, and keeps them so.

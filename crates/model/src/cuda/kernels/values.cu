@@ -13,42 +13,22 @@ template <typename T, int V> __device__ void add(T *y, const T *x, u64 count) {
     store<V>(y + i, a);
 }
 
-// A thread has two packs far apart, which are read before either is at work: more bytes on their way.
 template <typename T, int V> __device__ void activate(T *out, const T *x, int kind, u64 count) {
-    u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V, step = (u64)gridDim.x * blockDim.x * V;
-    Pack<T, V> packs[2];
-#pragma unroll
-    for (int k = 0; k < 2; k++)
-        if (first + k * step < count) packs[k] = *reinterpret_cast<const Pack<T, V> *>(x + first + k * step);
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        if (first + k * step >= count) return;
-        float v[V], y[V], slope[V];
-        load<V>(packs[k].at, v);
-        activations<V>(kind, v, y, slope);
-        store<V>(out + first + k * step, y);
-    }
+    VALUE()
+    float v[V], y[V], slope[V];
+    load<V>(x + i, v);
+    activations<V>(kind, v, y, slope);
+    store<V>(out + i, y);
 }
 
 template <typename T, int V> __device__ void activate_backward(T *dy, const T *x, int kind, u64 count) {
-    u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V, step = (u64)gridDim.x * blockDim.x * V;
-    Pack<T, V> packs[2], gradients[2];
+    VALUE()
+    float v[V], d[V], y[V], slope[V];
+    load<V>(x + i, v), load<V>(dy + i, d);
+    activations<V>(kind, v, y, slope);
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-        if (first + k * step >= count) break;
-        packs[k] = *reinterpret_cast<const Pack<T, V> *>(x + first + k * step);
-        gradients[k] = *reinterpret_cast<const Pack<T, V> *>(dy + first + k * step);
-    }
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        if (first + k * step >= count) return;
-        float v[V], d[V], y[V], slope[V];
-        load<V>(packs[k].at, v), load<V>(gradients[k].at, d);
-        activations<V>(kind, v, y, slope);
-#pragma unroll
-        for (int j = 0; j < V; j++) d[j] *= slope[j];
-        store<V>(dy + first + k * step, d);
-    }
+    for (int j = 0; j < V; j++) d[j] *= slope[j];
+    store<V>(dy + i, d);
 }
 
 // out = base + scale * mask * x: the mask is dropout.rs's. Two channels share 64 bits.
