@@ -17,8 +17,7 @@ use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::lora::Target;
-use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
+use crate::ops::{Attended, Depth, Heads, Norm, Ops, Slot, Span};
 use crate::optim::{self, Coefficients};
 use crate::weight::Weight;
 pub(crate) use storage::read;
@@ -74,7 +73,7 @@ impl Ops for Cpu {
         }
     }
 
-    fn freeze(&self, weight: &Held, _: Target) -> Result<Weight> {
+    fn freeze(&self, weight: &Held, _: Depth) -> Result<Weight> {
         Ok(weight.weight()?.clone())
     }
 

@@ -112,6 +112,19 @@ impl Cuda {
         self.launch_rows(&kernel, rows, args)
     }
 
+    /// The same for a kernel of which a block of so many threads has a row.
+    fn by_blocks(
+        &self,
+        stem: &str,
+        arrays: &[&Array],
+        (rows, threads): (usize, usize),
+        args: &[launch::Arg],
+    ) -> Result<()> {
+        let eights = arrays.iter().all(|array| array.by_eights());
+        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
+        self.launch(&kernel, (rows, 1), threads, args)
+    }
+
     /// The same for a kernel of values.
     fn by_values(
         &self,

@@ -18,7 +18,12 @@ pub(crate) struct Bytes {
 }
 
 enum Owner {
-    File { file: File, map: Mmap },
+    File {
+        map: Mmap,
+        /// To read from.
+        #[cfg(feature = "cuda")]
+        file: File,
+    },
     Memory(Vec<u8>),
 }
 
@@ -34,7 +39,12 @@ impl Bytes {
         // nothing truncates or rewrites the file while it is mapped.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::file(path, e))?;
         let range = 0..map.len();
-        let owner = Arc::new(Owner::File { file, map });
+        let owner = Owner::File {
+            map,
+            #[cfg(feature = "cuda")]
+            file,
+        };
+        let owner = Arc::new(owner);
         Ok(Self { owner, range })
     }
 

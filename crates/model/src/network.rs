@@ -5,6 +5,8 @@ mod linear;
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use crate::base::Base;
 use crate::config::Config;
 use crate::dropout::Dropout;
@@ -252,22 +254,21 @@ impl<O: Ops> Pass<'_, O> {
 fn heads<O: Ops>(ops: &O, config: &Config) -> Result<Heads<O::Array>> {
     let (turned, positions) = (config.rotary_dim(), config.max_position_embeddings);
     let half = turned / 2;
-    let (mut cos, mut sin) = (
-        Vec::with_capacity(positions * half),
-        Vec::with_capacity(positions * half),
-    );
-    for position in 0..positions {
-        for pair in 0..half {
-            // As the reference: frequency and angle in f32.
-            let frequency = (1.0
-                / config
-                    .rotary_emb_base
-                    .powf((2 * pair) as f64 / turned as f64)) as f32;
-            let angle = position as f32 * frequency;
-            cos.push(angle.cos());
-            sin.push(angle.sin());
-        }
-    }
+    // As the reference: frequency and angle in f32.
+    let frequencies: Vec<f32> = (0..half)
+        .map(|pair| {
+            let power = (2 * pair) as f64 / turned as f64;
+            (1.0 / config.rotary_emb_base.powf(power)) as f32
+        })
+        .collect();
+    let (cos, sin): (Vec<f32>, Vec<f32>) = (0..positions * half)
+        .into_par_iter()
+        .with_min_len(1 << 12)
+        .map(|place| {
+            let angle = (place / half) as f32 * frequencies[place % half];
+            (angle.cos(), angle.sin())
+        })
+        .unzip();
     Ok(Heads {
         count: config.num_attention_heads,
         dim: config.head_dim(),

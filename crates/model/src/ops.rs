@@ -6,7 +6,6 @@ use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::lora::Target;
 use crate::optim::Coefficients;
 
 /// Rows of one sequence in a pass.
@@ -18,6 +17,15 @@ pub(crate) struct Span {
     pub(crate) len: usize,
     /// Tokens of the sequence that are in its cache from earlier passes.
     pub(crate) past: usize,
+}
+
+/// Where in a network a weight is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Depth {
+    /// Its layer, from 0.
+    pub(crate) layer: usize,
+    /// Layers in all.
+    pub(crate) layers: usize,
 }
 
 /// A matrix's place in a flat buffer.
@@ -91,7 +99,7 @@ pub(crate) trait Ops: Send + Sync {
     /// A base's tensor in full on the device, shared where it already is there; a vector becomes one row.
     fn adopt(&self, tensor: &Held) -> Result<Self::Array>;
     /// A base's linear weight in its form on the device, shared where it already is there.
-    fn freeze(&self, weight: &Held, target: Target) -> Result<Self::Weight>;
+    fn freeze(&self, weight: &Held, depth: Depth) -> Result<Self::Weight>;
     /// After the last tensor of a base: waits for all of them.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::fp8::Eighths;
 use super::launch::Arg;
 use crate::error::Result;
 use crate::float::Float;
-use crate::lora::Target;
+use crate::ops::Depth;
 use crate::quant::{Int8, Nf4, Scales};
 use crate::weight::{Halves, Rounding, Weight};
 
@@ -48,13 +48,13 @@ pub(crate) struct Codes {
 }
 
 impl Cuda {
-    pub(super) fn freeze_weight(&self, weight: &Weight, target: Target) -> Result<Frozen> {
+    pub(super) fn freeze_weight(&self, weight: &Weight, depth: Depth) -> Result<Frozen> {
         Ok(match weight {
             Weight::Full(tensor) => Frozen::Full(self.adopt_tensor(self.element, tensor)?),
             Weight::Half(halves) => Frozen::Full(self.halves(halves)?),
             Weight::Nf4(nf4) => Frozen::Nf4(self.pack(nf4)?),
             Weight::Int8(int8) => Frozen::Int8(self.codes(int8)?),
-            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8, target)?),
+            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8, depth)?),
         })
     }
 
@@ -113,7 +113,7 @@ impl Cuda {
                     columns.into(),
                     out.len().into(),
                 ];
-                self.launch_expanding("int8", &out, 1, &args)?;
+                self.by_values("int8", &[&out], out.len(), &args)?;
                 Ok(out)
             }
         }

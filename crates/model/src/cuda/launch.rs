@@ -61,7 +61,7 @@ const FILES: [File; 11] = [
     file!("rows.cu", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
         "cross_entropy_{t}_{v}"),
     file!(
-        "values.cu",
+        "values.cu" after "activation.cuh",
         "add_{t}_{v}" "activate_{t}_{v}" "activate_backward_{t}_{v}" "dropout_{t}_{v}" "from_f32_{t}" "to_f32_{t}"
     ),
     file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
@@ -70,8 +70,8 @@ const FILES: [File; 11] = [
         "tiles.cu" after "matrix.cuh" "tiles.cuh",
         "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
     ),
-    narrow!(8 "narrow_gradient_{h}_8"),
-    narrow!(16 "narrow_gradient_{h}_16"),
+    narrow!(8 "narrow_gradient_{h}_{c}_8"),
+    narrow!(16 "narrow_gradient_{h}_{c}_16"),
     narrow!(32),
     narrow!(64),
     file!("quantized.cu", "nf4_{t}_{v}" "int8_{t}_{v}"),
@@ -86,13 +86,14 @@ const FP8_FILE: File = file!(
 );
 
 /// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, packs of values that a thread
-/// keeps, and ways of narrow products.
-const CHOICES: [(&str, &[&str]); 6] = [
+/// keeps, and of narrow products a lane's columns and ways.
+const CHOICES: [(&str, &[&str]); 7] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
     ("{v}", &["1", "8"]),
     ("{d}", &["64", "128"]),
     ("{p}", &["1", "2", "4", "8"]),
+    ("{c}", &["4", "8"]),
     ("{w}", &["along", "across"]),
 ];
 

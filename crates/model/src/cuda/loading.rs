@@ -14,13 +14,13 @@ use super::frozen::{BlockScales, Codes, Frozen, Packed};
 use crate::base::held::{Held, InFile};
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::lora::Target;
+use crate::ops::Depth;
 use crate::precision::Precision;
 use crate::quant::{nf4, scales};
 
 /// Parts of the pinned memory, and bytes of each.
 const PARTS: usize = 4;
-const PART: usize = 16 << 20;
+const PART: usize = 64 << 20;
 /// Bytes that a core copies at once.
 const SHARE: usize = 256 << 10;
 /// Blocks that look for flaws.
@@ -206,14 +206,14 @@ impl Cuda {
     }
 
     /// A base's linear weight in its form.
-    pub(super) fn freeze_held(&self, held: &Held, target: Target) -> Result<Frozen> {
+    pub(super) fn freeze_held(&self, held: &Held, depth: Depth) -> Result<Frozen> {
         let tensor = match held {
-            Held::Here(weight) => return self.freeze_weight(weight, target),
+            Held::Here(weight) => return self.freeze_weight(weight, depth),
             Held::InFile(tensor) => tensor,
         };
         let shape = match *tensor.floats.shape.as_slice() {
             [rows, columns] if rows * columns > 0 => [rows, columns],
-            _ => return self.freeze_weight(held.weight()?, target),
+            _ => return self.freeze_weight(held.weight()?, depth),
         };
         Ok(match tensor.precision {
             Precision::F32 => Frozen::Full(self.cast(&self.raw(tensor)?, self.element)?),
@@ -222,9 +222,9 @@ impl Cuda {
             Precision::Nf4 => Frozen::Nf4(self.to_nf4(tensor, shape)?),
             Precision::Int8 => Frozen::Int8(self.to_int8(&self.raw(tensor)?)?),
             Precision::Fp8 if self.quantizes_fp8(shape[1]) => {
-                Frozen::Fp8(self.weight_to_fp8(&self.raw(tensor)?, target)?)
+                Frozen::Fp8(self.weight_to_fp8(&self.raw(tensor)?, depth)?)
             }
-            Precision::Fp8 => self.freeze_weight(held.weight()?, target)?,
+            Precision::Fp8 => self.freeze_weight(held.weight()?, depth)?,
         })
     }
 

@@ -149,8 +149,13 @@ impl Cuda {
             scale.into(),
         ];
         let at_once = rank.min(GRADIENT_RANK);
-        let kernel = format!("narrow_gradient_{}_{at_once}", wide.element.name());
-        let grid = (wide.columns.div_ceil(64), rank / at_once);
+        // Fewer columns a block where there would be fewer blocks than a card has processors.
+        let columns = if wide.columns < 8 * 8 * 128 { 4 } else { 8 };
+        let kernel = format!(
+            "narrow_gradient_{}_{columns}_{at_once}",
+            wide.element.name()
+        );
+        let grid = (wide.columns.div_ceil(8 * columns), rank / at_once);
         self.launch(&kernel, grid, 1024, &args)
     }
 

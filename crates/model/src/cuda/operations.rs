@@ -12,8 +12,7 @@ use crate::config::Activation;
 use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::lora::Target;
-use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
+use crate::ops::{Attended, Depth, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
 use crate::weight::Rounding;
 
@@ -43,8 +42,8 @@ impl Ops for Cuda {
         self.adopt_held(tensor)
     }
 
-    fn freeze(&self, weight: &Held, target: Target) -> Result<Frozen> {
-        self.freeze_held(weight, target)
+    fn freeze(&self, weight: &Held, depth: Depth) -> Result<Frozen> {
+        self.freeze_held(weight, depth)
     }
 
     fn loaded(&self) -> Result<()> {
@@ -210,16 +209,11 @@ impl Ops for Cuda {
             x.into(),
             (&norm.weight).into(),
             (&norm.bias).into(),
-            x.rows.into(),
             x.columns.into(),
             norm.eps.into(),
         ];
-        self.by_rows(
-            "layer_norm",
-            &[&out, x, &norm.weight, &norm.bias],
-            x.rows,
-            &args,
-        )?;
+        let arrays = [&out, x, &norm.weight, &norm.bias];
+        self.by_blocks("layer_norm", &arrays, (x.rows, 128), &args)?;
         Ok(out)
     }
 
@@ -235,16 +229,11 @@ impl Ops for Cuda {
             dy.into(),
             x.into(),
             (&norm.weight).into(),
-            x.rows.into(),
             x.columns.into(),
             norm.eps.into(),
         ];
-        self.by_rows(
-            "layer_norm_backward",
-            &[dx, dy, x, &norm.weight],
-            x.rows,
-            &args,
-        )
+        let arrays = [dx, dy, x, &norm.weight];
+        self.by_blocks("layer_norm_backward", &arrays, (x.rows, 128), &args)
     }
 
     fn activate(&self, x: &Array, kind: Activation) -> Result<()> {
@@ -325,9 +314,7 @@ impl Ops for Cuda {
             logits.columns.into(),
             factor.into(),
         ];
-        let eights = logits.by_eights();
-        let kernel = self.kernel("cross_entropy", logits.element, Some(eights));
-        self.launch(&kernel, (targets.len(), 1), 512, &args)?;
+        self.by_blocks("cross_entropy", &[logits], (targets.len(), 512), &args)?;
         let args = [
             sum.0.address.into(),
             losses.address.into(),

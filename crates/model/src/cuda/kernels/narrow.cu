@@ -1,6 +1,7 @@
 // Products with a side as narrow as an adapter's rank, which the file is compiled for, of 16-bit floats: each reads the wide
-// matrix once, by 16 bytes a lane. A product does not care in which order it is summed or its columns are named, so a lane's 8 values side by side serve as parts
-// of several of the units' factors, and nothing goes through shared memory but sums. No sum depends on timing.
+// matrix once, by 16 bytes a lane. A product does not care in which order it is summed or its columns are named, so a lane's 8
+// values side by side serve as parts of several of the units' factors, and nothing goes through shared memory but sums. No sum
+// depends on timing.
 
 __device__ __forceinline__ uint4 read16(const void *from, bool real) {
     return real ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
@@ -33,6 +34,9 @@ template <typename H> __device__ __forceinline__ u32 masked_pair(u32 pair, u64 s
     return pack2<H>(low, high);
 }
 
+// Pieces of a row that are read before the first of them is at work.
+#define AHEAD 4
+
 // out = x wᵀ, (rows, depth) by (R, depth), and if there is a mask, of x masked, which is written as well; or across x w, by
 // (depth, R). A block has 16 rows, its eight warps take turns along the depth, a multiple of 32.
 template <typename H, int R, bool ACROSS>
@@ -45,33 +49,44 @@ __device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__r
 #pragma unroll
     for (int h = 0; h < 2; h++) streams[h] = masking && real[h] ? derive(mask.key, mask.places[row + 8 * h]) : 0;
     float c[R / 8][4] = {0};
-#pragma unroll 4
-    for (int k = warp * 32; k < depth; k += 8 * 32) {
-        u32 v[2][4];
+    for (int first = warp * 32; first < depth; first += AHEAD * 8 * 32) {
+        uint4 read[AHEAD][2];
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            uint4 read = read16(x + at[h] + k, real[h]);
-            v[h][0] = read.x, v[h][1] = read.y, v[h][2] = read.z, v[h][3] = read.w;
-            if (!masking) continue;
+        for (int i = 0; i < AHEAD; i++) {
+            int k = first + i * 8 * 32;
 #pragma unroll
-            for (int j = 0; j < 4; j++) v[h][j] = masked_pair<H>(v[h][j], streams[h], k + t * 8 + 2 * j, mask);
-            if (real[h]) *reinterpret_cast<uint4 *>(masked + at[h] + k) = make_uint4(v[h][0], v[h][1], v[h][2], v[h][3]);
+            for (int h = 0; h < 2; h++) read[i][h] = read16(x + at[h] + k, real[h] && k < depth);
         }
 #pragma unroll
-        for (int q = 0; q < R / 8; q++) {
-            u32 b[4];
-            if (ACROSS) {
-                const H *from = w + (u64)(k + g / 2 * 8 + g % 2) * R + q * 8 + 2 * t;
+        for (int i = 0; i < AHEAD; i++) {
+            int k = first + i * 8 * 32;
+            if (k >= depth) break;
+            u32 v[2][4];
 #pragma unroll
-                for (int j = 0; j < 4; j++) b[j] = transposed(read_pair(from + 2 * j * R, true));
-            } else {
-                uint4 read = read16(w + (u64)(q * 8 + g) * depth + k + t * 8, true);
-                b[0] = read.x, b[1] = read.y, b[2] = read.z, b[3] = read.w;
+            for (int h = 0; h < 2; h++) {
+                v[h][0] = read[i][h].x, v[h][1] = read[i][h].y, v[h][2] = read[i][h].z, v[h][3] = read[i][h].w;
+                if (!masking) continue;
+#pragma unroll
+                for (int j = 0; j < 4; j++) v[h][j] = masked_pair<H>(v[h][j], streams[h], k + t * 8 + 2 * j, mask);
+                if (real[h])
+                    *reinterpret_cast<uint4 *>(masked + at[h] + k) = make_uint4(v[h][0], v[h][1], v[h][2], v[h][3]);
             }
 #pragma unroll
-            for (int j = 0; j < 4; j += 2) {
-                u32 a[4] = {v[0][j], v[1][j], v[0][j + 1], v[1][j + 1]};
-                multiply<H>(c[q], a, b[j], b[j + 1]);
+            for (int q = 0; q < R / 8; q++) {
+                u32 b[4];
+                if (ACROSS) {
+                    const H *from = w + (u64)(k + g / 2 * 8 + g % 2) * R + q * 8 + 2 * t;
+#pragma unroll
+                    for (int j = 0; j < 4; j++) b[j] = transposed(read_pair(from + 2 * j * R, true));
+                } else {
+                    uint4 read = read16(w + (u64)(q * 8 + g) * depth + k + t * 8, true);
+                    b[0] = read.x, b[1] = read.y, b[2] = read.z, b[3] = read.w;
+                }
+#pragma unroll
+                for (int j = 0; j < 4; j += 2) {
+                    u32 a[4] = {v[0][j], v[1][j], v[0][j + 1], v[1][j + 1]};
+                    multiply<H>(c[q], a, b[j], b[j + 1]);
+                }
             }
         }
     }
@@ -86,12 +101,20 @@ __device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__r
     }
 }
 
-// y += scale * s wᵀ, (rows, R) by (columns, R); or across s w, by (R, columns), masked if there is a mask. A block has 64 rows, a warp 32
-// of their columns, which are a multiple of 8.
+// y += scale * s wᵀ, (rows, R) by (columns, R); or across s w, by (R, columns), masked if there is a mask. A block has
+// 64 rows, a warp 32 of their columns, which are a multiple of 8.
 template <typename H, int R, bool ACROSS>
-__device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns, float scale) {
+__device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns,
+                       float scale) {
     constexpr int DEPTHS = (R + 15) / 16;
+    __shared__ u64 streams[64];
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
+    bool masking = ACROSS && mask.places;
+    if (masking) {
+        int row = blockIdx.y * 64 + threadIdx.x;
+        if (threadIdx.x < 64 && row < rows) streams[threadIdx.x] = derive(mask.key, mask.places[row]);
+        __syncthreads();
+    }
     if (column >= columns) return;
     u32 b[DEPTHS][4][2] = {0};
 #pragma unroll
@@ -107,7 +130,7 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
             for (int j = 0; j < 4; j++) b[q / 2][j][q % 2] = read_pair(from + 2 * j * R, column + g / 2 * 8 < columns);
         }
     }
-    bool inside = column + t * 8 < columns, masking = ACROSS && mask.places;
+    bool inside = column + t * 8 < columns;
     column += t * 8;
     uint4 before[4][2];
 #pragma unroll
@@ -135,7 +158,7 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
         for (int h = 0; h < 2; h++) {
             int of = row + 8 * h;
             if (of >= rows || !inside) continue;
-            u64 stream = masking ? derive(mask.key, mask.places[of]) : 0;
+            u64 stream = masking ? streams[i * 16 + g + 8 * h] : 0;
             float v[8];
             Pack<H, 8> pack = *reinterpret_cast<Pack<H, 8> *>(&before[i][h]);
 #pragma unroll
@@ -150,54 +173,68 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
     }
 }
 
-// out += scale * xᵀ s, (rows, columns) by (rows, rank), f32; it lies by two strides. A block has 64 columns and R of the rank, its 32
-// warps take turns along the rows.
-template <typename H, int R>
+// out += scale * xᵀ s, (rows, columns) by (rows, rank), f32; it lies by two strides. A lane reads C columns of a row,
+// a block has 8 C of them and R of the rank, its 32 warps take turns along the rows.
+template <typename H, int R, int C>
 __device__ void gradient(float *out, const H *__restrict__ x, const H *__restrict__ s, int rows, int columns, int rank,
                          int column_stride, int rank_stride, float scale) {
-    __shared__ float parts[8][64][R];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, column = blockIdx.x * 64 + g * 8;
+    // The padding spreads a warp's sums over the banks.
+    __shared__ float parts[8][8 * C][R + 1];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    int column = (blockIdx.x * 8 + g) * C;
     bool inside = column < columns;
     s += blockIdx.y * R;
-    float c[4][R / 8][4] = {0};
-#pragma unroll(R == 8 ? 2 : 1)
-    for (int row = warp * 16; row < rows; row += 32 * 16) {
-        u32 v[4][4];
+    float c[C / 2][R / 8][4] = {0};
+    constexpr int TOGETHER = R == 8 ? 2 : 1;
+    for (int first = warp * 16; first < rows; first += TOGETHER * 32 * 16) {
+        u32 v[TOGETHER][4][C / 2], pairs[TOGETHER][R / 4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int of = row + 4 * t + i;
-            uint4 read = read16(x + (u64)of * columns + column, inside && of < rows);
-            v[i][0] = read.x, v[i][1] = read.y, v[i][2] = read.z, v[i][3] = read.w;
+        for (int n = 0; n < TOGETHER; n++) {
+            int row = first + n * 32 * 16;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int of = row + 4 * t + i;
+                Pack<u32, C / 2> read = {};
+                if (inside && of < rows) read = *reinterpret_cast<const Pack<u32, C / 2> *>(x + (u64)of * columns + column);
+#pragma unroll
+                for (int j = 0; j < C / 2; j++) v[n][i][j] = read.at[j];
+            }
+#pragma unroll
+            for (int i = 0; i < R / 4; i++) {
+                int of = row + g / 2 * 4 + g % 2 + i % 2 * 2;
+                pairs[n][i] = read_pair(s + (u64)of * rank + i / 2 * 8 + 2 * t, of < rows);
+            }
         }
-        u32 b[R / 8][2];
 #pragma unroll
-        for (int i = 0; i < R / 4; i++) {
-            int of = row + g / 2 * 4 + g % 2 + i % 2 * 2;
-            b[i / 2][i % 2] = transposed(read_pair(s + (u64)of * rank + i / 2 * 8 + 2 * t, of < rows));
-        }
+        for (int n = 0; n < TOGETHER; n++) {
+            u32 b[R / 4];
 #pragma unroll
-        for (int m = 0; m < 4; m++) {
-            // Two columns, of two rows each.
-            u32 a[4];
+            for (int i = 0; i < R / 4; i++) b[i] = transposed(pairs[n][i]);
 #pragma unroll
-            for (int i = 0; i < 4; i++) a[i] = __byte_perm(v[i / 2 * 2][m], v[i / 2 * 2 + 1][m], i % 2 ? 0x7632 : 0x5410);
+            for (int m = 0; m < C / 2; m++) {
+                // Two columns, of two rows each.
+                u32 a[4];
 #pragma unroll
-            for (int q = 0; q < R / 8; q++) multiply<H>(c[m][q], a, b[q][0], b[q][1]);
+                for (int i = 0; i < 4; i++)
+                    a[i] = __byte_perm(v[n][i / 2 * 2][m], v[n][i / 2 * 2 + 1][m], i % 2 ? 0x7632 : 0x5410);
+#pragma unroll
+                for (int q = 0; q < R / 8; q++) multiply<H>(c[m][q], a, b[2 * q], b[2 * q + 1]);
+            }
         }
     }
     for (int turn = 0; turn < 4; turn++) {
         if (warp / 8 == turn) {
 #pragma unroll
-            for (int i = 0; i < 2 * R; i++) {
+            for (int i = 0; i < C * R / 4; i++) {
                 int m = i / (R / 2), q = i / 4 % (R / 8);
-                float &part = parts[warp % 8][g * 8 + 2 * m + i / 2 % 2][q * 8 + 2 * t + i % 2];
+                float &part = parts[warp % 8][g * C + 2 * m + i / 2 % 2][q * 8 + 2 * t + i % 2];
                 part = turn ? part + c[m][q][i % 4] : c[m][q][i % 4];
             }
         }
         __syncthreads();
     }
-    for (int i = threadIdx.x; i < 64 * R; i += blockDim.x) {
-        int of = blockIdx.x * 64 + i / R;
+    for (int i = threadIdx.x; i < 8 * C * R; i += blockDim.x) {
+        int of = blockIdx.x * 8 * C + i / R;
         if (of >= columns) break;
         float sum = 0;
         for (int from = 0; from < 8; from++) sum += parts[from][i / R][i % R];
@@ -206,27 +243,27 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
 }
 
 #define WAYS(H, R, ACROSS, way)                                                                                        \
-    extern "C" __global__ __launch_bounds__(256) void narrow_shrink_##way##_##H##_##R(                                        \
+    extern "C" __global__ __launch_bounds__(256, R <= 16 ? 3 : 2) void narrow_shrink_##way##_##H##_##R(                \
         H *out, H *masked, const H *x, const H *w, const u64 *places, u64 key, u32 threshold, float kept, int rows,    \
         int depth) {                                                                                                   \
         shrink<H, R, ACROSS>(out, masked, x, w, {places, key, threshold, kept}, rows, depth);                          \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(256) void narrow_expand_##way##_##H##_##R(                                        \
+    extern "C" __global__ __launch_bounds__(256) void narrow_expand_##way##_##H##_##R(                                 \
         H *y, const H *s, const H *w, const u64 *places, u64 key, u32 threshold, float kept, int rows, int columns,    \
         float scale) {                                                                                                 \
         expand<H, R, ACROSS>(y, s, w, {places, key, threshold, kept}, rows, columns, scale);                           \
     }
 #if RANK <= 16
-#define GRADIENTS(H, R)                                                                                                \
-    extern "C" __global__ __launch_bounds__(1024) void narrow_gradient_##H##_##R(                                      \
+#define GRADIENTS(H, R, C)                                                                                             \
+    extern "C" __global__ __launch_bounds__(1024) void narrow_gradient_##H##_##C##_##R(                                \
         float *out, const H *x, const H *s, int rows, int columns, int rank, int column_stride, int rank_stride,       \
         float scale) {                                                                                                 \
-        gradient<H, R>(out, x, s, rows, columns, rank, column_stride, rank_stride, scale);                             \
+        gradient<H, R, C>(out, x, s, rows, columns, rank, column_stride, rank_stride, scale);                          \
     }
 #else
-#define GRADIENTS(H, R)
+#define GRADIENTS(H, R, C)
 #endif
 
-#define KERNELS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across) GRADIENTS(H, R)
+#define KERNELS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across) GRADIENTS(H, R, 4) GRADIENTS(H, R, 8)
 KERNELS(bf16, RANK)
 KERNELS(f16, RANK)

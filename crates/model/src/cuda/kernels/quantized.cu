@@ -63,30 +63,17 @@ __device__ void nf4(T *out, const unsigned char *packed, const Scales &scales, i
     }
 }
 
-// A thread has V values of a row.
+// A thread has V values of a row; more of them at once were slower.
 template <typename T, int V>
 __device__ void int8(T *out, const signed char *codes, const float *absmax, int columns, u64 count) {
-    const int U = UNITS(V);
-    u64 first = ((u64)blockIdx.x * blockDim.x * U + threadIdx.x) * V, stride = blockDim.x * V;
-    Pack<signed char, V> pack[U];
-    float unit[U];
+    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    // Divisions of 32 bits where they do.
+    float unit = __fmul_rn(absmax[count >> 32 ? i / columns : (u32)i / (u32)columns], 1.0f / 127.0f), v[V];
+    Pack<signed char, V> pack = *reinterpret_cast<const Pack<signed char, V> *>(codes + i);
 #pragma unroll
-    for (int u = 0; u < U; u++) {
-        u64 i = first + u * stride;
-        if (i >= count) continue;
-        pack[u] = *reinterpret_cast<const Pack<signed char, V> *>(codes + i);
-        // Divisions of 32 bits where they do.
-        unit[u] = __fmul_rn(absmax[count >> 32 ? i / columns : (u32)i / (u32)columns], 1.0f / 127.0f);
-    }
-#pragma unroll
-    for (int u = 0; u < U; u++) {
-        u64 i = first + u * stride;
-        if (i >= count) continue;
-        float v[V];
-#pragma unroll
-        for (int j = 0; j < V; j++) v[j] = pack[u].at[j] * unit[u];
-        store<V>(out + i, v);
-    }
+    for (int j = 0; j < V; j++) v[j] = pack.at[j] * unit;
+    store<V>(out + i, v);
 }
 
 #define KERNELS(T, t, V)                                                                                               \

@@ -1,5 +1,5 @@
-// Kernels whose unit is a row: copies by number, layer norm and its gradient, of which a warp has a row and a block has four; and
-// cross-entropy with its gradient in place, of which a block has a row.
+// Kernels whose unit is a row: copies by number, of which a warp has a row and a block has four; layer norm, cross-entropy and
+// their gradients, of which a block has a row.
 
 #define ROW()                                                                                                          \
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;                                              \
@@ -23,16 +23,16 @@ __device__ void scatter(T *out, const T *x, const u32 *numbers, int rows, int co
         *reinterpret_cast<Pack<T, V> *>(to + i) = *reinterpret_cast<const Pack<T, V> *>(from + i);
 }
 
-// A thread's share of a row that `step` threads have: N packs of 8 16-bit values in registers, or with N = 0 none, so that the row
-// is read again, from cache.
-template <typename T, int V, int N> struct Row {
+// A thread's share of the row of its block of B threads: N packs of 8 16-bit values in registers, or with N = 0 none, so that
+// the row is read again, from cache.
+template <typename T, int V, int N, int B> struct Row {
     const T *from;
     uint4 held[N ? N : 1];
 
-    __device__ __forceinline__ Row(const T *from, int columns, int lane, int step) : from(from) {
+    __device__ __forceinline__ Row(const T *from, int columns) : from(from) {
 #pragma unroll
         for (int k = 0; k < N; k++)
-            if ((k * step + lane) * V < columns) held[k] = reinterpret_cast<const uint4 *>(from)[k * step + lane];
+            if ((k * B + threadIdx.x) * V < columns) held[k] = reinterpret_cast<const uint4 *>(from)[k * B + threadIdx.x];
     }
 
     __device__ __forceinline__ void read(int k, int i, float (&to)[V]) {
@@ -47,47 +47,49 @@ template <typename T, int V, int N> struct Row {
     }
 };
 
-// Packs that hold a whole row of up to 3,072 values in a warp, 32,768 in a block of 512.
-#define PACKS 12
-#define BLOCK_PACKS 8
+// Threads for a row in norms and in losses, and the packs by which these hold up to 3,072 and 32,768 values.
+#define NORM_THREADS 128
+#define NORM_PACKS 3
+#define LOSS_THREADS 512
+#define LOSS_PACKS 8
 
 // Does something with each of a thread's packs: its number and its first column.
-template <int V, int N, typename F> __device__ __forceinline__ void each(int columns, int lane, int step, F body) {
+template <int V, int N, int B, typename F> __device__ __forceinline__ void each(int columns, F body) {
     if (N) {
 #pragma unroll
         for (int k = 0; k < N; k++)
-            if ((k * step + lane) * V < columns) body(k, (k * step + lane) * V);
+            if ((k * B + threadIdx.x) * V < columns) body(k, (k * B + threadIdx.x) * V);
     } else {
-        for (int i = lane * V; i < columns; i += step * V) body(0, i);
+        for (int i = threadIdx.x * V; i < columns; i += B * V) body(0, i);
     }
 }
 
 // Mean and reciprocal deviation.
 template <typename T, int V, int N>
-__device__ __forceinline__ void moments(Row<T, V, N> &x, int columns, float eps, int lane, float &mean, float &scale) {
+__device__ __forceinline__ void moments(Row<T, V, N, NORM_THREADS> &x, int columns, float eps, float &mean, float &scale) {
     float sum = 0, v[V];
-    each<V, N>(columns, lane, 32, [&](int k, int i) {
+    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
         x.read(k, i, v);
 #pragma unroll
         for (int j = 0; j < V; j++) sum += v[j];
     });
-    float centre = warp_sum(sum) / columns;
+    float centre = block_sum(sum) / columns;
     sum = 0;
-    each<V, N>(columns, lane, 32, [&](int k, int i) {
+    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
         x.read(k, i, v);
 #pragma unroll
         for (int j = 0; j < V; j++) sum += (v[j] - centre) * (v[j] - centre);
     });
     mean = centre;
-    scale = 1.0f / sqrtf(warp_sum(sum) / columns + eps);
+    scale = 1.0f / sqrtf(block_sum(sum) / columns + eps);
 }
 
 template <typename T, int V, int N>
-__device__ __forceinline__ void norm(T *out, const T *from, const T *weight, const T *bias, int columns, float eps, int lane) {
-    Row<T, V, N> x(from, columns, lane, 32);
+__device__ __forceinline__ void norm(T *out, const T *from, const T *weight, const T *bias, int columns, float eps) {
+    Row<T, V, N, NORM_THREADS> x(from, columns);
     float mean, scale;
-    moments(x, columns, eps, lane, mean, scale);
-    each<V, N>(columns, lane, 32, [&](int k, int i) {
+    moments(x, columns, eps, mean, scale);
+    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
         float v[V], w[V], b[V];
         x.read(k, i, v), load<V>(weight + i, w), load<V>(bias + i, b);
 #pragma unroll
@@ -98,11 +100,12 @@ __device__ __forceinline__ void norm(T *out, const T *from, const T *weight, con
 
 // dx += scale (g - mean(g) - x̂ mean(g x̂)) with g = dy * weight
 template <typename T, int V, int N>
-__device__ __forceinline__ void norm_backward(T *dx, const T *d_from, const T *from, const T *weight, int columns, float eps, int lane) {
-    Row<T, V, N> x(from, columns, lane, 32), dy(d_from, columns, lane, 32);
+__device__ __forceinline__ void norm_backward(T *dx, const T *d_from, const T *from, const T *weight, int columns,
+                                              float eps) {
+    Row<T, V, N, NORM_THREADS> x(from, columns), dy(d_from, columns), before(dx, columns);
     float mean, scale, sum_g = 0, sum_gx = 0;
-    moments(x, columns, eps, lane, mean, scale);
-    each<V, N>(columns, lane, 32, [&](int k, int i) {
+    moments(x, columns, eps, mean, scale);
+    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
         float v[V], w[V], g[V];
         x.read(k, i, v), dy.read(k, i, g), load<V>(weight + i, w);
 #pragma unroll
@@ -111,10 +114,10 @@ __device__ __forceinline__ void norm_backward(T *dx, const T *d_from, const T *f
             sum_gx += g[j] * w[j] * ((v[j] - mean) * scale);
         }
     });
-    float mean_g = warp_sum(sum_g) / columns, mean_gx = warp_sum(sum_gx) / columns;
-    each<V, N>(columns, lane, 32, [&](int k, int i) {
+    float mean_g = block_sum(sum_g) / columns, mean_gx = block_sum(sum_gx) / columns;
+    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
         float v[V], w[V], g[V], d[V];
-        x.read(k, i, v), dy.read(k, i, g), load<V>(weight + i, w), load<V>(dx + i, d);
+        x.read(k, i, v), dy.read(k, i, g), before.read(k, i, d), load<V>(weight + i, w);
 #pragma unroll
         for (int j = 0; j < V; j++) d[j] += scale * (g[j] * w[j] - mean_g - (v[j] - mean) * scale * mean_gx);
         store<V>(dx + i, d);
@@ -122,52 +125,49 @@ __device__ __forceinline__ void norm_backward(T *dx, const T *d_from, const T *f
 }
 
 template <typename T, int V>
-__device__ void layer_norm(T *out, const T *x, const T *weight, const T *bias, int rows, int columns, float eps) {
-    ROW()
-    u64 at = (u64)row * columns;
+__device__ void layer_norm(T *out, const T *x, const T *weight, const T *bias, int columns, float eps) {
+    u64 at = (u64)blockIdx.x * columns;
     if constexpr (V == 8 && sizeof(T) == 2) {
-        if (columns <= 32 * V * PACKS) {
-            norm<T, V, PACKS>(out + at, x + at, weight, bias, columns, eps, lane);
+        if (columns <= NORM_THREADS * V * NORM_PACKS) {
+            norm<T, V, NORM_PACKS>(out + at, x + at, weight, bias, columns, eps);
             return;
         }
     }
-    norm<T, V, 0>(out + at, x + at, weight, bias, columns, eps, lane);
+    norm<T, V, 0>(out + at, x + at, weight, bias, columns, eps);
 }
 
 template <typename T, int V>
-__device__ void layer_norm_backward(T *dx, const T *dy, const T *x, const T *weight, int rows, int columns, float eps) {
-    ROW()
-    u64 at = (u64)row * columns;
+__device__ void layer_norm_backward(T *dx, const T *dy, const T *x, const T *weight, int columns, float eps) {
+    u64 at = (u64)blockIdx.x * columns;
     if constexpr (V == 8 && sizeof(T) == 2) {
-        if (columns <= 32 * V * PACKS) {
-            norm_backward<T, V, PACKS>(dx + at, dy + at, x + at, weight, columns, eps, lane);
+        if (columns <= NORM_THREADS * V * NORM_PACKS) {
+            norm_backward<T, V, NORM_PACKS>(dx + at, dy + at, x + at, weight, columns, eps);
             return;
         }
     }
-    norm_backward<T, V, 0>(dx + at, dy + at, x + at, weight, columns, eps, lane);
+    norm_backward<T, V, 0>(dx + at, dy + at, x + at, weight, columns, eps);
 }
 
 // The row's loss, and softmax minus one-hot, times a factor, over the logits.
 template <typename T, int V, int N>
 __device__ __forceinline__ void cross(T *logits, float *loss, int target, int columns, float factor) {
-    int lane = threadIdx.x, step = blockDim.x;
     float picked = widen(logits[target]), most = __int_as_float(0xff800000), sum = 0, v[V];
-    Row<T, V, N> x(logits, columns, lane, step);
-    each<V, N>(columns, lane, step, [&](int k, int i) {
+    Row<T, V, N, LOSS_THREADS> x(logits, columns);
+    each<V, N, LOSS_THREADS>(columns, [&](int k, int i) {
         x.read(k, i, v);
 #pragma unroll
         for (int j = 0; j < V; j++) most = fmaxf(most, v[j]);
     });
     // A barrier behind every thread's read of the target's logit.
     most = block_max(most);
-    each<V, N>(columns, lane, step, [&](int k, int i) {
+    each<V, N, LOSS_THREADS>(columns, [&](int k, int i) {
         x.read(k, i, v);
 #pragma unroll
         for (int j = 0; j < V; j++) sum += expf(v[j] - most);
     });
     sum = block_sum(sum);
     float share = 1.0f / sum;
-    each<V, N>(columns, lane, step, [&](int k, int i) {
+    each<V, N, LOSS_THREADS>(columns, [&](int k, int i) {
         x.read(k, i, v);
 #pragma unroll
         for (int j = 0; j < V; j++) {
@@ -185,8 +185,8 @@ __device__ void cross_entropy(T *logits, float *losses, const u32 *targets, int 
     int row = blockIdx.x, target = targets[row];
     logits += (u64)row * columns;
     if constexpr (V == 8 && sizeof(T) == 2) {
-        if (columns <= blockDim.x * V * BLOCK_PACKS) {
-            cross<T, V, BLOCK_PACKS>(logits, losses + row, target, columns, factor);
+        if (columns <= LOSS_THREADS * V * LOSS_PACKS) {
+            cross<T, V, LOSS_PACKS>(logits, losses + row, target, columns, factor);
             return;
         }
     }
@@ -200,15 +200,15 @@ __device__ void cross_entropy(T *logits, float *losses, const u32 *targets, int 
     extern "C" __global__ void scatter_##t##_##V(T *out, const T *x, const u32 *numbers, int rows, int columns) {      \
         scatter<T, V>(out, x, numbers, rows, columns);                                                                 \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(128, 6) void layer_norm_##t##_##V(                                         \
-        T *out, const T *x, const T *weight, const T *bias, int rows, int columns, float eps) {                        \
-        layer_norm<T, V>(out, x, weight, bias, rows, columns, eps);                                                    \
+    extern "C" __global__ __launch_bounds__(NORM_THREADS) void layer_norm_##t##_##V(                                   \
+        T *out, const T *x, const T *weight, const T *bias, int columns, float eps) {                                  \
+        layer_norm<T, V>(out, x, weight, bias, columns, eps);                                                          \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(128, 4) void layer_norm_backward_##t##_##V(                                \
-        T *dx, const T *dy, const T *x, const T *weight, int rows, int columns, float eps) {                           \
-        layer_norm_backward<T, V>(dx, dy, x, weight, rows, columns, eps);                                              \
+    extern "C" __global__ __launch_bounds__(NORM_THREADS) void layer_norm_backward_##t##_##V(                          \
+        T *dx, const T *dy, const T *x, const T *weight, int columns, float eps) {                                     \
+        layer_norm_backward<T, V>(dx, dy, x, weight, columns, eps);                                                    \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(512, 2) void cross_entropy_##t##_##V(                                      \
+    extern "C" __global__ __launch_bounds__(LOSS_THREADS, 2) void cross_entropy_##t##_##V(                             \
         T *logits, float *losses, const u32 *targets, int columns, float factor) {                                     \
         cross_entropy<T, V>(logits, losses, targets, columns, factor);                                                 \
     }

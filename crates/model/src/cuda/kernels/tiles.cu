@@ -1,11 +1,11 @@
 // Attention of 16-bit floats by tiles, on the matrix units, over the joint product (rows, heads, 3, dim) with its queries and
 // keys turned. A block has R rows of a sequence and a warp 16 of these, whose sums stay in registers; the rows that they meet
-// come by 32, some of them ahead while others are at work. Heads have up to D values, a multiple of 8. A tile is (first row, end, start
-// and end of its sequence). No sum depends on timing: queries' gradients are summed over keys by one block, and keys' over queries
-// by another, which makes the scores again.
+// come by 32, some of them ahead while others are at work. Heads have up to D values, a multiple of 8. A tile is (first row, end,
+// start and end of its sequence). No sum depends on timing: queries' gradients are summed over keys by one block, and keys' over
+// queries by another, which makes the scores again.
 
-// A block's tile; a lane's place in it, rows own + g and own + g + 8, pairs of columns from 2 t on; the first row of those that are
-// multiplied together.
+// A block's tile; a lane's place in it, rows own + g and own + g + 8, pairs of columns from 2 t on; the first row of those that
+// are multiplied together.
 #define PLACE()                                                                                                        \
     uint4 tile = tiles[blockIdx.y];                                                                                    \
     int first = tile.x, last = tile.y, start = tile.z, head = blockIdx.x;                                              \
@@ -111,10 +111,11 @@ __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tile
     give<H, D, R>(out + head * dim, width, OWN(0), own, last, dim, {nullptr, nullptr, 0, 0});
 }
 
-// Each of a warp's rows' sum of output times its gradient, for this kernel and the one after it. The outputs are what `i`-th pieces
-// of 32 lanes are of the warp's rows.
+// Each of a warp's rows' sum of output times its gradient, for this kernel and the one after it. A lane has the outputs of each
+// 32nd piece of the warp's rows.
 template <typename H, int D, int R>
-__device__ __forceinline__ void sum_deltas(float *deltas, float *kept, const Pack<H, 8> (&out)[D / 16], int d_rows, int own, int last) {
+__device__ __forceinline__ void sum_deltas(float *deltas, float *kept, const Pack<H, 8> (&out)[D / 16], int d_rows,
+                                           int own, int last) {
     constexpr int PIECES = D / 8;
     const unsigned char *at = room + d_rows + threadIdx.x % (2 * R) / 32 * 16 * 128;
 #pragma unroll
@@ -289,7 +290,8 @@ __device__ void keys_and_values(H *d_qkv, const float *deltas, const H *qkv, con
     extern "C" __global__ __launch_bounds__(2 * QUERIES, BLOCKS) void tile_queries_##H##_##D(                          \
         H *d_qkv, float *deltas, const H *qkv, const H *out, const H *d_out, const float *log_sums,                    \
         const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim, int half) {              \
-        queries<H, D, QUERIES, FEW_COMINGS>(d_qkv, deltas, qkv, out, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);\
+        queries<H, D, QUERIES, FEW_COMINGS>(d_qkv, deltas, qkv, out, d_out, log_sums, tiles, cos, sin, rows, heads,    \
+                                            dim, half);                                                                \
     }                                                                                                                  \
     extern "C" __global__ __launch_bounds__(4 * KEYS, 2) void tile_keys_and_values_##H##_##D(                          \
         H *d_qkv, const float *deltas, const H *qkv, const H *d_out, const float *log_sums, const uint4 *tiles,        \
