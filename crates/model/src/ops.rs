@@ -20,6 +20,10 @@ pub(crate) struct Span {
 }
 
 /// Where in a network a weight is.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "only a card asks for it")
+)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Depth {
     /// Its layer, from 0.
