@@ -69,6 +69,18 @@ impl<O: Ops> Network<O> {
         factors: Option<&Factors<O::Array>>,
     ) -> Result<WindowLoss> {
         batch.validate(self.config())?;
+        let mut loss = WindowLoss::default();
+        for part in batch.parts(self.at_once()) {
+            loss.add(self.evaluate_at_once(&part, factors)?);
+        }
+        Ok(loss)
+    }
+
+    fn evaluate_at_once(
+        &self,
+        batch: &Batch,
+        factors: Option<&Factors<O::Array>>,
+    ) -> Result<WindowLoss> {
         let (rows, targets) = batch.targets();
         if targets.is_empty() {
             return Ok(WindowLoss::default());
@@ -252,6 +264,14 @@ mod tests {
         // The record of one token has nothing to learn, and its pass none of the losses.
         assert_eq!((passes, targets), (3, 27));
         assert!((sum / loss - 1.0).abs() < 1e-5);
+        let evaluate = |at_once: usize| {
+            let network = Network::new(Cpu, &base, at_once).unwrap();
+            let factors = network.factors(&lora).unwrap();
+            network.evaluate(&batch, Some(&factors)).unwrap()
+        };
+        let (whole_loss, parts_loss) = (evaluate(usize::MAX), evaluate(12));
+        assert_eq!(parts_loss.targets, whole_loss.targets);
+        assert!((parts_loss.sum / whole_loss.sum - 1.0).abs() < 1e-5);
         let square = |values: &mut dyn Iterator<Item = f32>| -> f32 { values.map(|v| v * v).sum() };
         let apart = square(&mut whole.iter().zip(&parts).map(|(a, b)| a - b));
         let length = square(&mut whole.iter().copied());
