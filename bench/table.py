@@ -58,10 +58,13 @@ def ratio(results: Results, what: str, part: str, peer: str, bar: str) -> list[s
     ours, theirs, note = results.pair(part, peer)
     name = peer.removeprefix("peer:")
     times = results.why_not(part if not ours else peer)
+    told = rate(ours["figures"]) if ours else "-"
     if ours and theirs:
-        times = f"{ours['figures']['samples_per_s'] / theirs['figures']['samples_per_s']:.2f}x{note}"
-    return [what, name if peer.startswith("peer:") else f"our {name}", times, bar, rate(ours["figures"]) if ours else "-",
-            rate(theirs["figures"]) if theirs else "-"]
+        samples, tokens = (ours["figures"][unit] / theirs["figures"][unit] for unit in ("samples_per_s", "tokens_per_s"))
+        times = f"{samples:.2f}x{note}"
+        # Steps of other records, as a peer's are, have other lengths.
+        told += f"; by tokens {tokens:.2f}x"
+    return [what, name if peer.startswith("peer:") else f"our {name}", times, bar, told, rate(theirs["figures"]) if theirs else "-"]
 
 
 def alone(results: Results) -> list[str]:
@@ -84,7 +87,7 @@ def epoch(results: Results) -> list[list[str]]:
         figures, spread = ours["figures"], ours["figures"]["ms_per_1000_tokens"]
         whole[2] = f"{figures['seconds']:.1f} s"
         whole[4] = f"{figures['steps']} steps, {figures['samples_per_s_all']:.1f} samples/s, {figures['tokens_per_s_all']:,.0f} tokens/s"
-        even[2] = f"{spread['slowest_tenth_from'] / spread['median']:.2f}x"
+        even[2] = f"{spread['slowest_tenth_mean'] / spread['median']:.2f}x"
         even[4] = (f"the tenth begins at {spread['slowest_tenth_from']:.2f}, its mean is {spread['slowest_tenth_mean']:.2f}, "
                    f"the median {spread['median']:.2f}")
     return [whole, even]
