@@ -60,7 +60,7 @@ const fn change(
 }
 
 /// One for each rule.
-pub(crate) const ALL: [Change; 26] = [
+pub(crate) const ALL: [Change; 29] = [
     change(
         "local",
         "base/inference.yaml",
@@ -242,5 +242,26 @@ pub(crate) const ALL: [Change; 26] = [
         "name: models",
         "name: model",
         "there is no PersistentVolumeClaim",
+    ),
+    change(
+        "production",
+        "components/keda/trainer-worker.yaml",
+        "          app.kubernetes.io/part-of: togi\n",
+        "",
+        "is not labelled as a part of togi",
+    ),
+    change(
+        "production",
+        "components/gpu/kustomization.yaml",
+        "value: togi-inference-cuda",
+        "value: togi-inference",
+        "image false, limit true, TOGI_DEVICE true",
+    ),
+    change(
+        "production",
+        "components/gpu/kustomization.yaml",
+        "{name: TOGI_DEVICE, value: cuda}\n      - op: replace",
+        "{name: TOGI_DEVICE, value: cpu}\n      - op: replace",
+        "image true, limit true, TOGI_DEVICE false",
     ),
 ];

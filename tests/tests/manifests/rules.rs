@@ -32,9 +32,15 @@ pub(crate) fn broken(rendered: &Rendered) -> Vec<String> {
         }
         for container in list(&pod["spec"]["containers"]) {
             configuration(rendered, pod, container, &mut say);
+            card(rendered, container, &mut say);
         }
         if pod["spec"]["automountServiceAccountToken"] != false {
             say("mounts a token of the Kubernetes API".into());
+        }
+        if pod["metadata"]["labels"]["app.kubernetes.io/part-of"] != "togi" {
+            say(
+                "is not labelled as a part of togi, so that no network policy lets it speak".into(),
+            );
         }
         let account = text(&pod["spec"]["serviceAccountName"]);
         if rendered.find("ServiceAccount", account).is_none() {
@@ -193,6 +199,18 @@ fn configuration(
         }
     }
     probes(container, ports, say);
+}
+
+/// The image for a card, a card, and the setting that computes on it: all of them or none.
+fn card(rendered: &Rendered, container: &Value, say: &mut impl FnMut(String)) {
+    let image = text(&container["image"]).contains("-cuda");
+    let limit = !container["resources"]["limits"]["nvidia.com/gpu"].is_null();
+    let device = environment(rendered, container).get("TOGI_DEVICE") == Some(&"cuda");
+    if image != limit || limit != device {
+        say(format!(
+            "of a card it has: image {image}, limit {limit}, TOGI_DEVICE {device}"
+        ));
+    }
 }
 
 /// A setting outside of all sections, as the program's own list of defaults has it.
