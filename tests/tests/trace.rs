@@ -99,10 +99,10 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
         ["togi-data-prep", "togi-inference", "togi-trainer"],
         "one trace joins all three: {spans:#?}"
     );
-    let rows = spans.iter().find(|span| span.name.ends_with("DoGet"));
-    assert_eq!(
-        rows.map(|span| &span.trace),
-        Some(&load.trace),
+    // Rows' lengths are read before, to plan the job's memory.
+    let mut reads = spans.iter().filter(|span| span.name.ends_with("DoGet"));
+    assert!(
+        reads.any(|span| span.trace == load.trace),
         "the rows are read in the same trace: {spans:#?}"
     );
     let root = root(&spans, load);

@@ -138,7 +138,6 @@ fn wrong_recipes_and_jobs_are_refused_by_name() {
     for (recipe, field) in wrong {
         stage.refuses_recipe(recipe, &[], USAGE, field);
     }
-    stage.refuses_recipe("base_precision = \"fp8\"\n", &[], FAILED, "\"fp8\"");
     stage.refuses_recipe("learning_speed = 1\n", &[], CONFIGURATION, "learning_speed");
     stage.refuses_recipe(RECIPE, &["--base", "nobody"], NOT_FOUND, "nobody");
     let recipe = stage.file("one.toml", RECIPE);
