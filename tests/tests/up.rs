@@ -11,8 +11,9 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use togi_tests::{program, wait_until, workspace};
 
-/// Where the processes listen: each of `tools/up`'s ports from here, and 10,000 above.
-const PORTS: u16 = 24_600;
+/// Where the processes listen: each of `tools/up`'s ports from here, and 10,000 above, which is below those that the system lends to
+/// clients.
+const PORTS: u16 = 21_600;
 
 /// `tools/up`, over a checkout's copy of what it needs, so that a system that somebody runs here is not touched.
 struct Up(tempfile::TempDir);
