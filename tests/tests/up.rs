@@ -34,7 +34,9 @@ impl Up {
     fn start() -> Self {
         let up = Self(tempfile::tempdir().unwrap());
         std::fs::create_dir(up.0.path().join("tools")).unwrap();
-        std::fs::copy(workspace().join("tools/up"), up.0.path().join("tools/up")).unwrap();
+        for tool in ["tools/up", "tools/secrets"] {
+            std::fs::copy(workspace().join(tool), up.0.path().join(tool)).unwrap();
+        }
         let base = workspace().join("demo/base");
         let started = up.run(&["start", base.to_str().unwrap()]);
         assert!(started.status.success(), "{}", up.said(&started));

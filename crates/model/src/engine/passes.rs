@@ -195,30 +195,16 @@ mod tests {
     use super::*;
     use crate::Config;
     use crate::base::{self, Base};
-    use crate::config::Activation;
     use crate::cpu::Cpu;
     use crate::lora::{Lora, LoraConfig, Target};
 
     #[test]
     fn a_batch_in_several_passes_learns_what_it_learns_in_one() {
-        let config = Config {
-            vocab_size: 37,
-            hidden_size: 24,
-            num_hidden_layers: 2,
-            num_attention_heads: 3,
-            intermediate_size: 40,
-            hidden_act: Activation::Gelu,
-            rotary_pct: 1.0,
-            rotary_emb_base: 10_000.0,
-            max_position_embeddings: 64,
-            layer_norm_eps: 1e-5,
-            use_parallel_residual: false,
-            tie_word_embeddings: false,
-            attention_bias: true,
-            bos_token_id: None,
-            eos_token_id: None,
-            pad_token_id: None,
-        };
+        let config = Config::from_json(
+            br#"{"vocab_size": 37, "hidden_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 3, "intermediate_size": 40, "max_position_embeddings": 64}"#,
+        )
+        .unwrap();
         let folder = tempfile::tempdir().unwrap();
         base::write_random(folder.path(), &config, 5).unwrap();
         let base = Base::load(folder.path()).unwrap();

@@ -22,7 +22,7 @@ use crate::{
     inputs::{ALIAS, BASE, RECORDS, recipe},
 };
 
-fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         name: "fresh-answers".into(),
         dataset: "questions".into(),

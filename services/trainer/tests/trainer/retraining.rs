@@ -14,22 +14,17 @@ use tonic::Code;
 
 use crate::{
     harness::{Process, System},
-    inputs::{ALIAS, BASE, RECORDS, asked, recipe},
-    policies::{jobs, stays, wait_for_jobs},
+    inputs::{ALIAS, BASE, RECORDS, asked},
+    policies::{self, jobs, stays, wait_for_jobs},
 };
 
 fn policy() -> Policy {
     Policy {
-        name: "fresh-answers".into(),
-        dataset: "questions".into(),
-        base: BASE.into(),
-        recipe: Some(recipe(1)),
-        alias: ALIAS.into(),
         gate: Some(Gate {
             loss_tolerance: Some(1e6),
             ..Default::default()
         }),
-        ..Default::default()
+        ..policies::policy()
     }
 }
 
