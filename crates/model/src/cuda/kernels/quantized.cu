@@ -1,66 +1,117 @@
 // Weights from their codes, into a scratch that a product then takes.
 
-// quant/nf4.rs's levels, where threads find different ones at once.
-__device__ __forceinline__ void fill_levels(float (&levels)[16]) {
-    const float values[16] = {-1.0f,        -0.6961928f,  -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f,
-                              -0.091050036f, 0.0f,         0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f,
-                              0.44070983f,  0.562617f,    0.72295684f,  1.0f};
-#pragma unroll
-    for (int i = 0; i < 16; i++)
-        if (threadIdx.x == i) levels[i] = values[i];
-    __syncthreads();
-}
+// quant/nf4.rs's levels.
+alignas(8) __device__ const float LEVELS[16] = {
+    -1.0f,        -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f,
+    0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f, 0.44070983f,  0.562617f,    0.72295684f,   1.0f};
 
-// The scales of blocks: in full, or from their own codes, map[code] * absmax of 256 + offset.
+// The scales of blocks of 64: in full, or from their own codes, map[code] * absmax of 256 + offset.
 struct Scales {
     const float *plain;
     const unsigned char *codes;
     const float *absmax, *map, *offset;
 };
 
-__device__ __forceinline__ float scale_of(const Scales &scales, u64 block) {
-    if (scales.plain) return scales.plain[block];
-    return __fadd_rn(__fmul_rn(scales.map[scales.codes[block]], scales.absmax[block / 256]), *scales.offset);
+// The scales of several blocks from the `first`-th on, all under one absmax; their loads are under way at once.
+template <int U>
+__device__ __forceinline__ void scales_of(const Scales &scales, u64 first, const int (&blocks)[U], float (&to)[U]) {
+    if (scales.plain) {
+#pragma unroll
+        for (int u = 0; u < U; u++) to[u] = scales.plain[first + blocks[u]];
+        return;
+    }
+    unsigned char codes[U];
+    float absmax = scales.absmax[first / 256], offset = *scales.offset;
+#pragma unroll
+    for (int u = 0; u < U; u++) codes[u] = scales.codes[first + blocks[u]];
+#pragma unroll
+    for (int u = 0; u < U; u++) to[u] = __fadd_rn(__fmul_rn(scales.map[codes[u]], absmax), offset);
 }
 
-// Of eights a thread has several, whose loads are under way at once.
-#define UNITS(V) ((V) == 8 ? 4 : 1)
+// A level times its block's scale, rounded to fp16 (1) or bf16 (2) as what was quantized, or not (0).
+__device__ __forceinline__ float scaled(float level, float scale, int rounding) {
+    float value = __fmul_rn(level, scale);
+    if (rounding == 1) value = rounded<f16>(value);
+    if (rounding == 2) value = rounded<bf16>(value);
+    return value;
+}
 
-// A thread has V values, or a pair where V is 1. Rounding 1 is to fp16, 2 to bf16, as what was quantized.
-template <typename T, int V>
-__device__ void nf4(T *out, const unsigned char *packed, const Scales &scales, int rounding, u64 count) {
-    const int N = V == 1 ? 2 : V, U = UNITS(V);
-    u64 first = ((u64)blockIdx.x * blockDim.x * U + threadIdx.x) * N, stride = blockDim.x * N;
-    Pack<unsigned char, N / 2> codes[U];
-    float scale[U];
+// A value's bits, from shared memory.
+template <typename T> __device__ __forceinline__ u32 bits_at(u32 at) {
+    u32 bits;
+    if constexpr (sizeof(T) == 2) asm("{.reg .b16 b; ld.shared.b16 b, [%1]; cvt.u32.u16 %0, b;}" : "=r"(bits) : "r"(at) : "memory");
+    else asm("ld.shared.b32 %0, [%1];" : "=r"(bits) : "r"(at) : "memory");
+    return bits;
+}
+
+// A warp has four blocks of 64 at a time, UNITS times over, and a lane eight values of one of them. All that a block's codes can
+// stand for are 16 products: its eight lanes make two each, and take what their codes say from the warp's `products`, where blocks
+// of 16-bit values have banks of their own.
+#define UNITS 4
+#define WARPS 8
+template <typename T>
+__device__ void nf4_by_blocks(T *out, const unsigned char *packed, const Scales &scales, int rounding, u64 count) {
+    __shared__ __align__(256) T products[WARPS][UNITS][64];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, at[UNITS], blocks[UNITS];
+    u64 first = ((u64)blockIdx.x * WARPS + warp) * UNITS * 256;
+    if (first >= count) return;
+    bool whole = count - first >= UNITS * 256;
+    int left = count - first;
+    packed += first / 2, out += first;
+    u32 codes[UNITS];
+    float scale[UNITS], pair[2];
 #pragma unroll
-    for (int u = 0; u < U; u++) {
-        u64 i = first + u * stride;
-        if (i >= count) continue;
-        codes[u] = *reinterpret_cast<const Pack<unsigned char, N / 2> *>(packed + i / 2);
-        scale[u] = scale_of(scales, i / 64);
+    for (int u = 0; u < UNITS; u++) {
+        // Behind the end the first values once more, so that no branch parts the loads.
+        at[u] = u * 256 + lane * 8;
+        if (!whole && at[u] >= left) at[u] = 0;
+        blocks[u] = at[u] / 64;
+        codes[u] = *reinterpret_cast<const u32 *>(packed + at[u] / 2);
     }
-    __shared__ float levels[16];
-    fill_levels(levels);
+    scales_of(scales, first / 64, blocks, scale);
+    load<2>(LEVELS + lane % 8 * 2, pair);
 #pragma unroll
-    for (int u = 0; u < U; u++) {
-        u64 i = first + u * stride;
-        if (i >= count) continue;
-        float v[N];
+    for (int u = 0; u < UNITS; u++) {
+        float v[2] = {scaled(pair[0], scale[u], rounding), scaled(pair[1], scale[u], rounding)};
+        store<2>(products[warp][u] + lane * 2, v);
+    }
+    __syncwarp();
+    // Four codes at once become the lowest bytes of where their products are; those of a byte's upper half come first.
+    constexpr int SHIFT = sizeof(T) / 2;
+    constexpr u32 CODES = 0x0f0f0f0fu << SHIFT;
 #pragma unroll
-        for (int j = 0; j < N; j++) {
-            v[j] = __fmul_rn(levels[j % 2 ? codes[u].at[j / 2] & 15 : codes[u].at[j / 2] >> 4], scale[u]);
-            if (rounding == 1) v[j] = rounded<f16>(v[j]);
-            if (rounding == 2) v[j] = rounded<bf16>(v[j]);
-        }
-        if (V > 1) {
-            store<N>(out + i, v);
+    for (int u = 0; u < UNITS; u++) {
+        u32 from = (u32)__cvta_generic_to_shared(products[warp][u]);
+        u32 block = (from & 0xff) * 0x01010101u + lane / 8 * (0x10101010u << SHIFT);
+        u32 places[2] = {(codes[u] >> (4 - SHIFT) & CODES) | block, (codes[u] << SHIFT & CODES) | block};
+        u32 bits[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) bits[j] = bits_at<T>(__byte_perm(places[j % 2], from, 0x7650 + j / 2));
+        if (!whole && u * 256 + lane * 8 >= left) continue;
+        uint4 *to = reinterpret_cast<uint4 *>(out + at[u]);
+        if constexpr (sizeof(T) == 2) {
+            u32 pairs[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) pairs[j] = __byte_perm(bits[2 * j], bits[2 * j + 1], 0x5410);
+            to[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
         } else {
-#pragma unroll
-            for (int j = 0; j < N; j++)
-                if (i + j < count) out[i + j] = narrow<T>(v[j]);
+            to[0] = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+            to[1] = make_uint4(bits[4], bits[5], bits[6], bits[7]);
         }
     }
+}
+
+// A thread has a pair of values, of matrices that have no eights.
+template <typename T>
+__device__ void nf4_by_pairs(T *out, const unsigned char *packed, const Scales &scales, int rounding, u64 count) {
+    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 2;
+    if (i >= count) return;
+    unsigned char code = packed[i / 2];
+    const int block[1] = {0};
+    float scale[1];
+    scales_of(scales, i / 64, block, scale);
+    out[i] = narrow<T>(scaled(LEVELS[code >> 4], scale[0], rounding));
+    if (i + 1 < count) out[i + 1] = narrow<T>(scaled(LEVELS[code & 15], scale[0], rounding));
 }
 
 // A thread has V values of a row; more of them at once were slower.
@@ -80,7 +131,9 @@ __device__ void int8(T *out, const signed char *codes, const float *absmax, int 
     extern "C" __global__ void nf4_##t##_##V(T *out, const unsigned char *packed, const float *plain,                  \
                                              const unsigned char *codes, const float *absmax, const float *map,        \
                                              const float *offset, int rounding, u64 count) {                           \
-        nf4<T, V>(out, packed, Scales{plain, codes, absmax, map, offset}, rounding, count);                            \
+        Scales scales{plain, codes, absmax, map, offset};                                                              \
+        if constexpr (V == 8) nf4_by_blocks(out, packed, scales, rounding, count);                                     \
+        else nf4_by_pairs(out, packed, scales, rounding, count);                                                       \
     }                                                                                                                  \
     extern "C" __global__ void int8_##t##_##V(T *out, const signed char *codes, const float *absmax, int columns,      \
                                               u64 count) {                                                             \
