@@ -3,13 +3,14 @@
 // The activations by number: Gelu, GeluTanh, Relu, Silu.
 template <int KIND> __device__ __forceinline__ void activation(float x, float &y, float &slope) {
     if (KIND == 0) {
-        // Half of the error function's complement at |x| / sqrt(2), to 1.5e-7 (Abramowitz and Stegun 7.1.26): it shares its
-        // exponential with the slope.
-        float bell = __expf(-0.5f * x * x), t = __fdividef(1.0f, 1.0f + 0.23164189f * fabsf(x));
+        // The lower tail of the normal distribution at -|x|, bell t sum(t), to 1.5e-7 (Abramowitz and Stegun 7.1.26); its
+        // exponential is the slope's as well.
+        float away = fabsf(x), t = reciprocal(1.0f + 0.23164189f * away), bell = two_to(-0.72134752f * x * x);
         float sum = 0.127414796f + t * (-0.142248368f + t * (0.710706870f + t * (-0.726576013f + t * 0.530702714f)));
-        float tail = t * sum * bell, half = x < 0.0f ? tail : 1.0f - tail;
-        y = x * half;
-        slope = half + x * 0.39894228f * bell;
+        float tail = t * sum;
+        y = fmaxf(x, 0.0f) - away * (tail * bell);
+        float lower = bell * (tail - 0.39894228f * away);
+        slope = x < 0.0f ? lower : 1.0f - lower;
     } else if (KIND == 1) {
         float inner = 0.79788456f * (x + 0.044715f * x * x * x), t = tanhf(inner);
         y = 0.5f * x * (1.0f + t);

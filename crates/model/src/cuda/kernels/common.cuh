@@ -37,6 +37,19 @@ template <> __device__ __forceinline__ f16 narrow<f16>(float x) {
 // The value after a rounding to the type.
 template <typename T> __device__ __forceinline__ float rounded(float x) { return widen(narrow<T>(x)); }
 
+// Functions of the chip, without what the compiler adds for numbers below 2^-126.
+__device__ __forceinline__ float two_to(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // V values side by side; of several, the address must be a multiple of their size.
 template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
     T at[V];
