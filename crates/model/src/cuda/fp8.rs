@@ -12,7 +12,7 @@ use crate::ops::Depth;
 use crate::quant::Fp8;
 
 /// Threads of the quantizing kernel at most, and packs of eight values that each can keep.
-const THREADS: usize = 512;
+const THREADS: usize = 384;
 const PACKS: [usize; 4] = [1, 2, 4, 8];
 /// Columns of the widest row that it keeps.
 const WIDEST: usize = 8 * 8 * THREADS;

@@ -12,15 +12,33 @@ __device__ __forceinline__ float widen_code(unsigned char code) {
     return widen(f16{(u16)halves});
 }
 
-template <typename T>
-__device__ __forceinline__ void scaled(const Pack<T, 8> &pack, const float *factors, int column, float (&to)[8]) {
+// Eight values as they came, or were rounded to.
+template <typename T> struct Eight {
+    uint4 held[sizeof(T) / 2];
+
+    __device__ __forceinline__ void bring(const T *from, bool real) {
 #pragma unroll
-    for (int j = 0; j < 8; j++) to[j] = widen(pack.at[j]);
+        for (int i = 0; i < sizeof(T) / 2; i++)
+            held[i] = real ? reinterpret_cast<const uint4 *>(from)[i] : make_uint4(0, 0, 0, 0);
+    }
+
+    __device__ __forceinline__ void read(float (&to)[8]) {
+        // Unknown to the compiler, which would hold twice as much: the values as f32.
+#pragma unroll
+        for (int i = 0; i < sizeof(T) / 2; i++)
+            asm volatile("" : "+r"(held[i].x), "+r"(held[i].y), "+r"(held[i].z), "+r"(held[i].w));
+        load<8>(reinterpret_cast<const T *>(held), to);
+    }
+
+    __device__ __forceinline__ void write(const float (&from)[8]) { store<8>(reinterpret_cast<T *>(held), from); }
+};
+
+__device__ __forceinline__ void scale_by(const float *factors, int column, float (&v)[8]) {
     if (!factors) return;
     float f[8];
     load<8>(factors + column, f);
 #pragma unroll
-    for (int j = 0; j < 8; j++) to[j] = __fmul_rn(to[j], f[j]);
+    for (int j = 0; j < 8; j++) v[j] = __fmul_rn(v[j], f[j]);
 }
 
 // What becomes codes: a row itself, its activation, or another row times the activation's slope.
@@ -33,33 +51,35 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T 
                        int rows, int columns) {
     int row = blockIdx.x;
     u64 at = (u64)row * columns;
-    Pack<T, 8> kept[P];
+    Eight<T> kept[P];
     float v[8], most = 0;
 #pragma unroll
     for (int p = 0; p < P; p++) {
         int column = (p * blockDim.x + threadIdx.x) * 8;
-        if (row < rows && column < columns) {
-            kept[p] = *reinterpret_cast<const Pack<T, 8> *>(x + at + column);
-        } else {
-#pragma unroll
-            for (int j = 0; j < 8; j++) kept[p].at[j] = narrow<T>(0.0f);
-        }
+        kept[p].bring(x + at + column, row < rows && column < columns);
     }
 #pragma unroll
     for (int p = 0; p < P; p++) {
         int column = (p * blockDim.x + threadIdx.x) * 8;
         if (column >= columns) continue;
-        if (WAY != PLAIN && row < rows) {
-            float y[8], slope[8], d[8];
-            if (WAY == SLOPED) load<8>(dy + at + column, d);
-#pragma unroll
-            for (int j = 0; j < 8; j++) v[j] = widen(kept[p].at[j]);
+        if (WAY == PLAIN) {
+            kept[p].read(v);
+            scale_by(factors, column, v);
+        } else if (row < rows) {
+            Eight<T> gradient;
+            if (WAY == SLOPED) gradient.bring(dy + at + column, true);
+            float y[8], slope[8];
+            kept[p].read(v);
             activations<8>(kind, v, y, slope);
+            if (WAY == SLOPED) {
+                gradient.read(v);
 #pragma unroll
-            for (int j = 0; j < 8; j++)
-                kept[p].at[j] = narrow<T>(WAY == ACTIVATED ? y[j] : d[j] * slope[j]);
+                for (int j = 0; j < 8; j++) v[j] *= slope[j];
+                scale_by(factors, column, v);
+            }
+            kept[p].write(WAY == SLOPED ? v : y);
+            kept[p].read(v);
         }
-        scaled(kept[p], factors, column, v);
 #pragma unroll
         for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(v[j]));
     }
@@ -71,7 +91,8 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T 
     for (int p = 0; p < P; p++) {
         int column = (p * blockDim.x + threadIdx.x) * 8;
         if (column >= columns) continue;
-        scaled(kept[p], factors, column, v);
+        kept[p].read(v);
+        if (WAY == PLAIN) scale_by(factors, column, v);
         Pack<u16, 4> out;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -131,8 +152,11 @@ template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int c
     store<V>(y + i, a);
 }
 
+// Threads of a row at most; fp8.rs knows them too.
+#define MOST_THREADS 384
+
 #define TO(T, t, P)                                                                                                    \
-    extern "C" __global__ __launch_bounds__(512) void to_fp8_##t##_##P(                                                \
+    extern "C" __global__ __launch_bounds__(MOST_THREADS) void to_fp8_##t##_##P(                                                \
         unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {                \
         to_fp8<T, P, PLAIN>(codes, scales, x, x, factors, 0, rows, columns);                                           \
     }
@@ -140,11 +164,11 @@ template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int c
 FOR_TYPES(FOR_PACKS)
 
 #define FUSED(P)                                                                                                       \
-    extern "C" __global__ __launch_bounds__(512, 2) void activate_to_fp8_bf16_##P(                                     \
+    extern "C" __global__ __launch_bounds__(MOST_THREADS, P > 4 ? 2 : 3) void activate_to_fp8_bf16_##P(                                     \
         unsigned char *codes, float *scales, const bf16 *x, int kind, int rows, int columns) {                         \
         to_fp8<bf16, P, ACTIVATED>(codes, scales, x, x, 0, kind, rows, columns);                                       \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(512, 2) void activate_backward_to_fp8_bf16_##P(                            \
+    extern "C" __global__ __launch_bounds__(MOST_THREADS, P > 4 ? 2 : 3) void activate_backward_to_fp8_bf16_##P(                            \
         unsigned char *codes, float *scales, const bf16 *x, const bf16 *dy, const float *factors, int kind, int rows,  \
         int columns) {                                                                                                 \
         to_fp8<bf16, P, SLOPED>(codes, scales, x, dy, factors, kind, rows, columns);                                   \
