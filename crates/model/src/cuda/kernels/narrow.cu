@@ -19,18 +19,21 @@ struct Mask {
     float kept;
 };
 
-// Masks two channels, the first of them even.
-__device__ __forceinline__ void mask_pair(float &low, float &high, u64 stream, int channel, const Mask &mask) {
-    u64 bits = random_at(stream, channel / 2);
+// Where a row's stream is at an even channel; each pair of channels is GOLDEN further than the one before.
+__device__ __forceinline__ u64 state_at(u64 stream, int channel) { return stream + (u64)((u32)channel / 2 + 1) * GOLDEN; }
+
+// Masks two channels.
+__device__ __forceinline__ void mask_pair(float &low, float &high, u64 state, const Mask &mask) {
+    u64 bits = mix(state);
     low = (u32)bits >= mask.threshold ? low * mask.kept : 0.0f;
     high = (u32)(bits >> 32) >= mask.threshold ? high * mask.kept : 0.0f;
 }
 
-template <typename H> __device__ __forceinline__ u32 masked_pair(u32 pair, u64 stream, int channel, const Mask &mask) {
+template <typename H> __device__ __forceinline__ u32 masked_pair(u32 pair, u64 state, const Mask &mask) {
     H halves[2];
     halves[0].bits = pair, halves[1].bits = pair >> 16;
     float low = widen(halves[0]), high = widen(halves[1]);
-    mask_pair(low, high, stream, channel, mask);
+    mask_pair(low, high, state, mask);
     return pack2<H>(low, high);
 }
 
@@ -66,8 +69,9 @@ __device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__r
             for (int h = 0; h < 2; h++) {
                 v[h][0] = read[i][h].x, v[h][1] = read[i][h].y, v[h][2] = read[i][h].z, v[h][3] = read[i][h].w;
                 if (!masking) continue;
+                u64 state = state_at(streams[h], k + t * 8);
 #pragma unroll
-                for (int j = 0; j < 4; j++) v[h][j] = masked_pair<H>(v[h][j], streams[h], k + t * 8 + 2 * j, mask);
+                for (int j = 0; j < 4; j++) v[h][j] = masked_pair<H>(v[h][j], state + j * GOLDEN, mask);
                 if (real[h])
                     *reinterpret_cast<uint4 *>(masked + at[h] + k) = make_uint4(v[h][0], v[h][1], v[h][2], v[h][3]);
             }
@@ -158,13 +162,13 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
         for (int h = 0; h < 2; h++) {
             int of = row + 8 * h;
             if (of >= rows || !inside) continue;
-            u64 stream = masking ? streams[i * 16 + g + 8 * h] : 0;
+            u64 state = masking ? state_at(streams[i * 16 + g + 8 * h], column) : 0;
             float v[8];
             Pack<H, 8> pack = *reinterpret_cast<Pack<H, 8> *>(&before[i][h]);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 float low = c[j][2 * h], high = c[j][2 * h + 1];
-                if (masking) mask_pair(low, high, stream, column + 2 * j, mask);
+                if (masking) mask_pair(low, high, state + j * GOLDEN, mask);
                 v[2 * j] = widen(pack.at[2 * j]) + scale * low;
                 v[2 * j + 1] = widen(pack.at[2 * j + 1]) + scale * high;
             }
