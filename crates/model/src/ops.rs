@@ -158,6 +158,28 @@ pub(crate) trait Ops: Send + Sync {
         let (activated, kept) = self.activate_keeping(x, kind)?;
         Ok((self.frozen_linear(&activated, w, bias, plus)?, kept))
     }
+    /// The norm of each row, and [`Ops::frozen_linear`] of it.
+    fn normed_linear(
+        &self,
+        x: &Self::Array,
+        norm: &Norm<Self::Array>,
+        (w, bias): (&Self::Weight, Option<&Self::Array>),
+    ) -> Result<(Self::Array, Self::Array)> {
+        let normed = self.layer_norm(x, norm)?;
+        let y = self.frozen_linear(&normed, w, bias, None)?;
+        Ok((normed, y))
+    }
+    /// [`Ops::layer_norm_backward`], and [`Ops::frozen_product`] of what `dx` became.
+    fn norm_backward_product(
+        &self,
+        dx: &Self::Array,
+        dy: &Self::Array,
+        (x, norm): (&Self::Array, &Norm<Self::Array>),
+        w: &Self::Weight,
+    ) -> Result<Self::Array> {
+        self.layer_norm_backward(dx, dy, x, norm)?;
+        self.frozen_product(dx, w)
+    }
     /// [`Ops::frozen_product`] of `dy`, which may change, times the activation's derivative.
     fn sloped_product(
         &self,

@@ -8,7 +8,7 @@ use super::operations::number;
 use super::products::Product;
 use crate::config::Activation;
 use crate::error::Result;
-use crate::ops::Depth;
+use crate::ops::{Depth, Norm};
 use crate::quant::Fp8;
 
 /// Threads of the quantizing kernel at most, and packs of eight values that each can keep.
@@ -16,6 +16,9 @@ const THREADS: usize = 384;
 const PACKS: [usize; 4] = [1, 2, 4, 8];
 /// Columns of the widest row that it keeps.
 const WIDEST: usize = 8 * 8 * THREADS;
+/// Threads of a row's norm, and columns of the widest row that is normed and quantized at once.
+const NORM_THREADS: usize = 128;
+const WIDEST_NORM: usize = 3 * 8 * NORM_THREADS;
 /// Rows of a product that is asked for to learn whether there are any.
 const MANY: usize = 4096;
 
@@ -67,6 +70,10 @@ enum Source<'a> {
     Activated(&'a Array, Activation),
     /// A gradient times the activation's slope at a matrix, and its columns times factors.
     Sloped(&'a Array, &'a Array, Activation, &'a Array),
+    /// Its norm, which is written to the first matrix.
+    Normed(&'a Array, &'a Array, &'a Norm<Array>),
+    /// The gradient of a norm of a matrix, added to the first matrix, and the columns of that times factors.
+    NormedBack([&'a Array; 3], &'a Norm<Array>, &'a Array),
 }
 
 impl<'a> Source<'a> {
@@ -75,6 +82,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Plain(x) | Self::Scaled(x, _) | Self::Activated(x, _) => x,
             Self::Sloped(dy, ..) => dy,
+            Self::Normed(out, ..) | Self::NormedBack([out, ..], ..) => out,
         }
     }
 }
@@ -162,8 +170,23 @@ impl Cuda {
                 args.push(number(kind).into());
                 "activate_backward_to_fp8"
             }
+            Source::Normed(out, x, norm) => {
+                args.extend([out, x, &norm.weight, &norm.bias].map(Arg::from));
+                args.push(norm.eps.into());
+                "norm_to_fp8"
+            }
+            Source::NormedBack(arrays, norm, factors) => {
+                args.extend(arrays.map(Arg::from));
+                args.extend([&norm.weight, factors].map(Arg::from));
+                args.push(norm.eps.into());
+                "norm_backward_to_fp8"
+            }
         };
         args.extend([x.rows, x.columns].map(Arg::from));
+        if let Source::Normed(..) | Source::NormedBack(..) = from {
+            let kernel = self.kernel(name, x.element, None);
+            return self.launch(&kernel, (codes.rows, 1), NORM_THREADS, &args);
+        }
         let packs = x.columns / 8;
         let each = PACKS
             .into_iter()
@@ -214,6 +237,36 @@ impl Cuda {
         w: &Eighths,
     ) -> Result<Option<Array>> {
         self.codes_product(Source::Sloped(dy, x, kind, &w.scales), w)
+    }
+
+    /// The norm of `x` and `norm wᵀ`, and what is added; none if there is no product of codes.
+    pub(super) fn fp8_normed(
+        &self,
+        (x, norm): (&Array, &Norm<Array>),
+        w: &Eighths,
+        bias: Option<&Array>,
+    ) -> Result<Option<(Array, Array)>> {
+        if !norms_fit(&[x, &norm.weight, &norm.bias]) {
+            return Ok(None);
+        }
+        let normed = self.empty(x.rows, x.columns)?;
+        let added = Added { bias, plus: None };
+        let y = self.codes_linear(Source::Normed(&normed, x, norm), w, added)?;
+        Ok(y.map(|y| (normed, y)))
+    }
+
+    /// Adds the gradient of a norm to `dx`, and multiplies what it becomes as [`Cuda::fp8_product`]; none if there is no product
+    /// of codes, and nothing is added then.
+    pub(super) fn fp8_normed_back(
+        &self,
+        (dx, dy): (&Array, &Array),
+        (x, norm): (&Array, &Norm<Array>),
+        w: &Eighths,
+    ) -> Result<Option<Array>> {
+        if !norms_fit(&[dx, dy, x, &norm.weight]) {
+            return Ok(None);
+        }
+        self.codes_product(Source::NormedBack([dx, dy, x], norm, &w.scales), w)
     }
 
     fn codes_linear(&self, x: Source<'_>, w: &Eighths, added: Added<'_>) -> Result<Option<Array>> {
@@ -288,6 +341,14 @@ impl Cuda {
         self.launch_expanding("from_fp8", &out, 1, &args)?;
         Ok(out)
     }
+}
+
+/// Whether the norms' quantizing kernels take rows of these matrices.
+fn norms_fit(arrays: &[&Array]) -> bool {
+    let fits = |array: &&Array| {
+        array.element == Element::Bf16 && array.by_eights() && array.columns <= WIDEST_NORM
+    };
+    arrays.iter().all(fits)
 }
 
 /// A weight and a matrix as codes with the scales of their rows, to be multiplied.

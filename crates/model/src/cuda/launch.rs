@@ -58,7 +58,7 @@ macro_rules! narrow {
 }
 
 const FILES: [File; 11] = [
-    file!("rows.cu", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
+    file!("rows.cu" after "norm.cuh", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
         "cross_entropy_{t}_{v}"),
     file!(
         "values.cu" after "activation.cuh",
@@ -80,8 +80,8 @@ const FILES: [File; 11] = [
 
 /// The file for cards that have 8-bit floats.
 const FP8_FILE: File = file!(
-    "fp8.cu" after "activation.cuh",
-    "to_fp8_{t}_{p}" "activate_to_fp8_bf16_{p}" "activate_backward_to_fp8_bf16_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}"
+    "fp8.cu" after "activation.cuh" "norm.cuh",
+    "norm_to_fp8_bf16" "norm_backward_to_fp8_bf16" "to_fp8_{t}_{p}" "activate_to_fp8_bf16_{p}" "activate_backward_to_fp8_bf16_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}"
     "turn_codes"
 );
 

@@ -151,6 +151,38 @@ impl Ops for Cuda {
         Ok((self.frozen_linear(&activated, w, bias, plus)?, kept))
     }
 
+    fn normed_linear(
+        &self,
+        x: &Array,
+        norm: &Norm<Array>,
+        (w, bias): (&Frozen, Option<&Array>),
+    ) -> Result<(Array, Array)> {
+        if let Frozen::Fp8(w) = w
+            && let Some(both) = self.fp8_normed((x, norm), w, bias)?
+        {
+            return Ok(both);
+        }
+        let normed = self.layer_norm(x, norm)?;
+        let y = self.frozen_linear(&normed, w, bias, None)?;
+        Ok((normed, y))
+    }
+
+    fn norm_backward_product(
+        &self,
+        dx: &Array,
+        dy: &Array,
+        (x, norm): (&Array, &Norm<Array>),
+        w: &Frozen,
+    ) -> Result<Array> {
+        if let Frozen::Fp8(w) = w
+            && let Some(out) = self.fp8_normed_back((dx, dy), (x, norm), w)?
+        {
+            return Ok(out);
+        }
+        self.layer_norm_backward(dx, dy, x, norm)?;
+        self.frozen_product(dx, w)
+    }
+
     fn sloped_product(
         &self,
         dy: &Array,

@@ -78,10 +78,10 @@ impl<O: Ops> Block<O> {
         pass: &mut Pass<'_, O>,
     ) -> Result<Output<O::Array>> {
         let (ops, config) = (&network.ops, &network.config);
-        let normed = ops.layer_norm(&x, &self.attention_norm)?;
+        let normed = (&x, &self.attention_norm);
         let (qkv, kept_qkv) = self
             .query_key_value
-            .forward(ops, layer, &normed, None, pass)?;
+            .forward_normed(ops, layer, normed, pass)?;
         let decoding = !pass.caches.is_empty();
         let (heads, layout) = (&network.heads, pass.layout);
         let (out, attended) = if decoding {
@@ -97,8 +97,8 @@ impl<O: Ops> Block<O> {
         } else {
             sum.clone()
         };
-        let normed = ops.layer_norm(&mid, &self.mlp_norm)?;
-        let (inner, kept_up) = self.up.forward(ops, layer, &normed, None, pass)?;
+        let normed = (&mid, &self.mlp_norm);
+        let (inner, kept_up) = self.up.forward_normed(ops, layer, normed, pass)?;
         let ((y, kept_down), kept) = if decoding {
             ops.activate(&inner, config.hidden_act)?;
             let product = self.down.forward(ops, layer, &inner, Some(&sum), pass)?;
@@ -153,18 +153,21 @@ impl<O: Ops> Block<O> {
         }
         let (need, saved) = (Need::input_if(into_attention), tape.dense.as_ref());
         // In parallel attention sees the gradient of the output alone; in sequence, the MLP's share as well.
-        let mut d_out = if parallel {
-            self.dense.backward(way, &dy, saved, need)?
-        } else {
-            None
-        };
         let dx = dy;
-        if let Some(d_mlp) = d_mlp {
-            ops.layer_norm_backward(&dx, &d_mlp, &tape.mid, &self.mlp_norm)?;
-        }
-        if !parallel {
-            d_out = self.dense.backward(way, &dx, saved, need)?;
-        }
+        let mid = (&tape.mid, &self.mlp_norm);
+        let d_out = match d_mlp {
+            Some(d_mlp) if !parallel => {
+                let both = (&dx, &d_mlp);
+                self.dense.backward_with_norm(way, both, mid, saved, need)?
+            }
+            d_mlp => {
+                let d_out = self.dense.backward(way, &dx, saved, need)?;
+                if let Some(d_mlp) = d_mlp {
+                    ops.layer_norm_backward(&dx, &d_mlp, mid.0, mid.1)?;
+                }
+                d_out
+            }
+        };
         let Some(d_out) = d_out else {
             return Ok(None);
         };

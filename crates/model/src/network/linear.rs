@@ -6,7 +6,7 @@ use crate::config::{Activation, Config};
 use crate::error::Result;
 use crate::lora::{Module, Target};
 use crate::network::Pass;
-use crate::ops::{Ops, Slot};
+use crate::ops::{Norm, Ops, Slot};
 
 /// Frozen weights: (outputs, inputs) and (1, outputs).
 pub(super) struct Linear<O: Ops> {
@@ -132,6 +132,32 @@ impl<O: Ops> Linear<O> {
         pass: &Pass<'_, O>,
     ) -> Result<Product<O::Array>> {
         let y = ops.frozen_linear(x, &self.weight, self.bias.as_ref(), plus)?;
+        let saved = self.adapt(ops, layer, x, &y, pass)?;
+        Ok((y, saved))
+    }
+
+    /// [`Linear::forward`] of the norm of `x`.
+    pub(super) fn forward_normed(
+        &self,
+        ops: &O,
+        layer: usize,
+        (x, norm): (&O::Array, &Norm<O::Array>),
+        pass: &Pass<'_, O>,
+    ) -> Result<Product<O::Array>> {
+        let (normed, y) = ops.normed_linear(x, norm, (&self.weight, self.bias.as_ref()))?;
+        let saved = self.adapt(ops, layer, &normed, &y, pass)?;
+        Ok((y, saved))
+    }
+
+    /// Adds to the product of `x` what the adapters do.
+    fn adapt(
+        &self,
+        ops: &O,
+        layer: usize,
+        x: &O::Array,
+        y: &O::Array,
+        pass: &Pass<'_, O>,
+    ) -> Result<Option<Saved<O::Array>>> {
         let mut saved = None;
         for group in &pass.groups {
             let Some(factor) = group.factors.get(layer, self.target) else {
@@ -145,10 +171,10 @@ impl<O: Ops> Linear<O> {
             let mask = pass.dropout.map(|dropout| dropout.mask(layer, self.target));
             let mask = mask.as_ref().map(|mask| (mask, pass.layout));
             let (input, shrunk) = ops.shrink(&input, &factor.a, mask)?;
-            ops.add_linear(&y, group.rows.start, &shrunk, &factor.b, factor.scale)?;
+            ops.add_linear(y, group.rows.start, &shrunk, &factor.b, factor.scale)?;
             saved = Some(Saved { input, shrunk });
         }
-        Ok((y, saved))
+        Ok(saved)
     }
 
     /// [`Linear::forward`] of the activation of `x`, and what the activation's derivative is made from. Only where an adapter
@@ -202,16 +228,47 @@ impl<O: Ops> Linear<O> {
         saved: Option<&Saved<O::Array>>,
         need: Need,
     ) -> Result<Option<O::Array>> {
+        let dx = match need {
+            Need::Input => Some(way.ops.frozen_product(dy, &self.weight)?),
+            Need::Factors => None,
+        };
+        self.backward_factors(way, dy, dx, saved)
+    }
+
+    /// [`Linear::backward`] of `dy`, to which the gradient `d_norm` of a norm of `x` is added first.
+    pub(super) fn backward_with_norm(
+        &self,
+        way: &mut Way<'_, '_, O>,
+        (dy, d_norm): (&O::Array, &O::Array),
+        (x, norm): (&O::Array, &Norm<O::Array>),
+        saved: Option<&Saved<O::Array>>,
+        need: Need,
+    ) -> Result<Option<O::Array>> {
+        let ops = way.ops;
+        let dx = match need {
+            Need::Input => Some(ops.norm_backward_product(dy, d_norm, (x, norm), &self.weight)?),
+            Need::Factors => {
+                ops.layer_norm_backward(dy, d_norm, x, norm)?;
+                None
+            }
+        };
+        self.backward_factors(way, dy, dx, saved)
+    }
+
+    /// The factors' gradients, and their share of the input's.
+    fn backward_factors(
+        &self,
+        way: &mut Way<'_, '_, O>,
+        dy: &O::Array,
+        dx: Option<O::Array>,
+        saved: Option<&Saved<O::Array>>,
+    ) -> Result<Option<O::Array>> {
         let Way {
             ops,
             layer,
             pass,
             grads,
         } = way;
-        let dx = match need {
-            Need::Input => Some(ops.frozen_product(dy, &self.weight)?),
-            Need::Factors => None,
-        };
         let factor = pass
             .groups
             .first()

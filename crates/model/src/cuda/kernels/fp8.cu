@@ -41,6 +41,16 @@ __device__ __forceinline__ void scale_by(const float *factors, int column, float
     for (int j = 0; j < 8; j++) v[j] = __fmul_rn(v[j], f[j]);
 }
 
+// What a scale is made from, as quant/fp8.rs: at least 2^-100, so that a row of zeros has one.
+__device__ __forceinline__ float largest(float most) { return fmaxf(block_max(most), __uint_as_float((127 - 100) << 23)); }
+
+__device__ __forceinline__ void write_codes(unsigned char *to, const float (&v)[8], float factor) {
+    Pack<u16, 4> out;
+#pragma unroll
+    for (int j = 0; j < 4; j++) out.at[j] = narrow_pair(__fmul_rn(v[2 * j], factor), __fmul_rn(v[2 * j + 1], factor));
+    *reinterpret_cast<Pack<u16, 4> *>(to) = out;
+}
+
 // What becomes codes: a row itself, its activation, or another row times the activation's slope.
 enum Way { PLAIN, ACTIVATED, SLOPED };
 
@@ -83,8 +93,7 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T 
 #pragma unroll
         for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(v[j]));
     }
-    // As quant/fp8.rs: at least 2^-100, so that a row of zeros has a scale.
-    most = fmaxf(block_max(most), __uint_as_float((127 - 100) << 23));
+    most = largest(most);
     float factor = __fdiv_rn(448.0f, most);
     if (threadIdx.x == 0) scales[row] = __fmul_rn(most, 1.0f / 448.0f);
 #pragma unroll
@@ -93,13 +102,35 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T 
         if (column >= columns) continue;
         kept[p].read(v);
         if (WAY == PLAIN) scale_by(factors, column, v);
-        Pack<u16, 4> out;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            out.at[j] = narrow_pair(__fmul_rn(v[2 * j], factor), __fmul_rn(v[2 * j + 1], factor));
-        }
-        *reinterpret_cast<Pack<u16, 4> *>(codes + at + column) = out;
+        write_codes(codes + at + column, v, factor);
     }
+}
+
+// A block's row, of which `norms` makes a norm or a gradient that it hands on: written to `out`, and as codes.
+template <typename F>
+__device__ void norm_to_fp8(unsigned char *codes, float *scales, bf16 *out, const bf16 *from, const float *factors, int rows,
+                            int columns, F norms) {
+    int row = blockIdx.x;
+    u64 at = (u64)row * columns;
+    NormRow<bf16, 8, NORM_PACKS> kept(from + at, row < rows ? columns : 0);
+    float most = 0;
+    if (row < rows) {
+        norms(kept, at, [&](int k, int i, float (&v)[8]) {
+            kept.write(k, v);
+            kept.read(k, i, v);
+            store<8>(out + at + i, v);
+            scale_by(factors, i, v);
+#pragma unroll
+            for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(v[j]));
+        });
+    }
+    most = largest(most);
+    float factor = __fdiv_rn(448.0f, most), v[8] = {0};
+    if (threadIdx.x == 0) scales[row] = __fmul_rn(most, 1.0f / 448.0f);
+    each<8, NORM_PACKS, NORM_THREADS>(columns, [&](int k, int i) {
+        if (row < rows) kept.read(k, i, v), scale_by(factors, i, v);
+        write_codes(codes + at + i, v, factor);
+    });
 }
 
 // A thread has V values of a row, of eights several, whose loads are under way at once.
@@ -174,6 +205,24 @@ FOR_TYPES(FOR_PACKS)
         to_fp8<bf16, P, SLOPED>(codes, scales, x, dy, factors, kind, rows, columns);                                   \
     }
 FUSED(1) FUSED(2) FUSED(4) FUSED(8)
+
+// Of rows up to 3,072 values wide.
+extern "C" __global__ __launch_bounds__(NORM_THREADS) void norm_to_fp8_bf16(
+    unsigned char *codes, float *scales, bf16 *out, const bf16 *x, const bf16 *weight, const bf16 *bias, float eps, int rows,
+    int columns) {
+    norm_to_fp8(codes, scales, out, x, nullptr, rows, columns, [&](NormRow<bf16, 8, NORM_PACKS> &row, u64, auto take) {
+        norm(row, weight, bias, columns, eps, take);
+    });
+}
+
+extern "C" __global__ __launch_bounds__(NORM_THREADS) void norm_backward_to_fp8_bf16(
+    unsigned char *codes, float *scales, bf16 *dx, const bf16 *dy, const bf16 *x, const bf16 *weight, const float *factors,
+    float eps, int rows, int columns) {
+    norm_to_fp8(codes, scales, dx, dx, factors, rows, columns, [&](NormRow<bf16, 8, NORM_PACKS> &before, u64 at, auto take) {
+        NormRow<bf16, 8, NORM_PACKS> from(x + at, columns), gradient(dy + at, columns);
+        norm_backward(before, gradient, from, weight, columns, eps, take);
+    });
+}
 
 #define VALUES(T, t, V)                                                                                                  \
     extern "C" __global__ void from_fp8_##t##_##V(T *out, const unsigned char *codes, const float *scales,             \

@@ -23,105 +23,20 @@ __device__ void scatter(T *out, const T *x, const u32 *numbers, int rows, int co
         *reinterpret_cast<Pack<T, V> *>(to + i) = *reinterpret_cast<const Pack<T, V> *>(from + i);
 }
 
-// A thread's share of the row of its block of B threads: N packs of 8 16-bit values in registers, or with N = 0 none, so that
-// the row is read again, from cache.
-template <typename T, int V, int N, int B> struct Row {
-    const T *from;
-    uint4 held[N ? N : 1];
-
-    __device__ __forceinline__ Row(const T *from, int columns) : from(from) {
-#pragma unroll
-        for (int k = 0; k < N; k++)
-            if ((k * B + threadIdx.x) * V < columns) held[k] = reinterpret_cast<const uint4 *>(from)[k * B + threadIdx.x];
-    }
-
-    __device__ __forceinline__ void read(int k, int i, float (&to)[V]) {
-        if (N == 0) {
-            load<V>(from + i, to);
-            return;
-        }
-        // Unknown to the compiler, which would hold twice as much: the values as f32.
-        uint4 &pack = held[k];
-        asm volatile("" : "+r"(pack.x), "+r"(pack.y), "+r"(pack.z), "+r"(pack.w));
-        load<V>(reinterpret_cast<const T *>(&pack), to);
-    }
-};
-
-// Threads for a row in norms and in losses, and the packs by which these hold up to 3,072 and 32,768 values.
-#define NORM_THREADS 128
-#define NORM_PACKS 3
+// Threads for a row in losses, and the packs by which these hold up to 32,768 values.
 #define LOSS_THREADS 512
 #define LOSS_PACKS 8
 
-// Does something with each of a thread's packs: its number and its first column.
-template <int V, int N, int B, typename F> __device__ __forceinline__ void each(int columns, F body) {
-    if (N) {
-#pragma unroll
-        for (int k = 0; k < N; k++)
-            if ((k * B + threadIdx.x) * V < columns) body(k, (k * B + threadIdx.x) * V);
-    } else {
-        for (int i = threadIdx.x * V; i < columns; i += B * V) body(0, i);
-    }
-}
-
-// Mean and reciprocal deviation.
 template <typename T, int V, int N>
-__device__ __forceinline__ void moments(Row<T, V, N, NORM_THREADS> &x, int columns, float eps, float &mean, float &scale) {
-    float sum = 0, v[V];
-    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
-        x.read(k, i, v);
-#pragma unroll
-        for (int j = 0; j < V; j++) sum += v[j];
-    });
-    float centre = block_sum(sum) / columns;
-    sum = 0;
-    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
-        x.read(k, i, v);
-#pragma unroll
-        for (int j = 0; j < V; j++) sum += (v[j] - centre) * (v[j] - centre);
-    });
-    mean = centre;
-    scale = 1.0f / sqrtf(block_sum(sum) / columns + eps);
+__device__ __forceinline__ void norm_row(T *out, const T *from, const T *weight, const T *bias, int columns, float eps) {
+    NormRow<T, V, N> x(from, columns);
+    norm(x, weight, bias, columns, eps, [&](int, int i, const float (&v)[V]) { store<V>(out + i, v); });
 }
 
 template <typename T, int V, int N>
-__device__ __forceinline__ void norm(T *out, const T *from, const T *weight, const T *bias, int columns, float eps) {
-    Row<T, V, N, NORM_THREADS> x(from, columns);
-    float mean, scale;
-    moments(x, columns, eps, mean, scale);
-    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
-        float v[V], w[V], b[V];
-        x.read(k, i, v), load<V>(weight + i, w), load<V>(bias + i, b);
-#pragma unroll
-        for (int j = 0; j < V; j++) v[j] = (v[j] - mean) * scale * w[j] + b[j];
-        store<V>(out + i, v);
-    });
-}
-
-// dx += scale (g - mean(g) - x̂ mean(g x̂)) with g = dy * weight
-template <typename T, int V, int N>
-__device__ __forceinline__ void norm_backward(T *dx, const T *d_from, const T *from, const T *weight, int columns,
-                                              float eps) {
-    Row<T, V, N, NORM_THREADS> x(from, columns), dy(d_from, columns), before(dx, columns);
-    float mean, scale, sum_g = 0, sum_gx = 0;
-    moments(x, columns, eps, mean, scale);
-    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
-        float v[V], w[V], g[V];
-        x.read(k, i, v), dy.read(k, i, g), load<V>(weight + i, w);
-#pragma unroll
-        for (int j = 0; j < V; j++) {
-            sum_g += g[j] * w[j];
-            sum_gx += g[j] * w[j] * ((v[j] - mean) * scale);
-        }
-    });
-    float mean_g = block_sum(sum_g) / columns, mean_gx = block_sum(sum_gx) / columns;
-    each<V, N, NORM_THREADS>(columns, [&](int k, int i) {
-        float v[V], w[V], g[V], d[V];
-        x.read(k, i, v), dy.read(k, i, g), before.read(k, i, d), load<V>(weight + i, w);
-#pragma unroll
-        for (int j = 0; j < V; j++) d[j] += scale * (g[j] * w[j] - mean_g - (v[j] - mean) * scale * mean_gx);
-        store<V>(dx + i, d);
-    });
+__device__ __forceinline__ void norm_row_backward(T *dx, const T *dy, const T *from, const T *weight, int columns, float eps) {
+    NormRow<T, V, N> x(from, columns), gradient(dy, columns), before(dx, columns);
+    norm_backward(before, gradient, x, weight, columns, eps, [&](int, int i, const float (&v)[V]) { store<V>(dx + i, v); });
 }
 
 template <typename T, int V>
@@ -129,11 +44,11 @@ __device__ void layer_norm(T *out, const T *x, const T *weight, const T *bias, i
     u64 at = (u64)blockIdx.x * columns;
     if constexpr (V == 8 && sizeof(T) == 2) {
         if (columns <= NORM_THREADS * V * NORM_PACKS) {
-            norm<T, V, NORM_PACKS>(out + at, x + at, weight, bias, columns, eps);
+            norm_row<T, V, NORM_PACKS>(out + at, x + at, weight, bias, columns, eps);
             return;
         }
     }
-    norm<T, V, 0>(out + at, x + at, weight, bias, columns, eps);
+    norm_row<T, V, 0>(out + at, x + at, weight, bias, columns, eps);
 }
 
 template <typename T, int V>
@@ -141,11 +56,11 @@ __device__ void layer_norm_backward(T *dx, const T *dy, const T *x, const T *wei
     u64 at = (u64)blockIdx.x * columns;
     if constexpr (V == 8 && sizeof(T) == 2) {
         if (columns <= NORM_THREADS * V * NORM_PACKS) {
-            norm_backward<T, V, NORM_PACKS>(dx + at, dy + at, x + at, weight, columns, eps);
+            norm_row_backward<T, V, NORM_PACKS>(dx + at, dy + at, x + at, weight, columns, eps);
             return;
         }
     }
-    norm_backward<T, V, 0>(dx + at, dy + at, x + at, weight, columns, eps);
+    norm_row_backward<T, V, 0>(dx + at, dy + at, x + at, weight, columns, eps);
 }
 
 // The row's loss, and softmax minus one-hot, times a factor, over the logits.
