@@ -60,6 +60,14 @@ pub(crate) struct Norm<A> {
     pub(crate) eps: f32,
 }
 
+/// A share of a product that is still to be added: `scale × x wᵀ`, to as many rows from the `first` on as `x` has.
+pub(crate) struct Share<'a, A> {
+    pub(crate) first: usize,
+    pub(crate) x: A,
+    pub(crate) w: &'a A,
+    pub(crate) scale: f32,
+}
+
 /// What attention's backward needs of its forward.
 #[derive(Clone, Debug)]
 pub(crate) struct Attended<A> {
@@ -252,10 +260,11 @@ pub(crate) trait Ops: Send + Sync {
         kind: Activation,
     ) -> Result<()>;
 
-    /// Causal attention within each span, from the joint product (rows, heads × 3 × dim).
+    /// Causal attention within each span, from the joint product (rows, heads × 3 × dim) plus shares of it.
     fn attention(
         &self,
         qkv: Self::Array,
+        shares: &[Share<'_, Self::Array>],
         heads: &Heads<Self::Array>,
         layout: &Self::Layout,
     ) -> Result<Attended<Self::Array>>;

@@ -12,7 +12,7 @@ use crate::config::Activation;
 use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::ops::{Attended, Depth, Heads, Norm, Ops, Slot, Span};
+use crate::ops::{Attended, Depth, Heads, Norm, Ops, Share, Slot, Span};
 use crate::optim::Coefficients;
 use crate::weight::Rounding;
 
@@ -295,10 +295,11 @@ impl Ops for Cuda {
     fn attention(
         &self,
         qkv: Array,
+        shares: &[Share<'_, Array>],
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<Attended<Array>> {
-        self.attend(qkv, heads, layout)
+        self.attend(qkv, shares, heads, layout)
     }
 
     fn attention_cached(

@@ -5,7 +5,7 @@
 use crate::base::Base;
 use crate::error::Result;
 use crate::lora::Target;
-use crate::network::linear::{Linear, Need, Saved, Way};
+use crate::network::linear::{Linear, Need, Saved, Way, add_shares};
 use crate::network::{Network, Pass};
 use crate::ops::{Attended, Depth, Norm, Ops};
 
@@ -79,16 +79,17 @@ impl<O: Ops> Block<O> {
     ) -> Result<Output<O::Array>> {
         let (ops, config) = (&network.ops, &network.config);
         let normed = (&x, &self.attention_norm);
-        let (qkv, kept_qkv) = self
+        let (qkv, (shares, kept_qkv)) = self
             .query_key_value
-            .forward_normed(ops, layer, normed, pass)?;
+            .forward_apart(ops, layer, normed, pass)?;
         let decoding = !pass.caches.is_empty();
         let (heads, layout) = (&network.heads, pass.layout);
         let (out, attended) = if decoding {
+            add_shares(ops, &qkv, &shares)?;
             let out = ops.attention_cached(&qkv, heads, layout, layer, &mut pass.caches)?;
             (out, None)
         } else {
-            let attended = ops.attention(qkv, heads, layout)?;
+            let attended = ops.attention(qkv, &shares, heads, layout)?;
             (attended.out.clone(), Some(attended))
         };
         let (sum, kept_dense) = self.dense.forward(ops, layer, &out, Some(&x), pass)?;

@@ -6,7 +6,7 @@ use crate::config::{Activation, Config};
 use crate::error::Result;
 use crate::lora::{Module, Target};
 use crate::network::Pass;
-use crate::ops::{Norm, Ops, Slot};
+use crate::ops::{Norm, Ops, Share, Slot};
 
 /// Frozen weights: (outputs, inputs) and (1, outputs).
 pub(super) struct Linear<O: Ops> {
@@ -39,6 +39,12 @@ pub(super) struct Saved<A> {
 
 /// A product, (rows, outputs), and in training what its backward needs.
 type Product<A> = (A, Option<Saved<A>>);
+
+/// A matrix, and the norm that is taken of it.
+type Normed<'a, A> = (&'a A, &'a Norm<A>);
+
+/// The adapters' shares of a product, and in training what its backward needs.
+type Shares<'a, A> = (Vec<Share<'a, A>>, Option<Saved<A>>);
 
 /// What a backward is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +113,18 @@ impl<A> Factors<A> {
     }
 }
 
+/// Adds shares to a product.
+pub(super) fn add_shares<O: Ops>(
+    ops: &O,
+    y: &O::Array,
+    shares: &[Share<'_, O::Array>],
+) -> Result<()> {
+    for share in shares {
+        ops.add_linear(y, share.first, &share.x, share.w, share.scale)?;
+    }
+    Ok(())
+}
+
 /// Where a module's factors lie.
 fn slots(module: &Module) -> [Slot; 2] {
     let slot = |range: &Range<usize>, rows, columns| Slot {
@@ -132,7 +150,8 @@ impl<O: Ops> Linear<O> {
         pass: &Pass<'_, O>,
     ) -> Result<Product<O::Array>> {
         let y = ops.frozen_linear(x, &self.weight, self.bias.as_ref(), plus)?;
-        let saved = self.adapt(ops, layer, x, &y, pass)?;
+        let (shares, saved) = self.shares(ops, layer, x, pass)?;
+        add_shares(ops, &y, &shares)?;
         Ok((y, saved))
     }
 
@@ -141,24 +160,35 @@ impl<O: Ops> Linear<O> {
         &self,
         ops: &O,
         layer: usize,
-        (x, norm): (&O::Array, &Norm<O::Array>),
+        x: Normed<'_, O::Array>,
         pass: &Pass<'_, O>,
     ) -> Result<Product<O::Array>> {
-        let (normed, y) = ops.normed_linear(x, norm, (&self.weight, self.bias.as_ref()))?;
-        let saved = self.adapt(ops, layer, &normed, &y, pass)?;
+        let (y, (shares, saved)) = self.forward_apart(ops, layer, x, pass)?;
+        add_shares(ops, &y, &shares)?;
         Ok((y, saved))
     }
 
-    /// Adds to the product of `x` what the adapters do.
-    fn adapt(
+    /// The same, but for the adapters' shares, which are still to be added.
+    pub(super) fn forward_apart<'a>(
+        &self,
+        ops: &O,
+        layer: usize,
+        (x, norm): Normed<'_, O::Array>,
+        pass: &'a Pass<'_, O>,
+    ) -> Result<(O::Array, Shares<'a, O::Array>)> {
+        let (normed, y) = ops.normed_linear(x, norm, (&self.weight, self.bias.as_ref()))?;
+        Ok((y, self.shares(ops, layer, &normed, pass)?))
+    }
+
+    /// What the adapters are to add to the product of `x`.
+    fn shares<'a>(
         &self,
         ops: &O,
         layer: usize,
         x: &O::Array,
-        y: &O::Array,
-        pass: &Pass<'_, O>,
-    ) -> Result<Option<Saved<O::Array>>> {
-        let mut saved = None;
+        pass: &'a Pass<'_, O>,
+    ) -> Result<Shares<'a, O::Array>> {
+        let (mut shares, mut saved) = (Vec::new(), None);
         for group in &pass.groups {
             let Some(factor) = group.factors.get(layer, self.target) else {
                 continue;
@@ -171,10 +201,15 @@ impl<O: Ops> Linear<O> {
             let mask = pass.dropout.map(|dropout| dropout.mask(layer, self.target));
             let mask = mask.as_ref().map(|mask| (mask, pass.layout));
             let (input, shrunk) = ops.shrink(&input, &factor.a, mask)?;
-            ops.add_linear(y, group.rows.start, &shrunk, &factor.b, factor.scale)?;
+            shares.push(Share {
+                first: group.rows.start,
+                x: shrunk.clone(),
+                w: &factor.b,
+                scale: factor.scale,
+            });
             saved = Some(Saved { input, shrunk });
         }
-        Ok(saved)
+        Ok((shares, saved))
     }
 
     /// [`Linear::forward`] of the activation of `x`, and what the activation's derivative is made from. Only where an adapter
@@ -240,7 +275,7 @@ impl<O: Ops> Linear<O> {
         &self,
         way: &mut Way<'_, '_, O>,
         (dy, d_norm): (&O::Array, &O::Array),
-        (x, norm): (&O::Array, &Norm<O::Array>),
+        (x, norm): Normed<'_, O::Array>,
         saved: Option<&Saved<O::Array>>,
         need: Need,
     ) -> Result<Option<O::Array>> {
