@@ -68,6 +68,9 @@ template <int V, typename T> __device__ __forceinline__ void store(T *to, const 
     *reinterpret_cast<Pack<T, V> *>(to) = pack;
 }
 
+// A block's number from the end: what was written last is still in cache, and what is written last is for the first that reads it.
+__device__ __forceinline__ u32 block_from_end() { return gridDim.x - 1 - blockIdx.x; }
+
 // Sums in a fixed tree; every lane gets it.
 template <typename F> __device__ __forceinline__ F warp_sum(F x) {
 #pragma unroll

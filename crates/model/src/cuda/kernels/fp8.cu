@@ -59,7 +59,7 @@ enum Way { PLAIN, ACTIVATED, SLOPED };
 template <typename T, int P, Way WAY>
 __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T *dy, const float *factors, int kind,
                        int rows, int columns) {
-    int row = blockIdx.x;
+    int row = block_from_end();
     u64 at = (u64)row * columns;
     Eight<T> kept[P];
     float v[8], most = 0;

@@ -58,7 +58,7 @@ template <typename T>
 __device__ void nf4_by_blocks(T *out, const unsigned char *packed, const Scales &scales, int rounding, u64 count) {
     __shared__ __align__(256) T products[WARPS][UNITS][64];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, at[UNITS], blocks[UNITS];
-    u64 first = ((u64)blockIdx.x * WARPS + warp) * UNITS * 256;
+    u64 first = ((u64)block_from_end() * WARPS + warp) * UNITS * 256;
     if (first >= count) return;
     bool whole = count - first >= UNITS * 256;
     int left = count - first;
@@ -121,7 +121,7 @@ __device__ void nf4_by_pairs(T *out, const unsigned char *packed, const Scales &
 // A thread has V values of a row; more of them at once were slower.
 template <typename T, int V>
 __device__ void int8(T *out, const signed char *codes, const float *absmax, int columns, u64 count) {
-    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    u64 i = ((u64)block_from_end() * blockDim.x + threadIdx.x) * V;
     if (i >= count) return;
     // Divisions of 32 bits where they do.
     float unit = __fmul_rn(absmax[count >> 32 ? i / columns : (u32)i / (u32)columns], 1.0f / 127.0f), v[V];

@@ -1,7 +1,7 @@
 // Kernels whose unit is a value: sums, activations, dropout, changes of type.
 
 #define VALUE()                                                                                                        \
-    u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;                                                          \
+    u64 i = ((u64)block_from_end() * blockDim.x + threadIdx.x) * V;                                                    \
     if (i >= count) return;
 
 template <typename T, int V> __device__ void add(T *y, const T *x, u64 count) {
