@@ -13,7 +13,7 @@ use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::lora::{Lora, Module};
 use crate::ops::{Heads, Norm, Ops};
-use block::{Block, LayerTape};
+use block::{Block, Gradient, LayerTape};
 pub(crate) use linear::Factors;
 use linear::Way;
 
@@ -146,7 +146,7 @@ impl<O: Ops> Network<O> {
         let Some(first) = pass.first_adapted() else {
             return Ok(());
         };
-        let mut dx = d_hidden;
+        let mut dx = Gradient::from(d_hidden);
         for (layer, block) in self.blocks.iter().enumerate().skip(first).rev() {
             // Popped, so that a layer's tape is freed as soon as it has been used.
             let Some(kept) = tape.layers.pop().flatten() else {

@@ -36,6 +36,19 @@ pub(super) struct LayerTape<A> {
     down: Option<Saved<A>>,
 }
 
+/// The gradient of a layer's output, and perhaps one more that is still to be added to it, in place: of a norm's output, with the
+/// norm's input. Whoever uses the sum next adds it, perhaps at once with what it does.
+pub(super) struct Gradient<'a, A> {
+    sum: A,
+    late: Option<(A, A, &'a Norm<A>)>,
+}
+
+impl<A> From<A> for Gradient<'_, A> {
+    fn from(sum: A) -> Self {
+        Self { sum, late: None }
+    }
+}
+
 /// A layer's output, (rows, hidden), and in training what backward needs.
 type Output<A> = (A, Option<LayerTape<A>>);
 
@@ -125,14 +138,14 @@ impl<O: Ops> Block<O> {
 
     /// The gradient of the layer's input from that of its output `dy`, which is changed in place; none if `below` asks
     /// for factors only.
-    pub(super) fn backward(
-        &self,
+    pub(super) fn backward<'a>(
+        &'a self,
         network: &Network<O>,
         way: &mut Way<'_, '_, O>,
         tape: LayerTape<O::Array>,
-        dy: O::Array,
+        dy: Gradient<'a, O::Array>,
         below: Need,
-    ) -> Result<Option<O::Array>> {
+    ) -> Result<Option<Gradient<'a, O::Array>>> {
         let (ops, parallel) = (&network.ops, network.config.use_parallel_residual);
         // What lies below each product decides how far its gradient has to go.
         let through_layer = below == Need::Input;
@@ -141,9 +154,18 @@ impl<O: Ops> Block<O> {
         let through_mlp = through_layer || (!parallel && attention_has_factors);
         let into_mlp = through_mlp || tape.up.is_some();
 
-        let need = Need::input_if(into_mlp);
+        let (need, saved) = (Need::input_if(into_mlp), tape.down.as_ref());
+        let Gradient { sum: dx, late } = dy;
+        let d_inner = match late {
+            Some((d_norm, x, norm)) => {
+                let both = (&dx, &d_norm);
+                self.down
+                    .backward_with_norm(way, both, (&x, norm), saved, need)?
+            }
+            None => self.down.backward(way, &dx, saved, need)?,
+        };
         let mut d_mlp = None;
-        if let Some(d_inner) = self.down.backward(way, &dy, tape.down.as_ref(), need)? {
+        if let Some(d_inner) = d_inner {
             let (kept, need) = (&tape.kept, Need::input_if(through_mlp));
             let kept = (kept, network.config.hidden_act);
             let saved = tape.up.as_ref();
@@ -154,7 +176,6 @@ impl<O: Ops> Block<O> {
         }
         let (need, saved) = (Need::input_if(into_attention), tape.dense.as_ref());
         // In parallel attention sees the gradient of the output alone; in sequence, the MLP's share as well.
-        let dx = dy;
         let mid = (&tape.mid, &self.mlp_norm);
         let d_out = match d_mlp {
             Some(d_mlp) if !parallel => {
@@ -178,7 +199,9 @@ impl<O: Ops> Block<O> {
         let Some(d_normed) = self.query_key_value.backward(way, &d_qkv, saved, below)? else {
             return Ok(None);
         };
-        ops.layer_norm_backward(&dx, &d_normed, &tape.x, &self.attention_norm)?;
-        Ok(Some(dx))
+        Ok(Some(Gradient {
+            sum: dx,
+            late: Some((d_normed, tape.x, &self.attention_norm)),
+        }))
     }
 }
