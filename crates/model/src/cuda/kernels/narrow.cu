@@ -199,7 +199,7 @@ template <typename H, int R>
 __device__ void expand_turned(H *y, const H *__restrict__ s, const H *__restrict__ w, const float *__restrict__ cos,
                               const float *__restrict__ sin, const u32 *positions, int rows, int heads, int dim, float scale) {
     // The padding spreads rows over the banks.
-    __shared__ __align__(16) float angles[2][64][64 + 4];
+    __shared__ __align__(32) float angles[2][64][64 + 8];
     int first = blockIdx.y * 64, half = dim / 2, parts = dim / 32, columns = 3 * heads * dim, t = threadIdx.x % 4;
     for (int i = threadIdx.x; i < 64 * half / 4; i += blockDim.x) {
         int row = i / (half / 4), at = i % (half / 4) * 4;
