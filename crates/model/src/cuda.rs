@@ -16,11 +16,11 @@ mod measure;
 mod narrow;
 mod opened;
 mod operations;
+mod pinned;
 mod products;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
@@ -28,8 +28,9 @@ use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
-use loading::{Loading, Pinned};
+use loading::Loading;
 pub(crate) use opened::Opened;
+use pinned::Pinned;
 use products::{Product, Products};
 
 /// A card's operations.
@@ -43,7 +44,6 @@ pub(crate) struct Cuda {
     measured: Mutex<Option<Vec<measure::Measured>>>,
     /// None once the base is there.
     loading: Mutex<Option<Loading>>,
-    load_times: OnceLock<[Duration; 2]>,
     /// None if nobody wants the products once more.
     kept: Mutex<Option<Vec<measure::Kept>>>,
 }
@@ -81,7 +81,6 @@ impl Cuda {
             element,
             measured: Mutex::new(None),
             loading: Mutex::new(None),
-            load_times: OnceLock::new(),
             kept: Mutex::new(None),
         };
         // Memory that the driver has once given stays with the process.

@@ -226,7 +226,12 @@ impl File {
 unsafe fn image(program: sys::nvrtcProgram, arch: &str) -> std::result::Result<Ptx, NvrtcError> {
     // SAFETY: the buffer has the size that the library asks for.
     unsafe {
-        nvrtc::compile_program(program, &[format!("--gpu-architecture={arch}")])?;
+        let options = [
+            format!("--gpu-architecture={arch}"),
+            // Closures too: this compiler, unlike nvcc, takes those for the host's.
+            "--device-as-default-execution-space".to_owned(),
+        ];
+        nvrtc::compile_program(program, &options)?;
         let mut bytes = 0;
         sys::nvrtcGetCUBINSize(program, &raw mut bytes).result()?;
         let mut image = vec![0_u8; bytes];
