@@ -117,6 +117,13 @@ pub enum Outcome {
         /// A data set's digest or a generation.
         result: String,
     },
+    /// The result is committed in the store, and a gate does not let it be used: an outcome like another, with nothing to repeat.
+    Refused {
+        /// As for [`Outcome::Succeeded`].
+        result: String,
+        /// Why, in a sentence.
+        reason: String,
+    },
     /// It did not work. A retryable class is tried again, five times in all; any other is final.
     Failed(Error),
     /// We must stop; somebody else goes on. This is no failed attempt.

@@ -76,6 +76,10 @@ impl Handler for Worker {
         let running = self.metrics.running();
         let outcome = match self.work(&claim).await {
             Ok(Ended::Published(generation)) => Outcome::Succeeded { result: generation },
+            Ok(Ended::Refused(generation, reason)) => Outcome::Refused {
+                result: generation,
+                reason,
+            },
             Ok(Ended::Stopped) => Outcome::HandBack,
             Ok(Ended::Cancelled) => Outcome::Cancelled,
             Ok(Ended::Lost) => Outcome::LeaseLost,
@@ -102,6 +106,8 @@ impl Handler for Worker {
 
 enum Ended {
     Published(String),
+    /// Published all the same, but not promoted, for this reason.
+    Refused(String, String),
     Stopped,
     Cancelled,
     Lost,
@@ -160,8 +166,7 @@ impl Worker {
                 evaluated => evaluated?,
             };
             if !evaluated.passed {
-                let reason = evaluated.reason;
-                return Err(Error::Refused { generation, reason });
+                return Ok(Ended::Refused(generation, evaluated.reason));
             }
         }
         if job.recipe.promote == Promote::Auto {

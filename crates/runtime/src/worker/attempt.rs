@@ -119,6 +119,16 @@ impl<H: Handler> Slot<H> {
                 self.finish(delivery, lease, job, JobState::Succeeded)
                     .await?;
             }
+            Outcome::Refused { result, reason } => {
+                let job = Job {
+                    result,
+                    refusal: reason,
+                    error: None,
+                    ..job
+                };
+                self.finish(delivery, lease, job, JobState::Succeeded)
+                    .await?;
+            }
             Outcome::Cancelled => {
                 self.finish(delivery, lease, job, JobState::Cancelled)
                     .await?
@@ -245,6 +255,7 @@ impl<H: Handler> Slot<H> {
 fn outcome_name(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Succeeded { .. } => "succeeded",
+        Outcome::Refused { .. } => "refused",
         Outcome::Failed(_) => "failed",
         Outcome::HandBack => "handed back",
         Outcome::Cancelled => "cancelled",
