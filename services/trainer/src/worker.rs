@@ -22,7 +22,7 @@ use crate::{
     config::TrainingConfig,
     data::Order,
     error::{Error, Result},
-    evaluation,
+    evaluation::Candidate,
     gauge::Gauge,
     metrics::Metrics,
     publish,
@@ -158,9 +158,15 @@ impl Worker {
         let generation = published.instrument(span).await?;
         if let Some(gate) = job.request.gate()? {
             let span = info_span!("evaluate", job = %job.id, generation);
-            let lora = &state.lora;
-            let evaluating = evaluation::evaluate(self, claim, job, &gate, lora, &generation);
-            let evaluated = match evaluating.instrument(span).await {
+            let candidate = Candidate {
+                worker: self,
+                claim,
+                job,
+                gate: &gate,
+                lora: &state.lora,
+                generation: &generation,
+            };
+            let evaluated = match candidate.evaluate().instrument(span).await {
                 Err(_) if claim.stopper.is_stopped() => return Ok(Ended::Stopped),
                 Err(_) if lease.is_cancelled() => return Ok(Ended::Cancelled),
                 evaluated => evaluated?,
