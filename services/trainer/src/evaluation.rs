@@ -123,10 +123,19 @@ impl Candidate<'_> {
         Ok(AdapterEvaluated {
             passed,
             reason,
-            held_out: measured,
+            held_out: measured.into_iter().map(told).collect(),
             answers,
             ..evaluated
         })
+    }
+}
+
+/// Leaves out what has no form in JSON: what is not finite would be written as what nobody reads.
+fn told(measured: HeldOut) -> HeldOut {
+    HeldOut {
+        loss: measured.loss.filter(|loss| loss.is_finite()),
+        serving_loss: measured.serving_loss.filter(|loss| loss.is_finite()),
+        ..measured
     }
 }
 
@@ -257,7 +266,7 @@ impl Work {
             losses.push(HeldOut {
                 dataset,
                 rows: count,
-                loss: figures.new,
+                loss: Some(figures.new),
                 serving_loss: figures.serving,
             });
         }
@@ -275,5 +284,49 @@ impl Work {
             serving_right: figures.serving,
         };
         Ok((losses, Some(answers)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use togi_runtime::config::StoreConfig;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_decision_over_a_loss_that_is_no_number_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig::folder(folder.path()).unwrap();
+        let store = Store::open(&config).await.unwrap();
+        let job = JobId::parse("job").unwrap();
+        let measured = HeldOut {
+            loss: Some(f64::NAN),
+            serving_loss: Some(1.5),
+            ..Default::default()
+        };
+        let decided = AdapterEvaluated {
+            held_out: vec![told(measured)],
+            ..Default::default()
+        };
+        keep(&store, &job, &decided).await.unwrap();
+        let found = find(&store, &job).await.unwrap().unwrap();
+        assert_eq!(found, decided);
+        assert_eq!(
+            (found.held_out[0].loss, found.held_out[0].serving_loss),
+            (None, Some(1.5))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_decision_of_before_whose_loss_was_no_number_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig::folder(folder.path()).unwrap();
+        let store = Store::open(&config).await.unwrap();
+        let job = JobId::parse("job").unwrap();
+        let written = br#"{"generation":"g","heldOut":[{"loss":null}]}"#;
+        let key = layout::job_evaluation(&job);
+        store.put_new(&key, written.to_vec()).await.unwrap();
+        let found = find(&store, &job).await.unwrap().unwrap();
+        assert_eq!(found.held_out, [HeldOut::default()]);
     }
 }
