@@ -130,8 +130,13 @@ impl<H: Handler> Slot<H> {
                     .await?;
             }
             Outcome::Cancelled => {
+                // Asked for since the claim: by this, it differs for ever from a job that was withdrawn.
+                let job = Job {
+                    cancel_requested: true,
+                    ..job
+                };
                 self.finish(delivery, lease, job, JobState::Cancelled)
-                    .await?
+                    .await?;
             }
             Outcome::Withdrawn(error) => {
                 let job = Job {
