@@ -141,6 +141,11 @@ fn a_poisoned_revision_is_refused_and_the_one_before_it_served() {
     let id = refused["job"]["id"].as_str().unwrap();
     let waiting = system.try_togi(&["jobs", "watch", id]);
     assert_eq!(waiting.status.code(), Some(5), "refused by the gate");
+    let says = String::from_utf8(waiting.stderr).unwrap();
+    assert!(
+        says.contains(&format!("refused generation {bad}")),
+        "{says}"
+    );
     wait_until("the fourth is served", || {
         serves(&system, good).then_some(())
     });
@@ -177,8 +182,10 @@ fn what_became_of_each(all: &BTreeMap<String, Value>, digests: &[String], poison
         panic!("{digests:?}")
     };
     assert_eq!(state(all, first), "JOB_STATE_SUCCEEDED");
-    assert_eq!(state(all, poisoned), "JOB_STATE_FAILED");
-    assert_eq!(all[poisoned]["job"]["error"]["code"], "FAILED_PRECONDITION");
+    let refused = &all[poisoned];
+    assert_eq!(state(all, poisoned), "JOB_STATE_SUCCEEDED");
+    assert_eq!(refused["job"]["refusal"], refused["evaluation"]["reason"]);
+    assert_eq!(all[fourth]["job"]["refusal"], Value::Null);
     assert_eq!(state(all, fourth), "JOB_STATE_SUCCEEDED");
     // What was queued before the newer ones came was withdrawn unbegun; the others were never asked for.
     for digest in [second, third, fourth_before] {

@@ -9,136 +9,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{
-    Subject,
-    jetstream::{self, AckKind, consumer::pull},
-};
-use async_trait::async_trait;
-use bytes::Bytes;
+use async_nats::jetstream::{self, consumer::pull};
 use futures::StreamExt as _;
 use serde_json::Value;
-use togi_proto::job::v1::{Job, JobKind};
 use tracing::Instrument as _;
 
 use crate::{
-    Class, Context, Error, JobId, Jobs, Result, Stopper,
+    Class, Context, Error, JobId, Jobs, Result,
     events::{self, kind_name},
-    lease::Lease,
     streams, telemetry,
 };
 
 mod attempt;
 mod claim;
+mod delivery;
+mod handler;
+use delivery::{Bare, Delivery, nak};
+pub use handler::{Admission, Claim, Handler, Outcome};
 
 /// How long one pull waits at the server. Short, because a pull that is given up may still be answered with a message that nobody
 /// sees until its lease runs out; so a stopping worker waits for its last pull instead.
 const PULL: Duration = Duration::from_secs(1);
-
-/// Does the work of one kind of job.
-#[async_trait]
-pub trait Handler: Send + Sync + 'static {
-    /// The kind.
-    const KIND: JobKind;
-
-    /// Does a job. It may run twice, here or elsewhere: the same work must give the same objects. It watches `claim.lease` (lost,
-    /// cancelled) and `claim.stopper` itself, and calls `claim.lease.check()` before it commits anything.
-    async fn handle(&self, claim: Claim) -> Outcome;
-
-    /// Checks a request that came as a bare NATS message (proto3 JSON, no `ce-*` headers) and returns it as the service would have
-    /// submitted it. An error that is not retryable sends the message to the dead letters with its reason. The default takes any
-    /// JSON object.
-    ///
-    /// # Errors
-    /// What the service would answer to the same request over gRPC.
-    async fn admit(&self, request: Bytes) -> Result<Admission> {
-        Admission::from_json(&request)
-    }
-}
-
-/// A request that was let in.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Admission {
-    /// The caller's key; empty if there is none.
-    pub idempotency_key: String,
-    /// The request as proto3 JSON.
-    pub request: Value,
-}
-
-impl Admission {
-    /// Returns the admission of any JSON object, with its `idempotencyKey`.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if it is no JSON object.
-    pub fn from_json(request: &[u8]) -> Result<Self> {
-        let request: Value = serde_json::from_slice(request)?;
-        let Value::Object(fields) = &request else {
-            return Err(Error::new(
-                Class::InvalidArgument,
-                "a job's request must be a JSON object",
-            ));
-        };
-        let key = fields
-            .get("idempotencyKey")
-            .or_else(|| fields.get("idempotency_key"));
-        let key = key.and_then(Value::as_str).unwrap_or_default().to_owned();
-        Ok(Self {
-            idempotency_key: key,
-            request,
-        })
-    }
-}
-
-/// A job that is ours for now.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    /// Its record after the claim.
-    pub job: Job,
-    /// What was asked: proto3 JSON.
-    pub request: Bytes,
-    /// How long it is ours, and the fencing token.
-    pub lease: Lease,
-    /// Stops when the process should end: hand the job back then.
-    pub stopper: Stopper,
-}
-
-impl Claim {
-    /// Returns the job's id.
-    #[must_use]
-    pub fn id(&self) -> &JobId {
-        self.lease.job()
-    }
-}
-
-/// How an attempt ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The result is committed in the store.
-    Succeeded {
-        /// A data set's digest or a generation.
-        result: String,
-    },
-    /// It did not work. A retryable class is tried again, five times in all; any other is final.
-    Failed(Error),
-    /// We must stop; somebody else goes on. This is no failed attempt.
-    HandBack,
-    /// Somebody asked for the end, and it is done.
-    Cancelled,
-    /// Nobody needs it any more, for this reason; nobody asked for its end.
-    Withdrawn(Error),
-    /// The job is not ours any more.
-    LeaseLost,
-}
-
-impl From<Error> for Outcome {
-    /// An error that only says why the work stopped is that outcome, for a handler that uses `?` throughout.
-    fn from(error: Error) -> Self {
-        match error.class() {
-            Class::Cancelled => Outcome::Cancelled,
-            Class::Aborted => Outcome::LeaseLost,
-            _ => Outcome::Failed(error),
-        }
-    }
-}
 
 /// How much a process works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,17 +74,6 @@ struct Slot<H> {
     handler: Arc<H>,
     /// Jobs until the process stops, of all slots; none if it goes on.
     left: Option<Arc<AtomicU64>>,
-}
-
-/// A message and how to answer it.
-struct Delivery {
-    message: jetstream::Message,
-    reply: Subject,
-    /// Its place in the stream.
-    place: u64,
-    delivered: i64,
-    /// Not later than the server's own start of the lease.
-    since: Instant,
 }
 
 impl<H: Handler> Slot<H> {
@@ -394,52 +274,4 @@ impl<H: Handler> Slot<H> {
         self.jobs.bus().answer(&delivery.reply, "+ACK").await?;
         Ok(None)
     }
-}
-
-/// What a bare message asks for, as its names are meant now.
-struct Bare {
-    request: Value,
-    /// Whether the message itself is the job's key.
-    is_key: bool,
-}
-
-impl Delivery {
-    fn new(message: jetstream::Message, since: Instant) -> Option<Self> {
-        let info = message.info().ok()?;
-        let (place, delivered) = (info.stream_sequence, info.delivered);
-        let reply = message.reply.clone()?;
-        Some(Self {
-            reply,
-            place,
-            delivered,
-            since,
-            message,
-        })
-    }
-
-    fn header(&self, name: &str) -> Option<String> {
-        let headers = self.message.headers.as_ref()?;
-        events::header(headers, name).map(|value| value.to_string())
-    }
-
-    /// Whether it came from a plain NATS client: it is a request, and names no job.
-    fn is_bare(&self) -> bool {
-        self.header("ce-type").is_none()
-    }
-
-    /// The span in which a bare message becomes a job: of the sender's trace, or the beginning of one. A job has its own already.
-    fn admission(&self) -> tracing::Span {
-        if !self.is_bare() {
-            return tracing::Span::none();
-        }
-        let span = tracing::info_span!("admit", otel.kind = "consumer", place = self.place);
-        let trace = self.header(telemetry::TRACEPARENT).unwrap_or_default();
-        telemetry::span_with_parent(span, &trace)
-    }
-}
-
-/// "Not now, but after this time."
-fn nak(delay: Duration) -> String {
-    let payload: Bytes = AckKind::Nak(Some(delay)).into();
-    String::from_utf8_lossy(&payload).into_owned()
 }

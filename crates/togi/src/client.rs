@@ -23,6 +23,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection over which nothing comes is tested this often: a stream may be silent for long.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// The gRPC code's name of what the state of things does not allow.
+const REFUSED: &str = "FAILED_PRECONDITION";
 /// Entries in a page of a list.
 pub const PAGE_SIZE: i32 = 200;
 
@@ -146,9 +148,18 @@ pub fn is_final(job: &Job) -> bool {
     )
 }
 
-/// Returns the job if it succeeded, and why it did not otherwise.
+/// Returns the job if it succeeded and no gate refused what it made, and why it did not otherwise.
 pub fn succeeded(job: Job) -> Result<Job> {
     match job.state() {
+        JobState::Succeeded if !job.refusal.is_empty() => Err(Error::Job {
+            job: job.id,
+            state: "ended without a promotion",
+            code: REFUSED.to_owned(),
+            reason: Some(format!(
+                "the gate refused generation {}: {}",
+                job.result, job.refusal
+            )),
+        }),
         JobState::Failed => {
             let error = job.error.unwrap_or_default();
             let field = if error.field.is_empty() {

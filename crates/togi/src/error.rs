@@ -45,9 +45,9 @@ pub enum Error {
     Job {
         /// The job's id.
         job: String,
-        /// "failed" or "was cancelled".
+        /// How it ended, for example "failed".
         state: &'static str,
-        /// The gRPC code's name of the failure, empty for a cancelled job.
+        /// The gRPC code's name of the failure or refusal, empty for a cancelled job.
         code: String,
         /// Why.
         reason: Option<String>,

@@ -117,7 +117,7 @@ impl Pipeline {
     /// Prepares, trains, has the gate evaluate, and sees what is published; the report says how far it came.
     ///
     /// # Errors
-    /// What a stage failed with; a refusal by the gate is that of its job.
+    /// What a stage failed with, or the gate's refusal.
     pub async fn run(&self, session: &Session, report: &mut Report) -> Result<()> {
         let dataset = report
             .stage(Stage::Prepare, self.prepare.make(session))
@@ -197,12 +197,12 @@ impl Pipeline {
     }
 }
 
-/// Whether a job's failure is its gate's word.
-pub(crate) fn is_refused(job: &Job, evaluation: Option<&AdapterEvaluated>) -> bool {
-    job.state() == JobState::Failed && evaluation.is_some_and(|evaluation| !evaluation.passed)
+/// Whether a job's end is its gate's word.
+pub(crate) fn is_refused(job: &Job) -> bool {
+    job.state() == JobState::Succeeded && !job.refusal.is_empty()
 }
 
-/// Returns the job if it succeeded, and why it did not otherwise.
+/// Returns nothing if the job succeeded and its gate passed, and why not otherwise.
 pub(crate) fn ended(job: &Job) -> Result<()> {
     succeeded(job.clone()).map(drop)
 }

@@ -130,6 +130,7 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
         Ok(context) => context,
         Err(error) => {
             end_nats(nats).await;
+            UpState::remove(folder.path());
             return Err(error);
         }
     };

@@ -87,14 +87,6 @@ pub enum Error {
         /// Class of the cause.
         class: Class,
     },
-    /// The adapter did not pass its gate.
-    #[error("the gate refused generation {generation}: {reason}")]
-    Refused {
-        /// The adapter.
-        generation: String,
-        /// Why.
-        reason: String,
-    },
     /// A policy's job that has not begun has become superfluous.
     #[error("revision {revision} of the data set is trained instead")]
     Overtaken {
@@ -151,10 +143,9 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Invalid { .. } => Class::InvalidArgument,
-            Error::Unfit { .. }
-            | Error::OtherRun { .. }
-            | Error::NotFinite { .. }
-            | Error::Refused { .. } => Class::FailedPrecondition,
+            Error::Unfit { .. } | Error::OtherRun { .. } | Error::NotFinite { .. } => {
+                Class::FailedPrecondition
+            }
             Error::Overtaken { .. } => Class::Aborted,
             Error::Memory { .. } => Class::ResourceExhausted,
             Error::Damaged { .. } => Class::DataLoss,

@@ -28,38 +28,115 @@ use crate::{
     worker::{Job, Worker},
 };
 
-/// Returns what a job's gate decides over its adapter; the event is said each time.
-///
-/// # Errors
-/// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none for an adapter that does not pass.
-pub(crate) async fn evaluate(
-    worker: &Worker,
-    claim: &Claim,
-    job: &Job,
-    gate: &Gate,
-    lora: &Lora,
-    generation: &str,
-) -> Result<AdapterEvaluated> {
-    let (store, lease) = (&worker.store, &claim.lease);
-    let known = patiently!(lease, find(store, &job.id))?;
-    let evaluated = match known.filter(|known| known.generation == generation) {
-        Some(known) => known,
-        None => {
-            let measured = measure(worker, claim, job, gate, lora, generation);
-            let measured = measured.await?;
-            patiently!(lease, keep(store, &job.id, &measured))?
+/// A published adapter before its gate.
+pub(crate) struct Candidate<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) claim: &'a Claim,
+    pub(crate) job: &'a Job,
+    pub(crate) gate: &'a Gate,
+    pub(crate) lora: &'a Lora,
+    pub(crate) generation: &'a str,
+}
+
+impl Candidate<'_> {
+    /// Returns what the gate decides; the event is said each time.
+    ///
+    /// # Errors
+    /// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none for an adapter that does not pass.
+    pub(crate) async fn evaluate(&self) -> Result<AdapterEvaluated> {
+        let (store, lease) = (&self.worker.store, &self.claim.lease);
+        let (job, generation) = (&self.job.id, self.generation);
+        let known = patiently!(lease, find(store, job))?;
+        let evaluated = match known.filter(|known| known.generation == generation) {
+            Some(known) => known,
+            None => {
+                let measured = self.measure().await?;
+                patiently!(lease, keep(store, job, &measured))?
+            }
+        };
+        let AdapterEvaluated {
+            passed,
+            reason,
+            serving,
+            ..
+        } = &evaluated;
+        self.worker.metrics.evaluated(*passed);
+        info!(%job, generation, serving, passed, reason, "adapter evaluated");
+        tell(&self.worker.bus, evaluated.clone().into()).await;
+        Ok(evaluated)
+    }
+
+    async fn measure(&self) -> Result<AdapterEvaluated> {
+        let Candidate {
+            worker, claim, job, ..
+        } = self;
+        let (store, lease, request) = (&worker.store, &claim.lease, &job.request);
+        let alias = &request.request.alias;
+        let identity = &request.identity;
+        let config = &job.base.config;
+        let place = patiently!(
+            lease,
+            serving::at(store, &worker.aliases, alias, identity, config)
+        )?;
+        let mut evaluated = AdapterEvaluated {
+            generation: self.generation.to_owned(),
+            alias: alias.clone(),
+            job: job.id.to_string(),
+            ..Default::default()
+        };
+        let serving = match place {
+            Place::Free => None,
+            Place::Taken(serving) => Some(*serving),
+            Place::Strange(manifest, what) => {
+                evaluated.reason = format!(
+                    "the generation that {alias:?} names was trained with another {what}, so that the two cannot be compared; \
+                     `togi adapters promote` decides by hand"
+                );
+                evaluated.serving = manifest.generation;
+                return Ok(evaluated);
+            }
+        };
+        let mut held_out = vec![patiently!(lease, rows(worker, &identity.dataset))?];
+        if let Some(serving) = &serving {
+            evaluated.serving.clone_from(&serving.manifest.generation);
+            let theirs = &serving.manifest.identity.dataset;
+            if *theirs != identity.dataset {
+                held_out.extend(patiently!(lease, rows_if_any(worker, theirs))?);
+            }
         }
-    };
-    let AdapterEvaluated {
-        passed,
-        reason,
-        serving,
-        ..
-    } = &evaluated;
-    worker.metrics.evaluated(*passed);
-    info!(job = %job.id, generation, serving, passed, reason, "adapter evaluated");
-    tell(&worker.bus, evaluated.clone().into()).await;
-    Ok(evaluated)
+        let asked = match &self.gate.questions {
+            Some(upload) => patiently!(lease, questions::read(store, upload))?,
+            None => Vec::new(),
+        };
+        let base = &request.request.base;
+        let engine = worker.bases.engine(base, job.recipe.precision).await?;
+        let work = Work {
+            engine,
+            lora: self.lora.clone(),
+            serving,
+            asked,
+            gate: self.gate.clone(),
+            together: job.recipe.batch_size as usize,
+        };
+        let (measured, answers) = work.on_thread(held_out, claim).await?;
+        let Verdict { passed, reason } = self.gate.judge(&measured, answers.as_ref());
+        Ok(AdapterEvaluated {
+            passed,
+            reason,
+            held_out: measured.into_iter().map(told).collect(),
+            answers,
+            ..evaluated
+        })
+    }
+}
+
+/// Leaves out what has no form in JSON: what is not finite would be written as what nobody reads.
+fn told(measured: HeldOut) -> HeldOut {
+    HeldOut {
+        loss: measured.loss.filter(|loss| loss.is_finite()),
+        serving_loss: measured.serving_loss.filter(|loss| loss.is_finite()),
+        ..measured
+    }
 }
 
 /// Returns what was decided over a job's adapter, if it was.
@@ -85,73 +162,6 @@ async fn keep(store: &Store, job: &JobId, ours: &AdapterEvaluated) -> Result<Ada
         }
         Err(error) => Err(error.into()),
     }
-}
-
-async fn measure(
-    worker: &Worker,
-    claim: &Claim,
-    job: &Job,
-    gate: &Gate,
-    lora: &Lora,
-    generation: &str,
-) -> Result<AdapterEvaluated> {
-    let (store, lease, request) = (&worker.store, &claim.lease, &job.request);
-    let alias = &request.request.alias;
-    let identity = &request.identity;
-    let config = &job.base.config;
-    let place = patiently!(
-        lease,
-        serving::at(store, &worker.aliases, alias, identity, config)
-    )?;
-    let mut evaluated = AdapterEvaluated {
-        generation: generation.to_owned(),
-        alias: alias.clone(),
-        job: job.id.to_string(),
-        ..Default::default()
-    };
-    let serving = match place {
-        Place::Free => None,
-        Place::Taken(serving) => Some(*serving),
-        Place::Strange(manifest, what) => {
-            evaluated.reason = format!(
-                "the generation that {alias:?} names was trained with another {what}, so that the two cannot be compared; \
-                 `togi adapters promote` decides by hand"
-            );
-            evaluated.serving = manifest.generation;
-            return Ok(evaluated);
-        }
-    };
-    let mut held_out = vec![patiently!(lease, rows(worker, &identity.dataset))?];
-    if let Some(serving) = &serving {
-        evaluated.serving.clone_from(&serving.manifest.generation);
-        let theirs = &serving.manifest.identity.dataset;
-        if *theirs != identity.dataset {
-            held_out.extend(patiently!(lease, rows_if_any(worker, theirs))?);
-        }
-    }
-    let asked = match &gate.questions {
-        Some(upload) => patiently!(lease, questions::read(store, upload))?,
-        None => Vec::new(),
-    };
-    let base = &request.request.base;
-    let engine = worker.bases.engine(base, job.recipe.precision).await?;
-    let work = Work {
-        engine,
-        lora: lora.clone(),
-        serving,
-        asked,
-        gate: gate.clone(),
-        together: job.recipe.batch_size as usize,
-    };
-    let (measured, answers) = work.on_thread(held_out, claim).await?;
-    let Verdict { passed, reason } = gate.judge(&measured, answers.as_ref());
-    Ok(AdapterEvaluated {
-        passed,
-        reason,
-        held_out: measured,
-        answers,
-        ..evaluated
-    })
 }
 
 /// A data set's validation rows as they come, and who brings them.
@@ -256,7 +266,7 @@ impl Work {
             losses.push(HeldOut {
                 dataset,
                 rows: count,
-                loss: figures.new,
+                loss: Some(figures.new),
                 serving_loss: figures.serving,
             });
         }
@@ -274,5 +284,49 @@ impl Work {
             serving_right: figures.serving,
         };
         Ok((losses, Some(answers)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use togi_runtime::config::StoreConfig;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_decision_over_a_loss_that_is_no_number_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig::folder(folder.path()).unwrap();
+        let store = Store::open(&config).await.unwrap();
+        let job = JobId::parse("job").unwrap();
+        let measured = HeldOut {
+            loss: Some(f64::NAN),
+            serving_loss: Some(1.5),
+            ..Default::default()
+        };
+        let decided = AdapterEvaluated {
+            held_out: vec![told(measured)],
+            ..Default::default()
+        };
+        keep(&store, &job, &decided).await.unwrap();
+        let found = find(&store, &job).await.unwrap().unwrap();
+        assert_eq!(found, decided);
+        assert_eq!(
+            (found.held_out[0].loss, found.held_out[0].serving_loss),
+            (None, Some(1.5))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_decision_of_before_whose_loss_was_no_number_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig::folder(folder.path()).unwrap();
+        let store = Store::open(&config).await.unwrap();
+        let job = JobId::parse("job").unwrap();
+        let written = br#"{"generation":"g","heldOut":[{"loss":null}]}"#;
+        let key = layout::job_evaluation(&job);
+        store.put_new(&key, written.to_vec()).await.unwrap();
+        let found = find(&store, &job).await.unwrap().unwrap();
+        assert_eq!(found.held_out, [HeldOut::default()]);
     }
 }

@@ -102,6 +102,7 @@ impl Gate {
             serving_loss,
             ..
         } = measured;
+        let loss = loss.unwrap_or(f64::NAN);
         let short = dataset.get(..13).unwrap_or(dataset);
         let says = format!("the held-out loss on data set {short} is {loss:.4}");
         let Some(serving) = serving_loss else {
@@ -112,8 +113,8 @@ impl Gate {
         };
         let says = format!("{says}, the serving generation's {serving:.4}");
         let tolerance = self.loss_tolerance;
-        // Not a number is below nothing.
-        let holds = *loss <= serving + tolerance;
+        // Not a number is below nothing, and no bar.
+        let holds = loss.is_finite() && (serving.is_nan() || loss <= serving + tolerance);
         Bar {
             says: said(says, holds, &format!("above by more than {tolerance}")),
             holds,
@@ -184,7 +185,7 @@ mod tests {
         HeldOut {
             dataset: "d".repeat(64),
             rows: 3,
-            loss,
+            loss: Some(loss),
             serving_loss: serving,
         }
     }
@@ -206,6 +207,8 @@ mod tests {
             (loss(1.051, Some(1.0)), false),
             (loss(f64::NAN, Some(1.0)), false),
             (loss(f64::INFINITY, Some(1.0)), false),
+            (loss(9.0, Some(f64::NAN)), true),
+            (loss(f64::NAN, Some(f64::NAN)), false),
             (loss(9.0, None), true),
             (loss(f64::NAN, None), false),
         ];

@@ -24,6 +24,9 @@ pub struct Metrics {
     evaluations: Counter<u64>,
 }
 
+const PASSED: &str = "passed";
+const REFUSED: &str = "refused";
+
 /// Counts a job as running until it is dropped.
 #[derive(Debug)]
 pub struct Running(UpDownCounter<i64>);
@@ -45,6 +48,14 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Metrics {
         let meter = telemetry::meter();
+        let evaluations = meter
+            .u64_counter("togi.trainer.evaluations")
+            .with_description("Adapters that passed their gate, or were refused")
+            .build();
+        // A counter that begins at one has not risen: the first refusal would be no increase.
+        for outcome in [PASSED, REFUSED] {
+            evaluations.add(0, &[KeyValue::new("outcome", outcome)]);
+        }
         Metrics {
             running: meter
                 .i64_up_down_counter("togi.trainer.jobs.running")
@@ -107,10 +118,7 @@ impl Metrics {
                 .u64_counter("togi.trainer.policy.jobs")
                 .with_description("Jobs that policies have started, or failed to start")
                 .build(),
-            evaluations: meter
-                .u64_counter("togi.trainer.evaluations")
-                .with_description("Adapters that passed their gate, or were refused")
-                .build(),
+            evaluations,
         }
     }
 
@@ -152,7 +160,7 @@ impl Metrics {
 
     /// Counts an adapter that was evaluated.
     pub fn evaluated(&self, passed: bool) {
-        let outcome = if passed { "passed" } else { "refused" };
+        let outcome = if passed { PASSED } else { REFUSED };
         self.evaluations
             .add(1, &[KeyValue::new("outcome", outcome)]);
     }

@@ -56,9 +56,9 @@ enum Fate {
     Untried,
     /// Its job waits or runs.
     Waiting,
-    /// Its job has succeeded.
+    /// Its job has succeeded, and its gate passed.
     Trained,
-    /// Its job failed, was refused by the gate, or somebody ended it.
+    /// Its job failed, or somebody ended it, or what it made was refused by the gate.
     Refused,
 }
 
@@ -179,7 +179,7 @@ impl Retraining {
                     key = format!("policy/{name}/{version}/{revision}/{withdrawn}");
                     continue;
                 }
-                Some(found) => fate_of(found.state()),
+                Some(found) => fate_of(&found),
             };
             return Ok(Fact {
                 revision,
@@ -209,10 +209,10 @@ fn is_withdrawn(job: &Job) -> bool {
     job.state() == JobState::Cancelled && !job.cancel_requested
 }
 
-fn fate_of(state: JobState) -> Fate {
-    match state {
-        JobState::Succeeded => Fate::Trained,
-        JobState::Failed | JobState::Cancelled => Fate::Refused,
+fn fate_of(job: &Job) -> Fate {
+    match job.state() {
+        JobState::Succeeded if job.refusal.is_empty() => Fate::Trained,
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled => Fate::Refused,
         JobState::Queued | JobState::Running | JobState::Unspecified => Fate::Waiting,
     }
 }
@@ -259,8 +259,17 @@ mod tests {
         };
         job.set_state(JobState::Cancelled);
         assert!(!is_withdrawn(&job));
-        assert_eq!(fate_of(job.state()), Fate::Refused);
+        assert_eq!(fate_of(&job), Fate::Refused);
         job.cancel_requested = false;
         assert!(is_withdrawn(&job));
+    }
+
+    #[test]
+    fn what_a_gate_refused_was_tried_and_is_not_what_is_served() {
+        let mut job = Job::default();
+        job.set_state(JobState::Succeeded);
+        assert_eq!(fate_of(&job), Fate::Trained);
+        job.refusal = "the loss is above".to_owned();
+        assert_eq!(fate_of(&job), Fate::Refused);
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     config::TrainingConfig,
     data::Order,
     error::{Error, Result},
-    evaluation,
+    evaluation::Candidate,
     gauge::Gauge,
     metrics::Metrics,
     publish,
@@ -76,6 +76,10 @@ impl Handler for Worker {
         let running = self.metrics.running();
         let outcome = match self.work(&claim).await {
             Ok(Ended::Published(generation)) => Outcome::Succeeded { result: generation },
+            Ok(Ended::Refused(generation, reason)) => Outcome::Refused {
+                result: generation,
+                reason,
+            },
             Ok(Ended::Stopped) => Outcome::HandBack,
             Ok(Ended::Cancelled) => Outcome::Cancelled,
             Ok(Ended::Lost) => Outcome::LeaseLost,
@@ -102,6 +106,8 @@ impl Handler for Worker {
 
 enum Ended {
     Published(String),
+    /// Published all the same, but not promoted, for this reason.
+    Refused(String, String),
     Stopped,
     Cancelled,
     Lost,
@@ -152,16 +158,21 @@ impl Worker {
         let generation = published.instrument(span).await?;
         if let Some(gate) = job.request.gate()? {
             let span = info_span!("evaluate", job = %job.id, generation);
-            let lora = &state.lora;
-            let evaluating = evaluation::evaluate(self, claim, job, &gate, lora, &generation);
-            let evaluated = match evaluating.instrument(span).await {
+            let candidate = Candidate {
+                worker: self,
+                claim,
+                job,
+                gate: &gate,
+                lora: &state.lora,
+                generation: &generation,
+            };
+            let evaluated = match candidate.evaluate().instrument(span).await {
                 Err(_) if claim.stopper.is_stopped() => return Ok(Ended::Stopped),
                 Err(_) if lease.is_cancelled() => return Ok(Ended::Cancelled),
                 evaluated => evaluated?,
             };
             if !evaluated.passed {
-                let reason = evaluated.reason;
-                return Err(Error::Refused { generation, reason });
+                return Ok(Ended::Refused(generation, evaluated.reason));
             }
         }
         if job.recipe.promote == Promote::Auto {

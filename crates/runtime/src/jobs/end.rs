@@ -144,6 +144,7 @@ impl Jobs {
                 job,
                 kind,
                 result: ended.result.clone(),
+                refusal: ended.refusal.clone(),
             }
             .into(),
             JobState::Cancelled => said::JobCancelled { job, kind }.into(),

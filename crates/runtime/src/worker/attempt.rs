@@ -119,9 +119,24 @@ impl<H: Handler> Slot<H> {
                 self.finish(delivery, lease, job, JobState::Succeeded)
                     .await?;
             }
+            Outcome::Refused { result, reason } => {
+                let job = Job {
+                    result,
+                    refusal: reason,
+                    error: None,
+                    ..job
+                };
+                self.finish(delivery, lease, job, JobState::Succeeded)
+                    .await?;
+            }
             Outcome::Cancelled => {
+                // Asked for since the claim: by this, it differs for ever from a job that was withdrawn.
+                let job = Job {
+                    cancel_requested: true,
+                    ..job
+                };
                 self.finish(delivery, lease, job, JobState::Cancelled)
-                    .await?
+                    .await?;
             }
             Outcome::Withdrawn(error) => {
                 let job = Job {
@@ -245,6 +260,7 @@ impl<H: Handler> Slot<H> {
 fn outcome_name(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Succeeded { .. } => "succeeded",
+        Outcome::Refused { .. } => "refused",
         Outcome::Failed(_) => "failed",
         Outcome::HandBack => "handed back",
         Outcome::Cancelled => "cancelled",

@@ -221,6 +221,7 @@ async fn a_running_job_hears_of_its_cancellation() {
     assert!(all(&client).cancel(&id).await.unwrap().cancel_requested);
     let job = reach(&client, &id, JobState::Cancelled).await;
     assert_eq!(job.attempts, 0);
+    assert!(job.cancel_requested, "by somebody's wish, not withdrawn");
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }

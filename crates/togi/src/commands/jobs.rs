@@ -214,6 +214,7 @@ pub(crate) fn fields(job: &Job) -> Vec<String> {
         ("state", state(job)),
         ("queue", ahead),
         ("result", job.result.clone()),
+        ("refusal", job.refusal.clone()),
         ("error", failure(job)),
         ("failed attempts", attempts),
         ("worker", job.worker.clone()),
@@ -276,6 +277,8 @@ fn state(job: &Job) -> String {
     let state = match job.state() {
         JobState::Queued => "queued",
         JobState::Running => "running",
+        // What somebody who looks wants to know: nobody is answered with it.
+        JobState::Succeeded if !job.refusal.is_empty() => "refused",
         JobState::Succeeded => "succeeded",
         JobState::Failed => "failed",
         JobState::Cancelled => "cancelled",

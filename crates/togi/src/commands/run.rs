@@ -1,10 +1,10 @@
 //! `togi run`: a whole pipeline in one call, for CI: services of its own or those that run already, reports as files, an exit code.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
 use clap::{Args, ValueEnum};
-use togi_runtime::{Stopper, config::TelemetryConfig, telemetry};
-use tokio::time::timeout;
+use togi_runtime::{Stopper, config::TelemetryConfig, error::scrub, telemetry};
+use tokio::time::sleep;
 use tracing::{Instrument as _, info_span};
 
 use super::{Session, up::base};
@@ -42,9 +42,6 @@ It starts data-prep and trainer in this process, with a nats-server and a store 
 others, or services run there or at --endpoint already. The same inputs and binary give the same generation.
 Exit code 5: the gate refused the adapter, and the alias names what it named before.";
 
-/// How long NATS and the store may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// A form of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Form {
@@ -75,6 +72,9 @@ pub struct Run {
     /// once
     #[arg(long, value_name = "NAME=URL", value_parser = base)]
     pub base: Vec<(String, String)>,
+    /// How long NATS and the store may take to answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub patience: u64,
 }
 
 impl Run {
@@ -115,11 +115,7 @@ impl Run {
         if settings.named_endpoint.is_some() || running_here {
             return interruptible(pipeline.run(session, report), &stopper).await;
         }
-        let starting = timeout(PATIENCE, up::start(self.options(settings), stopper.clone()));
-        let running = tokio::select! {
-            running = starting => running.map_err(|_| no_answer(settings))??,
-            () = stopper.stopped() => return Err(Error::Interrupted(String::new())),
-        };
+        let running = self.start(settings, &stopper).await?;
         let endpoint = running.state().endpoint.clone();
         let own = Session {
             settings: Settings::at(&endpoint),
@@ -132,6 +128,25 @@ impl Run {
         };
         let stopped = running.stop().await;
         outcome.and(stopped)
+    }
+
+    /// Starts services of this process's own, unless NATS or the store do not answer in time. A start that is given up ends what it has
+    /// begun.
+    async fn start(&self, settings: &Settings, stopper: &Stopper) -> Result<up::Running> {
+        let patience = Duration::from_secs(self.patience);
+        let own = stopper.child();
+        let mut starting = pin!(up::start(self.options(settings), own.clone()));
+        let given_up = tokio::select! {
+            running = &mut starting => return running,
+            () = stopper.stopped() => Error::Interrupted(String::new()),
+            () = sleep(patience) => no_answer(settings, patience),
+        };
+        own.stop();
+        // It was there at the last moment.
+        if let Ok(running) = starting.await {
+            running.stop().await?;
+        }
+        Err(given_up)
     }
 
     /// Services of this process's own; nothing is served.
@@ -175,13 +190,23 @@ async fn interruptible(work: impl Future<Output = Result<()>>, stopper: &Stopper
     }
 }
 
-fn no_answer(settings: &Settings) -> Error {
-    let nats = settings.named_nats.as_deref().unwrap_or("its own");
-    let store = settings.named_store.as_deref().unwrap_or("its own");
-    let after = seconds(PATIENCE.as_secs_f64());
-    Error::Unavailable(format!(
-        "NATS ({nats}) or the store ({store}) does not answer, after {after}"
-    ))
+/// Names what was named: a nats-server and a folder of our own answer.
+fn no_answer(settings: &Settings, patience: Duration) -> Error {
+    let named = [
+        ("NATS", &settings.named_nats),
+        ("the store", &settings.named_store),
+    ];
+    let named = named.iter().filter_map(|(what, url)| {
+        let url = scrub(url.as_deref()?);
+        Some(format!("{what} at {url}"))
+    });
+    let named: Vec<_> = named.collect();
+    let what = match named.is_empty() {
+        true => "its own nats-server".to_owned(),
+        false => named.join(" or "),
+    };
+    let after = seconds(patience.as_secs_f64());
+    Error::Unavailable(format!("{what} does not answer, after {after}"))
 }
 
 fn json(report: &Report) -> Result<String> {

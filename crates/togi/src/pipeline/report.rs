@@ -165,14 +165,14 @@ impl Report {
     /// Notes how training and evaluation came out, from what the ended job says.
     ///
     /// # Errors
-    /// The job's failure, the gate's refusal among them.
+    /// The job's failure, or its gate's refusal.
     pub fn judge(&mut self) -> Result<()> {
         let job = self.job.clone().unwrap_or_default();
         let trained = self.trained.unwrap_or_else(Instant::now);
         let training = trained.duration_since(self.since).as_secs_f64();
         let evaluating = trained.elapsed().as_secs_f64();
         let judged = ended(&job);
-        let refused = is_refused(&job, self.evaluation.as_ref());
+        let refused = is_refused(&job);
         match &judged {
             Err(error) if !refused => {
                 let message = Some(error.to_string());
@@ -232,9 +232,6 @@ impl Report {
     #[must_use]
     pub fn generation(&self) -> &str {
         let made = self.job.as_ref().map(|job| job.result.as_str());
-        let evaluated = self.evaluation.as_ref();
-        made.filter(|result| !result.is_empty())
-            .or_else(|| evaluated.map(|evaluated| evaluated.generation.as_str()))
-            .unwrap_or_default()
+        made.unwrap_or_default()
     }
 }

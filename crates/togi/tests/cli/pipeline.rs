@@ -1,6 +1,6 @@
 //! `togi run`: a pipeline in one call, with services of its own or given ones, its reports and exit codes.
 
-use std::{fs, path::Path};
+use std::{fs, net::TcpListener, path::Path};
 
 use serde_json::Value;
 use togi_runtime::{config::StoreConfig, testing::NatsServer};
@@ -208,6 +208,54 @@ fn a_given_nats_and_store_are_used_and_left() {
     assert!(served[0].is_null() && served[1].is_string(), "{served:?}");
     assert!(store.path().join("aliases/mine/1.json").exists());
     assert!(!store.path().join("aliases/mine/2.json").exists());
+}
+
+#[test]
+fn a_nats_server_that_does_not_answer_is_named_and_reported() {
+    // One that refuses and one that takes the connection and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = [&silent, &gone].map(|port| port.local_addr().unwrap());
+    drop(gone);
+    for address in addresses {
+        let folder = folder(PIPELINE);
+        let given = format!("nats://somebody:secret@{address}");
+        let ran = run(folder.path(), &["--nats", &given, "--patience", "1"]).expect(4);
+        let says = format!("NATS at nats://{address} does not answer, after 1.0 s");
+        assert!(ran.stderr.contains(&says), "{}", ran.stderr);
+        assert!(!ran.stderr.contains("secret"), "{}", ran.stderr);
+        let report = report(folder.path());
+        assert_eq!(
+            outcomes(&report),
+            ["failed", "skipped", "skipped", "skipped"]
+        );
+        assert_eq!(report["exitCode"], 4);
+        assert!(junit(folder.path()).contains(&says));
+        assert!(!folder.path().join(".togi/up.json").exists());
+    }
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_named_and_the_own_nats_server_ends() {
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", gone.local_addr().unwrap());
+    drop(gone);
+    let folder = folder(PIPELINE);
+    let options = format!(
+        "[store.options]\naws_endpoint = '{endpoint}'\naws_allow_http = 'true'\naws_region = 'x'\n\
+         aws_access_key_id = 'x'\naws_secret_access_key = 'x'\n"
+    );
+    fs::write(folder.path().join("togi.toml"), options).unwrap();
+    let ran = run(
+        folder.path(),
+        &["--store", "s3://models", "--patience", "1"],
+    )
+    .expect(4);
+    let says = "the store at s3://models does not answer, after 1.0 s";
+    assert!(ran.stderr.contains(says), "{}", ran.stderr);
+    assert!(!folder.path().join(".togi/up.json").exists());
+    let log = fs::read_to_string(folder.path().join(".togi/nats/nats.log")).unwrap();
+    assert!(log.contains("Server Exiting"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,12 @@ use togi_proto::{
     trainer::v1::{CreateJobRequest, Gate, GetJobRequest, ListAliasesRequest},
 };
 use togi_runtime::{
-    Event, JobId, bus::Start, events::EventKind, jobs::job_id, layout, testing::wait_until,
+    Event, JobId,
+    bus::Start,
+    events::{DEAD_STREAM, EventKind},
+    jobs::job_id,
+    layout,
+    testing::wait_until,
 };
 use tonic::Code;
 
@@ -45,6 +50,16 @@ async fn ended(process: &Process, asked: CreateJobRequest) -> (Job, AdapterEvalu
     (job, answer.into_inner().evaluation.unwrap())
 }
 
+/// The job has done its work, and says why nobody is answered with it.
+fn is_refused(job: &Job, evaluated: &AdapterEvaluated) {
+    assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
+    assert_eq!(
+        (&job.result, &job.refusal),
+        (&evaluated.generation, &evaluated.reason)
+    );
+    assert!(!job.refusal.is_empty() && job.error.is_none(), "{job:?}");
+}
+
 async fn served(process: &Process) -> Option<String> {
     let listed = process.adapters().list_aliases(ListAliasesRequest {}).await;
     let aliases = listed.unwrap().into_inner().aliases;
@@ -58,20 +73,22 @@ async fn an_adapter_is_measured_beside_the_one_that_is_served() {
     let first = process.prepare_held_out("questions", RECORDS).await;
     let (job, alone) = ended(&process, gated(lenient())).await;
     assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
+    assert!(job.refusal.is_empty(), "{job:?}");
     assert!(alone.passed && alone.serving.is_empty(), "{alone:?}");
     assert!(alone.reason.contains("no generation is served yet"));
     let [held] = &alone.held_out[..] else {
         panic!("{alone:?}")
     };
     assert_eq!((held.dataset.as_str(), held.rows), (first.as_str(), 5));
-    assert!(held.loss > 0.0 && held.serving_loss.is_none(), "{held:?}");
+    assert!(held.loss > Some(0.0), "{held:?}");
+    assert!(held.serving_loss.is_none(), "{held:?}");
     assert_eq!(served(&process).await.as_deref(), Some(job.result.as_str()));
 
     // The same again is itself beside itself.
     let (_, same) = ended(&process, gated(Gate::default())).await;
     assert!(same.passed, "{same:?}");
     assert_eq!(same.serving, same.generation);
-    assert_eq!(same.held_out[0].serving_loss, Some(held.loss));
+    assert_eq!(same.held_out[0].serving_loss, held.loss);
 
     // A new revision is measured on its own rows and on those that the other was trained beside.
     let second = process.prepare_held_out("questions", RECORDS + 10).await;
@@ -93,7 +110,7 @@ async fn an_adapter_is_measured_beside_the_one_that_is_served() {
     let datasets: Vec<_> = beside.held_out.iter().map(|held| &held.dataset).collect();
     assert_eq!(datasets, [&second, &first]);
     let old = &beside.held_out[1];
-    assert_eq!(old.serving_loss, Some(held.loss), "measured as before");
+    assert_eq!(old.serving_loss, held.loss, "measured as before");
     assert_ne!(old.loss, held.loss);
     let answers = beside.answers.unwrap();
     assert_eq!(
@@ -122,13 +139,8 @@ async fn what_does_not_pass_is_published_but_not_promoted() {
         ..Gate::default()
     };
     let (job, evaluated) = ended(&process, gated(gate)).await;
-    assert_eq!(job.state(), JobState::Failed);
-    let error = job.error.unwrap();
-    assert_eq!(error.code, "FAILED_PRECONDITION");
     assert!(!evaluated.passed);
-    for part in [&evaluated.generation, &evaluated.reason] {
-        assert!(error.message.contains(part.as_str()), "{}", error.message);
-    }
+    is_refused(&job, &evaluated);
     assert!(evaluated.reason.contains("above by more than 0"));
     assert_eq!(
         served(&process).await.as_deref(),
@@ -136,6 +148,22 @@ async fn what_does_not_pass_is_published_but_not_promoted() {
     );
     let published = layout::adapter_manifest(&evaluated.generation);
     assert!(process.store().exists(&published).await.unwrap());
+    // Who hears of the job alone hears it too, and nobody is told that something is broken.
+    let ends = [EventKind::JobSucceeded, EventKind::JobFailed];
+    let ends = process.context.bus.events(&ends, Start::All).await.unwrap();
+    let mut ends = ends.map(|received| received.event);
+    let said = loop {
+        match ends.next().await.unwrap() {
+            Event::JobSucceeded(ended) if ended.job == job.id => break ended,
+            Event::JobSucceeded(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((said.result, said.refusal), (job.result, job.refusal));
+    let stranger = async_nats::connect(system.rig.nats.url()).await.unwrap();
+    let stranger = async_nats::jetstream::new(stranger);
+    let dead = stranger.get_stream(DEAD_STREAM).await.unwrap();
+    assert_eq!(dead.get_info().await.unwrap().state.messages, 0);
 
     // Whatever is served: too few right answers.
     let gate = Gate {
@@ -144,7 +172,7 @@ async fn what_does_not_pass_is_published_but_not_promoted() {
         ..lenient()
     };
     let (job, evaluated) = ended(&process, gated(gate)).await;
-    assert_eq!(job.state(), JobState::Failed);
+    is_refused(&job, &evaluated);
     assert!(
         evaluated.reason.starts_with("0 of 1 questions"),
         "{evaluated:?}"
@@ -174,7 +202,8 @@ async fn the_first_decision_stands() {
         ..gated(lenient())
     };
     let (job, evaluated) = ended(&process, again).await;
-    assert_eq!((job.state(), &evaluated), (JobState::Failed, &decided));
+    assert_eq!(evaluated, decided);
+    is_refused(&job, &decided);
     process.stop().await;
 }
 
@@ -277,7 +306,7 @@ async fn an_adapter_of_another_base_is_not_compared() {
         ..gated(lenient())
     };
     let (job, evaluated) = ended(&process, asked).await;
-    assert_eq!(job.state(), JobState::Failed);
+    is_refused(&job, &evaluated);
     assert!(evaluated.reason.contains("another base"), "{evaluated:?}");
     assert_eq!(evaluated.serving, good.result);
     assert_eq!(

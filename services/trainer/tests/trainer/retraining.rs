@@ -98,6 +98,29 @@ async fn of_several_revisions_that_come_while_one_trains_only_the_newest_is_next
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_that_somebody_ends_is_not_begun_again() {
+    let system = System::start();
+    let process = system.process("one").await;
+    let long = Policy {
+        recipe: asked("questions", 4000).recipe,
+        ..policy()
+    };
+    apply(&process, long).await;
+    process.prepare_held_out("questions", RECORDS).await;
+    wait_until("the revision's job is there", async || {
+        job_of(&process, 1).await.is_some()
+    })
+    .await;
+    let job = job_of(&process, 1).await.unwrap().id;
+    process.wait_for_step(&job, 1).await;
+    let cancel = togi_proto::trainer::v1::CancelJobRequest { job: job.clone() };
+    process.trainer().cancel_job(cancel).await.unwrap();
+    process.wait_for(&job, JobState::Cancelled).await;
+    stays(&process, 1).await;
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revision_that_cannot_be_gated_is_passed_over() {
     let system = System::start();
     let one = system.process("one").await;
