@@ -115,6 +115,12 @@ impl Drop for Pinned {
     }
 }
 
+/// Cores that fill at once: some are left for the driver, because whoever loses its core with a share in its hands holds up a part.
+fn workers() -> usize {
+    let cores = rayon::current_num_threads();
+    cores - cores / 8
+}
+
 impl Sending<'_> {
     /// How many parts they use.
     pub(super) fn parts(&self) -> usize {
@@ -139,7 +145,7 @@ impl Sending<'_> {
         };
         let shares = self.len.div_ceil(SHARE);
         rayon::in_place_scope(|scope| {
-            for _ in 1..shares.min(rayon::current_num_threads()) {
+            for _ in 1..shares.min(workers()) {
                 scope.spawn(|_| work());
             }
             work();
