@@ -16,11 +16,11 @@ mod measure;
 mod narrow;
 mod opened;
 mod operations;
-mod pinned;
 mod products;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
@@ -28,9 +28,8 @@ use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
-use loading::Loading;
+use loading::{Loading, Pinned};
 pub(crate) use opened::Opened;
-use pinned::Pinned;
 use products::{Product, Products};
 
 /// A card's operations.
@@ -44,6 +43,7 @@ pub(crate) struct Cuda {
     measured: Mutex<Option<Vec<measure::Measured>>>,
     /// None once the base is there.
     loading: Mutex<Option<Loading>>,
+    load_times: OnceLock<[Duration; 2]>,
     /// None if nobody wants the products once more.
     kept: Mutex<Option<Vec<measure::Kept>>>,
 }
@@ -81,6 +81,7 @@ impl Cuda {
             element,
             measured: Mutex::new(None),
             loading: Mutex::new(None),
+            load_times: OnceLock::new(),
             kept: Mutex::new(None),
         };
         // Memory that the driver has once given stays with the process.

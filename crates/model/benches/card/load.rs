@@ -29,7 +29,12 @@ pub(crate) fn run(folder: &Path) {
             let device = Processor::Cuda { ordinal: 0 }.device(precision);
             let engine = Engine::on(Arc::new(base), device).expect("a card");
             times.push(engine.loaded_in().as_secs_f64());
-            eprintln!("{}: {:?}", precision.name(), engine.loaded_in());
+            let [filling, waiting] = engine.load_times().expect("a card's");
+            eprintln!(
+                "{}: {:?}, of it {filling:?} filling pinned memory and {waiting:?} waiting for the card",
+                precision.name(),
+                engine.loaded_in(),
+            );
             copies.push(engine.copy_plainly(bytes).expect("a copy"));
         }
         let seconds = median(times);
