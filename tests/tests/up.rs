@@ -70,7 +70,16 @@ impl Up {
 
     /// The names of all metrics that the services export.
     fn metrics(&self) -> BTreeSet<String> {
-        let mut names = BTreeSet::new();
+        let samples = self.samples();
+        let names = samples
+            .iter()
+            .filter_map(|line| line.split(['{', ' ']).next());
+        names.map(str::to_owned).collect()
+    }
+
+    /// All that the services export, a line each.
+    fn samples(&self) -> Vec<String> {
+        let mut all = Vec::new();
         for port in [81, 82, 83] {
             let url = format!("http://127.0.0.1:{}/metrics", PORTS + port);
             let scraped = Command::new("curl")
@@ -80,10 +89,9 @@ impl Up {
             assert!(scraped.status.success(), "{url}");
             let text = String::from_utf8(scraped.stdout).unwrap();
             let samples = text.lines().filter(|line| !line.starts_with('#'));
-            names
-                .extend(samples.filter_map(|line| Some(line.split(['{', ' ']).next()?.to_owned())));
+            all.extend(samples.map(str::to_owned));
         }
-        names
+        all
     }
 
     fn processes(&self) -> Vec<String> {
@@ -211,6 +219,28 @@ fn expressions(dashboard: &Value) -> String {
         .join("\n")
 }
 
+/// What alerts wait for is there at zero before it happens: only then does the first time count as an increase.
+fn first_times_are_heard(samples: &[String]) {
+    let waited_for = [
+        [
+            "messaging_client_sent_messages_total{",
+            "\"togi.dead.train\"",
+        ],
+        [
+            "messaging_client_sent_messages_total{",
+            "\"togi.dead.prepare\"",
+        ],
+        ["togi_trainer_evaluations_total{", "\"refused\""],
+        ["togi_inference_adapter_loads_total{", "\"rejected\""],
+    ];
+    for parts in waited_for {
+        let is_there =
+            |line: &&String| parts.iter().all(|part| line.contains(part)) && line.ends_with(" 0");
+        let there = samples.iter().filter(is_there).count();
+        assert_eq!(there, 1, "{parts:?}: {samples:#?}");
+    }
+}
+
 /// What only a card's process exports.
 fn is_of_a_card(name: &str) -> bool {
     name.starts_with("togi_trainer_gpu_")
@@ -267,6 +297,7 @@ fn the_deployed_topology_trains_serves_shows_its_metrics_and_goes() {
             .then_some(())
     });
 
+    first_times_are_heard(&up.samples());
     let exported = up.metrics();
     let read = |path: &str| std::fs::read_to_string(workspace().join(path)).unwrap();
     let dashboard = serde_json::from_str(&read("k8s/components/monitoring/togi.json")).unwrap();

@@ -106,20 +106,26 @@ impl Aliases {
     /// # Errors
     /// `Unavailable`.
     pub async fn list(&self) -> Result<Vec<Alias>> {
+        self.list_after(&[]).await
+    }
+
+    /// The same after a list of before: what a broken one named last is what it names.
+    async fn list_after(&self, last: &[Alias]) -> Result<Vec<Alias>> {
         let mut aliases = Vec::new();
         for name in self.store.list_dirs(&layout::aliases()).await? {
             match self.current(&name).await {
                 Ok(found) => aliases.extend(found),
                 Err(error) if error.class().retryable() => return Err(error),
                 Err(error) => {
-                    tracing::warn!(alias = name, error = error.chain(), "alias cannot be read")
+                    tracing::warn!(alias = name, error = error.chain(), "alias cannot be read");
+                    aliases.extend(last.iter().find(|alias| alias.name() == name).cloned());
                 }
             }
         }
         Ok(aliases)
     }
 
-    /// Lets an alias name a published generation. What it says already is no new revision.
+    /// Lets an alias name a published generation. What it says already is no new revision; a broken one is gone over.
     ///
     /// # Errors
     /// `NotFound` if no such adapter was published; `InvalidArgument`; `Unavailable`.
@@ -139,8 +145,17 @@ impl Aliases {
             let message = format!("there is no adapter of generation \"{generation}\"");
             return Err(Error::not_found(message).with_field("generation"));
         }
+        let revisions = layout::alias_revisions(alias);
         loop {
-            let current = self.current(alias).await?;
+            let newest = self.store.newest_revision(&revisions).await?;
+            let newest = newest.map_or(0, |(newest, _)| newest);
+            let current = match newest {
+                0 => None,
+                newest => match self.read(alias, newest).await {
+                    Err(error) if error.class() == Class::DataLoss => None,
+                    read => Some(read?),
+                },
+            };
             let says_so = |current: &&Alias| {
                 current.generation() == generation && current.said.base_mismatch == base_mismatch
             };
@@ -149,7 +164,6 @@ impl Aliases {
                 self.tell(current).await;
                 return Ok(current.clone());
             }
-            let next = current.map_or(1, |current| current.revision + 1);
             let said = AliasRevision {
                 alias: alias.to_owned(),
                 generation: generation.to_owned(),
@@ -158,7 +172,7 @@ impl Aliases {
                 time: jiff::Timestamp::now().to_string(),
                 traceparent: telemetry::current_traceparent(),
             };
-            if let Some(declared) = self.declare(next, said).await? {
+            if let Some(declared) = self.declare(newest + 1, said).await? {
                 return Ok(declared);
             }
         }
@@ -309,7 +323,8 @@ impl Following {
         loop {
             // The events first, then the list: what happens in between is seen by one of them.
             self.listen().await;
-            match self.aliases.list().await {
+            let last = self.last.as_deref().unwrap_or_default();
+            match self.aliases.list_after(last).await {
                 Ok(list) if self.last.as_ref() != Some(&list) => {
                     self.last = Some(list.clone());
                     return list;

@@ -142,6 +142,19 @@ impl Bus {
         &self.0.replicas
     }
 
+    /// Counts messages sent to a subject. None are counted at the start where somebody waits for the first one: a counter that begins at
+    /// one has not risen.
+    pub(crate) fn count_sent(&self, messages: u64, subject: &str) {
+        let attributes = [
+            KeyValue::new(semconv::MESSAGING_SYSTEM, "nats"),
+            KeyValue::new(
+                semconv::MESSAGING_DESTINATION_TEMPLATE,
+                events::family(subject).to_owned(),
+            ),
+        ];
+        self.0.sent.add(messages, &attributes);
+    }
+
     pub(crate) fn js(&self) -> &jetstream::Context {
         &self.0.js
     }
@@ -230,14 +243,7 @@ impl Bus {
                 .await
             {
                 Ok(sequence) => {
-                    let attributes = [
-                        KeyValue::new(semconv::MESSAGING_SYSTEM, "nats"),
-                        KeyValue::new(
-                            semconv::MESSAGING_DESTINATION_TEMPLATE,
-                            events::family(&subject).to_owned(),
-                        ),
-                    ];
-                    self.0.sent.add(1, &attributes);
+                    self.count_sent(1, &subject);
                     return Ok(sequence);
                 }
                 Err(error) => error,

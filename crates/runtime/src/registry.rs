@@ -140,4 +140,7 @@ pub struct NameRevision {
     /// W3C trace context of the request that prepared it, so that what follows from it continues that trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// The job that made it: a second attempt of it makes no second revision. Older revisions do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
 }

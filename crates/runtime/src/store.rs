@@ -72,7 +72,11 @@ impl Store {
     /// Some S3 servers ignore `If-None-Match` and let every writer win: on those nothing here would hold.
     async fn probe(&self) -> Result<()> {
         let key = layout::probe(&random_hex()?);
-        self.create(&key, Bytes::from_static(b"1")).await?;
+        match self.create(&key, Bytes::from_static(b"1")).await {
+            // Nobody else has this key: it was our own write, answered with an error and then repeated.
+            Ok(()) | Err(object_store::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
         let second = self.create(&key, Bytes::from_static(b"2")).await;
         if let Err(error) = self.delete(&key).await {
             tracing::debug!(error = error.chain(), "probe object stays behind");

@@ -47,6 +47,7 @@ pub struct Limits {
 /// Never for what passes: the loop waits for NATS and the store and says so.
 pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, limits: Limits) -> Result<()> {
     let jobs = Jobs::new(&context.bus, &context.store);
+    context.bus.count_sent(0, &events::dead_subject(H::KIND));
     let reconcile = jobs.clone().keep(H::KIND, context.stopper.clone());
     let left = (limits.jobs > 0).then(|| Arc::new(AtomicU64::new(limits.jobs)));
     let slots = (0..limits.slots.max(1)).map(|_| {

@@ -118,23 +118,25 @@ impl Catalog {
         Ok(Some((number, self.store.get_json(&path).await?)))
     }
 
-    /// Makes a digest the name's newest revision, unless it is that already; returns the revision. `traceparent` is the trace
-    /// of the request that asked for it.
-    pub async fn name(&self, name: &str, digest: &str, traceparent: Option<String>) -> Result<u64> {
+    /// Makes a job's digest its name's newest revision and returns its number. Unless it is that already, or the job has made it one
+    /// `since` it was asked for: a second attempt must not take back what came after the first.
+    pub async fn name(&self, ours: &NameRevision, since: Option<Timestamp>) -> Result<u64> {
+        let name = &ours.name;
         loop {
             let newest = self.revision(name).await?;
             let next = match newest {
-                Some((number, NameRevision { dataset, .. })) if dataset == digest => {
+                Some((number, NameRevision { dataset, .. })) if dataset == ours.dataset => {
                     return Ok(number);
                 }
-                Some((number, _)) => number + 1,
+                Some((number, _)) => match self.made_before(number, ours, since).await? {
+                    Some(made) => return Ok(made),
+                    None => number + 1,
+                },
                 None => 1,
             };
             let revision = NameRevision {
-                name: name.to_owned(),
-                dataset: digest.to_owned(),
                 time: Timestamp::now().to_string(),
-                traceparent: traceparent.clone(),
+                ..ours.clone()
             };
             let bytes = canonical_json(&revision)?.into();
             // Another preparation may have been faster, perhaps with this very digest: look again.
@@ -146,6 +148,27 @@ impl Catalog {
                 return Ok(next);
             }
         }
+    }
+
+    /// Returns the revision that a job has made, looking back from the newest to the time when the job was asked for.
+    async fn made_before(
+        &self,
+        newest: u64,
+        ours: &NameRevision,
+        since: Option<Timestamp>,
+    ) -> Result<Option<u64>> {
+        for number in (1..=newest).rev() {
+            let key = layout::name_revision(&ours.name, number);
+            let theirs: NameRevision = self.store.get_json(&key).await?;
+            if theirs.job.is_some() && theirs.job == ours.job {
+                return Ok(Some(number));
+            }
+            let time: Option<Timestamp> = theirs.time.parse().ok();
+            if time < since {
+                break;
+            }
+        }
+        Ok(None)
     }
 }
 

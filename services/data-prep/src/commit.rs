@@ -3,8 +3,11 @@
 
 use std::path::Path;
 
+use jiff::Timestamp;
 use togi_proto::events::v1::DatasetReady;
+use togi_proto::job::v1::Job;
 use togi_runtime::lease::Lease;
+use togi_runtime::registry::NameRevision;
 use togi_runtime::{Class, Context, layout, telemetry};
 use togi_tokens::manifest::{DatasetManifest, Split};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +18,7 @@ use crate::{Error, Result, shards};
 /// One preparation's way into the store.
 pub(crate) struct Commit<'a> {
     pub(crate) context: &'a Context,
+    pub(crate) job: &'a Job,
     /// Checked before each step that others see.
     pub(crate) lease: &'a Lease,
     pub(crate) stop: &'a CancellationToken,
@@ -63,8 +67,16 @@ impl Commit<'_> {
     pub(crate) async fn name(&self, name: &str, manifest: &DatasetManifest) -> Result<()> {
         self.lease.check().await?;
         let digest = &manifest.dataset;
-        let traceparent = telemetry::current_traceparent();
-        let revision = self.catalog().name(name, digest, traceparent).await?;
+        let ours = NameRevision {
+            name: name.to_owned(),
+            dataset: digest.clone(),
+            time: String::new(),
+            traceparent: telemetry::current_traceparent(),
+            job: Some(self.job.id.clone()),
+        };
+        let since = self.job.create_time.as_ref();
+        let since = since.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok());
+        let revision = self.catalog().name(&ours, since).await?;
         // Also where the revision is an old one: the attempt that made it may have ended before it said so.
         let ready = DatasetReady {
             dataset: digest.clone(),

@@ -157,6 +157,7 @@ impl Preparer {
     ) -> Result<String> {
         let commit = Commit {
             context: &self.context,
+            job: &claim.job,
             lease: &claim.lease,
             stop,
         };

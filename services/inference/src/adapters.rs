@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tracing::Instrument;
 
 pub(crate) use self::loader::{Expected, Loader};
-use self::plan::{Declaration, Declared, Deferred, Step, next_step};
+use self::plan::{Declaration, Declared, Deferred, Step, next_step, still_says};
 use self::served::{Refusal, Serving, Shelf};
 use crate::announcer::News;
 use crate::error::{Error, Result};
@@ -210,7 +210,17 @@ impl Adapters {
             .get(&declaration.generation, declaration.base_mismatch, replaces)
             .instrument(span.clone())
             .await;
+        let still_says = still_says(self.declared.borrow().as_ref(), alias, declaration);
         let outcome = span.in_scope(|| match result {
+            _ if !still_says => {
+                let generation = &declaration.generation;
+                tracing::info!(
+                    alias,
+                    generation,
+                    "the alias was moved while this was loaded"
+                );
+                "overtaken"
+            }
             Ok(generation) => {
                 deferred.remove(alias);
                 self.loaded(alias, declaration, generation);

@@ -46,6 +46,14 @@ impl Metrics {
         let count = |name: &'static str, what: &'static str| {
             meter.u64_counter(name).with_description(what).build()
         };
+        let loads = count(
+            "togi.inference.adapter.loads",
+            "Loads of adapters, by outcome",
+        );
+        // A counter that begins at one has not risen: nobody would hear of the first load that fails.
+        for outcome in ["rejected", "deferred"] {
+            loads.add(0, &[KeyValue::new(semconv::OUTCOME, outcome)]);
+        }
         Metrics {
             to_first_token: seconds(
                 "gen_ai.server.time_to_first_token",
@@ -69,10 +77,7 @@ impl Metrics {
                 "From hearing of a promotion to serving it",
                 &REQUEST_BOUNDS,
             ),
-            loads: count(
-                "togi.inference.adapter.loads",
-                "Loads of adapters, by outcome",
-            ),
+            loads,
         }
     }
 
@@ -117,7 +122,7 @@ impl Metrics {
         );
     }
 
-    /// A load ended: `loaded`, `rejected` or `deferred`.
+    /// A load ended: `loaded`, `rejected`, `deferred`, or `overtaken` by the alias's next revision.
     pub(crate) fn load_ended(&self, outcome: &'static str, seconds: f64) {
         let outcome = [KeyValue::new(semconv::OUTCOME, outcome)];
         self.loads.add(1, &outcome);

@@ -318,6 +318,7 @@ mod tests {
             dataset: "x".into(),
             time: time.into(),
             traceparent: None,
+            job: None,
         }
     }
 

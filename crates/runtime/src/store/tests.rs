@@ -1,6 +1,10 @@
 //! The store over a real folder: what is created, what is the same, what is refused.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+};
 
 use super::*;
 
@@ -165,4 +169,61 @@ fn canonical_json_sorts_keys_at_every_depth() {
         String::from_utf8(bytes).unwrap(),
         r#"{"a":2,"b":{"a":[{"c":2,"d":1}],"z":1}}"#
     );
+}
+
+/// Reads a request to its end and answers it with a status.
+fn answer(connection: TcpStream, status: &str) -> std::io::Result<()> {
+    let mut reader = BufReader::new(connection);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    reader.read_exact(&mut vec![0; length])?;
+    let headers = "content-length: 0\r\nconnection: close\r\netag: \"1\"";
+    write!(reader.get_mut(), "HTTP/1.1 {status}\r\n{headers}\r\n\r\n")
+}
+
+#[tokio::test]
+async fn a_store_that_answers_503_to_what_it_did_is_opened_all_the_same() {
+    crate::process::install_crypto();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    // The write was done, its repetition finds it there; so does the second writer.
+    let statuses = [
+        "503 Slow Down",
+        "412 Precondition Failed",
+        "412 Precondition Failed",
+    ];
+    std::thread::spawn(move || {
+        let last = std::iter::repeat("204 No Content");
+        for status in statuses.into_iter().chain(last) {
+            let Ok((connection, _)) = listener.accept() else {
+                return;
+            };
+            // Who hangs up needs no answer.
+            let _ = answer(connection, status);
+        }
+    });
+    let options = [
+        ("aws_endpoint", endpoint.as_str()),
+        ("aws_allow_http", "true"),
+        ("aws_region", "x"),
+        ("aws_access_key_id", "x"),
+        ("aws_secret_access_key", "x"),
+    ];
+    let config = StoreConfig {
+        url: "s3://models".into(),
+        options: options
+            .map(|(key, value)| (key.into(), value.into()))
+            .into(),
+        secrets: None,
+    };
+    Store::open(&config).await.unwrap();
 }

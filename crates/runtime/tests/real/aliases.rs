@@ -203,3 +203,31 @@ async fn a_follower_hears_at_once_and_a_broken_alias_blocks_no_other() {
         .unwrap();
     assert_eq!(seen[0].generation(), one);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_revision_takes_nothing_away_and_is_promoted_over() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let aliases = Aliases::new(&context.bus, &context.store);
+    let (one, two) = (publish(&context, 1).await, publish(&context, 2).await);
+    aliases.promote("main", &one, Refused).await.unwrap();
+    let mut changes = aliases.follow(Duration::from_millis(50));
+    let seen = changes.next().await.unwrap();
+    assert_eq!(seen[0].generation(), one);
+    context
+        .store
+        .put_new(&layout::alias_revision("main", 2), "not json")
+        .await
+        .unwrap();
+    aliases.promote("other", &two, Refused).await.unwrap();
+    let seen = changes.next().await.unwrap();
+    let named: Vec<_> = seen
+        .iter()
+        .map(|alias| (alias.name(), alias.generation()))
+        .collect();
+    assert_eq!(named, [("main", one.as_str()), ("other", two.as_str())]);
+    let mended = aliases.promote("main", &two, Refused).await.unwrap();
+    assert_eq!(mended.revision, 3);
+    let seen = changes.next().await.unwrap();
+    assert_eq!(seen[0], mended);
+}

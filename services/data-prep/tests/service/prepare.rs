@@ -3,9 +3,11 @@
 use futures::StreamExt;
 use serde_json::{Value, json};
 use togi_proto::dataprep::v1 as proto;
-use togi_proto::job::v1::JobState;
+use togi_proto::job::v1::{JobKind, JobState};
 use togi_runtime::bus::Start;
 use togi_runtime::events::{Event, EventKind};
+use togi_runtime::testing::wait_until;
+use togi_runtime::{JobId, Jobs, layout};
 use togi_tokens::manifest::Split;
 
 use crate::rig::{System, lines, records};
@@ -256,6 +258,38 @@ async fn the_same_key_and_body_is_the_same_job_and_another_body_is_refused() {
         system.submit(other).await.unwrap_err().code(),
         tonic::Code::AlreadyExists
     );
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_attempt_takes_no_name_back() {
+    let mut system = System::start().await;
+    let upload = system.upload(&lines(&records(0, 5))).await;
+    let first = system.run(system.request(&upload, json!({}))).await;
+    let second = system.prepare(&lines(&records(0, 6)), json!({})).await;
+    // As it is when the first one's worker died before it wrote down the end, and NATS was lost with it.
+    system.rig.nats.kill();
+    system.rig.nats.wipe();
+    let id = JobId::parse(&first.id).unwrap();
+    let store = system.context.store.clone();
+    store.delete(&layout::job_final(&id)).await.unwrap();
+    system.rig.nats.resume();
+    let jobs = Jobs::new(&system.context.bus, &store);
+    wait_until("the first one is there again", async || {
+        jobs.reconcile(JobKind::Prepare).await.is_ok()
+    })
+    .await;
+    wait_until("and has ended again", async || {
+        let job = jobs.get(&id).await.unwrap();
+        job.state() == JobState::Succeeded
+    })
+    .await;
+    let asked = proto::GetDatasetRequest {
+        dataset: "songs".into(),
+    };
+    let named = system.client().await.get_dataset(asked).await.unwrap();
+    let named = named.into_inner().dataset.unwrap();
+    assert_eq!((named.digest, named.revision), (second, 2));
     system.stop().await;
 }
 

@@ -95,6 +95,16 @@ pub(crate) fn next_step(
     due.map_or(Step::Wait(earliest), |(alias, _)| Step::Load(alias.clone()))
 }
 
+/// Whether an alias still says what it said when a load began: who has moved it meanwhile may have had a reason.
+pub(crate) fn still_says(
+    declared: Option<&Declared>,
+    alias: &str,
+    declaration: &Declaration,
+) -> bool {
+    let now = declared.and_then(|declared| declared.get(alias));
+    now.is_some_and(|now| now.revision == declaration.revision)
+}
+
 /// Whether this revision is served, or was refused for good.
 fn is_settled(alias: &str, declaration: &Declaration, served: &Served) -> bool {
     let is_served = served.aliases.get(alias).is_some_and(|serving| {
@@ -162,6 +172,23 @@ mod tests {
             next_step(&next, &served, &Deferred::new(), now),
             Step::Load("a".into())
         );
+    }
+
+    #[test]
+    fn what_was_loaded_counts_only_while_the_alias_says_it() {
+        let now = Instant::now();
+        let began = declare(&[("a", 2, now)]);
+        let began = &began["a"];
+        let table = [
+            (Some(declare(&[("a", 2, now), ("b", 1, now)])), true),
+            (Some(declare(&[("a", 3, now)])), false),
+            (Some(declare(&[("b", 2, now)])), false),
+            (None, false),
+        ];
+        for (declared, expected) in table {
+            let says = still_says(declared.as_ref(), "a", began);
+            assert_eq!(says, expected, "{declared:?}");
+        }
     }
 
     #[test]
