@@ -279,9 +279,7 @@ impl Ops for Cpu {
         heads: &Heads<Tensor>,
         layout: &Layout,
     ) -> Result<Attended<Tensor>> {
-        for share in shares {
-            self.add_linear(&qkv, share.first, &share.x, share.w, share.scale)?;
-        }
+        self.add_shares(&qkv, shares)?;
         attention::forward(&qkv, heads, &layout.spans)
     }
 

@@ -215,6 +215,13 @@ pub(crate) trait Ops: Send + Sync {
         w: &Self::Array,
         scale: f32,
     ) -> Result<()>;
+    /// Adds shares to a product.
+    fn add_shares(&self, y: &Self::Array, shares: &[Share<'_, Self::Array>]) -> Result<()> {
+        for share in shares {
+            self.add_linear(y, share.first, &share.x, share.w, share.scale)?;
+        }
+        Ok(())
+    }
     /// `y += scale × a b`, masked if there is a mask.
     fn add_product(
         &self,

@@ -129,9 +129,7 @@ impl Cuda {
     ) -> Result<Attended<Array>> {
         check(heads)?;
         if !self.expand_turned(&qkv, shares, heads, layout)? {
-            for share in shares {
-                self.add_linear(&qkv, share.first, &share.x, share.w, share.scale)?;
-            }
+            self.add_shares(&qkv, shares)?;
             self.turn(&qkv, heads, layout, 1.0)?;
         }
         let rows = layout.rows;

@@ -5,7 +5,7 @@
 use crate::base::Base;
 use crate::error::Result;
 use crate::lora::Target;
-use crate::network::linear::{Linear, Need, Saved, Way, add_shares};
+use crate::network::linear::{Linear, Need, Saved, Way};
 use crate::network::{Network, Pass};
 use crate::ops::{Attended, Depth, Norm, Ops};
 
@@ -98,7 +98,7 @@ impl<O: Ops> Block<O> {
         let decoding = !pass.caches.is_empty();
         let (heads, layout) = (&network.heads, pass.layout);
         let (out, attended) = if decoding {
-            add_shares(ops, &qkv, &shares)?;
+            ops.add_shares(&qkv, &shares)?;
             let out = ops.attention_cached(&qkv, heads, layout, layer, &mut pass.caches)?;
             (out, None)
         } else {

@@ -113,18 +113,6 @@ impl<A> Factors<A> {
     }
 }
 
-/// Adds shares to a product.
-pub(super) fn add_shares<O: Ops>(
-    ops: &O,
-    y: &O::Array,
-    shares: &[Share<'_, O::Array>],
-) -> Result<()> {
-    for share in shares {
-        ops.add_linear(y, share.first, &share.x, share.w, share.scale)?;
-    }
-    Ok(())
-}
-
 /// Where a module's factors lie.
 fn slots(module: &Module) -> [Slot; 2] {
     let slot = |range: &Range<usize>, rows, columns| Slot {
@@ -151,7 +139,7 @@ impl<O: Ops> Linear<O> {
     ) -> Result<Product<O::Array>> {
         let y = ops.frozen_linear(x, &self.weight, self.bias.as_ref(), plus)?;
         let (shares, saved) = self.shares(ops, layer, x, pass)?;
-        add_shares(ops, &y, &shares)?;
+        ops.add_shares(&y, &shares)?;
         Ok((y, saved))
     }
 
@@ -164,7 +152,7 @@ impl<O: Ops> Linear<O> {
         pass: &Pass<'_, O>,
     ) -> Result<Product<O::Array>> {
         let (y, (shares, saved)) = self.forward_apart(ops, layer, x, pass)?;
-        add_shares(ops, &y, &shares)?;
+        ops.add_shares(&y, &shares)?;
         Ok((y, saved))
     }
 

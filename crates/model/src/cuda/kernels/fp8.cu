@@ -187,7 +187,7 @@ template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int c
 #define MOST_THREADS 384
 
 #define TO(T, t, P)                                                                                                    \
-    extern "C" __global__ __launch_bounds__(MOST_THREADS) void to_fp8_##t##_##P(                                                \
+    extern "C" __global__ __launch_bounds__(MOST_THREADS) void to_fp8_##t##_##P(                                       \
         unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {                \
         to_fp8<T, P, PLAIN>(codes, scales, x, x, factors, 0, rows, columns);                                           \
     }
@@ -195,11 +195,11 @@ template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int c
 FOR_TYPES(FOR_PACKS)
 
 #define FUSED(P)                                                                                                       \
-    extern "C" __global__ __launch_bounds__(MOST_THREADS, P > 4 ? 2 : 3) void activate_to_fp8_bf16_##P(                                     \
+    extern "C" __global__ __launch_bounds__(MOST_THREADS, P > 4 ? 2 : 3) void activate_to_fp8_bf16_##P(                \
         unsigned char *codes, float *scales, const bf16 *x, int kind, int rows, int columns) {                         \
         to_fp8<bf16, P, ACTIVATED>(codes, scales, x, x, 0, kind, rows, columns);                                       \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(MOST_THREADS, P > 4 ? 2 : 3) void activate_backward_to_fp8_bf16_##P(                            \
+    extern "C" __global__ __launch_bounds__(MOST_THREADS, P > 4 ? 2 : 3) void activate_backward_to_fp8_bf16_##P(       \
         unsigned char *codes, float *scales, const bf16 *x, const bf16 *dy, const float *factors, int kind, int rows,  \
         int columns) {                                                                                                 \
         to_fp8<bf16, P, SLOPED>(codes, scales, x, dy, factors, kind, rows, columns);                                   \
@@ -224,7 +224,7 @@ extern "C" __global__ __launch_bounds__(NORM_THREADS) void norm_backward_to_fp8_
     });
 }
 
-#define VALUES(T, t, V)                                                                                                  \
+#define VALUES(T, t, V)                                                                                                \
     extern "C" __global__ void from_fp8_##t##_##V(T *out, const unsigned char *codes, const float *scales,             \
                                                   int columns, u64 count) {                                            \
         from_fp8<T, V>(out, codes, scales, columns, count);                                                            \

@@ -305,13 +305,13 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
         int depth) {                                                                                                   \
         shrink<H, R, ACROSS>(out, masked, x, w, {places, key, threshold, kept}, rows, depth);                          \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(256, R <= 16 ? 3 : 2) void narrow_expand_##way##_##H##_##R(                                 \
+    extern "C" __global__ __launch_bounds__(256, R <= 16 ? 3 : 2) void narrow_expand_##way##_##H##_##R(                \
         H *y, const H *s, const H *w, const u64 *places, u64 key, u32 threshold, float kept, int rows, int columns,    \
         float scale) {                                                                                                 \
         expand<H, R, ACROSS>(y, s, w, {places, key, threshold, kept}, rows, columns, scale);                           \
     }
 #define TURNED(H, R)                                                                                                   \
-    extern "C" __global__ __launch_bounds__(256, 2) void narrow_expand_turned_##H##_##R(                                  \
+    extern "C" __global__ __launch_bounds__(256, 2) void narrow_expand_turned_##H##_##R(                               \
         H *y, const H *s, const H *w, const float *cos, const float *sin, const u32 *positions, int rows, int heads,   \
         int dim, float scale) {                                                                                        \
         expand_turned<H, R>(y, s, w, cos, sin, positions, rows, heads, dim, scale);                                    \
