@@ -187,6 +187,16 @@ impl Base {
         tensors.map(|held| held.device_bytes(float_bytes)).sum()
     }
 
+    /// What is still in its file, in the order in which a network takes it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn in_files(&self) -> impl Iterator<Item = &held::InFile> {
+        let names = shapes(&self.config).into_iter().map(|(name, _)| name);
+        names.filter_map(|name| match self.tensors.get(&name) {
+            Some(Held::InFile(tensor)) => Some(tensor),
+            _ => None,
+        })
+    }
+
     /// How many tensors there are.
     #[cfg(feature = "cuda")]
     pub(crate) fn tensors(&self) -> usize {
@@ -206,7 +216,7 @@ pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
     candidates.find(|path| path.is_file())
 }
 
-/// The names and shapes of the base's tensors.
+/// The names and shapes of the base's tensors, in a network's order.
 pub(crate) fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
     let (vocab, hidden, inner) = (
         config.vocab_size,

@@ -17,7 +17,7 @@ use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::ops::{Attended, Depth, Heads, Norm, Ops, Share, Slot, Span};
+use crate::ops::{Attended, Heads, Norm, Ops, Share, Slot, Span};
 use crate::optim::{self, Coefficients};
 use crate::weight::Weight;
 pub(crate) use storage::read;
@@ -73,7 +73,7 @@ impl Ops for Cpu {
         }
     }
 
-    fn freeze(&self, weight: &Held, _: Depth) -> Result<Weight> {
+    fn freeze(&self, weight: &Held) -> Result<Weight> {
         Ok(weight.weight()?.clone())
     }
 

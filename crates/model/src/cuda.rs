@@ -17,10 +17,10 @@ mod narrow;
 mod opened;
 mod operations;
 mod products;
+mod staging;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
@@ -28,9 +28,10 @@ use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use array::{Array, Buffer, Element};
-use loading::{Loading, Pinned};
+use loading::Loading;
 pub(crate) use opened::Opened;
 use products::{Product, Products};
+use staging::{Staging, Times};
 
 /// A card's operations.
 pub(crate) struct Cuda {
@@ -43,7 +44,7 @@ pub(crate) struct Cuda {
     measured: Mutex<Option<Vec<measure::Measured>>>,
     /// None once the base is there.
     loading: Mutex<Option<Loading>>,
-    load_times: OnceLock<[Duration; 2]>,
+    load_times: OnceLock<Times>,
     /// None if nobody wants the products once more.
     kept: Mutex<Option<Vec<measure::Kept>>>,
 }
@@ -64,13 +65,13 @@ impl Cuda {
         card::check_memory(&context, base, element.bytes() as u64)?;
         let stream = card::stream(&context)?;
         // It takes time to get memory pinned, and more to compile.
-        let (pinned, functions) = std::thread::scope(|scope| {
-            let pinned = scope.spawn(|| Pinned::new(&context));
+        let (staging, functions) = std::thread::scope(|scope| {
+            let staging = scope.spawn(|| Staging::start(&context));
             let functions = launch::compile(&context);
-            (pinned.join(), functions)
+            (staging.join(), functions)
         });
-        let pinned = pinned.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let pinned = pinned.map_err(|error| failed(ordinal, &error))?;
+        let staging = staging.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let staging = staging.map_err(|failure| failure.told("staging", ordinal))?;
         let workspace = stream.alloc_zeros::<u8>(Products::WORKSPACE);
         let workspace = workspace.map_err(|error| failed(ordinal, &error))?;
         let cuda = Self {
@@ -86,7 +87,7 @@ impl Cuda {
         };
         // Memory that the driver has once given stays with the process.
         drop(cuda.room::<u8>(base.device_bytes(element.bytes() as u64) as usize)?);
-        cuda.start_loading(pinned, base.tensors())?;
+        cuda.start_loading(staging, base)?;
         Ok(cuda)
     }
 

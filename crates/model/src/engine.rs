@@ -148,14 +148,17 @@ impl Engine {
         self.loaded_in
     }
 
-    /// Of [`Engine::loaded_in`], the time spent filling pinned memory from the base's files, and waiting for the card to fetch from
+    /// Of [`Engine::loaded_in`], the time that a thread spent filling pinned memory from the base's files, and waiting for the card to fetch from
     /// it; none on the CPU.
     #[cfg(feature = "cuda")]
     #[must_use]
     pub fn load_times(&self) -> Option<[Duration; 2]> {
         match &self.networks {
             Networks::Cpu(_) => None,
-            Networks::Cuda(network) => network.ops().load_times(),
+            Networks::Cuda(network) => {
+                let times = network.ops().load_times()?;
+                Some([times.filling, times.waiting])
+            }
         }
     }
 

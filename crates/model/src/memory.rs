@@ -47,14 +47,16 @@ pub fn trainable(config: &Config, lora: &LoraConfig) -> u64 {
 /// The memory of a base that is held in a precision on a device.
 #[must_use]
 pub fn weights(config: &Config, precision: Precision, device: Device) -> u64 {
-    let layers = config.num_hidden_layers as u64;
+    let layers = config.num_hidden_layers;
     let float = float_bytes(device);
     let mut bytes = float as u64 * config.parameters();
     for (inputs, outputs) in Target::ALL.map(|target| target.widths(config)) {
-        let count = inputs * outputs;
-        // In this order: NF4's tables have one size, so that a tiny weight is smaller in full.
-        bytes += layers * linear_bytes(inputs, outputs, precision, device) as u64;
-        bytes -= layers * (float * count) as u64;
+        for layer in 0..layers {
+            let precision = precision.of_layer(layer, layers);
+            // In this order: NF4's tables have one size, so that a tiny weight is smaller in full.
+            bytes += linear_bytes(inputs, outputs, precision, device) as u64;
+            bytes -= (float * inputs * outputs) as u64;
+        }
     }
     bytes
 }

@@ -65,10 +65,11 @@ impl<O: Ops> Network<O> {
     /// Brings a base onto the device; training takes `at_once` tokens in one pass.
     pub(crate) fn new(ops: O, base: &Base, at_once: usize) -> Result<Self> {
         let config = base.config().clone();
+        // In the order of `shapes`, so that a card is sent the next tensors before they are asked for.
+        let embedding = base.array(&ops, "gpt_neox.embed_in.weight")?;
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| Block::new(&ops, base, layer))
             .collect::<Result<_>>()?;
-        let embedding = base.array(&ops, "gpt_neox.embed_in.weight")?;
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {

@@ -19,19 +19,6 @@ pub(crate) struct Span {
     pub(crate) past: usize,
 }
 
-/// Where in a network a weight is.
-#[cfg_attr(
-    not(feature = "cuda"),
-    expect(dead_code, reason = "only a card asks for it")
-)]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Depth {
-    /// Its layer, from 0.
-    pub(crate) layer: usize,
-    /// Layers in all.
-    pub(crate) layers: usize,
-}
-
 /// A matrix's place in a flat buffer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Slot {
@@ -111,7 +98,7 @@ pub(crate) trait Ops: Send + Sync {
     /// A base's tensor in full on the device, shared where it already is there; a vector becomes one row.
     fn adopt(&self, tensor: &Held) -> Result<Self::Array>;
     /// A base's linear weight in its form on the device, shared where it already is there.
-    fn freeze(&self, weight: &Held, depth: Depth) -> Result<Self::Weight>;
+    fn freeze(&self, weight: &Held) -> Result<Self::Weight>;
     /// After the last tensor of a base: waits for all of them.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ pub enum Precision {
     Int8,
     /// 4-bit normal floats with a scale a block (QLoRA, arXiv:2305.14314).
     Nf4,
-    /// 8-bit floats (e4m3) with a scale a row.
+    /// 8-bit floats (e4m3) with a scale a row, but for the first layers ([`Precision::of_layer`]).
     Fp8,
 }
 
@@ -56,6 +56,21 @@ impl Precision {
             let known = Self::ALL.map(Self::name).join(", ");
             Error::field("base_precision", format!("{name:?} is none of {known}"))
         })
+    }
+
+    /// How the linear weights of one of so many layers are held: with fp8, those of the first ninth of the layers and of the last
+    /// as bf16.
+    ///
+    /// What the first lose weighs most: the residual is still small there, and every later layer sees it. In a full run on the
+    /// demo's base, of four layers, the loss on a card is at most 0.058 from f32 with all weights as codes, 0.023 without those of
+    /// the first layer and 0.014 without those of the last as well; bf16 is at most 0.009 from it. On rinna-3.6b's shape the least
+    /// cosine of a gradient with f32 over the same values is 0.983 with all layers' products by codes.
+    #[must_use]
+    pub fn of_layer(self, layer: usize, layers: usize) -> Self {
+        match self {
+            Self::Fp8 if layer < layers.div_ceil(9) || layer + 1 == layers => Self::Bf16,
+            other => other,
+        }
     }
 
     /// The 16-bit type that values are rounded to on their way, and that must have them.

@@ -1,6 +1,6 @@
 //! A Hugging Face folder's tensors, checked by name, shape and type; values are read later.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::bitsandbytes::{self, Parts};
@@ -38,8 +38,7 @@ impl Folder {
         let quantized = bitsandbytes::precision(&config_json)?;
         check(precision, quantized)?;
         let mut loader = Loader {
-            linear: linear_weights(&config),
-            precision,
+            linear: linear_weights(&config, precision),
             parts: quantized.map(|_| Parts::default()),
             tensors: BTreeMap::new(),
         };
@@ -71,17 +70,20 @@ fn check(precision: Precision, quantized: Option<Precision>) -> Result<()> {
     }
 }
 
-/// The names of the weights that a precision is about.
-fn linear_weights(config: &Config) -> BTreeSet<String> {
-    (0..config.num_hidden_layers)
+/// The names of the weights that a precision is about, and how each is held.
+fn linear_weights(config: &Config, precision: Precision) -> BTreeMap<String, Precision> {
+    let layers = config.num_hidden_layers;
+    (0..layers)
         .flat_map(|layer| Target::ALL.map(|target| (layer, target)))
-        .map(|(layer, target)| format!("gpt_neox.layers.{layer}.{}.weight", target.path()))
+        .map(|(layer, target)| {
+            let name = format!("gpt_neox.layers.{layer}.{}.weight", target.path());
+            (name, precision.of_layer(layer, layers))
+        })
         .collect()
 }
 
 struct Loader {
-    linear: BTreeSet<String>,
-    precision: Precision,
+    linear: BTreeMap<String, Precision>,
     /// Of a quantized folder, what its linear weights are made of.
     parts: Option<Parts>,
     tensors: BTreeMap<String, Stored>,
@@ -95,15 +97,11 @@ impl Loader {
             name
         };
         if let Some(parts) = &mut self.parts
-            && bitsandbytes::owner(&name).is_some_and(|weight| self.linear.contains(&weight))
+            && bitsandbytes::owner(&name).is_some_and(|weight| self.linear.contains_key(&weight))
         {
             return parts.take(name, entry);
         }
-        let precision = if self.linear.contains(&name) {
-            self.precision
-        } else {
-            Precision::F32
-        };
+        let precision = self.linear.get(&name).copied().unwrap_or(Precision::F32);
         let (held, float) = match entry {
             Entry::Floats(floats) => {
                 let float = floats.float;
@@ -124,8 +122,8 @@ impl Loader {
 
     fn finish(mut self) -> Result<BTreeMap<String, Stored>> {
         if let Some(mut parts) = self.parts {
-            for name in self.linear {
-                let stored = parts.assemble(&name, self.precision)?;
+            for (name, precision) in self.linear {
+                let stored = parts.assemble(&name, precision)?;
                 self.tensors.insert(name, stored);
             }
             parts.refuse_rest()?;

@@ -209,7 +209,7 @@ impl Cuda {
         rows: usize,
         columns: usize,
     ) -> Result<Array> {
-        Ok(Array::of(self.send(bytes)?, element, rows, columns))
+        Ok(Array::of(self.bring(bytes)?, element, rows, columns))
     }
 
     /// A matrix's values in f32; waits for them.

@@ -8,7 +8,6 @@ use super::fp8::Eighths;
 use super::launch::Arg;
 use crate::error::Result;
 use crate::float::Float;
-use crate::ops::Depth;
 use crate::quant::{Int8, Nf4, Scales};
 use crate::weight::{Halves, Rounding, Weight};
 
@@ -48,13 +47,13 @@ pub(crate) struct Codes {
 }
 
 impl Cuda {
-    pub(super) fn freeze_weight(&self, weight: &Weight, depth: Depth) -> Result<Frozen> {
+    pub(super) fn freeze_weight(&self, weight: &Weight) -> Result<Frozen> {
         Ok(match weight {
             Weight::Full(tensor) => Frozen::Full(self.adopt_tensor(self.element, tensor)?),
             Weight::Half(halves) => Frozen::Full(self.halves(halves)?),
             Weight::Nf4(nf4) => Frozen::Nf4(self.pack(nf4)?),
             Weight::Int8(int8) => Frozen::Int8(self.codes(int8)?),
-            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8, depth)?),
+            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8)?),
         })
     }
 
@@ -81,7 +80,7 @@ impl Cuda {
         Ok(Packed {
             shape: nf4.shape(),
             float: nf4.float(),
-            packed: self.send(nf4.packed())?,
+            packed: self.bring(nf4.packed())?,
             scales,
         })
     }
@@ -92,7 +91,7 @@ impl Cuda {
         let codes = unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) };
         Ok(Codes {
             shape: int8.shape(),
-            codes: self.send(codes)?,
+            codes: self.bring(codes)?,
             absmax: self.bring(int8.absmax())?,
         })
     }

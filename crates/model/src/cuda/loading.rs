@@ -1,144 +1,67 @@
-//! A base on its way to the card: from its files through pinned memory, and there into its forms. Cores fill one part of the
-//! pinned memory while the card fetches others, so that what limits is the card's link alone.
+//! A base on its way to the card: its matrices come from their files by [`Staging`], the next ones while one gets its form.
 
-use std::ffi::c_void;
+use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
-use rayon::prelude::*;
+use cudarc::driver::result;
 
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
 use super::frozen::{BlockScales, Codes, Frozen, Packed};
+use super::staging::{Failure, Pinned, Staging, Times, Transfer};
+use crate::base::Base;
 use crate::base::held::{Held, InFile};
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::ops::Depth;
+use crate::mapped::Bytes;
 use crate::precision::Precision;
 use crate::quant::{nf4, scales};
 
-/// Parts of the pinned memory, and bytes of each: on an H200 parts of 4 MiB loaded at 16 GB/s, of 64 MiB at 23, of these at 26.
-const PARTS: usize = 4;
-const PART: usize = 16 << 20;
-/// Bytes that a core copies at once.
-const SHARE: usize = 256 << 10;
+/// Bytes that are on their way, beside the matrix that is asked for: some milliseconds of the card's link.
+const AHEAD: usize = 128 << 20;
 /// Blocks that look for flaws.
 const BLOCKS: usize = 1024;
+/// Parts of a plain copy, and bytes of each: on an H200 parts of 1 MiB came at 48 GB/s, of 4 MiB at 53, of these at 55.
+const COPY_PARTS: usize = 4;
+const COPY_PART: usize = 16 << 20;
 
 /// What is there while a base is loaded.
 pub(super) struct Loading {
-    pinned: Pinned,
-    /// The part that is filled next, and for each what was last fetched from it.
-    next: usize,
-    fetched: [Option<CudaEvent>; PARTS],
+    // First, so that nothing is fetched any more when the places are given back.
+    staging: Staging,
+    under_way: VecDeque<UnderWay>,
+    /// Matrices in the order in which they will be asked for.
+    coming: VecDeque<(String, Bytes)>,
     /// A number for each tensor that was looked at: what it must not have and has.
     flaws: Buffer<u32>,
     looked_at: Vec<(String, Precision)>,
     /// What the codes of nested scales stand for.
     map: Arc<Buffer<f32>>,
-    /// Time spent filling pinned memory, and waiting for the card to fetch from it.
-    filled: Duration,
-    waited: Duration,
 }
 
-/// Memory of the host that the card fetches from by itself.
-pub(super) struct Pinned {
-    context: Arc<CudaContext>,
-    address: *mut c_void,
-}
-
-// SAFETY: it is plain memory that one owner changes at a time.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    pub(super) fn new(context: &Arc<CudaContext>) -> std::result::Result<Self, DriverError> {
-        context.bind_to_thread()?;
-        // SAFETY: a context is current.
-        let address = unsafe { result::malloc_host(PARTS * PART, 0) }?;
-        Ok(Self {
-            context: Arc::clone(context),
-            address,
-        })
-    }
-
-    fn part(&mut self, part: usize) -> &mut [u8] {
-        // SAFETY: there are that many bytes, borrowed as this is; pages that the system gives to the driver have values.
-        unsafe { std::slice::from_raw_parts_mut(self.address.cast::<u8>().add(part * PART), PART) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // What the driver says on the way out changes nothing.
-        let _ = self.context.bind_to_thread();
-        // SAFETY: it was made by the same library, and whoever drops it has waited for what fetches from it.
-        let _ = unsafe { result::free_host(self.address) };
-    }
-}
-
-impl Loading {
-    /// Brings so many bytes, which `fill` copies from a place on, to a place on the card; they are not needed any more when this
-    /// returns.
-    fn send(
-        &mut self,
-        stream: &Arc<CudaStream>,
-        len: usize,
-        fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
-        to: u64,
-    ) -> Result<()> {
-        let failed = |error: DriverError| Error::device("cuda", format!("{error:?}"));
-        for start in (0..len).step_by(PART) {
-            let began = Instant::now();
-            if let Some(fetched) = self.fetched[self.next].take() {
-                fetched.synchronize().map_err(failed)?;
-            }
-            self.waited += began.elapsed();
-            let began = Instant::now();
-            let part = &mut self.pinned.part(self.next)[..PART.min(len - start)];
-            if part.len() <= SHARE {
-                fill(start, part)?;
-            } else {
-                let shares = part.par_chunks_mut(SHARE).enumerate();
-                shares.try_for_each(|(share, part)| fill(start + share * SHARE, part))?;
-            }
-            self.filled += began.elapsed();
-            // SAFETY: the place has room for the bytes; the part is not changed before the event has passed, and not freed
-            // before the stream has been waited for.
-            let sent =
-                unsafe { result::memcpy_htod_async(to + start as u64, part, stream.cu_stream()) };
-            sent.map_err(failed)?;
-            self.fetched[self.next] = Some(stream.record_event(None).map_err(failed)?);
-            self.next = (self.next + 1) % PARTS;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Loading {
-    /// Waits for all that is fetched from the pinned memory.
-    fn drop(&mut self) {
-        for fetched in self.fetched.iter().flatten() {
-            // What the driver says on the way out changes nothing.
-            let _ = fetched.synchronize();
-        }
-    }
+/// A matrix that is being brought.
+struct UnderWay {
+    name: String,
+    buffer: Buffer<u8>,
+    transfer: Arc<Transfer>,
 }
 
 impl Cuda {
-    /// Makes ready for so many tensors.
-    pub(super) fn start_loading(&self, pinned: Pinned, tensors: usize) -> Result<()> {
-        let mut flaws = self.room(tensors)?;
+    /// Makes ready for a base.
+    pub(super) fn start_loading(&self, staging: Staging, base: &Base) -> Result<()> {
+        let mut flaws = self.room(base.tensors())?;
         self.zero(&mut flaws)?;
+        let coming = base.in_files().filter(|tensor| self.comes_as_it_is(tensor));
         let loading = Loading {
-            pinned,
-            next: 0,
-            fetched: [const { None }; PARTS],
+            staging,
+            under_way: VecDeque::new(),
+            coming: coming
+                .map(|tensor| (tensor.name.clone(), tensor.floats.bytes.clone()))
+                .collect(),
             flaws,
             looked_at: Vec::new(),
             map: Arc::new(self.bring(&*scales::dynamic_map())?),
-            filled: Duration::ZERO,
-            waited: Duration::ZERO,
         };
         *self.loading() = Some(loading);
         Ok(())
@@ -146,12 +69,12 @@ impl Cuda {
 
     /// Waits for all tensors, and says of the first that is flawed what it has.
     pub(super) fn end_loading(&self) -> Result<()> {
-        let Some(loading) = self.loading().take() else {
+        let Some(mut loading) = self.loading().take() else {
             return Ok(());
         };
         let found = self.fetch(&loading.flaws)?;
         // Set once: a base is loaded once.
-        let _ = self.load_times.set([loading.filled, loading.waited]);
+        let _ = self.load_times.set(loading.staging.end());
         for (found, (name, precision)) in found.into_iter().zip(&loading.looked_at) {
             match found {
                 0 => {}
@@ -166,35 +89,68 @@ impl Cuda {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of loading the base, the time spent filling pinned memory, and waiting for the card to fetch from it.
-    pub(crate) fn load_times(&self) -> Option<[Duration; 2]> {
+    /// Of loading the base, a thread's time.
+    pub(crate) fn load_times(&self) -> Option<Times> {
         self.load_times.get().copied()
     }
 
-    /// Bytes brought to the card, through pinned memory while a base is loaded.
-    pub(super) fn send(&self, bytes: &[u8]) -> Result<Buffer<u8>> {
-        let fill = |start: usize, part: &mut [u8]| {
-            part.copy_from_slice(&bytes[start..start + part.len()]);
-            Ok(())
-        };
-        self.send_filled(bytes.len(), fill)
+    /// Whether a matrix comes to the card as its file has it.
+    fn comes_as_it_is(&self, tensor: &InFile) -> bool {
+        match *tensor.floats.shape.as_slice() {
+            [rows, columns] if rows * columns > 0 => {
+                tensor.precision != Precision::Fp8 || self.quantizes_fp8(columns)
+            }
+            _ => false,
+        }
     }
 
-    fn send_filled(
-        &self,
-        len: usize,
-        fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
-    ) -> Result<Buffer<u8>> {
+    /// A matrix from its file. Those that will be asked for next are begun before this one is waited for.
+    fn staged(&self, name: &str, bytes: &Bytes) -> Result<Buffer<u8>> {
         let mut loading = self.loading();
         let Some(loading) = loading.as_mut() else {
-            let mut bytes = vec![0; len];
-            fill(0, &mut bytes)?;
-            return self.bring(&bytes);
+            return Err(Error::device("cuda", "is not loading"));
         };
-        let buffer = self.room(len)?;
-        self.check(self.context.bind_to_thread())?;
-        loading.send(&self.stream, len, fill, buffer.address)?;
-        Ok(buffer)
+        let place = loading
+            .under_way
+            .iter()
+            .position(|other| other.name == name);
+        let this = match place.and_then(|place| loading.under_way.remove(place)) {
+            Some(this) => this,
+            None => {
+                loading.coming.retain(|(other, _)| other != name);
+                self.begin(&loading.staging, name.to_owned(), bytes.clone())?
+            }
+        };
+        let mut ahead: usize = loading
+            .under_way
+            .iter()
+            .map(|other| other.buffer.len())
+            .sum();
+        while ahead < AHEAD
+            && let Some((name, bytes)) = loading.coming.pop_front()
+        {
+            ahead += bytes.len();
+            let next = self.begin(&loading.staging, name, bytes)?;
+            loading.under_way.push_back(next);
+        }
+        let there = loading.staging.finish(&self.stream, &this.transfer);
+        there.map_err(|failure| self.not_brought(name, failure))?;
+        Ok(this.buffer)
+    }
+
+    fn begin(&self, staging: &Staging, name: String, bytes: Bytes) -> Result<UnderWay> {
+        let buffer = self.room(bytes.len())?;
+        let begun = staging.begin(&self.stream, bytes, buffer.address);
+        let transfer = begun.map_err(|failure| self.not_brought(&name, failure))?;
+        Ok(UnderWay {
+            name,
+            buffer,
+            transfer,
+        })
+    }
+
+    fn not_brought(&self, name: &str, failure: Failure) -> Error {
+        failure.told(name, self.context.ordinal())
     }
 
     /// A base's tensor in full.
@@ -206,25 +162,21 @@ impl Cuda {
     }
 
     /// A base's linear weight in its form.
-    pub(super) fn freeze_held(&self, held: &Held, depth: Depth) -> Result<Frozen> {
+    pub(super) fn freeze_held(&self, held: &Held) -> Result<Frozen> {
         let tensor = match held {
-            Held::Here(weight) => return self.freeze_weight(weight, depth),
+            Held::Here(weight) => return self.freeze_weight(weight),
             Held::InFile(tensor) => tensor,
         };
-        let shape = match *tensor.floats.shape.as_slice() {
-            [rows, columns] if rows * columns > 0 => [rows, columns],
-            _ => return self.freeze_weight(held.weight()?, depth),
-        };
+        if !self.comes_as_it_is(tensor) {
+            return self.freeze_weight(held.weight()?);
+        }
         Ok(match tensor.precision {
             Precision::F32 => Frozen::Full(self.cast(&self.raw(tensor)?, self.element)?),
             Precision::Bf16 => Frozen::Full(self.through(tensor, Element::Bf16)?),
             Precision::Fp16 => Frozen::Full(self.through(tensor, Element::F16)?),
-            Precision::Nf4 => Frozen::Nf4(self.to_nf4(tensor, shape)?),
+            Precision::Nf4 => Frozen::Nf4(self.to_nf4(tensor)?),
             Precision::Int8 => Frozen::Int8(self.to_int8(&self.raw(tensor)?)?),
-            Precision::Fp8 if self.quantizes_fp8(shape[1]) => {
-                Frozen::Fp8(self.weight_to_fp8(&self.raw(tensor)?, depth)?)
-            }
-            Precision::Fp8 => self.freeze_weight(held.weight()?, depth)?,
+            Precision::Fp8 => Frozen::Fp8(self.weight_to_fp8(&self.raw(tensor)?)?),
         })
     }
 
@@ -236,11 +188,11 @@ impl Cuda {
         let rows = (floats.bytes.len() / element.bytes())
             .checked_div(columns)
             .unwrap_or(0);
-        let fill = |start: usize, part: &mut [u8]| {
-            let copied = floats.bytes.copy_to(start, part);
-            copied.map_err(|error| Error::file(&tensor.name, error))
+        let sent = if self.comes_as_it_is(tensor) {
+            self.staged(&tensor.name, &floats.bytes)?
+        } else {
+            self.bring(&floats.bytes)?
         };
-        let sent = self.send_filled(floats.bytes.len(), fill)?;
         let raw = Array::of(sent, element, rows, columns);
         let place = {
             let mut loading = self.loading();
@@ -301,7 +253,7 @@ impl Cuda {
         Ok(out)
     }
 
-    fn to_nf4(&self, tensor: &InFile, shape: [usize; 2]) -> Result<Packed> {
+    fn to_nf4(&self, tensor: &InFile) -> Result<Packed> {
         let raw = self.raw(tensor)?;
         let blocks = raw.len().div_ceil(nf4::BLOCK);
         let packed = self.room(raw.len().div_ceil(2))?;
@@ -333,7 +285,7 @@ impl Cuda {
         ];
         self.launch("nest", (blocks.div_ceil(scales::BLOCK), 1), 256, &args)?;
         Ok(Packed {
-            shape,
+            shape: [raw.rows, raw.columns],
             float: tensor.floats.float,
             packed,
             scales: BlockScales::Nested {
@@ -365,14 +317,15 @@ impl Cuda {
 
     /// Seconds that so many bytes take from pinned memory to the card, with nothing done to them.
     pub(crate) fn copy_plainly(&self, bytes: usize) -> Result<f64> {
-        let mut pinned = self.check(Pinned::new(&self.context))?;
-        let to = self.room::<u8>(bytes.max(PART))?;
+        let pinned = self.check(Pinned::new(&self.context, COPY_PARTS * COPY_PART))?;
+        let to = self.room::<u8>(bytes.max(COPY_PART))?;
         self.check(self.stream.synchronize())?;
         let began = Instant::now();
-        for (number, start) in (0..bytes).step_by(PART).enumerate() {
-            let part = &pinned.part(number % PARTS)[..PART.min(bytes - start)];
-            // SAFETY: the place has room for the bytes, and the stream is waited for below.
+        for (number, start) in (0..bytes).step_by(COPY_PART).enumerate() {
+            let place = number % COPY_PARTS * COPY_PART;
+            // SAFETY: nobody changes the memory; the place has room for the bytes, and the stream is waited for below.
             let copied = unsafe {
+                let part = pinned.bytes(place, COPY_PART.min(bytes - start));
                 result::memcpy_htod_async(to.address + start as u64, part, self.stream.cu_stream())
             };
             self.check(copied)?;

@@ -12,7 +12,7 @@ use crate::config::Activation;
 use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::ops::{Attended, Depth, Heads, Norm, Ops, Share, Slot, Span};
+use crate::ops::{Attended, Heads, Norm, Ops, Share, Slot, Span};
 use crate::optim::Coefficients;
 use crate::weight::Rounding;
 
@@ -42,8 +42,8 @@ impl Ops for Cuda {
         self.adopt_held(tensor)
     }
 
-    fn freeze(&self, weight: &Held, depth: Depth) -> Result<Frozen> {
-        self.freeze_held(weight, depth)
+    fn freeze(&self, weight: &Held) -> Result<Frozen> {
+        self.freeze_held(weight)
     }
 
     fn loaded(&self) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::lora::Target;
 use crate::network::linear::{Linear, Need, Saved, Way};
 use crate::network::{Network, Pass};
-use crate::ops::{Attended, Depth, Norm, Ops};
+use crate::ops::{Attended, Norm, Ops};
 
 /// A layer's frozen weights.
 pub(super) struct Block<O: Ops> {
@@ -55,8 +55,6 @@ type Output<A> = (A, Option<LayerTape<A>>);
 impl<O: Ops> Block<O> {
     pub(super) fn new(ops: &O, base: &Base, layer: usize) -> Result<Self> {
         let prefix = format!("gpt_neox.layers.{layer}");
-        let layers = base.config().num_hidden_layers;
-        let depth = Depth { layer, layers };
         let linear = |target: Target, has_bias: bool| -> Result<Linear<O>> {
             let name = format!("{prefix}.{}", target.path());
             let bias = if has_bias {
@@ -66,7 +64,7 @@ impl<O: Ops> Block<O> {
             };
             Ok(Linear {
                 target,
-                weight: ops.freeze(base.held(&format!("{name}.weight"))?, depth)?,
+                weight: ops.freeze(base.held(&format!("{name}.weight"))?)?,
                 bias,
             })
         };

@@ -213,6 +213,10 @@ fn gradients_of_every_rank_are_the_cpus() {
 fn gradients_over_quantized_weights_are_those_over_their_values() {
     for precision in [Precision::Nf4, Precision::Int8, Precision::Fp8] {
         for config in [support::config(), wide()] {
+            let config = Config {
+                num_hidden_layers: 3,
+                ..config
+            };
             on_the_card(&config, precision, |pair| {
                 let lora = lora(&config, &Target::ALL);
                 close_gradients(pair, &lora, &[records(&config)], Some(&DROPOUT));

@@ -67,7 +67,7 @@ fn wide() -> Config {
         tie_word_embeddings: true,
         hidden_size: 192,
         intermediate_size: 768,
-        ..support::config()
+        ..support::deep()
     }
 }
 
@@ -84,7 +84,7 @@ fn learned(engine: &Engine) -> (u64, Vec<u32>) {
 
 #[test]
 fn an_opened_base_becomes_what_a_loaded_one_is() {
-    for config in [support::config(), wide()] {
+    for config in [support::deep(), wide()] {
         for (_, dtype) in FLOATS {
             let folder = folder(&config, dtype);
             for precision in Precision::ALL {
@@ -180,7 +180,7 @@ mod on_a_card {
         if !support::has_card() {
             return;
         }
-        for config in [support::config(), wide()] {
+        for config in [support::deep(), wide()] {
             for (float, dtype) in FLOATS {
                 let folder = folder(&config, dtype);
                 for precision in Precision::ALL {

@@ -260,14 +260,14 @@ fn columns_with_a_six_are_multiplied_in_floats() {
 
 #[test]
 fn only_the_linear_weights_of_layers_are_quantized() {
-    let config = support::config();
+    let config = support::deep();
     for precision in PACKED {
         let base = load(&config, precision);
         assert_eq!(base.precision(), precision);
         let plain = load(&config, Precision::F32);
         assert_eq!(base.digest(), plain.digest());
         let mut bytes = 0;
-        for layer in 0..2 {
+        for layer in 0..3 {
             for target in Target::ALL {
                 let name = format!("gpt_neox.layers.{layer}.{}", target.path());
                 let weight = base.weight(&format!("{name}.weight")).unwrap();
@@ -283,12 +283,37 @@ fn only_the_linear_weights_of_layers_are_quantized() {
         let linear: usize = Target::ALL
             .map(|target| target.widths(&config))
             .iter()
-            .map(|(inputs, outputs)| 2 * inputs * outputs)
+            .map(|(inputs, outputs)| 3 * inputs * outputs)
             .sum();
         let rest = 4 * (config.parameters() - linear as u64);
         let planned = memory::weights(&config, precision, Device::Cpu);
         assert_eq!(planned, rest + bytes as u64, "{precision:?}");
     }
+}
+
+#[test]
+fn fp8_holds_the_first_ninth_of_the_layers_and_the_last_as_bf16() {
+    for (layers, first) in [(3, 1), (4, 1), (9, 1), (36, 4)] {
+        for layer in 0..layers {
+            let halves = layer < first || layer == layers - 1;
+            let expected = if halves {
+                Precision::Bf16
+            } else {
+                Precision::Fp8
+            };
+            assert_eq!(Precision::Fp8.of_layer(layer, layers), expected);
+            assert_eq!(Precision::Nf4.of_layer(layer, layers), Precision::Nf4);
+        }
+    }
+    let base = load(&support::deep(), Precision::Fp8);
+    let forms = [0, 1, 2].map(|layer| {
+        let name = format!("gpt_neox.layers.{layer}.mlp.dense_h_to_4h.weight");
+        base.weight(&name).unwrap().clone()
+    });
+    let [Weight::Half(first), Weight::Fp8(_), Weight::Half(last)] = forms else {
+        panic!("not as bf16, codes and bf16");
+    };
+    assert_eq!([first.float(), last.float()], [Float::Bf16; 2]);
 }
 
 #[test]
@@ -321,7 +346,7 @@ fn a_base_of_3_6_billion_fits_where_its_precision_says() {
         (Precision::F32, 14.43),
         (Precision::Bf16, 7.58),
         (Precision::Fp16, 7.58),
-        (Precision::Fp8, 4.15),
+        (Precision::Fp8, 4.63),
         (Precision::Int8, 4.15),
         (Precision::Nf4, 2.49),
     ] {
@@ -335,7 +360,7 @@ fn a_network_equals_the_full_network_of_its_values(on: &On) {
     for (precision, use_parallel_residual) in kinds.flat_map(|p| [(p, false), (p, true)]) {
         let config = Config {
             use_parallel_residual,
-            ..support::config()
+            ..support::deep()
         };
         let quantized = load(&config, precision);
         let engines = [quantized.clone(), in_full(&quantized)].map(|base| on.over(base));

@@ -157,6 +157,14 @@ pub(crate) fn config() -> Config {
     }
 }
 
+/// The same with a layer that is neither first nor last, which alone fp8 holds as codes.
+pub(crate) fn deep() -> Config {
+    Config {
+        num_hidden_layers: 3,
+        ..config()
+    }
+}
+
 /// Uniform numbers in ±`bound`.
 pub(crate) fn uniform(rng: &mut ChaCha8Rng, count: usize, bound: f32) -> Vec<f32> {
     (0..count)
