@@ -61,9 +61,10 @@ fn to_bytes(value: f32, dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Wide enough for products of 8-bit floats; one matrix is embedding and head.
+/// Wide enough for products of 8-bit floats; one matrix is embedding and head, and comes to a card in several parts.
 fn wide() -> Config {
     Config {
+        vocab_size: 6000,
         tie_word_embeddings: true,
         hidden_size: 192,
         intermediate_size: 768,

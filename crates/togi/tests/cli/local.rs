@@ -8,6 +8,9 @@ use togi_tokens::{Columns, Encoder, Record, Settings};
 
 use super::bench::{Bench, RECIPE, RECORDS};
 
+const DEMO_RECIPE: &str = include_str!("../../../../recipes/demo-cpu.toml");
+const DEMO_RECORDS: &str = include_str!("../../../../demo/records.jsonl");
+
 fn ids(line: &serde_json::Value) -> Vec<u32> {
     serde_json::from_value(line["ids"].clone()).unwrap()
 }
@@ -175,6 +178,37 @@ fn training_starts_from_an_adapter_and_keeps_the_files_order() {
     let other = bench.train("--out out --init-adapter init").expect(5);
     let says = "init_adapter has rank 2, the recipe has 3";
     assert!(other.stderr.contains(says), "{}", other.stderr);
+}
+
+/// The steps in which what an fp8 base's weights lose shows most: the loss is still far from its end.
+#[test]
+fn losses_over_an_fp8_base_stay_near_those_over_f32() {
+    let bench = Bench::new();
+    let [f32, fp8] = ["f32", "fp8"].map(|precision| {
+        let recipe = DEMO_RECIPE
+            .replace(
+                "base_precision = \"f32\"",
+                &format!("base_precision = {precision:?}"),
+            )
+            .replace("max_steps = 0", "max_steps = 50");
+        bench.write("recipe.toml", &recipe);
+        bench.write("records.jsonl", DEMO_RECORDS);
+        bench
+            .train(&format!("--learn answer --out {precision}"))
+            .expect(0);
+        let log = bench.log(&format!("{precision}/log.jsonl"));
+        let losses = log.iter().map(|line| line["loss"].as_f64().unwrap());
+        losses.collect::<Vec<_>>()
+    });
+    assert_eq!([f32.len(), fp8.len()], [50; 2]);
+    assert_ne!(f32, fp8);
+    for (step, (f32, fp8)) in f32.iter().zip(&fp8).enumerate() {
+        assert!(
+            (f32 - fp8).abs() < 0.02,
+            "step {}: {f32} and {fp8}",
+            step + 1
+        );
+    }
 }
 
 #[test]
