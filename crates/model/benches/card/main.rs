@@ -152,8 +152,13 @@ fn main() {
     let lora = Lora::init(engine.config(), &settings, 1).expect("an adapter");
     let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
     let mut training = Training::new(&engine, &lora, &optimizer, World::ALONE).expect("a training");
-    // The longest first, so that the peak of memory is the epoch's, however few steps are asked for.
-    for (number, window) in by_tokens(&windows).iter().rev().take(WARM_UP).enumerate() {
+    let at_once = tokens_at_once(device, precision);
+    // The window of the largest pass and the longest, so that the peak of memory is the epoch's, however few steps are asked for.
+    let pass = |window: &&[Batch]| largest_pass(window, at_once);
+    let longest = by_tokens(&windows).into_iter().rev().take(WARM_UP);
+    let widest = windows.iter().map(Vec::as_slice).max_by_key(pass);
+    let warm_up = longest.chain(widest);
+    for (number, window) in warm_up.enumerate() {
         let taken = take(&mut training, window, number as u64);
         eprintln!(
             "warm-up: {:.1} ms, loss {:.4}",
@@ -170,7 +175,8 @@ fn main() {
         .collect();
     let seconds = began.elapsed().as_secs_f64();
     let memory = engine.device_memory();
-    let tokens = largest_pass(&windows, tokens_at_once(device, precision));
+    let passes = windows.iter().map(|window| largest_pass(window, at_once));
+    let tokens = passes.max().unwrap_or(0);
     let plan = memory::plan(engine.config(), &settings, tokens, precision, device);
     let mut said = told(&taken, seconds);
     said["mode"] = precision.name().into();
@@ -222,9 +228,9 @@ fn settings() -> LoraConfig {
     }
 }
 
-/// The tokens of the largest pass of all windows.
-fn largest_pass(windows: &[Vec<Batch>], at_once: usize) -> usize {
-    let tokens = windows.iter().flatten().flat_map(|batch| {
+/// The tokens of a window's largest pass.
+fn largest_pass(window: &[Batch], at_once: usize) -> usize {
+    let tokens = window.iter().flat_map(|batch| {
         let records = batch.starts.windows(2);
         let lengths: Vec<usize> = records.map(|pair| (pair[1] - pair[0]) as usize).collect();
         let parts = passes(&lengths, at_once).into_iter();
