@@ -17,7 +17,7 @@ use crate::base::held::Held;
 use crate::config::Activation;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::ops::{Attended, Heads, Norm, Ops, Share, Slot, Span};
+use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::{self, Coefficients};
 use crate::weight::Weight;
 pub(crate) use storage::read;
@@ -275,11 +275,9 @@ impl Ops for Cpu {
     fn attention(
         &self,
         qkv: Tensor,
-        shares: &[Share<'_, Tensor>],
         heads: &Heads<Tensor>,
         layout: &Layout,
     ) -> Result<Attended<Tensor>> {
-        self.add_shares(&qkv, shares)?;
         attention::forward(&qkv, heads, &layout.spans)
     }
 

@@ -47,14 +47,6 @@ pub(crate) struct Norm<A> {
     pub(crate) eps: f32,
 }
 
-/// A share of a product that is still to be added: `scale × x wᵀ`, to as many rows from the `first` on as `x` has.
-pub(crate) struct Share<'a, A> {
-    pub(crate) first: usize,
-    pub(crate) x: A,
-    pub(crate) w: &'a A,
-    pub(crate) scale: f32,
-}
-
 /// What attention's backward needs of its forward.
 #[derive(Clone, Debug)]
 pub(crate) struct Attended<A> {
@@ -202,13 +194,6 @@ pub(crate) trait Ops: Send + Sync {
         w: &Self::Array,
         scale: f32,
     ) -> Result<()>;
-    /// Adds shares to a product.
-    fn add_shares(&self, y: &Self::Array, shares: &[Share<'_, Self::Array>]) -> Result<()> {
-        for share in shares {
-            self.add_linear(y, share.first, &share.x, share.w, share.scale)?;
-        }
-        Ok(())
-    }
     /// `y += scale × a b`, masked if there is a mask.
     fn add_product(
         &self,
@@ -254,11 +239,10 @@ pub(crate) trait Ops: Send + Sync {
         kind: Activation,
     ) -> Result<()>;
 
-    /// Causal attention within each span, from the joint product (rows, heads × 3 × dim) plus shares of it.
+    /// Causal attention within each span, from the joint product (rows, heads × 3 × dim).
     fn attention(
         &self,
         qkv: Self::Array,
-        shares: &[Share<'_, Self::Array>],
         heads: &Heads<Self::Array>,
         layout: &Self::Layout,
     ) -> Result<Attended<Self::Array>>;

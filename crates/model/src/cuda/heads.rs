@@ -7,7 +7,7 @@ use super::array::{Array, Buffer, Element};
 use super::launch::{self, Arg};
 use crate::dropout::Place;
 use crate::error::{Error, Result};
-use crate::ops::{Attended, Heads, Ops, Share, Span};
+use crate::ops::{Attended, Heads, Span};
 
 /// Head sizes that the kernels have registers for.
 const LARGEST_HEAD: usize = 256;
@@ -25,7 +25,7 @@ const TILE_THREADS: usize = 256;
 pub(crate) struct Layout {
     spans: Vec<Span>,
     rows: usize,
-    pub(super) positions: Buffer<u32>,
+    positions: Buffer<u32>,
     firsts: Buffer<u32>,
     counts: Buffer<u32>,
     ends: Buffer<u32>,
@@ -123,15 +123,11 @@ impl Cuda {
     pub(super) fn attend(
         &self,
         qkv: Array,
-        shares: &[Share<'_, Array>],
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<Attended<Array>> {
         check(heads)?;
-        if !self.expand_turned(&qkv, shares, heads, layout)? {
-            self.add_shares(&qkv, shares)?;
-            self.turn(&qkv, heads, layout, 1.0)?;
-        }
+        self.turn(&qkv, heads, layout, 1.0)?;
         let rows = layout.rows;
         let out = self.empty(rows, heads.count * heads.dim)?;
         let log_sums = self.empty_of(Element::F32, heads.count, rows)?;

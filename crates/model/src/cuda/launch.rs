@@ -51,7 +51,6 @@ macro_rules! narrow {
             kernels: &[
                 concat!("narrow_shrink_{w}_{h}_", $rank),
                 concat!("narrow_expand_{w}_{h}_", $rank),
-                concat!("narrow_expand_turned_{h}_", $rank),
                 $($gradient),*
             ],
         }

@@ -8,15 +8,11 @@ use super::launch::Arg;
 use super::products::Product;
 use crate::dropout::Mask;
 use crate::error::Result;
-use crate::ops::{Heads, Share};
 
 /// Ranks that the kernels were compiled for.
 const RANKS: [usize; 4] = [8, 16, 32, 64];
 /// The most that a block sums a gradient for.
 const GRADIENT_RANK: usize = 16;
-
-/// Units of 32 columns of a block that turns.
-const TURNED_UNITS: usize = 24;
 
 /// How the narrow factor lies.
 #[derive(Clone, Copy)]
@@ -82,42 +78,6 @@ impl Cuda {
             return self.expand_by_kernel(Way::Along, y, (x, b), scale, None);
         }
         self.linear_into(y, (x, b), None, Some(y), scale)
-    }
-
-    /// Adds the one share of all rows to attention's joint product, and turns queries and keys; false, and nothing is done, if there
-    /// is no kernel for it.
-    pub(super) fn expand_turned(
-        &self,
-        qkv: &Array,
-        shares: &[Share<'_, Array>],
-        heads: &Heads<Array>,
-        layout: &Layout,
-    ) -> Result<bool> {
-        let [Share { x, w, scale, .. }] = shares else {
-            return Ok(false);
-        };
-        let Heads { count, dim, .. } = *heads;
-        let turns = heads.turned == dim && dim.is_multiple_of(32) && dim <= 128;
-        if !turns || x.rows != qkv.rows || !has_kernels(x.columns, &[qkv, x, w]) {
-            return Ok(false);
-        }
-        let args = [
-            qkv.into(),
-            x.into(),
-            (*w).into(),
-            (&heads.cos).into(),
-            (&heads.sin).into(),
-            layout.positions.address.into(),
-            qkv.rows.into(),
-            count.into(),
-            dim.into(),
-            (*scale).into(),
-        ];
-        let kernel = format!("narrow_expand_turned_{}_{}", qkv.element.name(), x.columns);
-        let units = qkv.columns / 32;
-        let grid = (units.div_ceil(TURNED_UNITS), qkv.rows.div_ceil(64));
-        self.launch(&kernel, grid, 256, &args)?;
-        Ok(true)
     }
 
     /// `y += scale × x a`, masked if there is a mask: (m, rank) (rank, n).

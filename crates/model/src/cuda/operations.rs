@@ -12,7 +12,7 @@ use crate::config::Activation;
 use crate::device::CARD_LOGITS;
 use crate::dropout::{Mask, Place};
 use crate::error::Result;
-use crate::ops::{Attended, Heads, Norm, Ops, Share, Slot, Span};
+use crate::ops::{Attended, Heads, Norm, Ops, Slot, Span};
 use crate::optim::Coefficients;
 use crate::weight::Rounding;
 
@@ -295,11 +295,10 @@ impl Ops for Cuda {
     fn attention(
         &self,
         qkv: Array,
-        shares: &[Share<'_, Array>],
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<Attended<Array>> {
-        self.attend(qkv, shares, heads, layout)
+        self.attend(qkv, heads, layout)
     }
 
     fn attention_cached(

@@ -90,17 +90,16 @@ impl<O: Ops> Block<O> {
     ) -> Result<Output<O::Array>> {
         let (ops, config) = (&network.ops, &network.config);
         let normed = (&x, &self.attention_norm);
-        let (qkv, (shares, kept_qkv)) = self
+        let (qkv, kept_qkv) = self
             .query_key_value
-            .forward_apart(ops, layer, normed, pass)?;
+            .forward_normed(ops, layer, normed, pass)?;
         let decoding = !pass.caches.is_empty();
         let (heads, layout) = (&network.heads, pass.layout);
         let (out, attended) = if decoding {
-            ops.add_shares(&qkv, &shares)?;
             let out = ops.attention_cached(&qkv, heads, layout, layer, &mut pass.caches)?;
             (out, None)
         } else {
-            let attended = ops.attention(qkv, &shares, heads, layout)?;
+            let attended = ops.attention(qkv, heads, layout)?;
             (attended.out.clone(), Some(attended))
         };
         let (sum, kept_dense) = self.dense.forward(ops, layer, &out, Some(&x), pass)?;

@@ -6,7 +6,7 @@ use crate::config::{Activation, Config};
 use crate::error::Result;
 use crate::lora::{Module, Target};
 use crate::network::Pass;
-use crate::ops::{Norm, Ops, Share, Slot};
+use crate::ops::{Norm, Ops, Slot};
 
 /// Frozen weights: (outputs, inputs) and (1, outputs).
 pub(super) struct Linear<O: Ops> {
@@ -39,12 +39,6 @@ pub(super) struct Saved<A> {
 
 /// A product, (rows, outputs), and in training what its backward needs.
 type Product<A> = (A, Option<Saved<A>>);
-
-/// A matrix, and the norm that is taken of it.
-type Normed<'a, A> = (&'a A, &'a Norm<A>);
-
-/// The adapters' shares of a product, and in training what its backward needs.
-type Shares<'a, A> = (Vec<Share<'a, A>>, Option<Saved<A>>);
 
 /// What a backward is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,8 +132,7 @@ impl<O: Ops> Linear<O> {
         pass: &Pass<'_, O>,
     ) -> Result<Product<O::Array>> {
         let y = ops.frozen_linear(x, &self.weight, self.bias.as_ref(), plus)?;
-        let (shares, saved) = self.shares(ops, layer, x, pass)?;
-        ops.add_shares(&y, &shares)?;
+        let saved = self.adapt(ops, layer, x, &y, pass)?;
         Ok((y, saved))
     }
 
@@ -148,35 +141,24 @@ impl<O: Ops> Linear<O> {
         &self,
         ops: &O,
         layer: usize,
-        x: Normed<'_, O::Array>,
+        (x, norm): (&O::Array, &Norm<O::Array>),
         pass: &Pass<'_, O>,
     ) -> Result<Product<O::Array>> {
-        let (y, (shares, saved)) = self.forward_apart(ops, layer, x, pass)?;
-        ops.add_shares(&y, &shares)?;
+        let (normed, y) = ops.normed_linear(x, norm, (&self.weight, self.bias.as_ref()))?;
+        let saved = self.adapt(ops, layer, &normed, &y, pass)?;
         Ok((y, saved))
     }
 
-    /// The same, but for the adapters' shares, which are still to be added.
-    pub(super) fn forward_apart<'a>(
-        &self,
-        ops: &O,
-        layer: usize,
-        (x, norm): Normed<'_, O::Array>,
-        pass: &'a Pass<'_, O>,
-    ) -> Result<(O::Array, Shares<'a, O::Array>)> {
-        let (normed, y) = ops.normed_linear(x, norm, (&self.weight, self.bias.as_ref()))?;
-        Ok((y, self.shares(ops, layer, &normed, pass)?))
-    }
-
-    /// What the adapters are to add to the product of `x`.
-    fn shares<'a>(
+    /// Adds to the product of `x` what the adapters do.
+    fn adapt(
         &self,
         ops: &O,
         layer: usize,
         x: &O::Array,
-        pass: &'a Pass<'_, O>,
-    ) -> Result<Shares<'a, O::Array>> {
-        let (mut shares, mut saved) = (Vec::new(), None);
+        y: &O::Array,
+        pass: &Pass<'_, O>,
+    ) -> Result<Option<Saved<O::Array>>> {
+        let mut saved = None;
         for group in &pass.groups {
             let Some(factor) = group.factors.get(layer, self.target) else {
                 continue;
@@ -189,15 +171,10 @@ impl<O: Ops> Linear<O> {
             let mask = pass.dropout.map(|dropout| dropout.mask(layer, self.target));
             let mask = mask.as_ref().map(|mask| (mask, pass.layout));
             let (input, shrunk) = ops.shrink(&input, &factor.a, mask)?;
-            shares.push(Share {
-                first: group.rows.start,
-                x: shrunk.clone(),
-                w: &factor.b,
-                scale: factor.scale,
-            });
+            ops.add_linear(y, group.rows.start, &shrunk, &factor.b, factor.scale)?;
             saved = Some(Saved { input, shrunk });
         }
-        Ok((shares, saved))
+        Ok(saved)
     }
 
     /// [`Linear::forward`] of the activation of `x`, and what the activation's derivative is made from. Only where an adapter
@@ -263,7 +240,7 @@ impl<O: Ops> Linear<O> {
         &self,
         way: &mut Way<'_, '_, O>,
         (dy, d_norm): (&O::Array, &O::Array),
-        (x, norm): Normed<'_, O::Array>,
+        (x, norm): (&O::Array, &Norm<O::Array>),
         saved: Option<&Saved<O::Array>>,
         need: Need,
     ) -> Result<Option<O::Array>> {

@@ -105,38 +105,46 @@ __device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__r
     }
 }
 
-// y += scale * s wᵀ, (rows, R) by (columns, R); or across s w, by (R, columns). A block has 64 rows from `first` on, a warp four
-// pieces of eight of their columns, which are a multiple of 8; `piece` says where each begins, and lane t has the t-th. What
-// is added, before it is scaled, and the sum may be changed by the row of the block.
-template <typename H, int R, bool ACROSS, typename P, typename A, typename F>
-__device__ __forceinline__ void expand_pieces(H *y, const H *__restrict__ s, const H *__restrict__ w, int first, int rows,
-                                              int columns, float scale, P piece, A change_added, F change_sum) {
+// y += scale * s wᵀ, (rows, R) by (columns, R); or across s w, by (R, columns), masked if there is a mask. A block has
+// 64 rows, a warp 32 of their columns, which are a multiple of 8.
+template <typename H, int R, bool ACROSS>
+__device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns,
+                       float scale) {
     constexpr int DEPTHS = (R + 15) / 16;
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = piece(t), other = piece(g / 2);
+    __shared__ u64 streams[64];
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
+    bool masking = ACROSS && mask.places;
+    if (masking) {
+        int row = blockIdx.y * 64 + threadIdx.x;
+        if (threadIdx.x < 64 && row < rows) streams[threadIdx.x] = derive(mask.key, mask.places[row]);
+        __syncthreads();
+    }
+    if (column >= columns) return;
     u32 b[DEPTHS][4][2] = {0};
 #pragma unroll
     for (int q = 0; q < R / 8; q++) {
         if (ACROSS) {
-            uint4 read = read16(w + (u64)(q * 8 + g) * columns + column, column < columns);
+            uint4 read = read16(w + (u64)(q * 8 + g) * columns + column + t * 8, column + t * 8 < columns);
             u32 v[4] = {read.x, read.y, read.z, read.w};
 #pragma unroll
             for (int j = 0; j < 4; j++) b[q / 2][j][q % 2] = transposed(v[j]);
         } else {
-            const H *from = w + (u64)(other + g % 2) * R + q * 8 + 2 * t;
+            const H *from = w + (u64)(column + g / 2 * 8 + g % 2) * R + q * 8 + 2 * t;
 #pragma unroll
-            for (int j = 0; j < 4; j++) b[q / 2][j][q % 2] = read_pair(from + 2 * j * R, other < columns);
+            for (int j = 0; j < 4; j++) b[q / 2][j][q % 2] = read_pair(from + 2 * j * R, column + g / 2 * 8 < columns);
         }
     }
-    bool inside = column < columns;
+    bool inside = column + t * 8 < columns;
+    column += t * 8;
     uint4 before[4][2];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        int row = first + i * 8 + g;
+        int row = blockIdx.y * 64 + i * 8 + g;
         before[i / 2][i % 2] = read16(y + (u64)row * columns + column, row < rows && inside);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        int row = first + i * 16 + g;
+        int row = blockIdx.y * 64 + i * 16 + g;
         if (row - g >= rows) break;
         float c[4][4] = {0};
 #pragma unroll
@@ -152,81 +160,20 @@ __device__ __forceinline__ void expand_pieces(H *y, const H *__restrict__ s, con
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int of = i * 16 + g + 8 * h;
-            float v[8], added[8];
-            load<8>(reinterpret_cast<const H *>(&before[i][h]), v);
+            int of = row + 8 * h;
+            if (of >= rows || !inside) continue;
+            u64 state = masking ? state_at(streams[i * 16 + g + 8 * h], column) : 0;
+            float v[8];
+            Pack<H, 8> pack = *reinterpret_cast<Pack<H, 8> *>(&before[i][h]);
 #pragma unroll
-            for (int j = 0; j < 8; j++) added[j] = c[j / 2][2 * h + j % 2];
-            change_added(of, column, added);
-#pragma unroll
-            for (int j = 0; j < 8; j++) v[j] += scale * added[j];
-            change_sum(of, v);
-            if (first + of < rows && inside) store<8>(y + (u64)(first + of) * columns + column, v);
-        }
-    }
-}
-
-// With a warp's pieces side by side, masked if there is a mask.
-template <typename H, int R, bool ACROSS>
-__device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns,
-                       float scale) {
-    __shared__ u64 streams[64];
-    int first = blockIdx.y * 64, column = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
-    bool masking = ACROSS && mask.places;
-    if (masking) {
-        int row = first + threadIdx.x;
-        if (threadIdx.x < 64 && row < rows) streams[threadIdx.x] = derive(mask.key, mask.places[row]);
-        __syncthreads();
-    }
-    if (column >= columns) return;
-    auto masked = [&](int row, int channel, float (&v)[8]) {
-        if (!masking) return;
-        u64 state = state_at(streams[row], channel);
-#pragma unroll
-        for (int j = 0; j < 4; j++) mask_pair(v[2 * j], v[2 * j + 1], state + j * GOLDEN, mask);
-    };
-    expand_pieces<H, R, ACROSS>(
-        y, s, w, first, rows, columns, scale, [=](int t) { return column + t * 8; }, masked, [](int, float (&)[8]) {});
-}
-
-// A block's units of 32 columns; narrow.rs knows them too.
-#define TURNED_UNITS 24
-
-// Of the joint product of attention, (rows, heads, 3, dim), whose queries and keys are turned then by all of their dim, which
-// is a multiple of 32 up to 128. The angles of a block's rows lie in shared memory. Two of a warp's pieces are the other two's
-// partners, half a head further; of values all four lie side by side.
-template <typename H, int R>
-__device__ void expand_turned(H *y, const H *__restrict__ s, const H *__restrict__ w, const float *__restrict__ cos,
-                              const float *__restrict__ sin, const u32 *positions, int rows, int heads, int dim, float scale) {
-    // The padding spreads rows over the banks.
-    __shared__ __align__(32) float angles[2][64][64 + 8];
-    int first = blockIdx.y * 64, half = dim / 2, parts = dim / 32, columns = 3 * heads * dim, t = threadIdx.x % 4;
-    for (int i = threadIdx.x; i < 64 * half / 4; i += blockDim.x) {
-        int row = i / (half / 4), at = i % (half / 4) * 4;
-        u64 from = (u64)(first + row < rows ? positions[first + row] : 0) * half + at;
-        *reinterpret_cast<float4 *>(&angles[0][row][at]) = *reinterpret_cast<const float4 *>(cos + from);
-        *reinterpret_cast<float4 *>(&angles[1][row][at]) = *reinterpret_cast<const float4 *>(sin + from);
-    }
-    __syncthreads();
-    for (int unit = blockIdx.x * TURNED_UNITS + threadIdx.x / 32; unit < min(heads * 3 * parts, (blockIdx.x + 1) * TURNED_UNITS);
-         unit += 8) {
-        int head = unit / parts, part = unit % parts, which = head % 3;
-        auto piece = [=](int t) { return head * dim + (which < 2 ? t / 2 * half + part * 16 + t % 2 * 8 : part * 32 + t * 8); };
-        auto turned = [&](int row, float (&v)[8]) {
-            float c[8], d[8];
-            load<8>(&angles[0][row][part * 16 + t % 2 * 8], c), load<8>(&angles[1][row][part * 16 + t % 2 * 8], d);
-            float sign = t < 2 ? -1.0f : 1.0f;
-#pragma unroll
-            for (int j = 0; j < 8; j += 2) {
-                u32 own = pack2<H>(v[j], v[j + 1]), partner = __shfl_xor_sync(0xffffffffu, own, 2);
-                float from[2], with[2];
-                load<2>(reinterpret_cast<const H *>(&own), from), load<2>(reinterpret_cast<const H *>(&partner), with);
-#pragma unroll
-                for (int i = 0; i < 2; i++)
-                    v[j + i] = which == 2 ? from[i] : from[i] * c[j + i] + sign * with[i] * d[j + i];
+            for (int j = 0; j < 4; j++) {
+                float low = c[j][2 * h], high = c[j][2 * h + 1];
+                if (masking) mask_pair(low, high, state + j * GOLDEN, mask);
+                v[2 * j] = widen(pack.at[2 * j]) + scale * low;
+                v[2 * j + 1] = widen(pack.at[2 * j + 1]) + scale * high;
             }
-        };
-        expand_pieces<H, R, false>(y, s, w, first, rows, columns, scale, piece, [](int, int, float (&)[8]) {}, turned);
+            store<8>(y + (u64)of * columns + column, v);
+        }
     }
 }
 
@@ -305,16 +252,10 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
         int depth) {                                                                                                   \
         shrink<H, R, ACROSS>(out, masked, x, w, {places, key, threshold, kept}, rows, depth);                          \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(256, R <= 16 ? 3 : 2) void narrow_expand_##way##_##H##_##R(                \
+    extern "C" __global__ __launch_bounds__(256) void narrow_expand_##way##_##H##_##R(                                 \
         H *y, const H *s, const H *w, const u64 *places, u64 key, u32 threshold, float kept, int rows, int columns,    \
         float scale) {                                                                                                 \
         expand<H, R, ACROSS>(y, s, w, {places, key, threshold, kept}, rows, columns, scale);                           \
-    }
-#define TURNED(H, R)                                                                                                   \
-    extern "C" __global__ __launch_bounds__(256, 2) void narrow_expand_turned_##H##_##R(                               \
-        H *y, const H *s, const H *w, const float *cos, const float *sin, const u32 *positions, int rows, int heads,   \
-        int dim, float scale) {                                                                                        \
-        expand_turned<H, R>(y, s, w, cos, sin, positions, rows, heads, dim, scale);                                    \
     }
 #if RANK <= 16
 #define GRADIENTS(H, R, C)                                                                                             \
@@ -327,7 +268,6 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
 #define GRADIENTS(H, R, C)
 #endif
 
-#define KERNELS(H, R)                                                                                                  \
-    WAYS(H, R, false, along) WAYS(H, R, true, across) TURNED(H, R) GRADIENTS(H, R, 4) GRADIENTS(H, R, 8)
+#define KERNELS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across) GRADIENTS(H, R, 4) GRADIENTS(H, R, 8)
 KERNELS(bf16, RANK)
 KERNELS(f16, RANK)
