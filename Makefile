@@ -32,7 +32,9 @@ down:
 test:
 	@tools/install test
 	@tools/install k8s
+	@tools/install kernels
 	$(CARGO) test --workspace
+	LD_LIBRARY_PATH=$(CURDIR)/.tools/cuda $(CARGO) test --package togi-model --features cuda --lib every_kernel_compiles
 
 lint:
 	@tools/install test

@@ -146,7 +146,8 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
     let mut functions = HashMap::new();
     for (file, image) in files.iter().zip(images) {
         let failed = |error: DriverError| file.failed(format!("{error:?}"));
-        let module = context.load_module(image).map_err(failed)?;
+        let module = context.load_module(Ptx::from_binary(image));
+        let module = module.map_err(failed)?;
         for name in file.kernels.iter().flat_map(|name| variants(name)) {
             let function = module.load_function(&name).map_err(failed)?;
             if file.name == "tiles.cu" {
@@ -174,10 +175,10 @@ fn capability(context: &CudaContext) -> Result<(i32, i32)> {
     context.compute_capability().map_err(said)
 }
 
-/// The files as a kind of card runs them, each compiled once in a process.
-fn images(files: &[File], arch: &str) -> Result<Vec<Ptx>> {
+/// The files as a kind of card runs them (cubin), each compiled once in a process.
+fn images(files: &[File], arch: &str) -> Result<Vec<Vec<u8>>> {
     type Key = (String, &'static str);
-    static COMPILED: Mutex<BTreeMap<Key, Ptx>> = Mutex::new(BTreeMap::new());
+    static COMPILED: Mutex<BTreeMap<Key, Vec<u8>>> = Mutex::new(BTreeMap::new());
     let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     let key = |file: &File| (arch.to_owned(), file.name);
     let missing: Vec<&File> = files
@@ -198,7 +199,7 @@ impl File {
         Error::device(format!("cuda, kernels {}", self.name), reason)
     }
 
-    fn compiled(&self, arch: &str) -> Result<Ptx> {
+    fn compiled(&self, arch: &str) -> Result<Vec<u8>> {
         let failed = |error: NvrtcError| self.failed(format!("{error:?}"));
         let (source, name) = (CString::new(self.source), CString::new(self.name));
         let (Ok(source), Ok(name)) = (source, name) else {
@@ -222,7 +223,10 @@ impl File {
 ///
 /// # Safety
 /// The program lives.
-unsafe fn image(program: sys::nvrtcProgram, arch: &str) -> std::result::Result<Ptx, NvrtcError> {
+unsafe fn image(
+    program: sys::nvrtcProgram,
+    arch: &str,
+) -> std::result::Result<Vec<u8>, NvrtcError> {
     // SAFETY: the buffer has the size that the library asks for.
     unsafe {
         let options = [
@@ -235,7 +239,7 @@ unsafe fn image(program: sys::nvrtcProgram, arch: &str) -> std::result::Result<P
         sys::nvrtcGetCUBINSize(program, &raw mut bytes).result()?;
         let mut image = vec![0_u8; bytes];
         sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result()?;
-        Ok(Ptx::from_binary(image))
+        Ok(image)
     }
 }
 
@@ -320,5 +324,32 @@ impl Cuda {
             )
         };
         self.check(launched)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the compiler alone, without a card.
+    fn compile_for(arch: &str, files: &[File]) {
+        let images = images(files, arch).unwrap();
+        assert_eq!(images.len(), files.len());
+        for (file, image) in files.iter().zip(images) {
+            for name in file.kernels.iter().flat_map(|name| variants(name)) {
+                let name = [b"\0".as_slice(), name.as_bytes(), b"\0"].concat();
+                let found = image.windows(name.len()).any(|bytes| bytes == name);
+                assert!(found, "{} has no {}", file.name, name.escape_ascii());
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_compiles_for_cards_with_and_without_8_bit_floats() {
+        compile_for("sm_80", &FILES);
+        let all: Vec<File> = FILES.into_iter().chain([FP8_FILE]).collect();
+        for arch in ["sm_90a", "sm_120"] {
+            compile_for(arch, &all);
+        }
     }
 }
