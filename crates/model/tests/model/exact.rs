@@ -54,22 +54,23 @@ fn values(name: &str, count: usize) -> Vec<f32> {
 /// The base in a form: its large matrices are made on all cores.
 fn base(form: Precision) -> Base {
     let config = config();
-    let names = (0..config.num_hidden_layers).flat_map(|layer| {
+    let layers = config.num_hidden_layers;
+    let names = (0..layers).flat_map(|layer| {
         Target::ALL.map(|target| {
             let (inputs, outputs) = target.widths(&config);
             let path = target.path();
             let name = format!("gpt_neox.layers.{layer}.{path}.weight");
-            (name, [outputs, inputs])
+            (name, [outputs, inputs], form.of_layer(layer, layers))
         })
     });
-    let names: Vec<(String, [usize; 2])> = names.collect();
+    let names: Vec<(String, [usize; 2], Precision)> = names.collect();
     let weight = |name: &str, shape: &[usize], form| {
         let values = values(name, shape.iter().product());
         Weight::new(name, values, shape, Float::Bf16, form).unwrap()
     };
     let mut linear: HashMap<String, Weight> = names
         .into_par_iter()
-        .map(|(name, shape)| (name.clone(), weight(&name, &shape, form)))
+        .map(|(name, shape, form)| (name.clone(), weight(&name, &shape, form)))
         .collect();
     let made = Base::made(config, form, |name, shape| {
         let found = linear.remove(name);
