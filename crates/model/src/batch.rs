@@ -171,6 +171,24 @@ impl Batch {
     }
 }
 
+/// How the records of a window, of these lengths, go through a device in turn. The processor takes micro-batches of so many records
+/// as they are. A card takes as few passes as keep within its tokens `at_once` ([`tokens_at_once`]), and within what so many of the
+/// window's longest record would have: what a micro-batch takes at the most, of whatever records. What a window learns depends on
+/// neither.
+///
+/// [`tokens_at_once`]: crate::device::tokens_at_once
+#[must_use]
+pub fn window_passes(lengths: &[usize], micro_batch: usize, at_once: usize) -> Vec<Range<usize>> {
+    if at_once == usize::MAX {
+        let starts = (0..lengths.len()).step_by(micro_batch.max(1));
+        return starts
+            .map(|start| start..lengths.len().min(start + micro_batch))
+            .collect();
+    }
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    passes(lengths, at_once.min(micro_batch.saturating_mul(longest)))
+}
+
 /// Splits records of these lengths into as few passes of about the same size as keep each within `at_once` tokens; a record that is
 /// longer is a pass of its own. Depends on the lengths alone, so that it repeats.
 #[must_use]
@@ -240,6 +258,24 @@ mod tests {
             let sizes = sizes(&lengths, at_once);
             assert!(sizes.iter().all(|&size| size <= at_once), "{at_once}");
         }
+    }
+
+    #[test]
+    fn a_window_goes_through_a_card_in_fewer_passes_than_it_has_micro_batches() {
+        let lengths = [40, 10, 10, 10, 5, 5, 10, 10];
+        let micro_batches = [0..2, 2..4, 4..6, 6..8];
+        assert_eq!(window_passes(&lengths, 2, usize::MAX), micro_batches);
+        assert_eq!(window_passes(&lengths[..7], 2, usize::MAX)[3], 6..7);
+        // 100 tokens: two records of the longest have 80.
+        assert_eq!(window_passes(&lengths, 2, 8192), [0..2, 2..8]);
+        assert_eq!(window_passes(&lengths, 8, 8192).len(), 1);
+        assert_eq!(window_passes(&lengths, 8, 50), [0..2, 2..8]);
+        for micro_batch in [1, 2, 3, 8] {
+            for records in window_passes(&lengths, micro_batch, 8192) {
+                assert!(lengths[records].iter().sum::<usize>() <= micro_batch * 40);
+            }
+        }
+        assert!(window_passes(&[], 2, 8192).is_empty());
     }
 
     #[test]

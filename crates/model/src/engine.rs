@@ -242,6 +242,12 @@ impl Engine {
         &self.base
     }
 
+    /// Tokens that training takes through the device in one pass, [`tokens_at_once`].
+    #[must_use]
+    pub fn tokens_at_once(&self) -> usize {
+        on!(Networks, &self.networks, network => network.at_once())
+    }
+
     /// The base's configuration.
     #[must_use]
     pub fn config(&self) -> &Config {

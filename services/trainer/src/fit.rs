@@ -2,7 +2,7 @@
 
 use togi_model::{
     Config, Processor,
-    batch::passes,
+    batch::window_passes,
     device::tokens_at_once,
     memory::{self, Plan},
 };
@@ -111,23 +111,23 @@ impl Need {
             ..self.recipe.clone()
         };
         let at_once = tokens_at_once(self.device.device(recipe.precision), recipe.precision);
-        let largest = |lengths: &[usize]| {
-            let passes = passes(lengths, at_once).into_iter();
-            let tokens = passes.map(|records| lengths[records].iter().sum::<usize>());
+        let largest = |window: &[usize]| {
+            let passes = window_passes(window, batch_size as usize, at_once).into_iter();
+            let tokens = passes.map(|records| window[records].iter().sum::<usize>());
             tokens.max().unwrap_or(0)
         };
         match &self.lengths {
             Lengths::AtMost { rows, length } => {
-                let records = u64::from(batch_size).min(*rows);
+                let records = recipe.window().min(*rows);
                 largest(&vec![*length as usize; records as usize])
             }
             Lengths::Each(lengths) => {
-                let each = windows(&recipe, lengths).into_iter();
-                let micro = each.map(|window| {
-                    let batches = window.chunks(batch_size as usize);
-                    batches.map(largest).max().unwrap_or(0)
-                });
-                micro.max().unwrap_or(0)
+                let windows = windows(&recipe, lengths);
+                windows
+                    .iter()
+                    .map(|window| largest(window))
+                    .max()
+                    .unwrap_or(0)
             }
         }
     }
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_takes_a_large_micro_batch_in_passes() {
+    fn a_card_takes_a_window_in_passes_of_its_own() {
         let lengths = Lengths::AtMost {
             rows: 100,
             length: 1000,
@@ -214,8 +214,13 @@ mod tests {
         let mut need = need("cuda", lengths);
         need.recipe.precision = Precision::Nf4;
         assert_eq!(need.largest_pass(4), 2000);
-        need.device = Processor::Cpu;
+        need.recipe.precision = Precision::Bf16;
         assert_eq!(need.largest_pass(4), 4000);
+        // Two micro-batches of unequal records, in one pass that is no larger than a micro-batch of the longest.
+        need.lengths = Lengths::Each(vec![900, 100, 100, 100, 100, 100, 100, 100]);
+        assert_eq!(need.largest_pass(4), 1600);
+        need.device = Processor::Cpu;
+        assert_eq!(need.largest_pass(4), 1200);
     }
 
     #[test]

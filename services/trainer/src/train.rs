@@ -5,7 +5,9 @@ use std::{
     time::Instant,
 };
 
-use togi_model::{Batch, Config, Dropout, Engine, Lora, Training, World, optim};
+use togi_model::{
+    Batch, Config, Dropout, Engine, Lora, Training, World, batch::window_passes, optim,
+};
 use togi_tokens::Row;
 use tokio::sync::mpsc;
 
@@ -102,6 +104,7 @@ pub fn train(
         warmup: recipe.warmup_steps,
         total: plan.steps,
     };
+    let at_once = engine.tokens_at_once();
     let mut meter = Meter::new(plan.steps, plan.rows);
     let mut saved = state.progress.step;
     while state.progress.step < plan.steps && wish.get() == 0 {
@@ -117,7 +120,7 @@ pub fn train(
             seed: recipe.seed,
             step,
         };
-        for batch in batches(&window, recipe.batch_size) {
+        for batch in batches(&window, recipe.batch_size, at_once) {
             training.accumulate(&batch, Some(&dropout))?;
         }
         let (loss, norm) = training.step(rate, recipe.max_gradient_norm)?;
@@ -204,14 +207,16 @@ fn window(rows: &mut impl Iterator<Item = Result<Row>>, records: u64) -> Result<
     Ok(Some(window))
 }
 
-/// Packs a window into micro-batches. A record's slot is its place in the window, so that dropout does not see the packing.
-fn batches(window: &[Row], batch_size: u32) -> impl Iterator<Item = Batch> {
-    let mut slot = 0;
-    window.chunks(batch_size as usize).map(move |records| {
+/// Packs a window into what goes through the device at once. A record's slot is its place in the window, so that dropout does not
+/// see the packing.
+fn batches(window: &[Row], batch_size: u32, at_once: usize) -> impl Iterator<Item = Batch> {
+    let lengths: Vec<usize> = window.iter().map(|row| row.input_ids.len()).collect();
+    let passes = window_passes(&lengths, batch_size as usize, at_once).into_iter();
+    passes.map(|records| {
         let mut batch = Batch::new();
-        for row in records {
-            batch.push(&row.input_ids, &row.labels, slot);
-            slot += 1;
+        for slot in records {
+            let row = &window[slot];
+            batch.push(&row.input_ids, &row.labels, slot as u32);
         }
         batch
     })

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use togi_model::batch::passes;
 use togi_model::device::tokens_at_once;
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{
@@ -136,13 +135,14 @@ fn main() {
         .ids
         .as_deref()
         .map_or_else(records::random, records::read);
+    let device = Processor::Cuda { ordinal: 0 }.device(precision);
+    let at_once = tokens_at_once(device, precision);
     let windows: Vec<Vec<Batch>> = records
         .chunks(micro * accumulation)
-        .map(|records| records::window(records, micro))
+        .map(|records| records::window(records, micro, at_once))
         .collect();
     let began = Instant::now();
     let base = Base::open(&wanted.base, precision).expect("a base");
-    let device = Processor::Cuda { ordinal: 0 }.device(precision);
     let engine = Engine::on(Arc::new(base), device).expect("a card");
     eprintln!(
         "the base is there after {:.1} s",
@@ -152,11 +152,12 @@ fn main() {
     let lora = Lora::init(engine.config(), &settings, 1).expect("an adapter");
     let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
     let mut training = Training::new(&engine, &lora, &optimizer, World::ALONE).expect("a training");
-    let at_once = tokens_at_once(device, precision);
     // The window of the largest pass and the longest, so that the peak of memory is the epoch's, however few steps are asked for.
-    let pass = |window: &&[Batch]| largest_pass(window, at_once);
     let longest = by_tokens(&windows).into_iter().rev().take(WARM_UP);
-    let widest = windows.iter().map(Vec::as_slice).max_by_key(pass);
+    let widest = windows
+        .iter()
+        .map(Vec::as_slice)
+        .max_by_key(|window| largest_pass(window));
     let warm_up = longest.chain(widest);
     for (number, window) in warm_up.enumerate() {
         let taken = take(&mut training, window, number as u64);
@@ -175,7 +176,7 @@ fn main() {
         .collect();
     let seconds = began.elapsed().as_secs_f64();
     let memory = engine.device_memory();
-    let passes = windows.iter().map(|window| largest_pass(window, at_once));
+    let passes = windows.iter().map(|window| largest_pass(window));
     let tokens = passes.max().unwrap_or(0);
     let plan = memory::plan(engine.config(), &settings, tokens, precision, device);
     let mut said = told(&taken, seconds);
@@ -229,16 +230,8 @@ fn settings() -> LoraConfig {
 }
 
 /// The tokens of a window's largest pass.
-fn largest_pass(window: &[Batch], at_once: usize) -> usize {
-    let tokens = window.iter().flat_map(|batch| {
-        let records = batch.starts.windows(2);
-        let lengths: Vec<usize> = records.map(|pair| (pair[1] - pair[0]) as usize).collect();
-        let parts = passes(&lengths, at_once).into_iter();
-        parts
-            .map(|records| lengths[records].iter().sum())
-            .collect::<Vec<usize>>()
-    });
-    tokens.max().unwrap_or(0)
+fn largest_pass(window: &[Batch]) -> usize {
+    window.iter().map(Batch::tokens).max().unwrap_or(0)
 }
 
 /// The windows from the shortest to the longest.

@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use togi_model::Batch;
+use togi_model::batch::window_passes;
 
 /// Of Dolly-ja's records, in tokens; what is made up is as long.
 const MEAN: f64 = 166.0;
@@ -40,16 +41,17 @@ pub(crate) fn random() -> Vec<Vec<u32>> {
     (0..COUNT).map(record).collect()
 }
 
-/// A window of records as micro-batches: every token is learned.
-pub(crate) fn window(records: &[Vec<u32>], micro: usize) -> Vec<Batch> {
-    let slots: Vec<u32> = (0..records.len() as u32).collect();
-    let parts = records.chunks(micro).zip(slots.chunks(micro));
-    parts
-        .map(|(records, slots)| {
+/// A window of records as it goes through a card: every token is learned.
+pub(crate) fn window(records: &[Vec<u32>], micro: usize, at_once: usize) -> Vec<Batch> {
+    let lengths: Vec<usize> = records.iter().map(Vec::len).collect();
+    let passes = window_passes(&lengths, micro, at_once).into_iter();
+    passes
+        .map(|range| {
             let mut batch = Batch::new();
-            for (ids, &slot) in records.iter().zip(slots) {
+            for slot in range {
+                let ids = &records[slot];
                 let labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-                batch.push(ids, &labels, slot);
+                batch.push(ids, &labels, slot as u32);
             }
             batch
         })
