@@ -189,35 +189,38 @@ pub fn window_passes(lengths: &[usize], micro_batch: usize, at_once: usize) -> V
     passes(lengths, at_once.min(micro_batch.saturating_mul(longest)))
 }
 
-/// Splits records of these lengths into as few passes of about the same size as keep each within `at_once` tokens; a record that is
-/// longer is a pass of its own. Depends on the lengths alone, so that it repeats.
+/// Splits records of these lengths into as few passes as keep each within `at_once` tokens, the largest of which is as small as it
+/// can be; a record that is longer is a pass of its own. Depends on the lengths alone, so that it repeats.
 #[must_use]
 pub fn passes(lengths: &[usize], at_once: usize) -> Vec<Range<usize>> {
-    let total: usize = lengths.iter().sum();
-    let mut count = total.div_ceil(at_once.max(1)).max(1);
-    loop {
-        let passes = split(lengths, total, count);
-        let fits = |records: &Range<usize>| {
-            records.len() == 1 || lengths[records.clone()].iter().sum::<usize>() <= at_once
-        };
-        if passes.iter().all(fits) {
-            return passes;
+    let mut passes = filled(lengths, at_once);
+    let total = lengths.iter().sum();
+    let (mut too_small, mut enough) = (0, at_once.min(total));
+    while enough - too_small > 1 {
+        let middle = too_small + (enough - too_small) / 2;
+        let smaller = filled(lengths, middle);
+        if smaller.len() == passes.len() {
+            (passes, enough) = (smaller, middle);
+        } else {
+            too_small = middle;
         }
-        count += 1;
     }
+    passes
 }
 
-/// `count` passes, some of them perhaps without a record and left out: a record is in the one that its middle falls into.
-fn split(lengths: &[usize], total: usize, count: usize) -> Vec<Range<usize>> {
+/// Passes of as many records as keep within so many tokens, which are the fewest.
+fn filled(lengths: &[usize], at_once: usize) -> Vec<Range<usize>> {
     let mut passes: Vec<Range<usize>> = Vec::new();
-    let (mut start, mut last) = (0, usize::MAX);
+    let mut tokens = 0;
     for (record, length) in lengths.iter().enumerate() {
-        let pass = (2 * start + length) * count / (2 * total).max(1);
         match passes.last_mut() {
-            Some(records) if pass == last => records.end = record + 1,
-            _ => passes.push(record..record + 1),
+            Some(records) if tokens + length <= at_once => records.end = record + 1,
+            _ => {
+                passes.push(record..record + 1);
+                tokens = 0;
+            }
         }
-        (start, last) = (start + length, pass);
+        tokens += length;
     }
     passes
 }
@@ -237,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_are_within_the_limit_and_of_about_the_same_size() {
+    fn passes_are_few_and_within_the_limit_and_the_largest_is_small() {
         let sizes = |lengths: &[usize], at_once| -> Vec<usize> {
             let passes = passes(lengths, at_once);
             let records: Vec<usize> = passes.iter().flat_map(Clone::clone).collect();
@@ -247,7 +250,9 @@ mod tests {
         };
         assert_eq!(sizes(&[5, 3, 4], 12), [12]);
         assert_eq!(sizes(&[5, 3, 4], usize::MAX), [12]);
-        assert_eq!(sizes(&[1; 13], 12), [6, 7]);
+        assert_eq!(sizes(&[1; 13], 12), [7, 6]);
+        assert_eq!(sizes(&[4, 4, 4, 4, 2, 2], 14), [12, 8]);
+        assert_eq!(sizes(&[1, 6, 6, 6, 1], 8), [7, 6, 7]);
         assert_eq!(sizes(&[512; 32], 8192), [8192, 8192]);
         // A record that is longer than the limit is alone, and nothing is lost beside it.
         assert_eq!(sizes(&[2, 30, 2, 2], 8), [2, 30, 4]);
@@ -257,6 +262,9 @@ mod tests {
         for at_once in 101..700 {
             let sizes = sizes(&lengths, at_once);
             assert!(sizes.iter().all(|&size| size <= at_once), "{at_once}");
+            let largest = sizes.iter().copied().max().unwrap();
+            // No smaller one would do, but for that of the longest record.
+            assert!(largest == 101 || sizes.len() < passes(&lengths, largest - 1).len());
         }
     }
 
