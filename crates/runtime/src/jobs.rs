@@ -89,6 +89,22 @@ impl Jobs {
         self.get(id).await
     }
 
+    /// Returns the job that was accepted with this id and request, if there is one: whoever asks again need not be checked again.
+    ///
+    /// # Errors
+    /// As [`Jobs::submit`].
+    pub async fn accepted(
+        &self,
+        kind: JobKind,
+        id: &JobId,
+        request: &(impl Serialize + Sync),
+    ) -> Result<Option<Job>> {
+        if !self.store.exists(&layout::job_request(id)).await? {
+            return Ok(None);
+        }
+        self.submit(kind, id, request).await.map(Some)
+    }
+
     /// Writes the request, or finds the same one there.
     pub(crate) async fn keep_request(
         &self,

@@ -9,6 +9,7 @@ use togi_runtime::store::canonical_json;
 use togi_runtime::{Class, Error, Store};
 use togi_tokens::manifest::{DatasetManifest, Split};
 use togi_tokens::row::Learn;
+use tracing::warn;
 
 use crate::Result;
 
@@ -79,7 +80,8 @@ impl Catalog {
         Ok(manifest)
     }
 
-    /// Returns a page of names in their order, beginning behind `after`, and whether more follow.
+    /// Returns a page of names in their order, beginning behind `after`, and whether more follow. A name whose newest revision cannot be
+    /// read is left out and logged: it hides no other.
     pub async fn page(&self, after: &str, most: usize) -> Result<(Vec<Named>, bool)> {
         let mut names = self.store.list_dirs(&layout::names()).await?;
         names.retain(|name| name.as_str() > after);
@@ -88,7 +90,11 @@ impl Catalog {
             if found.len() == most {
                 return Ok((found, true));
             }
-            found.extend(self.newest(name).await?);
+            match self.newest(name).await {
+                Ok(newest) => found.extend(newest),
+                Err(error) if error.class().retryable() => return Err(error),
+                Err(error) => warn!(name, error = error.chain(), "data set cannot be read"),
+            }
         }
         Ok((found, false))
     }
@@ -123,16 +129,22 @@ impl Catalog {
     pub async fn name(&self, ours: &NameRevision, since: Option<Timestamp>) -> Result<u64> {
         let name = &ours.name;
         loop {
-            let newest = self.revision(name).await?;
+            let newest = self
+                .store
+                .newest_revision(&layout::name_revisions(name))
+                .await?;
             let next = match newest {
-                Some((number, NameRevision { dataset, .. })) if dataset == ours.dataset => {
-                    return Ok(number);
-                }
-                Some((number, _)) => match self.made_before(number, ours, since).await? {
-                    Some(made) => return Ok(made),
-                    None => number + 1,
-                },
                 None => 1,
+                Some((number, _)) => {
+                    let says = self.readable(name, number).await?;
+                    if says.is_some_and(|says| says.dataset == ours.dataset) {
+                        return Ok(number);
+                    }
+                    match self.made_before(number, ours, since).await? {
+                        Some(made) => return Ok(made),
+                        None => number + 1,
+                    }
+                }
             };
             let revision = NameRevision {
                 time: Timestamp::now().to_string(),
@@ -150,6 +162,15 @@ impl Catalog {
         }
     }
 
+    /// Returns what a revision says; a broken one is gone over.
+    async fn readable(&self, name: &str, revision: u64) -> Result<Option<NameRevision>> {
+        let key = layout::name_revision(name, revision);
+        match self.store.get_json(&key).await {
+            Err(error) if error.class() == Class::DataLoss => Ok(None),
+            read => Ok(Some(read?)),
+        }
+    }
+
     /// Returns the revision that a job has made, looking back from the newest to the time when the job was asked for.
     async fn made_before(
         &self,
@@ -158,8 +179,9 @@ impl Catalog {
         since: Option<Timestamp>,
     ) -> Result<Option<u64>> {
         for number in (1..=newest).rev() {
-            let key = layout::name_revision(&ours.name, number);
-            let theirs: NameRevision = self.store.get_json(&key).await?;
+            let Some(theirs) = self.readable(&ours.name, number).await? else {
+                continue;
+            };
             if theirs.job.is_some() && theirs.job == ours.job {
                 return Ok(Some(number));
             }

@@ -175,8 +175,13 @@ impl DataPrepService for Service {
         request: Request<proto::PrepareRequest>,
     ) -> Answer<proto::PrepareResponse> {
         let request = request.into_inner();
-        self.submissions.check(request.clone()).await?;
         let id = job_id(JobKind::Prepare, &request.idempotency_key)?;
+        // What it was made from may be gone since.
+        let accepted = self.jobs.accepted(JobKind::Prepare, &id, &request);
+        if let Some(job) = accepted.await? {
+            return Ok(Response::new(proto::PrepareResponse { job: Some(job) }));
+        }
+        self.submissions.check(request.clone()).await?;
         let job = self.jobs.submit(JobKind::Prepare, &id, &request).await?;
         tracing::info!(job = job.id, name = request.name, "preparation accepted");
         Ok(Response::new(proto::PrepareResponse { job: Some(job) }))

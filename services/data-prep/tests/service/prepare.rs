@@ -246,12 +246,50 @@ async fn data_sets_are_listed_by_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broken_name_hides_no_other_and_is_gone_over() {
+    let system = System::start().await;
+    let upload = system.upload(&lines(&records(0, 5))).await;
+    let prepare = async |name: &str| {
+        let request = system.request(&upload, json!({"name": name}));
+        assert_eq!(system.run(request).await.state(), JobState::Succeeded);
+    };
+    for name in ["alpha", "bravo", "charlie"] {
+        prepare(name).await;
+    }
+    let store = &system.context.store;
+    let broken = layout::name_revision("bravo", 2);
+    store.put(&broken, "no JSON").await.unwrap();
+    let mut client = system.client().await;
+    let mut listed = async || {
+        let request = proto::ListDatasetsRequest::default();
+        let page = client.list_datasets(request).await.unwrap().into_inner();
+        let named = page.datasets.into_iter();
+        named
+            .map(|dataset| (dataset.name, dataset.revision))
+            .collect::<Vec<_>>()
+    };
+    let expected = |named: &[(&str, u64)]| -> Vec<(String, u64)> {
+        let named = named.iter();
+        named.map(|(name, n)| (name.to_string(), *n)).collect()
+    };
+    assert_eq!(listed().await, expected(&[("alpha", 1), ("charlie", 1)]));
+    prepare("bravo").await;
+    let all = [("alpha", 1), ("bravo", 3), ("charlie", 1)];
+    assert_eq!(listed().await, expected(&all));
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_key_and_body_is_the_same_job_and_another_body_is_refused() {
     let system = System::start().await;
     let upload = system.upload(&lines(&records(0, 5))).await;
     let request = system.request(&upload, json!({"idempotency_key": "k1"}));
     let one = system.submit(request.clone()).await.unwrap();
     assert_eq!(system.end_of(&one.id).await.state(), JobState::Succeeded);
+    assert_eq!(system.submit(request.clone()).await.unwrap().id, one.id);
+    // Also when its records are gone.
+    let records = layout::upload(&upload);
+    system.context.store.delete(&records).await.unwrap();
     assert_eq!(system.submit(request).await.unwrap().id, one.id);
     let other = system.request(&upload, json!({"idempotency_key": "k1", "name": "other"}));
     assert_eq!(
