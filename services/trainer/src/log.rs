@@ -120,14 +120,35 @@ pub async fn read(store: &Store, job: &JobId, from: u64) -> Result<Vec<Step>> {
 /// # Errors
 /// The store's.
 pub async fn finish(store: &Store, job: &JobId) -> Result<Vec<Step>> {
-    let lines = read(store, job, 1).await?;
-    store.put(&layout::job_log(job), encode(&lines)?).await?;
-    // Oldest claim first, then oldest step: what is left after any part of this loop is the log's end, which the
-    // reader's rule joins to log.jsonl without a gap.
-    for segment in segments(store, job).await? {
-        store.delete(&segment.path).await?;
+    let gathered = Gathered::from(store, job).await?;
+    gathered.replace(store, job).await
+}
+
+/// A log, and the segments that are in it.
+struct Gathered {
+    lines: Vec<Step>,
+    segments: Vec<Segment>,
+}
+
+impl Gathered {
+    async fn from(store: &Store, job: &JobId) -> Result<Gathered> {
+        // Before the lines, which then have all of them: a claim after this one may be writing already.
+        let segments = segments(store, job).await?;
+        let lines = read(store, job, 1).await?;
+        Ok(Gathered { lines, segments })
     }
-    Ok(lines)
+
+    async fn replace(self, store: &Store, job: &JobId) -> Result<Vec<Step>> {
+        store
+            .put(&layout::job_log(job), encode(&self.lines)?)
+            .await?;
+        // Oldest claim first, then oldest step: what is left after any part of this loop is the log's end, which the
+        // reader's rule joins to log.jsonl without a gap.
+        for segment in self.segments {
+            store.delete(&segment.path).await?;
+        }
+        Ok(self.lines)
+    }
 }
 
 struct Segment {
@@ -284,6 +305,17 @@ mod tests {
         assert_eq!(shape(&finish(&store, &job()).await.unwrap()), expected);
         assert_eq!(shape(&read(&store, &job(), 1).await.unwrap()), expected);
         assert!(segments(&store, &job()).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn finishing_late_takes_no_line_of_a_later_claim() {
+        let (_folder, store) = store().await;
+        write(&store, 3, 1..=7, 2).await;
+        let late = Gathered::from(&store, &job()).await.unwrap();
+        write(&store, 9, 5..=6, 1).await;
+        late.replace(&store, &job()).await.unwrap();
+        let expected = [(1, 3), (2, 3), (3, 3), (4, 3), (5, 9), (6, 9)];
+        assert_eq!(shape(&read(&store, &job(), 1).await.unwrap()), expected);
     }
 
     #[tokio::test]
