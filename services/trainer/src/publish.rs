@@ -5,9 +5,11 @@ use bytes::Bytes;
 use object_store::path::Path;
 use sha2::{Digest, Sha256};
 use togi_model::{engine::BIT_EXACT, memory::trainable};
-use togi_proto::events::v1::AdapterPublished;
+use togi_proto::events::v1::{AdapterEvaluated, AdapterPublished};
 use togi_runtime::{
-    Class, Store, layout,
+    Class, Store,
+    aliases::Alias,
+    layout,
     lease::Lease,
     memory,
     registry::{ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest},
@@ -88,7 +90,8 @@ pub(crate) async fn publish(
     Ok(generation)
 }
 
-/// Lets the job's alias name its adapter.
+/// Lets the job's alias name its adapter, unless it has left what the adapter's gate measured beside it. Returns what it names
+/// then.
 ///
 /// # Errors
 /// As [`publish`]: nothing was promoted then.
@@ -97,7 +100,8 @@ pub(crate) async fn promote(
     claim: &Claim,
     job: &Job,
     generation: &str,
-) -> Result<()> {
+    gate: Option<&AdapterEvaluated>,
+) -> Result<Option<Alias>> {
     let lease = &claim.lease;
     let alias = &job.request.request.alias;
     let since = claim.job.create_time;
@@ -105,7 +109,7 @@ pub(crate) async fn promote(
     let span = info_span!("promote", alias, generation);
     patiently!(
         lease,
-        registry::promote_once(&worker.aliases, alias, generation, since.as_ref())
+        registry::promote_once(&worker.aliases, alias, generation, since.as_ref(), gate)
             .instrument(span.clone())
     )
 }

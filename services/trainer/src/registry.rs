@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use object_store::ObjectMeta;
 use pbjson_types::Timestamp;
-use togi_proto::trainer::v1 as proto;
+use togi_proto::{events::v1::AdapterEvaluated, trainer::v1 as proto};
 use togi_runtime::{
     Class, Store,
     aliases::{Alias, Aliases},
@@ -155,7 +155,8 @@ pub fn to_proto(alias: Alias) -> proto::Alias {
 }
 
 /// Promotes a job's adapter, unless that was done since the job was made: a second attempt of the job must not take back what
-/// somebody has promoted after the first one.
+/// somebody has promoted after the first one. An adapter that passed a gate is promoted over nothing but what it was measured
+/// beside. Returns what the alias names if that is why the adapter was not promoted.
 ///
 /// # Errors
 /// The store's.
@@ -164,22 +165,29 @@ pub async fn promote_once(
     alias: &str,
     generation: &str,
     since: Option<&Timestamp>,
-) -> Result<()> {
-    let since = since.map_or(0, |time| time.seconds);
+    gate: Option<&AdapterEvaluated>,
+) -> Result<Option<Alias>> {
+    let since = since.and_then(|time| jiff::Timestamp::new(time.seconds, time.nanos).ok());
     let is_ours = |revision: &Alias| {
-        let time = revision
-            .said
-            .time
-            .parse::<jiff::Timestamp>()
-            .map_or(i64::MAX, jiff::Timestamp::as_second);
-        time >= since && revision.generation() == generation && !revision.said.rollback
+        let time = revision.said.time.parse().unwrap_or(jiff::Timestamp::MAX);
+        since.is_none_or(|since| time >= since)
+            && revision.generation() == generation
+            && !revision.said.rollback
     };
-    if !aliases.history(alias).await?.iter().any(is_ours) {
-        aliases
-            .promote(alias, generation, BaseMismatch::Refused)
-            .await?;
+    if aliases.history(alias).await?.iter().any(is_ours) {
+        return Ok(None);
     }
-    Ok(())
+    let named = match gate {
+        None => {
+            let promoted = aliases.promote(alias, generation, BaseMismatch::Refused);
+            promoted.await?
+        }
+        Some(AdapterEvaluated { serving, .. }) => {
+            let over = Some(serving.as_str()).filter(|serving| !serving.is_empty());
+            aliases.promote_over(over, alias, generation).await?
+        }
+    };
+    Ok(Some(named).filter(|named| named.generation() != generation))
 }
 
 fn manifest_of(object: &ObjectMeta) -> Option<Published> {

@@ -156,6 +156,7 @@ impl Worker {
         let span = info_span!("publish", job = %job.id);
         let published = publish::publish(self, claim, job, state);
         let generation = published.instrument(span).await?;
+        let mut evaluated = None;
         if let Some(gate) = job.request.gate()? {
             let span = info_span!("evaluate", job = %job.id, generation);
             let candidate = Candidate {
@@ -166,17 +167,31 @@ impl Worker {
                 lora: &state.lora,
                 generation: &generation,
             };
-            let evaluated = match candidate.evaluate().instrument(span).await {
+            let told = match candidate.evaluate().instrument(span).await {
                 Err(_) if claim.stopper.is_stopped() => return Ok(Ended::Stopped),
                 Err(_) if lease.is_cancelled() => return Ok(Ended::Cancelled),
-                evaluated => evaluated?,
+                told => told?,
             };
-            if !evaluated.passed {
-                return Ok(Ended::Refused(generation, evaluated.reason));
+            if !told.passed {
+                return Ok(Ended::Refused(generation, told.reason));
             }
+            evaluated = Some(told);
         }
-        if job.recipe.promote == Promote::Auto {
-            publish::promote(self, claim, job, &generation).await?;
+        // It stays published, for whoever wants it after all.
+        if lease.is_cancelled() {
+            return Ok(Ended::Cancelled);
+        }
+        if job.recipe.promote == Promote::Auto
+            && let Some(other) =
+                publish::promote(self, claim, job, &generation, evaluated.as_ref()).await?
+        {
+            let reason = format!(
+                "{:?} has come to name {} while the adapter was measured beside what it named before; `togi adapters promote` decides \
+                 by hand",
+                other.name(),
+                other.generation()
+            );
+            return Ok(Ended::Refused(generation, reason));
         }
         Ok(Ended::Published(generation))
     }

@@ -141,6 +141,38 @@ async fn an_allowed_base_mismatch_is_said_by_the_promotion_and_its_rollback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_compared_is_promoted_over_nothing_else() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let aliases = Aliases::new(&context.bus, &context.store);
+    let mut generations = Vec::new();
+    for n in 1..=3 {
+        generations.push(publish(&context, n).await);
+    }
+    let [one, two, three] = generations.try_into().unwrap();
+    let over = async |over: Option<&str>, generation: &str| {
+        let alias = aliases.promote_over(over, "main", generation).await;
+        let alias = alias.unwrap();
+        (alias.generation().to_owned(), alias.revision)
+    };
+    // Something that was measured beside another generation may stand where nothing does.
+    assert_eq!(over(Some(&two), &one).await, (one.clone(), 1));
+    assert_eq!(over(None, &two).await, (one.clone(), 1));
+    assert_eq!(over(Some(&three), &two).await, (one.clone(), 1));
+    assert_eq!(over(Some(&one), &two).await, (two.clone(), 2));
+    // Again, as whoever did not hear the answer does.
+    assert_eq!(over(Some(&one), &two).await, (two.clone(), 2));
+    // Of those that were measured beside the same, one is promoted.
+    let racers = [&one, &three].map(|generation| over(Some(&two), generation));
+    let named = futures::future::join_all(racers).await;
+    assert_eq!(named[0], named[1]);
+    assert_eq!(named[0].1, 3);
+    let unknown = "0".repeat(64);
+    let refused = aliases.promote_over(Some(&named[0].0), "main", &unknown);
+    assert_eq!(refused.await.unwrap_err().class(), Class::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn racing_promotions_all_get_a_revision_and_one_is_the_last() {
     let rig = Rig::start();
     let context = rig.context("one").await.unwrap();

@@ -208,6 +208,40 @@ async fn the_first_decision_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_alias_that_has_moved_since_the_measuring_is_left_alone() {
+    let system = System::start();
+    let process = system.process("one").await;
+    process.prepare_held_out("questions", RECORDS).await;
+    let (job, _) = ended(&process, gated(lenient())).await;
+    let (first, key) = (job.result, "measured before");
+    let id = job_id(JobKind::Train, key).unwrap();
+    // As an attempt left it that died before it promoted what it had measured beside nothing.
+    let decided = AdapterEvaluated {
+        passed: true,
+        generation: first.clone(),
+        job: id.to_string(),
+        ..Default::default()
+    };
+    let path = layout::job_evaluation(&id);
+    process.store().put_new_json(&path, &decided).await.unwrap();
+    let mut other = gated(lenient());
+    other.recipe.get_or_insert_default().seed = Some(77);
+    let (other, _) = ended(&process, other).await;
+    assert_ne!(other.result, first);
+    assert_eq!(served(&process).await.as_ref(), Some(&other.result));
+    let again = CreateJobRequest {
+        idempotency_key: key.into(),
+        ..gated(lenient())
+    };
+    let (job, evaluated) = ended(&process, again).await;
+    assert_eq!((job.state(), &job.result), (JobState::Succeeded, &first));
+    assert_eq!(evaluated, decided);
+    assert!(job.refusal.contains(&other.result), "{}", job.refusal);
+    assert_eq!(served(&process).await, Some(other.result));
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_evaluation_that_is_stopped_is_done_by_the_next_worker() {
     let system = System::start();
     let process = system.process("one").await;
