@@ -148,8 +148,8 @@ impl Engine {
         self.loaded_in
     }
 
-    /// Of [`Engine::loaded_in`], the time that a thread spent filling pinned memory from the base's files, and waiting for the card to fetch from
-    /// it; none on the CPU.
+    /// Of [`Engine::loaded_in`], the time that a thread spent filling pinned memory from the base's files, and waiting for the card
+    /// to fetch from it; none on the CPU.
     #[cfg(feature = "cuda")]
     #[must_use]
     pub fn load_times(&self) -> Option<[Duration; 2]> {

@@ -135,13 +135,8 @@ impl Aliases {
         generation: &str,
         base_mismatch: BaseMismatch,
     ) -> Result<Alias> {
-        loop {
-            let newest = self.newest(alias).await?;
-            let declared = self.promote_after(newest, alias, generation, base_mismatch);
-            if let Some(declared) = declared.await? {
-                return Ok(declared);
-            }
-        }
+        self.promote_where(alias, generation, base_mismatch, |_| true)
+            .await
     }
 
     /// [`Aliases::promote`] over nothing but the generation that the alias must name now, none if there must be no alias. Returns what it
@@ -155,41 +150,23 @@ impl Aliases {
         alias: &str,
         generation: &str,
     ) -> Result<Alias> {
-        loop {
-            let newest = self.newest(alias).await?;
-            if let Some(current) = &newest.1
-                && ![over, Some(generation)].contains(&Some(current.generation()))
-            {
-                return Ok(current.clone());
-            }
-            let declared = self.promote_after(newest, alias, generation, BaseMismatch::Refused);
-            if let Some(declared) = declared.await? {
-                return Ok(declared);
-            }
-        }
+        let may_go = |current: &Alias| {
+            let current = Some(current.generation());
+            current == over || current == Some(generation)
+        };
+        self.promote_where(alias, generation, BaseMismatch::Refused, may_go)
+            .await
     }
 
-    /// The newest revision's number, and what it says unless it is broken.
-    async fn newest(&self, alias: &str) -> Result<(u64, Option<Alias>)> {
-        validate_name("alias", alias)?;
-        let revisions = layout::alias_revisions(alias);
-        match self.store.newest_revision(&revisions).await? {
-            None => Ok((0, None)),
-            Some((newest, _)) => match self.read(alias, newest).await {
-                Err(error) if error.class() == Class::DataLoss => Ok((newest, None)),
-                read => Ok((newest, Some(read?))),
-            },
-        }
-    }
-
-    /// Promotes a generation by the revision after the newest; none if somebody else has made that one.
-    async fn promote_after(
+    /// Promotes over what may go; what may not is returned instead.
+    async fn promote_where(
         &self,
-        (newest, current): (u64, Option<Alias>),
         alias: &str,
         generation: &str,
         base_mismatch: BaseMismatch,
-    ) -> Result<Option<Alias>> {
+        may_go: impl Fn(&Alias) -> bool,
+    ) -> Result<Alias> {
+        validate_name("alias", alias)?;
         validate_digest("generation", generation)?;
         if !self
             .store
@@ -199,23 +176,40 @@ impl Aliases {
             let message = format!("there is no adapter of generation \"{generation}\"");
             return Err(Error::not_found(message).with_field("generation"));
         }
-        let says_so = |current: &Alias| {
-            current.generation() == generation && current.said.base_mismatch == base_mismatch
-        };
-        if let Some(current) = current.filter(says_so) {
-            // Whoever died between the revision and its event: both again, they are the same.
-            self.tell(&current).await;
-            return Ok(Some(current));
+        let revisions = layout::alias_revisions(alias);
+        loop {
+            let newest = self.store.newest_revision(&revisions).await?;
+            let newest = newest.map_or(0, |(newest, _)| newest);
+            let current = match newest {
+                0 => None,
+                newest => match self.read(alias, newest).await {
+                    Err(error) if error.class() == Class::DataLoss => None,
+                    read => Some(read?),
+                },
+            };
+            if let Some(current) = current {
+                let said = &current.said;
+                if said.generation == generation && said.base_mismatch == base_mismatch {
+                    // Whoever died between the revision and its event: both again, they are the same.
+                    self.tell(&current).await;
+                    return Ok(current);
+                }
+                if !may_go(&current) {
+                    return Ok(current);
+                }
+            }
+            let said = AliasRevision {
+                alias: alias.to_owned(),
+                generation: generation.to_owned(),
+                rollback: false,
+                base_mismatch,
+                time: jiff::Timestamp::now().to_string(),
+                traceparent: telemetry::current_traceparent(),
+            };
+            if let Some(declared) = self.declare(newest + 1, said).await? {
+                return Ok(declared);
+            }
         }
-        let said = AliasRevision {
-            alias: alias.to_owned(),
-            generation: generation.to_owned(),
-            rollback: false,
-            base_mismatch,
-            time: jiff::Timestamp::now().to_string(),
-            traceparent: telemetry::current_traceparent(),
-        };
-        self.declare(newest + 1, said).await
     }
 
     /// Lets an alias say again what it said before its present generation was promoted; again, what it said before that.

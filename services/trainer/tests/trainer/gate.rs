@@ -50,6 +50,27 @@ async fn ended(process: &Process, asked: CreateJobRequest) -> (Job, AdapterEvalu
     (job, answer.into_inner().evaluation.unwrap())
 }
 
+/// A lenient job of which an attempt has left that decision and died before it could follow it; and the decision as it stood.
+async fn ended_decided(
+    process: &Process,
+    decided: AdapterEvaluated,
+) -> (Job, AdapterEvaluated, AdapterEvaluated) {
+    let key = "decided before";
+    let id = job_id(JobKind::Train, key).unwrap();
+    let decided = AdapterEvaluated {
+        job: id.to_string(),
+        ..decided
+    };
+    let path = layout::job_evaluation(&id);
+    process.store().put_new_json(&path, &decided).await.unwrap();
+    let again = CreateJobRequest {
+        idempotency_key: key.into(),
+        ..gated(lenient())
+    };
+    let (job, evaluated) = ended(process, again).await;
+    (job, evaluated, decided)
+}
+
 /// The job has done its work, and says why nobody is answered with it.
 fn is_refused(job: &Job, evaluated: &AdapterEvaluated) {
     assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
@@ -186,22 +207,12 @@ async fn the_first_decision_stands() {
     let process = system.process("one").await;
     process.prepare_held_out("questions", RECORDS).await;
     let (job, _) = ended(&process, gated(lenient())).await;
-    let key = "decided before";
-    let id = job_id(JobKind::Train, key).unwrap();
-    // As an attempt left it that died before it could say so.
     let decided = AdapterEvaluated {
         generation: job.result.clone(),
-        job: id.to_string(),
         reason: "it was a Monday".into(),
         ..Default::default()
     };
-    let path = layout::job_evaluation(&id);
-    process.store().put_new_json(&path, &decided).await.unwrap();
-    let again = CreateJobRequest {
-        idempotency_key: key.into(),
-        ..gated(lenient())
-    };
-    let (job, evaluated) = ended(&process, again).await;
+    let (job, evaluated, decided) = ended_decided(&process, decided).await;
     assert_eq!(evaluated, decided);
     is_refused(&job, &decided);
     process.stop().await;
@@ -213,27 +224,19 @@ async fn an_alias_that_has_moved_since_the_measuring_is_left_alone() {
     let process = system.process("one").await;
     process.prepare_held_out("questions", RECORDS).await;
     let (job, _) = ended(&process, gated(lenient())).await;
-    let (first, key) = (job.result, "measured before");
-    let id = job_id(JobKind::Train, key).unwrap();
-    // As an attempt left it that died before it promoted what it had measured beside nothing.
-    let decided = AdapterEvaluated {
-        passed: true,
-        generation: first.clone(),
-        job: id.to_string(),
-        ..Default::default()
-    };
-    let path = layout::job_evaluation(&id);
-    process.store().put_new_json(&path, &decided).await.unwrap();
+    let first = job.result;
     let mut other = gated(lenient());
     other.recipe.get_or_insert_default().seed = Some(77);
     let (other, _) = ended(&process, other).await;
     assert_ne!(other.result, first);
     assert_eq!(served(&process).await.as_ref(), Some(&other.result));
-    let again = CreateJobRequest {
-        idempotency_key: key.into(),
-        ..gated(lenient())
+    // It was measured when nothing was there.
+    let decided = AdapterEvaluated {
+        passed: true,
+        generation: first.clone(),
+        ..Default::default()
     };
-    let (job, evaluated) = ended(&process, again).await;
+    let (job, evaluated, decided) = ended_decided(&process, decided).await;
     assert_eq!((job.state(), &job.result), (JobState::Succeeded, &first));
     assert_eq!(evaluated, decided);
     assert!(job.refusal.contains(&other.result), "{}", job.refusal);
