@@ -1,6 +1,7 @@
 //! Adapters over the base: what is declared ([`follower`]) becomes what is served, one load at a time ([`plan`] says which), and
 //! requests find their generation here.
 
+pub(crate) mod announcer;
 pub(crate) mod follower;
 mod loader;
 pub(crate) mod mismatch;
@@ -18,12 +19,12 @@ use tracing::Instrument;
 pub(crate) use self::loader::{Expected, Loader};
 use self::plan::{Declaration, Declared, Deferred, Step, next_step, still_says};
 use self::served::{Refusal, Serving, Shelf};
-use crate::announcer::News;
+use crate::adapters::announcer::News;
+use crate::engine::request::Answerer;
 use crate::error::{Error, Result};
-use crate::generation::Generation;
 use crate::metrics::Metrics;
-use crate::question::Answerer;
 use crate::semconv;
+use crate::served_adapter::ServedAdapter;
 
 /// First delay before a load is tried again that failed for a reason that may pass; it doubles up to the reconcile period.
 const RETRY: Duration = Duration::from_secs(1);
@@ -51,7 +52,7 @@ impl Adapters {
     /// # Errors
     /// `NotFound` for a name that nothing declares, `Unavailable` while what it names is still loading, `FailedPrecondition` when
     /// that was refused.
-    pub(crate) async fn resolve(&self, answerer: &Answerer) -> Result<Option<Arc<Generation>>> {
+    pub(crate) async fn resolve(&self, answerer: &Answerer) -> Result<Option<Arc<ServedAdapter>>> {
         match answerer {
             Answerer::Base => Ok(None),
             Answerer::Alias(alias) => self.by_alias(alias).map(Some),
@@ -59,7 +60,7 @@ impl Adapters {
         }
     }
 
-    fn by_alias(&self, alias: &str) -> Result<Arc<Generation>> {
+    fn by_alias(&self, alias: &str) -> Result<Arc<ServedAdapter>> {
         let served = self.shelf.served();
         if let Some(serving) = served.aliases.get(alias) {
             return Ok(serving.generation.clone());
@@ -82,7 +83,7 @@ impl Adapters {
         })
     }
 
-    async fn by_digest(&self, digest: &str) -> Result<Arc<Generation>> {
+    async fn by_digest(&self, digest: &str) -> Result<Arc<ServedAdapter>> {
         match self.get(digest, self.base_mismatch(digest), false).await {
             Ok(generation) => {
                 self.shelf.keep(&generation);
@@ -113,7 +114,7 @@ impl Adapters {
         digest: &str,
         base_mismatch: BaseMismatch,
         replaces: bool,
-    ) -> Result<Arc<Generation>> {
+    ) -> Result<Arc<ServedAdapter>> {
         if let Some(generation) = self.shelf.find(digest) {
             // It may be in memory for an alias that says something else.
             self.loader
@@ -233,7 +234,7 @@ impl Adapters {
             .load_ended(outcome, declaration.heard.elapsed().as_secs_f64());
     }
 
-    fn loaded(&self, alias: &str, declaration: &Declaration, generation: Arc<Generation>) {
+    fn loaded(&self, alias: &str, declaration: &Declaration, generation: Arc<ServedAdapter>) {
         let mismatched = (!self.loader.holds_base_of(&generation)).then(|| Arc::clone(&generation));
         let serving = Serving {
             generation,

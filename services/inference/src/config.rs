@@ -12,7 +12,7 @@ use togi_runtime::process::Sections;
 use crate::error::{Error, Result};
 
 /// The defaults.
-pub const DEFAULTS: &str = include_str!("default.toml");
+pub const DEFAULTS: &str = include_str!("../default.toml");
 
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]

@@ -1,31 +1,24 @@
 //! The inference service: questions in, answers out, over one base and the adapters that the registry declares.
 //!
-//! The way of a request: [`service`] → [`desk`]: [`question`] (checked) → [`door`] (a place, or refused at once) → [`adapters`] (pinned
-//! to a generation) → [`engine`] (a thread; many answers together) → [`sequence`] → [`answer`] → the stream. The way of an adapter:
-//! [`adapters::follower`] (declared) → [`adapters::plan`] (what next) → [`adapters::loader`] (checked) →
-//! [`adapters::served`] (swapped in) → [`adapters::mismatch`] (measured, where its base is held otherwise) → [`announcer`] (said).
+//! The way of a request: [`rpc::service`] → [`engine::admission`]: [`engine::request`] (checked) →
+//! [`engine::door`] (a permit, or refused at once) → [`adapters`] (pinned to an adapter) →
+//! [`engine::thread`] (many answers together) → [`engine::sequence`] → the stream.
+//! The way of an adapter: [`adapters::follower`] (declared) → [`adapters::plan`] (the next action) →
+//! [`adapters::loader`] (checked) → [`adapters::served`] (swapped in) → [`adapters::mismatch`]
+//! (measured, where its base has another precision here) → [`adapters::announcer`] (announced).
 //! [`local`] answers without a service.
 
 mod adapters;
-mod announcer;
-mod answer;
 mod base;
 mod config;
-mod desk;
-mod door;
 mod engine;
 mod error;
-mod generation;
 mod local;
 mod metrics;
-mod options;
-mod probe;
-mod question;
 mod replica;
+mod rpc;
 pub mod semconv;
-mod sequence;
-mod service;
-mod stop_text;
+mod served_adapter;
 
 use std::sync::Arc;
 
@@ -33,16 +26,16 @@ use togi_proto::inference::v1::inference_service_server::InferenceServiceServer;
 use togi_runtime::grpc::Services;
 use togi_runtime::{Context, Tasks};
 
+pub use adapters::announcer::ReplicaEntry;
 pub use adapters::served::{Refusal, Served, Serving};
-pub use announcer::ReplicaEntry;
 pub use config::{AdaptersConfig, Config, DEFAULTS, EngineConfig, StopConfig};
-pub use desk::Answers;
-pub use door::Load;
+pub use engine::admission::Answers;
+pub use engine::load::Load;
 pub use error::{Error, Result};
-pub use generation::Generation;
 pub use local::Local;
 pub use replica::Replica;
-pub use service::Service;
+pub use rpc::service::Service;
+pub use served_adapter::ServedAdapter;
 
 /// Adds the service and starts its work. Returns at once: until the base is loaded, readiness is held back and requests are answered
 /// `UNAVAILABLE`.

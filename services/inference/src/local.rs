@@ -13,11 +13,11 @@ use togi_tokens::digest::sha256_hex;
 
 use crate::base;
 use crate::config::EngineConfig;
-use crate::desk::{Answers, Desk};
-use crate::engine::Engine;
+use crate::engine::admission::{Admission, Answers};
+use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
-use crate::generation::Generation;
 use crate::metrics::Metrics;
+use crate::served_adapter::ServedAdapter;
 
 /// One answer at a time; the rest is as a replica has it by default.
 const LIMITS: EngineConfig = EngineConfig {
@@ -29,8 +29,8 @@ const LIMITS: EngineConfig = EngineConfig {
 
 /// A base that answers.
 pub struct Local {
-    desk: Desk,
-    generation: Option<Arc<Generation>>,
+    admission: Admission,
+    generation: Option<Arc<ServedAdapter>>,
     abort: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -43,14 +43,14 @@ impl Local {
     pub fn new(folder: &Path, base: Base, device: Processor) -> Result<Local> {
         let name = folder.display().to_string();
         let loaded = base::with_tokenizer(&name, folder.to_owned(), base, device)?;
-        let (door, engine) = Engine::new(&loaded, &LIMITS, Metrics::new());
+        let (door, engine) = EngineThread::new(&loaded, &LIMITS, Metrics::new());
         let abort = engine.abort.clone();
         let thread = thread::Builder::new()
             .name("togi-engine".into())
             .spawn(move || engine.run())
             .map_err(|error| Error::Broken(format!("the engine's thread cannot start: {error}")))?;
         Ok(Local {
-            desk: Desk {
+            admission: Admission {
                 base_name: name,
                 network: loaded.network,
                 tokenizer: loaded.tokenizer,
@@ -66,7 +66,7 @@ impl Local {
     /// The base's configuration: what an adapter is read for.
     #[must_use]
     pub fn config(&self) -> &Config {
-        self.desk.network.config()
+        self.admission.network.config()
     }
 
     /// Answers with an adapter from now on. It goes by the SHA-256 of its tensors as this build writes them, whatever file they
@@ -77,11 +77,11 @@ impl Local {
     pub fn with_adapter(mut self, lora: &Lora) -> Result<Local> {
         let bad = |error: togi_model::Error| Error::BadAdapter(error.to_string());
         let tensors = adapter::to_files(lora, "").map_err(bad)?.tensors;
-        let network = &self.desk.network;
+        let network = &self.admission.network;
         let adapter = network.adapter(lora).map_err(bad)?;
         // A folder does not say over what it was trained.
         let held = network.base().precision().name().to_owned();
-        let generation = Generation::new(sha256_hex(&tensors), held, adapter);
+        let generation = ServedAdapter::new(sha256_hex(&tensors), held, adapter);
         self.generation = Some(Arc::new(generation));
         Ok(self)
     }
@@ -94,15 +94,17 @@ impl Local {
         if !request.adapter.is_empty() {
             return Err(Error::UnknownAdapter(request.adapter));
         }
-        let admitted = self.desk.admit(request, Instant::now())?;
-        self.desk.answer(admitted, self.generation.clone()).await
+        let admitted = self.admission.admit(request, Instant::now())?;
+        self.admission
+            .answer(admitted, self.generation.clone())
+            .await
     }
 }
 
 impl Drop for Local {
     fn drop(&mut self) {
         self.abort.store(true, Ordering::Relaxed);
-        self.desk.door.close();
+        self.admission.door.close();
         if let Some(thread) = self.thread.take() {
             // A panic has been reported by its answer's end.
             let _ = thread.join();

@@ -6,10 +6,10 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram};
 
 use crate::adapters::served::Shelf;
-use crate::door::Load;
+use crate::engine::load::Load;
+use crate::engine::sequence::Finished;
 use crate::error::Error;
 use crate::semconv;
-use crate::sequence::Finished;
 
 /// Bounds in seconds for a token.
 const TOKEN_BOUNDS: [f64; 13] = [

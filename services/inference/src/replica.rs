@@ -9,16 +9,17 @@ use togi_runtime::{Context, Latch, Stopper};
 use togi_tokens::prompt;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
+use crate::adapters::announcer::Announcer;
 use crate::adapters::follower::Follower;
 use crate::adapters::mismatch::Gauge;
 use crate::adapters::served::{Served, Shelf};
 use crate::adapters::{Adapters, Expected, Loader};
-use crate::announcer::Announcer;
 use crate::base::{self, Loaded, Place};
 use crate::config::Config;
-use crate::desk::Desk;
-use crate::door::{Door, Load};
-use crate::engine::Engine;
+use crate::engine::admission::Admission;
+use crate::engine::door::Door;
+use crate::engine::load::Load;
+use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
 use crate::metrics::{self, Metrics};
 
@@ -36,7 +37,7 @@ pub struct Replica {
 pub(crate) struct Ready {
     pub(crate) base_digest: String,
     pub(crate) adapters: Arc<Adapters>,
-    pub(crate) desk: Desk,
+    pub(crate) admission: Admission,
 }
 
 impl Replica {
@@ -60,7 +61,9 @@ impl Replica {
 
     /// Counts of requests inside; None while the base is loading.
     pub fn load(&self) -> Option<Arc<Load>> {
-        self.ready.get().map(|ready| ready.desk.door.load().clone())
+        self.ready
+            .get()
+            .map(|ready| ready.admission.door.load().clone())
     }
 
     /// What is served now; None while the base is loading.
@@ -121,7 +124,7 @@ impl Replica {
         let ready = Ready {
             base_digest: loaded.digest,
             adapters: adapters.clone(),
-            desk: Desk {
+            admission: Admission {
                 base_name: name.clone(),
                 network: loaded.network,
                 tokenizer: loaded.tokenizer,
@@ -163,7 +166,7 @@ impl Replica {
         &self,
         loader: Arc<Loader>,
         metrics: Metrics,
-        news: mpsc::Sender<crate::announcer::News>,
+        news: mpsc::Sender<crate::adapters::announcer::News>,
     ) -> Adapters {
         let settings = &self.config.adapters;
         Adapters {
@@ -184,7 +187,7 @@ impl Replica {
         loaded: &Loaded,
         loader: Arc<Loader>,
         door: Arc<Door>,
-    ) -> (mpsc::Sender<crate::announcer::News>, Announcer) {
+    ) -> (mpsc::Sender<crate::adapters::announcer::News>, Announcer) {
         let (sender, news) = mpsc::channel(NEWS);
         let announcer = Announcer {
             bus: self.context.bus.clone(),
@@ -203,8 +206,8 @@ impl Replica {
         (sender, announcer)
     }
 
-    fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, EngineThread)> {
-        let (door, engine) = Engine::new(loaded, &self.config.engine, metrics);
+    fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, Running)> {
+        let (door, engine) = EngineThread::new(loaded, &self.config.engine, metrics);
         let (door, abort) = (Arc::new(door), engine.abort.clone());
         let (tell, ended) = oneshot::channel();
         let work = move || {
@@ -216,18 +219,18 @@ impl Replica {
             .name("togi-engine".into())
             .spawn(work)
             .map_err(|error| Error::Broken(format!("the engine's thread cannot start: {error}")))?;
-        Ok((door.clone(), EngineThread { door, abort, ended }))
+        Ok((door.clone(), Running { door, abort, ended }))
     }
 }
 
 /// The engine's thread, seen from outside: ends when it is let go.
-struct EngineThread {
+struct Running {
     door: Arc<Door>,
     abort: Arc<AtomicBool>,
     ended: oneshot::Receiver<()>,
 }
 
-impl EngineThread {
+impl Running {
     /// Waits for the stop, then for the thread; after the grace time every answer ends at its next token.
     async fn ended(mut self, stopper: &Stopper, grace: std::time::Duration) -> Result<()> {
         tokio::select! {
@@ -250,7 +253,7 @@ impl EngineThread {
     }
 }
 
-impl Drop for EngineThread {
+impl Drop for Running {
     fn drop(&mut self) {
         self.abort.store(true, Ordering::Relaxed);
         self.door.close();

@@ -10,7 +10,7 @@ use togi_runtime::registry::{ADAPTER_MANIFEST_VERSION, AdapterManifest, BaseMism
 use togi_runtime::{Class, Store, card};
 
 use crate::error::{Error, Result};
-use crate::generation::Generation;
+use crate::served_adapter::ServedAdapter;
 
 /// Largest manifest, `adapter_config.json` and model card, in bytes.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
@@ -42,7 +42,7 @@ impl Loader {
         &self,
         digest: &str,
         base_mismatch: BaseMismatch,
-    ) -> Result<Arc<Generation>> {
+    ) -> Result<Arc<ServedAdapter>> {
         let manifest = self.manifest(digest).await?;
         self.admit(&manifest.identity.base_precision, base_mismatch)?;
         let config = self
@@ -75,7 +75,7 @@ impl Loader {
     }
 
     /// Whether the base is held here as it was in the generation's training.
-    pub(crate) fn holds_base_of(&self, generation: &Generation) -> bool {
+    pub(crate) fn holds_base_of(&self, generation: &ServedAdapter) -> bool {
         generation.trained_over() == self.expected.base_precision
     }
 
@@ -172,7 +172,7 @@ fn build(
     manifest: &AdapterManifest,
     config: Bytes,
     tensors: Bytes,
-) -> Result<Generation> {
+) -> Result<ServedAdapter> {
     check_digest(manifest, adapter::CONFIG_FILE, &config)?;
     check_digest(manifest, adapter::TENSORS_FILE, &tensors)?;
     let bad = |error: togi_model::Error| Error::BadAdapter(with_cause(&error));
@@ -188,7 +188,7 @@ fn build(
     }
     let adapter = network.adapter(&lora).map_err(bad)?;
     let trained_over = manifest.identity.base_precision.clone();
-    Ok(Generation::new(got, trained_over, adapter))
+    Ok(ServedAdapter::new(got, trained_over, adapter))
 }
 
 fn check_digest(manifest: &AdapterManifest, name: &str, bytes: &[u8]) -> Result<()> {

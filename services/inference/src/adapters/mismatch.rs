@@ -9,8 +9,8 @@ use togi_runtime::memory;
 use togi_tokens::Tokenizer;
 
 use super::loader::{Loader, with_cause};
-use crate::door::Door;
-use crate::generation::Generation;
+use crate::engine::door::Door;
+use crate::served_adapter::ServedAdapter;
 
 /// An adapter over another representation of its base.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +45,7 @@ pub(crate) struct Gauge {
 
 impl Gauge {
     /// Measures what the mismatch of a generation changes. It is served already: nothing here fails it.
-    pub(crate) async fn measure(&self, generation: &Arc<Generation>) -> Mismatch {
+    pub(crate) async fn measure(&self, generation: &Arc<ServedAdapter>) -> Mismatch {
         let mismatch = Mismatch {
             trained_over: generation.trained_over().to_owned(),
             served_over: self.loader.expected.base_precision.clone(),
@@ -74,7 +74,7 @@ impl Gauge {
         mismatch
     }
 
-    async fn difference(&self, generation: &Arc<Generation>) -> Result<Difference, String> {
+    async fn difference(&self, generation: &Arc<ServedAdapter>) -> Result<Difference, String> {
         let samples = self.loader.samples(generation.digest()).await;
         let samples = samples.map_err(|error| with_cause(&error))?;
         if samples.is_empty() {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use crate::generation::Generation;
+use crate::served_adapter::ServedAdapter;
 
 /// A picture of what is served.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +22,7 @@ pub struct Served {
 #[derive(Debug, Clone)]
 pub struct Serving {
     /// The generation.
-    pub generation: Arc<Generation>,
+    pub generation: Arc<ServedAdapter>,
     /// The alias's revision that named it.
     pub revision: u64,
     /// Since when it is served.
@@ -52,9 +52,9 @@ pub(crate) struct Shelf {
 #[derive(Default)]
 struct Resident {
     // Weak: a generation lives as long as an alias, a running answer or `recent` holds it.
-    all: HashMap<String, Weak<Generation>>,
+    all: HashMap<String, Weak<ServedAdapter>>,
     // Generations that were asked for by their digest, most recent last: kept while there is room.
-    recent: VecDeque<Arc<Generation>>,
+    recent: VecDeque<Arc<ServedAdapter>>,
 }
 
 impl Shelf {
@@ -83,7 +83,7 @@ impl Shelf {
     }
 
     /// Returns a generation that is in memory.
-    pub(crate) fn find(&self, digest: &str) -> Option<Arc<Generation>> {
+    pub(crate) fn find(&self, digest: &str) -> Option<Arc<ServedAdapter>> {
         self.resident().all.get(digest).and_then(Weak::upgrade)
     }
 
@@ -93,7 +93,7 @@ impl Shelf {
         let limit = self.max_resident + usize::from(replaces);
         let mut resident = self.resident();
         while resident.count() >= limit {
-            let unused = |generation: &Arc<Generation>| Arc::strong_count(generation) == 1;
+            let unused = |generation: &Arc<ServedAdapter>| Arc::strong_count(generation) == 1;
             let Some(oldest) = resident.recent.iter().position(unused) else {
                 return false;
             };
@@ -103,7 +103,7 @@ impl Shelf {
     }
 
     /// Takes a newly loaded generation into memory.
-    pub(crate) fn put(&self, generation: &Arc<Generation>) {
+    pub(crate) fn put(&self, generation: &Arc<ServedAdapter>) {
         let mut resident = self.resident();
         resident
             .all
@@ -111,7 +111,7 @@ impl Shelf {
     }
 
     /// Keeps a generation that was asked for by its digest while there is room.
-    pub(crate) fn keep(&self, generation: &Arc<Generation>) {
+    pub(crate) fn keep(&self, generation: &Arc<ServedAdapter>) {
         let mut resident = self.resident();
         resident
             .recent

@@ -4,8 +4,8 @@ use togi_proto::inference::v1 as proto;
 use togi_runtime::layout;
 use togi_tokens::prompt;
 
+use crate::engine::options::Options;
 use crate::error::{Error, Result};
-use crate::options::Options;
 
 /// A valid question; only the prompt's length in tokens is still to be checked.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,11 +10,11 @@ use togi_tokens::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Span;
 
-use crate::answer::{Answer, Piece};
-use crate::door::Place;
+use crate::engine::answer::{Answer, Piece};
+use crate::engine::load::Permit;
+use crate::engine::options::Options;
 use crate::error::{Error, Result};
-use crate::generation::Generation;
-use crate::options::Options;
+use crate::served_adapter::ServedAdapter;
 
 /// A request that is ready for the engine.
 pub(crate) struct Job {
@@ -22,12 +22,12 @@ pub(crate) struct Job {
     pub(crate) prompt: Vec<u32>,
     pub(crate) options: Options,
     /// None: the base alone.
-    pub(crate) generation: Option<Arc<Generation>>,
+    pub(crate) generation: Option<Arc<ServedAdapter>>,
     pub(crate) arrived: Instant,
     /// Has room for every event that this answer can have, so that the engine never waits for a client.
     pub(crate) events: mpsc::Sender<Result<Event>>,
     /// Given back when the answer has ended.
-    pub(crate) _place: Place,
+    pub(crate) _permit: Permit,
     /// The request's span.
     pub(crate) span: Span,
 }
@@ -111,7 +111,7 @@ impl Sequence {
         Step {
             ids: &ids[read..end],
             cache: &mut self.cache,
-            adapter: self.job.generation.as_deref().map(Generation::adapter),
+            adapter: self.job.generation.as_deref().map(ServedAdapter::adapter),
         }
     }
 

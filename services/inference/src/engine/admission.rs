@@ -1,33 +1,34 @@
-//! Where a question becomes a stream: it is checked, takes a place, is cut into tokens and handed to the engine. A replica has one
-//! desk, and so has whoever answers without a service.
+//! Where a question becomes a stream: it is checked, takes a place, is cut into tokens and handed to the engine. A
+//! replica has one [`Admission`], and so has [`crate::local::Local`].
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures::{Stream, stream};
-use togi_model::Engine as Network;
+use togi_model::Engine;
 use togi_proto::inference::v1 as proto;
 use togi_tokens::Tokenizer;
 use tokio::sync::mpsc;
 use tonic::Status;
 use tracing::Span;
 
-use crate::door::{self, Door};
+use crate::engine::door::Door;
+use crate::engine::load::Permit;
+use crate::engine::request::Question;
+use crate::engine::sequence::{self, Event, Finished, Job, Reason};
 use crate::error::{Error, Result};
-use crate::generation::Generation;
-use crate::question::Question;
 use crate::semconv;
-use crate::sequence::{self, Event, Finished, Job, Reason};
+use crate::served_adapter::ServedAdapter;
 
 /// An answer as a client hears it.
 pub type Answers =
     Pin<Box<dyn Stream<Item = std::result::Result<proto::GenerateResponse, Status>> + Send>>;
 
 /// What answers need that differs neither by question nor by adapter.
-pub(crate) struct Desk {
+pub(crate) struct Admission {
     pub(crate) base_name: String,
-    pub(crate) network: Arc<Network>,
+    pub(crate) network: Arc<Engine>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) door: Arc<Door>,
     pub(crate) max_prompt_bytes: usize,
@@ -36,11 +37,11 @@ pub(crate) struct Desk {
 /// A question that is valid and has its place.
 pub(crate) struct Admitted {
     pub(crate) question: Question,
-    place: door::Place,
+    permit: Permit,
     arrived: Instant,
 }
 
-impl Desk {
+impl Admission {
     /// Checks a request and takes a place: the cheap checks come first, the place before what costs.
     pub(crate) fn admit(
         &self,
@@ -48,10 +49,10 @@ impl Desk {
         arrived: Instant,
     ) -> Result<Admitted> {
         let question = Question::from_request(request, self.max_prompt_bytes)?;
-        let place = self.door.enter()?;
+        let permit = self.door.enter()?;
         Ok(Admitted {
             question,
-            place,
+            permit,
             arrived,
         })
     }
@@ -60,11 +61,11 @@ impl Desk {
     pub(crate) async fn answer(
         &self,
         admitted: Admitted,
-        generation: Option<Arc<Generation>>,
+        generation: Option<Arc<ServedAdapter>>,
     ) -> Result<Answers> {
         let Admitted {
             question,
-            place,
+            permit,
             arrived,
         } = admitted;
         let span = self.span(&question, generation.as_deref());
@@ -86,7 +87,7 @@ impl Desk {
             generation,
             arrived,
             events,
-            _place: place,
+            _permit: permit,
             span,
         })?;
         Ok(Box::pin(answers(started, answer)))
@@ -116,7 +117,7 @@ impl Desk {
         Ok(prompt)
     }
 
-    fn span(&self, question: &Question, generation: Option<&Generation>) -> Span {
+    fn span(&self, question: &Question, generation: Option<&ServedAdapter>) -> Span {
         let sampling = &question.options.sampling;
         let model = match question.answerer.name() {
             "" => self.base_name.as_str(),
@@ -133,7 +134,7 @@ impl Desk {
             { semconv::GEN_AI_REQUEST_MAX_TOKENS } = sampling.max_new_tokens,
             { semconv::GEN_AI_REQUEST_SEED } = sampling.seed,
             { semconv::GEN_AI_RESPONSE_MODEL } =
-                generation.map_or(self.base_name.as_str(), Generation::digest),
+                generation.map_or(self.base_name.as_str(), ServedAdapter::digest),
             { semconv::GEN_AI_USAGE_INPUT_TOKENS } = tracing::field::Empty,
             { semconv::GEN_AI_USAGE_OUTPUT_TOKENS } = tracing::field::Empty,
             { semconv::GEN_AI_RESPONSE_FINISH_REASONS } = tracing::field::Empty,

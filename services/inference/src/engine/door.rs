@@ -1,42 +1,17 @@
 //! The door to the engine: a bounded number of places, given at once or not at all, and the way in for jobs. A place is held
 //! from the request's arrival until its answer has ended, so that nothing grows behind the door.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use togi_model::Engine;
 use tokio::sync::oneshot;
 
+use crate::engine::load::{Load, Permit};
+use crate::engine::probe::Probe;
+use crate::engine::sequence::Job;
 use crate::error::{Error, Result};
-use crate::generation::Generation;
-use crate::probe::Probe;
-use crate::sequence::Job;
-
-/// Counts of requests inside; read by metrics and tests.
-#[derive(Debug, Default)]
-pub struct Load {
-    inside: AtomicUsize,
-    active: AtomicUsize,
-}
-
-impl Load {
-    /// Answers that progress now.
-    pub fn active(&self) -> usize {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    /// Requests that wait for a place among them.
-    pub fn waiting(&self) -> usize {
-        self.inside
-            .load(Ordering::Relaxed)
-            .saturating_sub(self.active())
-    }
-
-    pub(crate) fn set_active(&self, active: usize) {
-        self.active.store(active, Ordering::Relaxed);
-    }
-}
+use crate::served_adapter::ServedAdapter;
 
 /// What the engine's thread is given.
 pub(crate) enum Work {
@@ -53,16 +28,6 @@ pub(crate) struct Door {
     max_waiting: usize,
     // None: closed.
     work: Mutex<Option<Sender<Work>>>,
-}
-
-/// A place behind the door; free again when dropped.
-#[derive(Debug)]
-pub(crate) struct Place(Arc<Load>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.inside.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Door {
@@ -83,17 +48,13 @@ impl Door {
     ///
     /// # Errors
     /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
-    pub(crate) fn enter(&self) -> Result<Place> {
+    pub(crate) fn enter(&self) -> Result<Permit> {
         if self.work().is_none() {
             return Err(Error::Stopping);
         }
-        let places = self.max_active + self.max_waiting;
-        let more = |inside: usize| (inside < places).then_some(inside + 1);
         self.load
-            .inside
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .map(|_| Place(self.load.clone()))
-            .map_err(|_| Error::Full {
+            .enter(self.max_active + self.max_waiting)
+            .ok_or(Error::Full {
                 active: self.max_active,
                 waiting: self.max_waiting,
             })
@@ -114,7 +75,7 @@ impl Door {
     pub(crate) async fn probe(
         &self,
         network: Arc<Engine>,
-        generation: Arc<Generation>,
+        generation: Arc<ServedAdapter>,
         prompt: Vec<u32>,
     ) -> Result<Vec<f32>> {
         let (logits, heard) = oneshot::channel();

@@ -6,16 +6,16 @@ use std::time::SystemTime;
 use togi_model::Adapter;
 
 /// A loaded adapter. Immutable.
-pub struct Generation {
+pub struct ServedAdapter {
     digest: String,
     trained_over: String,
     adapter: Adapter,
     loaded: SystemTime,
 }
 
-impl Generation {
-    pub(crate) fn new(digest: String, trained_over: String, adapter: Adapter) -> Generation {
-        Generation {
+impl ServedAdapter {
+    pub(crate) fn new(digest: String, trained_over: String, adapter: Adapter) -> ServedAdapter {
+        ServedAdapter {
             digest,
             trained_over,
             adapter,
@@ -43,9 +43,9 @@ impl Generation {
     }
 }
 
-impl std::fmt::Debug for Generation {
+impl std::fmt::Debug for ServedAdapter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Generation")
+        f.debug_struct("ServedAdapter")
             .field("digest", &self.digest)
             .finish_non_exhaustive()
     }

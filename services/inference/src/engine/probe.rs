@@ -6,13 +6,13 @@ use togi_model::Engine;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
-use crate::generation::Generation;
+use crate::served_adapter::ServedAdapter;
 
 /// What shall be looked at.
 pub(crate) struct Probe {
     /// A network on the engine's device, not necessarily the one that is served.
     pub(crate) network: Arc<Engine>,
-    pub(crate) generation: Arc<Generation>,
+    pub(crate) generation: Arc<ServedAdapter>,
     /// The prompt's ids.
     pub(crate) prompt: Vec<u32>,
     /// Hears the logits after the last id, one for each id of the vocabulary.

@@ -8,7 +8,7 @@ use togi_proto::inference::v1::inference_service_server::InferenceService;
 use tonic::{Request, Response, Status};
 
 use crate::adapters::served::{Refusal, Serving};
-use crate::desk::Answers;
+use crate::engine::admission::Answers;
 use crate::error::Result;
 use crate::replica::Replica;
 
@@ -57,10 +57,10 @@ impl InferenceService for Service {
 impl Service {
     async fn answer(&self, request: proto::GenerateRequest, arrived: Instant) -> Result<Answers> {
         let ready = self.replica.ready()?;
-        let admitted = ready.desk.admit(request, arrived)?;
+        let admitted = ready.admission.admit(request, arrived)?;
         let answerer = &admitted.question.answerer;
         let generation = ready.adapters.resolve(answerer).await?;
-        ready.desk.answer(admitted, generation).await
+        ready.admission.answer(admitted, generation).await
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::adapters::mismatch::{Gauge, Mismatch};
 use crate::adapters::served::{Refusal, Served, Serving, Shelf};
-use crate::generation::Generation;
+use crate::served_adapter::ServedAdapter;
 
 /// Wait before the next attempt to reach the bus.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -25,7 +25,7 @@ pub(crate) enum News {
         alias: String,
         generation: String,
         /// The generation, if the base is held otherwise than in its training: that is measured before it is said.
-        mismatched: Option<Arc<Generation>>,
+        mismatched: Option<Arc<ServedAdapter>>,
         traceparent: Option<String>,
     },
     /// A generation was refused.

@@ -3,7 +3,7 @@
 
 use togi_tokens::Decoder;
 
-use crate::stop_text::StopTexts;
+use crate::engine::stop_text::StopTexts;
 
 /// An answer while it is written.
 pub(crate) struct Answer {

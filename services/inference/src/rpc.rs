@@ -1,0 +1,3 @@
+//! The gRPC edge.
+
+pub(crate) mod service;
