@@ -2,13 +2,11 @@
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{
-    commands::{
-        adapters, ask, chat, completions, datasets, demo, events, export, fetch, gc, generate,
-        jobs, logits, make_base, policies, prepare, quantize, run, tokenize, train, up,
-    },
-    settings::Flags,
+use crate::commands::{
+    adapters, ask, chat, completions, datasets, demo, events, export, fetch, gc, generate, jobs,
+    logits, make_base, policies, prepare, quantize, run, tokenize, train, up,
 };
+use crate::globals::Flags;
 
 /// Examples before usage, options after.
 const TEMPLATE: &str =
@@ -97,8 +95,8 @@ impl Args {
     /// clap's, which also stands for `--help` and `--version`.
     pub fn read<I: IntoIterator<Item = T>, T: Into<std::ffi::OsString> + Clone>(
         words: I,
-    ) -> Result<Args, clap::Error> {
-        Args::from_arg_matches(&command().try_get_matches_from(words)?)
+    ) -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&command().try_get_matches_from(words)?)
     }
 }
 
@@ -172,7 +170,11 @@ mod tests {
             panic!("{args:?}")
         };
         assert_eq!(
-            (train.base.as_str(), train.watch, train.no_watch),
+            (
+                train.base.as_str(),
+                train.follow.watch,
+                train.follow.no_watch
+            ),
             ("demo", false, true)
         );
     }

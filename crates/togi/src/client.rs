@@ -2,22 +2,20 @@
 
 use std::time::Duration;
 
-use togi_proto::{
-    dataprep::v1::{GetPreparationRequest, data_prep_service_client::DataPrepServiceClient},
-    inference::v1::inference_service_client::InferenceServiceClient,
-    job::v1::{Job, JobState},
-    trainer::v1::{
-        GetJobRequest, adapter_service_client::AdapterServiceClient,
-        policy_service_client::PolicyServiceClient, trainer_service_client::TrainerServiceClient,
-    },
-};
+use togi_proto::dataprep::v1::GetPreparationRequest;
+use togi_proto::dataprep::v1::data_prep_service_client::DataPrepServiceClient;
+use togi_proto::inference::v1::inference_service_client::InferenceServiceClient;
+use togi_proto::job::v1::{Job, JobState};
+use togi_proto::trainer::v1::GetJobRequest;
+use togi_proto::trainer::v1::adapter_service_client::AdapterServiceClient;
+use togi_proto::trainer::v1::policy_service_client::PolicyServiceClient;
+use togi_proto::trainer::v1::trainer_service_client::TrainerServiceClient;
 use togi_runtime::grpc::{Client, Inject};
-use tonic::{service::interceptor::InterceptedService, transport::Endpoint};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Endpoint;
 
-use crate::{
-    error::{Error, Result},
-    settings::Settings,
-};
+use crate::error::{Error, Result};
+use crate::settings::Settings;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,8 +36,8 @@ pub struct Clients {
 
 impl Clients {
     /// Takes the addresses; nothing is opened yet.
-    pub fn new(settings: &Settings) -> Clients {
-        Clients {
+    pub fn new(settings: &Settings) -> Self {
+        Self {
             data_prep: settings.data_prep.clone(),
             trainer: settings.trainer.clone(),
             inference: settings.inference.clone(),
@@ -47,8 +45,8 @@ impl Clients {
     }
 
     /// Takes one address for all services.
-    pub fn at(endpoint: &str) -> Clients {
-        Clients {
+    pub fn at(endpoint: &str) -> Self {
+        Self {
             data_prep: endpoint.into(),
             trainer: endpoint.into(),
             inference: endpoint.into(),

@@ -7,37 +7,32 @@ mod journal;
 mod quiz;
 mod report;
 
-use std::{
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use togi_model::Processor;
-use togi_proto::{
-    dataprep::v1::{
-        Dataset, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource, record_source,
-        tokenizer_source,
-    },
-    inference::v1::ListAdaptersRequest,
-    job::v1::{Job, JobKind},
-    trainer::v1::{ApplyPolicyRequest, CreateJobRequest, Policy, Recipe, Step},
+use togi_proto::dataprep::v1::{
+    Dataset, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource, record_source,
+    tokenizer_source,
 };
+use togi_proto::inference::v1::ListAdaptersRequest;
+use togi_proto::job::v1::{Job, JobKind};
+use togi_proto::trainer::v1::{ApplyPolicyRequest, CreateJobRequest, Policy, Recipe, Step};
 use togi_runtime::Stopper;
 
 use self::journal::Journal;
+use crate::client::{present, succeeded};
+use crate::commands::train::remote;
+use crate::commands::{job_lines, prepare, watch};
+use crate::error::{Error, Result};
+use crate::output::Output;
+use crate::progress::seconds;
+use crate::session::Session;
+use crate::up::Running;
+use crate::{embedded, recipe, up};
+
 pub use self::report::{Answered, Report};
-use crate::{
-    client::{Clients, present, succeeded},
-    commands::{Session, prepare, train, watch},
-    embedded,
-    error::{Error, Result},
-    output::Output,
-    progress::seconds,
-    recipe,
-    settings::Settings,
-    up::{self, Running},
-};
 
 /// Name of the data set and of the alias.
 const NAME: &str = "demo";
@@ -92,11 +87,7 @@ pub async fn run(
 async fn show(output: &Output, running: &Running) -> Result<Report> {
     let journal = Journal::start(running.context()).await?;
     let stage = Stage {
-        session: Session {
-            settings: Settings::at(&running.state().endpoint),
-            output: output.clone(),
-            clients: Clients::at(&running.state().endpoint),
-        },
+        session: Session::at(&running.state().endpoint, output.clone()),
         journal: &journal,
     };
     let mut report = Report::default();
@@ -164,7 +155,7 @@ impl Stage<'_> {
         };
         let mut client = self.session.clients.data_prep().await?;
         let job = present(client.prepare(request).await?.into_inner().job, "job")?;
-        let job = succeeded(prepare::follow(&self.session, job).await?)?;
+        let job = succeeded(watch::prepare(&self.session, job).await?)?;
         prepare::made(&self.session, NAME, &job).await
     }
 
@@ -177,19 +168,7 @@ impl Stage<'_> {
             alias: NAME.into(),
             ..CreateJobRequest::default()
         };
-        let answer = self
-            .session
-            .clients
-            .trainer()
-            .await?
-            .create_job(request)
-            .await?
-            .into_inner();
-        if let Some(plan) = &answer.plan {
-            self.session
-                .output
-                .say(train::plan_lines(plan, answer.steps).join("\n"));
-        }
+        let answer = remote::create(&self.session, request).await?;
         let (job, last) =
             watch::training(&self.session, present(answer.job, "job")?, 1, |_| Ok(())).await?;
         self.trained(job, last.as_ref())
@@ -200,7 +179,7 @@ impl Stage<'_> {
         if let Some(step) = last {
             self.session
                 .output
-                .say(format_args!("trained: {}", train::ended(step, &job)));
+                .say(format_args!("trained: {}", job_lines::ended(step, &job)));
         }
         Ok(job)
     }

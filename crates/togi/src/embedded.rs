@@ -1,9 +1,7 @@
 //! What the binary brings along: the demonstration's base and records, and the recipes.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use bytes::Bytes;
 use serde::Deserialize;

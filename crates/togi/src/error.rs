@@ -1,6 +1,7 @@
 //! What can go wrong in the command, and the exit code of each: an error has a class, and the class alone decides.
 
-use std::{io, path::PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use togi_runtime::error::Class;
 use tonic::Code;
@@ -95,26 +96,26 @@ impl Error {
     /// configuration, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Closed => 0,
-            Error::Failed(_) | Error::Terminal(_) => 1,
-            Error::Usage(_) => 2,
-            Error::NoAnswer { .. } | Error::Unavailable(_) => 4,
-            Error::Unfit { .. } => 5,
-            Error::Configuration(_) => 64,
-            Error::Interrupted(_) => 130,
-            Error::File { source, .. } => match source.kind() {
+            Self::Closed => 0,
+            Self::Failed(_) | Self::Terminal(_) => 1,
+            Self::Usage(_) => 2,
+            Self::NoAnswer { .. } | Self::Unavailable(_) => 4,
+            Self::Unfit { .. } => 5,
+            Self::Configuration(_) => 64,
+            Self::Interrupted(_) => 130,
+            Self::File { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => 3,
                 _ => 1,
             },
-            Error::Service { code, .. } => code_of(*code),
-            Error::Job { code, .. } => job_code(code),
-            Error::Runtime(error) => code_of(class_code(error.class())),
+            Self::Service { code, .. } => code_of(*code),
+            Self::Job { code, .. } => job_code(code),
+            Self::Runtime(error) => code_of(class_code(error.class())),
         }
     }
 
     /// Builds the error of a path.
-    pub fn file(path: impl Into<PathBuf>, source: io::Error) -> Error {
-        Error::File {
+    pub fn file(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::File {
             path: path.into(),
             source,
         }
@@ -125,8 +126,8 @@ impl Error {
         what: &'static str,
         path: impl Into<PathBuf>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
-        Error::Unfit {
+    ) -> Self {
+        Self::Unfit {
             what,
             path: path.into(),
             source: source.into(),
@@ -136,8 +137,8 @@ impl Error {
     /// Whether the same request may succeed a little later, because a connection or a service went away.
     pub fn is_passing(&self) -> bool {
         match self {
-            Error::NoAnswer { .. } => true,
-            Error::Service { code, .. } => matches!(code, Code::Unavailable),
+            Self::NoAnswer { .. } => true,
+            Self::Service { code, .. } => matches!(code, Code::Unavailable),
             _ => false,
         }
     }
@@ -146,7 +147,7 @@ impl Error {
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,
-            Error::Service {
+            Self::Service {
                 code: Code::NotFound,
                 ..
             }
@@ -155,11 +156,11 @@ impl Error {
 }
 
 impl From<tonic::Status> for Error {
-    fn from(status: tonic::Status) -> Error {
+    fn from(status: tonic::Status) -> Self {
         // Only a status that was made on this side has a source: the service itself said nothing.
         if let Some(cause) = std::error::Error::source(&status) {
             let message = format!("the connection to the service broke ({cause})");
-            return Error::Service {
+            return Self::Service {
                 code: Code::Unavailable,
                 message,
                 field: String::new(),
@@ -170,7 +171,7 @@ impl From<tonic::Status> for Error {
             .and_then(|details| details.field_violations.into_iter().next())
             .map(|violation| violation.field)
             .unwrap_or_default();
-        Error::Service {
+        Self::Service {
             code: status.code(),
             message: status.message().to_owned(),
             field,
@@ -179,10 +180,10 @@ impl From<tonic::Status> for Error {
 }
 
 impl From<io::Error> for Error {
-    fn from(error: io::Error) -> Error {
+    fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::BrokenPipe => Error::Closed,
-            _ => Error::Terminal(error),
+            io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Terminal(error),
         }
     }
 }

@@ -3,7 +3,8 @@
 pub mod lines;
 pub mod records;
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
 use togi_model::{Base, Card, Config, Lora, Precision, Processor, adapter, base};
 use togi_tokens::Tokenizer;

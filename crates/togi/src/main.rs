@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use togi::{Error, args::Args, commands, output::complain};
+use togi::args::Args;
+use togi::dispatch;
+use togi::error::Error;
+use togi::output::complain;
 
 fn main() -> ExitCode {
     let args = match Args::read(std::env::args_os()) {
@@ -16,7 +19,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return end(&Error::Terminal(error)),
     };
-    let outcome = runtime.block_on(commands::run(args));
+    let outcome = runtime.block_on(dispatch::run(args));
     // A read of standard input cannot be ended: nobody waits for the thread that does it.
     runtime.shutdown_background();
     match outcome {

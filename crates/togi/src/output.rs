@@ -1,16 +1,12 @@
 //! Where a command writes: data on standard output, messages on standard error, in the form that was asked for.
 
-use std::{
-    env, fmt,
-    io::{self, IsTerminal, Write},
-};
+use std::io::{IsTerminal, Write};
+use std::{env, fmt, io};
 
 use serde::Serialize;
 
-use crate::{
-    error::{Error, Result},
-    progress::{Progress, Style},
-};
+use crate::error::{Error, Result};
+use crate::progress::{Progress, Style};
 
 /// The form of what goes to standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -34,11 +30,11 @@ pub struct Output {
 
 impl Output {
     /// Looks at the terminal and the environment: animation and colour only on a terminal, no colour with NO_COLOR.
-    pub fn new(format: Format, quiet: bool, no_color: bool) -> Output {
+    pub fn new(format: Format, quiet: bool, no_color: bool) -> Self {
         let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         let no_color = no_color || env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let able = |terminal: bool| terminal && !dumb;
-        Output {
+        Self {
             format,
             quiet,
             style: style(quiet, able(io::stderr().is_terminal()), !no_color),

@@ -6,23 +6,21 @@ pub mod report;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use togi_proto::{
-    events::v1::AdapterEvaluated,
-    job::v1::{Job, JobState},
-    trainer::v1::{
-        CreateJobRequest, Gate, GetJobRequest, ListAliasesRequest, Recipe, WatchJobResponse,
-        watch_job_response::Update,
-    },
+use togi_proto::events::v1::AdapterEvaluated;
+use togi_proto::job::v1::Job;
+use togi_proto::trainer::v1::watch_job_response::Update;
+use togi_proto::trainer::v1::{
+    CreateJobRequest, Gate, GetJobRequest, ListAliasesRequest, Recipe, WatchJobResponse,
 };
 
 use self::report::{Report, Stage};
-use crate::{
-    client::{present, succeeded},
-    commands::{Session, prepare::Prepare, train, watch},
-    embedded,
-    error::{Error, Result},
-    recipe, upload,
-};
+use crate::client::present;
+use crate::commands::prepare::Prepare;
+use crate::commands::train::remote;
+use crate::commands::{job_lines, watch};
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::{embedded, recipe, upload};
 
 /// What a pipeline's file says, its paths as they lead from here.
 #[derive(Clone, Debug)]
@@ -61,7 +59,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::File`] where there is none, [`Error::Configuration`] for one that is no pipeline.
-    pub fn read(path: &Path) -> Result<Pipeline> {
+    pub fn read(path: &Path) -> Result<Self> {
         let text = recipe::read(path)?;
         // Read as a whole first, so that a mistake is told with its line.
         let wrong = |error: toml::de::Error| {
@@ -103,7 +101,7 @@ impl Pipeline {
             prepare.base = Some(base.clone());
         }
         let name = path.file_stem().unwrap_or_default();
-        Ok(Pipeline {
+        Ok(Self {
             name: name.to_string_lossy().into_owned(),
             folder,
             prepare,
@@ -146,12 +144,7 @@ impl Pipeline {
             gate: Some(gate),
             ..CreateJobRequest::default()
         };
-        let mut trainer = session.clients.trainer().await?;
-        let answer = trainer.create_job(request).await?.into_inner();
-        if let Some(plan) = &answer.plan {
-            let lines = train::plan_lines(plan, answer.steps);
-            session.output.say(lines.join("\n"));
-        }
+        let answer = remote::create(session, request).await?;
         present(answer.job, "job")
     }
 
@@ -172,7 +165,7 @@ impl Pipeline {
         };
         let (job, last) = watch::training(session, job, 1, seen).await?;
         if let Some(step) = last {
-            session.output.say(train::ended(&step, &job));
+            session.output.say(job_lines::ended(&step, &job));
         }
         let asked = GetJobRequest {
             job: job.id.clone(),
@@ -195,14 +188,4 @@ impl Pipeline {
             .into_iter()
             .find(|alias| alias.name == self.alias && alias.generation == job.result))
     }
-}
-
-/// Whether a job's end is its gate's word.
-pub(crate) fn is_refused(job: &Job) -> bool {
-    job.state() == JobState::Succeeded && !job.refusal.is_empty()
-}
-
-/// Returns nothing if the job succeeded and its gate passed, and why not otherwise.
-pub(crate) fn ended(job: &Job) -> Result<()> {
-    succeeded(job.clone()).map(drop)
 }

@@ -1,9 +1,7 @@
 //! Progress on standard error: a bar on a terminal, now and then a plain line elsewhere, nothing when told to be quiet.
 
-use std::{
-    io::Write,
-    time::{Duration, Instant},
-};
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -46,14 +44,14 @@ pub struct Progress {
 
 impl Progress {
     /// Shows that work has begun whose length is not known.
-    pub fn new(style: Style, what: &str) -> Progress {
+    pub fn new(style: Style, what: &str) -> Self {
         let bar = match style {
             Style::Bar { .. } => {
                 ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8))
             }
             _ => ProgressBar::hidden(),
         };
-        let mut progress = Progress {
+        let mut progress = Self {
             what: what.to_owned(),
             style,
             bar,

@@ -1,16 +1,15 @@
 //! Recipe and policy files: the TOML form of their messages, with the messages' own field names. Where a recipe belongs, its name or
 //! its file's path may stand.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use togi_proto::trainer::v1::{Policy, Recipe};
 
-use crate::{
-    embedded,
-    error::{Error, Result},
-    settings::place,
-};
+use crate::embedded;
+use crate::error::{Error, Result};
+use crate::settings::place;
 
 /// Reads a recipe from a file, or an embedded one by its name.
 ///

@@ -1,21 +1,18 @@
 //! The client's settings: flags over environment over project file over user file, then what a running `togi up` says of
 //! itself, then the defaults.
 
-use std::{
-    collections::BTreeMap,
-    env, fs,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use serde::Deserialize;
 use togi_model::Processor;
 use togi_runtime::config::TelemetryConfig;
 
-use crate::{
-    error::{Error, Result},
-    output::Format,
-    up::state::UpState,
-};
+use crate::error::{Error, Result};
+use crate::globals::Flags;
+use crate::output::Format;
+use crate::up::state::UpState;
 
 /// Where `togi up` listens unless told otherwise.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7670";
@@ -23,84 +20,6 @@ pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7670";
 pub const PROJECT_FILE: &str = "togi.toml";
 /// The data folder of `togi up` unless told otherwise.
 pub const DEFAULT_DATA: &str = ".togi";
-
-/// What the flags and the environment say.
-#[derive(Clone, Debug, Default, clap::Args)]
-#[command(next_help_heading = "Everywhere")]
-pub struct Flags {
-    /// Where the services answer [default: a running `togi up`, then http://127.0.0.1:7670]
-    #[arg(
-        long,
-        global = true,
-        env = "TOGI_ENDPOINT",
-        value_name = "URL",
-        hide_env = true
-    )]
-    pub endpoint: Option<String>,
-    /// Where NATS answers [default: the one of a running `togi up`]
-    #[arg(
-        long,
-        global = true,
-        env = "TOGI_NATS__URL",
-        value_name = "URL",
-        hide_env = true
-    )]
-    pub nats: Option<String>,
-    /// The object store [default: the one of a running `togi up`]
-    #[arg(
-        long,
-        global = true,
-        env = "TOGI_STORE__URL",
-        value_name = "URL",
-        hide_env = true
-    )]
-    pub store: Option<String>,
-    /// The data folder of `togi up` [default: .togi]
-    #[arg(
-        long,
-        global = true,
-        env = "TOGI_DATA",
-        value_name = "DIR",
-        hide_env = true
-    )]
-    pub data: Option<PathBuf>,
-    /// The project file [default: togi.toml, where there is one]
-    #[arg(
-        long,
-        global = true,
-        env = "TOGI_CONFIG",
-        value_name = "FILE",
-        hide_env = true
-    )]
-    pub config: Option<PathBuf>,
-    /// Where this process computes: cpu, cuda or cuda:N [default: cpu]
-    #[arg(
-        long,
-        global = true,
-        env = "TOGI_DEVICE",
-        value_name = "NAME",
-        hide_env = true,
-        value_parser = device
-    )]
-    pub device: Option<Processor>,
-    /// The form of what goes to standard output: table or json [default: table]
-    #[arg(
-        long,
-        short,
-        global = true,
-        env = "TOGI_OUTPUT",
-        value_name = "FORM",
-        hide_env = true,
-        hide_possible_values = true
-    )]
-    pub output: Option<Format>,
-    /// No messages and no progress, only data and errors
-    #[arg(long, short, global = true)]
-    pub quiet: bool,
-    /// No colour; NO_COLOR says the same
-    #[arg(long, global = true)]
-    pub no_color: bool,
-}
 
 /// A project or user file: `togi.toml`.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -207,8 +126,8 @@ pub struct Settings {
 
 impl Settings {
     /// Returns the settings of a client whose services all answer at one address.
-    pub fn at(endpoint: &str) -> Settings {
-        Settings {
+    pub fn at(endpoint: &str) -> Self {
+        Self {
             data_prep: endpoint.to_owned(),
             trainer: endpoint.to_owned(),
             inference: endpoint.to_owned(),
@@ -229,7 +148,7 @@ impl Settings {
     ///
     /// # Errors
     /// [`Error::Configuration`] for a file that is wrong, [`Error::File`] for a named one that cannot be read.
-    pub fn load(flags: &Flags) -> Result<Settings> {
+    pub fn load(flags: &Flags) -> Result<Self> {
         let file = read_files(flags.config.as_deref())?;
         let data = flags
             .data
@@ -251,7 +170,7 @@ impl Settings {
         let of_file = file.endpoint.clone().or(file.trainer.clone());
         let named_nats = flags.nats.clone().or(file.nats.url.clone());
         let named_store = flags.store.clone().or(file.store.url.clone());
-        Ok(Settings {
+        Ok(Self {
             data_prep: service(&file.data_prep),
             trainer: service(&file.trainer),
             inference: service(&file.inference),
@@ -269,12 +188,6 @@ impl Settings {
             file,
         })
     }
-}
-
-/// Reads a device's name, for the command line.
-fn device(name: &str) -> std::result::Result<Processor, String> {
-    name.parse()
-        .map_err(|_| "it is cpu, cuda, or cuda:N".to_owned())
 }
 
 /// Reads the user file and the project file and lays the second over the first.

@@ -8,8 +8,8 @@ pub struct Table {
 
 impl Table {
     /// Starts a table with its headings.
-    pub fn new(headings: &[&str]) -> Table {
-        Table {
+    pub fn new(headings: &[&str]) -> Self {
+        Self {
             rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()],
         }
     }

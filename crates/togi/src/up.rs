@@ -7,31 +7,22 @@ mod nats;
 mod service;
 pub mod state;
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use togi_model::Processor;
-use togi_runtime::{
-    Context, Readiness, Stopper, Tasks, admin,
-    config::{NatsConfig, StoreConfig},
-    grpc,
-};
-use tokio::{net::TcpListener, task::JoinHandle};
+use togi_runtime::config::{NatsConfig, StoreConfig};
+use togi_runtime::{Context, Readiness, Stopper, Tasks, admin, grpc};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    nats::Server,
-    state::{DataFolder, NatsState, UpState},
-};
-use crate::{
-    embedded,
-    error::{Error, Result},
-    local,
-    settings::File,
-};
+use self::nats::Server;
+use self::state::{DataFolder, NatsState, UpState};
+use crate::error::{Error, Result};
+use crate::settings::File;
+use crate::{embedded, local};
 
 pub use self::nats::BINARY_VARIABLE;
 
@@ -63,9 +54,9 @@ pub struct Options {
 
 impl Options {
     /// Returns the options for a data folder with free ports and defaults elsewhere, as tests and the demonstration want.
-    pub fn in_folder(data: impl Into<PathBuf>) -> Options {
+    pub fn in_folder(data: impl Into<PathBuf>) -> Self {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        Options {
+        Self {
             data: data.into(),
             listen: anywhere,
             admin: anywhere,
@@ -279,10 +270,10 @@ async fn keep_alive(
 }
 
 impl OwnNats {
-    fn new(server: Server, state: UpState, data: &Path) -> OwnNats {
+    fn new(server: Server, state: UpState, data: &Path) -> Self {
         let stop = CancellationToken::new();
         let guard = keep_alive(server, state, data.to_owned(), stop.clone());
-        OwnNats {
+        Self {
             guard: tokio::spawn(guard),
             stop,
         }

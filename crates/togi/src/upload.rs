@@ -4,20 +4,17 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures::Stream;
-use togi_proto::{dataprep::v1::UploadRequest, trainer::v1::Gate};
+use togi_proto::dataprep::v1::UploadRequest;
+use togi_proto::trainer::v1::Gate;
 use togi_runtime::layout;
-use tokio::{
-    fs::File,
-    io::{AsyncRead, AsyncReadExt},
-    sync::mpsc,
-};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
 
-use crate::{
-    client::Clients,
-    error::{Error, Result},
-    output::Output,
-    progress::Unit,
-};
+use crate::client::Clients;
+use crate::error::{Error, Result};
+use crate::output::Output;
+use crate::progress::Unit;
 
 /// Bytes in a message; the contract allows 1 MiB.
 const CHUNK_BYTES: usize = 512 << 10;

@@ -1,6 +1,7 @@
 //! Times for people: local time where a date is wanted, an age where freshness is.
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 use crate::progress::seconds;
 

@@ -1,22 +1,18 @@
 //! `togi adapters`: the registry, and what a replica serves of it.
 
 use clap::{Args, Subcommand};
-use togi_proto::{
-    inference::v1::{self as inference},
-    trainer::v1::{
-        Adapter, Alias, GetAdapterRequest, ListAdaptersRequest, ListAdaptersResponse,
-        ListAliasesRequest, PromoteAdapterRequest, RollbackAliasRequest,
-    },
+use togi_proto::inference::v1 as inference;
+use togi_proto::trainer::v1::{
+    Adapter, Alias, GetAdapterRequest, ListAdaptersRequest, ListAdaptersResponse,
+    ListAliasesRequest, PromoteAdapterRequest, RollbackAliasRequest,
 };
 
-use super::Session;
-use crate::{
-    client::{PAGE_SIZE, present},
-    error::Result,
-    progress::mebibytes,
-    table::{self, Table, shorten},
-    when,
-};
+use crate::client::{PAGE_SIZE, present};
+use crate::error::Result;
+use crate::progress::mebibytes;
+use crate::session::Session;
+use crate::table::{Table, shorten};
+use crate::{table, when};
 
 const PROMOTE_EXAMPLES: &str = "\
 Examples:
@@ -77,12 +73,12 @@ pub struct Rollback {
 
 impl Adapters {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = &session.output;
         match self {
-            Adapters::List => list(session).await,
-            Adapters::Show(one) => output.one(&get(session, one.adapter).await?, fields),
-            Adapters::Promote(promote) => {
+            Self::List => list(session).await,
+            Self::Show(one) => output.one(&get(session, one.adapter).await?, fields),
+            Self::Promote(promote) => {
                 let generation = get(session, promote.generation).await?.generation;
                 let request = PromoteAdapterRequest {
                     alias: promote.alias,
@@ -98,7 +94,7 @@ impl Adapters {
                     .into_inner();
                 output.one(&present(answer.alias, "alias")?, alias_fields)
             }
-            Adapters::Rollback(rollback) => {
+            Self::Rollback(rollback) => {
                 let request = RollbackAliasRequest {
                     alias: rollback.alias,
                 };
@@ -111,8 +107,8 @@ impl Adapters {
                     .into_inner();
                 output.one(&present(answer.alias, "alias")?, alias_fields)
             }
-            Adapters::Aliases => aliases(session).await,
-            Adapters::Served => served(session).await,
+            Self::Aliases => aliases(session).await,
+            Self::Served => served(session).await,
         }
     }
 }

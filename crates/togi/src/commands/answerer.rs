@@ -4,16 +4,14 @@ use std::pin::Pin;
 
 use futures::{Stream, StreamExt as _};
 use togi_inference::Local;
-use togi_proto::inference::v1::{
-    Finished, GenerateRequest, GenerateResponse, Started, generate_response::Event,
-};
+use togi_proto::inference::v1::generate_response::Event;
+use togi_proto::inference::v1::{Finished, GenerateRequest, GenerateResponse, Started};
 
-use super::{Session, sampling::Sampling};
-use crate::{
-    client::Clients,
-    error::{Error, Result},
-    local,
-};
+use crate::client::Clients;
+use crate::commands::sampling::Sampling;
+use crate::error::{Error, Result};
+use crate::local;
+use crate::session::Session;
 
 /// Whoever answers.
 pub enum Answerer {
@@ -42,9 +40,9 @@ impl Answerer {
     ///
     /// # Errors
     /// A base or adapter that is not there or cannot be used.
-    pub async fn of(sampling: &Sampling, session: &Session) -> Result<Answerer> {
+    pub async fn of(sampling: &Sampling, session: &Session) -> Result<Self> {
         let Some(folder) = sampling.base.clone() else {
-            return Ok(Answerer::Service(session.clients.clone()));
+            return Ok(Self::Service(session.clients.clone()));
         };
         let device = session.settings.device;
         let precision = sampling.precision.unwrap_or(togi_model::Precision::F32);
@@ -60,7 +58,7 @@ impl Answerer {
                         .map_err(togi_runtime::Error::from)?
                 }
             };
-            Ok(Answerer::Local(Box::new(base)))
+            Ok(Self::Local(Box::new(base)))
         })
         .await
     }
@@ -91,11 +89,11 @@ impl Answerer {
 
     async fn stream(&self, request: GenerateRequest) -> Result<Responses> {
         match self {
-            Answerer::Service(clients) => {
+            Self::Service(clients) => {
                 let mut client = clients.inference().await?;
                 Ok(Box::pin(client.generate(request).await?.into_inner()))
             }
-            Answerer::Local(base) => {
+            Self::Local(base) => {
                 let answers = base.answer(request).await;
                 Ok(answers.map_err(|error| Error::from(tonic::Status::from(error)))?)
             }

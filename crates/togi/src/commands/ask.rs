@@ -1,19 +1,17 @@
 //! `togi ask`: a list of questions, an answer each, and a score where the right answers are given.
 
-use std::{
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{Session, answerer::Answerer, sampling::Sampling};
-use crate::{
-    error::{Error, Result},
-    progress::Unit,
-    score::{Score, is_right},
-};
+use crate::commands::answerer::Answerer;
+use crate::commands::sampling::Sampling;
+use crate::error::{Error, Result};
+use crate::progress::Unit;
+use crate::score::{Score, is_right};
+use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,7 +57,7 @@ struct Line<'a> {
 
 impl Ask {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let questions = read(&self.file)?;
         let output = &session.output;
         let answerer = Answerer::of(&self.sampling, session).await?;

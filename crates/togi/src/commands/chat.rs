@@ -6,11 +6,12 @@ use clap::Args;
 use togi_proto::inference::v1::generate_response::Event;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::{Session, answerer::Answerer, generate, sampling::Sampling};
-use crate::{
-    error::{Error, Result},
-    output::complain,
-};
+use crate::commands::answerer::Answerer;
+use crate::commands::generate;
+use crate::commands::sampling::Sampling;
+use crate::error::{Error, Result};
+use crate::output::complain;
+use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,7 +31,7 @@ pub struct Chat {
 
 impl Chat {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let interactive = stdin().is_terminal();
         let answerer = Answerer::of(&self.sampling, session).await?;
         if let Answerer::Service(clients) = &answerer {

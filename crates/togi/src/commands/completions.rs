@@ -3,7 +3,7 @@
 use clap::Args;
 use clap_complete::Shell;
 
-use crate::{args, error::Result};
+use crate::error::Result;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,10 +21,10 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// Runs the command.
-    pub(super) fn run(&self) -> Result<()> {
+    /// Runs the command; the completions are of `command`.
+    pub(crate) fn run(&self, mut command: clap::Command) -> Result<()> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut args::command(), "togi", &mut script);
+        clap_complete::generate(self.shell, &mut command, "togi", &mut script);
         Ok(std::io::Write::write_all(
             &mut std::io::stdout().lock(),
             &script,

@@ -5,13 +5,11 @@ use togi_proto::dataprep::v1::{
     Dataset, GetDatasetRequest, ListDatasetsRequest, ListDatasetsResponse,
 };
 
-use super::Session;
-use crate::{
-    client::{PAGE_SIZE, present},
-    error::Result,
-    table::{self, Table, shorten},
-    when,
-};
+use crate::client::{PAGE_SIZE, present};
+use crate::error::Result;
+use crate::session::Session;
+use crate::table::{Table, shorten};
+use crate::{table, when};
 
 /// What to do with data sets.
 #[derive(Debug, Subcommand)]
@@ -35,10 +33,10 @@ pub struct One {
 
 impl Datasets {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         match self {
-            Datasets::List => list(session).await,
-            Datasets::Show(one) => {
+            Self::List => list(session).await,
+            Self::Show(one) => {
                 let request = GetDatasetRequest {
                     dataset: one.dataset,
                 };

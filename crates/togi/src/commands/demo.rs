@@ -1,15 +1,14 @@
 //! `togi demo`: the demonstration, told and judged.
 
-use std::{fs, path::PathBuf};
+use std::fs;
+use std::path::PathBuf;
 
 use clap::Args;
 use togi_runtime::{Stopper, telemetry};
 
-use super::Session;
-use crate::{
-    demo,
-    error::{Error, Result},
-};
+use crate::demo;
+use crate::error::{Error, Result};
+use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,7 +30,7 @@ pub struct Demo {
 
 impl Demo {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = &session.output;
         let mut logs = session.settings.file.telemetry.clone();
         // The narrative is on standard error: what the services say beside it is only disturbing, unless asked for.

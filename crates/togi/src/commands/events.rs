@@ -4,21 +4,18 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use futures::StreamExt;
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::Serialize;
-use togi_runtime::{
-    Bus, Event, Stopper,
-    bus::{Received, Start},
-    config::NatsConfig,
-    events::EventKind,
-};
+use togi_runtime::bus::{Received, Start};
+use togi_runtime::config::NatsConfig;
+use togi_runtime::events::EventKind;
+use togi_runtime::{Bus, Event, Stopper};
 use tokio::time::timeout;
 
-use super::Session;
-use crate::{
-    error::{Error, Result},
-    table::{pad, shorten},
-};
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::table::{pad, shorten};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,7 +59,7 @@ struct Line<'a> {
 
 impl Events {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let url = session.settings.nats.clone().ok_or_else(|| {
             Error::Usage(
                 "no NATS server is known: start `togi up`, or name one with --nats".to_owned(),

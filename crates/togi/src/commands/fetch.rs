@@ -1,13 +1,15 @@
 //! `togi fetch`: a base's files onto this machine before anything needs them; without services.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use togi_runtime::{config::BaseConfig, folder};
+use togi_runtime::config::BaseConfig;
+use togi_runtime::folder;
 
-use super::Session;
 use crate::error::Result;
+use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,7 +38,7 @@ struct Fetched {
 
 impl Fetch {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let base = BaseConfig {
             url: self.url,
             options: BTreeMap::new(),

@@ -7,15 +7,15 @@ use futures::TryStreamExt;
 use jiff::Timestamp;
 use object_store::path::Path;
 use serde::Serialize;
-use togi_runtime::{Store, config::StoreConfig};
+use togi_runtime::Store;
+use togi_runtime::config::StoreConfig;
 
-use super::Session;
-use crate::{
-    error::{Error, Result},
-    gc::{self, Facts, Object, Plan},
-    progress::{Unit, mebibytes},
-    table::Table,
-};
+use crate::error::{Error, Result};
+use crate::gc;
+use crate::gc::{Facts, Object, Plan};
+use crate::progress::{Unit, mebibytes};
+use crate::session::Session;
+use crate::table::Table;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,7 +43,7 @@ struct Line<'a> {
 
 impl Gc {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = &session.output;
         let url = session.settings.store.clone().ok_or_else(|| {
             Error::Usage("no store is known: start `togi up`, or name one with --store".to_owned())

@@ -3,20 +3,16 @@
 use std::io::{IsTerminal, Read, stdin};
 
 use clap::Args;
-use togi_proto::inference::v1::{
-    FinishReason, Instruction, generate_request::Prompt, generate_response::Event,
-};
+use togi_proto::inference::v1::generate_request::Prompt;
+use togi_proto::inference::v1::generate_response::Event;
+use togi_proto::inference::v1::{FinishReason, Instruction};
 
-use super::{
-    Session,
-    answerer::{Answer, Answerer},
-    sampling::Sampling,
-};
-use crate::{
-    error::{Error, Result},
-    progress::seconds,
-    table::shorten,
-};
+use crate::commands::answerer::{Answer, Answerer};
+use crate::commands::sampling::Sampling;
+use crate::error::{Error, Result};
+use crate::progress::seconds;
+use crate::session::Session;
+use crate::table::shorten;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,7 +49,7 @@ pub struct Generate {
 
 impl Generate {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let prompt = match (self.instruction, self.raw.as_deref()) {
             (Some(instruction), _) => Prompt::Instruction(Instruction {
                 instruction,

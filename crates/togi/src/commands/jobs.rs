@@ -1,22 +1,16 @@
 //! `togi jobs`: lists, shows, follows and cancels jobs.
 
 use clap::{Args, Subcommand};
-use togi_proto::{
-    dataprep::v1::{CancelPreparationRequest, GetPreparationRequest},
-    events::v1::AdapterEvaluated,
-    job::v1::{Job, JobKind, JobState},
-    trainer::v1::{
-        CancelJobRequest, CreateJobRequest, GetJobRequest, ListJobsRequest, ListJobsResponse,
-    },
-};
+use togi_proto::dataprep::v1::{CancelPreparationRequest, GetPreparationRequest};
+use togi_proto::job::v1::{JobKind, JobState};
+use togi_proto::trainer::v1::{CancelJobRequest, GetJobRequest, ListJobsRequest, ListJobsResponse};
 
-use super::{Session, prepare, train};
-use crate::{
-    client::{PAGE_SIZE, present, succeeded},
-    error::{Error, Result},
-    table::{self, Table, shorten},
-    when,
-};
+use crate::client::{PAGE_SIZE, present, succeeded};
+use crate::commands::{job_lines, watch};
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::table::{Table, shorten};
+use crate::when;
 
 /// What to do with jobs.
 #[derive(Debug, Subcommand)]
@@ -58,12 +52,12 @@ pub struct Watch {
 
 impl Jobs {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         match self {
-            Jobs::List => list(session).await,
-            Jobs::Show(one) => show(session, one.job).await,
-            Jobs::Watch(watch) => follow(session, watch).await,
-            Jobs::Cancel(one) => cancel(session, one.job).await,
+            Self::List => list(session).await,
+            Self::Show(one) => show(session, one.job).await,
+            Self::Watch(from) => follow(session, from).await,
+            Self::Cancel(one) => cancel(session, one.job).await,
         }
     }
 }
@@ -90,7 +84,7 @@ async fn list(session: &Session) -> Result<()> {
         let mut table = Table::new(&["JOB", "KIND", "STATE", "AGE", "TOOK", "RESULT"]);
         for job in &all.jobs {
             let result = if job.result.is_empty() {
-                failure(job)
+                job_lines::failure(job)
             } else {
                 shorten(&job.result, 17)
             };
@@ -98,8 +92,8 @@ async fn list(session: &Session) -> Result<()> {
             let took = when::between(job.start_time.as_ref(), job.end_time.as_ref());
             table.row([
                 job.id.clone(),
-                kind(job).into(),
-                state(job),
+                job_lines::kind(job).into(),
+                job_lines::state(job),
                 age,
                 took,
                 result,
@@ -124,14 +118,18 @@ async fn show(session: &Session, id: String) -> Result<()> {
         .map_err(Error::from)
     {
         Ok(answer) => session.output.one(&answer.into_inner(), |answer| {
-            let mut lines = answer.job.as_ref().map(fields).unwrap_or_default();
+            let mut lines = answer
+                .job
+                .as_ref()
+                .map(job_lines::fields)
+                .unwrap_or_default();
             if let Some(request) = &answer.request {
                 lines.push(String::new());
-                lines.extend(asked(request));
+                lines.extend(job_lines::request(request));
             }
             if let Some(evaluation) = &answer.evaluation {
                 lines.push(String::new());
-                lines.extend(evaluated(evaluation));
+                lines.extend(job_lines::evaluation(evaluation));
             }
             lines
         }),
@@ -145,21 +143,25 @@ async fn show(session: &Session, id: String) -> Result<()> {
                 .await?
                 .into_inner();
             session.output.one(&answer, |answer| {
-                answer.job.as_ref().map(fields).unwrap_or_default()
+                answer
+                    .job
+                    .as_ref()
+                    .map(job_lines::fields)
+                    .unwrap_or_default()
             })
         }
         Err(error) => Err(error),
     }
 }
 
-async fn follow(session: &Session, watch: Watch) -> Result<()> {
-    let job = session.clients.job(&watch.job).await?;
+async fn follow(session: &Session, from: Watch) -> Result<()> {
+    let job = session.clients.job(&from.job).await?;
     match job.kind() {
         JobKind::Prepare => {
-            let job = succeeded(prepare::follow(session, job).await?)?;
-            session.output.one(&job, fields)
+            let job = succeeded(watch::prepare(session, job).await?)?;
+            session.output.one(&job, job_lines::fields)
         }
-        _ => train::follow(session, job, watch.from_step).await,
+        _ => watch::train(session, job, from.from_step).await,
     }
 }
 
@@ -193,101 +195,5 @@ async fn cancel(session: &Session, id: String) -> Result<()> {
         JobState::Cancelled => "cancelled",
         _ => "its worker was asked to stop; the state changes when it has",
     });
-    session.output.one(&job, fields)
-}
-
-/// Writes a job for people.
-pub(crate) fn fields(job: &Job) -> Vec<String> {
-    let attempts = if job.attempts == 0 {
-        String::new()
-    } else {
-        job.attempts.to_string()
-    };
-    let ahead = if job.queue_position == 0 {
-        String::new()
-    } else {
-        format!("{} ahead", job.queue_position)
-    };
-    table::fields(&[
-        ("job", job.id.clone()),
-        ("kind", kind(job).to_owned()),
-        ("state", state(job)),
-        ("queue", ahead),
-        ("result", job.result.clone()),
-        ("refusal", job.refusal.clone()),
-        ("error", failure(job)),
-        ("failed attempts", attempts),
-        ("worker", job.worker.clone()),
-        ("created", when::local(job.create_time.as_ref())),
-        ("started", when::local(job.start_time.as_ref())),
-        ("ended", when::local(job.end_time.as_ref())),
-        (
-            "took",
-            when::between(job.start_time.as_ref(), job.end_time.as_ref()),
-        ),
-    ])
-}
-
-/// Writes what was asked of a training job.
-fn asked(request: &CreateJobRequest) -> Vec<String> {
-    let recipe = request.recipe.as_ref();
-    table::fields(&[
-        ("policy", request.policy.clone()),
-        ("base", request.base.clone()),
-        ("dataset", request.dataset.clone()),
-        (
-            "recipe",
-            recipe.map(|recipe| recipe.name.clone()).unwrap_or_default(),
-        ),
-        ("alias", request.alias.clone()),
-    ])
-}
-
-/// Writes what its gate decided.
-fn evaluated(evaluation: &AdapterEvaluated) -> Vec<String> {
-    let word = if evaluation.passed {
-        "passed"
-    } else {
-        "refused"
-    };
-    table::fields(&[
-        ("gate", word.to_owned()),
-        ("reason", evaluation.reason.clone()),
-        ("generation", evaluation.generation.clone()),
-        ("beside", evaluation.serving.clone()),
-    ])
-}
-
-fn failure(job: &Job) -> String {
-    job.error
-        .as_ref()
-        .map(|error| format!("{} {}", error.code, error.message))
-        .unwrap_or_default()
-}
-
-fn kind(job: &Job) -> &'static str {
-    match job.kind() {
-        JobKind::Prepare => "prepare",
-        JobKind::Train => "train",
-        JobKind::Unspecified => "",
-    }
-}
-
-fn state(job: &Job) -> String {
-    let state = match job.state() {
-        JobState::Queued => "queued",
-        JobState::Running => "running",
-        // What somebody who looks wants to know: nobody is answered with it.
-        JobState::Succeeded if !job.refusal.is_empty() => "refused",
-        JobState::Succeeded => "succeeded",
-        JobState::Failed => "failed",
-        JobState::Cancelled => "cancelled",
-        JobState::Unspecified => "",
-    };
-    let ending = job.cancel_requested && job.state() == JobState::Running;
-    if ending {
-        "cancelling".to_owned()
-    } else {
-        state.to_owned()
-    }
+    session.output.one(&job, job_lines::fields)
 }

@@ -1,27 +1,19 @@
 //! `togi logits`: what the network says after every token of every line, as a safetensors file; without services.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
-use togi_model::{
-    Config, Engine, Precision, Processor,
-    tensor_file::{Entry, Type, Writer},
-};
+use togi_model::tensor_file::{Entry, Type, Writer};
+use togi_model::{Config, Engine, Precision, Processor};
 
-use super::Session;
-use crate::{
-    error::{Error, Result},
-    local::{
-        self,
-        lines::{Line, Lines},
-    },
-    output::Output,
-    progress::Unit,
-};
+use crate::error::{Error, Result};
+use crate::local;
+use crate::local::lines::{Line, Lines};
+use crate::output::Output;
+use crate::progress::Unit;
+use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,7 +66,7 @@ struct Sequence {
 
 impl Logits {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = session.output.clone();
         let device = session.settings.device;
         local::on_thread(move || self.work(device, &output)).await

@@ -4,18 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use togi_model::{
-    Config,
-    base::{Buffers, Random},
-    tensor_file::Type,
-};
+use togi_model::Config;
+use togi_model::base::{Buffers, Random};
+use togi_model::tensor_file::Type;
 
-use super::Session;
-use crate::{
-    error::{Error, Result},
-    local,
-    output::Output,
-};
+use crate::error::{Error, Result};
+use crate::local;
+use crate::output::Output;
+use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,7 +77,7 @@ struct Written {
 
 impl MakeBase {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = session.output.clone();
         local::on_thread(move || self.work(&output)).await
     }

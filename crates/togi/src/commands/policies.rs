@@ -8,14 +8,12 @@ use togi_proto::trainer::v1::{
     ListPoliciesRequest, Policy,
 };
 
-use super::{Session, train};
-use crate::{
-    client::present,
-    error::Result,
-    recipe,
-    table::{self, Table},
-    upload,
-};
+use crate::client::present;
+use crate::commands::train::remote::Follow;
+use crate::error::Result;
+use crate::session::Session;
+use crate::table::Table;
+use crate::{recipe, table, upload};
 
 const APPLY_EXAMPLES: &str = "\
 Examples:
@@ -83,12 +81,9 @@ pub struct Run {
         hide_default_value = true
     )]
     pub idempotency_key: String,
-    /// Follows the job to its end [default: on a terminal]
-    #[arg(long, conflicts_with = "no_watch")]
-    pub watch: bool,
-    /// Queues the job and returns [default: elsewhere]
-    #[arg(long)]
-    pub no_watch: bool,
+    /// Whether to follow the job.
+    #[command(flatten)]
+    pub follow: Follow,
 }
 
 /// Names a policy.
@@ -100,11 +95,11 @@ pub struct One {
 
 impl Policies {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = &session.output;
         let mut client = session.clients.policies().await?;
         match self {
-            Policies::Apply(apply) => {
+            Self::Apply(apply) => {
                 let mut policy = recipe::policy(&apply.file)?;
                 if let Some(gate) = &mut policy.gate {
                     let folder = apply.file.parent().unwrap_or(Path::new(""));
@@ -117,7 +112,7 @@ impl Policies {
                 let policy = present(answer.policy.as_ref(), "policy")?.clone();
                 output.one(&answer, |answer| fields(&policy, answer.version))
             }
-            Policies::List => {
+            Self::List => {
                 let answer = client
                     .list_policies(ListPoliciesRequest {})
                     .await?
@@ -127,7 +122,7 @@ impl Policies {
                 }
                 output.one(&answer, |answer| list(&answer.policies))
             }
-            Policies::Show(one) => {
+            Self::Show(one) => {
                 let answer = client
                     .get_policy(GetPolicyRequest { name: one.policy })
                     .await?
@@ -135,7 +130,7 @@ impl Policies {
                 let policy = present(answer.policy.as_ref(), "policy")?.clone();
                 output.one(&answer, |answer| fields(&policy, answer.version))
             }
-            Policies::Run(run) => {
+            Self::Run(run) => {
                 let request = CreateJobRequest {
                     policy: run.policy,
                     idempotency_key: run.idempotency_key,
@@ -143,13 +138,9 @@ impl Policies {
                 };
                 let mut trainer = session.clients.trainer().await?;
                 let answer = trainer.create_job(request).await?.into_inner();
-                if run.watch || !run.no_watch && output.is_interactive() {
-                    train::watch_from_start(session, answer).await
-                } else {
-                    train::leave(session, &answer)
-                }
+                run.follow.end(session, answer).await
             }
-            Policies::Delete(one) => {
+            Self::Delete(one) => {
                 client
                     .delete_policy(DeletePolicyRequest {
                         name: one.policy.clone(),

@@ -1,25 +1,23 @@
 //! `togi prepare`: records in, a data set out.
 
-use std::{path::PathBuf, time::Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::{Deserialize, Deserializer};
-use togi_proto::{
-    dataprep::v1::{
-        Dataset, GetDatasetRequest, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource,
-        WatchPreparationRequest, record_source, tokenizer_source,
-    },
-    job::v1::Job,
+use togi_proto::dataprep::v1::{
+    Dataset, GetDatasetRequest, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource,
+    record_source, tokenizer_source,
 };
+use togi_proto::job::v1::Job;
 
-use super::{Session, datasets, jobs, watch};
-use crate::{
-    client::{is_final, present, succeeded},
-    embedded,
-    error::{Error, Result},
-    progress::{Unit, seconds},
-    upload,
-};
+use crate::client::{present, succeeded};
+use crate::commands::choices::{Learn, OnBadRecord, OverLong, word};
+use crate::commands::{datasets, job_lines, watch};
+use crate::error::{Error, Result};
+use crate::progress::seconds;
+use crate::session::Session;
+use crate::{embedded, upload};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,36 +25,6 @@ Examples:
   togi prepare dolly.json.gz --name dolly --column input=context --column output=response
   togi prepare --hub hf://datasets/kunishou/databricks-dolly-15k-ja --name dolly-ja --tokenizer spiece.model
   togi prepare records.jsonl --name mine --learn answer --validation-share 0.05";
-
-/// Which targets are learned.
-#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Learn {
-    /// The whole sequence.
-    All,
-    /// The answer.
-    Answer,
-}
-
-/// What becomes of records longer than --max-length.
-#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OverLong {
-    /// They are cut.
-    Truncate,
-    /// They are rejected.
-    Reject,
-}
-
-/// What a bad record does.
-#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnBadRecord {
-    /// It is left out and named in rejects.jsonl.
-    Skip,
-    /// It ends the job.
-    Fail,
-}
 
 /// The command's words; also a pipeline's table of the same names, with `_` for `-`.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
@@ -120,14 +88,11 @@ pub struct Prepare {
 
 impl Prepare {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         if self.no_wait {
             let job = self.queue(session).await?;
-            session.output.say(format_args!(
-                "queued; follow it with `togi jobs watch {}`",
-                job.id
-            ));
-            return session.output.one(&job, jobs::fields);
+            session.output.say(watch::hint(&job));
+            return session.output.one(&job, job_lines::fields);
         }
         session
             .output
@@ -138,7 +103,7 @@ impl Prepare {
     pub(crate) async fn make(&self, session: &Session) -> Result<Dataset> {
         let started = Instant::now();
         let job = self.queue(session).await?;
-        let job = succeeded(follow(session, job).await?)?;
+        let job = succeeded(watch::prepare(session, job).await?)?;
         let dataset = made(session, &self.dataset_name()?, &job).await?;
         session
             .output
@@ -240,45 +205,6 @@ pub(crate) async fn made(session: &Session, name: &str, job: &Job) -> Result<Dat
     }
 }
 
-/// Follows a preparation to its end with a progress bar.
-pub(crate) async fn follow(session: &Session, mut job: Job) -> Result<Job> {
-    let mut progress = session.output.progress("preparing");
-    let mut patience = watch::Patience::default();
-    while !is_final(&job) {
-        let attempt = async {
-            let request = WatchPreparationRequest {
-                job: job.id.clone(),
-            };
-            let mut updates = session
-                .clients
-                .data_prep()
-                .await?
-                .watch_preparation(request)
-                .await?
-                .into_inner();
-            while let Some(update) = updates.message().await? {
-                patience.renew();
-                if update.bytes_total > 0 {
-                    progress.set_length(update.bytes_total, Unit::Bytes);
-                }
-                let records = update.records_read;
-                let said = if records > 0 {
-                    format!("{records} records")
-                } else {
-                    watch::waiting(&job)
-                };
-                progress.set(update.bytes_read, &said);
-                job = update.job.unwrap_or(job.clone());
-            }
-            Ok(())
-        };
-        let outcome = attempt.await;
-        patience.bear(outcome).await?;
-    }
-    progress.finish();
-    Ok(job)
-}
-
 fn summary(dataset: &Dataset, elapsed: f64) -> String {
     let rejected = match dataset.rejected {
         0 => String::new(),
@@ -294,14 +220,6 @@ fn summary(dataset: &Dataset, elapsed: f64) -> String {
         "{name} revision {revision}: {records_read} records read{rejected}, in {}",
         seconds(elapsed)
     )
-}
-
-/// Returns a choice's word as the contract writes it; empty for none.
-fn word<T: ValueEnum>(choice: Option<T>) -> String {
-    choice
-        .and_then(|choice| choice.to_possible_value())
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
 }
 
 /// Reads a pipeline's columns: a table from our names to theirs.

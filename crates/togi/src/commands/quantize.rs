@@ -6,8 +6,10 @@ use clap::Args;
 use serde::Serialize;
 use togi_model::{Precision, base};
 
-use super::Session;
-use crate::{error::Result, local, output::Output};
+use crate::error::Result;
+use crate::local;
+use crate::output::Output;
+use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,7 +42,7 @@ struct Written {
 
 impl Quantize {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = session.output.clone();
         local::on_thread(move || self.work(&output)).await
     }

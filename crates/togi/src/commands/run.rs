@@ -1,22 +1,27 @@
 //! `togi run`: a whole pipeline in one call, for CI: services of its own or those that run already, reports as files, an exit code.
 
-use std::{fs, net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use togi_runtime::{Stopper, config::TelemetryConfig, error::scrub, telemetry};
+use togi_runtime::config::TelemetryConfig;
+use togi_runtime::error::scrub;
+use togi_runtime::{Stopper, telemetry};
 use tokio::time::sleep;
 use tracing::{Instrument as _, info_span};
 
-use super::{Session, up::base};
-use crate::{
-    client::Clients,
-    error::{Error, Result},
-    pipeline::{Pipeline, junit, report::Report},
-    progress::seconds,
-    settings::{BaseSection, Settings},
-    table,
-    up::{self, state::UpState},
-};
+use crate::commands::up::base;
+use crate::error::{Error, Result};
+use crate::pipeline::report::Report;
+use crate::pipeline::{Pipeline, junit};
+use crate::progress::seconds;
+use crate::session::Session;
+use crate::settings::{BaseSection, Settings};
+use crate::up::state::UpState;
+use crate::{table, up};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,7 +84,7 @@ pub struct Run {
 
 impl Run {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let pipeline = Pipeline::read(&self.pipeline)?;
         // The files are wanted at the end of a long run: better to know now that they cannot be written.
         if !self.report.is_empty() {
@@ -117,11 +122,7 @@ impl Run {
         }
         let running = self.start(settings, &stopper).await?;
         let endpoint = running.state().endpoint.clone();
-        let own = Session {
-            settings: Settings::at(&endpoint),
-            output: session.output.clone(),
-            clients: Clients::at(&endpoint),
-        };
+        let own = Session::at(&endpoint, session.output.clone());
         let outcome = match running.ready().await {
             true => interruptible(pipeline.run(&own, report), &stopper).await,
             false => Err(Error::Interrupted(String::new())),

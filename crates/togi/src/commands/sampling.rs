@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use togi_model::Precision;
-use togi_proto::inference::v1::{GenerateRequest, Instruction, Options, generate_request::Prompt};
+use togi_proto::inference::v1::generate_request::Prompt;
+use togi_proto::inference::v1::{GenerateRequest, Instruction, Options};
 
 use crate::local;
 
@@ -58,13 +59,13 @@ pub struct Sampling {
 
 impl Sampling {
     /// Returns the greedy choice without a ban of repeated tokens, as scores are taken.
-    pub fn exact(adapter: &str, max_new_tokens: u32) -> Sampling {
-        Sampling {
+    pub fn exact(adapter: &str, max_new_tokens: u32) -> Self {
+        Self {
             adapter: adapter.to_owned(),
             greedy: true,
             no_repeat_ngram_size: Some(0),
             max_new_tokens: Some(max_new_tokens),
-            ..Sampling::default()
+            ..Self::default()
         }
     }
 

@@ -1,21 +1,15 @@
 //! `togi tokenize`: texts in, token ids out, or the other way; without services.
 
-use std::{
-    io::{BufWriter, Write, stdout},
-    path::PathBuf,
-};
+use std::io::{BufWriter, Write, stdout};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 use togi_tokens::{Columns, Record, Tokenizer, prompt};
 
-use crate::{
-    error::{Error, Result},
-    local::{
-        self,
-        lines::{Line, Lines},
-    },
-};
+use crate::error::{Error, Result};
+use crate::local;
+use crate::local::lines::{Line, Lines};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,7 +66,7 @@ struct Text {
 
 impl Tokenize {
     /// Runs the command.
-    pub(super) async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         local::on_thread(move || self.work()).await
     }
 

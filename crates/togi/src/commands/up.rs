@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use clap::Args;
 use togi_runtime::{Stopper, telemetry};
 
-use super::Session;
-use crate::{
-    embedded,
-    error::{Error, Result},
-    settings::{BaseSection, Settings},
-    up::{self, DEFAULT_ADMIN, DEFAULT_LISTEN, state::UpState},
-};
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::settings::{BaseSection, Settings};
+use crate::up::state::UpState;
+use crate::up::{DEFAULT_ADMIN, DEFAULT_LISTEN};
+use crate::{embedded, up};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,7 +47,7 @@ pub struct Up {
 
 impl Up {
     /// Runs the command.
-    pub(super) async fn run(self, session: &Session) -> Result<()> {
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let settings = &session.settings;
         let options = self.options(settings)?;
         let guard = telemetry::init(&settings.file.telemetry, "togi")?;

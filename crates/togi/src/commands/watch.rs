@@ -1,58 +1,61 @@
-//! Following jobs over connections that may break: patience, and what to say meanwhile.
+//! Follows jobs to their end, over connections that may break.
 
 use std::time::{Duration, Instant};
 
-use togi_proto::{
-    job::v1::{Job, JobState},
-    trainer::v1::{Step, WatchJobRequest, WatchJobResponse, watch_job_response::Update},
-};
+use togi_proto::dataprep::v1::WatchPreparationRequest;
+use togi_proto::job::v1::Job;
+use togi_proto::trainer::v1::watch_job_response::Update;
+use togi_proto::trainer::v1::{Step, WatchJobRequest, WatchJobResponse};
 
-use super::Session;
-use crate::{
-    client::is_final,
-    error::Result,
-    progress::{Unit, mebibytes, seconds},
-};
+use crate::client::{is_final, succeeded};
+use crate::commands::job_lines;
+use crate::error::Result;
+use crate::progress::Unit;
+use crate::session::Session;
 
-/// How long a service may be away before a follower gives up.
+/// How long a service may be unreachable before the follower gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Bears failures that may pass, for a minute since the last sign of life.
+/// Tolerates transient failures until [`PATIENCE`] has passed since the last message.
 #[derive(Debug)]
-pub(crate) struct Patience {
+struct Patience {
     last_sign: Instant,
 }
 
 impl Default for Patience {
-    fn default() -> Patience {
-        Patience {
+    fn default() -> Self {
+        Self {
             last_sign: Instant::now(),
         }
     }
 }
 
 impl Patience {
-    /// Notes a sign of life.
-    pub(crate) fn renew(&mut self) {
+    /// Records that a message came.
+    fn renew(&mut self) {
         self.last_sign = Instant::now();
     }
 
-    /// Passes on success and what will not pass; waits a little otherwise.
-    pub(crate) async fn bear(&mut self, outcome: Result<()>) -> Result<()> {
+    /// Pauses before the next try.
+    ///
+    /// # Errors
+    /// The outcome's, if it is permanent or the patience is used up.
+    async fn bear(&mut self, outcome: Result<()>) -> Result<()> {
         if let Err(error) = outcome
             && (!error.is_passing() || self.last_sign.elapsed() > PATIENCE)
         {
             return Err(error);
         }
-        // Also after a stream that ended before the job did: a service that stops ends its streams in good order.
+        // Also on success: a service that stops ends its streams without an error.
         tokio::time::sleep(PAUSE).await;
         Ok(())
     }
 }
 
-/// Follows a training job from a step on, with a progress bar; every update is given to `seen` once.
+/// Follows a training job from a step on, with a progress bar. Passes every update to `seen` once;
+/// returns the job in its final state and the last step.
 pub(crate) async fn training(
     session: &Session,
     mut job: Job,
@@ -83,12 +86,12 @@ pub(crate) async fn training(
                     Some(Update::Step(step)) => {
                         next = step.step + 1;
                         progress.set_length(step.steps, Unit::Count);
-                        progress.set(step.step, &step_line(&step));
+                        progress.set(step.step, &job_lines::step(&step));
                         last = Some(step);
                     }
                     Some(Update::Job(update)) => {
                         if last.is_none() {
-                            progress.set(0, &waiting(&update));
+                            progress.set(0, &job_lines::waiting(&update));
                         }
                         job = update;
                     }
@@ -98,7 +101,7 @@ pub(crate) async fn training(
             Ok(())
         };
         let outcome = attempt.await;
-        // A stream that ended in good order after a final state has told every step.
+        // A stream that ended without an error after a final state has carried every step.
         if outcome.is_ok() && is_final(&job) {
             break;
         }
@@ -108,60 +111,68 @@ pub(crate) async fn training(
     Ok((job, last))
 }
 
-/// Says of a job that does not move yet why.
-pub(crate) fn waiting(job: &Job) -> String {
-    let error = job
-        .error
-        .as_ref()
-        .map(|error| format!("attempt {} failed: {}", job.attempts, error.message));
-    match (job.state(), job.queue_position) {
-        (JobState::Queued, 0) => error.unwrap_or_else(|| "queued".to_owned()),
-        (JobState::Queued, ahead) => format!("queued, {ahead} ahead"),
-        _ => error.unwrap_or_default(),
-    }
-}
-
-/// Writes the numbers of a step for people.
-pub(crate) fn step_line(step: &Step) -> String {
-    let left = seconds(step.seconds_left);
-    let left = if left.is_empty() || step.step == step.steps {
-        String::new()
-    } else {
-        format!("  {left} left")
-    };
-    let busy = step
-        .gpu_utilization_percent
-        .map(|percent| format!("  GPU {percent:.0} %"));
-    let power = step.gpu_power_watts.map(|watts| format!("  {watts:.0} W"));
-    let memory = step
-        .gpu_memory_bytes
-        .map(|bytes| format!("  {}", mebibytes(bytes)));
-    let card = [busy, power, memory].into_iter().flatten();
-    let card: String = card.collect();
-    format!(
-        "loss {:.4}  {:.0} tokens/s{card}{left}",
-        step.loss, step.tokens_per_second
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cards_figures_are_told_where_there_is_one() {
-        let mut step = Step {
-            step: 1,
-            steps: 1,
-            loss: 2.5,
-            tokens_per_second: 100.0,
-            ..Default::default()
+/// Follows a preparation to its end, with a progress bar.
+pub(crate) async fn prepare(session: &Session, mut job: Job) -> Result<Job> {
+    let mut progress = session.output.progress("preparing");
+    let mut patience = Patience::default();
+    while !is_final(&job) {
+        let attempt = async {
+            let request = WatchPreparationRequest {
+                job: job.id.clone(),
+            };
+            let mut updates = session
+                .clients
+                .data_prep()
+                .await?
+                .watch_preparation(request)
+                .await?
+                .into_inner();
+            while let Some(update) = updates.message().await? {
+                patience.renew();
+                if update.bytes_total > 0 {
+                    progress.set_length(update.bytes_total, Unit::Bytes);
+                }
+                let records = update.records_read;
+                let message = if records > 0 {
+                    format!("{records} records")
+                } else {
+                    job_lines::waiting(&job)
+                };
+                progress.set(update.bytes_read, &message);
+                job = update.job.unwrap_or(job.clone());
+            }
+            Ok(())
         };
-        assert_eq!(step_line(&step), "loss 2.5000  100 tokens/s");
-        step.gpu_utilization_percent = Some(97.0);
-        step.gpu_power_watts = Some(640.4);
-        step.gpu_memory_bytes = Some(3 << 29);
-        let says = "loss 2.5000  100 tokens/s  GPU 97 %  640 W  1.5 GiB";
-        assert_eq!(step_line(&step), says);
+        let outcome = attempt.await;
+        patience.bear(outcome).await?;
     }
+    progress.finish();
+    Ok(job)
+}
+
+/// Follows a training job to its end and prints the result; as JSON, prints every update as a line.
+pub(crate) async fn train(session: &Session, job: Job, from_step: u64) -> Result<()> {
+    let output = &session.output;
+    let seen = |update: &WatchJobResponse| {
+        if output.is_json() {
+            output.json(update)
+        } else {
+            Ok(())
+        }
+    };
+    let (job, last) = training(session, job, from_step, seen).await?;
+    let job = succeeded(job)?;
+    if let Some(step) = &last {
+        output.say(job_lines::ended(step, &job));
+    }
+    if output.is_json() {
+        Ok(())
+    } else {
+        output.lines(job_lines::fields(&job))
+    }
+}
+
+/// Returns the sentence that tells how to follow a queued job later.
+pub(crate) fn hint(job: &Job) -> String {
+    format!("queued; follow it with `togi jobs watch {}`", job.id)
 }

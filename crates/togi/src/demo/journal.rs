@@ -1,10 +1,14 @@
 //! What happens meanwhile, noted from the events.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::StreamExt;
-use togi_runtime::{Context, Event, bus::Start};
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use togi_runtime::bus::Start;
+use togi_runtime::{Context, Event};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 
@@ -16,7 +20,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Begins to note.
-    pub(super) async fn start(context: &Context) -> Result<Journal> {
+    pub(super) async fn start(context: &Context) -> Result<Self> {
         let mut stream = context.bus.events(&[], Start::All).await?;
         let (sender, events) = watch::channel(Vec::new());
         let task = tokio::spawn(async move {
@@ -24,7 +28,7 @@ impl Journal {
                 sender.send_modify(|events| events.push(received.event));
             }
         });
-        Ok(Journal { events, task })
+        Ok(Self { events, task })
     }
 
     /// Returns how often each event was seen.

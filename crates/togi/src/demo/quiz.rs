@@ -1,11 +1,11 @@
 //! Putting questions to the base or an adapter, as scores are taken.
 
-use crate::{
-    commands::{Session, answerer::Answerer, sampling::Sampling},
-    embedded::Question,
-    error::Result,
-    progress::Unit,
-};
+use crate::commands::answerer::Answerer;
+use crate::commands::sampling::Sampling;
+use crate::embedded::Question;
+use crate::error::Result;
+use crate::progress::Unit;
+use crate::session::Session;
 
 /// Longer than any right answer.
 const MAX_NEW_TOKENS: u32 = 32;

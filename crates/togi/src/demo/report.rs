@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{
-    embedded::Question,
-    error::{Error, Result},
-    output::Output,
-    progress::{mebibytes, seconds},
-    score::{Score, is_right},
-    table::{Table, shorten},
-};
+use crate::embedded::Question;
+use crate::error::{Error, Result};
+use crate::output::Output;
+use crate::progress::{mebibytes, seconds};
+use crate::score::{Score, is_right};
+use crate::table::{Table, shorten};
 
 /// How many of the questions are printed.
 const SHOWN: usize = 5;

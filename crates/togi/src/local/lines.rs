@@ -1,10 +1,9 @@
 //! Lines of a file or of standard input, with their numbers: texts and token ids as JSON Lines, or plain.
 
-use std::{
-    fs::File,
-    io::{self, BufRead, BufReader},
-    path::{Path, PathBuf},
-};
+use std::fs::File;
+use std::io;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -32,14 +31,14 @@ impl Lines {
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn open(path: &Path) -> Result<Lines> {
+    pub fn open(path: &Path) -> Result<Self> {
         let reader: Box<dyn BufRead> = if path == Path::new("-") {
             Box::new(BufReader::new(io::stdin()))
         } else {
             let file = File::open(path).map_err(|error| Error::file(path, error))?;
             Box::new(BufReader::with_capacity(64 << 10, file))
         };
-        Ok(Lines {
+        Ok(Self {
             path: path.to_owned(),
             reader,
             number: 0,

@@ -1,12 +1,12 @@
 //! Records of a local file as rows to train on: data-prep's own pipeline, without its store and its queue.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
+use std::sync::Arc;
 
-use togi_data_prep::{
-    metrics::Metrics,
-    pipeline::{self, LocalFiles, OnBadRecord, Plan, Prepared},
-    progress::Progress,
-};
+use togi_data_prep::metrics::Metrics;
+use togi_data_prep::pipeline;
+use togi_data_prep::pipeline::{LocalFiles, OnBadRecord, Plan, Prepared};
+use togi_data_prep::progress::Progress;
 use togi_runtime::telemetry;
 use togi_tokens::{Columns, Row, Settings, Tokenizer};
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Done, Outcome, Report};
+use crate::pipeline::report::{Done, Outcome, Report};
 
 /// Writes the report.
 #[must_use]

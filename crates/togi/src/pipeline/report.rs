@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use serde::Serialize;
-use togi_proto::{
-    dataprep::v1::Dataset, events::v1::AdapterEvaluated, job::v1::Job, trainer::v1::Alias,
-};
+use togi_proto::dataprep::v1::Dataset;
+use togi_proto::events::v1::AdapterEvaluated;
+use togi_proto::job::v1::{Job, JobState};
+use togi_proto::trainer::v1::Alias;
 
-use super::{ended, is_refused};
+use crate::client::succeeded;
 use crate::error::{Error, Result};
 
 /// A part of the pipeline.
@@ -26,21 +27,16 @@ pub enum Stage {
 
 impl Stage {
     /// The stages in their order.
-    pub const ALL: [Stage; 4] = [
-        Stage::Prepare,
-        Stage::Train,
-        Stage::Evaluate,
-        Stage::Publish,
-    ];
+    pub const ALL: [Stage; 4] = [Self::Prepare, Self::Train, Self::Evaluate, Self::Publish];
 
     /// Returns its name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Stage::Prepare => "prepare",
-            Stage::Train => "train",
-            Stage::Evaluate => "evaluate",
-            Stage::Publish => "publish",
+            Self::Prepare => "prepare",
+            Self::Train => "train",
+            Self::Evaluate => "evaluate",
+            Self::Publish => "publish",
         }
     }
 }
@@ -112,9 +108,9 @@ pub struct Report {
 impl Report {
     /// Begins the report of a pipeline.
     #[must_use]
-    pub fn new(pipeline: &str) -> Report {
+    pub fn new(pipeline: &str) -> Self {
         let now = Instant::now();
-        Report {
+        Self {
             pipeline: pipeline.to_owned(),
             outcome: Outcome::Skipped,
             exit_code: 0,
@@ -171,7 +167,7 @@ impl Report {
         let trained = self.trained.unwrap_or_else(Instant::now);
         let training = trained.duration_since(self.since).as_secs_f64();
         let evaluating = trained.elapsed().as_secs_f64();
-        let judged = ended(&job);
+        let judged = succeeded(job.clone()).map(drop);
         let refused = is_refused(&job);
         match &judged {
             Err(error) if !refused => {
@@ -234,4 +230,9 @@ impl Report {
         let made = self.job.as_ref().map(|job| job.result.as_str());
         made.unwrap_or_default()
     }
+}
+
+/// Whether the gate refused what the job made.
+fn is_refused(job: &Job) -> bool {
+    job.state() == JobState::Succeeded && !job.refusal.is_empty()
 }

@@ -1,23 +1,19 @@
 //! The nats-server child of `togi up`: found, checked, started on a free port of the loopback, started again when it dies,
 //! and stopped last.
 
-use std::{
-    env, fs, io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
-};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use std::{env, fs, io};
 
-use tokio::{
-    io::AsyncReadExt,
-    net::TcpStream,
-    process::{Child, Command},
-    time::{Instant, sleep, timeout},
-};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::state::{NatsState, UpState, command_line, start_time};
 use crate::error::{Error, Result};
+use crate::up::state::{NatsState, UpState, command_line, start_time};
 
 /// Names the binary to use.
 pub const BINARY_VARIABLE: &str = "TOGI_NATS_SERVER";
@@ -42,7 +38,7 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Unavailable`] with what to do when there is no usable binary or it does not start.
-    pub(super) async fn start(data: &Path) -> Result<Server> {
+    pub(super) async fn start(data: &Path) -> Result<Self> {
         let binary = find_binary().await?;
         let folder = data.join("nats");
         fs::create_dir_all(&folder).map_err(|error| Error::file(&folder, error))?;
@@ -54,7 +50,7 @@ impl Server {
         // A restarted one must be found where this one was.
         write_configuration(&folder, Some(address))?;
         let state = state_of(&child, address);
-        Ok(Server {
+        Ok(Self {
             binary,
             folder,
             child,

@@ -1,24 +1,19 @@
 //! What each service is told: its own defaults, the user's `[services.NAME]`, then what `togi up` itself decides.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use togi_runtime::{
-    Context, Tasks,
-    config::{NatsConfig, StoreConfig},
-    grpc::Services,
-};
+use togi_runtime::config::{NatsConfig, StoreConfig};
+use togi_runtime::grpc::Services;
+use togi_runtime::{Context, Tasks};
 use toml::{Table, Value};
 
-use super::{Options, state::DataFolder};
-use crate::{
-    embedded,
-    error::{Error, Result},
-    settings::BaseSection,
-};
+use crate::embedded;
+use crate::error::{Error, Result};
+use crate::settings::BaseSection;
+use crate::up::Options;
+use crate::up::state::DataFolder;
 
 const SERVICES: [&str; 3] = ["data-prep", "trainer", "inference"];
 

@@ -1,17 +1,13 @@
 //! `up.json` in the data folder: what a running `togi up` says of itself, for clients and for whoever cleans up after it.
 
-use std::{
-    fs::{self, File, TryLockError},
-    io,
-    path::{Path, PathBuf},
-};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    embedded,
-    error::{Error, Result},
-};
+use crate::embedded;
+use crate::error::{Error, Result};
 
 const STATE_FILE: &str = "up.json";
 const LOCK_FILE: &str = "up.lock";
@@ -44,8 +40,8 @@ pub struct NatsState {
 
 impl NatsState {
     /// Returns what there is to say of a server that somebody else runs.
-    pub(super) fn elsewhere(url: String) -> NatsState {
-        NatsState {
+    pub(super) fn elsewhere(url: String) -> Self {
+        Self {
             pid: 0,
             start_time: String::new(),
             url,
@@ -55,16 +51,16 @@ impl NatsState {
 
 impl UpState {
     /// Returns what the `togi up` that holds the folder says; `None` when none runs.
-    pub fn of_running(data: &Path) -> Option<UpState> {
+    pub fn of_running(data: &Path) -> Option<Self> {
         let lock = File::open(data.join(LOCK_FILE)).ok()?;
         // Shared, so that two clients that look at once do not take each other for a server.
         matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
-            .then(|| UpState::read(data))
+            .then(|| Self::read(data))
             .flatten()
     }
 
     /// Returns what was last written, if it can be read.
-    pub fn read(data: &Path) -> Option<UpState> {
+    pub fn read(data: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(data.join(STATE_FILE)).ok()?).ok()
     }
 
@@ -96,7 +92,7 @@ impl DataFolder {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while another `togi up` has it, [`Error::File`] when it cannot be written.
-    pub fn take(path: &Path) -> Result<DataFolder> {
+    pub fn take(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).map_err(|error| Error::file(path, error))?;
         let path = fs::canonicalize(path).map_err(|error| Error::file(path, error))?;
         let lock_path = path.join(LOCK_FILE);
@@ -110,7 +106,7 @@ impl DataFolder {
             TryLockError::WouldBlock => Error::Unavailable(in_use(&path)),
             TryLockError::Error(error) => Error::file(&lock_path, error),
         })?;
-        Ok(DataFolder { path, _lock: lock })
+        Ok(Self { path, _lock: lock })
     }
 
     /// Returns the folder's absolute path.

@@ -1,29 +1,24 @@
 //! `togi train --local`: records in, a PEFT folder out, in this process: what data-prep and the trainer do, without them.
 
-use std::{
-    fs::{self, File},
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fs, io};
 
 use clap::Args;
 use togi_model::{Base, Processor};
 use togi_proto::trainer::v1::Step;
 use togi_tokens::{Learn, Settings, Tokenizer};
-use togi_trainer::{
-    Recipe,
-    local::{Run, Trained},
-};
+use togi_trainer::Recipe;
+use togi_trainer::local::{Run, Trained};
 
-use crate::{
-    commands::{prepare, watch::step_line},
-    error::{Error, Result},
-    local::{self, records},
-    output::Output,
-    progress::Unit,
-    recipe,
-};
+use crate::commands::{choices, job_lines};
+use crate::error::{Error, Result};
+use crate::local::records;
+use crate::output::Output;
+use crate::progress::Unit;
+use crate::{local, recipe};
 
 /// The log's name in the folder, unless --log says another file.
 const LOG: &str = "log.jsonl";
@@ -55,7 +50,7 @@ pub struct Local {
         requires = "local",
         hide_possible_values = true
     )]
-    pub learn: Option<prepare::Learn>,
+    pub learn: Option<choices::Learn>,
     /// A PEFT folder with the values to start from; rank, alpha and targets must be the recipe's
     #[arg(long, value_name = "FOLDER", requires = "local")]
     pub init_adapter: Option<PathBuf>,
@@ -105,7 +100,7 @@ impl Training {
             init: init.transpose()?,
         };
         let plan = run.memory().map_err(refused)?;
-        output.say(super::plan_lines(&plan, steps).join("\n"));
+        output.say(job_lines::plan(&plan, steps).join("\n"));
         local::folder_for(&out)?;
         write(&out, "rejects.jsonl", &records.rejects)?;
         let log = self.words.log.unwrap_or_else(|| out.join(LOG));
@@ -143,8 +138,8 @@ impl Training {
     fn records(&self, tokenizer: &Arc<Tokenizer>) -> Result<records::Records> {
         let mut settings = Settings {
             learn: match self.words.learn {
-                None | Some(prepare::Learn::All) => Learn::All,
-                Some(prepare::Learn::Answer) => Learn::Answer,
+                None | Some(choices::Learn::All) => Learn::All,
+                Some(choices::Learn::Answer) => Learn::Answer,
             },
             ..Settings::default()
         };
@@ -165,7 +160,7 @@ fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
         file.write_all(b"\n")?;
         // A line is there as soon as its step is done, for whoever follows.
         file.flush()?;
-        progress.set(step.step, &step_line(&step));
+        progress.set(step.step, &job_lines::step(&step));
         Ok(())
     });
     progress.finish();

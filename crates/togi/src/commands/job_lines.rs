@@ -1,0 +1,203 @@
+//! Jobs, training steps and memory plans, written for people.
+
+use togi_proto::events::v1::AdapterEvaluated;
+use togi_proto::job::v1::{Job, JobKind, JobState};
+use togi_proto::trainer::v1::{CreateJobRequest, MemoryPlan, Step};
+
+use crate::progress::{mebibytes, seconds};
+use crate::{table, when};
+
+/// Writes a job for people.
+pub(crate) fn fields(job: &Job) -> Vec<String> {
+    let attempts = if job.attempts == 0 {
+        String::new()
+    } else {
+        job.attempts.to_string()
+    };
+    let ahead = if job.queue_position == 0 {
+        String::new()
+    } else {
+        format!("{} ahead", job.queue_position)
+    };
+    table::fields(&[
+        ("job", job.id.clone()),
+        ("kind", kind(job).to_owned()),
+        ("state", state(job)),
+        ("queue", ahead),
+        ("result", job.result.clone()),
+        ("refusal", job.refusal.clone()),
+        ("error", failure(job)),
+        ("failed attempts", attempts),
+        ("worker", job.worker.clone()),
+        ("created", when::local(job.create_time.as_ref())),
+        ("started", when::local(job.start_time.as_ref())),
+        ("ended", when::local(job.end_time.as_ref())),
+        (
+            "took",
+            when::between(job.start_time.as_ref(), job.end_time.as_ref()),
+        ),
+    ])
+}
+
+/// Writes what was asked of a training job.
+pub(crate) fn request(request: &CreateJobRequest) -> Vec<String> {
+    let recipe = request.recipe.as_ref();
+    table::fields(&[
+        ("policy", request.policy.clone()),
+        ("base", request.base.clone()),
+        ("dataset", request.dataset.clone()),
+        (
+            "recipe",
+            recipe.map(|recipe| recipe.name.clone()).unwrap_or_default(),
+        ),
+        ("alias", request.alias.clone()),
+    ])
+}
+
+/// Writes what its gate decided.
+pub(crate) fn evaluation(evaluation: &AdapterEvaluated) -> Vec<String> {
+    let word = if evaluation.passed {
+        "passed"
+    } else {
+        "refused"
+    };
+    table::fields(&[
+        ("gate", word.to_owned()),
+        ("reason", evaluation.reason.clone()),
+        ("generation", evaluation.generation.clone()),
+        ("beside", evaluation.serving.clone()),
+    ])
+}
+
+pub(crate) fn failure(job: &Job) -> String {
+    job.error
+        .as_ref()
+        .map(|error| format!("{} {}", error.code, error.message))
+        .unwrap_or_default()
+}
+
+pub(crate) fn kind(job: &Job) -> &'static str {
+    match job.kind() {
+        JobKind::Prepare => "prepare",
+        JobKind::Train => "train",
+        JobKind::Unspecified => "",
+    }
+}
+
+pub(crate) fn state(job: &Job) -> String {
+    let state = match job.state() {
+        JobState::Queued => "queued",
+        JobState::Running => "running",
+        // What somebody who looks wants to know: nobody is answered with it.
+        JobState::Succeeded if !job.refusal.is_empty() => "refused",
+        JobState::Succeeded => "succeeded",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+        JobState::Unspecified => "",
+    };
+    let ending = job.cancel_requested && job.state() == JobState::Running;
+    if ending {
+        "cancelling".to_owned()
+    } else {
+        state.to_owned()
+    }
+}
+
+/// Writes a memory plan for people.
+pub(crate) fn plan(plan: &MemoryPlan, steps: u64) -> Vec<String> {
+    let parts = [
+        ("weights", plan.weights_bytes),
+        ("LoRA", plan.lora_bytes),
+        ("optimizer", plan.optimizer_bytes),
+        ("activations", plan.activations_bytes),
+    ];
+    let parts = parts
+        .map(|(name, bytes)| format!("{name} {}", mebibytes(bytes)))
+        .join(" + ");
+    let available = match plan.available_bytes {
+        0 => String::new(),
+        bytes => format!(" of {}", mebibytes(bytes)),
+    };
+    vec![
+        format!(
+            "plan: {steps} steps of at most {} tokens at once, {}{available} of {}'s memory",
+            plan.tokens,
+            mebibytes(plan.total_bytes),
+            plan.device
+        ),
+        format!("      {parts}"),
+    ]
+}
+
+/// Says of a job that does not move yet why.
+pub(crate) fn waiting(job: &Job) -> String {
+    let error = job
+        .error
+        .as_ref()
+        .map(|error| format!("attempt {} failed: {}", job.attempts, error.message));
+    match (job.state(), job.queue_position) {
+        (JobState::Queued, 0) => error.unwrap_or_else(|| "queued".to_owned()),
+        (JobState::Queued, ahead) => format!("queued, {ahead} ahead"),
+        _ => error.unwrap_or_default(),
+    }
+}
+
+/// Writes the numbers of a step for people.
+pub(crate) fn step(step: &Step) -> String {
+    let left = seconds(step.seconds_left);
+    let left = if left.is_empty() || step.step == step.steps {
+        String::new()
+    } else {
+        format!("  {left} left")
+    };
+    let busy = step
+        .gpu_utilization_percent
+        .map(|percent| format!("  GPU {percent:.0} %"));
+    let power = step.gpu_power_watts.map(|watts| format!("  {watts:.0} W"));
+    let memory = step
+        .gpu_memory_bytes
+        .map(|bytes| format!("  {}", mebibytes(bytes)));
+    let gpu: String = [busy, power, memory].into_iter().flatten().collect();
+    format!(
+        "loss {:.4}  {:.0} tokens/s{gpu}{left}",
+        step.loss, step.tokens_per_second
+    )
+}
+
+/// Says how training ended.
+pub(crate) fn ended(step: &Step, job: &Job) -> String {
+    let elapsed = match (&job.start_time, &job.end_time) {
+        (Some(start), Some(end)) => {
+            let span =
+                (end.seconds - start.seconds) as f64 + f64::from(end.nanos - start.nanos) / 1e9;
+            format!(" in {}", seconds(span))
+        }
+        _ => String::new(),
+    };
+    format!(
+        "{} steps{elapsed}, last loss {:.4}, {} tokens",
+        step.step, step.loss, step.tokens
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpu_figures_are_shown_where_there_are_some() {
+        let mut step = Step {
+            step: 1,
+            steps: 1,
+            loss: 2.5,
+            tokens_per_second: 100.0,
+            ..Default::default()
+        };
+        assert_eq!(super::step(&step), "loss 2.5000  100 tokens/s");
+        step.gpu_utilization_percent = Some(97.0);
+        step.gpu_power_watts = Some(640.4);
+        step.gpu_memory_bytes = Some(3 << 29);
+        let says = "loss 2.5000  100 tokens/s  GPU 97 %  640 W  1.5 GiB";
+        assert_eq!(super::step(&step), says);
+    }
+}

@@ -1,0 +1,55 @@
+//! Training by the service: a job is created, then followed or left to itself.
+
+use clap::Args;
+use togi_proto::trainer::v1::{CreateJobRequest, CreateJobResponse};
+
+use crate::client::present;
+use crate::commands::{job_lines, watch};
+use crate::error::Result;
+use crate::session::Session;
+
+/// Whether the command follows the job that it created.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Follow {
+    /// Follows the job to its end [default: on a terminal]
+    #[arg(long, conflicts_with = "no_watch")]
+    pub watch: bool,
+    /// Queues the job and returns [default: elsewhere]
+    #[arg(long)]
+    pub no_watch: bool,
+}
+
+impl Follow {
+    /// Follows the job to its end, or prints how to do so later.
+    pub(crate) async fn end(self, session: &Session, answer: CreateJobResponse) -> Result<()> {
+        let output = &session.output;
+        if self.watch || !self.no_watch && output.is_interactive() {
+            let job = present(answer.job, "job")?;
+            output.say(format_args!("job {}", job.id));
+            return watch::train(session, job, 1).await;
+        }
+        let job = present(answer.job.as_ref(), "job")?;
+        output.say(watch::hint(job));
+        output.one(&answer, |answer| {
+            answer
+                .job
+                .as_ref()
+                .map(job_lines::fields)
+                .unwrap_or_default()
+        })
+    }
+}
+
+/// Creates a training job and prints its memory plan.
+pub(crate) async fn create(
+    session: &Session,
+    request: CreateJobRequest,
+) -> Result<CreateJobResponse> {
+    let mut trainer = session.clients.trainer().await?;
+    let answer = trainer.create_job(request).await?.into_inner();
+    if let Some(plan) = &answer.plan {
+        let lines = job_lines::plan(plan, answer.steps);
+        session.output.say(lines.join("\n"));
+    }
+    Ok(answer)
+}

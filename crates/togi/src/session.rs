@@ -1,0 +1,43 @@
+//! The surroundings of a command.
+
+use crate::client::Clients;
+use crate::error::Result;
+use crate::globals::Flags;
+use crate::output::Output;
+use crate::settings::Settings;
+
+/// What every command gets.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// Addresses, folders and the device.
+    pub settings: Settings,
+    /// Where results and messages go.
+    pub output: Output,
+    /// The services.
+    pub clients: Clients,
+}
+
+impl Session {
+    /// Reads the settings; no connection is opened yet.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn open(flags: &Flags) -> Result<Self> {
+        let settings = Settings::load(flags)?;
+        let output = Output::new(settings.output, flags.quiet, flags.no_color);
+        Ok(Self {
+            clients: Clients::new(&settings),
+            output,
+            settings,
+        })
+    }
+
+    /// Returns the session of services that all answer at one address.
+    pub fn at(endpoint: &str, output: Output) -> Self {
+        Self {
+            settings: Settings::at(endpoint),
+            clients: Clients::at(endpoint),
+            output,
+        }
+    }
+}
