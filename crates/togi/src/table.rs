@@ -1,52 +1,48 @@
-//! Text tables for people: columns aligned by what a terminal shows, Japanese counted double.
+//! Text tables for people, aligned by the columns of a terminal: Japanese characters take two.
 
-/// Rows under a heading.
+use unicode_width::UnicodeWidthChar;
+
+/// Rows under headings.
 #[derive(Debug, Default)]
 pub struct Table {
+    headings: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Starts a table with its headings.
+    /// Creates an empty table with its headings; the default has none.
     pub fn new(headings: &[&str]) -> Self {
         Self {
-            rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()],
+            headings: headings.iter().map(|&heading| heading.to_owned()).collect(),
+            rows: Vec::new(),
         }
     }
 
-    /// Adds a row; a cell's line breaks become spaces.
+    /// Adds a row; line breaks in a cell become spaces.
     pub fn row<I: IntoIterator<Item = String>>(&mut self, cells: I) {
-        self.rows.push(
-            cells
-                .into_iter()
-                .map(|cell| cell.replace(['\n', '\r', '\t'], " "))
-                .collect(),
-        );
+        let cells = cells.into_iter();
+        let cells = cells.map(|cell| cell.replace(['\n', '\r', '\t'], " "));
+        self.rows.push(cells.collect());
     }
 
-    /// Whether only the headings are there.
-    pub fn is_empty(&self) -> bool {
-        self.rows.len() < 2
-    }
-
-    /// Returns the table's lines, columns two spaces apart.
+    /// Returns the table's lines, with two spaces between columns; no line where there is no row.
     pub fn lines(&self) -> Vec<String> {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| {
-                self.rows
-                    .iter()
-                    .filter_map(|row| row.get(column))
-                    .map(|cell| width(cell))
-                    .max()
-            })
-            .map(Option::unwrap_or_default)
-            .collect();
-        self.rows.iter().map(|row| line(row, &widths)).collect()
+        if self.rows.is_empty() {
+            return Vec::new();
+        }
+        let headings = Some(&self.headings).filter(|headings| !headings.is_empty());
+        let rows: Vec<&Vec<String>> = headings.into_iter().chain(&self.rows).collect();
+        let columns = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        let width_of = |column: usize| {
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| width(cell)).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width_of).collect();
+        rows.iter().map(|row| line(row, &widths)).collect()
     }
 }
 
-/// Returns the names and values of one thing, a line each, values aligned; empty values are left out.
+/// Returns a line for each name and value, with the values aligned; omits empty values.
 pub fn fields(pairs: &[(&str, String)]) -> Vec<String> {
     let shown: Vec<_> = pairs
         .iter()
@@ -59,26 +55,18 @@ pub fn fields(pairs: &[(&str, String)]) -> Vec<String> {
         .collect()
 }
 
-/// Returns the columns that a terminal needs for the text.
+/// Returns the columns that the text takes on a terminal.
 pub fn width(text: &str) -> usize {
-    text.chars()
-        .map(|character| {
-            if is_wide(character) {
-                2
-            } else {
-                usize::from(!character.is_control())
-            }
-        })
-        .sum()
+    text.chars().filter_map(UnicodeWidthChar::width).sum()
 }
 
-/// Fills up with spaces to a width in columns.
+/// Pads a text with spaces to a width in columns.
 pub fn pad(text: &str, columns: usize) -> String {
     let missing = columns.saturating_sub(width(text));
     format!("{text}{}", " ".repeat(missing))
 }
 
-/// Shortens to a width in columns, the cut marked by an ellipsis.
+/// Shortens a text to a width in columns; an ellipsis marks the cut.
 pub fn shorten(text: &str, columns: usize) -> String {
     if width(text) <= columns {
         return text.to_owned();
@@ -86,7 +74,7 @@ pub fn shorten(text: &str, columns: usize) -> String {
     let mut taken = 0;
     let mut short = String::new();
     for character in text.chars() {
-        taken += if is_wide(character) { 2 } else { 1 };
+        taken += character.width().unwrap_or(0);
         if taken >= columns {
             break;
         }
@@ -102,13 +90,6 @@ fn line(row: &[String], widths: &[usize]) -> String {
         .map(|(cell, &columns)| pad(cell, columns))
         .collect();
     cells.join("  ").trim_end().to_owned()
-}
-
-/// The blocks of East Asian Wide and Fullwidth characters that Japanese text uses, and emoji.
-fn is_wide(character: char) -> bool {
-    matches!(u32::from(character),
-        0x1100..=0x115F | 0x2E80..=0x303E | 0x3041..=0xA4CF | 0xAC00..=0xD7A3 | 0xF900..=0xFAFF
-        | 0xFE30..=0xFE6F | 0xFF00..=0xFF60 | 0xFFE0..=0xFFE6 | 0x1F300..=0x1FAFF | 0x20000..=0x3FFFD)
 }
 
 #[cfg(test)]

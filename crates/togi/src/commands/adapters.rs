@@ -164,11 +164,7 @@ async fn list(session: &Session) -> Result<()> {
                 adapter.job.clone(),
             ]);
         }
-        if table.is_empty() {
-            Vec::new()
-        } else {
-            table.lines()
-        }
+        table.lines()
     })
 }
 
@@ -195,11 +191,7 @@ async fn aliases(session: &Session) -> Result<()> {
                 base_rule(alias).into(),
             ]);
         }
-        if table.is_empty() {
-            Vec::new()
-        } else {
-            table.lines()
-        }
+        table.lines()
     })
 }
 
@@ -241,11 +233,7 @@ async fn served(session: &Session) -> Result<()> {
                 reason,
             ]);
         }
-        if table.is_empty() {
-            Vec::new()
-        } else {
-            table.lines()
-        }
+        table.lines()
     })
 }
 

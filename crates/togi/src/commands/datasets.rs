@@ -91,11 +91,7 @@ async fn list(session: &Session) -> Result<()> {
                 shorten(&dataset.digest, 17),
             ]);
         }
-        if table.is_empty() {
-            Vec::new()
-        } else {
-            table.lines()
-        }
+        table.lines()
     })
 }
 

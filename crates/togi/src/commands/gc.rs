@@ -170,9 +170,5 @@ fn print(session: &Session, plan: &Plan, deleted: bool) -> Result<()> {
             object.written.strftime("%Y-%m-%d %H:%M").to_string(),
         ]);
     }
-    if table.is_empty() {
-        Ok(())
-    } else {
-        output.lines(table.lines())
-    }
+    output.lines(table.lines())
 }

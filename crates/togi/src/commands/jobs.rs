@@ -99,11 +99,7 @@ async fn list(session: &Session) -> Result<()> {
                 result,
             ]);
         }
-        if table.is_empty() {
-            Vec::new()
-        } else {
-            table.lines()
-        }
+        table.lines()
     })
 }
 

@@ -165,11 +165,7 @@ fn list(policies: &[Policy]) -> Vec<String> {
             trains(policy),
         ]);
     }
-    if table.is_empty() {
-        Vec::new()
-    } else {
-        table.lines()
-    }
+    table.lines()
 }
 
 fn fields(policy: &Policy, version: u64) -> Vec<String> {

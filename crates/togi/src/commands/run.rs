@@ -174,7 +174,7 @@ impl Run {
         for form in &self.report {
             let (name, text) = match form {
                 Form::Json => ("togi-report.json", json(report)?),
-                Form::Junit => ("togi-report.xml", junit::xml(report)),
+                Form::Junit => ("togi-report.xml", junit::xml(report)?),
             };
             let path = self.report_folder.join(name);
             fs::write(&path, text).map_err(|error| Error::file(&path, error))?;
