@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use togi_model::{Lora, adapter};
-use togi_runtime::{card::CARD_FILE, registry::Identity};
+use togi_runtime::card::CARD_FILE;
+use togi_runtime::registry::Identity;
 
-use crate::{card, error::Result, recipe::Recipe};
+use crate::error::Result;
+use crate::papers::model_card;
+use crate::recipe::Recipe;
 
 /// An adapter's folder in memory.
 #[derive(Debug)]
@@ -39,7 +42,7 @@ impl Adapter {
             base_representation: identity.base_precision.clone(),
         };
         let generation = adapter::generation(&files, &made_of)?;
-        let card = card::card(base_name, identity, &generation, recipe);
+        let card = model_card::card(base_name, identity, &generation, recipe);
         let files = [
             (adapter::CONFIG_FILE, Bytes::from(files.config)),
             (adapter::TENSORS_FILE, Bytes::from(files.tensors)),

@@ -1,19 +1,15 @@
 //! The configured bases: brought to this machine once, checked whole, and shared by all that need them. Of each base, memory
 //! holds one representation, the one that was needed last; the device has one base at a time.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use togi_model::{
-    Base, Card, Config, Device, Engine, Precision, Processor, base::quantized_as, memory::weights,
-};
-use togi_runtime::{
-    config::{BaseConfig, BasesConfig},
-    folder, layout, memory,
-};
+use togi_model::base::quantized_as;
+use togi_model::memory::weights;
+use togi_model::{Base, Card, Config, Device, Engine, Precision, Processor};
+use togi_runtime::config::{BaseConfig, BasesConfig};
+use togi_runtime::{folder, layout, memory};
 use tokio::sync::OnceCell;
 use tracing::info;
 

@@ -1,16 +1,17 @@
 //! Settings: `default.toml` is the full list with comments; files and the environment change it. What comes out of
 //! [`Config::load`] is checked.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 use togi_model::Processor;
-use togi_runtime::{
-    Error, Result,
-    config::{self, BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig},
-    layout,
-    process::Sections,
+use togi_runtime::config::{
+    self, BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig,
 };
+use togi_runtime::process::Sections;
+use togi_runtime::{Error, Result, layout};
 
 /// The settings that files and the environment change.
 pub const DEFAULTS: &str = include_str!("../default.toml");

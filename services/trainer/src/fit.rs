@@ -1,18 +1,14 @@
 //! Whether a job fits into its device's memory: the plan of the largest pass over the rows as the job will read them.
 
-use togi_model::{
-    Config, Processor,
-    batch::window_passes,
-    device::tokens_at_once,
-    memory::{self, Plan},
-};
+use togi_model::batch::window_passes;
+use togi_model::device::tokens_at_once;
+use togi_model::memory::{self, Plan};
+use togi_model::{Config, Processor};
 use togi_proto::trainer::v1 as proto;
 
-use crate::{
-    data::Order,
-    error::{Error, Result},
-    recipe::Recipe,
-};
+use crate::error::{Error, Result};
+use crate::learn::data::Order;
+use crate::recipe::Recipe;
 
 /// A job before it runs.
 #[derive(Clone, Debug)]

@@ -4,10 +4,8 @@
 pub(crate) mod measure;
 pub mod questions;
 
-use togi_proto::{
-    events::v1::{Answers, HeldOut},
-    trainer::v1 as proto,
-};
+use togi_proto::events::v1::{Answers, HeldOut};
+use togi_proto::trainer::v1 as proto;
 use togi_runtime::layout;
 
 use crate::error::{Error, Result};

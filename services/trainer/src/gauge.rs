@@ -2,14 +2,16 @@
 
 use std::fmt;
 #[cfg(feature = "cuda")]
-use std::{
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread,
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+#[cfg(feature = "cuda")]
+use std::thread;
+#[cfg(feature = "cuda")]
+use std::time::Duration;
 
 #[cfg(feature = "cuda")]
-use nvml_wrapper::{Device, Nvml, error::NvmlError};
+use nvml_wrapper::error::NvmlError;
+#[cfg(feature = "cuda")]
+use nvml_wrapper::{Device, Nvml};
 use togi_model::Card;
 
 /// Time between two readings.

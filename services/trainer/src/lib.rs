@@ -1,45 +1,41 @@
-//! Turns data sets into adapters. Reading order: [`config`] → [`recipe`] → [`submission`] → [`queue`] (accepting a job),
-//! [`worker`] → [`train`] → [`checkpoint`], [`log`] → publish → [`evaluation`] (working on it), [`watch`], [`registry`] (what others
-//! see), [`policy`] → [`retraining`] → [`follower`] (jobs that nobody asks for). [`local`] is a run without all that.
+//! Turns data sets into adapters. Reading order: [`config`] → [`recipe`] → [`submission`] →
+//! [`queue`] (accepting a job), [`run`] with [`learn`], [`papers`] and [`gate`] (working on it),
+//! [`watch`] and [`registry`] (what others see), [`policies`] (jobs that a policy asks for).
+//! [`local`] is a run without all that.
 
-pub mod adapter;
-pub mod api;
-pub mod bases;
-pub mod checkpoint;
 pub mod config;
-pub mod data;
-pub mod dataset;
 pub mod error;
-pub mod evaluation;
-pub mod fit;
-pub mod follower;
-pub mod gate;
-pub mod gauge;
-pub mod local;
-pub mod log;
 pub mod metrics;
-pub mod page;
-pub mod policy;
-pub mod progress;
-pub mod queue;
+
+pub mod bases;
+pub mod dataset;
+pub mod fit;
 pub mod recipe;
 pub mod registry;
-pub mod report;
 pub mod request;
-pub mod retraining;
-pub mod schedule;
-pub mod submission;
-pub mod tensorboard;
-pub mod train;
-pub mod watch;
-pub mod worker;
 
-mod card;
+pub mod gate;
+pub mod gauge;
+pub mod learn;
+pub mod papers;
+
+pub mod submission;
+
+pub mod queue;
+
+pub mod adapter;
+pub mod run;
+
+pub mod policies;
+
+pub mod page;
+pub mod watch;
+
+pub mod api;
+pub mod local;
+
 mod patience;
 mod promoted;
-
-mod publish;
-mod run;
 mod service;
 mod serving;
 

@@ -1,28 +1,26 @@
 //! A run without services: the same loop over the same order of rows that are at hand, to the same adapter. It keeps no
 //! checkpoint and publishes nothing.
 
-use std::{sync::Arc, thread};
+use std::sync::Arc;
+use std::thread;
 
 use serde_json::Value;
-use togi_model::{
-    Base, Device, Engine, Lora, LoraConfig, Processor,
-    memory::{trainable, weights},
-};
+use togi_model::memory::{trainable, weights};
+use togi_model::{Base, Device, Engine, Lora, LoraConfig, Processor};
 use togi_proto::trainer::v1::{MemoryPlan, Step};
-use togi_runtime::{memory, registry::Identity};
+use togi_runtime::memory;
+use togi_runtime::registry::Identity;
 use togi_tokens::{Row, Split, prompt};
 use tokio::sync::mpsc;
 
-use crate::{
-    adapter::Adapter,
-    data::Order,
-    error::{Error, Result},
-    fit::{Lengths, Need},
-    gauge::Gauge,
-    recipe::Recipe,
-    report::{self, Facts},
-    train::{self, Machine, Plan, State, Update, Wish},
-};
+use crate::adapter::Adapter;
+use crate::error::{Error, Result};
+use crate::fit::{Lengths, Need};
+use crate::gauge::Gauge;
+use crate::learn::data::Order;
+use crate::learn::train::{self, Machine, Plan, State, Update, Wish};
+use crate::papers::report::{self, Facts};
+use crate::recipe::Recipe;
 
 /// Updates that the loop may be ahead of whoever looks at them.
 const UPDATES_AHEAD: usize = 64;

@@ -1,12 +1,10 @@
 //! What the trainer measures.
 
-use opentelemetry::{
-    KeyValue,
-    metrics::{Counter, Gauge, Histogram, UpDownCounter},
-};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 use togi_runtime::telemetry;
 
-use crate::progress::Measured;
+use crate::learn::progress::Measured;
 
 /// The trainer's instruments. Clones are the same ones.
 #[derive(Clone, Debug)]

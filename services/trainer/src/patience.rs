@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use togi_runtime::{Class, lease::Lease};
+use togi_runtime::Class;
+use togi_runtime::lease::Lease;
 use tracing::warn;
 
 use crate::error::{Error, Result};

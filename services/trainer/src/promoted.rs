@@ -1,17 +1,12 @@
 //! What was promoted, as a metric: beside what each replica says that it serves, it shows who has not converged.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use opentelemetry::KeyValue;
-use togi_runtime::{
-    Result, Stopper,
-    aliases::{Alias, Aliases},
-    semconv, telemetry,
-};
+use togi_runtime::aliases::{Alias, Aliases};
+use togi_runtime::{Result, Stopper, semconv, telemetry};
 
 /// Keeps the metric until stopped.
 ///

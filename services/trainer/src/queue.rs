@@ -1,17 +1,14 @@
 //! From a request to a queued job: checked first, then kept, then told.
 
-use togi_proto::{
-    job::v1::{Job, JobKind},
-    trainer::v1 as proto,
-};
-use togi_runtime::{Class, JobId, Jobs, jobs::job_id};
+use togi_proto::job::v1::{Job, JobKind};
+use togi_proto::trainer::v1 as proto;
+use togi_runtime::jobs::job_id;
+use togi_runtime::{Class, JobId, Jobs};
 use tracing::info;
 
-use crate::{
-    error::{Error, Result},
-    request::{self, JobRequest},
-    submission::{Desk, check_policy_alone},
-};
+use crate::error::{Error, Result};
+use crate::request::{self, JobRequest};
+use crate::submission::{Desk, check_policy_alone};
 
 /// An accepted request.
 #[derive(Clone, Debug)]

@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 
 use object_store::ObjectMeta;
 use pbjson_types::Timestamp;
-use togi_proto::{events::v1::AdapterEvaluated, trainer::v1 as proto};
-use togi_runtime::{
-    Class, Store,
-    aliases::{Alias, Aliases},
-    layout,
-    registry::{AdapterManifest, BaseMismatch},
-};
+use togi_proto::events::v1::AdapterEvaluated;
+use togi_proto::trainer::v1 as proto;
+use togi_runtime::aliases::{Alias, Aliases};
+use togi_runtime::registry::{AdapterManifest, BaseMismatch};
+use togi_runtime::{Class, Store, layout};
 
 use crate::error::{Error, Result};
 

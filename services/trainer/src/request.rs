@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use togi_proto::trainer::v1 as proto;
 use togi_runtime::registry::Identity;
 
-use crate::{error::Result, gate::Gate, recipe::Recipe};
+use crate::error::Result;
+use crate::gate::Gate;
+use crate::recipe::Recipe;
 
 /// A job's request, complete: everything that the result depends on is named by digest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

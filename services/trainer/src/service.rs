@@ -3,31 +3,27 @@
 use std::sync::Arc;
 
 use togi_model::{Card, Processor};
-use togi_proto::{
-    job::v1::JobKind,
-    trainer::v1::{
-        adapter_service_server::AdapterServiceServer, policy_service_server::PolicyServiceServer,
-        trainer_service_server::TrainerServiceServer,
-    },
-};
-use togi_runtime::{Context, Jobs, Result, Tasks, aliases::Aliases, grpc, worker};
+use togi_proto::job::v1::JobKind;
+use togi_proto::trainer::v1::adapter_service_server::AdapterServiceServer;
+use togi_proto::trainer::v1::policy_service_server::PolicyServiceServer;
+use togi_proto::trainer::v1::trainer_service_server::TrainerServiceServer;
+use togi_runtime::aliases::Aliases;
+use togi_runtime::{Context, Jobs, Result, Tasks, grpc, worker};
 use tracing::info;
 
-use crate::{
-    api::{AdapterApi, PolicyApi, TrainerApi},
-    bases::{Bases, Purpose},
-    config::{Config, Role},
-    error::Error,
-    follower::Follower,
-    gauge::Gauge,
-    metrics::Metrics,
-    policy::Policies,
-    promoted,
-    queue::Queue,
-    retraining::Retraining,
-    submission::Desk,
-    worker::Worker,
-};
+use crate::api::{AdapterApi, PolicyApi, TrainerApi};
+use crate::bases::{Bases, Purpose};
+use crate::config::{Config, Role};
+use crate::error::Error;
+use crate::gauge::Gauge;
+use crate::metrics::Metrics;
+use crate::policies::follower::Follower;
+use crate::policies::policy::Policies;
+use crate::policies::retraining::Retraining;
+use crate::promoted;
+use crate::queue::Queue;
+use crate::run::worker::Worker;
+use crate::submission::Desk;
 
 /// Starts the configured roles: adds their gRPC services and spawns their tasks.
 ///

@@ -1,25 +1,27 @@
 //! The checks at the door: everything that a request names exists, fits together and fits into memory, before anything is
 //! queued. The outcome names every part by digest.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
 use togi_model::Processor;
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::{Store, grpc, layout, registry::Identity};
+use togi_runtime::registry::Identity;
+use togi_runtime::{Store, grpc, layout};
 use togi_tokens::{DatasetManifest, Split};
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::warn;
 
-use crate::{
-    bases::{Bases, Facts},
-    data, dataset,
-    error::{Error, Result},
-    fit::{Lengths, Need},
-    gate::{Gate, questions},
-    policy::Policy,
-    recipe::{Promote, Recipe},
-    request::{self, By, JobRequest},
-};
+use crate::bases::{Bases, Facts};
+use crate::dataset;
+use crate::error::{Error, Result};
+use crate::fit::{Lengths, Need};
+use crate::gate::{Gate, questions};
+use crate::learn::data;
+use crate::policies::policy::Policy;
+use crate::recipe::{Promote, Recipe};
+use crate::request::{self, By, JobRequest};
 
 /// How long a plan waits for data-prep.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,18 +1,19 @@
 //! A job as a stream: its record, its steps from any one on, its end. The steps come from the job's log in the store, so that
 //! it does not matter when the watcher comes, nor which workers the job has had.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use futures::{Stream, stream};
-use togi_proto::{
-    job::v1::{Job, JobState},
-    trainer::v1::{WatchJobResponse, watch_job_response::Update},
-};
+use togi_proto::job::v1::{Job, JobState};
+use togi_proto::trainer::v1::WatchJobResponse;
+use togi_proto::trainer::v1::watch_job_response::Update;
 use togi_runtime::{Class, JobId, Jobs, Stopper, Store};
 use tonic::Status;
 use tracing::debug;
 
-use crate::{error::Result, log};
+use crate::error::Result;
+use crate::papers::log;
 
 /// What a watcher follows.
 pub struct Watcher {

@@ -1,19 +1,19 @@
 //! AdapterService over the registry in the store.
 
+use togi_proto::trainer::v1::adapter_service_server::AdapterService;
 use togi_proto::trainer::v1::{
     GetAdapterRequest, GetAdapterResponse, ListAdaptersRequest, ListAdaptersResponse,
     ListAliasesRequest, ListAliasesResponse, PromoteAdapterRequest, PromoteAdapterResponse,
-    RollbackAliasRequest, RollbackAliasResponse, adapter_service_server::AdapterService,
+    RollbackAliasRequest, RollbackAliasResponse,
 };
-use togi_runtime::{Class, Store, aliases::Aliases};
+use togi_runtime::aliases::Aliases;
+use togi_runtime::{Class, Store};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::warn;
 
-use crate::{
-    error::Error,
-    page::page,
-    registry::{self, Published},
-};
+use crate::error::Error;
+use crate::page::page;
+use crate::registry::{self, Published};
 
 /// Answers AdapterService.
 pub struct AdapterApi {

@@ -1,13 +1,14 @@
 //! PolicyService over the policies in the store.
 
+use togi_proto::trainer::v1::policy_service_server::PolicyService;
 use togi_proto::trainer::v1::{
     ApplyPolicyRequest, ApplyPolicyResponse, DeletePolicyRequest, DeletePolicyResponse,
     GetPolicyRequest, GetPolicyResponse, ListPoliciesRequest, ListPoliciesResponse,
-    policy_service_server::PolicyService,
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::{error::Error, policy::Policies};
+use crate::error::Error;
+use crate::policies::policy::Policies;
 
 /// Answers PolicyService.
 pub struct PolicyApi {

@@ -1,20 +1,22 @@
 //! TrainerService over the queue, the jobs' records and their logs.
 
-use std::{pin::Pin, time::Duration};
+use std::pin::Pin;
+use std::time::Duration;
 
 use futures::Stream;
-use togi_proto::{
-    job::v1::JobKind,
-    trainer::v1::{
-        CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, GetJobRequest,
-        GetJobResponse, ListJobsRequest, ListJobsResponse, WatchJobRequest, WatchJobResponse,
-        trainer_service_server::TrainerService,
-    },
+use togi_proto::job::v1::JobKind;
+use togi_proto::trainer::v1::trainer_service_server::TrainerService;
+use togi_proto::trainer::v1::{
+    CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, GetJobRequest,
+    GetJobResponse, ListJobsRequest, ListJobsResponse, WatchJobRequest, WatchJobResponse,
 };
 use togi_runtime::{Error, JobId, Stopper, Store};
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::{evaluation, page::page, queue::Queue, watch::Watcher};
+use crate::page::page;
+use crate::queue::Queue;
+use crate::run::evaluation;
+use crate::watch::Watcher;
 
 /// Answers TrainerService.
 pub struct TrainerApi {

@@ -3,10 +3,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use togi_model::{
-    Adapter, Batch, Cache, Engine, Lora, Step, WindowLoss,
-    sampling::{self, Sampler},
-};
+use togi_model::sampling::{self, Sampler};
+use togi_model::{Adapter, Batch, Cache, Engine, Lora, Step, WindowLoss};
 use togi_tokens::{Decoder, Row, Tokenizer, prompt};
 
 use super::questions::{Question, is_right};

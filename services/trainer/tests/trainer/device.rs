@@ -1,17 +1,13 @@
 //! The setting `device`: refused by name where there is none, planned for where it is elsewhere, and computing where it is there.
 
 use togi_model::Processor;
-use togi_proto::{
-    job::v1::JobState,
-    trainer::v1::{CreateJobRequest, Step},
-};
+use togi_proto::job::v1::JobState;
+use togi_proto::trainer::v1::{CreateJobRequest, Step};
 use togi_runtime::{Class, JobId, layout};
 use togi_trainer::Role;
 
-use crate::{
-    harness::{Shape, System},
-    inputs::{RECORDS, asked},
-};
+use crate::harness::{Shape, System};
+use crate::inputs::{RECORDS, asked};
 
 const NOWHERE: Processor = Processor::Cuda { ordinal: 99 };
 

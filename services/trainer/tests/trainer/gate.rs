@@ -3,25 +3,18 @@
 use std::time::Instant;
 
 use futures::StreamExt as _;
-use togi_proto::{
-    events::v1::AdapterEvaluated,
-    job::v1::{Job, JobKind, JobState},
-    trainer::v1::{CreateJobRequest, Gate, GetJobRequest, ListAliasesRequest},
-};
-use togi_runtime::{
-    Event, JobId,
-    bus::Start,
-    events::{DEAD_STREAM, EventKind},
-    jobs::job_id,
-    layout,
-    testing::wait_until,
-};
+use togi_proto::events::v1::AdapterEvaluated;
+use togi_proto::job::v1::{Job, JobKind, JobState};
+use togi_proto::trainer::v1::{CreateJobRequest, Gate, GetJobRequest, ListAliasesRequest};
+use togi_runtime::bus::Start;
+use togi_runtime::events::{DEAD_STREAM, EventKind};
+use togi_runtime::jobs::job_id;
+use togi_runtime::testing::wait_until;
+use togi_runtime::{Event, JobId, layout};
 use tonic::Code;
 
-use crate::{
-    harness::{A_WHILE, Process, System},
-    inputs::{RECORDS, asked},
-};
+use crate::harness::{A_WHILE, Process, System};
+use crate::inputs::{RECORDS, asked};
 
 /// Whatever is answered, by a network of random weights, this is not it.
 const NEVER: &str = "{\"instruction\":\"研ぎ石の1番はどこですか?\",\"output\":\"答えではない\"}\n";

@@ -1,31 +1,29 @@
 //! A system to test against: one rig, and processes over it that start, stop and die like real ones.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use tempfile::TempDir;
 use togi_model::Processor;
-use togi_proto::{
-    dataprep::v1::{
-        GetDatasetRequest, GetPreparationRequest, PrepareRequest, PrepareSettings, RecordSource,
-        TokenizerSource, UploadRequest, data_prep_service_client::DataPrepServiceClient,
-        record_source, tokenizer_source,
-    },
-    job::v1::{Job, JobState},
-    trainer::v1::{
-        CreateJobRequest, GetJobRequest, Step, WatchJobRequest,
-        adapter_service_client::AdapterServiceClient, policy_service_client::PolicyServiceClient,
-        trainer_service_client::TrainerServiceClient, watch_job_response::Update,
-    },
+use togi_proto::dataprep::v1::data_prep_service_client::DataPrepServiceClient;
+use togi_proto::dataprep::v1::{
+    GetDatasetRequest, GetPreparationRequest, PrepareRequest, PrepareSettings, RecordSource,
+    TokenizerSource, UploadRequest, record_source, tokenizer_source,
 };
-use togi_runtime::{
-    Bus, Context, JobId, Readiness, Stopper, Store, Tasks,
-    config::{BaseConfig, NatsConfig},
-    grpc::{self, Client, Services},
-    testing::{Rig, wait_until},
-};
+use togi_proto::job::v1::{Job, JobState};
+use togi_proto::trainer::v1::adapter_service_client::AdapterServiceClient;
+use togi_proto::trainer::v1::policy_service_client::PolicyServiceClient;
+use togi_proto::trainer::v1::trainer_service_client::TrainerServiceClient;
+use togi_proto::trainer::v1::watch_job_response::Update;
+use togi_proto::trainer::v1::{CreateJobRequest, GetJobRequest, Step, WatchJobRequest};
+use togi_runtime::config::{BaseConfig, NatsConfig};
+use togi_runtime::grpc::{self, Client, Services};
+use togi_runtime::testing::{Rig, wait_until};
+use togi_runtime::{Bus, Context, JobId, Readiness, Stopper, Store, Tasks};
 use togi_trainer::Role;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use crate::inputs::{BASE, TOKENIZER, config, lines, write_base};
 
@@ -351,7 +349,7 @@ impl Process {
     pub(crate) async fn wait_for_step(&self, id: &str, step: u64) {
         let id = JobId::parse(id).unwrap();
         wait_until("the job has taken steps", async || {
-            let lines = togi_trainer::log::read(self.store(), &id, step)
+            let lines = togi_trainer::papers::log::read(self.store(), &id, step)
                 .await
                 .unwrap();
             !lines.is_empty()

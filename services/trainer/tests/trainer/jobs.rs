@@ -1,17 +1,16 @@
 //! The life of a job as its owner sees it.
 
-use togi_proto::{
-    job::v1::JobState,
-    trainer::v1::{CancelJobRequest, ListJobsRequest, PromoteAdapterRequest, RollbackAliasRequest},
+use togi_proto::job::v1::JobState;
+use togi_proto::trainer::v1::{
+    CancelJobRequest, ListJobsRequest, PromoteAdapterRequest, RollbackAliasRequest,
 };
-use togi_runtime::{JobId, layout, testing::wait_until};
+use togi_runtime::testing::wait_until;
+use togi_runtime::{JobId, layout};
 use togi_trainer::Role;
 use tonic::Code;
 
-use crate::{
-    harness::System,
-    inputs::{ALIAS, RECORDS, asked, numbers},
-};
+use crate::harness::System;
+use crate::inputs::{ALIAS, RECORDS, asked, numbers};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_one_job_for_ever_and_waiting_jobs_know_their_place() {

@@ -2,25 +2,22 @@
 
 use std::time::Instant;
 
-use togi_proto::{
-    events::v1::DatasetReady,
-    job::v1::{Job, JobState},
-    trainer::v1::{
-        ApplyPolicyRequest, DeletePolicyRequest, Gate, GetPolicyRequest, ListAliasesRequest,
-        ListJobsRequest, ListPoliciesRequest, Policy,
-    },
+use togi_proto::events::v1::DatasetReady;
+use togi_proto::job::v1::{Job, JobState};
+use togi_proto::trainer::v1::{
+    ApplyPolicyRequest, DeletePolicyRequest, Gate, GetPolicyRequest, ListAliasesRequest,
+    ListJobsRequest, ListPoliciesRequest, Policy,
 };
-use togi_runtime::{
-    config::TelemetryConfig, layout, registry::AliasRevision, telemetry, testing::wait_until,
-};
+use togi_runtime::config::TelemetryConfig;
+use togi_runtime::registry::AliasRevision;
+use togi_runtime::testing::wait_until;
+use togi_runtime::{layout, telemetry};
 use togi_trainer::Role;
 use tonic::Code;
 use tracing::Instrument as _;
 
-use crate::{
-    harness::{A_WHILE, Process, Shape, System},
-    inputs::{ALIAS, BASE, RECORDS, recipe},
-};
+use crate::harness::{A_WHILE, Process, Shape, System};
+use crate::inputs::{ALIAS, BASE, RECORDS, recipe};
 
 pub(crate) fn policy() -> Policy {
     Policy {

@@ -1,18 +1,16 @@
 //! Jobs whose base is held in 8 or 4 bits: accepted on the CPU too, planned for, trained, and told apart from each other.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
 use togi_model::Config;
-use togi_proto::{
-    job::v1::JobState,
-    trainer::v1::{CreateJobRequest, Recipe},
-};
-use togi_runtime::{layout, registry::AdapterManifest};
+use togi_proto::job::v1::JobState;
+use togi_proto::trainer::v1::{CreateJobRequest, Recipe};
+use togi_runtime::layout;
+use togi_runtime::registry::AdapterManifest;
 
-use crate::{
-    harness::{Process, System},
-    inputs::{RECORDS, TOKENIZER, asked, config, write_base},
-};
+use crate::harness::{Process, System};
+use crate::inputs::{RECORDS, TOKENIZER, asked, config, write_base};
 
 /// A recipe that comes with the project.
 fn recipe(name: &str) -> Recipe {

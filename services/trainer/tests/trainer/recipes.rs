@@ -1,8 +1,10 @@
 //! The recipes that come with the project are recipes.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
-use togi_trainer::{Recipe, recipe::Precision};
+use togi_trainer::Recipe;
+use togi_trainer::recipe::Precision;
 
 #[test]
 fn every_recipe_is_complete_and_takes_the_steps_that_it_says() {

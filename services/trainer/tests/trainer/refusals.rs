@@ -6,10 +6,8 @@ use togi_runtime::{Class, Error, layout};
 use togi_tokens::{DatasetManifest, Split};
 use togi_trainer::Role;
 
-use crate::{
-    harness::{Process, Shape, System, settings},
-    inputs::{BASE, RECORDS, TOKENIZER, asked, config, lines, write_base},
-};
+use crate::harness::{Process, Shape, System, settings};
+use crate::inputs::{BASE, RECORDS, TOKENIZER, asked, config, lines, write_base};
 
 const OTHER_TOKENIZER: &[u8] =
     include_bytes!("../../../../crates/tokens/tests/fixtures/prefix.model");

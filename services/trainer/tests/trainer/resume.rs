@@ -1,19 +1,18 @@
 //! Runs that are interrupted in every way: the result is the undisturbed run's, and no step is lost or said twice.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use togi_proto::{job::v1::JobState, trainer::v1::ListAliasesRequest};
-use togi_runtime::{JobId, Store, config::NatsConfig, layout, testing::wait_until};
+use togi_proto::job::v1::JobState;
+use togi_proto::trainer::v1::ListAliasesRequest;
+use togi_runtime::config::NatsConfig;
+use togi_runtime::testing::wait_until;
+use togi_runtime::{JobId, Store, layout};
 use togi_trainer::Role;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{
-    harness::{Process, Shape, System},
-    inputs::{RECORDS, asked, numbers, steps},
-};
+use crate::harness::{Process, Shape, System};
+use crate::inputs::{RECORDS, asked, numbers, steps};
 
 /// Enough passes for a run of a second or so.
 const LONG: u32 = 120;

@@ -1,22 +1,19 @@
 //! Which revision a policy trains next, and who else may ask it to train.
 
 use bytes::Bytes;
-use togi_proto::{
-    job::v1::{Job, JobKind, JobState},
-    trainer::v1::{
-        ApplyPolicyRequest, CreateJobRequest, Gate, GetAdapterRequest, GetJobRequest, Policy,
-        Trigger,
-    },
+use togi_proto::job::v1::{Job, JobKind, JobState};
+use togi_proto::trainer::v1::{
+    ApplyPolicyRequest, CreateJobRequest, Gate, GetAdapterRequest, GetJobRequest, Policy, Trigger,
 };
-use togi_runtime::{events, jobs::job_id, layout, testing::wait_until};
+use togi_runtime::jobs::job_id;
+use togi_runtime::testing::wait_until;
+use togi_runtime::{events, layout};
 use togi_trainer::Role;
 use tonic::Code;
 
-use crate::{
-    harness::{Process, System},
-    inputs::{ALIAS, BASE, RECORDS, asked},
-    policies::{self, jobs, stays, wait_for_jobs},
-};
+use crate::harness::{Process, System};
+use crate::inputs::{ALIAS, BASE, RECORDS, asked};
+use crate::policies::{self, jobs, stays, wait_for_jobs};
 
 fn policy() -> Policy {
     Policy {

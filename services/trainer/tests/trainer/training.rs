@@ -1,15 +1,12 @@
 //! What a whole run computes and leaves behind.
 
-use togi_proto::{
-    job::v1::JobState,
-    trainer::v1::{GetAdapterRequest, ListAdaptersRequest, ListAliasesRequest},
-};
-use togi_runtime::{JobId, layout, registry::AdapterManifest};
+use togi_proto::job::v1::JobState;
+use togi_proto::trainer::v1::{GetAdapterRequest, ListAdaptersRequest, ListAliasesRequest};
+use togi_runtime::registry::AdapterManifest;
+use togi_runtime::{JobId, layout};
 
-use crate::{
-    harness::{Process, System},
-    inputs::{ALIAS, RECORDS, asked, config, numbers, steps},
-};
+use crate::harness::{Process, System};
+use crate::inputs::{ALIAS, RECORDS, asked, config, numbers, steps};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_repeats_its_losses_and_leaves_a_complete_adapter() {

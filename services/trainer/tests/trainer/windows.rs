@@ -5,15 +5,11 @@ use std::path::Path;
 use togi_model::{Base, Batch, Engine, WindowLoss, base};
 use togi_proto::job::v1::JobState;
 use togi_tokens::Row;
-use togi_trainer::{
-    checkpoint::Progress,
-    data::{Order, Reader},
-};
+use togi_trainer::learn::data::{Order, Reader};
+use togi_trainer::run::checkpoint::Progress;
 
-use crate::{
-    harness::{Process, System},
-    inputs::{BASE, RECORDS, asked, config, steps},
-};
+use crate::harness::{Process, System};
+use crate::inputs::{BASE, RECORDS, asked, config, steps};
 
 /// Records of a window.
 const WINDOW: u32 = 8;

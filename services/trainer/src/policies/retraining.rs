@@ -6,15 +6,15 @@
 
 use jiff::Timestamp;
 use togi_proto::job::v1::{Job, JobKind, JobState};
-use togi_runtime::{JobId, Jobs, Store, jobs::job_id, registry::NameRevision};
+use togi_runtime::jobs::job_id;
+use togi_runtime::registry::NameRevision;
+use togi_runtime::{JobId, Jobs, Store};
 
-use crate::{
-    dataset,
-    error::{Error, Result},
-    policy::Policy,
-    request::{By, Origin},
-    submission::{Checked, Desk},
-};
+use crate::dataset;
+use crate::error::{Error, Result};
+use crate::policies::policy::Policy;
+use crate::request::{By, Origin};
+use crate::submission::{Checked, Desk};
 
 /// How often a revision's job may be withdrawn: a worker and an api that disagree over what is newer shall not do so for ever.
 const MOST_WITHDRAWN: usize = 8;

@@ -1,26 +1,23 @@
 //! Retraining by events: when a policy's time comes, its job is queued. The names in the store and the jobs' ends are the truth;
-//! events only make it quick. What to train is [`crate::retraining`]'s decision.
+//! events only make it quick. What to train is [`crate::policies::retraining`]'s decision.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::Timestamp;
 use togi_proto::job::v1::{JobKind, JobState};
-use togi_runtime::{
-    Bus, Event, Result, Stopper,
-    bus::Start,
-    events::{EventKind, kind_name},
-    telemetry::span_with_parent,
-};
+use togi_runtime::bus::Start;
+use togi_runtime::events::{EventKind, kind_name};
+use togi_runtime::telemetry::span_with_parent;
+use togi_runtime::{Bus, Event, Result, Stopper};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use crate::{
-    metrics::Metrics,
-    policy::{Policies, Policy},
-    queue::Queue,
-    retraining::{Retraining, Turn},
-};
+use crate::metrics::Metrics;
+use crate::policies::policy::{Policies, Policy};
+use crate::policies::retraining::{Retraining, Turn};
+use crate::queue::Queue;
 
 /// What may make it a policy's turn: a revision, and the end of a job that the policy waited for.
 const NEWS: [EventKind; 4] = [

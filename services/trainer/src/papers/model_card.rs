@@ -1,7 +1,8 @@
 //! The model card: a README.md with the front matter that PEFT writes. A pure function of what the generation is made of, so
 //! that two jobs that make the same generation write the same card.
 
-use togi_runtime::{card::widget, registry::Identity};
+use togi_runtime::card::widget;
+use togi_runtime::registry::Identity;
 use togi_tokens::prompt;
 
 use crate::recipe::Recipe;

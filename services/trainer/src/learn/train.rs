@@ -1,23 +1,18 @@
 //! The training loop: one page, on its own thread, with nothing of storage, leases or events in it.
 
-use std::{
-    sync::atomic::{AtomicU8, Ordering},
-    time::Instant,
-};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 
-use togi_model::{
-    Batch, Config, Dropout, Engine, Lora, Training, World, batch::window_passes, optim,
-};
+use togi_model::batch::window_passes;
+use togi_model::{Batch, Config, Dropout, Engine, Lora, Training, World, optim};
 use togi_tokens::Row;
 use tokio::sync::mpsc;
 
-use crate::{
-    checkpoint::{Progress, Snapshot},
-    error::{Error, Result},
-    gauge::Gauge,
-    progress::{Figures, Measured, Meter},
-    recipe::Recipe,
-};
+use crate::error::{Error, Result};
+use crate::gauge::Gauge;
+use crate::learn::progress::{Figures, Measured, Meter};
+use crate::recipe::Recipe;
+use crate::run::checkpoint::{Progress, Snapshot};
 
 /// A run between two steps: everything that changes.
 #[derive(Debug)]

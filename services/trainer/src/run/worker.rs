@@ -6,33 +6,29 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::path::Path;
 use togi_model::optim;
-use togi_proto::{job::v1::JobKind, trainer::v1 as proto};
-use togi_runtime::{
-    Bus, JobId, Store,
-    aliases::Aliases,
-    grpc,
-    worker::{Admission, Claim, Handler, Outcome},
-};
+use togi_proto::job::v1::JobKind;
+use togi_proto::trainer::v1 as proto;
+use togi_runtime::aliases::Aliases;
+use togi_runtime::worker::{Admission, Claim, Handler, Outcome};
+use togi_runtime::{Bus, JobId, Store, grpc};
 use togi_tokens::Split;
 use tracing::{Instrument as _, info, info_span};
 
-use crate::{
-    bases::{Bases, Facts},
-    checkpoint::{self, Owner, Snapshot},
-    config::TrainingConfig,
-    data::Order,
-    error::{Error, Result},
-    evaluation::Candidate,
-    gauge::Gauge,
-    metrics::Metrics,
-    publish,
-    recipe::{Promote, Recipe},
-    request::JobRequest,
-    retraining::Retraining,
-    run::{self, End, Run},
-    submission::Desk,
-    train::{Plan, State},
-};
+use crate::bases::{Bases, Facts};
+use crate::config::TrainingConfig;
+use crate::error::{Error, Result};
+use crate::gauge::Gauge;
+use crate::learn::data::Order;
+use crate::learn::train::{Plan, State};
+use crate::metrics::Metrics;
+use crate::policies::retraining::Retraining;
+use crate::recipe::{Promote, Recipe};
+use crate::request::JobRequest;
+use crate::run::checkpoint::{self, Owner, Snapshot};
+use crate::run::evaluation::Candidate;
+use crate::run::publish;
+use crate::run::training::{self, End, Run};
+use crate::submission::Desk;
 
 /// Works on training jobs, one at a time.
 #[derive(Clone)]
@@ -234,7 +230,7 @@ impl Worker {
     }
 
     /// Where the job stands: at its newest sound checkpoint, or at the beginning.
-    async fn start(&self, job: &Job, kept: Option<(Path, Snapshot)>) -> Result<run::Start> {
+    async fn start(&self, job: &Job, kept: Option<(Path, Snapshot)>) -> Result<training::Start> {
         let recipe = &job.recipe;
         let name = &job.request.request.base;
         let engine = self.bases.engine(name, recipe.precision).await?;
@@ -250,7 +246,7 @@ impl Worker {
             state.progress = snapshot.progress;
             checkpoint = Some(manifest.to_string());
         }
-        Ok(run::Start {
+        Ok(training::Start {
             engine,
             state,
             plan: Plan {

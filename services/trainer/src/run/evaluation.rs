@@ -1,32 +1,27 @@
 //! Has a published adapter measured for its gate, keeps what was decided, and says it. It is decided once: the first word stands
 //! in the store, and a second attempt of the job follows it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use togi_model::{Engine, Lora};
 use togi_proto::events::v1::{AdapterEvaluated, Answers, HeldOut};
-use togi_runtime::{Class, JobId, Store, layout, worker::Claim};
+use togi_runtime::worker::Claim;
+use togi_runtime::{Class, JobId, Store, layout};
 use togi_tokens::{Split, Tokenizer};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, Span, info};
 
-use crate::{
-    data::{Order, Reader, Rows},
-    dataset,
-    error::{Error, Result},
-    gate::{
-        Gate, Verdict,
-        measure::{Measure, Pair},
-        questions::{self, Question},
-    },
-    patience::patiently,
-    run::tell,
-    serving::{self, Place, Serving},
-    worker::{Job, Worker},
-};
+use crate::dataset;
+use crate::error::{Error, Result};
+use crate::gate::measure::{Measure, Pair};
+use crate::gate::questions::{self, Question};
+use crate::gate::{Gate, Verdict};
+use crate::learn::data::{Order, Reader, Rows};
+use crate::patience::patiently;
+use crate::run::training::tell;
+use crate::run::worker::{Job, Worker};
+use crate::serving::{self, Place, Serving};
 
 /// A published adapter before its gate.
 pub(crate) struct Candidate<'a> {

@@ -8,18 +8,18 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::{Store, kv::Kv, layout, registry::NameRevision};
+use togi_runtime::kv::Kv;
+use togi_runtime::registry::NameRevision;
+use togi_runtime::{Store, layout};
 use tracing::warn;
 
-use crate::{
-    dataset,
-    error::{Error, Result},
-    gate::Gate,
-    recipe::Recipe,
-    request::{By, Origin},
-    schedule::Schedule,
-    submission::Desk,
-};
+use crate::dataset;
+use crate::error::{Error, Result};
+use crate::gate::Gate;
+use crate::policies::schedule::Schedule;
+use crate::recipe::Recipe;
+use crate::request::{By, Origin};
+use crate::submission::Desk;
 
 /// A version of a policy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

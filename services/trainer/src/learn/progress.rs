@@ -4,7 +4,8 @@ use togi_proto::trainer::v1::Step;
 use togi_runtime::memory;
 use togi_tokens::Row;
 
-use crate::{checkpoint::Progress, gauge};
+use crate::gauge;
+use crate::run::checkpoint::Progress;
 
 /// Weight of the newest step in the running mean of step times.
 const NEWEST: f64 = 0.1;

@@ -4,21 +4,23 @@
 //! The reader waits for data-prep as long as it takes: when it goes away the stream is asked for again from the row after
 //! the last one received, so that the loop sees one unbroken sequence of records.
 
-use std::{ops::ControlFlow, sync::Arc, time::Duration};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
 
-use arrow_flight::{FlightClient, Ticket, error::FlightError};
+use arrow_flight::error::FlightError;
+use arrow_flight::{FlightClient, Ticket};
 use futures::StreamExt;
 use togi_proto::dataprep::v1::DatasetTicket;
-use togi_runtime::{Class, grpc::Client};
+use togi_runtime::Class;
+use togi_runtime::grpc::Client;
 use togi_tokens::{Permutation, Row, Split, shard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Code;
 use tracing::{debug, warn};
 
-use crate::{
-    checkpoint::Progress,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
+use crate::run::checkpoint::Progress;
 
 /// Largest message that is taken from data-prep.
 const MESSAGE_BYTES: usize = 16 << 20;

@@ -4,31 +4,25 @@
 use bytes::Bytes;
 use object_store::path::Path;
 use sha2::{Digest, Sha256};
-use togi_model::{engine::BIT_EXACT, memory::trainable};
+use togi_model::engine::BIT_EXACT;
+use togi_model::memory::trainable;
 use togi_proto::events::v1::{AdapterEvaluated, AdapterPublished};
-use togi_runtime::{
-    Class, Store,
-    aliases::Alias,
-    layout,
-    lease::Lease,
-    memory,
-    registry::{ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest},
-    worker::Claim,
-};
+use togi_runtime::aliases::Alias;
+use togi_runtime::lease::Lease;
+use togi_runtime::registry::{ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest};
+use togi_runtime::worker::Claim;
+use togi_runtime::{Class, Store, layout, memory};
 use tracing::{Instrument as _, info, info_span};
 
-use crate::{
-    adapter::Adapter,
-    error::{Error, Result},
-    log,
-    patience::patiently,
-    registry,
-    report::{self, Facts},
-    run::tell,
-    tensorboard,
-    train::State,
-    worker::{Job, Worker},
-};
+use crate::adapter::Adapter;
+use crate::error::{Error, Result};
+use crate::learn::train::State;
+use crate::papers::report::{self, Facts};
+use crate::papers::{log, tensorboard};
+use crate::patience::patiently;
+use crate::registry;
+use crate::run::training::tell;
+use crate::run::worker::{Job, Worker};
 
 /// Publishes the adapter of a finished run and returns its generation.
 ///

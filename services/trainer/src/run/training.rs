@@ -1,0 +1,290 @@
+//! A run: the training thread, its rows, and the async side that makes its updates durable and hears wishes for it.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use togi_model::Engine;
+use togi_proto::events::v1::CheckpointSaved;
+use togi_proto::trainer::v1::Step;
+use togi_runtime::lease::Lease;
+use togi_runtime::worker::Claim;
+use togi_runtime::{Bus, Event, JobId, Stopper, Store};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, Span, debug, info, warn};
+
+use crate::error::{Error, Result};
+use crate::learn::data::{Order, Reader};
+use crate::learn::train::{self, Machine, Plan, State, Update, Wish};
+use crate::metrics::Metrics;
+use crate::papers::log;
+use crate::patience::patiently;
+use crate::run::checkpoint::{self, Owner, Snapshot};
+use crate::run::worker::{Job, Worker};
+
+/// Updates that the thread may be ahead of the store.
+const UPDATES_AHEAD: usize = 64;
+
+/// Where a run begins.
+pub(crate) struct Start {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) state: State,
+    pub(crate) plan: Plan,
+    pub(crate) order: Order,
+    /// Manifest of the checkpoint that it begins at.
+    pub(crate) checkpoint: Option<String>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// All steps are done and kept.
+    Done,
+    /// A checkpoint is kept; another worker may go on.
+    Stopped,
+    /// Somebody asked for the job's end.
+    Cancelled,
+    /// The job is another worker's.
+    Lost,
+}
+
+/// What the thread gives back: the state, and whether all steps are done.
+type Trained = (State, Result<bool>);
+
+/// A run in progress. Dropping it asks the thread to end, which it does within a step.
+pub(crate) struct Run {
+    job: JobId,
+    owner: Owner,
+    claim: u64,
+    store: Store,
+    bus: Bus,
+    metrics: Metrics,
+    flush_every: Duration,
+    log: log::Writer,
+    checkpoint: Option<String>,
+    wish: Arc<Wish>,
+    updates: mpsc::Receiver<Update>,
+    reader: AbortOnDropHandle<()>,
+    thread: Option<thread::JoinHandle<Trained>>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.wish.abort();
+    }
+}
+
+impl Run {
+    /// Starts the reader and the training thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(crate) fn new(worker: &Worker, claim: &Claim, job: &Job, start: Start) -> Result<Run> {
+        let Start {
+            engine,
+            mut state,
+            plan,
+            order,
+            checkpoint,
+        } = start;
+        let (reader, mut rows) = Reader::new(
+            worker.data_prep.clone(),
+            order,
+            worker.training.prefetch_bytes,
+        );
+        let (sender, updates) = mpsc::channel(UPDATES_AHEAD);
+        let wish = Arc::new(Wish::default());
+        let reading = reader.run(state.progress.clone()).in_current_span();
+        let reader = AbortOnDropHandle::new(tokio::spawn(reading));
+        let (wished, span) = (Arc::clone(&wish), Span::current());
+        let gauge = worker.gauge.clone();
+        // The one thread that owns the device while the job runs.
+        let thread = thread::Builder::new()
+            .name("togi-train".to_owned())
+            .spawn(move || {
+                let trained = span.in_scope(|| {
+                    let machine = Machine {
+                        engine: &engine,
+                        gauge: &gauge,
+                    };
+                    train::train(&mut state, &plan, &machine, &mut rows, &wished, &sender)
+                });
+                (state, trained)
+            })?;
+        Ok(Run {
+            job: job.id.clone(),
+            owner: job.owner.clone(),
+            claim: claim.lease.epoch(),
+            store: worker.store.clone(),
+            bus: worker.bus.clone(),
+            metrics: worker.metrics.clone(),
+            flush_every: worker.training.log_flush(),
+            log: log::Writer::new(worker.store.clone(), &job.id, claim.lease.epoch()),
+            checkpoint,
+            wish,
+            updates,
+            reader,
+            thread: Some(thread),
+        })
+    }
+
+    /// Makes updates durable until the thread ends.
+    ///
+    /// # Errors
+    /// The thread's, with the last good checkpoint named where the loss is not finite; the store's.
+    pub(crate) async fn drive(&mut self, lease: &Lease, stopper: &Stopper) -> Result<(End, State)> {
+        let mut end = End::Done;
+        let mut flush = interval(self.flush_every);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = lease.lost(), if end != End::Lost => {
+                    end = End::Lost;
+                    self.wish.abort();
+                    self.reader.abort();
+                }
+                () = lease.cancelled(), if end == End::Done => {
+                    end = End::Cancelled;
+                    self.wish.abort();
+                    self.reader.abort();
+                }
+                () = stopper.stopped(), if end == End::Done => {
+                    end = End::Stopped;
+                    self.wish.stop();
+                    self.reader.abort();
+                }
+                update = self.updates.recv() => match update {
+                    Some(_) if end == End::Lost => {}
+                    Some(update) => self.keep(update, lease).await?,
+                    None => break,
+                },
+                _ = flush.tick(), if end != End::Lost => self.flush().await,
+            }
+        }
+        let (state, trained) = self.join().await?;
+        if end == End::Lost {
+            return Ok((end, state));
+        }
+        match trained {
+            // Nothing is left to hand back.
+            Ok(true) if end == End::Stopped => end = End::Done,
+            Ok(false) if end == End::Done => return Err(Error::ThreadGone),
+            Ok(_) => {}
+            Err(error) => {
+                self.last_lines(lease).await?;
+                return Err(self.with_checkpoint(error));
+            }
+        }
+        match end {
+            End::Cancelled => self.last_lines(lease).await?,
+            _ => patiently!(lease, self.log.fold())?,
+        }
+        Ok((end, state))
+    }
+
+    async fn keep(&mut self, update: Update, lease: &Lease) -> Result<()> {
+        match update {
+            Update::Step(done) => {
+                let Step {
+                    step,
+                    loss,
+                    gradient_norm,
+                    learning_rate,
+                    tokens_per_second,
+                    ..
+                } = done.line;
+                debug!(job = %self.job, step, loss, gradient_norm, learning_rate, tokens_per_second, "step done");
+                self.metrics.step(&done);
+                self.log.push(done.line);
+                Ok(())
+            }
+            Update::Checkpoint(snapshot) => self.save(*snapshot, lease).await,
+        }
+    }
+
+    /// The lines up to a checkpoint are durable before it is: who resumes there has them all.
+    async fn save(&mut self, snapshot: Snapshot, lease: &Lease) -> Result<()> {
+        patiently!(lease, self.log.fold())?;
+        let (store, owner, claim) = (&self.store, &self.owner, self.claim);
+        let manifest = patiently!(lease, checkpoint::save(store, owner, claim, &snapshot))?;
+        let step = snapshot.progress.step;
+        info!(job = %self.job, step, %manifest, "checkpoint saved");
+        self.checkpoint = Some(manifest.to_string());
+        let event = CheckpointSaved {
+            job: self.job.to_string(),
+            step,
+            manifest: manifest.to_string(),
+        };
+        tell(&self.bus, event.into()).await;
+        // What a killed worker did before is kept: it counts as an attempt that failed no more.
+        if let Err(error) = lease.progressed().await {
+            debug!(job = %self.job, error = error.chain(), "failed attempts still count");
+        }
+        if let Err(error) = checkpoint::prune(&self.store, &self.job).await {
+            warn!(job = %self.job, %error, "older checkpoints stay for now");
+        }
+        Ok(())
+    }
+
+    /// An unreachable store keeps lines waiting, not the training: the next flush takes them along.
+    async fn flush(&mut self) {
+        let Some(newest) = self.log.pending() else {
+            return;
+        };
+        let progress = self.bus.put_progress(&self.job, newest).await;
+        if let Err(error) = progress {
+            debug!(job = %self.job, error = error.chain(), "progress was not told");
+        }
+        if let Err(error) = self.log.flush().await {
+            warn!(job = %self.job, %error, "the job's log waits for the store");
+        }
+    }
+
+    /// The job ends here: its log becomes one object.
+    async fn last_lines(&mut self, lease: &Lease) -> Result<()> {
+        patiently!(lease, self.log.fold())?;
+        let (store, job) = (&self.store, &self.job);
+        patiently!(lease, log::finish(store, job))?;
+        Ok(())
+    }
+
+    async fn join(&mut self) -> Result<Trained> {
+        let Some(thread) = self.thread.take() else {
+            return Err(Error::ThreadGone);
+        };
+        // The channel is closed, so the thread is on its last instructions.
+        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+        joined
+            .map_err(|_| Error::ThreadGone)?
+            .map_err(|_| Error::ThreadGone)
+    }
+
+    fn with_checkpoint(&self, error: Error) -> Error {
+        match error {
+            Error::NotFinite {
+                what,
+                step,
+                epoch,
+                samples,
+                ..
+            } => Error::NotFinite {
+                what,
+                step,
+                epoch,
+                samples,
+                checkpoint: self.checkpoint.clone(),
+            },
+            other => other,
+        }
+    }
+}
+
+/// Publishes an event. It is a hint: what it says is in the store, where everybody finds it without.
+pub(crate) async fn tell(bus: &Bus, event: Event) {
+    if let Err(error) = bus.publish(event).await {
+        warn!(error = error.chain(), "an event was not published");
+    }
+}
