@@ -43,7 +43,7 @@ pub(crate) struct Adapters {
     pub(crate) load_timeout: Duration,
     pub(crate) retry_period: Duration,
     /// Held while a generation is loaded: one at a time, so that memory and disk are bounded.
-    pub(crate) turn: Mutex<()>,
+    pub(crate) load_lock: Mutex<()>,
 }
 
 impl Adapters {
@@ -122,7 +122,7 @@ impl Adapters {
             return Ok(generation);
         }
         let load = async {
-            let _turn = self.turn.lock().await;
+            let _one_at_a_time = self.load_lock.lock().await;
             if let Some(generation) = self.shelf.find(digest) {
                 self.loader
                     .admit(generation.trained_over(), base_mismatch)?;

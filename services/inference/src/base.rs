@@ -32,7 +32,7 @@ pub(crate) struct Loaded {
 
 /// How a base is to be held, and where it computes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct DeviceChoice {
     pub(crate) device: Processor,
     pub(crate) precision: Precision,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Place {
 pub(crate) async fn load(
     name: &str,
     config: &BaseConfig,
-    place: Place,
+    choice: DeviceChoice,
     cache: &Path,
     stopper: &Stopper,
 ) -> Result<Option<Loaded>> {
@@ -50,7 +50,7 @@ pub(crate) async fn load(
             return Ok(None);
         };
         match folder {
-            Ok(folder) => return read(name, folder, place).await.map(Some),
+            Ok(folder) => return read(name, folder, choice).await.map(Some),
             Err(error) if error.class().retryable() => {
                 tracing::warn!(
                     base = name,
@@ -66,27 +66,27 @@ pub(crate) async fn load(
     }
 }
 
-async fn read(name: &str, folder: PathBuf, place: Place) -> Result<Loaded> {
+async fn read(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loaded> {
     let owned = name.to_owned();
-    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned, folder, place))
+    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned, folder, choice))
         .await
         .map_err(|error| Error::Broken(format!("loading the base ended: {error}")))??;
     let parameters = loaded.network.config().parameters();
     tracing::info!(
         base = name,
         digest = loaded.digest,
-        precision = place.precision.name(),
-        device = %place.device,
+        precision = choice.precision.name(),
+        device = %choice.device,
         parameters,
         "base loaded"
     );
     Ok(loaded)
 }
 
-fn read_folder(name: &str, folder: PathBuf, place: Place) -> Result<Loaded> {
-    let base = place.device.read(&folder, place.precision);
+fn read_folder(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loaded> {
+    let base = choice.device.read(&folder, choice.precision);
     let base = base.map_err(|error| unusable(name, error.to_string()))?;
-    with_tokenizer(name, folder, base, place.device)
+    with_tokenizer(name, folder, base, choice.device)
 }
 
 /// Brings a base onto its device, and together with the tokenizer in its folder.

@@ -1,9 +1,10 @@
-//! The engine: from a valid request to a stream of events. [`admission`] checks the length of a
-//! prompt, [`door`] lets the job in, [`thread`] owns the device. Nothing here knows gRPC.
+//! The engine: a valid request in, a stream of events out. [`admission`] takes the request,
+//! [`door`] hands it to [`thread`], which owns the device. Nothing here knows protobuf or gRPC.
 
 pub(crate) mod admission;
 mod answer;
 pub(crate) mod door;
+pub(crate) mod event;
 pub(crate) mod load;
 pub(crate) mod options;
 mod probe;

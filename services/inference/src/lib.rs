@@ -1,8 +1,8 @@
 //! The inference service: questions in, answers out, over one base and the adapters that the registry declares.
 //!
-//! The way of a request: [`rpc::service`] → [`engine::admission`]: [`engine::request`] (checked) →
-//! [`engine::door`] (a permit, or refused at once) → [`adapters`] (pinned to an adapter) →
-//! [`engine::thread`] (many answers together) → [`engine::sequence`] → the stream.
+//! The way of a request: [`rpc`] (parsed and checked) → [`engine::admission`] (a permit, or refused
+//! at once) → [`adapters`] (pinned to a generation) → [`engine::door`] → [`engine::thread`] (many
+//! answers together) → [`engine::sequence`] → [`engine::event`] → [`rpc`].
 //! The way of an adapter: [`adapters::follower`] (declared) → [`adapters::plan`] (the next action) →
 //! [`adapters::loader`] (checked) → [`adapters::served`] (swapped in) → [`adapters::mismatch`]
 //! (measured, where its base has another precision here) → [`adapters::announcer`] (announced).
@@ -29,11 +29,12 @@ use togi_runtime::{Context, Tasks};
 pub use adapters::announcer::ReplicaEntry;
 pub use adapters::served::{Refusal, Served, Serving};
 pub use config::{AdaptersConfig, Config, DEFAULTS, EngineConfig, StopConfig};
-pub use engine::admission::Answers;
 pub use engine::load::Load;
 pub use error::{Error, Result};
 pub use local::Local;
 pub use replica::Replica;
+pub use rpc::answers::Answers;
+pub use rpc::local::ask;
 pub use rpc::service::Service;
 pub use served_adapter::ServedAdapter;
 

@@ -1,5 +1,5 @@
-//! Answers without a service: one base and at most one adapter in this process, asked as a replica is asked. Only where the adapter
-//! comes from differs.
+//! Answers without a service: one base and at most one adapter in this process, with the engine of a
+//! replica. Only the source of the adapter differs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,29 +8,32 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use togi_model::{Base, Config, Lora, Processor, adapter};
-use togi_proto::inference::v1::GenerateRequest;
 use togi_tokens::digest::sha256_hex;
 
 use crate::base;
 use crate::config::EngineConfig;
-use crate::engine::admission::{Admission, Answers};
+use crate::engine::admission::Admission;
+use crate::engine::event::Events;
+use crate::engine::request::{Answerer, Request};
 use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::served_adapter::ServedAdapter;
 
+/// Longest prompt in bytes that is tokenized at all.
+pub(crate) const MAX_PROMPT_BYTES: usize = 256 << 10;
 /// One answer at a time; the rest is as a replica has it by default.
 const LIMITS: EngineConfig = EngineConfig {
     max_active: 1,
     max_waiting: 0,
     prefill_chunk: 128,
-    max_prompt_bytes: 256 << 10,
+    max_prompt_bytes: MAX_PROMPT_BYTES,
 };
 
 /// A base that answers.
 pub struct Local {
     admission: Admission,
-    generation: Option<Arc<ServedAdapter>>,
+    adapter: Option<Arc<ServedAdapter>>,
     abort: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -55,9 +58,8 @@ impl Local {
                 network: loaded.network,
                 tokenizer: loaded.tokenizer,
                 door: Arc::new(door),
-                max_prompt_bytes: LIMITS.max_prompt_bytes,
             },
-            generation: None,
+            adapter: None,
             abort,
             thread: Some(thread),
         })
@@ -79,25 +81,23 @@ impl Local {
         let tensors = adapter::to_files(lora, "").map_err(bad)?.tensors;
         let network = &self.admission.network;
         let adapter = network.adapter(lora).map_err(bad)?;
-        // A folder does not say over what it was trained.
-        let held = network.base().precision().name().to_owned();
-        let generation = ServedAdapter::new(sha256_hex(&tensors), held, adapter);
-        self.generation = Some(Arc::new(generation));
+        // A folder does not say over which precision the adapter was trained.
+        let precision = network.base().precision().name().to_owned();
+        let served = ServedAdapter::new(sha256_hex(&tensors), precision, adapter);
+        self.adapter = Some(Arc::new(served));
         Ok(self)
     }
 
-    /// Answers a request; the request's own `adapter` must be empty.
+    /// Answers a request, which must not name an adapter.
     ///
     /// # Errors
-    /// As the service answers: a wrong field by its name.
-    pub async fn answer(&self, request: GenerateRequest) -> Result<Answers> {
-        if !request.adapter.is_empty() {
-            return Err(Error::UnknownAdapter(request.adapter));
+    /// [`Error::UnknownAdapter`] for a request that names one; those of [`Admission::answer`].
+    pub(crate) async fn answer(&self, request: Request) -> Result<Events> {
+        if request.answerer != Answerer::Base {
+            return Err(Error::UnknownAdapter(request.answerer.name().to_owned()));
         }
         let admitted = self.admission.admit(request, Instant::now())?;
-        self.admission
-            .answer(admitted, self.generation.clone())
-            .await
+        self.admission.answer(admitted, self.adapter.clone()).await
     }
 }
 

@@ -1,13 +1,9 @@
 //! What this replica measures, for the admin port. Names of generative AI's own conventions where they exist.
 
-use std::sync::Arc;
-
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram};
 
-use crate::adapters::served::Shelf;
-use crate::engine::load::Load;
-use crate::engine::sequence::Finished;
+use crate::engine::event::Finished;
 use crate::error::Error;
 use crate::semconv;
 
@@ -33,7 +29,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Metrics {
+    pub(crate) fn new() -> Self {
         let meter = togi_runtime::telemetry::meter();
         let seconds = |name: &'static str, what: &'static str, bounds: &[f64]| {
             meter
@@ -54,7 +50,7 @@ impl Metrics {
         for outcome in ["rejected", "deferred"] {
             loads.add(0, &[KeyValue::new(semconv::OUTCOME, outcome)]);
         }
-        Metrics {
+        Self {
             to_first_token: seconds(
                 "gen_ai.server.time_to_first_token",
                 "From a request's arrival to the answer's first token",
@@ -128,58 +124,4 @@ impl Metrics {
         self.loads.add(1, &outcome);
         self.load_duration.record(seconds, &outcome);
     }
-}
-
-/// Lets the numbers of requests inside and of adapters be read whenever somebody collects.
-pub(crate) fn observe(load: &Arc<Load>, shelf: &Arc<Shelf>, replica: &str) {
-    let meter = togi_runtime::telemetry::meter();
-    let replica = KeyValue::new(semconv::REPLICA, replica.to_owned());
-    // Weak: what is measured may end before those who measure.
-    let (weak, label) = (Arc::downgrade(load), replica.clone());
-    meter
-        .u64_observable_gauge("togi.inference.active")
-        .with_description("Answers that progress now")
-        .with_callback(move |observer| {
-            if let Some(load) = weak.upgrade() {
-                observer.observe(load.active() as u64, std::slice::from_ref(&label));
-            }
-        })
-        .build();
-    let (weak, label) = (Arc::downgrade(load), replica.clone());
-    meter
-        .u64_observable_gauge("togi.inference.waiting")
-        .with_description("Requests that wait for a place among the active")
-        .with_callback(move |observer| {
-            if let Some(load) = weak.upgrade() {
-                observer.observe(load.waiting() as u64, std::slice::from_ref(&label));
-            }
-        })
-        .build();
-    let (weak, label) = (Arc::downgrade(shelf), replica.clone());
-    meter
-        .u64_observable_gauge("togi.inference.adapters.resident")
-        .with_description("Adapters in memory")
-        .with_callback(move |observer| {
-            if let Some(shelf) = weak.upgrade() {
-                observer.observe(shelf.count() as u64, std::slice::from_ref(&label));
-            }
-        })
-        .build();
-    let weak = Arc::downgrade(shelf);
-    meter
-        .u64_observable_gauge("togi.inference.adapter.info")
-        .with_description("1 for each alias that is served, with its generation")
-        .with_callback(move |observer| {
-            let Some(shelf) = weak.upgrade() else { return };
-            for (alias, serving) in &shelf.served().aliases {
-                let generation = serving.generation.digest().to_owned();
-                let labels = [
-                    KeyValue::new(semconv::ALIAS, alias.clone()),
-                    KeyValue::new(semconv::GENERATION, generation),
-                    replica.clone(),
-                ];
-                observer.observe(1, &labels);
-            }
-        })
-        .build();
 }

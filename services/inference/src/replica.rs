@@ -1,6 +1,8 @@
 //! One replica: the base, the engine's thread, the adapters, and the tasks that keep them as the registry says. It exists, and says
 //! that it is loading, before the base is there.
 
+mod gauges;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -9,22 +11,22 @@ use togi_runtime::{Context, Latch, Stopper};
 use togi_tokens::prompt;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-use crate::adapters::announcer::Announcer;
+use crate::adapters::announcer::{Announcer, News};
 use crate::adapters::follower::Follower;
 use crate::adapters::mismatch::Gauge;
 use crate::adapters::served::{Served, Shelf};
 use crate::adapters::{Adapters, Expected, Loader};
-use crate::base::{self, Loaded, Place};
+use crate::base::{self, DeviceChoice, Loaded};
 use crate::config::Config;
 use crate::engine::admission::Admission;
 use crate::engine::door::Door;
 use crate::engine::load::Load;
 use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 
-/// News that wait for the bus at most.
-const NEWS: usize = 1024;
+/// Most news that wait for the bus.
+const MAX_NEWS: usize = 1024;
 
 /// A replica; loading until [`Replica::run`] has loaded the base.
 pub struct Replica {
@@ -45,9 +47,9 @@ impl Replica {
     ///
     /// # Errors
     /// [`Error::Setting`] for a setting out of its range.
-    pub fn new(config: Config, context: Context) -> Result<Replica> {
+    pub fn new(config: Config, context: Context) -> Result<Self> {
         config.check()?;
-        Ok(Replica {
+        Ok(Self {
             config,
             context,
             ready: OnceLock::new(),
@@ -78,6 +80,10 @@ impl Replica {
             .map_or(0, |ready| ready.adapters.shelf.count())
     }
 
+    pub(crate) fn max_prompt_bytes(&self) -> usize {
+        self.config.engine.max_prompt_bytes
+    }
+
     pub(crate) fn ready(&self) -> Result<&Ready> {
         if self.context.stopper.is_stopped() {
             return Err(Error::Stopping);
@@ -94,26 +100,26 @@ impl Replica {
         let stopper = self.context.stopper.clone();
         let name = &self.config.base;
         let base_config = &self.config.bases[name];
-        let place = Place {
+        let choice = DeviceChoice {
             device: self.config.device,
             precision: self.config.precision(name)?,
         };
         // Before the base is brought here, which may take long.
-        let opening = tokio::task::spawn_blocking(move || place.device.open());
-        let opened = opening.await;
-        let opened =
-            opened.map_err(|error| Error::Broken(format!("opening the device: {error}")))?;
-        opened.map_err(Error::Device)?;
+        tokio::task::spawn_blocking(move || choice.device.open())
+            .await
+            .map_err(|error| Error::Broken(format!("opening the device: {error}")))?
+            .map_err(Error::Device)?;
         let cache = &self.config.cache;
-        let Some(loaded) = base::load(name, base_config, place, cache, &stopper).await? else {
+        let Some(loaded) = base::load(name, base_config, choice, cache, &stopper).await? else {
             return Ok(());
         };
         let metrics = Metrics::new();
         let (door, thread) = self.start_engine(&loaded, metrics.clone())?;
         let loader = Arc::new(self.loader(&loaded));
-        let (news, announcer) = self.announcer(&loaded, loader.clone(), door.clone());
-        let adapters = Arc::new(self.adapters(loader, metrics, news));
-        metrics::observe(door.load(), &adapters.shelf, self.name());
+        let announcer = self.announcer(&loaded, loader.clone(), door.clone());
+        let (news_sender, news) = mpsc::channel(MAX_NEWS);
+        let adapters = Arc::new(self.adapters(loader, metrics, news_sender));
+        gauges::register(door.load(), &adapters.shelf, self.name());
         let follower = Follower {
             store: self.context.store.clone(),
             bus: self.context.bus.clone(),
@@ -129,7 +135,6 @@ impl Replica {
                 network: loaded.network,
                 tokenizer: loaded.tokenizer,
                 door,
-                max_prompt_bytes: self.config.engine.max_prompt_bytes,
             },
         };
         // Only this task sets it, and once.
@@ -140,7 +145,7 @@ impl Replica {
             tokio::join!(
                 follower.run(),
                 keep_up,
-                announcer.run(&adapters.shelf, &stopper)
+                announcer.run(news, &adapters.shelf, &stopper)
             )
             .2
         };
@@ -166,7 +171,7 @@ impl Replica {
         &self,
         loader: Arc<Loader>,
         metrics: Metrics,
-        news: mpsc::Sender<crate::adapters::announcer::News>,
+        news: mpsc::Sender<News>,
     ) -> Adapters {
         let settings = &self.config.adapters;
         Adapters {
@@ -178,18 +183,12 @@ impl Replica {
             replica: self.name().to_owned(),
             load_timeout: settings.load_timeout(),
             retry_period: settings.reconcile_period(),
-            turn: Mutex::new(()),
+            load_lock: Mutex::new(()),
         }
     }
 
-    fn announcer(
-        &self,
-        loaded: &Loaded,
-        loader: Arc<Loader>,
-        door: Arc<Door>,
-    ) -> (mpsc::Sender<crate::adapters::announcer::News>, Announcer) {
-        let (sender, news) = mpsc::channel(NEWS);
-        let announcer = Announcer {
+    fn announcer(&self, loaded: &Loaded, loader: Arc<Loader>, door: Arc<Door>) -> Announcer {
+        Announcer {
             bus: self.context.bus.clone(),
             replica: self.name().to_owned(),
             base: self.config.base.clone(),
@@ -201,9 +200,7 @@ impl Replica {
                 tokenizer: loaded.tokenizer.clone(),
                 door,
             },
-            news,
-        };
-        (sender, announcer)
+        }
     }
 
     fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, Running)> {

@@ -94,7 +94,7 @@ impl Answerer {
                 Ok(Box::pin(client.generate(request).await?.into_inner()))
             }
             Self::Local(base) => {
-                let answers = base.answer(request).await;
+                let answers = togi_inference::ask(base, request).await;
                 Ok(answers.map_err(|error| Error::from(tonic::Status::from(error)))?)
             }
         }

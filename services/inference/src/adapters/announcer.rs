@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use togi_proto::events::v1 as events;
 use togi_runtime::{Bus, Event, Stopper, replicas};
 use tokio::sync::{mpsc, watch};
 
-use crate::adapters::mismatch::{Gauge, Mismatch};
+use crate::adapters::mismatch::Gauge;
 use crate::adapters::served::{Refusal, Served, Serving, Shelf};
+use crate::rpc::events;
 use crate::served_adapter::ServedAdapter;
 
 /// Wait before the next attempt to reach the bus.
@@ -59,13 +59,13 @@ pub(crate) struct Announcer {
     pub(crate) base: String,
     pub(crate) base_digest: String,
     pub(crate) gauge: Gauge,
-    pub(crate) news: mpsc::Receiver<News>,
 }
 
 impl Announcer {
     /// Works until the stop; then takes the entry away.
     pub(crate) async fn run(
-        mut self,
+        self,
+        mut news: mpsc::Receiver<News>,
         shelf: &Arc<Shelf>,
         stopper: &Stopper,
     ) -> togi_runtime::Result<()> {
@@ -77,7 +77,6 @@ impl Announcer {
             entry,
             stopper.clone(),
         );
-        let mut news = std::mem::replace(&mut self.news, mpsc::channel(1).1);
         let renew = async {
             // The sender lives in `shelf`.
             while let Some(Ok(())) = stopper.run(served.changed()).await {
@@ -122,17 +121,12 @@ impl Announcer {
                 mismatched,
                 traceparent,
             } => {
-                let base_mismatch = match mismatched {
-                    Some(mismatched) => Some(to_proto(self.gauge.measure(&mismatched).await)),
+                let mismatch = match mismatched {
+                    Some(adapter) => Some(self.gauge.measure(&adapter).await),
                     None => None,
                 };
-                let event = events::AdapterLoaded {
-                    alias,
-                    generation,
-                    replica,
-                    base_mismatch,
-                };
-                (event.into(), traceparent)
+                let event = events::loaded(alias, generation, replica, mismatch);
+                (event, traceparent)
             }
             News::Rejected {
                 alias,
@@ -140,13 +134,8 @@ impl Announcer {
                 reason,
                 traceparent,
             } => {
-                let event = events::AdapterRejected {
-                    alias,
-                    generation,
-                    replica,
-                    reason,
-                };
-                (event.into(), traceparent)
+                let event = events::rejected(alias, generation, replica, reason);
+                (event, traceparent)
             }
         }
     }
@@ -164,30 +153,5 @@ impl Announcer {
             tracing::debug!(error = error.chain(), "an event waits for the bus");
             stopper.wait(PATIENCE).await;
         }
-    }
-}
-
-fn to_proto(mismatch: Mismatch) -> events::BaseMismatch {
-    let Mismatch {
-        trained_over,
-        served_over,
-        difference,
-    } = mismatch;
-    let said = events::BaseMismatch {
-        trained_precision: trained_over,
-        served_precision: served_over,
-        ..Default::default()
-    };
-    match difference {
-        Ok(difference) => events::BaseMismatch {
-            max_abs_logit_difference: Some(difference.max),
-            mean_abs_logit_difference: Some(difference.mean),
-            samples: u32::try_from(difference.samples).unwrap_or(u32::MAX),
-            ..said
-        },
-        Err(reason) => events::BaseMismatch {
-            not_measured: reason,
-            ..said
-        },
     }
 }

@@ -3,6 +3,7 @@
 
 use togi_tokens::Decoder;
 
+use crate::engine::event::Piece;
 use crate::engine::stop_text::StopTexts;
 
 /// An answer while it is written.
@@ -10,13 +11,6 @@ pub(crate) struct Answer {
     decoder: Decoder,
     stops: StopTexts,
     unreported: Vec<u32>,
-}
-
-/// Text that belongs to the answer for certain, and the ids since the last piece (those whose text is held back included).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Piece {
-    pub(crate) text: String,
-    pub(crate) ids: Vec<u32>,
 }
 
 /// What a token did to the answer.

@@ -75,13 +75,13 @@ impl Door {
     pub(crate) async fn probe(
         &self,
         network: Arc<Engine>,
-        generation: Arc<ServedAdapter>,
+        adapter: Arc<ServedAdapter>,
         prompt: Vec<u32>,
     ) -> Result<Vec<f32>> {
         let (logits, heard) = oneshot::channel();
         self.send(Work::Probe(Probe {
             network,
-            generation,
+            adapter,
             prompt,
             logits,
         }))?;

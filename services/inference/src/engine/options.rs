@@ -1,10 +1,7 @@
-//! How tokens are chosen: the request's options, checked field by field, with the defaults of the report. What comes out
-//! of here is valid; nothing behind it checks again.
-
-use std::time::{SystemTime, UNIX_EPOCH};
+//! How tokens are chosen and what ends an answer, checked field by field. Code behind this type does
+//! not check again.
 
 use togi_model::sampling;
-use togi_proto::inference::v1 as proto;
 
 use crate::error::{Error, Result};
 
@@ -13,7 +10,7 @@ pub(crate) const MAX_STOPS: usize = 8;
 /// Longest stop text, in bytes.
 pub(crate) const MAX_STOP_BYTES: usize = 256;
 
-/// Checked options.
+/// Valid options.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Options {
     /// How the next token is chosen, and how many are.
@@ -23,53 +20,35 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Checks a request's options and fills in the defaults.
+    /// Checks options.
     ///
     /// # Errors
-    /// [`Error::Field`] naming the first wrong field.
-    pub(crate) fn from_request(options: Option<proto::Options>) -> Result<Options> {
-        let options = options.unwrap_or_default();
-        let temperature = positive("options.temperature", options.temperature.unwrap_or(0.7))?;
-        let top_p = options.top_p.unwrap_or(0.75);
+    /// [`Error::Field`] naming the first wrong field by its path in the request.
+    pub(crate) fn new(sampling: sampling::Options, stop: Vec<String>) -> Result<Self> {
+        check_positive("options.temperature", sampling.temperature)?;
+        let top_p = sampling.top_p;
         if !(0.0..=1.0).contains(&top_p) {
-            return Err(Error::field(
-                "options.top_p",
-                format!("must be from 0 to 1, not {top_p}"),
-            ));
+            let reason = format!("must be from 0 to 1, not {top_p}");
+            return Err(Error::field("options.top_p", reason));
         }
-        let penalty = options.repetition_penalty.unwrap_or(1.0);
-        let repetition_penalty = positive("options.repetition_penalty", penalty)?;
-        let max_new_tokens = options.max_new_tokens.unwrap_or(256);
-        if max_new_tokens == 0 {
+        check_positive("options.repetition_penalty", sampling.repetition_penalty)?;
+        if sampling.max_new_tokens == 0 {
             return Err(Error::field("options.max_new_tokens", "must be at least 1"));
         }
-        check_stops(&options.stop)?;
-        let sampling = sampling::Options {
-            temperature,
-            top_p,
-            top_k: options.top_k.unwrap_or(40),
-            no_repeat_ngram_size: options.no_repeat_ngram_size.unwrap_or(2),
-            repetition_penalty,
-            max_new_tokens,
-            seed: options.seed.unwrap_or_else(seed_from_clock),
-            greedy: options.greedy.unwrap_or(false),
-        };
-        Ok(Options {
-            sampling,
-            stop: options.stop,
-        })
+        check_stops(&stop)?;
+        Ok(Self { sampling, stop })
     }
 }
 
-fn positive(field: &'static str, value: f32) -> Result<f32> {
+fn check_positive(field: &'static str, value: f32) -> Result<()> {
     if !value.is_finite() {
         return Err(Error::field(field, format!("must be finite, not {value}")));
     }
-    // Below the smallest normal number a division of logits overflows.
+    // Divided by less than the smallest normal number, logits overflow.
     if value < f32::MIN_POSITIVE {
         return Err(Error::field(field, format!("must be over 0, not {value}")));
     }
-    Ok(value)
+    Ok(())
 }
 
 fn check_stops(stops: &[String]) -> Result<()> {
@@ -92,80 +71,45 @@ fn check_stops(stops: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn seed_from_clock() -> u64 {
-    // Nanoseconds since 1970 fit in 64 bits until 2554; a clock before 1970 seeds with 0.
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn nothing_set_means_the_defaults_of_the_report() {
-        let Options { sampling, stop } = Options::from_request(None).unwrap();
-        assert_eq!(
-            (sampling.temperature, sampling.top_p, sampling.top_k),
-            (0.7, 0.75, 40)
-        );
-        assert_eq!(
-            (sampling.no_repeat_ngram_size, sampling.max_new_tokens),
-            (2, 256)
-        );
-        assert_eq!((sampling.repetition_penalty, sampling.greedy), (1.0, false));
-        assert!(stop.is_empty() && sampling.seed > 0);
-    }
-
-    #[test]
     fn each_wrong_option_is_refused_by_its_name() {
-        type Set = fn(&mut proto::Options);
+        type Set = fn(&mut Options);
         let table: &[(&str, Set)] = &[
-            ("options.temperature", |options| {
-                options.temperature = Some(f32::NAN)
+            ("options.temperature", |o| o.sampling.temperature = f32::NAN),
+            ("options.temperature", |o| {
+                o.sampling.temperature = f32::INFINITY;
             }),
-            ("options.temperature", |options| {
-                options.temperature = Some(f32::INFINITY)
+            ("options.temperature", |o| o.sampling.temperature = 0.0),
+            ("options.temperature", |o| o.sampling.temperature = -1.0),
+            ("options.temperature", |o| o.sampling.temperature = 1e-40),
+            ("options.top_p", |o| o.sampling.top_p = f32::NAN),
+            ("options.top_p", |o| o.sampling.top_p = -0.1),
+            ("options.top_p", |o| o.sampling.top_p = 1.0001),
+            ("options.repetition_penalty", |o| {
+                o.sampling.repetition_penalty = f32::NAN;
             }),
-            ("options.temperature", |options| {
-                options.temperature = Some(0.0)
+            ("options.repetition_penalty", |o| {
+                o.sampling.repetition_penalty = 0.0;
             }),
-            ("options.temperature", |options| {
-                options.temperature = Some(-1.0)
-            }),
-            ("options.temperature", |options| {
-                options.temperature = Some(1e-40)
-            }),
-            ("options.top_p", |options| options.top_p = Some(f32::NAN)),
-            ("options.top_p", |options| options.top_p = Some(-0.1)),
-            ("options.top_p", |options| options.top_p = Some(1.0001)),
-            ("options.repetition_penalty", |options| {
-                options.repetition_penalty = Some(f32::NAN)
-            }),
-            ("options.repetition_penalty", |options| {
-                options.repetition_penalty = Some(0.0)
-            }),
-            ("options.max_new_tokens", |options| {
-                options.max_new_tokens = Some(0)
-            }),
-            ("options.stop", |options| options.stop = vec![String::new()]),
-            ("options.stop", |options| {
-                options.stop = vec!["x".repeat(257)]
-            }),
-            ("options.stop", |options| options.stop = vec!["x".into(); 9]),
-            // What greedy does not use is checked all the same.
-            ("options.top_p", |options| {
-                options.top_p = Some(2.0);
-                options.greedy = Some(true);
+            ("options.max_new_tokens", |o| o.sampling.max_new_tokens = 0),
+            ("options.stop", |o| o.stop = vec![String::new()]),
+            ("options.stop", |o| o.stop = vec!["x".repeat(257)]),
+            ("options.stop", |o| o.stop = vec!["x".into(); 9]),
+            // Options that greedy decoding does not use are checked all the same.
+            ("options.top_p", |o| {
+                o.sampling.top_p = 2.0;
+                o.sampling.greedy = true;
             }),
         ];
         for (expected, set) in table {
-            let mut options = proto::Options::default();
+            let mut options = Options::new(sampling::Options::default(), Vec::new()).unwrap();
             set(&mut options);
             let shown = format!("{options:?}");
-            match Options::from_request(Some(options)) {
+            match Options::new(options.sampling, options.stop) {
                 Err(Error::Field { field, .. }) => assert_eq!(field, *expected, "{shown}"),
                 other => panic!("{shown} gave {other:?}"),
             }
@@ -175,21 +119,15 @@ mod tests {
     #[test]
     fn limits_themselves_are_allowed() {
         for top_p in [0.0, 1.0] {
-            let options = proto::Options {
-                top_p: Some(top_p),
-                top_k: Some(0),
-                no_repeat_ngram_size: Some(0),
-                max_new_tokens: Some(1),
-                seed: Some(0),
-                stop: vec!["x".repeat(256); 8],
+            let sampling = sampling::Options {
+                top_p,
+                top_k: 0,
+                no_repeat_ngram_size: 0,
+                max_new_tokens: 1,
                 ..Default::default()
             };
-            let sampling = Options::from_request(Some(options)).unwrap().sampling;
-            assert_eq!(
-                (sampling.top_p, sampling.top_k, sampling.seed),
-                (top_p, 0, 0)
-            );
-            sampling.validate().unwrap();
+            let options = Options::new(sampling, vec!["x".repeat(256); 8]).unwrap();
+            options.sampling.validate().unwrap();
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::served_adapter::ServedAdapter;
 pub(crate) struct Probe {
     /// A network on the engine's device, not necessarily the one that is served.
     pub(crate) network: Arc<Engine>,
-    pub(crate) generation: Arc<ServedAdapter>,
+    pub(crate) adapter: Arc<ServedAdapter>,
     /// The prompt's ids.
     pub(crate) prompt: Vec<u32>,
     /// Hears the logits after the last id, one for each id of the vocabulary.
@@ -23,7 +23,7 @@ impl Probe {
     /// Computes and tells.
     pub(crate) fn run(self) {
         let mut cache = self.network.cache();
-        let adapter = Some(self.generation.adapter());
+        let adapter = Some(self.adapter.adapter());
         let logits = self.network.decode(&mut cache, &self.prompt, adapter);
         // Nobody may listen any more.
         let _ = self.logits.send(logits.map_err(Error::Network));

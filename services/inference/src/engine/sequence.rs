@@ -2,7 +2,7 @@
 //! the other answers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use togi_model::sampling::Sampler;
 use togi_model::{Cache, Engine, Step};
@@ -10,7 +10,8 @@ use togi_tokens::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Span;
 
-use crate::engine::answer::{Answer, Piece};
+use crate::engine::answer::Answer;
+use crate::engine::event::{Event, Finished, Piece, Reason};
 use crate::engine::load::Permit;
 use crate::engine::options::Options;
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ pub(crate) struct Job {
     pub(crate) prompt: Vec<u32>,
     pub(crate) options: Options,
     /// None: the base alone.
-    pub(crate) generation: Option<Arc<ServedAdapter>>,
+    pub(crate) adapter: Option<Arc<ServedAdapter>>,
     pub(crate) arrived: Instant,
     /// Has room for every event that this answer can have, so that the engine never waits for a client.
     pub(crate) events: mpsc::Sender<Result<Event>>,
@@ -30,42 +31,6 @@ pub(crate) struct Job {
     pub(crate) _permit: Permit,
     /// The request's span.
     pub(crate) span: Span,
-}
-
-/// What a client hears.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Piece(Piece),
-    Finished(Finished),
-}
-
-/// Why and when an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Finished {
-    pub(crate) reason: Reason,
-    pub(crate) prompt_tokens: usize,
-    pub(crate) completion_tokens: usize,
-    pub(crate) to_first_token: Duration,
-    pub(crate) total: Duration,
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reason {
-    Eos,
-    Stop,
-    Length,
-}
-
-impl Reason {
-    /// The word for labels and spans.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Reason::Eos => "eos",
-            Reason::Stop => "stop",
-            Reason::Length => "length",
-        }
-    }
 }
 
 /// An answer that progresses.
@@ -111,7 +76,7 @@ impl Sequence {
         Step {
             ids: &ids[read..end],
             cache: &mut self.cache,
-            adapter: self.job.generation.as_deref().map(ServedAdapter::adapter),
+            adapter: self.job.adapter.as_deref().map(ServedAdapter::adapter),
         }
     }
 
@@ -182,7 +147,8 @@ fn longest(prompt: usize, options: &Options, max_positions: usize) -> usize {
         .min(max_positions)
 }
 
-/// Returns how many events an answer can have at most: a piece a token, what is left at the end, and the end itself.
-pub(crate) fn most_events(prompt: usize, options: &Options, max_positions: usize) -> usize {
+/// Returns the most events that an answer can have: the start, a piece for each token, the rest of
+/// the text, and the end.
+pub(crate) fn max_events(prompt: usize, options: &Options, max_positions: usize) -> usize {
     longest(prompt, options, max_positions).saturating_sub(prompt) + 3
 }

@@ -12,8 +12,9 @@ use togi_tokens::Tokenizer;
 use crate::base::Loaded;
 use crate::config::EngineConfig;
 use crate::engine::door::{Door, Work};
+use crate::engine::event::Finished;
 use crate::engine::load::Load;
-use crate::engine::sequence::{Finished, Job, Sequence};
+use crate::engine::sequence::{Job, Sequence};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 

@@ -1,4 +1,5 @@
-//! The gRPC edge: a request comes in, is pinned to a generation, and its answer streams out from the desk. Nothing here computes.
+//! The gRPC service: a request is parsed and pinned to a generation, and its answer streams out.
+//! Nothing here computes.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -8,9 +9,10 @@ use togi_proto::inference::v1::inference_service_server::InferenceService;
 use tonic::{Request, Response, Status};
 
 use crate::adapters::served::{Refusal, Serving};
-use crate::engine::admission::Answers;
 use crate::error::Result;
 use crate::replica::Replica;
+use crate::rpc::answers::{self, Answers};
+use crate::rpc::parse;
 
 /// The service over a replica.
 #[derive(Clone)]
@@ -20,8 +22,8 @@ pub struct Service {
 
 impl Service {
     /// Serves a replica, which may still be loading.
-    pub fn new(replica: Arc<Replica>) -> Service {
-        Service { replica }
+    pub fn new(replica: Arc<Replica>) -> Self {
+        Self { replica }
     }
 }
 
@@ -57,10 +59,12 @@ impl InferenceService for Service {
 impl Service {
     async fn answer(&self, request: proto::GenerateRequest, arrived: Instant) -> Result<Answers> {
         let ready = self.replica.ready()?;
+        let request = parse::request(request, self.replica.max_prompt_bytes())?;
         let admitted = ready.admission.admit(request, arrived)?;
-        let answerer = &admitted.question.answerer;
-        let generation = ready.adapters.resolve(answerer).await?;
-        ready.admission.answer(admitted, generation).await
+        let answerer = &admitted.request.answerer;
+        let adapter = ready.adapters.resolve(answerer).await?;
+        let events = ready.admission.answer(admitted, adapter).await?;
+        Ok(answers::stream(events))
     }
 }
 

@@ -1,0 +1,17 @@
+//! The messages of `Generate` without a network: asks a base in this process.
+
+use togi_proto::inference::v1 as proto;
+
+use crate::error::Result;
+use crate::local::{Local, MAX_PROMPT_BYTES};
+use crate::rpc::answers::{self, Answers};
+use crate::rpc::parse;
+
+/// Answers a request as the service would; the request's `adapter` must be empty.
+///
+/// # Errors
+/// Those of the service: a wrong field by its path.
+pub async fn ask(local: &Local, request: proto::GenerateRequest) -> Result<Answers> {
+    let request = parse::request(request, MAX_PROMPT_BYTES)?;
+    Ok(answers::stream(local.answer(request).await?))
+}

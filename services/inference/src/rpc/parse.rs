@@ -1,0 +1,195 @@
+//! From a `GenerateRequest` to a valid request: checked field by field, with the defaults filled in.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use togi_model::sampling;
+use togi_proto::inference::v1 as proto;
+use togi_tokens::prompt;
+
+use crate::engine::options::Options;
+use crate::engine::request::{Answerer, Request};
+use crate::error::{Error, Result};
+
+/// Checks a request. A prompt of more than `max_prompt_bytes` is refused before anything is done
+/// with it.
+///
+/// # Errors
+/// [`Error::Field`] naming the first wrong field.
+pub(crate) fn request(request: proto::GenerateRequest, max_prompt_bytes: usize) -> Result<Request> {
+    let answerer = Answerer::from_name(request.adapter)?;
+    let options = options(request.options)?;
+    let (prompt_field, prompt) = match request.prompt {
+        None => {
+            return Err(Error::field(
+                "prompt",
+                "one of instruction and raw must be set",
+            ));
+        }
+        Some(proto::generate_request::Prompt::Raw(raw)) => {
+            check("raw", &raw, raw.len(), max_prompt_bytes)?;
+            ("raw", prompt::escape_newlines(&raw))
+        }
+        Some(proto::generate_request::Prompt::Instruction(parts)) => {
+            let (instruction, input) = (&parts.instruction, &parts.input);
+            let bytes = instruction.len().saturating_add(input.len());
+            check(
+                "instruction.instruction",
+                instruction,
+                bytes,
+                max_prompt_bytes,
+            )?;
+            ("instruction", prompt::generation(instruction, input))
+        }
+    };
+    Ok(Request {
+        answerer,
+        prompt,
+        prompt_field,
+        options,
+    })
+}
+
+/// Fills in the defaults, then checks the options.
+fn options(options: Option<proto::Options>) -> Result<Options> {
+    let proto::Options {
+        temperature,
+        top_p,
+        top_k,
+        no_repeat_ngram_size,
+        repetition_penalty,
+        max_new_tokens,
+        seed,
+        greedy,
+        stop,
+    } = options.unwrap_or_default();
+    let default = sampling::Options::default();
+    let sampling = sampling::Options {
+        temperature: temperature.unwrap_or(default.temperature),
+        top_p: top_p.unwrap_or(default.top_p),
+        top_k: top_k.unwrap_or(default.top_k),
+        no_repeat_ngram_size: no_repeat_ngram_size.unwrap_or(default.no_repeat_ngram_size),
+        repetition_penalty: repetition_penalty.unwrap_or(default.repetition_penalty),
+        max_new_tokens: max_new_tokens.unwrap_or(default.max_new_tokens),
+        seed: seed.unwrap_or_else(seed_from_clock),
+        greedy: greedy.unwrap_or(default.greedy),
+    };
+    Options::new(sampling, stop)
+}
+
+fn check(field: &'static str, text: &str, bytes: usize, max_bytes: usize) -> Result<()> {
+    if text.trim().is_empty() {
+        return Err(Error::field(field, "must not be empty"));
+    }
+    if bytes > max_bytes {
+        let reason = format!("at most {max_bytes} bytes, not {bytes}");
+        return Err(Error::field(field, reason));
+    }
+    Ok(())
+}
+
+fn seed_from_clock() -> u64 {
+    // Nanoseconds since 1970 fit in 64 bits until 2554; a clock before 1970 seeds with 0.
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use togi_proto::inference::v1::generate_request::Prompt;
+
+    use super::*;
+
+    fn parse(prompt: Option<Prompt>, options: Option<proto::Options>) -> Result<Request> {
+        let message = proto::GenerateRequest {
+            adapter: String::new(),
+            prompt,
+            options,
+        };
+        request(message, 100)
+    }
+
+    fn instruction(instruction: &str, input: &str) -> Option<Prompt> {
+        Some(Prompt::Instruction(proto::Instruction {
+            instruction: instruction.into(),
+            input: input.into(),
+        }))
+    }
+
+    #[test]
+    fn newlines_become_nl_in_both_forms() {
+        let raw = parse(Some(Prompt::Raw("一\n二".into())), None).unwrap();
+        assert_eq!(raw.prompt, "一<NL>二");
+        let parts = parse(instruction("一\n二", "三"), None).unwrap();
+        assert_eq!(parts.prompt, prompt::generation("一\n二", "三"));
+    }
+
+    #[test]
+    fn empty_and_huge_prompts_are_refused_by_field() {
+        let table = [
+            ("prompt", None),
+            ("raw", Some(Prompt::Raw(" \n".into()))),
+            ("raw", Some(Prompt::Raw("x".repeat(101)))),
+            ("instruction.instruction", instruction("", "材料")),
+            (
+                "instruction.instruction",
+                instruction("問", &"x".repeat(98)),
+            ),
+        ];
+        for (expected, prompt) in table {
+            match parse(prompt.clone(), None) {
+                Err(Error::Field { field, .. }) => assert_eq!(field, expected),
+                other => panic!("{prompt:?} gave {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_set_means_the_defaults_of_the_report() {
+        let Options { sampling, stop } = options(None).unwrap();
+        assert_eq!(
+            (sampling.temperature, sampling.top_p, sampling.top_k),
+            (0.7, 0.75, 40)
+        );
+        assert_eq!(
+            (sampling.no_repeat_ngram_size, sampling.max_new_tokens),
+            (2, 256)
+        );
+        assert_eq!((sampling.repetition_penalty, sampling.greedy), (1.0, false));
+        assert!(stop.is_empty() && sampling.seed > 0);
+    }
+
+    #[test]
+    fn zeros_that_are_set_replace_the_defaults() {
+        let zeros = proto::Options {
+            top_p: Some(0.0),
+            top_k: Some(0),
+            no_repeat_ngram_size: Some(0),
+            seed: Some(0),
+            ..Default::default()
+        };
+        let sampling = options(Some(zeros)).unwrap().sampling;
+        assert_eq!(
+            (
+                sampling.top_p,
+                sampling.top_k,
+                sampling.no_repeat_ngram_size,
+                sampling.seed
+            ),
+            (0.0, 0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn a_wrong_option_is_refused_by_its_path() {
+        let wrong = proto::Options {
+            top_p: Some(2.0),
+            ..Default::default()
+        };
+        match parse(instruction("問", ""), Some(wrong)) {
+            Err(Error::Field { field, .. }) => assert_eq!(field, "options.top_p"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
