@@ -9,7 +9,7 @@ use toml::Value;
 use crate::{Error, Result};
 
 mod load;
-pub use load::{load, named};
+pub use load::{load, load_files, named};
 
 /// Exit code of a process whose configuration is wrong.
 pub const EXIT_CODE: u8 = 64;

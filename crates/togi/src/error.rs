@@ -1,7 +1,7 @@
 //! What can go wrong in the command, and the exit code of each: an error has a class, and the class alone decides.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use togi_runtime::error::Class;
 use tonic::Code;
@@ -132,6 +132,16 @@ impl Error {
             path: path.into(),
             source: source.into(),
         }
+    }
+
+    /// Builds the error of a TOML file from its text: one sentence with the line.
+    pub fn toml(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let line = error
+            .span()
+            .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+        let message = error.message().replace('\n', ", ");
+        Self::Configuration(format!("{}{line}: {message}", path.display()))
     }
 
     /// Whether the same request may succeed a little later, because a connection or a service went away.

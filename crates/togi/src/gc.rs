@@ -1,19 +1,20 @@
-//! What may be deleted: a pure decision over everything the store lists and every manifest's words.
+//! Decides which objects may be deleted, from the store's listing and the contents of every manifest.
 //!
-//! A file below a data set, an adapter or a checkpoint is reached when the manifest of its folder names it; an upload, when
-//! the request of an unfinished job or the newest version of a policy does. What is not reached and older than a day is garbage. A manifest that cannot be
-//! understood ends the whole run before anything is deleted: nobody knows then what it reaches.
+//! A file below a data set, an adapter or a checkpoint is reached if the manifest of its folder names
+//! it. An upload is reached if the request of an unfinished job or the newest version of a policy
+//! names it. Unreached objects older than a day are garbage. A manifest that cannot be parsed ends
+//! the run before anything is deleted, because the objects that it names are unknown.
+
+mod reach;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Deserialize;
-use togi_runtime::{JobId, layout, registry};
-use togi_tokens::DatasetManifest;
+use togi_runtime::{JobId, layout};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// Younger objects may belong to something that is being made.
+/// Younger objects are kept: something that is still being written may use them.
 pub const AGE: SignedDuration = SignedDuration::from_hours(24);
 
 /// An object as the store lists it.
@@ -27,28 +28,28 @@ pub struct Object {
     pub written: Timestamp,
 }
 
-/// What is known of the store.
+/// The state of the store.
 #[derive(Debug, Default)]
 pub struct Facts {
-    /// Everything that it lists.
+    /// Every object that it lists.
     pub objects: Vec<Object>,
-    /// The bytes of every key that [`is_read`] names.
+    /// The bytes of every object whose key [`is_read`] accepts.
     pub contents: BTreeMap<String, Vec<u8>>,
 }
 
-/// What becomes of it.
+/// The decision.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// To be deleted, the oldest first.
+    /// The objects to delete, oldest first.
     pub garbage: Vec<Object>,
-    /// Unreached, but kept because of its age.
+    /// The number of unreached objects that are too young to delete.
     pub young: usize,
-    /// Jobs that have not ended: as long as there are some, leftovers of data sets and adapters are kept, for such a job
-    /// may be about to use them again.
+    /// The number of unfinished jobs. While there are any, leftovers of data sets and adapters are
+    /// kept, because such a job may use them again.
     pub unfinished_jobs: usize,
 }
 
-/// Whether a decision needs the object's bytes: manifests, revisions and requests.
+/// Whether the decision needs the object's bytes: those of manifests, revisions and requests.
 pub fn is_read(key: &str) -> bool {
     let parts: Vec<&str> = key.split('/').collect();
     matches!(
@@ -60,18 +61,20 @@ pub fn is_read(key: &str) -> bool {
     )
 }
 
-/// Decides over everything.
+/// Decides what to delete.
 ///
 /// # Errors
-/// [`Error::Failed`] naming the first manifest that cannot be understood or names a thing that is not there.
+/// [`crate::error::Error::Failed`] naming the first manifest that cannot be parsed or names a
+/// missing object.
 pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
     let keys: BTreeSet<&str> = facts
         .objects
         .iter()
         .map(|object| object.key.as_str())
         .collect();
-    let reached = reached(facts, &keys)?;
     let unfinished = unfinished_jobs(&keys);
+    let contents = facts.contents.iter().filter(|(key, _)| is_read(key));
+    let reached = reach::reached(contents, &keys, &unfinished)?;
     let mut plan = Plan {
         unfinished_jobs: unfinished.len(),
         ..Plan::default()
@@ -91,117 +94,19 @@ pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Whether the object is of a kind that must be reached by something to be kept.
+/// Whether the object is of a kind that is only kept if something reaches it.
 fn is_leftover(key: &str, unfinished: &BTreeSet<&str>) -> bool {
     let parts: Vec<&str> = key.split('/').collect();
     match parts.as_slice() {
         ["uploads" | "probe", _] => true,
         ["datasets" | "adapters", _, _] => unfinished.is_empty(),
         ["jobs", job, "checkpoints", _, _, _] => !unfinished.contains(job),
-        // Requests, logs, reports, revisions, policies, and whatever we do not know.
+        // Requests, logs, reports, revisions, policies, and unknown objects.
         _ => false,
     }
 }
 
-/// Returns the keys that manifests and unfinished jobs' requests name, the manifests' own included.
-fn reached(facts: &Facts, keys: &BTreeSet<&str>) -> Result<BTreeSet<String>> {
-    let mut reached = BTreeSet::new();
-    let unfinished = unfinished_jobs(keys);
-    for (key, bytes) in facts.contents.iter().filter(|(key, _)| is_read(key)) {
-        let parts: Vec<&str> = key.split('/').collect();
-        let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let files: Vec<String> = match parts.as_slice() {
-            ["datasets", ..] => dataset_files(key, bytes)?,
-            ["adapters", ..] => parse::<registry::AdapterManifest>(key, bytes)?
-                .files
-                .into_keys()
-                .collect(),
-            ["jobs", _, "checkpoints", ..] => {
-                parse::<Files>(key, bytes)?.files.into_keys().collect()
-            }
-            ["names", ..] => {
-                let revision: registry::NameRevision = parse(key, bytes)?;
-                must_exist(
-                    key,
-                    layout::dataset_manifest(&revision.dataset).as_ref(),
-                    keys,
-                )?;
-                continue;
-            }
-            ["aliases", ..] => {
-                let revision: registry::AliasRevision = parse(key, bytes)?;
-                must_exist(
-                    key,
-                    layout::adapter_manifest(&revision.generation).as_ref(),
-                    keys,
-                )?;
-                continue;
-            }
-            ["policies", ..] => {
-                if !is_replaced(key, keys) {
-                    uploads(&parse(key, bytes)?, &mut reached);
-                }
-                continue;
-            }
-            ["jobs", job, "request.json"] => {
-                let request = parse::<serde_json::Value>(key, bytes)?;
-                if unfinished.contains(job) {
-                    uploads(&request, &mut reached);
-                }
-                continue;
-            }
-            _ => continue,
-        };
-        reached.insert(key.clone());
-        for name in files {
-            let file = format!("{folder}/{name}");
-            must_exist(key, &file, keys)?;
-            reached.insert(file);
-        }
-    }
-    Ok(reached)
-}
-
-/// Whether there is a revision after this one.
-fn is_replaced(key: &str, keys: &BTreeSet<&str>) -> bool {
-    let path = key.into();
-    let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder).into();
-    layout::parse_revision(&path)
-        .is_some_and(|n| keys.contains(layout::revision(&folder, n + 1).as_ref()))
-}
-
-fn dataset_files(key: &str, bytes: &[u8]) -> Result<Vec<String>> {
-    let manifest = DatasetManifest::from_json(bytes)
-        .map_err(|error| not_understood(key, &error.to_string()))?;
-    Ok(manifest
-        .parts
-        .into_iter()
-        .map(|part| part.path)
-        .chain([manifest.rejects.path])
-        .collect())
-}
-
-/// A checkpoint's manifest, as far as it counts here.
-#[derive(Deserialize)]
-struct Files {
-    files: BTreeMap<String, serde_json::Value>,
-}
-
-/// Collects every upload that a request names: any text of an upload's form counts, wherever it stands.
-fn uploads(value: &serde_json::Value, reached: &mut BTreeSet<String>) {
-    match value {
-        serde_json::Value::String(text) if layout::validate_digest("upload", text).is_ok() => {
-            reached.insert(layout::upload(text).to_string());
-        }
-        serde_json::Value::Array(values) => values.iter().for_each(|value| uploads(value, reached)),
-        serde_json::Value::Object(values) => {
-            values.values().for_each(|value| uploads(value, reached))
-        }
-        _ => {}
-    }
-}
-
-/// Jobs that have a request and no end.
+/// Returns the jobs that have a request and no end.
 fn unfinished_jobs<'a>(keys: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
     let asked = keys.iter().filter_map(|key| {
         let parts: Vec<&str> = key.split('/').collect();
@@ -214,27 +119,6 @@ fn unfinished_jobs<'a>(keys: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
         JobId::parse(job).is_ok_and(|id| keys.contains(layout::job_final(&id).as_ref()))
     };
     asked.filter(|job| !has_ended(job)).collect()
-}
-
-fn parse<T: serde::de::DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| not_understood(key, &error.to_string()))
-}
-
-fn must_exist(by: &str, key: &str, keys: &BTreeSet<&str>) -> Result<()> {
-    if keys.contains(key) {
-        Ok(())
-    } else {
-        Err(not_understood(
-            by,
-            &format!("it names {key}, which is not there"),
-        ))
-    }
-}
-
-fn not_understood(key: &str, why: &str) -> Error {
-    Error::Failed(format!(
-        "{key} cannot be relied on ({why}); nothing was deleted"
-    ))
 }
 
 #[cfg(test)]

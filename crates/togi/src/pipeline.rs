@@ -62,9 +62,7 @@ impl Pipeline {
     pub fn read(path: &Path) -> Result<Self> {
         let text = recipe::read(path)?;
         // Read as a whole first, so that a mistake is told with its line.
-        let wrong = |error: toml::de::Error| {
-            Error::Configuration(crate::settings::place(path, &text, &error))
-        };
+        let wrong = |error| Error::toml(path, &text, &error);
         let File {
             mut prepare,
             train: mut table,

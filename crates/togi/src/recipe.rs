@@ -9,7 +9,6 @@ use togi_proto::trainer::v1::{Policy, Recipe};
 
 use crate::embedded;
 use crate::error::{Error, Result};
-use crate::settings::place;
 
 /// Reads a recipe from a file, or an embedded one by its name.
 ///
@@ -70,7 +69,7 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
 
 pub(crate) fn table(path: &Path, text: &str) -> Result<toml::Table> {
     text.parse()
-        .map_err(|error: toml::de::Error| Error::Configuration(place(path, text, &error)))
+        .map_err(|error| Error::toml(path, text, &error))
 }
 
 /// Turns TOML into a message by way of proto3's JSON, which knows the names and refuses others.

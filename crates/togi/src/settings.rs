@@ -7,7 +7,7 @@ use std::{env, fs};
 
 use serde::Deserialize;
 use togi_model::Processor;
-use togi_runtime::config::TelemetryConfig;
+use togi_runtime::config::{self, TelemetryConfig};
 
 use crate::error::{Error, Result};
 use crate::globals::Flags;
@@ -190,22 +190,16 @@ impl Settings {
     }
 }
 
-/// Reads the user file and the project file and lays the second over the first.
+/// Reads the user file and, over it, the project file.
 fn read_files(named: Option<&Path>) -> Result<File> {
-    let mut table = toml::Table::new();
-    if let Some(user) = user_file().filter(|path| path.is_file()) {
-        merge(&mut table, read_table(&user)?);
+    if let Some(named) = named {
+        fs::metadata(named).map_err(|error| Error::file(named, error))?;
     }
-    match named {
-        Some(project) => merge(&mut table, read_table(project)?),
-        None if Path::new(PROJECT_FILE).is_file() => {
-            merge(&mut table, read_table(Path::new(PROJECT_FILE))?)
-        }
-        None => {}
-    }
-    table.try_into().map_err(|error: toml::de::Error| {
-        Error::Configuration(format!("togi.toml: {}", one_line(&error)))
-    })
+    let user = user_file().filter(|path| path.is_file());
+    let here = Some(Path::new(PROJECT_FILE)).filter(|path| path.is_file());
+    let project = named.or(here).map(Path::to_owned);
+    let files: Vec<PathBuf> = user.into_iter().chain(project).collect();
+    config::load_files(&files).map_err(|error| Error::Configuration(error.to_string()))
 }
 
 /// Returns the user file's path: `$XDG_CONFIG_HOME/togi/togi.toml`.
@@ -215,39 +209,6 @@ fn user_file() -> Option<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".config")))?;
     Some(folder.join("togi").join(PROJECT_FILE))
-}
-
-/// Reads a file and checks it by itself, so that a mistake is told with its place.
-fn read_table(path: &Path) -> Result<toml::Table> {
-    let text = fs::read_to_string(path).map_err(|error| Error::file(path, error))?;
-    let wrong = |error: toml::de::Error| Error::Configuration(place(path, &text, &error));
-    toml::from_str::<File>(&text).map_err(wrong)?;
-    text.parse().map_err(wrong)
-}
-
-/// Says where in a TOML file something is wrong, and what, in one sentence.
-pub fn place(path: &Path, text: &str, error: &toml::de::Error) -> String {
-    let line = error
-        .span()
-        .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    let line = line.map(|line| format!(":{line}")).unwrap_or_default();
-    format!("{}{line}: {}", path.display(), one_line(error))
-}
-
-fn one_line(error: &toml::de::Error) -> String {
-    error.message().replace('\n', ", ")
-}
-
-/// Lays one table over another, tables within them too.
-fn merge(below: &mut toml::Table, above: toml::Table) {
-    for (key, value) in above {
-        match (below.get_mut(&key), value) {
-            (Some(toml::Value::Table(inner)), toml::Value::Table(over)) => merge(inner, over),
-            (_, value) => {
-                below.insert(key, value);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -291,17 +252,8 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("togi.toml:2: unknown field `endpont`"),
+                .contains("togi.toml, line 2: unknown field `endpont`"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn tables_are_merged_key_by_key() {
-        let mut below: toml::Table = "a = 1\n[bases.x]\nurl = 'u'\n".parse().unwrap();
-        merge(&mut below, "a = 2\n[bases.y]\nurl = 'v'\n".parse().unwrap());
-        let file: File = toml::from_str("[bases.x]\nurl='u'\n[bases.y]\nurl='v'").unwrap();
-        assert_eq!(below["a"].as_integer(), Some(2));
-        assert_eq!(below["bases"].as_table().unwrap().len(), file.bases.len());
     }
 }

@@ -34,6 +34,14 @@ pub fn load<T: DeserializeOwned>(
     load_from(default_toml, files, env_prefix, std::env::vars(), check)
 }
 
+/// Returns the configuration of files alone, each over those before it.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_files<T: DeserializeOwned>(files: &[PathBuf]) -> Result<T> {
+    load_from("", files, "", std::iter::empty(), |_: &T| Ok(()))
+}
+
 pub(super) fn load_from<T: DeserializeOwned>(
     default_toml: &str,
     files: &[PathBuf],

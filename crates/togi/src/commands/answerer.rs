@@ -1,19 +1,24 @@
-//! Who answers: inference, or this process over a base's folder. What is asked and what is heard are the same.
+//! Gets answers from inference, or in this process from a base's folder. Requests and responses are
+//! the same.
 
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt as _};
 use togi_inference::Local;
 use togi_proto::inference::v1::generate_response::Event;
-use togi_proto::inference::v1::{Finished, GenerateRequest, GenerateResponse, Started};
+use togi_proto::inference::v1::{
+    FinishReason, Finished, GenerateRequest, GenerateResponse, Started,
+};
 
 use crate::client::Clients;
 use crate::commands::sampling::Sampling;
 use crate::error::{Error, Result};
 use crate::local;
+use crate::progress::seconds;
 use crate::session::Session;
+use crate::table::shorten;
 
-/// Whoever answers.
+/// A source of answers.
 pub enum Answerer {
     /// The service.
     Service(Clients),
@@ -26,9 +31,9 @@ pub enum Answerer {
 pub struct Answer {
     /// Its text.
     pub text: String,
-    /// What answered.
+    /// Its first message: the generation and the seed.
     pub started: Started,
-    /// Why it ended.
+    /// Its last message: tokens, time, and why it ended.
     pub finished: Finished,
 }
 
@@ -36,10 +41,11 @@ type Responses =
     Pin<Box<dyn Stream<Item = std::result::Result<GenerateResponse, tonic::Status>> + Send>>;
 
 impl Answerer {
-    /// Returns whom the flags ask: with a base's folder this process, which reads it now.
+    /// Returns this process with the base's folder loaded, if the flags name one, and inference
+    /// otherwise.
     ///
     /// # Errors
-    /// A base or adapter that is not there or cannot be used.
+    /// The base or the adapter is missing or cannot be used.
     pub async fn of(sampling: &Sampling, session: &Session) -> Result<Self> {
         let Some(folder) = sampling.base.clone() else {
             return Ok(Self::Service(session.clients.clone()));
@@ -63,10 +69,10 @@ impl Answerer {
         .await
     }
 
-    /// Streams an answer; every message is given to `seen` as it comes.
+    /// Streams an answer and passes every message to `seen`.
     ///
     /// # Errors
-    /// What the service, or this process in its place, says; whatever `seen` says.
+    /// The service's, this process's in its place, or `seen`'s.
     pub async fn answer(
         &self,
         request: GenerateRequest,
@@ -87,6 +93,32 @@ impl Answerer {
         Ok(answer)
     }
 
+    /// Prints an answer on standard output as it comes, then its cost on standard error; as JSON,
+    /// prints every message as a line.
+    ///
+    /// # Errors
+    /// As [`Answerer::answer`], or standard output's.
+    pub async fn print(
+        &self,
+        session: &Session,
+        request: GenerateRequest,
+        sampling: &Sampling,
+    ) -> Result<()> {
+        let output = &session.output;
+        let answer = self
+            .answer(request, |response| match &response.event {
+                _ if output.is_json() => output.json(response),
+                Some(Event::Piece(piece)) => output.text(&piece.text),
+                _ => Ok(()),
+            })
+            .await?;
+        if !output.is_json() {
+            output.line("")?;
+        }
+        output.say(output.dim(&usage(&answer, sampling)));
+        Ok(())
+    }
+
     async fn stream(&self, request: GenerateRequest) -> Result<Responses> {
         match self {
             Self::Service(clients) => {
@@ -99,4 +131,32 @@ impl Answerer {
             }
         }
     }
+}
+
+/// Writes an answer's generation, tokens, seed and time for people.
+fn usage(answer: &Answer, sampling: &Sampling) -> String {
+    let by = match answer.started.generation.as_str() {
+        "" => "base".to_owned(),
+        generation => shorten(generation, 13),
+    };
+    let reason = match answer.finished.reason() {
+        FinishReason::Eos => "",
+        FinishReason::Stop => ", ended by a stop text",
+        FinishReason::Length => ", cut at its longest",
+        FinishReason::Unspecified => ", ended for no stated reason",
+    };
+    let finished = &answer.finished;
+    let tokens = format!(
+        "{} + {} tokens",
+        finished.prompt_tokens, finished.completion_tokens
+    );
+    let seed = if sampling.greedy {
+        String::new()
+    } else {
+        format!(", seed {}", answer.started.seed)
+    };
+    format!(
+        "[{by}: {tokens}{seed}, {}{reason}]",
+        seconds(finished.seconds)
+    )
 }

@@ -3,11 +3,9 @@
 use std::io::{IsTerminal, Write, stderr, stdin};
 
 use clap::Args;
-use togi_proto::inference::v1::generate_response::Event;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::commands::answerer::Answerer;
-use crate::commands::generate;
 use crate::commands::sampling::Sampling;
 use crate::error::{Error, Result};
 use crate::output::complain;
@@ -70,20 +68,8 @@ impl Chat {
 
     /// Answers one question.
     async fn answer(&self, session: &Session, answerer: &Answerer, question: &str) -> Result<()> {
-        let output = &session.output;
         let request = self.sampling.instruction(question, "");
-        let answer = answerer
-            .answer(request, |response| match &response.event {
-                _ if output.is_json() => output.json(response),
-                Some(Event::Piece(piece)) => output.text(&piece.text),
-                _ => Ok(()),
-            })
-            .await?;
-        if !output.is_json() {
-            output.line("")?;
-        }
-        output.say(output.dim(&generate::usage(&answer, &self.sampling)));
-        Ok(())
+        answerer.print(session, request, &self.sampling).await
     }
 }
 

@@ -3,16 +3,13 @@
 use std::io::{IsTerminal, Read, stdin};
 
 use clap::Args;
+use togi_proto::inference::v1::Instruction;
 use togi_proto::inference::v1::generate_request::Prompt;
-use togi_proto::inference::v1::generate_response::Event;
-use togi_proto::inference::v1::{FinishReason, Instruction};
 
-use crate::commands::answerer::{Answer, Answerer};
+use crate::commands::answerer::Answerer;
 use crate::commands::sampling::Sampling;
 use crate::error::{Error, Result};
-use crate::progress::seconds;
 use crate::session::Session;
-use crate::table::shorten;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,21 +61,9 @@ impl Generate {
             }
             (None, None) => Prompt::Raw(from_stdin()?),
         };
-        let output = &session.output;
         let request = self.sampling.request(prompt);
         let answerer = Answerer::of(&self.sampling, session).await?;
-        let answer = answerer
-            .answer(request, |response| match &response.event {
-                _ if output.is_json() => output.json(response),
-                Some(Event::Piece(piece)) => output.text(&piece.text),
-                _ => Ok(()),
-            })
-            .await?;
-        if !output.is_json() {
-            output.line("")?;
-        }
-        output.say(output.dim(&usage(&answer, &self.sampling)));
-        Ok(())
+        answerer.print(session, request, &self.sampling).await
     }
 }
 
@@ -90,32 +75,4 @@ fn from_stdin() -> Result<String> {
         text.pop();
     }
     Ok(text)
-}
-
-/// Says what an answer took.
-pub(crate) fn usage(answer: &Answer, sampling: &Sampling) -> String {
-    let by = match answer.started.generation.as_str() {
-        "" => "base".to_owned(),
-        generation => shorten(generation, 13),
-    };
-    let reason = match answer.finished.reason() {
-        FinishReason::Eos => "",
-        FinishReason::Stop => ", ended by a stop text",
-        FinishReason::Length => ", cut at its longest",
-        FinishReason::Unspecified => ", ended for no stated reason",
-    };
-    let finished = &answer.finished;
-    let tokens = format!(
-        "{} + {} tokens",
-        finished.prompt_tokens, finished.completion_tokens
-    );
-    let seed = if sampling.greedy {
-        String::new()
-    } else {
-        format!(", seed {}", answer.started.seed)
-    };
-    format!(
-        "[{by}: {tokens}{seed}, {}{reason}]",
-        seconds(finished.seconds)
-    )
 }

@@ -70,7 +70,7 @@ fn wrong_files_are_named() {
         "",
     )
     .expect(64);
-    assert!(ran.stderr.contains("bad.toml:2: "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("bad.toml, line 2: "), "{}", ran.stderr);
     fs::write(at("togi.toml"), "endpoint = 'http://127.0.0.1:9'\n").unwrap();
     togi(folder.path(), &["datasets", "list"], "").expect(4);
     fs::write(at("recipe.toml"), "learning_rat = 1e-3\n").unwrap();
