@@ -10,7 +10,7 @@ help:
 	@echo "make demo    records in, a served adapter out: installs, builds, runs the whole pipeline, stops"
 	@echo "make up      the topology of deploy/compose.yaml as processes of this machine; make down ends it"
 	@echo "make test    every test"
-	@echo "make lint    formatting, clippy, licences and duplicate versions, the wire contract"
+	@echo "make lint    formatting, clippy, licences, duplicate and unused dependencies, the wire contract"
 	@echo "make bench   one table of speeds on this machine"
 	@echo "make k8s-check      the Kubernetes manifests against the API's schemas and our rules"
 	@echo "make compose-check  deploy/compose.yaml brought up for real in a Docker engine of its own; needs root"
@@ -38,10 +38,12 @@ test:
 
 lint:
 	@tools/install test
+	@tools/install lint
 	@tools/install k8s
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	$(CARGO) clippy --package togi-model --package togi-trainer --package togi-inference --package togi --all-targets --features togi/cuda -- --deny warnings
+	cargo-machete
 	cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 	buf lint proto
 	hadolint deploy/Dockerfile

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{
