@@ -43,7 +43,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	$(CARGO) clippy --package togi-model --package togi-trainer --package togi-inference --package togi --all-targets --features togi/cuda -- --deny warnings
-	cargo-machete
+	$(CARGO) machete
 	cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 	buf lint proto
 	hadolint deploy/Dockerfile
