@@ -17,19 +17,21 @@ use serde::Serialize;
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::Instrument as _;
 
-use crate::{
-    Class, Error, JobId, Result, Stopper,
-    config::NatsConfig,
-    events::{self, Event},
-    kv::Kv,
-    semconv, streams, telemetry,
-};
+use crate::bus::connection::{REQUEST_TIMEOUT, dial, keep_streams, wait_for_streams};
+use crate::bus::kv::Kv;
+use crate::config::NatsConfig;
+use crate::error::{Class, Error, Result};
+use crate::events::{self, Event};
+use crate::layout::JobId;
+use crate::life::crypto::install_crypto;
+use crate::life::stop::Stopper;
+use crate::telemetry::{self, semconv};
 
 mod connection;
-mod reader;
-pub use reader::{EventStream, Received, Start};
+pub mod kv;
+pub mod reader;
+pub mod streams;
 
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(15);
 
 /// The bus. Clones share the connection.
@@ -67,7 +69,7 @@ impl Bus {
     /// stopper stops first.
     pub async fn connect(config: &NatsConfig, name: &str, stopper: &Stopper) -> Result<Self> {
         let bus = Self::connect_later(config, name, stopper).await?;
-        connection::wait_for_streams(&bus.0.js, config, stopper).await?;
+        wait_for_streams(&bus.0.js, config, stopper).await?;
         Ok(bus)
     }
 
@@ -77,12 +79,12 @@ impl Bus {
     /// # Errors
     /// `InvalidArgument` if the address or the credentials are wrong.
     pub async fn connect_later(config: &NatsConfig, name: &str, stopper: &Stopper) -> Result<Self> {
-        crate::process::install_crypto();
+        install_crypto();
         let (connected, connections) = watch::channel(0u64);
-        let client = connection::dial(config, name, connected).await?;
+        let client = dial(config, name, connected).await?;
         let mut js = jetstream::new(client.clone());
         js.set_timeout(REQUEST_TIMEOUT);
-        let keeper = connection::keep_streams(
+        let keeper = keep_streams(
             js.clone(),
             config.clone(),
             connections.clone(),
@@ -118,7 +120,7 @@ impl Bus {
         &self.0.config
     }
 
-    /// Returns the bucket of the jobs' records; [`crate::Jobs`] is its owner.
+    /// Returns the bucket of the jobs' records; [`crate::jobs::Jobs`] is its owner.
     #[must_use]
     pub fn jobs(&self) -> &Kv {
         &self.0.jobs

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, path::PathBuf, tim
 use serde::{Deserialize, Deserializer};
 use toml::Value;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 mod load;
 pub use load::{load, load_files, named};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use togi_proto::{events::v1, job::v1::JobKind};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 mod cloud;
 pub use cloud::{Metadata, header};
@@ -66,7 +66,7 @@ pub fn dead_subject(kind: JobKind) -> String {
 
 /// Returns the subject of a job's progress: `togi.progress.<job>`.
 #[must_use]
-pub fn progress_subject(job: &crate::JobId) -> String {
+pub fn progress_subject(job: &crate::layout::JobId) -> String {
     format!("togi.progress.{job}")
 }
 

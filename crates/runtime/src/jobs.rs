@@ -11,22 +11,18 @@ use togi_proto::{
     job::v1::{Job, JobKind},
 };
 
-pub use crate::layout::JobId;
-use crate::{
-    Bus, Class, Error, Result, Store,
-    events::{self, kind_name},
-    layout,
-    store::{canonical_json, random_hex},
-    telemetry,
-};
+use crate::bus::Bus;
+use crate::error::{Class, Error, Result};
+use crate::events::{self, kind_name};
+use crate::jobs::record::{Envelope, Record, is_final};
+use crate::layout::{self, JobId};
+use crate::store::{Store, canonical_json, random_hex};
+use crate::telemetry;
 
 mod end;
 mod query;
-mod reconcile;
-mod record;
-pub use reconcile::Reconciled;
-pub use record::is_final;
-pub(crate) use record::{Envelope, Record, now};
+pub mod reconcile;
+pub mod record;
 
 /// Failed attempts after which a job has failed for good.
 pub const MAX_ATTEMPTS: u32 = 5;

@@ -4,125 +4,18 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use tokio::net::TcpListener;
 
-use crate::{
-    Bus, Class, Error, Readiness, Result, Stopper, Store, Tasks, admin,
-    config::{self, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig},
-    grpc::{self, Services},
-    telemetry,
-};
+use crate::config::{self, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
+use crate::context::Context;
+use crate::error::{Class, Error, Result};
+use crate::life::crypto::install_crypto;
+use crate::life::readiness::Readiness;
+use crate::life::stop::Stopper;
+use crate::life::tasks::Tasks;
+use crate::rpc::server::Services;
+use crate::{rpc, telemetry};
 
-/// What a service works with. Clones share everything.
-#[derive(Clone, Debug)]
-pub struct Context {
-    /// Asks for the end.
-    pub stopper: Stopper,
-    /// The bus.
-    pub bus: Bus,
-    /// The object store.
-    pub store: Store,
-    /// Whether the process can do its work.
-    pub readiness: Readiness,
-    /// The process's name as worker and replica: unlike any other's.
-    pub instance: String,
-}
-
-impl Context {
-    /// Opens store and bus, waiting for both. `service` begins the instance's name.
-    ///
-    /// # Errors
-    /// What is wrong with the configuration; `Cancelled` if the stopper stops first.
-    pub async fn open(
-        nats: &NatsConfig,
-        store: &StoreConfig,
-        service: &str,
-        readiness: Readiness,
-        stopper: Stopper,
-    ) -> Result<Self> {
-        let _latch = readiness.latch("bus");
-        let (store, instance) = open_store(store, service, &readiness, &stopper).await?;
-        let bus = Bus::connect(nats, &instance, &stopper).await?;
-        Ok(Self {
-            stopper,
-            bus,
-            store,
-            readiness,
-            instance,
-        })
-    }
-
-    /// Opens the store, waiting for it, and a bus that connects behind the scenes.
-    ///
-    /// # Errors
-    /// As [`Context::open`].
-    pub async fn open_store_first(
-        nats: &NatsConfig,
-        store: &StoreConfig,
-        service: &str,
-        readiness: Readiness,
-        stopper: Stopper,
-    ) -> Result<Self> {
-        let (store, instance) = open_store(store, service, &readiness, &stopper).await?;
-        let bus = Bus::connect_later(nats, &instance, &stopper).await?;
-        Ok(Self {
-            stopper,
-            bus,
-            store,
-            readiness,
-            instance,
-        })
-    }
-}
-
-async fn open_store(
-    config: &StoreConfig,
-    service: &str,
-    readiness: &Readiness,
-    stopper: &Stopper,
-) -> Result<(Store, String)> {
-    install_crypto();
-    let _latch = readiness.latch("store");
-    let instance = instance(service)?;
-    let cancelled = || {
-        Error::new(
-            Class::Cancelled,
-            "stopped before the object store was there",
-        )
-    };
-    let store = stopper
-        .run(Store::open(config))
-        .await
-        .ok_or_else(cancelled)?
-        .map_err(|error| match error.field() {
-            // A store's own word for it: bases and sources have one too.
-            Some("url") => error.with_field("store.url"),
-            _ => error,
-        })?;
-    Ok((store, instance))
-}
-
-/// Returns a name that no other process has: service, host, and some random digits.
-///
-/// # Errors
-/// When the system has no randomness.
-pub fn instance(service: &str) -> Result<String> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host: String = host
-        .trim()
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
-        .take(40)
-        .collect();
-    let random = crate::store::random_hex()?;
-    Ok(format!("{service}-{host}-{}", &random[..8])
-        .to_ascii_lowercase()
-        .replace("--", "-"))
-}
-
-/// Chooses the process's TLS provider. Two are in the tree, and without a choice the first TLS connection panics.
-pub fn install_crypto() {
-    // An error only says that it was installed before.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-}
+pub mod admin;
+pub mod memory;
 
 /// The sections of a service's configuration that every process needs.
 pub trait Sections {
@@ -193,7 +86,7 @@ where
     };
     let result = match task {
         Task::Serve => runtime.block_on(live(service, config, start)),
-        Task::Check => runtime.block_on(grpc::check(config.listen().grpc)),
+        Task::Check => runtime.block_on(rpc::client::check(config.listen().grpc)),
         Task::Validate => {
             let ListenConfig { grpc, admin } = config.listen();
             let said = writeln!(
@@ -259,7 +152,13 @@ where
         let mut services = Services::new();
         start(config, &context, &mut services, &mut tasks).await?;
         drop(starting);
-        grpc::serve(grpc_listener, services, &context).await
+        rpc::server::serve(
+            grpc_listener,
+            services,
+            &context.readiness,
+            &context.stopper,
+        )
+        .await
     };
     let result = started.await;
     stopper.stop();
@@ -335,15 +234,5 @@ mod tests {
         assert_eq!(parse(&["--check"]).unwrap().0, Task::Check);
         assert!(parse(&["--verbose"]).is_err());
         assert!(parse(&["--config"]).is_err());
-    }
-
-    #[test]
-    fn instances_differ() {
-        let (one, two) = (
-            instance("togi-trainer").unwrap(),
-            instance("togi-trainer").unwrap(),
-        );
-        assert_ne!(one, two);
-        assert!(one.starts_with("togi-trainer-"), "{one}");
     }
 }

@@ -11,8 +11,12 @@ use object_store::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::AsyncReadExt as _;
 
-use crate::{Class, Error, Result, config::StoreConfig, layout};
+use crate::config::StoreConfig;
+use crate::error::{Class, Error, Result};
+use crate::layout;
 
+pub mod folder;
+pub mod hub;
 mod open;
 pub use open::{connect, connect_object};
 

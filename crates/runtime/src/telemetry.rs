@@ -27,10 +27,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::{
-    Error, Result,
-    config::{LogFormat, TelemetryConfig},
-};
+use crate::config::{LogFormat, TelemetryConfig};
+use crate::error::{Error, Result};
+
+pub mod semconv;
 
 /// The header of W3C trace context, in NATS headers and gRPC metadata alike.
 pub const TRACEPARENT: &str = "traceparent";

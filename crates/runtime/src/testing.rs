@@ -10,10 +10,13 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{
-    Bus, Context, Readiness, Result, Stopper, Store,
-    config::{NatsConfig, StoreConfig},
-};
+use crate::bus::Bus;
+use crate::config::{NatsConfig, StoreConfig};
+use crate::context::Context;
+use crate::error::Result;
+use crate::life::readiness::Readiness;
+use crate::life::stop::Stopper;
+use crate::store::Store;
 
 /// How long [`wait_until`] waits.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -188,7 +191,7 @@ impl Rig {
     /// As [`NatsServer::start`].
     #[must_use]
     pub fn start() -> Self {
-        crate::process::install_crypto();
+        crate::life::crypto::install_crypto();
         let folder = tempfile::tempdir().expect("a temporary folder");
         Self {
             nats: NatsServer::start(),

@@ -14,17 +14,23 @@ use futures::StreamExt as _;
 use serde_json::Value;
 use tracing::Instrument as _;
 
-use crate::{
-    Class, Context, Error, JobId, Jobs, Result,
-    events::{self, kind_name},
-    streams, telemetry,
-};
+use crate::bus::streams;
+use crate::context::Context;
+use crate::error::{Class, Error, Result};
+use crate::events::{self, kind_name};
+use crate::jobs::Jobs;
+use crate::layout::JobId;
+use crate::telemetry;
+use crate::worker::claim::Decision;
+use crate::worker::delivery::{Bare, Delivery, nak};
+use crate::worker::slot::Slot;
 
 mod attempt;
 mod claim;
 mod delivery;
 mod handler;
-use delivery::{Bare, Delivery, nak};
+pub mod lease;
+mod slot;
 pub use handler::{Admission, Claim, Handler, Outcome};
 
 /// How long one pull waits at the server. Short, because a pull that is given up may still be answered with a message that nobody
@@ -68,21 +74,12 @@ pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, limits: Limits
     reconciled
 }
 
-/// One place for a job.
-struct Slot<H> {
-    context: Context,
-    jobs: Jobs,
-    handler: Arc<H>,
-    /// Jobs until the process stops, of all slots; none if it goes on.
-    left: Option<Arc<AtomicU64>>,
-}
-
 impl<H: Handler> Slot<H> {
     async fn run(self) {
         let mut delay = Duration::from_millis(100);
         let kind = kind_name(H::KIND);
         let received = telemetry::meter()
-            .u64_counter(crate::semconv::MESSAGING_CONSUMED_MESSAGES)
+            .u64_counter(crate::telemetry::semconv::MESSAGING_CONSUMED_MESSAGES)
             .build();
         while !self.context.stopper.is_stopped() {
             let error = match self.work(&mut delay, &received).await {
@@ -115,7 +112,7 @@ impl<H: Handler> Slot<H> {
             received.add(
                 1,
                 &[opentelemetry::KeyValue::new(
-                    crate::semconv::MESSAGING_SYSTEM,
+                    crate::telemetry::semconv::MESSAGING_SYSTEM,
                     "nats",
                 )],
             );
@@ -201,7 +198,7 @@ impl<H: Handler> Slot<H> {
             return Ok(());
         };
         let claimed = self.claim(delivery, &id, bare).instrument(admitting);
-        let claim::Decision::Work(job) = claimed.await? else {
+        let Decision::Work(job) = claimed.await? else {
             return Ok(());
         };
         let span = tracing::info_span!("process", otel.kind = "consumer", otel.name = format!("process {}", kind_name(H::KIND)),

@@ -10,7 +10,7 @@ use togi_proto::trainer::v1::GetJobRequest;
 use togi_proto::trainer::v1::adapter_service_client::AdapterServiceClient;
 use togi_proto::trainer::v1::policy_service_client::PolicyServiceClient;
 use togi_proto::trainer::v1::trainer_service_client::TrainerServiceClient;
-use togi_runtime::grpc::{Client, Inject};
+use togi_runtime::rpc::client::{Client, Inject};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use togi_model::Processor;
 use togi_runtime::config::{NatsConfig, StoreConfig};
-use togi_runtime::{Context, Readiness, Stopper, Tasks, admin, grpc};
+use togi_runtime::process::admin;
+use togi_runtime::{Context, Readiness, Stopper, Tasks, rpc};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -191,13 +192,13 @@ impl Running {
         grpc_port: TcpListener,
         admin_port: TcpListener,
     ) -> Result<()> {
-        let mut services = grpc::Services::new();
+        let mut services = rpc::server::Services::new();
         let latch = self.context.readiness.latch("services");
         service::start(configs, &self.context, &mut services, &mut self.tasks).await?;
         drop(latch);
         let context = self.context.clone();
         self.tasks.spawn("grpc", async move {
-            grpc::serve(grpc_port, services, &context).await
+            rpc::server::serve(grpc_port, services, &context.readiness, &context.stopper).await
         });
         let Context {
             readiness, stopper, ..

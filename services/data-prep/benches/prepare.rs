@@ -18,7 +18,7 @@ use togi_data_prep::pipeline::{LocalFiles, OnBadRecord, Plan, Prepared, prepare}
 use togi_data_prep::progress::Progress;
 use togi_data_prep::shards::{self, Form};
 use togi_runtime::config::StoreConfig;
-use togi_runtime::{Readiness, Stopper, Store, grpc, layout, telemetry};
+use togi_runtime::{Readiness, Stopper, Store, layout, rpc, telemetry};
 use togi_tokens::manifest::{DatasetManifest, Split};
 use togi_tokens::record::Columns;
 use togi_tokens::row::Settings;
@@ -103,21 +103,21 @@ impl Work {
             .await
             .expect("the manifest is stored");
         let config = Config::load(&[]).expect("the default configuration");
-        let mut services = grpc::Services::new();
+        let mut services = rpc::server::Services::new();
         let flight = Flight::new(&store, config.flight, &self.metrics);
         services.add(FlightServiceServer::new(flight));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("a bound port"));
         let stopper = stopper.clone();
         tokio::spawn(async move {
-            grpc::serve_with(listener, services, &Readiness::new(), &stopper).await
+            rpc::server::serve(listener, services, &Readiness::new(), &stopper).await
         });
         endpoint
     }
 }
 
 async fn read(endpoint: &str, dataset: &str) -> u64 {
-    let channel = grpc::plain_channel(endpoint).expect("an endpoint");
+    let channel = rpc::client::plain_channel(endpoint).expect("an endpoint");
     let mut client = FlightServiceClient::new(channel);
     let ticket = format!("{{\"dataset\":\"{dataset}\",\"shuffle\":true,\"seed\":\"7\"}}");
     let answer = client

@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use togi_proto::dataprep::v1 as proto;
 use togi_runtime::layout::{self, validate_digest, validate_name};
-use togi_runtime::registry::NameRevision;
+use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::store::canonical_json;
 use togi_runtime::{Class, Error, Store};
 use togi_tokens::manifest::{DatasetManifest, Split};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use togi_proto::dataprep::v1::data_prep_service_server::DataPrepServiceServer;
-use togi_runtime::grpc::Services;
+use togi_runtime::rpc::server::Services;
 use togi_runtime::{Context, Tasks, telemetry, worker};
 
 mod commit;

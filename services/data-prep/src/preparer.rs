@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use togi_proto::dataprep::v1 as proto;
 use togi_proto::job::v1::JobKind;
-use togi_runtime::lease::Lease;
+use togi_runtime::worker::lease::Lease;
 use togi_runtime::worker::{Admission, Claim, Handler, Outcome};
 use togi_runtime::{Bus, Context, Error};
 use togi_tokens::tokenizer::Tokenizer;

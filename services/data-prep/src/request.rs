@@ -2,8 +2,8 @@
 
 use togi_proto::dataprep::v1 as proto;
 use togi_runtime::Error;
-use togi_runtime::hub::{HubRef, RepoKind};
 use togi_runtime::layout::{validate_digest, validate_name};
+use togi_runtime::store::hub::{HubRef, RepoKind};
 use togi_tokens::record::Columns;
 use togi_tokens::row::{Learn, OverLong, Settings};
 

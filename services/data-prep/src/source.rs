@@ -12,7 +12,7 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 use togi_runtime::config::StoreConfig;
-use togi_runtime::hub::{Hub, HubRef};
+use togi_runtime::store::hub::{Hub, HubRef};
 use togi_runtime::store::{connect, connect_object};
 use togi_runtime::{Class, Store, layout};
 use tokio::runtime::Handle;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use object_store::ObjectStoreExt;
 use togi_runtime::config::{BaseConfig, BasesConfig};
-use togi_runtime::hub::{Hub, HubRef};
 use togi_runtime::store::connect;
+use togi_runtime::store::hub::{Hub, HubRef};
 use togi_runtime::{Class, Error, Store, layout};
 use togi_tokens::tokenizer::Tokenizer;
 use tokio::task::spawn_blocking;

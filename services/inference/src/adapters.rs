@@ -11,7 +11,7 @@ pub(crate) mod served;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use togi_runtime::registry::BaseMismatch;
+use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::{Class, Stopper, telemetry};
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::Instrument;

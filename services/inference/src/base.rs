@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use togi_model::{Base, Engine, Precision, Processor};
+use togi_runtime::Stopper;
 use togi_runtime::config::BaseConfig;
-use togi_runtime::{Stopper, folder};
+use togi_runtime::store::folder;
 use togi_tokens::Tokenizer;
 
 use crate::error::{Error, Result};

@@ -23,7 +23,7 @@ mod served_adapter;
 use std::sync::Arc;
 
 use togi_proto::inference::v1::inference_service_server::InferenceServiceServer;
-use togi_runtime::grpc::Services;
+use togi_runtime::rpc::server::Services;
 use togi_runtime::{Context, Tasks};
 
 pub use adapters::announcer::ReplicaEntry;

@@ -35,7 +35,7 @@ pub const TEXT_COMPLETION: &str = "text_completion";
 /// The provider of every answer.
 pub const PROVIDER: &str = "togi";
 
-pub use togi_runtime::semconv::{ALIAS, GENERATION};
+pub use togi_runtime::telemetry::semconv::{ALIAS, GENERATION};
 /// An alias's revision.
 pub const REVISION: &str = "togi.alias.revision";
 /// This replica.

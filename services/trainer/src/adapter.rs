@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use togi_model::{Lora, adapter};
-use togi_runtime::card::CARD_FILE;
-use togi_runtime::registry::Identity;
+use togi_runtime::registry::adapter_manifest::Identity;
+use togi_runtime::registry::model_card::CARD_FILE;
 
 use crate::error::Result;
 use crate::papers::model_card;

@@ -9,7 +9,9 @@ use togi_model::base::quantized_as;
 use togi_model::memory::weights;
 use togi_model::{Base, Card, Config, Device, Engine, Precision, Processor};
 use togi_runtime::config::{BaseConfig, BasesConfig};
-use togi_runtime::{folder, layout, memory};
+use togi_runtime::layout;
+use togi_runtime::process::memory;
+use togi_runtime::store::folder;
 use tokio::sync::OnceCell;
 use tracing::info;
 

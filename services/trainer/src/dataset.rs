@@ -1,6 +1,6 @@
 //! Data sets as the trainer needs them: by digest or by name, from their committed manifests.
 
-use togi_runtime::registry::NameRevision;
+use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::{Class, Store, layout};
 use togi_tokens::DatasetManifest;
 

@@ -8,8 +8,8 @@ use serde_json::Value;
 use togi_model::memory::{trainable, weights};
 use togi_model::{Base, Device, Engine, Lora, LoraConfig, Processor};
 use togi_proto::trainer::v1::{MemoryPlan, Step};
-use togi_runtime::memory;
-use togi_runtime::registry::Identity;
+use togi_runtime::process::memory;
+use togi_runtime::registry::adapter_manifest::Identity;
 use togi_tokens::{Row, Split, prompt};
 use tokio::sync::mpsc;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use togi_runtime::Class;
-use togi_runtime::lease::Lease;
+use togi_runtime::worker::lease::Lease;
 use tracing::warn;
 
 use crate::error::{Error, Result};

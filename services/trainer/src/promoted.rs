@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use opentelemetry::KeyValue;
-use togi_runtime::aliases::{Alias, Aliases};
-use togi_runtime::{Result, Stopper, semconv, telemetry};
+use togi_runtime::registry::aliases::{Alias, Aliases};
+use togi_runtime::telemetry::{self, semconv};
+use togi_runtime::{Result, Stopper};
 
 /// Keeps the metric until stopped.
 ///

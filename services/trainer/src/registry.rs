@@ -6,8 +6,9 @@ use object_store::ObjectMeta;
 use pbjson_types::Timestamp;
 use togi_proto::events::v1::AdapterEvaluated;
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::aliases::{Alias, Aliases};
-use togi_runtime::registry::{AdapterManifest, BaseMismatch};
+use togi_runtime::registry::adapter_manifest::AdapterManifest;
+use togi_runtime::registry::aliases::{Alias, Aliases};
+use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::{Class, Store, layout};
 
 use crate::error::{Error, Result};

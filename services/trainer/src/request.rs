@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::registry::Identity;
+use togi_runtime::registry::adapter_manifest::Identity;
 
 use crate::error::Result;
 use crate::gate::Gate;

@@ -7,8 +7,8 @@ use togi_proto::job::v1::JobKind;
 use togi_proto::trainer::v1::adapter_service_server::AdapterServiceServer;
 use togi_proto::trainer::v1::policy_service_server::PolicyServiceServer;
 use togi_proto::trainer::v1::trainer_service_server::TrainerServiceServer;
-use togi_runtime::aliases::Aliases;
-use togi_runtime::{Context, Jobs, Result, Tasks, grpc, worker};
+use togi_runtime::registry::aliases::Aliases;
+use togi_runtime::{Context, Jobs, Result, Tasks, rpc, worker};
 use tracing::info;
 
 use crate::api::{AdapterApi, PolicyApi, TrainerApi};
@@ -32,7 +32,7 @@ use crate::submission::Desk;
 pub async fn start(
     config: Config,
     context: &Context,
-    services: &mut grpc::Services,
+    services: &mut rpc::server::Services,
     tasks: &mut Tasks,
 ) -> Result<()> {
     config.validate()?;
@@ -47,7 +47,7 @@ pub async fn start(
     };
     let (cache, device) = (config.training.base_cache(), config.device);
     let bases = Bases::new(config.bases.clone(), cache, device, purpose);
-    let data_prep = grpc::channel(&config.data_prep)?;
+    let data_prep = rpc::client::channel(&config.data_prep)?;
     let desk = Desk {
         store: store.clone(),
         bases: bases.clone(),

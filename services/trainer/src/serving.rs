@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use togi_model::{Config, Lora, adapter};
-use togi_runtime::aliases::Aliases;
-use togi_runtime::registry::{AdapterManifest, Identity};
+use togi_runtime::registry::adapter_manifest::{AdapterManifest, Identity};
+use togi_runtime::registry::aliases::Aliases;
 use togi_runtime::{Class, Store, layout};
 
 use crate::error::{Error, Result};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use togi_model::Processor;
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::registry::Identity;
-use togi_runtime::{Store, grpc, layout};
+use togi_runtime::registry::adapter_manifest::Identity;
+use togi_runtime::{Store, layout, rpc};
 use togi_tokens::{DatasetManifest, Split};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -45,7 +45,7 @@ pub struct Desk {
     /// The configured bases.
     pub bases: Bases,
     /// Data-prep.
-    pub data_prep: grpc::Client,
+    pub data_prep: rpc::client::Client,
     /// Where workers compute.
     pub device: Processor,
     /// What a job may plan for; 0 for what is available.

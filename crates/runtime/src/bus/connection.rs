@@ -5,8 +5,13 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, jetstream};
 use tokio::sync::watch;
 
-use super::REQUEST_TIMEOUT;
-use crate::{Class, Error, Result, Stopper, config::NatsConfig, error::scrub, streams};
+use crate::bus::streams;
+use crate::config::NatsConfig;
+use crate::error::{Class, Error, Result, scrub};
+use crate::life::stop::Stopper;
+
+/// How long a request to NATS may take.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn dial(
     config: &NatsConfig,

@@ -13,11 +13,9 @@ use async_nats::jetstream::{
 };
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 
-use super::Bus;
-use crate::{
-    Class, Error, Result,
-    events::{self, Event, EventKind, Metadata},
-};
+use crate::bus::Bus;
+use crate::error::{Class, Error, Result};
+use crate::events::{self, Event, EventKind, Metadata};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 

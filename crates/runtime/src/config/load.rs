@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use crate::{Class, Error, Result};
+use crate::error::{Class, Error, Result};
 
 /// Words of variables whose values nobody should read in a log.
 const SECRET: [&str; 6] = [

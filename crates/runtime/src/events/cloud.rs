@@ -6,7 +6,8 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::{Error, Result, telemetry::TRACEPARENT};
+use crate::error::{Error, Result};
+use crate::telemetry::TRACEPARENT;
 
 /// What an event's message says about the event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,14 +8,13 @@ use togi_proto::{
     job::v1::{Job, JobKind, JobState},
 };
 
-use super::{Jobs, Record, is_final, now};
-use crate::{
-    Class, Error, JobId, Result,
-    events::{self, Event, kind_name},
-    layout,
-    store::canonical_json,
-    telemetry,
-};
+use crate::error::{Class, Error, Result};
+use crate::events::{self, Event, kind_name};
+use crate::jobs::Jobs;
+use crate::jobs::record::{Record, is_final, now};
+use crate::layout::{self, JobId};
+use crate::store::canonical_json;
+use crate::telemetry;
 
 impl Jobs {
     /// Asks for a job's end: a queued one has ended when this returns, a running one when its worker has noticed. A cancelled job is

@@ -6,8 +6,11 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use togi_proto::job::v1::{Job, JobKind, JobState};
 
-use super::{Envelope, Jobs, Record, is_final};
-use crate::{Class, Error, JobId, Result, layout, store::canonical_json};
+use crate::error::{Class, Error, Result};
+use crate::jobs::Jobs;
+use crate::jobs::record::{Envelope, Record, is_final};
+use crate::layout::{self, JobId};
+use crate::store::canonical_json;
 
 impl Jobs {
     /// Returns a job, with its place in the queue.

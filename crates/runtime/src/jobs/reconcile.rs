@@ -5,8 +5,12 @@ use std::{collections::HashMap, time::Duration};
 
 use togi_proto::job::v1::JobKind;
 
-use super::{Envelope, Jobs, Record, is_final};
-use crate::{Class, JobId, Result, Stopper, events::kind_name, layout};
+use crate::error::{Class, Result};
+use crate::events::kind_name;
+use crate::jobs::Jobs;
+use crate::jobs::record::{Envelope, Record, is_final};
+use crate::layout::{self, JobId};
+use crate::life::stop::Stopper;
 
 const PERIOD: Duration = Duration::from_secs(30);
 

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use togi_proto::job::v1::{Job, JobState};
 
-use crate::{Error, JobId, Result, events::kind_from_name};
+use crate::error::{Error, Result};
+use crate::events::kind_from_name;
+use crate::layout::JobId;
 
 /// `jobs/<job>/request.json`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use object_store::{
 };
 use url::Url;
 
-use crate::{Error, Result, error::scrub};
+use crate::error::{Error, Result, scrub};
 
 /// Returns the store of a URL, rooted at the URL's path. A `file://` folder is made if it is missing. Nothing is asked of the
 /// store yet.

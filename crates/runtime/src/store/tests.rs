@@ -192,7 +192,7 @@ fn answer(connection: TcpStream, status: &str) -> std::io::Result<()> {
 
 #[tokio::test]
 async fn a_store_that_answers_503_to_what_it_did_is_opened_all_the_same() {
-    crate::process::install_crypto();
+    crate::life::crypto::install_crypto();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     // The write was done, its repetition finds it there; so does the second writer.

@@ -9,11 +9,16 @@ use togi_proto::{
     job::v1::{Job, JobError, JobState},
 };
 
-use super::{Claim, Delivery, Handler, Outcome, Slot, claim, nak};
-use crate::{
-    Class, Error, JobId, Result, events::kind_name, jobs::MAX_ATTEMPTS, lease::Lease, semconv,
-    telemetry,
-};
+use crate::error::{Class, Error, Result};
+use crate::events::kind_name;
+use crate::jobs::MAX_ATTEMPTS;
+use crate::layout::JobId;
+use crate::telemetry::{self, semconv};
+use crate::worker::claim;
+use crate::worker::delivery::{Delivery, nak};
+use crate::worker::handler::{Claim, Handler, Outcome};
+use crate::worker::lease::Lease;
+use crate::worker::slot::Slot;
 
 /// How long a handler may go on after its lease is lost, its job cancelled or the process told to stop.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use togi_proto::job::v1::{Job, JobError, JobState};
 
-use super::{Bare, Delivery, Handler, Slot, nak};
-use crate::{
-    Class, Error, JobId, Result,
-    jobs::{Envelope, MAX_ATTEMPTS, Record, is_final, now},
-    layout,
-};
+use crate::error::{Class, Error, Result};
+use crate::jobs::MAX_ATTEMPTS;
+use crate::jobs::record::{Envelope, Record, is_final, now};
+use crate::layout::{self, JobId};
+use crate::worker::delivery::{Bare, Delivery, nak};
+use crate::worker::handler::Handler;
+use crate::worker::slot::Slot;
 
 /// What became of a message.
 pub(super) enum Decision {

@@ -5,7 +5,10 @@ use bytes::Bytes;
 use serde_json::Value;
 use togi_proto::job::v1::{Job, JobKind};
 
-use crate::{Class, Error, JobId, Result, Stopper, lease::Lease};
+use crate::error::{Class, Error, Result};
+use crate::layout::JobId;
+use crate::life::stop::Stopper;
+use crate::worker::lease::Lease;
 
 /// Does the work of one kind of job.
 #[async_trait]

@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use togi_runtime::{
-    Class, Context,
-    aliases::Aliases,
-    layout,
-    registry::BaseMismatch::{Allowed, Refused},
-    testing::Rig,
-};
+use togi_runtime::registry::aliases::Aliases;
+use togi_runtime::registry::revisions::BaseMismatch::{Allowed, Refused};
+use togi_runtime::testing::Rig;
+use togi_runtime::{Class, Context, layout};
 
 async fn publish(context: &Context, n: u8) -> String {
     let generation = hex::encode([n; 32]);

@@ -5,13 +5,11 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream;
 use futures::StreamExt as _;
 use togi_proto::events::v1::{AdapterPromoted, DatasetReady};
-use togi_runtime::{
-    Bus, Class, Event, JobId, Stopper,
-    bus::{EventStream, Start},
-    events::{self, EventKind},
-    replicas,
-    testing::{NatsServer, Rig, wait_until},
-};
+use togi_runtime::bus::reader::{EventStream, Start};
+use togi_runtime::events::{self, EventKind};
+use togi_runtime::registry::replicas;
+use togi_runtime::testing::{NatsServer, Rig, wait_until};
+use togi_runtime::{Bus, Class, Event, JobId, Stopper};
 use tokio::sync::watch;
 
 fn ready(dataset: &str) -> Event {

@@ -8,12 +8,10 @@ use togi_proto::trainer::v1::{
     adapter_service_client::AdapterServiceClient,
     adapter_service_server::{AdapterService, AdapterServiceServer},
 };
-use togi_runtime::{
-    Error, Readiness, Stopper, admin,
-    grpc::{self, Services},
-    telemetry,
-    testing::wait_until,
-};
+use togi_runtime::process::admin;
+use togi_runtime::rpc::server::Services;
+use togi_runtime::testing::wait_until;
+use togi_runtime::{Error, Readiness, Stopper, rpc, telemetry};
 use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpListener};
 use tonic::{Code, Request, Response, Status};
 use tonic_health::pb::{
@@ -93,7 +91,7 @@ async fn run() -> Running {
     services.add(AdapterServiceServer::new(Echo));
     let (ready, stop) = (readiness.clone(), stopper.clone());
     let server =
-        tokio::spawn(async move { grpc::serve_with(listener, services, &ready, &stop).await });
+        tokio::spawn(async move { rpc::server::serve(listener, services, &ready, &stop).await });
     Running {
         endpoint,
         readiness,
@@ -103,7 +101,7 @@ async fn run() -> Running {
 }
 
 async fn health(running: &Running, service: &str) -> Result<ServingStatus, Code> {
-    let mut client = HealthClient::new(grpc::channel(&running.endpoint).unwrap());
+    let mut client = HealthClient::new(rpc::client::channel(&running.endpoint).unwrap());
     let answer = client
         .check(HealthCheckRequest {
             service: service.into(),
@@ -124,11 +122,11 @@ async fn health_says_what_readiness_says() {
     })
     .await;
     // What would restart a process is not what would take it out of service.
-    let alive = health(&running, grpc::LIVENESS).await;
+    let alive = health(&running, rpc::server::LIVENESS).await;
     assert_eq!(alive, Ok(ServingStatus::Serving));
     let address = running.endpoint.trim_start_matches("http://");
     let address: std::net::SocketAddr = address.parse().unwrap();
-    let refused = grpc::check(address).await.unwrap_err().to_string();
+    let refused = rpc::client::check(address).await.unwrap_err().to_string();
     assert!(refused.contains("is not ready: it says so"), "{refused}");
     drop(latch);
     wait_until("serving", async || {
@@ -140,7 +138,7 @@ async fn health_says_what_readiness_says() {
     })
     .await;
     let anywhere = ([0, 0, 0, 0], address.port()).into();
-    grpc::check(anywhere).await.unwrap();
+    rpc::client::check(anywhere).await.unwrap();
     assert_eq!(
         health(&running, "no.such.Service").await,
         Err(Code::NotFound)
@@ -150,7 +148,7 @@ async fn health_says_what_readiness_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn reflection_lists_what_is_served_and_only_that() {
     let running = run().await;
-    let mut client = ServerReflectionClient::new(grpc::channel(&running.endpoint).unwrap());
+    let mut client = ServerReflectionClient::new(rpc::client::channel(&running.endpoint).unwrap());
     let request = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
@@ -185,7 +183,7 @@ async fn reflection_lists_what_is_served_and_only_that() {
     // The older protocol, that grpcurl asks for first.
     let mut old =
         tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(
-            grpc::channel(&running.endpoint).unwrap(),
+            rpc::client::channel(&running.endpoint).unwrap(),
         );
     let request = tonic_reflection::pb::v1alpha::ServerReflectionRequest {
         host: String::new(),
@@ -206,7 +204,7 @@ async fn reflection_lists_what_is_served_and_only_that() {
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_arrive_with_code_and_field_and_without_their_causes() {
     let running = run().await;
-    let mut client = AdapterServiceClient::new(grpc::channel(&running.endpoint).unwrap());
+    let mut client = AdapterServiceClient::new(rpc::client::channel(&running.endpoint).unwrap());
     let status = client
         .get_adapter(wire::GetAdapterRequest::default())
         .await
@@ -239,7 +237,7 @@ async fn errors_arrive_with_code_and_field_and_without_their_causes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trace_goes_through_and_the_call_is_measured() {
     let running = run().await;
-    let mut client = AdapterServiceClient::new(grpc::channel(&running.endpoint).unwrap());
+    let mut client = AdapterServiceClient::new(rpc::client::channel(&running.endpoint).unwrap());
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let span = telemetry::span_with_parent(
         tracing::info_span!(target: "togi_test", "ask"),
@@ -290,7 +288,7 @@ async fn the_trace_goes_through_and_the_call_is_measured() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_ends_although_a_client_never_hangs_up() {
     let running = run().await;
-    let mut client = AdapterServiceClient::new(grpc::channel(&running.endpoint).unwrap());
+    let mut client = AdapterServiceClient::new(rpc::client::channel(&running.endpoint).unwrap());
     let hanging = tokio::spawn(async move {
         client
             .list_adapters(wire::ListAdaptersRequest::default())
@@ -312,6 +310,6 @@ async fn the_server_ends_although_a_client_never_hangs_up() {
 #[test]
 fn an_endpoint_that_is_none_is_refused() {
     for bad in ["", "localhost:1", "ftp://x", "http://"] {
-        assert!(grpc::channel(bad).is_err(), "{bad}");
+        assert!(rpc::client::channel(bad).is_err(), "{bad}");
     }
 }

@@ -12,10 +12,9 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use togi_runtime::{
-    Class, folder,
-    hub::{Hub, HubRef, RepoKind},
-};
+use togi_runtime::Class;
+use togi_runtime::store::folder;
+use togi_runtime::store::hub::{Hub, HubRef, RepoKind};
 
 const COMMIT: &str = "0123456789012345678901234567890123456789";
 

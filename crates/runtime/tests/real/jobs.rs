@@ -5,13 +5,10 @@ use std::time::Duration;
 use async_nats::jetstream;
 use futures::StreamExt as _;
 use togi_proto::job::v1::{JobKind, JobState};
-use togi_runtime::{
-    Class, Context, Error, Event, JobId,
-    bus::{EventStream, Received, Start},
-    events, jobs, layout,
-    testing::{Rig, wait_until},
-    worker::Outcome,
-};
+use togi_runtime::bus::reader::{EventStream, Received, Start};
+use togi_runtime::testing::{Rig, wait_until};
+use togi_runtime::worker::Outcome;
+use togi_runtime::{Class, Context, Error, Event, JobId, events, jobs, layout};
 
 use crate::workers::{Scripted, all, reach, submit, work, work_on};
 

@@ -130,7 +130,7 @@ async fn wiping_jetstream_loses_no_job() {
     assert_eq!(made.restored, 3);
     assert_eq!(
         all(&after).reconcile(JobKind::Train).await.unwrap(),
-        jobs::Reconciled::default()
+        jobs::reconcile::Reconciled::default()
     );
     let handler = Scripted::succeeding();
     let worker = work(&after, &handler);

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use togi_runtime::bus::{Received, Start};
+use togi_runtime::bus::reader::{Received, Start};
 use togi_runtime::config::NatsConfig;
 use togi_runtime::events::EventKind;
 use togi_runtime::{Bus, Event, Stopper};

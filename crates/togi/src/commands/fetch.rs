@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use togi_runtime::config::BaseConfig;
-use togi_runtime::folder;
+use togi_runtime::store::folder;
 
 use crate::error::Result;
 use crate::session::Session;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
-use togi_runtime::bus::Start;
+use togi_runtime::bus::reader::Start;
 use togi_runtime::{Context, Event};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
-use togi_runtime::{layout, registry};
+use togi_runtime::layout;
+use togi_runtime::registry::{adapter_manifest, revisions};
 use togi_tokens::DatasetManifest;
 
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ pub(super) fn reached<'a>(
         let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
         let files: Vec<String> = match parts.as_slice() {
             ["datasets", ..] => dataset_files(key, bytes)?,
-            ["adapters", ..] => parse::<registry::AdapterManifest>(key, bytes)?
+            ["adapters", ..] => parse::<adapter_manifest::AdapterManifest>(key, bytes)?
                 .files
                 .into_keys()
                 .collect(),
@@ -32,13 +33,13 @@ pub(super) fn reached<'a>(
                 parse::<Files>(key, bytes)?.files.into_keys().collect()
             }
             ["names", ..] => {
-                let revision: registry::NameRevision = parse(key, bytes)?;
+                let revision: revisions::NameRevision = parse(key, bytes)?;
                 let manifest = layout::dataset_manifest(&revision.dataset);
                 must_exist(key, manifest.as_ref(), keys)?;
                 continue;
             }
             ["aliases", ..] => {
-                let revision: registry::AliasRevision = parse(key, bytes)?;
+                let revision: revisions::AliasRevision = parse(key, bytes)?;
                 let manifest = layout::adapter_manifest(&revision.generation);
                 must_exist(key, manifest.as_ref(), keys)?;
                 continue;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use togi_runtime::config::{NatsConfig, StoreConfig};
-use togi_runtime::grpc::Services;
+use togi_runtime::rpc::server::Services;
 use togi_runtime::{Context, Tasks};
 use toml::{Table, Value};
 

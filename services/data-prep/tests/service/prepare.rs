@@ -4,7 +4,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use togi_proto::dataprep::v1 as proto;
 use togi_proto::job::v1::{JobKind, JobState};
-use togi_runtime::bus::Start;
+use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{Event, EventKind};
 use togi_runtime::testing::wait_until;
 use togi_runtime::{JobId, Jobs, layout};

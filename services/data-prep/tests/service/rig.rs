@@ -9,7 +9,8 @@ use togi_data_prep::Config;
 use togi_proto::dataprep::v1 as proto;
 use togi_proto::dataprep::v1::data_prep_service_client::DataPrepServiceClient;
 use togi_proto::job::v1::{Job, JobState};
-use togi_runtime::grpc::{self, Services};
+use togi_runtime::rpc;
+use togi_runtime::rpc::server::Services;
 use togi_runtime::testing::Rig;
 use togi_runtime::{Context, Tasks, layout};
 use togi_tokens::manifest::DatasetManifest;
@@ -47,7 +48,9 @@ impl System {
             .await
             .unwrap();
         let served = context.clone();
-        let serving = tokio::spawn(async move { grpc::serve(listener, services, &served).await });
+        let serving = tokio::spawn(async move {
+            rpc::server::serve(listener, services, &served.readiness, &served.stopper).await
+        });
         let mut system = Self {
             rig,
             context,
@@ -60,12 +63,12 @@ impl System {
         system
     }
 
-    pub(crate) async fn client(&self) -> DataPrepServiceClient<grpc::Client> {
-        DataPrepServiceClient::new(grpc::channel(&self.endpoint).unwrap())
+    pub(crate) async fn client(&self) -> DataPrepServiceClient<rpc::client::Client> {
+        DataPrepServiceClient::new(rpc::client::channel(&self.endpoint).unwrap())
     }
 
-    pub(crate) async fn flight(&self) -> FlightServiceClient<grpc::Client> {
-        FlightServiceClient::new(grpc::channel(&self.endpoint).unwrap())
+    pub(crate) async fn flight(&self) -> FlightServiceClient<rpc::client::Client> {
+        FlightServiceClient::new(rpc::client::channel(&self.endpoint).unwrap())
     }
 
     pub(crate) async fn try_upload(&self, bytes: &[u8]) -> Result<String, Status> {

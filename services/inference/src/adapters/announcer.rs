@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use togi_runtime::{Bus, Event, Stopper, replicas};
+use togi_runtime::registry::replicas;
+use togi_runtime::{Bus, Event, Stopper};
 use tokio::sync::{mpsc, watch};
 
 use crate::adapters::mismatch::Gauge;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use togi_runtime::aliases::{Alias, Aliases};
+use togi_runtime::registry::aliases::{Alias, Aliases};
 use togi_runtime::{Bus, Stopper, Store};
 use tokio::sync::watch;
 

@@ -6,8 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use togi_model::{Engine, adapter};
 use togi_runtime::layout;
-use togi_runtime::registry::{ADAPTER_MANIFEST_VERSION, AdapterManifest, BaseMismatch, Identity};
-use togi_runtime::{Class, Store, card};
+use togi_runtime::registry::adapter_manifest::{
+    ADAPTER_MANIFEST_VERSION, AdapterManifest, Identity,
+};
+use togi_runtime::registry::model_card;
+use togi_runtime::registry::revisions::BaseMismatch;
+use togi_runtime::{Class, Store};
 
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
@@ -86,10 +90,10 @@ impl Loader {
     pub(crate) async fn samples(&self, digest: &str) -> Result<Vec<String>> {
         let manifest = self.manifest(digest).await?;
         let card = self
-            .file(&manifest, card::CARD_FILE, MAX_TEXT_BYTES)
+            .file(&manifest, model_card::CARD_FILE, MAX_TEXT_BYTES)
             .await?;
-        check_digest(&manifest, card::CARD_FILE, &card)?;
-        Ok(card::samples(&String::from_utf8_lossy(&card)))
+        check_digest(&manifest, model_card::CARD_FILE, &card)?;
+        Ok(model_card::samples(&String::from_utf8_lossy(&card)))
     }
 
     async fn manifest(&self, digest: &str) -> Result<AdapterManifest> {

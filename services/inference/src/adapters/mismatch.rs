@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use togi_model::{Engine, Precision, Processor};
-use togi_runtime::memory;
+use togi_runtime::process::memory;
 use togi_tokens::Tokenizer;
 
 use super::loader::{Loader, with_cause};

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use togi_runtime::registry::BaseMismatch;
+use togi_runtime::registry::revisions::BaseMismatch;
 
 use super::served::Served;
 

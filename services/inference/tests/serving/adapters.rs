@@ -6,10 +6,12 @@ use std::path::Path;
 use togi_model::adapter::{self, CONFIG_FILE, Files, TENSORS_FILE};
 use togi_model::{Base, Config, Lora, LoraConfig, Target};
 use togi_runtime::events::Event;
-use togi_runtime::registry::{
-    ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest, AliasRevision, BaseMismatch, Identity,
+use togi_runtime::registry::adapter_manifest::{
+    ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest, Identity,
 };
-use togi_runtime::{Bus, Store, card::CARD_FILE, layout};
+use togi_runtime::registry::model_card::CARD_FILE;
+use togi_runtime::registry::revisions::{AliasRevision, BaseMismatch};
+use togi_runtime::{Bus, Store, layout};
 use togi_tokens::digest::sha256_hex;
 
 /// What a test may change before an adapter is published.

@@ -1,10 +1,10 @@
 //! The registry is followed to exactly the declared set: from the start, by events, and by listing alone.
 
 use futures::StreamExt;
-use togi_runtime::aliases::Aliases;
-use togi_runtime::bus::Start;
+use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{Event, EventKind};
-use togi_runtime::registry::BaseMismatch;
+use togi_runtime::registry::aliases::Aliases;
+use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::testing::wait_until as wait_until_async;
 
 use crate::adapters::{promote, publish_good, roll_back};

@@ -11,7 +11,8 @@ use togi_proto::inference::v1::{
     ListAdaptersResponse, Options, Started, generate_request::Prompt, generate_response::Event,
 };
 use togi_runtime::config::{NatsConfig, StoreConfig};
-use togi_runtime::grpc::{self, Services};
+use togi_runtime::rpc;
+use togi_runtime::rpc::server::Services;
 use togi_runtime::testing::NatsServer;
 use togi_runtime::{Bus, Context, Readiness, Stopper, Store, Tasks};
 use tonic::transport::Channel;
@@ -122,7 +123,8 @@ impl Setup {
                 .unwrap();
         let readiness = context.readiness.clone();
         let served = tokio::spawn(async move {
-            let served = grpc::serve(listener, services, &context).await;
+            let served =
+                rpc::server::serve(listener, services, &context.readiness, &context.stopper).await;
             context.stopper.stop();
             served.and(tasks.join().await)
         });

@@ -3,9 +3,9 @@
 use futures::StreamExt;
 use togi_model::{Base, Engine, Precision};
 use togi_proto::events::v1::{AdapterLoaded, BaseMismatch};
-use togi_runtime::bus::{EventStream, Start};
-use togi_runtime::card;
+use togi_runtime::bus::reader::{EventStream, Start};
 use togi_runtime::events::{Event, EventKind};
+use togi_runtime::registry::model_card;
 use togi_tokens::{Tokenizer, prompt};
 use tonic::Code;
 
@@ -21,7 +21,10 @@ async fn publish_trained_over(
 ) -> String {
     let mut made = draft(&system.base_folder(), seed);
     made.identity.base_precision = precision.into();
-    made.card = Some(format!("---\n{}---\n# A card\n", card::widget(samples)));
+    made.card = Some(format!(
+        "---\n{}---\n# A card\n",
+        model_card::widget(samples)
+    ));
     publish(&system.store, made).await
 }
 

@@ -2,7 +2,7 @@
 
 use futures::StreamExt;
 use togi_model::Config;
-use togi_runtime::bus::Start;
+use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{Event, EventKind};
 use tonic::Code;
 

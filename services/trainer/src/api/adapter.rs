@@ -6,7 +6,7 @@ use togi_proto::trainer::v1::{
     ListAliasesRequest, ListAliasesResponse, PromoteAdapterRequest, PromoteAdapterResponse,
     RollbackAliasRequest, RollbackAliasResponse,
 };
-use togi_runtime::aliases::Aliases;
+use togi_runtime::registry::aliases::Aliases;
 use togi_runtime::{Class, Store};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::warn;

@@ -13,7 +13,7 @@ use arrow_flight::{FlightClient, Ticket};
 use futures::StreamExt;
 use togi_proto::dataprep::v1::DatasetTicket;
 use togi_runtime::Class;
-use togi_runtime::grpc::Client;
+use togi_runtime::rpc::client::Client;
 use togi_tokens::{Permutation, Row, Split, shard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Code;

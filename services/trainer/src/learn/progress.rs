@@ -1,7 +1,7 @@
 //! A step's figures: what a line of the log says. Measurement stays out of the training loop.
 
 use togi_proto::trainer::v1::Step;
-use togi_runtime::memory;
+use togi_runtime::process::memory;
 use togi_tokens::Row;
 
 use crate::gauge;

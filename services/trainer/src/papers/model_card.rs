@@ -1,8 +1,8 @@
 //! The model card: a README.md with the front matter that PEFT writes. A pure function of what the generation is made of, so
 //! that two jobs that make the same generation write the same card.
 
-use togi_runtime::card::widget;
-use togi_runtime::registry::Identity;
+use togi_runtime::registry::adapter_manifest::Identity;
+use togi_runtime::registry::model_card::widget;
 use togi_tokens::prompt;
 
 use crate::recipe::Recipe;
@@ -168,7 +168,7 @@ mod tests {
         ] {
             assert!(card.contains(part), "{part} in {card}");
         }
-        let samples = togi_runtime::card::samples(&card);
+        let samples = togi_runtime::registry::model_card::samples(&card);
         assert_eq!(samples.len(), SAMPLES.len());
         assert_eq!(
             samples[0],

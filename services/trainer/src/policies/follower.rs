@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use togi_proto::job::v1::{JobKind, JobState};
-use togi_runtime::bus::Start;
+use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{EventKind, kind_name};
 use togi_runtime::telemetry::span_with_parent;
 use togi_runtime::{Bus, Event, Result, Stopper};

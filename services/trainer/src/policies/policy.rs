@@ -8,8 +8,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::kv::Kv;
-use togi_runtime::registry::NameRevision;
+use togi_runtime::bus::kv::Kv;
+use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::{Store, layout};
 use tracing::warn;
 

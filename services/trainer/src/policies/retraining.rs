@@ -7,7 +7,7 @@
 use jiff::Timestamp;
 use togi_proto::job::v1::{Job, JobKind, JobState};
 use togi_runtime::jobs::job_id;
-use togi_runtime::registry::NameRevision;
+use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::{JobId, Jobs, Store};
 
 use crate::dataset;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use togi_runtime::registry::{AdapterFile, Identity};
+use togi_runtime::registry::adapter_manifest::{AdapterFile, Identity};
 use togi_runtime::{Class, JobId, Store, layout};
 use tracing::warn;
 

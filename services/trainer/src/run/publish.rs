@@ -7,11 +7,14 @@ use sha2::{Digest, Sha256};
 use togi_model::engine::BIT_EXACT;
 use togi_model::memory::trainable;
 use togi_proto::events::v1::{AdapterEvaluated, AdapterPublished};
-use togi_runtime::aliases::Alias;
-use togi_runtime::lease::Lease;
-use togi_runtime::registry::{ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest};
+use togi_runtime::process::memory;
+use togi_runtime::registry::adapter_manifest::{
+    ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest,
+};
+use togi_runtime::registry::aliases::Alias;
 use togi_runtime::worker::Claim;
-use togi_runtime::{Class, Store, layout, memory};
+use togi_runtime::worker::lease::Lease;
+use togi_runtime::{Class, Store, layout};
 use tracing::{Instrument as _, info, info_span};
 
 use crate::adapter::Adapter;

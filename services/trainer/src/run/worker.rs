@@ -8,9 +8,9 @@ use object_store::path::Path;
 use togi_model::optim;
 use togi_proto::job::v1::JobKind;
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::aliases::Aliases;
+use togi_runtime::registry::aliases::Aliases;
 use togi_runtime::worker::{Admission, Claim, Handler, Outcome};
-use togi_runtime::{Bus, JobId, Store, grpc};
+use togi_runtime::{Bus, JobId, Store, rpc};
 use togi_tokens::Split;
 use tracing::{Instrument as _, info, info_span};
 
@@ -46,7 +46,7 @@ pub struct Worker {
     /// Knows which of a policy's jobs are needed.
     pub retraining: Retraining,
     /// Data-prep.
-    pub data_prep: grpc::Client,
+    pub data_prep: rpc::client::Client,
     /// How jobs are worked on.
     pub training: TrainingConfig,
     /// What is measured.

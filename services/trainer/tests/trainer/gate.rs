@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use togi_proto::events::v1::AdapterEvaluated;
 use togi_proto::job::v1::{Job, JobKind, JobState};
 use togi_proto::trainer::v1::{CreateJobRequest, Gate, GetJobRequest, ListAliasesRequest};
-use togi_runtime::bus::Start;
+use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{DEAD_STREAM, EventKind};
 use togi_runtime::jobs::job_id;
 use togi_runtime::testing::wait_until;

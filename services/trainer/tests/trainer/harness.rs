@@ -18,7 +18,9 @@ use togi_proto::trainer::v1::trainer_service_client::TrainerServiceClient;
 use togi_proto::trainer::v1::watch_job_response::Update;
 use togi_proto::trainer::v1::{CreateJobRequest, GetJobRequest, Step, WatchJobRequest};
 use togi_runtime::config::{BaseConfig, NatsConfig};
-use togi_runtime::grpc::{self, Client, Services};
+use togi_runtime::rpc;
+use togi_runtime::rpc::client::Client;
+use togi_runtime::rpc::server::Services;
 use togi_runtime::testing::{Rig, wait_until};
 use togi_runtime::{Bus, Context, JobId, Readiness, Stopper, Store, Tasks};
 use togi_trainer::Role;
@@ -136,8 +138,10 @@ impl System {
         togi_trainer::start(config, &context, &mut services, &mut tasks).await?;
         let served = context.clone();
         let life = tokio::spawn(async move {
-            let (served, joined) =
-                tokio::join!(grpc::serve(listener, services, &served), tasks.join());
+            let (served, joined) = tokio::join!(
+                rpc::server::serve(listener, services, &served.readiness, &served.stopper),
+                tasks.join()
+            );
             served.and(joined)
         });
         Ok(Process {
@@ -194,7 +198,7 @@ impl Process {
     }
 
     pub(crate) fn channel(&self) -> Client {
-        grpc::channel(&self.endpoint).unwrap()
+        rpc::client::channel(&self.endpoint).unwrap()
     }
 
     pub(crate) fn trainer(&self) -> TrainerServiceClient<Client> {

@@ -9,7 +9,7 @@ use togi_proto::trainer::v1::{
     ListJobsRequest, ListPoliciesRequest, Policy,
 };
 use togi_runtime::config::TelemetryConfig;
-use togi_runtime::registry::AliasRevision;
+use togi_runtime::registry::revisions::AliasRevision;
 use togi_runtime::testing::wait_until;
 use togi_runtime::{layout, telemetry};
 use togi_trainer::Role;

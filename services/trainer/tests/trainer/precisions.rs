@@ -7,7 +7,7 @@ use togi_model::Config;
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{CreateJobRequest, Recipe};
 use togi_runtime::layout;
-use togi_runtime::registry::AdapterManifest;
+use togi_runtime::registry::adapter_manifest::AdapterManifest;
 
 use crate::harness::{Process, System};
 use crate::inputs::{RECORDS, TOKENIZER, asked, config, write_base};
@@ -45,7 +45,10 @@ async fn the_recipes_over_quantized_bases_are_accepted_and_trained() {
         assert_eq!(manifest.identity.base_precision, precision);
         let card = layout::adapter_file(&ended.result, "README.md");
         let card = process.store().get(&card).await.unwrap();
-        assert!(!togi_runtime::card::samples(std::str::from_utf8(&card).unwrap()).is_empty());
+        assert!(
+            !togi_runtime::registry::model_card::samples(std::str::from_utf8(&card).unwrap())
+                .is_empty()
+        );
         generations.push(ended.result);
     }
     assert_eq!(generations[0], generations[2], "the same job again");

@@ -2,7 +2,7 @@
 
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{GetAdapterRequest, ListAdaptersRequest, ListAliasesRequest};
-use togi_runtime::registry::AdapterManifest;
+use togi_runtime::registry::adapter_manifest::AdapterManifest;
 use togi_runtime::{JobId, layout};
 
 use crate::harness::{Process, System};

@@ -9,7 +9,8 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
 
-use crate::{Class, Error, Result, events};
+use crate::error::{Class, Error, Result};
+use crate::events;
 
 /// Bucket of the jobs' records.
 pub const JOBS_BUCKET: &str = "togi_jobs";

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-use crate::{Bus, Result, Stopper, store::canonical_json, streams::REPLICA_LIFETIME};
+use crate::bus::Bus;
+use crate::bus::streams::REPLICA_LIFETIME;
+use crate::error::Result;
+use crate::life::stop::Stopper;
+use crate::store::canonical_json;
 
 /// Keeps this process's entry: written when it changes and a few times in its life, deleted when the stopper stops. What fails is logged
 /// and tried again.

@@ -14,10 +14,10 @@ use futures::StreamExt as _;
 use togi_proto::job::v1::JobState;
 use tokio::sync::watch;
 
-use crate::{
-    Class, Error, JobId, Jobs, Result,
-    jobs::{Record, is_final},
-};
+use crate::error::{Class, Error, Result};
+use crate::jobs::Jobs;
+use crate::jobs::record::{Record, is_final};
+use crate::layout::JobId;
 
 /// A lease. Clones are the same lease.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 
 use hf_hub::{HFClient, HFError};
 
-use crate::{Class, Error, Result};
+use crate::error::{Class, Error, Result};
 
 /// What kind of repository it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,7 +122,7 @@ impl Hub {
     /// # Errors
     /// `InvalidArgument` if the endpoint is no URL.
     pub fn from_environment() -> Result<Self> {
-        crate::process::install_crypto();
+        crate::life::crypto::install_crypto();
         Ok(Self {
             client: HFClient::new().map_err(unusable)?,
         })
@@ -133,7 +133,7 @@ impl Hub {
     /// # Errors
     /// `InvalidArgument` if the endpoint is no URL.
     pub fn at(endpoint: &str, cache: impl Into<PathBuf>) -> Result<Self> {
-        crate::process::install_crypto();
+        crate::life::crypto::install_crypto();
         let builder = HFClient::builder()
             .endpoint(endpoint)
             .cache_dir(cache.into());

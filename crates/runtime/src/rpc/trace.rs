@@ -15,7 +15,8 @@ use tonic::Code;
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span, field::Empty};
 
-use crate::{error::code_name, semconv, telemetry};
+use crate::error::code_name;
+use crate::telemetry::{self, semconv};
 
 /// Adds the span and the duration.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::OnceCell;
 
-use crate::{Class, Error, Result};
+use crate::error::{Class, Error, Result};
 
 /// One key's value.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,13 +8,10 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::{
-    Error, Result,
-    config::BaseConfig,
-    error::scrub,
-    hub::{Hub, HubRef},
-    store,
-};
+use crate::config::BaseConfig;
+use crate::error::{Error, Result, scrub};
+use crate::store;
+use crate::store::hub::{Hub, HubRef};
 
 /// Returns whether a file of this name belongs to a base: configuration, weights, tokenizer.
 #[must_use]
@@ -181,7 +178,7 @@ mod tests {
         let error = materialize(&base(url.as_str()), Path::new("/nowhere"))
             .await
             .unwrap_err();
-        assert_eq!(error.class(), crate::Class::NotFound);
+        assert_eq!(error.class(), crate::error::Class::NotFound);
         std::fs::write(folder.path().join("config.json"), "{}").unwrap();
         let found = materialize(&base(url.as_str()), Path::new("/nowhere"))
             .await

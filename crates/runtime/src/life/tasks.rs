@@ -4,7 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::task::{Id, JoinSet};
 
-use crate::{Class, Error, Result, Stopper};
+use crate::error::{Class, Error, Result};
+use crate::life::stop::Stopper;
 
 /// How long tasks may take to end after the stop.
 pub const GRACE: Duration = Duration::from_secs(25);

@@ -1,14 +1,8 @@
-//! The admin port: metrics, liveness and readiness. A process is ready when every latch has been dropped and it is not
-//! stopping; gRPC health says the same.
+//! Readiness: a process is ready while no latch is held and it is not stopping. The admin port and gRPC health both report it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{
-    Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get,
-};
-use tokio::{net::TcpListener, sync::watch};
-
-use crate::{Class, Error, Result, Stopper, telemetry};
+use tokio::sync::watch;
 
 /// Whether the process can do its work: true when no latch is held and it is not stopping.
 #[derive(Clone, Debug)]
@@ -99,49 +93,6 @@ impl Drop for Latch {
             }
         });
     }
-}
-
-/// Serves `/metrics`, `/livez` and `/readyz` until the stopper stops.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, readiness: Readiness, stopper: Stopper) -> Result<()> {
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .with_state(readiness);
-    let serve = axum::serve(listener, router).into_future();
-    // Not axum's graceful end: it waits for idle scrapers' connections without limit.
-    match stopper.run(serve).await {
-        None | Some(Ok(())) => Ok(()),
-        Some(Err(error)) => {
-            Err(Error::new(Class::Unavailable, "the admin port failed").with_source(error))
-        }
-    }
-}
-
-async fn metrics() -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        telemetry::metrics_text(),
-    )
-}
-
-async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
-    if readiness.is_ready() {
-        return (StatusCode::OK, "ok\n".to_owned());
-    }
-    let names = readiness.waiting_for();
-    let text = if names.is_empty() {
-        "stopping".to_owned()
-    } else {
-        names.join(", ")
-    };
-    (
-        StatusCode::SERVICE_UNAVAILABLE,
-        format!("not ready: {text}\n"),
-    )
 }
 
 #[cfg(test)]

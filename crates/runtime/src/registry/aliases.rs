@@ -6,15 +6,14 @@ use std::{pin::Pin, time::Duration};
 use futures::{Stream, StreamExt as _};
 use togi_proto::events::v1 as said;
 
-use crate::{
-    Bus, Class, Error, Event, Result, Store,
-    bus::{EventStream, Start},
-    events::EventKind,
-    layout::{self, validate_digest, validate_name},
-    registry::{AliasRevision, BaseMismatch},
-    store::canonical_json,
-    telemetry,
-};
+use crate::bus::Bus;
+use crate::bus::reader::{EventStream, Start};
+use crate::error::{Class, Error, Result};
+use crate::events::{Event, EventKind};
+use crate::layout::{self, validate_digest, validate_name};
+use crate::registry::revisions::{AliasRevision, BaseMismatch};
+use crate::store::{Store, canonical_json};
+use crate::telemetry;
 
 /// What an alias names.
 #[derive(Clone, Debug, PartialEq, Eq)]

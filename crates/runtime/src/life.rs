@@ -1,0 +1,6 @@
+//! The life of a process: its stop, its tasks, its readiness, and the one-time setup of TLS.
+
+pub mod crypto;
+pub mod readiness;
+pub mod stop;
+pub mod tasks;
