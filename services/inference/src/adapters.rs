@@ -1,5 +1,5 @@
-//! Adapters over the base: what is declared ([`follower`]) becomes what is served, one load at a time ([`plan`] says which), and
-//! requests find their generation here.
+//! Adapters over the base: what is declared ([`follower`]) becomes what is served, one load at a
+//! time ([`plan`] says which), and requests find their generation here.
 
 pub(crate) mod announcer;
 pub(crate) mod follower;
@@ -26,7 +26,8 @@ use crate::metrics::Metrics;
 use crate::semconv;
 use crate::served_adapter::ServedAdapter;
 
-/// First delay before a load is tried again that failed for a reason that may pass; it doubles up to the reconcile period.
+/// First delay before a load is tried again that failed for a reason that may pass; it doubles up
+/// to the reconcile period.
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest reason in an event: a file can have any number of unknown tensors.
 const MAX_REASON_CHARS: usize = 1000;
@@ -50,8 +51,8 @@ impl Adapters {
     /// Returns the generation that a request is pinned to; None for the base alone.
     ///
     /// # Errors
-    /// `NotFound` for a name that nothing declares, `Unavailable` while what it names is still loading, `FailedPrecondition` when
-    /// that was refused.
+    /// `NotFound` for a name that nothing declares, `Unavailable` while what it names is still
+    /// loading, `FailedPrecondition` when that was refused.
     pub(crate) async fn resolve(&self, answerer: &Answerer) -> Result<Option<Arc<ServedAdapter>>> {
         match answerer {
             Answerer::Base => Ok(None),
@@ -98,7 +99,8 @@ impl Adapters {
         }
     }
 
-    /// What the promotions say of a generation that is asked for by its digest: one that allows a mismatch is enough.
+    /// What the promotions say of a generation that is asked for by its digest: one that allows a
+    /// mismatch is enough.
     fn base_mismatch(&self, digest: &str) -> BaseMismatch {
         let declared = self.declared.borrow();
         let mut declarations = declared.iter().flat_map(Declared::values);
@@ -141,8 +143,8 @@ impl Adapters {
             .map_err(late)?
     }
 
-    /// Brings what is served to what is declared, again and again, until the stop. `caught_up` is called once, when everything
-    /// that was declared at the start has been tried.
+    /// Brings what is served to what is declared, again and again, until the stop. `caught_up` is
+    /// called once, when everything that was declared at the start has been tried.
     pub(crate) async fn keep_up(&self, stopper: &Stopper, caught_up: impl FnOnce()) {
         let mut changes = self.declared.subscribe();
         let mut deferred = Deferred::new();
@@ -262,7 +264,8 @@ impl Adapters {
         });
     }
 
-    /// A load failed: refuses what cannot be served, puts off what may be served later. Returns the outcome's word.
+    /// A load failed: refuses what cannot be served, puts off what may be served later. Returns the
+    /// outcome's word.
     fn failed(
         &self,
         alias: &str,

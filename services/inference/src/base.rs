@@ -1,5 +1,5 @@
-//! The base: brought to a local folder, read once, with its tokenizer. Waits for a source that does not answer; ends for one that
-//! is wrong.
+//! The base and its tokenizer: copied to a local folder if necessary, then read once. A source that
+//! does not answer is retried; a wrong one is an error.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,29 +16,28 @@ use crate::error::{Error, Result};
 /// Time between two attempts to reach the base's source.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// A base in memory.
+/// A base in memory, on its device.
 pub(crate) struct Loaded {
-    pub(crate) network: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) digest: String,
-    /// Where it computes.
     pub(crate) device: Processor,
-    /// How it is held: adapters must have been trained over the same.
+    /// The precision of its weights; adapters must have been trained over the same.
     pub(crate) precision: Precision,
-    /// Its files.
+    /// The folder of its files.
     pub(crate) folder: PathBuf,
-    /// Ends an answer.
+    /// The token that ends an answer.
     pub(crate) eos: Option<u32>,
 }
 
-/// How a base is to be held, and where it computes.
+/// The device of a base and the precision of its weights there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeviceChoice {
     pub(crate) device: Processor,
     pub(crate) precision: Precision,
 }
 
-/// Loads the base; None when stopped meanwhile.
+/// Loads the base; `None` if the stop comes first.
 pub(crate) async fn load(
     name: &str,
     config: &BaseConfig,
@@ -68,11 +67,11 @@ pub(crate) async fn load(
 }
 
 async fn read(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loaded> {
-    let owned = name.to_owned();
-    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned, folder, choice))
+    let owned_name = name.to_owned();
+    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned_name, folder, choice))
         .await
         .map_err(|error| Error::Broken(format!("loading the base ended: {error}")))??;
-    let parameters = loaded.network.config().parameters();
+    let parameters = loaded.engine.config().parameters();
     tracing::info!(
         base = name,
         digest = loaded.digest,
@@ -85,15 +84,18 @@ async fn read(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loade
 }
 
 fn read_folder(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loaded> {
-    let base = choice.device.read(&folder, choice.precision);
-    let base = base.map_err(|error| unusable(name, error.to_string()))?;
+    let base = choice
+        .device
+        .read(&folder, choice.precision)
+        .map_err(|error| unusable(name, error.to_string()))?;
     with_tokenizer(name, folder, base, choice.device)
 }
 
-/// Brings a base onto its device, and together with the tokenizer in its folder.
+/// Puts a base onto its device, and reads the tokenizer in its folder.
 ///
 /// # Errors
-/// [`Error::Base`] where there is none, or one that does not fit; the device's refusal of the base.
+/// [`Error::Base`] for a tokenizer that is missing or does not fit, or a base that the device
+/// refuses; [`Error::Device`] for a device that cannot be used.
 pub(crate) fn with_tokenizer(
     name: &str,
     folder: PathBuf,
@@ -113,15 +115,15 @@ pub(crate) fn with_tokenizer(
     }
     let precision = base.precision();
     let eos = tokenizer.eos().or(base.config().eos_token_id);
-    let network = Engine::on(Arc::new(base), device.device(precision));
-    let network = network.map_err(|error| match error {
-        error @ togi_model::Error::Device { .. } => Error::Device(error),
-        other => unusable(other.to_string()),
-    })?;
-    // After the engine was made: of files that only a card has read, it is waited for.
-    let digest = network.base().digest().to_owned();
+    let engine =
+        Engine::on(Arc::new(base), device.device(precision)).map_err(|error| match error {
+            error @ togi_model::Error::Device { .. } => Error::Device(error),
+            other => unusable(other.to_string()),
+        })?;
+    // Only now: where the files went straight to the GPU, this waits until they are hashed.
+    let digest = engine.base().digest().to_owned();
     Ok(Loaded {
-        network: Arc::new(network),
+        engine: Arc::new(engine),
         tokenizer: Arc::new(tokenizer),
         digest,
         device,

@@ -1,5 +1,5 @@
-//! Settings: `default.toml` is the full list with comments; files and the environment change it. What comes out of
-//! [`Config::load`] is checked.
+//! Settings. `default.toml` is the full list with comments; files and the environment change it.
+//! [`Config::load`] returns checked settings.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Adapters over the base.
     pub adapters: AdaptersConfig,
-    /// How to end.
+    /// How the process ends.
     pub stop: StopConfig,
 }
 
@@ -46,11 +46,11 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineConfig {
-    /// Answers that progress together.
+    /// Most answers that progress together.
     pub max_active: usize,
-    /// Requests that wait.
+    /// Most requests that wait.
     pub max_waiting: usize,
-    /// Prompt tokens read in one turn.
+    /// Most tokens of one prompt that a round reads.
     pub prefill_chunk: usize,
     /// Longest prompt, in bytes.
     pub max_prompt_bytes: usize,
@@ -60,29 +60,29 @@ pub struct EngineConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdaptersConfig {
-    /// Adapters held at once.
+    /// Most adapters in memory.
     pub max_resident: usize,
     /// Largest tensor file, in bytes.
     pub max_bytes: u64,
-    /// When a load is given up.
+    /// Time after which a load is given up.
     pub load_timeout_seconds: u64,
     /// Time between two readings of the aliases.
-    pub reconcile_seconds: u64,
+    pub reconcile_seconds: f64,
 }
 
 impl AdaptersConfig {
-    /// When a load is given up.
+    /// Returns the time after which a load is given up.
     pub fn load_timeout(&self) -> Duration {
         Duration::from_secs(self.load_timeout_seconds)
     }
 
-    /// Time between two readings of the aliases.
+    /// Returns the time between two readings of the aliases.
     pub fn reconcile_period(&self) -> Duration {
-        Duration::from_secs(self.reconcile_seconds)
+        Duration::from_secs_f64(self.reconcile_seconds)
     }
 }
 
-/// The end.
+/// How the process ends.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopConfig {
@@ -91,7 +91,7 @@ pub struct StopConfig {
 }
 
 impl StopConfig {
-    /// Time that running answers have after the stop signal.
+    /// Returns the time that running answers have after the stop signal.
     pub fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_seconds)
     }
@@ -151,10 +151,6 @@ impl Config {
                 "adapters.load_timeout_seconds",
                 self.adapters.load_timeout_seconds,
             ),
-            (
-                "adapters.reconcile_seconds",
-                self.adapters.reconcile_seconds,
-            ),
         ];
         for (setting, value) in counts {
             if value == 0 {
@@ -163,6 +159,13 @@ impl Config {
                     reason: "must be at least 1".into(),
                 });
             }
+        }
+        let seconds = self.adapters.reconcile_seconds;
+        if Duration::try_from_secs_f64(seconds).is_err() || seconds <= 0.0 {
+            return Err(Error::Setting {
+                setting: "adapters.reconcile_seconds".into(),
+                reason: format!("must be over 0, not {seconds}"),
+            });
         }
         if !self.bases.contains_key(&self.base) {
             let known: Vec<&str> = self.bases.keys().map(String::as_str).collect();
@@ -178,10 +181,10 @@ impl Config {
         Ok(())
     }
 
-    /// Returns how a base is held.
+    /// Returns the precision of a base's weights.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a precision that is none.
+    /// [`Error::Setting`] for an unknown precision.
     pub fn precision(&self, base: &str) -> Result<Precision> {
         let written = self
             .bases

@@ -9,6 +9,7 @@ pub(crate) mod load;
 pub(crate) mod options;
 mod probe;
 pub(crate) mod request;
+mod scheduler;
 pub(crate) mod sequence;
 mod stop_text;
 pub(crate) mod thread;

@@ -1,4 +1,4 @@
-//! What can go wrong here, each with its class: the class alone decides the gRPC code.
+//! The failures of this crate, each with its class. The class alone decides the gRPC code.
 
 use togi_runtime::error::Class;
 
@@ -26,10 +26,10 @@ pub enum Error {
         /// Why it was refused.
         reason: String,
     },
-    /// The alias is declared, and its adapter is not here yet.
+    /// The alias is declared, and its adapter is not loaded yet.
     #[error("adapter {0:?} is still loading")]
     StillLoading(String),
-    /// All places at the door are taken.
+    /// Every permit is taken.
     #[error("{active} answers are being written and {waiting} requests wait: no place is left")]
     Full {
         /// Most sequences that progress together.
@@ -37,13 +37,13 @@ pub enum Error {
         /// Most requests that wait.
         waiting: usize,
     },
-    /// An adapter that this replica refuses whole.
+    /// An adapter that this replica refuses.
     #[error("{0}")]
     BadAdapter(String),
-    /// An adapter's files that are missing or differ from their manifest.
+    /// The files of an adapter are missing or differ from its manifest.
     #[error("{0}")]
     BrokenAdapter(String),
-    /// As many adapters as allowed are resident, all of them in use.
+    /// The most adapters that are allowed are resident, and all of them are in use.
     #[error(
         "{0} adapters are resident, the most that adapters.max_resident allows, and all are in use"
     )]
@@ -65,7 +65,7 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The device is not there, or not fit.
+    /// The device is missing or unsuitable.
     #[error(transparent)]
     Device(togi_model::Error),
     /// The network failed in the middle of an answer.
@@ -79,7 +79,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A thread or task ended that must not.
+    /// A thread or task ended unexpectedly.
     #[error("{0}")]
     Broken(String),
     /// Something below failed.
@@ -87,19 +87,19 @@ pub enum Error {
     Runtime(#[from] togi_runtime::Error),
 }
 
-/// What this crate's functions return.
+/// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// A wrong field, named by its path in the request.
-    pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Error {
-        Error::Field {
+    pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::Field {
             field,
             reason: reason.into(),
         }
     }
 
-    /// The class, which decides the gRPC code, and for an adapter whether it is worth another try.
+    /// Returns the class. It decides the gRPC code, and whether the load of an adapter is repeated.
     pub fn class(&self) -> Class {
         match self {
             Error::Field { .. } | Error::Setting { .. } => Class::InvalidArgument,

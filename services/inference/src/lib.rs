@@ -1,12 +1,12 @@
-//! The inference service: questions in, answers out, over one base and the adapters that the registry declares.
+//! The inference service: answers over one base and the adapters that the registry declares.
 //!
 //! The way of a request: [`rpc`] (parsed and checked) → [`engine::admission`] (a permit, or refused
 //! at once) → [`adapters`] (pinned to a generation) → [`engine::door`] → [`engine::thread`] (many
-//! answers together) → [`engine::sequence`] → [`engine::event`] → [`rpc`].
-//! The way of an adapter: [`adapters::follower`] (declared) → [`adapters::plan`] (the next action) →
-//! [`adapters::loader`] (checked) → [`adapters::served`] (swapped in) → [`adapters::mismatch`]
-//! (measured, where its base has another precision here) → [`adapters::announcer`] (announced).
-//! [`local`] answers without a service.
+//! answers together) → [`engine::sequence`] → [`engine::event`] → [`rpc`]. The way of an adapter:
+//! [`adapters::follower`] (declared) → [`adapters::plan`] (the next action) → [`adapters::loader`]
+//! (checked) → [`adapters::served`] (swapped in) → [`adapters::mismatch`] (measured, where its base
+//! has another precision here) → [`adapters::announcer`] (announced). [`local`] answers without a
+//! service.
 
 mod adapters;
 mod base;
@@ -38,8 +38,8 @@ pub use rpc::local::ask;
 pub use rpc::service::Service;
 pub use served_adapter::ServedAdapter;
 
-/// Adds the service and starts its work. Returns at once: until the base is loaded, readiness is held back and requests are answered
-/// `UNAVAILABLE`.
+/// Adds the service and starts its work. Returns at once. Until the base is loaded, the process is
+/// not ready and requests are answered `UNAVAILABLE`.
 ///
 /// # Errors
 /// A setting out of its range.
@@ -52,7 +52,7 @@ pub async fn start(
     start_replica(config, context, services, tasks).map(drop)
 }
 
-/// As [`start`], and returns the replica, for whoever wants to look at it.
+/// Does the same as [`start`], and returns the replica.
 ///
 /// # Errors
 /// A setting out of its range.
@@ -66,9 +66,9 @@ pub fn start_replica(
     let adapters_latch = context.readiness.latch("adapters");
     let replica = Arc::new(Replica::new(config, context.clone())?);
     services.add(InferenceServiceServer::new(Service::new(replica.clone())));
-    let runs = replica.clone();
+    let running = replica.clone();
     tasks.spawn("inference", async move {
-        Ok(runs.run(base_latch, adapters_latch).await?)
+        Ok(running.run(base_latch, adapters_latch).await?)
     });
     Ok(replica)
 }

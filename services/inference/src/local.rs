@@ -1,5 +1,5 @@
-//! Answers without a service: one base and at most one adapter in this process, with the engine of a
-//! replica. Only the source of the adapter differs.
+//! Answers without a service: one base and at most one adapter in this process, with the engine of
+//! a replica. Only the source of the adapter differs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::served_adapter::ServedAdapter;
 
 /// Longest prompt in bytes that is tokenized at all.
 pub(crate) const MAX_PROMPT_BYTES: usize = 256 << 10;
-/// One answer at a time; the rest is as a replica has it by default.
+/// One answer at a time; the other limits are the defaults of a replica.
 const LIMITS: EngineConfig = EngineConfig {
     max_active: 1,
     max_waiting: 0,
@@ -30,7 +30,7 @@ const LIMITS: EngineConfig = EngineConfig {
     max_prompt_bytes: MAX_PROMPT_BYTES,
 };
 
-/// A base that answers.
+/// A base that answers in this process.
 pub struct Local {
     admission: Admission,
     adapter: Option<Arc<ServedAdapter>>,
@@ -39,23 +39,25 @@ pub struct Local {
 }
 
 impl Local {
-    /// Starts the engine's thread over a base from a folder, on a device; the thread lasts as long as the value.
+    /// Starts the engine's thread over a base from a folder, on a device. The thread ends when the
+    /// value is dropped.
     ///
     /// # Errors
-    /// [`Error::Base`] for a base whose tokenizer is missing or does not fit, or that the device does not take.
-    pub fn new(folder: &Path, base: Base, device: Processor) -> Result<Local> {
+    /// [`Error::Base`] for a base whose tokenizer is missing or does not fit, or that the device
+    /// refuses.
+    pub fn new(folder: &Path, base: Base, device: Processor) -> Result<Self> {
         let name = folder.display().to_string();
         let loaded = base::with_tokenizer(&name, folder.to_owned(), base, device)?;
-        let (door, engine) = EngineThread::new(&loaded, &LIMITS, Metrics::new());
-        let abort = engine.abort.clone();
+        let (door, engine_thread) = EngineThread::new(&loaded, &LIMITS, Metrics::new());
+        let abort = engine_thread.abort.clone();
         let thread = thread::Builder::new()
             .name("togi-engine".into())
-            .spawn(move || engine.run())
+            .spawn(move || engine_thread.run())
             .map_err(|error| Error::Broken(format!("the engine's thread cannot start: {error}")))?;
-        Ok(Local {
+        Ok(Self {
             admission: Admission {
                 base_name: name,
-                network: loaded.network,
+                engine: loaded.engine,
                 tokenizer: loaded.tokenizer,
                 door: Arc::new(door),
             },
@@ -65,24 +67,24 @@ impl Local {
         })
     }
 
-    /// The base's configuration: what an adapter is read for.
+    /// Returns the configuration of the base, which an adapter must fit.
     #[must_use]
     pub fn config(&self) -> &Config {
-        self.admission.network.config()
+        self.admission.engine.config()
     }
 
-    /// Answers with an adapter from now on. It goes by the SHA-256 of its tensors as this build writes them, whatever file they
-    /// came from.
+    /// Answers with an adapter from now on. Its generation here is the SHA-256 of its tensors as
+    /// this build writes them, whatever file they came from.
     ///
     /// # Errors
-    /// [`Error::BadAdapter`] where it does not fit the base.
-    pub fn with_adapter(mut self, lora: &Lora) -> Result<Local> {
+    /// [`Error::BadAdapter`] if it does not fit the base.
+    pub fn with_adapter(mut self, lora: &Lora) -> Result<Self> {
         let bad = |error: togi_model::Error| Error::BadAdapter(error.to_string());
         let tensors = adapter::to_files(lora, "").map_err(bad)?.tensors;
-        let network = &self.admission.network;
-        let adapter = network.adapter(lora).map_err(bad)?;
+        let engine = &self.admission.engine;
+        let adapter = engine.adapter(lora).map_err(bad)?;
         // A folder does not say over which precision the adapter was trained.
-        let precision = network.base().precision().name().to_owned();
+        let precision = engine.base().precision().name().to_owned();
         let served = ServedAdapter::new(sha256_hex(&tensors), precision, adapter);
         self.adapter = Some(Arc::new(served));
         Ok(self)
@@ -106,7 +108,7 @@ impl Drop for Local {
         self.abort.store(true, Ordering::Relaxed);
         self.admission.door.close();
         if let Some(thread) = self.thread.take() {
-            // A panic has been reported by its answer's end.
+            // A panic has already ended its answer with an error.
             let _ = thread.join();
         }
     }

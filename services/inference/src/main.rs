@@ -1,4 +1,4 @@
-//! `togi-inference`: inference as a process of its own.
+//! `togi-inference`: inference as a separate process.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
-//! What this replica measures, for the admin port. Names of generative AI's own conventions where they exist.
+//! The counters and histograms of a replica. Their names are those of OpenTelemetry's conventions
+//! for generative AI where these have one.
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram};
@@ -46,7 +47,8 @@ impl Metrics {
             "togi.inference.adapter.loads",
             "Loads of adapters, by outcome",
         );
-        // A counter that begins at one has not risen: nobody would hear of the first load that fails.
+        // A counter that begins at 1 has not risen: without a 0 the first failure would go
+        // unnoticed.
         for outcome in ["rejected", "deferred"] {
             loads.add(0, &[KeyValue::new(semconv::OUTCOME, outcome)]);
         }
@@ -77,7 +79,7 @@ impl Metrics {
         }
     }
 
-    /// An answer was written to its end.
+    /// Counts an answer that was written to its end.
     pub(crate) fn finished(&self, finished: &Finished) {
         self.answers.add(
             1,
@@ -101,13 +103,13 @@ impl Metrics {
             .add(finished.completion_tokens as u64, &token_type("output"));
     }
 
-    /// A client went away.
+    /// Counts an answer whose client went away.
     pub(crate) fn abandoned(&self) {
         self.answers
             .add(1, &[KeyValue::new(semconv::FINISH_REASON, "abandoned")]);
     }
 
-    /// An answer failed.
+    /// Counts an answer that failed.
     pub(crate) fn failed(&self, error: &Error) {
         self.answers.add(
             1,
@@ -118,7 +120,8 @@ impl Metrics {
         );
     }
 
-    /// A load ended: `loaded`, `rejected`, `deferred`, or `overtaken` by the alias's next revision.
+    /// Counts a load by its outcome: `loaded`, `rejected`, `deferred`, or `overtaken` by the next
+    /// revision of its alias.
     pub(crate) fn load_ended(&self, outcome: &'static str, seconds: f64) {
         let outcome = [KeyValue::new(semconv::OUTCOME, outcome)];
         self.loads.add(1, &outcome);

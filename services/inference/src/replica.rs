@@ -1,11 +1,12 @@
-//! One replica: the base, the engine's thread, the adapters, and the tasks that keep them as the registry says. It exists, and says
-//! that it is loading, before the base is there.
+//! One replica: the base, the engine's thread, the adapters, and the tasks that follow the
+//! registry. It exists before the base is loaded, and answers then that it is loading.
 
 mod gauges;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use togi_runtime::{Context, Latch, Stopper};
 use togi_tokens::prompt;
@@ -35,7 +36,7 @@ pub struct Replica {
     ready: OnceLock<Ready>,
 }
 
-/// What answers requests, once it is there.
+/// The parts that answer requests, once the base is loaded.
 pub(crate) struct Ready {
     pub(crate) base_digest: String,
     pub(crate) adapters: Arc<Adapters>,
@@ -56,24 +57,24 @@ impl Replica {
         })
     }
 
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> &str {
         &self.context.instance
     }
 
-    /// Counts of requests inside; None while the base is loading.
+    /// Returns the counts of requests inside; `None` while the base is loading.
     pub fn load(&self) -> Option<Arc<Load>> {
         self.ready
             .get()
             .map(|ready| ready.admission.door.load().clone())
     }
 
-    /// What is served now; None while the base is loading.
+    /// Returns what is served now; `None` while the base is loading.
     pub fn served(&self) -> Option<Arc<Served>> {
         self.ready.get().map(|ready| ready.adapters.shelf.served())
     }
 
-    /// How many adapters are in memory, those included that only a running answer holds.
+    /// Returns how many adapters are in memory, including those that only a running answer holds.
     pub fn resident(&self) -> usize {
         self.ready
             .get()
@@ -91,11 +92,13 @@ impl Replica {
         self.ready.get().ok_or(Error::BaseLoading)
     }
 
-    /// Loads the base, then works until the stop: answers that run have the grace time to finish. The latches hold readiness back
-    /// until the base is loaded and every declared adapter has been tried once.
+    /// Loads the base, then works until the stop; running answers then have the grace time to
+    /// finish. The process is not ready until both latches are dropped: when the base is loaded,
+    /// and when every declared adapter has been tried once.
     ///
     /// # Errors
-    /// A base that cannot be used; a thread that ended.
+    /// [`Error::Base`] or [`Error::Device`] for a base or a device that cannot be used,
+    /// [`Error::Broken`] if the engine's thread ends early.
     pub async fn run(&self, base_latch: Latch, adapters_latch: Latch) -> Result<()> {
         let stopper = self.context.stopper.clone();
         let name = &self.config.base;
@@ -104,7 +107,7 @@ impl Replica {
             device: self.config.device,
             precision: self.config.precision(name)?,
         };
-        // Before the base is brought here, which may take long.
+        // Before the base is copied here, which may take long.
         tokio::task::spawn_blocking(move || choice.device.open())
             .await
             .map_err(|error| Error::Broken(format!("opening the device: {error}")))?
@@ -114,7 +117,7 @@ impl Replica {
             return Ok(());
         };
         let metrics = Metrics::new();
-        let (door, thread) = self.start_engine(&loaded, metrics.clone())?;
+        let (door, engine_thread) = self.start_engine(&loaded, metrics.clone())?;
         let loader = Arc::new(self.loader(&loaded));
         let announcer = self.announcer(&loaded, loader.clone(), door.clone());
         let (news_sender, news) = mpsc::channel(MAX_NEWS);
@@ -132,7 +135,7 @@ impl Replica {
             adapters: adapters.clone(),
             admission: Admission {
                 base_name: name.clone(),
-                network: loaded.network,
+                engine: loaded.engine,
                 tokenizer: loaded.tokenizer,
                 door,
             },
@@ -142,21 +145,21 @@ impl Replica {
         drop(base_latch);
         let serve = async {
             let keep_up = adapters.keep_up(&stopper, || drop(adapters_latch));
-            tokio::join!(
-                follower.run(),
-                keep_up,
-                announcer.run(news, &adapters.shelf, &stopper)
-            )
-            .2
+            let announce = announcer.run(news, &adapters.shelf, &stopper);
+            let ((), (), announced) = tokio::join!(follower.run(), keep_up, announce);
+            announced
         };
-        let (served, ended) = tokio::join!(serve, thread.ended(&stopper, self.config.stop.grace()));
-        ended.and(served.map_err(Error::from))
+        let (announced, ended) = tokio::join!(
+            serve,
+            engine_thread.ended(&stopper, self.config.stop.grace())
+        );
+        ended.and(announced.map_err(Error::from))
     }
 
     fn loader(&self, loaded: &Loaded) -> Loader {
         Loader {
             store: self.context.store.clone(),
-            network: loaded.network.clone(),
+            engine: loaded.engine.clone(),
             expected: Expected {
                 base: loaded.digest.clone(),
                 base_precision: loaded.precision.name().to_owned(),
@@ -204,13 +207,13 @@ impl Replica {
     }
 
     fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, Running)> {
-        let (door, engine) = EngineThread::new(loaded, &self.config.engine, metrics);
-        let (door, abort) = (Arc::new(door), engine.abort.clone());
-        let (tell, ended) = oneshot::channel();
+        let (door, engine_thread) = EngineThread::new(loaded, &self.config.engine, metrics);
+        let (door, abort) = (Arc::new(door), engine_thread.abort.clone());
+        let (ended_sender, ended) = oneshot::channel();
         let work = move || {
-            engine.run();
-            // Dropped without this on a panic: the other side sees that too.
-            let _ = tell.send(());
+            engine_thread.run();
+            // A panic drops the sender instead, which ends the receiver as well.
+            let _ = ended_sender.send(());
         };
         thread::Builder::new()
             .name("togi-engine".into())
@@ -220,7 +223,7 @@ impl Replica {
     }
 }
 
-/// The engine's thread, seen from outside: ends when it is let go.
+/// The engine's thread, seen from outside. It ends when this is dropped.
 struct Running {
     door: Arc<Door>,
     abort: Arc<AtomicBool>,
@@ -228,8 +231,9 @@ struct Running {
 }
 
 impl Running {
-    /// Waits for the stop, then for the thread; after the grace time every answer ends at its next token.
-    async fn ended(mut self, stopper: &Stopper, grace: std::time::Duration) -> Result<()> {
+    /// Waits for the stop, then for the thread. After the grace time every answer ends before its
+    /// next token.
+    async fn ended(mut self, stopper: &Stopper, grace: Duration) -> Result<()> {
         tokio::select! {
             () = stopper.stopped() => {}
             _ = &mut self.ended => {

@@ -1,11 +1,12 @@
-//! Names of span and metric attributes, once. The `gen_ai.*` names restate OpenTelemetry's conventions for generative AI
-//! (status "development", so that the published Rust constants are deprecated); `togi.*` names are our own.
+//! Names of span and metric attributes, once. The `gen_ai.*` names restate OpenTelemetry's
+//! conventions for generative AI (status "development", so that the published Rust constants are
+//! deprecated); `togi.*` names are our own.
 
-/// What is done: `text_completion`.
+/// The operation: `text_completion`.
 pub const GEN_AI_OPERATION_NAME: &str = "gen_ai.operation.name";
-/// Who answers: `togi`.
+/// The provider: `togi`.
 pub const GEN_AI_PROVIDER_NAME: &str = "gen_ai.provider.name";
-/// What the client asked for: an alias, a generation or the base.
+/// The requested alias, generation or base.
 pub const GEN_AI_REQUEST_MODEL: &str = "gen_ai.request.model";
 /// Requested temperature.
 pub const GEN_AI_REQUEST_TEMPERATURE: &str = "gen_ai.request.temperature";
@@ -17,7 +18,7 @@ pub const GEN_AI_REQUEST_TOP_K: &str = "gen_ai.request.top_k";
 pub const GEN_AI_REQUEST_MAX_TOKENS: &str = "gen_ai.request.max_tokens";
 /// The seed that is used.
 pub const GEN_AI_REQUEST_SEED: &str = "gen_ai.request.seed";
-/// What answered: the generation, or the base's name.
+/// The answering generation, or the name of the base.
 pub const GEN_AI_RESPONSE_MODEL: &str = "gen_ai.response.model";
 /// Why the answer ended.
 pub const GEN_AI_RESPONSE_FINISH_REASONS: &str = "gen_ai.response.finish_reasons";
@@ -25,7 +26,7 @@ pub const GEN_AI_RESPONSE_FINISH_REASONS: &str = "gen_ai.response.finish_reasons
 pub const GEN_AI_USAGE_INPUT_TOKENS: &str = "gen_ai.usage.input_tokens";
 /// Tokens in the answer.
 pub const GEN_AI_USAGE_OUTPUT_TOKENS: &str = "gen_ai.usage.output_tokens";
-/// Which side of the count a token is on: `input` or `output`.
+/// The side of a token: `input` or `output`.
 pub const GEN_AI_TOKEN_TYPE: &str = "gen_ai.token.type";
 /// An error's class.
 pub const ERROR_TYPE: &str = "error.type";

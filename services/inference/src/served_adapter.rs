@@ -1,11 +1,11 @@
-//! One generation of an adapter, checked and in memory. A request holds it by `Arc` from its first token to its last; when the
-//! last holder lets go, its memory is freed.
+//! One generation of an adapter, checked and in memory. A request holds it by `Arc` until its
+//! answer has ended; the last holder frees its memory.
 
 use std::time::SystemTime;
 
 use togi_model::Adapter;
 
-/// A loaded adapter. Immutable.
+/// An adapter in memory, immutable.
 pub struct ServedAdapter {
     digest: String,
     trained_over: String,
@@ -14,8 +14,8 @@ pub struct ServedAdapter {
 }
 
 impl ServedAdapter {
-    pub(crate) fn new(digest: String, trained_over: String, adapter: Adapter) -> ServedAdapter {
-        ServedAdapter {
+    pub(crate) fn new(digest: String, trained_over: String, adapter: Adapter) -> Self {
+        Self {
             digest,
             trained_over,
             adapter,
@@ -23,17 +23,17 @@ impl ServedAdapter {
         }
     }
 
-    /// Its name: 64 lower-case hex digits.
+    /// Returns its generation: 64 lower-case hex digits.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// How the base was held in training: a precision's name.
+    /// Returns the name of the base's precision in training.
     pub fn trained_over(&self) -> &str {
         &self.trained_over
     }
 
-    /// When it was loaded.
+    /// Returns when it was loaded.
     pub fn loaded(&self) -> SystemTime {
         self.loaded
     }

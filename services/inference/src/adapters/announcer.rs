@@ -1,5 +1,5 @@
-//! Says what this replica serves: events when an adapter was loaded or refused, and its entry in `togi_replicas`. Nothing waits for
-//! it: with the bus away, news wait, and serving goes on.
+//! Says what this replica serves: events when an adapter was loaded or refused, and its entry in
+//! `togi_replicas`. Nothing waits for it: with the bus away, news wait, and serving goes on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ pub(crate) enum News {
     Loaded {
         alias: String,
         generation: String,
-        /// The generation, if the base is held otherwise than in its training: that is measured before it is said.
+        /// The generation, if the base is held otherwise than in its training: that is measured
+        /// before it is said.
         mismatched: Option<Arc<ServedAdapter>>,
         traceparent: Option<String>,
     },
@@ -86,7 +87,8 @@ impl Announcer {
         };
         let say = async {
             while let Some(Some(news)) = stopper.run(news.recv()).await {
-                // Measured here, so that nothing but the news waits for it, and they keep their order.
+                // Measured here, so that nothing but the news waits for it, and they keep their
+                // order.
                 let Some((event, traceparent)) = stopper.run(self.event(news)).await else {
                     return;
                 };

@@ -1,5 +1,6 @@
-//! Follows the registry: turns what the store's aliases name, at the start, after each event and now and then in any case, into what is
-//! declared. Without events, or with all of them lost, the same set comes out.
+//! Follows the registry: turns what the store's aliases name, at the start, after each event and
+//! now and then in any case, into what is declared. Without events, or with all of them lost, the
+//! same set comes out.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
-//! Brings one generation from the store into memory: manifest, sizes, digests of the very bytes that are used, identity, then
-//! the strict tensor check. Whatever is wrong, the generation is refused whole and nothing else changes.
+//! Brings one generation from the store into memory: manifest, sizes, digests of the very bytes
+//! that are used, identity, then the strict tensor check. Whatever is wrong, the generation is
+//! refused whole and nothing else changes.
 
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub(crate) struct Expected {
 /// Loads generations over one base.
 pub(crate) struct Loader {
     pub(crate) store: Store,
-    pub(crate) network: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) expected: Expected,
     pub(crate) max_bytes: u64,
 }
@@ -40,8 +41,9 @@ impl Loader {
     /// Loads a generation.
     ///
     /// # Errors
-    /// [`Error::BadAdapter`] when it does not fit this base, [`Error::BrokenAdapter`] when its files are missing or differ from
-    /// the manifest, [`Error::UnknownAdapter`] when it was never committed; the store's own errors.
+    /// [`Error::BadAdapter`] when it does not fit this base, [`Error::BrokenAdapter`] when its
+    /// files are missing or differ from the manifest, [`Error::UnknownAdapter`] when it was never
+    /// committed; the store's own errors.
     pub(crate) async fn load(
         &self,
         digest: &str,
@@ -55,8 +57,8 @@ impl Loader {
         let tensors = self
             .file(&manifest, adapter::TENSORS_FILE, self.max_bytes)
             .await?;
-        let network = self.network.clone();
-        let build = move || build(&network, &manifest, config, tensors);
+        let engine = self.engine.clone();
+        let build = move || build(&engine, &manifest, config, tensors);
         tokio::task::spawn_blocking(build)
             .await
             .map_err(|error| Error::Broken(format!("the check of an adapter ended: {error}")))?
@@ -172,7 +174,7 @@ fn check_manifest(digest: &str, manifest: &AdapterManifest, expected: &Expected)
 
 /// The part that computes: digests, then tensors. Runs on a thread of its own.
 fn build(
-    network: &Engine,
+    engine: &Engine,
     manifest: &AdapterManifest,
     config: Bytes,
     tensors: Bytes,
@@ -184,13 +186,13 @@ fn build(
         config: config.into(),
         tensors: tensors.into(),
     };
-    let lora = adapter::from_files(&files.config, &files.tensors, network.config()).map_err(bad)?;
+    let lora = adapter::from_files(&files.config, &files.tensors, engine.config()).map_err(bad)?;
     let got = adapter::generation(&files, &identity(&manifest.identity)).map_err(bad)?;
     if got != manifest.generation {
         let reason = format!("its files and identity have the digest {got}, not its name");
         return Err(Error::BadAdapter(reason));
     }
-    let adapter = network.adapter(&lora).map_err(bad)?;
+    let adapter = engine.adapter(&lora).map_err(bad)?;
     let trained_over = manifest.identity.base_precision.clone();
     Ok(ServedAdapter::new(got, trained_over, adapter))
 }

@@ -1,5 +1,6 @@
-//! What it changes that an adapter is served over another representation of its base than in training: the logits that follow its
-//! card's sample prompts, over the one and over the other. The base is read once more for that, and let go again.
+//! What it changes that an adapter is served over another representation of its base than in
+//! training: the logits that follow its card's sample prompts, over the one and over the other. The
+//! base is read once more for that, and let go again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,7 +45,8 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// Measures what the mismatch of a generation changes. It is served already: nothing here fails it.
+    /// Measures what the mismatch of a generation changes. It is served already: nothing here fails
+    /// it.
     pub(crate) async fn measure(&self, generation: &Arc<ServedAdapter>) -> Mismatch {
         let mismatch = Mismatch {
             trained_over: generation.trained_over().to_owned(),
@@ -86,13 +88,13 @@ impl Gauge {
         let mut differences = Differences::default();
         for sample in &samples {
             let prompt = self.tokenizer.encode(sample);
-            let logits = async |network: &Arc<Engine>| {
+            let logits = async |engine: &Arc<Engine>| {
                 let logits = self
                     .door
-                    .probe(network.clone(), generation.clone(), prompt.clone());
+                    .probe(engine.clone(), generation.clone(), prompt.clone());
                 logits.await.map_err(|error| with_cause(&error))
             };
-            let served = logits(&self.loader.network).await?;
+            let served = logits(&self.loader.engine).await?;
             differences.add(&served, &logits(&other).await?);
         }
         differences.over(samples.len())
@@ -104,7 +106,7 @@ impl Gauge {
         // A card refuses by itself what it has no room for.
         if self.device == Processor::Cpu {
             let needed =
-                togi_model::memory::weights(self.loader.network.config(), precision, device);
+                togi_model::memory::weights(self.loader.engine.config(), precision, device);
             check_room(needed, memory::available_bytes())?;
         }
         let folder = self.base_folder.clone();

@@ -1,5 +1,5 @@
-//! Facts in, decision out: from what the registry declares and what this replica serves to the next thing to do. Pure, so that
-//! every order of events ends in the same set.
+//! Facts in, decision out: from what the registry declares and what this replica serves to the next
+//! thing to do. Pure, so that every order of events ends in the same set.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -61,8 +61,8 @@ pub(crate) enum Step {
     Wait(Option<Instant>),
 }
 
-/// Returns the next step from what is served to what is declared: what nobody declares goes first (it costs nothing), then
-/// the declaration heard of last.
+/// Returns the next step from what is served to what is declared: what nobody declares goes first
+/// (it costs nothing), then the declaration heard of last.
 pub(crate) fn next_step(
     declared: &Declared,
     served: &Served,
@@ -95,7 +95,8 @@ pub(crate) fn next_step(
     due.map_or(Step::Wait(earliest), |(alias, _)| Step::Load(alias.clone()))
 }
 
-/// Whether an alias still says what it said when a load began: who has moved it meanwhile may have had a reason.
+/// Whether an alias still says what it said when a load began: who has moved it meanwhile may have
+/// had a reason.
 pub(crate) fn still_says(
     declared: Option<&Declared>,
     alias: &str,

@@ -1,5 +1,5 @@
-//! What this replica serves: an immutable picture that readers take by `Arc` and the loader replaces whole, and the
-//! generations that are in memory, whoever holds them.
+//! What this replica serves: an immutable picture that readers take by `Arc` and the loader
+//! replaces whole, and the generations that are in memory, whoever holds them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -87,8 +87,9 @@ impl Shelf {
         self.resident().all.get(digest).and_then(Weak::upgrade)
     }
 
-    /// Makes room for one more generation: forgets recent ones that nobody else holds, oldest first. `replaces` says that the
-    /// newcomer takes an alias from another generation. Returns whether there is room.
+    /// Makes room for one more generation: forgets recent ones that nobody else holds, oldest
+    /// first. `replaces` says that the newcomer takes an alias from another generation. Returns
+    /// whether there is room.
     pub(crate) fn make_room(&self, replaces: bool) -> bool {
         let limit = self.max_resident + usize::from(replaces);
         let mut resident = self.resident();

@@ -21,7 +21,7 @@ use crate::served_adapter::ServedAdapter;
 /// Admits requests to one engine.
 pub(crate) struct Admission {
     pub(crate) base_name: String,
-    pub(crate) network: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) door: Arc<Door>,
 }
@@ -64,7 +64,7 @@ impl Admission {
         let span = self.span(&request, adapter.as_deref());
         let prompt = self.tokenize(&request).await?;
         let options = request.options;
-        let max_positions = self.network.config().max_position_embeddings;
+        let max_positions = self.engine.config().max_position_embeddings;
         let capacity = sequence::max_events(prompt.len(), &options, max_positions);
         let (events, answer) = mpsc::channel(capacity);
         let generation = adapter.as_deref().map_or("", ServedAdapter::digest);
@@ -81,21 +81,21 @@ impl Admission {
             adapter,
             arrived,
             events,
-            _permit: permit,
+            permit,
             span,
         })?;
         Ok(event::stream(answer))
     }
 
-    /// Tokenizes the prompt on a thread; checks that it has tokens, and that the longest sequence of
-    /// the model has room for at least one more.
+    /// Tokenizes the prompt on a thread; checks that it has tokens, and that the longest sequence
+    /// of the model has room for at least one more.
     async fn tokenize(&self, request: &Request) -> Result<Vec<u32>> {
         let (tokenizer, text) = (self.tokenizer.clone(), request.prompt.clone());
         let encode = move || Tokenizer::encode(&tokenizer, &text);
         let prompt = tokio::task::spawn_blocking(encode)
             .await
             .map_err(|error| Error::Broken(format!("tokenizing ended: {error}")))?;
-        let longest = self.network.config().max_position_embeddings;
+        let longest = self.engine.config().max_position_embeddings;
         if prompt.len() >= longest {
             let tokens = prompt.len();
             let reason = format!(

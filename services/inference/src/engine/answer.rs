@@ -1,5 +1,5 @@
-//! From token ids to what a client is shown: whole characters, `<NL>` as a newline, stop texts found and cut out, and every
-//! id reported once.
+//! From token ids to the text of an answer: whole characters, `<NL>` as a newline, stop texts found
+//! and cut out, and every id reported once.
 
 use togi_tokens::Decoder;
 
@@ -13,25 +13,25 @@ pub(crate) struct Answer {
     unreported: Vec<u32>,
 }
 
-/// What a token did to the answer.
+/// The effect of a token on the answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// What can be shown now, if anything.
+    /// The piece that can be shown now.
     pub(crate) piece: Option<Piece>,
     /// Whether a stop text ended the answer.
     pub(crate) stopped: bool,
 }
 
 impl Answer {
-    pub(crate) fn new(decoder: Decoder, stops: Vec<String>) -> Answer {
-        Answer {
+    pub(crate) fn new(decoder: Decoder, stops: Vec<String>) -> Self {
+        Self {
             decoder,
             stops: StopTexts::new(stops),
             unreported: Vec::new(),
         }
     }
 
-    /// Takes the next token of the answer, EOS excepted.
+    /// Takes the next token of the answer, except EOS.
     pub(crate) fn push(&mut self, id: u32) -> Progress {
         self.unreported.push(id);
         let scan = self.stops.push(&self.decoder.push(id));
@@ -42,8 +42,8 @@ impl Answer {
         }
     }
 
-    /// Ends an answer that no stop text ended: returns what was held back. `eos` is reported, not shown. A stop text can still
-    /// be found in what the decoder held back.
+    /// Ends an answer that no stop text has ended, and returns the text held back. `eos` is
+    /// reported but not shown. The text that the decoder held back may still contain a stop text.
     pub(crate) fn finish(&mut self, eos: Option<u32>) -> Progress {
         self.unreported.extend(eos);
         let scan = self.stops.push(&self.decoder.finish());
@@ -59,8 +59,8 @@ impl Answer {
         }
     }
 
-    /// Returns what is left after a stop text: ids that no piece has reported.
-    pub(crate) fn leave(&mut self) -> Option<Piece> {
+    /// Returns the ids that no piece has reported when a stop text ends the answer.
+    pub(crate) fn unreported(&mut self) -> Option<Piece> {
         self.last(String::new())
     }
 

@@ -1,8 +1,9 @@
-//! The door to the engine: a bounded number of places, given at once or not at all, and the way in for jobs. A place is held
-//! from the request's arrival until its answer has ended, so that nothing grows behind the door.
+//! The door to the engine: a bounded number of permits, given at once or not at all, and the
+//! channel for jobs. A permit is held from the request's arrival until its answer has ended, so
+//! that nothing grows without bound behind the door.
 
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use togi_model::Engine;
 use tokio::sync::oneshot;
@@ -13,11 +14,11 @@ use crate::engine::sequence::Job;
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
 
-/// What the engine's thread is given.
+/// Work for the engine's thread.
 pub(crate) enum Work {
     /// An answer to write, among the others.
     Answer(Box<Job>),
-    /// A look at logits, at once.
+    /// Logits to compute at once.
     Probe(Probe),
 }
 
@@ -26,13 +27,13 @@ pub(crate) struct Door {
     load: Arc<Load>,
     max_active: usize,
     max_waiting: usize,
-    // None: closed.
+    // `None` once closed.
     work: Mutex<Option<Sender<Work>>>,
 }
 
 impl Door {
-    pub(crate) fn new(work: Sender<Work>, max_active: usize, max_waiting: usize) -> Door {
-        Door {
+    pub(crate) fn new(work: Sender<Work>, max_active: usize, max_waiting: usize) -> Self {
+        Self {
             load: Arc::default(),
             max_active,
             max_waiting,
@@ -44,7 +45,7 @@ impl Door {
         &self.load
     }
 
-    /// Takes a place.
+    /// Takes a permit.
     ///
     /// # Errors
     /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
@@ -68,38 +69,42 @@ impl Door {
         self.send(Work::Answer(Box::new(job)))
     }
 
-    /// Returns the logits after a prompt, of any network on the engine's device. It takes no place: only one is asked for at a time.
+    /// Returns the logits after a prompt, from any engine on the same device. A probe needs no
+    /// permit: only one runs at a time.
     ///
     /// # Errors
-    /// [`Error::Stopping`] when the door is closed, [`Error::Network`] for a prompt that the network cannot read.
+    /// [`Error::Stopping`] when the door is closed, [`Error::Network`] for a prompt that the
+    /// network cannot read.
     pub(crate) async fn probe(
         &self,
-        network: Arc<Engine>,
+        engine: Arc<Engine>,
         adapter: Arc<ServedAdapter>,
         prompt: Vec<u32>,
     ) -> Result<Vec<f32>> {
-        let (logits, heard) = oneshot::channel();
+        let (sender, logits) = oneshot::channel();
         self.send(Work::Probe(Probe {
-            network,
+            engine,
             adapter,
             prompt,
-            logits,
+            logits: sender,
         }))?;
-        heard.await.map_err(|_| Error::Stopping)?
+        logits.await.map_err(|_| Error::Stopping)?
     }
 
     fn send(&self, work: Work) -> Result<()> {
-        let sender = self.work();
-        let sender = sender.as_ref().ok_or(Error::Stopping)?;
-        sender.send(work).map_err(|_| Error::Stopping)
+        self.work()
+            .as_ref()
+            .ok_or(Error::Stopping)?
+            .send(work)
+            .map_err(|_| Error::Stopping)
     }
 
-    /// Lets nobody in any more; the engine ends when it has finished what is inside.
+    /// Lets nobody in any more; the engine's thread ends when it has finished the requests inside.
     pub(crate) fn close(&self) {
         self.work().take();
     }
 
-    fn work(&self) -> std::sync::MutexGuard<'_, Option<Sender<Work>>> {
+    fn work(&self) -> MutexGuard<'_, Option<Sender<Work>>> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,5 @@
-//! How tokens are chosen and what ends an answer, checked field by field. Code behind this type does
-//! not check again.
+//! How tokens are chosen and what ends an answer, checked field by field. Code behind this type
+//! does not check again.
 
 use togi_model::sampling;
 

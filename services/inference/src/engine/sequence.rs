@@ -1,5 +1,5 @@
-//! One answer while it is written: what it needs from the network next, and what the network's logits do to it. Knows nothing of
-//! the other answers.
+//! One answer while it is written: what it needs from the network next, and what the network's
+//! logits do to it. It knows nothing of the other answers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,8 +12,9 @@ use tracing::Span;
 
 use crate::engine::answer::Answer;
 use crate::engine::event::{Event, Finished, Piece, Reason};
-use crate::engine::load::Permit;
+use crate::engine::load::{Permit, Ticket};
 use crate::engine::options::Options;
+use crate::engine::scheduler::Entry;
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
 
@@ -22,15 +23,42 @@ pub(crate) struct Job {
     /// The prompt's ids: at least one, fewer than the model's longest sequence.
     pub(crate) prompt: Vec<u32>,
     pub(crate) options: Options,
-    /// None: the base alone.
+    /// `None` for the base alone.
     pub(crate) adapter: Option<Arc<ServedAdapter>>,
     pub(crate) arrived: Instant,
-    /// Has room for every event that this answer can have, so that the engine never waits for a client.
+    /// Has room for every event of this answer, so that the engine never waits for a client.
     pub(crate) events: mpsc::Sender<Result<Event>>,
     /// Given back when the answer has ended.
-    pub(crate) _permit: Permit,
+    pub(crate) permit: Permit,
     /// The request's span.
     pub(crate) span: Span,
+}
+
+impl Job {
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.permit.ticket()
+    }
+
+    /// Returns the facts for the scheduler while this waits.
+    pub(crate) fn entry(&self) -> Entry {
+        Entry {
+            ticket: self.ticket(),
+            unread: self.prompt.len(),
+        }
+    }
+
+    /// Whether the client has gone away.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Sends an error as the end of an answer that has not begun, once its permit is free again.
+    pub(crate) fn fail(self, error: Error) {
+        let events = self.events.clone();
+        drop(self);
+        // The client may have gone away.
+        let _ = events.try_send(Err(error));
+    }
 }
 
 /// An answer that progresses.
@@ -39,40 +67,56 @@ pub(crate) struct Sequence {
     cache: Cache,
     sampler: Sampler,
     answer: Answer,
-    /// Tokens of prompt and answer at which the answer must end.
-    longest: usize,
+    /// The length of prompt and answer in tokens at which the answer must end.
+    max_len: usize,
     eos: Option<u32>,
     first_token: Option<Instant>,
 }
 
 impl Sequence {
+    /// Begins the answer to a job.
+    ///
+    /// # Errors
+    /// [`Error::Network`] for options that the sampler refuses.
     pub(crate) fn new(
         job: Job,
-        network: &Engine,
+        engine: &Engine,
         tokenizer: &Arc<Tokenizer>,
         eos: Option<u32>,
-    ) -> Result<Sequence> {
-        let max_positions = network.config().max_position_embeddings;
-        Ok(Sequence {
-            cache: network.cache(),
+    ) -> Result<Self> {
+        let max_positions = engine.config().max_position_embeddings;
+        Ok(Self {
+            cache: engine.cache(),
             sampler: Sampler::new(&job.options.sampling, &job.prompt).map_err(Error::Network)?,
             answer: Answer::new(tokenizer.decoder(), job.options.stop.clone()),
-            longest: longest(job.prompt.len(), &job.options, max_positions),
+            max_len: max_len(job.prompt.len(), &job.options, max_positions),
             eos,
             first_token: None,
             job,
         })
     }
 
-    /// Whether nobody listens any more.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.job.events.is_closed()
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.job.ticket()
     }
 
-    /// Returns what the network shall read next: at most `chunk` ids of the prompt, or the last token.
-    pub(crate) fn step(&mut self, chunk: usize) -> Step<'_> {
+    /// Returns the facts for the scheduler.
+    pub(crate) fn entry(&self) -> Entry {
+        Entry {
+            ticket: self.ticket(),
+            unread: self.job.prompt.len().saturating_sub(self.cache.len()),
+        }
+    }
+
+    /// Whether the client has gone away.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.job.is_abandoned()
+    }
+
+    /// Returns what the network reads next: at most `tokens` ids of the prompt, or the last token.
+    pub(crate) fn step(&mut self, tokens: usize) -> Step<'_> {
         let (ids, read) = (self.sampler.history(), self.cache.len());
-        let end = ids.len().min(read + chunk);
+        let end = ids.len().min(read + tokens);
         Step {
             ids: &ids[read..end],
             cache: &mut self.cache,
@@ -80,10 +124,10 @@ impl Sequence {
         }
     }
 
-    /// Takes what the network said after the step; returns why the answer has ended, if it has.
+    /// Takes the logits after a step. Returns the end of the answer, or `None` if it goes on.
     pub(crate) fn advance(&mut self, logits: &mut [f32]) -> Result<Option<Finished>> {
         if self.cache.len() < self.sampler.history().len() {
-            return Ok(None); // More of the prompt is to be read.
+            return Ok(None); // A part of the prompt is still unread.
         }
         let id = self.sampler.next(logits).map_err(Error::Network)?;
         self.first_token.get_or_insert_with(Instant::now);
@@ -93,21 +137,22 @@ impl Sequence {
         let progress = self.answer.push(id);
         self.show(progress.piece);
         if progress.stopped {
-            let rest = self.answer.leave();
+            let rest = self.answer.unreported();
             self.show(rest);
             return Ok(Some(self.finished(Reason::Stop)));
         }
-        if self.sampler.history().len() >= self.longest {
+        if self.sampler.history().len() >= self.max_len {
             return Ok(Some(self.finish(None, Reason::Length)));
         }
         Ok(None)
     }
 
-    /// Says the end to the client, once everything that the answer held is free again: who asks anew at once finds it so.
+    /// Sends the end to the client, once the cache and the permit are free again: a client that
+    /// asks again at once finds them free.
     pub(crate) fn end(self, result: Result<Finished>) {
         let events = self.job.events.clone();
         drop(self);
-        // Nobody may listen any more; then nobody misses it.
+        // The client may have gone away.
         let _ = events.try_send(result.map(Event::Finished));
     }
 
@@ -123,7 +168,7 @@ impl Sequence {
 
     fn show(&self, piece: Option<Piece>) {
         if let Some(piece) = piece {
-            // Full cannot be; closed is seen before the next turn.
+            // The channel has room; a closed one is noticed before the next round.
             let _ = self.job.events.try_send(Ok(Event::Piece(piece)));
         }
     }
@@ -140,8 +185,8 @@ impl Sequence {
     }
 }
 
-/// Returns the length of prompt and answer at which the answer must end.
-fn longest(prompt: usize, options: &Options, max_positions: usize) -> usize {
+/// Returns the length of prompt and answer in tokens at which the answer must end.
+fn max_len(prompt: usize, options: &Options, max_positions: usize) -> usize {
     prompt
         .saturating_add(options.sampling.max_new_tokens as usize)
         .min(max_positions)
@@ -150,5 +195,5 @@ fn longest(prompt: usize, options: &Options, max_positions: usize) -> usize {
 /// Returns the most events that an answer can have: the start, a piece for each token, the rest of
 /// the text, and the end.
 pub(crate) fn max_events(prompt: usize, options: &Options, max_positions: usize) -> usize {
-    longest(prompt, options, max_positions).saturating_sub(prompt) + 3
+    max_len(prompt, options, max_positions).saturating_sub(prompt) + 3
 }

@@ -1,5 +1,5 @@
-//! Stop texts: finds the first of them in a text that arrives in pieces, and holds back what may still become one.
-//! Knows nothing of tokens: whole UTF-8 text goes in and comes out.
+//! Finds the first stop text in a text that arrives in pieces, and holds back an end of the text
+//! that may become one. It knows nothing of tokens: whole UTF-8 text goes in and comes out.
 
 /// Looks for stop texts.
 #[derive(Debug, Clone)]
@@ -8,26 +8,26 @@ pub(crate) struct StopTexts {
     held: String,
 }
 
-/// What may be shown after a piece of text.
+/// The text that can be shown after a piece.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Scan {
-    /// Text that belongs to the answer for certain.
+    /// Text that is certain to be part of the answer.
     pub(crate) text: String,
-    /// Whether a stop text was found: the answer has ended, and neither the stop text nor what follows is in it.
+    /// Whether a stop text was found. The answer has then ended before it.
     pub(crate) stopped: bool,
 }
 
 impl StopTexts {
-    /// Looks for any of `texts`; empty ones are never found.
-    pub(crate) fn new(texts: Vec<String>) -> StopTexts {
+    /// Looks for any of `texts`; an empty one is never found.
+    pub(crate) fn new(texts: Vec<String>) -> Self {
         let texts = texts.into_iter().filter(|text| !text.is_empty()).collect();
-        StopTexts {
+        Self {
             texts,
             held: String::new(),
         }
     }
 
-    /// Takes the next piece of the answer; returns what can be shown now.
+    /// Takes the next piece of the answer; returns the text that can be shown now.
     pub(crate) fn push(&mut self, piece: &str) -> Scan {
         if self.texts.is_empty() {
             return Scan {
@@ -36,13 +36,9 @@ impl StopTexts {
             };
         }
         self.held.push_str(piece);
-        if let Some(at) = self
-            .texts
-            .iter()
-            .filter_map(|text| self.held.find(text))
-            .min()
-        {
-            self.held.truncate(at);
+        let positions = self.texts.iter().filter_map(|text| self.held.find(text));
+        if let Some(first) = positions.min() {
+            self.held.truncate(first);
             return Scan {
                 text: std::mem::take(&mut self.held),
                 stopped: true,
@@ -56,7 +52,7 @@ impl StopTexts {
         }
     }
 
-    /// Returns what was held back: the answer ended before it became a stop text.
+    /// Returns the text held back: the answer ended before it became a stop text.
     pub(crate) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

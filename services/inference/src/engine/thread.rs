@@ -1,5 +1,5 @@
-//! The thread that owns the device. Answers that are active progress together, one turn each in every round: a token, or a chunk of
-//! a prompt. Work comes by channel; what nobody waits for any more is dropped at the next turn.
+//! The thread that owns the device: it receives work, plans a round, runs it and sends the events.
+//! A client that has gone away is noticed before the next round.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,135 +14,159 @@ use crate::config::EngineConfig;
 use crate::engine::door::{Door, Work};
 use crate::engine::event::Finished;
 use crate::engine::load::Load;
+use crate::engine::scheduler::{self, Limits, Round, State};
 use crate::engine::sequence::{Job, Sequence};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::semconv;
 
-/// The engine: [`EngineThread::run`] is the thread.
+/// The engine's thread: [`EngineThread::run`] is its work.
 pub(crate) struct EngineThread {
-    network: Arc<Engine>,
+    engine: Arc<Engine>,
     tokenizer: Arc<Tokenizer>,
     eos: Option<u32>,
-    limits: EngineConfig,
+    limits: Limits,
     work: Receiver<Work>,
     load: Arc<Load>,
-    /// Set when the time to finish is over: every answer ends at its next turn.
+    /// Set when the grace time is over: every answer ends before the next round.
     pub(crate) abort: Arc<AtomicBool>,
     metrics: Metrics,
 }
 
+/// The requests inside.
+#[derive(Default)]
+struct Requests {
+    /// In order of arrival.
+    waiting: VecDeque<Job>,
+    active: Vec<Sequence>,
+}
+
 impl EngineThread {
-    /// Makes an engine over a base, and the door to it.
-    pub(crate) fn new(loaded: &Loaded, limits: &EngineConfig, metrics: Metrics) -> (Door, Self) {
+    /// Makes the work of a thread over a base, and the door to it.
+    pub(crate) fn new(loaded: &Loaded, config: &EngineConfig, metrics: Metrics) -> (Door, Self) {
         let (sender, work) = channel();
-        let door = Door::new(sender, limits.max_active, limits.max_waiting);
-        let engine = Self {
-            network: loaded.network.clone(),
+        let door = Door::new(sender, config.max_active, config.max_waiting);
+        let thread = Self {
+            engine: loaded.engine.clone(),
             tokenizer: loaded.tokenizer.clone(),
             eos: loaded.eos,
-            limits: limits.clone(),
+            limits: Limits {
+                max_active: config.max_active,
+                prefill_chunk: config.prefill_chunk,
+            },
             work,
             load: door.load().clone(),
             abort: Arc::default(),
             metrics,
         };
-        (door, engine)
+        (door, thread)
     }
 
-    /// Works until the door is closed and everything inside has ended.
+    /// Works until the door is closed and every request inside has ended.
     pub(crate) fn run(self) {
-        let mut waiting: VecDeque<Job> = VecDeque::new();
-        let mut active: Vec<Sequence> = Vec::new();
-        while self.receive(&mut waiting, active.is_empty()) || !active.is_empty() {
-            waiting.retain(|job| !job.events.is_closed());
-            while active.len() < self.limits.max_active {
-                let Some(job) = waiting.pop_front() else {
-                    break;
-                };
-                active.extend(self.admit(job));
-            }
-            self.load.set_active(active.len());
-            self.round(&mut active);
-            self.load.set_active(active.len());
+        let mut requests = Requests::default();
+        while self.receive(&mut requests) {
+            self.end_early(&mut requests);
+            let round = scheduler::plan(&requests.state(), &self.limits);
+            self.admit(&round, &mut requests);
+            self.load.set_active(requests.active.len());
+            self.step(&round, &mut requests.active);
+            self.load.set_active(requests.active.len());
         }
     }
 
-    /// Makes a sequence of a job.
-    fn admit(&self, job: Job) -> Option<Sequence> {
-        let events = job.events.clone();
-        match Sequence::new(job, &self.network, &self.tokenizer, self.eos) {
-            Ok(sequence) => Some(sequence),
-            Err(error) => {
-                self.metrics.failed(&error);
-                // Nobody may listen any more.
-                let _ = events.try_send(Err(error));
-                None
-            }
-        }
-    }
-
-    /// Takes the work that has come; with nothing else to do, waits for some. Returns whether there are jobs, or may be.
-    fn receive(&self, waiting: &mut VecDeque<Job>, is_idle: bool) -> bool {
-        if is_idle && waiting.is_empty() {
+    /// Takes the work that has arrived, and blocks while there is none. Returns false when the door
+    /// is closed and nobody is inside.
+    fn receive(&self, requests: &mut Requests) -> bool {
+        if requests.is_empty() {
             match self.work.recv() {
-                Ok(work) => take(work, waiting),
+                Ok(work) => requests.take(work),
                 Err(_) => return false,
             }
         }
         loop {
             match self.work.try_recv() {
-                Ok(work) => take(work, waiting),
+                Ok(work) => requests.take(work),
                 Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => return !waiting.is_empty(),
+                Err(TryRecvError::Disconnected) => return !requests.is_empty(),
             }
         }
     }
 
-    /// One turn for each: one pass of the network over all that go on.
-    fn round(&self, active: &mut Vec<Sequence>) {
-        self.leave_where(active, |sequence| self.early_end(sequence).map(Err));
-        if active.is_empty() {
+    /// Ends the requests whose client has gone away, and after the grace time all of them.
+    fn end_early(&self, requests: &mut Requests) {
+        requests.waiting.retain(|job| !job.is_abandoned());
+        self.end_where(&mut requests.active, |sequence| {
+            sequence.is_abandoned().then_some(Err(End::Abandoned))
+        });
+        if self.abort.load(Ordering::Relaxed) {
+            for job in requests.waiting.drain(..) {
+                self.metrics.failed(&Error::Stopping);
+                job.fail(Error::Stopping);
+            }
+            let stopping = |_: &mut Sequence| Some(Err(End::Failed(Error::Stopping)));
+            self.end_where(&mut requests.active, stopping);
+        }
+    }
+
+    /// Makes the round's admissions active.
+    fn admit(&self, round: &Round, requests: &mut Requests) {
+        for ticket in &round.admit {
+            let is_admitted = |job: &Job| job.ticket() == *ticket;
+            let position = requests.waiting.iter().position(is_admitted);
+            let Some(job) = position.and_then(|position| requests.waiting.remove(position)) else {
+                continue;
+            };
+            let events = job.events.clone();
+            match Sequence::new(job, &self.engine, &self.tokenizer, self.eos) {
+                Ok(sequence) => requests.active.push(sequence),
+                Err(error) => {
+                    self.metrics.failed(&error);
+                    // The client may have gone away.
+                    let _ = events.try_send(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Runs the round's pass and lets each sequence that took part in it advance.
+    fn step(&self, round: &Round, active: &mut Vec<Sequence>) {
+        let mut steps = Vec::with_capacity(active.len());
+        for sequence in active.iter_mut() {
+            if let Some(tokens) = round.tokens(sequence.ticket()) {
+                steps.push(sequence.step(tokens));
+            }
+        }
+        if steps.is_empty() {
             return;
         }
-        let mut logits = self.pass(active).into_iter();
-        self.leave_where(active, |sequence| {
-            let logits = logits.next()?;
+        let mut logits = self.pass(steps).into_iter();
+        self.end_where(active, |sequence| {
+            round.tokens(sequence.ticket())?;
             logits
+                .next()?
                 .and_then(|mut logits| sequence.advance(&mut logits))
                 .map_err(End::Failed)
                 .transpose()
         });
     }
 
-    /// Returns each sequence's logits. A pass over all of them reads the weights once; if it fails, each goes alone, so that an
-    /// error stays with the one that has it.
-    fn pass(&self, active: &mut [Sequence]) -> Vec<Result<Vec<f32>>> {
-        let chunk = self.limits.prefill_chunk;
-        let mut steps: Vec<Step<'_>> = active
-            .iter_mut()
-            .map(|sequence| sequence.step(chunk))
-            .collect();
-        if let Ok(logits) = self.network.decode_batch(&mut steps) {
+    /// Returns the logits of each step. One pass over all of them reads the weights once. If it
+    /// fails, each runs alone, so that an error ends only its own answer.
+    fn pass(&self, mut steps: Vec<Step<'_>>) -> Vec<Result<Vec<f32>>> {
+        if let Ok(logits) = self.engine.decode_batch(&mut steps) {
             return logits.into_iter().map(Ok).collect();
         }
-        let alone = |step: Step<'_>| self.network.decode(step.cache, step.ids, step.adapter);
-        steps
-            .into_iter()
-            .map(|step| alone(step).map_err(Error::Network))
-            .collect()
+        let alone = |step: Step<'_>| {
+            self.engine
+                .decode(step.cache, step.ids, step.adapter)
+                .map_err(Error::Network)
+        };
+        steps.into_iter().map(alone).collect()
     }
 
-    fn early_end(&self, sequence: &Sequence) -> Option<End> {
-        if sequence.is_abandoned() {
-            return Some(End::Abandoned);
-        }
-        self.abort
-            .load(Ordering::Relaxed)
-            .then_some(End::Failed(Error::Stopping))
-    }
-
-    /// Lets go of the sequences that have ended; the others keep their order: first come, first served.
-    fn leave_where(
+    /// Takes out the sequences that have ended; the others keep their order.
+    fn end_where(
         &self,
         active: &mut Vec<Sequence>,
         mut ended: impl FnMut(&mut Sequence) -> Option<Ended>,
@@ -150,12 +174,12 @@ impl EngineThread {
         for mut sequence in std::mem::take(active) {
             match ended(&mut sequence) {
                 None => active.push(sequence),
-                Some(end) => self.leave(sequence, end),
+                Some(ended) => self.end(sequence, ended),
             }
         }
     }
 
-    fn leave(&self, sequence: Sequence, ended: Ended) {
+    fn end(&self, sequence: Sequence, ended: Ended) {
         match ended {
             Ok(finished) => {
                 self.metrics.finished(&finished);
@@ -171,11 +195,25 @@ impl EngineThread {
     }
 }
 
-/// Puts an answer among those that wait; a look at logits is done on the spot.
-fn take(work: Work, waiting: &mut VecDeque<Job>) {
-    match work {
-        Work::Answer(job) => waiting.push_back(*job),
-        Work::Probe(probe) => probe.run(),
+impl Requests {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.active.is_empty()
+    }
+
+    /// Queues a job; runs a probe at once, between two rounds.
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Answer(job) => self.waiting.push_back(*job),
+            Work::Probe(probe) => probe.run(),
+        }
+    }
+
+    /// Returns the facts that a round is planned from.
+    fn state(&self) -> State {
+        State {
+            waiting: self.waiting.iter().map(Job::entry).collect(),
+            active: self.active.iter().map(Sequence::entry).collect(),
+        }
     }
 }
 
@@ -188,7 +226,6 @@ enum End {
 }
 
 fn record(span: &tracing::Span, finished: &Finished) {
-    use crate::semconv;
     span.record(semconv::GEN_AI_USAGE_INPUT_TOKENS, finished.prompt_tokens);
     span.record(
         semconv::GEN_AI_USAGE_OUTPUT_TOKENS,

@@ -1,4 +1,5 @@
-//! From a `GenerateRequest` to a valid request: checked field by field, with the defaults filled in.
+//! From a `GenerateRequest` to a valid request: checked field by field, with the defaults filled
+//! in.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -28,7 +28,8 @@ pub struct Draft {
     pub is_misnamed: bool,
 }
 
-/// Makes an adapter for the base in a folder; another seed, another adapter. It changes every answer: B is not zero.
+/// Makes an adapter for the base in a folder; another seed, another adapter. It changes every
+/// answer: B is not zero.
 pub fn draft(base_folder: &Path, seed: u64) -> Draft {
     let base = Base::load(base_folder).unwrap();
     let tokenizer = togi_tokens::Tokenizer::from_bytes(base.tokenizer().unwrap()).unwrap();
@@ -143,7 +144,8 @@ pub async fn publish_good(store: &Store, base_folder: &Path, seed: u64) -> Strin
     publish(store, draft(base_folder, seed)).await
 }
 
-/// Lets an alias name a generation in the store, and says so on the bus if there is one; returns the revision.
+/// Lets an alias name a generation in the store, and says so on the bus if there is one; returns
+/// the revision.
 pub async fn promote(store: &Store, bus: Option<&Bus>, alias: &str, generation: &str) -> u64 {
     say(store, bus, revision(alias, generation)).await
 }

@@ -1,5 +1,6 @@
-//! Two small bases, written to a folder. One is random: what it says depends on everything before, and adapters change it. The
-//! other says after each token exactly the one that a table names, so that a test can choose the answer.
+//! Two small bases, written to a folder. One is random: what it says depends on everything before,
+//! and adapters change it. The other says after each token exactly the one that a table names, so
+//! that a test can choose the answer.
 
 use std::path::Path;
 

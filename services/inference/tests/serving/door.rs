@@ -1,4 +1,5 @@
-//! The door: places are bounded, a client that goes away frees its own, and the stop lets answers finish.
+//! The door: places are bounded, a client that goes away frees its own, and the stop lets answers
+//! finish.
 
 use togi_proto::inference::v1::inference_service_server::InferenceService as _;
 use tonic::{Code, Request};

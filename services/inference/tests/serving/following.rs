@@ -1,4 +1,5 @@
-//! The registry is followed to exactly the declared set: from the start, by events, and by listing alone.
+//! The registry is followed to exactly the declared set: from the start, by events, and by listing
+//! alone.
 
 use futures::StreamExt;
 use togi_runtime::bus::reader::Start;
@@ -21,7 +22,7 @@ async fn a_replica_that_starts_reaches_the_declared_set_and_follows_events() {
     promote(&setup.store, None, "two", &second).await;
     let mut setup = setup;
     // Only an event can be quick.
-    setup.config.adapters.reconcile_seconds = 3600;
+    setup.config.adapters.reconcile_seconds = 3600.0;
     let system = setup.ready().await;
     let kinds = [EventKind::AdapterLoaded];
     let mut events = system.bus.events(&kinds, Start::All).await.unwrap();
@@ -183,7 +184,7 @@ async fn what_a_replica_serves_is_in_the_bucket() {
 async fn a_bus_that_comes_late_and_goes_away_is_used_while_it_is_there() {
     let mut setup = Setup::new(BaseKind::Random).await.with_nats().await;
     // Only an event can be quick.
-    setup.config.adapters.reconcile_seconds = 3600;
+    setup.config.adapters.reconcile_seconds = 3600.0;
     setup.nats_mut().kill();
     let mut system = setup.ready().await;
     system.ask(question("", "問", greedy(5))).await.unwrap();

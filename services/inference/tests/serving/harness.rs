@@ -1,4 +1,5 @@
-//! A replica as a test needs it: real gRPC on a free port, a real store in a temporary folder, a real nats-server or none.
+//! A replica as a test needs it: real gRPC on a free port, a real store in a temporary folder, a
+//! real nats-server or none.
 
 use std::path::PathBuf;
 use std::sync::Arc;

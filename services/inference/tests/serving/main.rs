@@ -1,4 +1,5 @@
-//! The inference service from outside: a real gRPC client, a real store, a real nats-server or none.
+//! The inference service from outside: a real gRPC client, a real store, a real nats-server or
+//! none.
 
 #![allow(
     unreachable_pub,

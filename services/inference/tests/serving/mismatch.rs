@@ -1,4 +1,5 @@
-//! Adapters and bases that are held otherwise than in training: refused by both names, or served, measured and said.
+//! Adapters and bases that are held otherwise than in training: refused by both names, or served,
+//! measured and said.
 
 use futures::StreamExt;
 use togi_model::{Base, Engine, Precision};
@@ -41,7 +42,8 @@ async fn next_loaded(events: &mut EventStream) -> AdapterLoaded {
     }
 }
 
-/// Largest and mean absolute difference of the logits that follow the samples, computed apart from the service.
+/// Largest and mean absolute difference of the logits that follow the samples, computed apart from
+/// the service.
 fn expected(system: &System, seed: u64, precisions: [Precision; 2]) -> (f64, f64) {
     let files = draft(&system.base_folder, seed).files;
     let logits = |precision| {

@@ -1,4 +1,5 @@
-//! Adapters that nobody should serve are refused whole, with the reason; what was served before goes on, and so do all others.
+//! Adapters that nobody should serve are refused whole, with the reason; what was served before
+//! goes on, and so do all others.
 
 use futures::StreamExt;
 use togi_model::Config;

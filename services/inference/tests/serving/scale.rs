@@ -5,7 +5,8 @@ use togi_model::{Lora, LoraConfig, Target, adapter};
 use crate::adapters::{Draft, draft, publish};
 use crate::harness::{BaseKind, Setup, System, greedy, question};
 
-/// Publishes an adapter of rank 4 with this alpha, whose B is filled with `b` at places that the seed of A does not know.
+/// Publishes an adapter of rank 4 with this alpha, whose B is filled with `b` at places that the
+/// seed of A does not know.
 async fn publish_scaled(system: &System, alpha: f64, b: f32) -> String {
     let config = crate::bases::write_random(&system.base_folder);
     let settings = LoraConfig {
@@ -18,7 +19,8 @@ async fn publish_scaled(system: &System, alpha: f64, b: f32) -> String {
     let views: Vec<_> = lora.views().collect();
     for view in views.iter().filter(|view| view.name.contains("lora_B")) {
         let values = &mut lora.values_mut()[view.range.clone()];
-        // Signs that differ from channel to channel: a part that is the same everywhere would vanish in a norm.
+        // Signs that differ from channel to channel: a part that is the same everywhere would
+        // vanish in a norm.
         for (place, value) in values.iter_mut().enumerate() {
             *value = if place % 3 == 0 { -b } else { b };
         }
@@ -42,7 +44,8 @@ async fn alpha_over_rank_scales_only_the_low_rank_part() {
     // Nothing to scale: the base's own part stays as it is, whatever alpha is.
     let nothing = publish_scaled(&system, 4096.0, 0.0).await;
     assert_eq!(say(&nothing).await, base);
-    // Twice the scale of half the values is the same, to the last bit: all factors are powers of two.
+    // Twice the scale of half the values is the same, to the last bit: all factors are powers of
+    // two.
     let plain = say(&publish_scaled(&system, 16.0, 0.25).await).await;
     let halved = say(&publish_scaled(&system, 32.0, 0.125).await).await;
     assert_eq!(plain, halved);

@@ -1,4 +1,5 @@
-//! Adapters change under running answers: each answer is one generation's from its first token to its last.
+//! Adapters change under running answers: each answer is one generation's from its first token to
+//! its last.
 
 use crate::adapters::{promote, publish_good};
 use crate::harness::{BaseKind, Setup, greedy, question, wait_until};
@@ -57,7 +58,8 @@ async fn answers_during_swaps_are_entirely_the_one_or_the_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_keeps_the_generation_that_it_started_with() {
     let mut setup = Setup::new(BaseKind::Random).await.with_nats().await;
-    // The long answers wait for each other, so that the last is still to come when the alias moves on.
+    // The long answers wait for each other, so that the last is still to come when the alias moves
+    // on.
     setup.config.engine.max_active = 1;
     let folder = setup.base_folder();
     let a = publish_good(&setup.store, &folder, 1).await;

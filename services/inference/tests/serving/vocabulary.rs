@@ -1,4 +1,5 @@
-//! A SentencePiece model made by hand: bytes, `<NL>` as one piece and in parts, some kana. Ids are places in [`pieces`].
+//! A SentencePiece model made by hand: bytes, `<NL>` as one piece and in parts, some kana. Ids are
+//! places in [`pieces`].
 
 use prost::Message;
 
