@@ -1,4 +1,4 @@
-//! The command line: what may be written, and the help that shows examples first.
+//! The command line, and its help, which shows examples first.
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -21,28 +21,29 @@ Examples:
   togi generate --adapter mine --instruction 富士山の高さは？";
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 refused by the state of things,
-64 bad configuration, 130 interrupted. Data goes to standard output, messages and progress to standard error.";
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 refused,
+64 bad configuration, 130 interrupted. Data goes to standard output, messages and progress to
+standard error.";
 
 /// Togi tailors a Japanese language model to its owner's data and serves the result.
 #[derive(Debug, Parser)]
 #[command(name = "togi", version, before_help = EXAMPLES, after_help = EXIT_CODES, subcommand_required = true)]
 #[command(arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct Args {
-    /// What is said everywhere.
+    /// The options of every command.
     #[command(flatten)]
     pub flags: Flags,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Starts the three services in one process, with a NATS server of their own
+    /// Starts the three services and their own NATS server in one process
     Up(up::Up),
-    /// Shows everything once on the embedded base: prepare, train, ask, retrain
+    /// Shows the whole pipeline on the embedded base: prepare, train, ask, retrain
     Demo(demo::Demo),
     /// Prepares, trains, evaluates and publishes in one call, for CI
     Run(run::Run),
@@ -59,16 +60,16 @@ pub enum Command {
     /// Lists, shows, promotes and rolls back adapters
     #[command(subcommand)]
     Adapters(adapters::Adapters),
-    /// Keeps the policies that retrain when a data set changes or a time comes
+    /// Manages the policies that retrain when a data set changes or on a schedule
     #[command(subcommand)]
     Policies(policies::Policies),
     /// Generates one answer
     Generate(generate::Generate),
-    /// Asks a list of questions and scores the answers where the right ones are given
+    /// Asks a list of questions, and scores the answers if the right ones are given
     Ask(ask::Ask),
     /// Asks one question at a time, until `quit`
     Chat(chat::Chat),
-    /// Follows what happens, as it happens
+    /// Follows events as they happen
     Events(events::Events),
     /// Deletes objects that no manifest reaches and that are older than a day
     Gc(gc::Gc),
@@ -76,11 +77,11 @@ pub enum Command {
     Tokenize(tokenize::Tokenize),
     /// Writes the network's logits to a file
     Logits(logits::Logits),
-    /// Brings a base's files onto this machine
+    /// Downloads a base's files to this machine
     Fetch(fetch::Fetch),
     /// Writes a base with packed weights
     Quantize(quantize::Quantize),
-    /// Writes a base with an adapter in it
+    /// Writes a base with an adapter merged into it
     Export(export::Export),
     /// Writes a base with random weights
     MakeBase(make_base::MakeBase),
@@ -89,10 +90,10 @@ pub enum Command {
 }
 
 impl Args {
-    /// Reads a command line, its first word the program's name.
+    /// Parses a command line, whose first word is the program's name.
     ///
     /// # Errors
-    /// clap's, which also stands for `--help` and `--version`.
+    /// clap's error, which also carries the output of `--help` and `--version`.
     pub fn read<I: IntoIterator<Item = T>, T: Into<std::ffi::OsString> + Clone>(
         words: I,
     ) -> Result<Self, clap::Error> {
@@ -100,7 +101,7 @@ impl Args {
     }
 }
 
-/// Returns the whole command with the help's form set everywhere.
+/// Returns the whole command, with the help template set on every subcommand.
 pub fn command() -> clap::Command {
     fn shape(command: clap::Command) -> clap::Command {
         let names: Vec<String> = command

@@ -1,4 +1,4 @@
-//! Connections to the services, and what several commands do over them.
+//! Connections to the services, and the calls that several commands share.
 
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ use tonic::transport::Endpoint;
 use crate::error::{Error, Result};
 use crate::settings::Settings;
 
-/// How long a connection may take.
+/// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection over which nothing comes is tested this often: a stream may be silent for long.
+/// The time between keep-alive pings: a stream may be silent for a long time.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// The gRPC code's name of what the state of things does not allow.
+/// The name of the gRPC code of a refusal.
 const REFUSED: &str = "FAILED_PRECONDITION";
 /// Entries in a page of a list.
 pub const PAGE_SIZE: i32 = 200;
@@ -35,7 +35,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Takes the addresses; nothing is opened yet.
+    /// Takes the addresses; opens no connection yet.
     pub fn new(settings: &Settings) -> Self {
         Self {
             data_prep: settings.data_prep.clone(),
@@ -56,7 +56,8 @@ impl Clients {
     /// Connects to data-prep.
     ///
     /// # Errors
-    /// [`Error::Usage`] for no address, [`Error::NoAnswer`] when nothing answers; so do the others.
+    /// [`Error::Usage`] for a malformed address, [`Error::NoAnswer`] if nothing answers. The other
+    /// connections fail in the same way.
     pub async fn data_prep(&self) -> Result<DataPrepServiceClient<Client>> {
         Ok(DataPrepServiceClient::new(connect(&self.data_prep).await?))
     }
@@ -106,7 +107,8 @@ impl Clients {
     }
 }
 
-/// Opens a connection at once, so that nobody waits for a service that is not there; it carries the trace context along.
+/// Connects at once, so that a missing service is reported immediately; requests carry the trace
+/// context.
 async fn connect(endpoint: &str) -> Result<Client> {
     let target = Endpoint::from_shared(endpoint.to_owned())
         .ok()
@@ -129,7 +131,7 @@ async fn connect(endpoint: &str) -> Result<Client> {
     Ok(InterceptedService::new(channel, Inject))
 }
 
-/// Takes a message's part that a service always sets.
+/// Returns a field that a service always sets.
 pub fn present<T>(part: Option<T>, name: &'static str) -> Result<T> {
     part.ok_or_else(|| Error::Service {
         code: tonic::Code::Internal,
@@ -146,7 +148,13 @@ pub fn is_final(job: &Job) -> bool {
     )
 }
 
-/// Returns the job if it succeeded and no gate refused what it made, and why it did not otherwise.
+/// Returns the job if it succeeded and the gate did not refuse its adapter.
+
+///
+
+/// # Errors
+
+/// [`Error::Job`] with the reason otherwise.
 pub fn succeeded(job: Job) -> Result<Job> {
     match job.state() {
         JobState::Succeeded if !job.refusal.is_empty() => Err(Error::Job {

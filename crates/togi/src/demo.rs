@@ -1,7 +1,9 @@
-//! The demonstration: the whole pipeline once on the embedded base, with its scores; a function that a test can assert.
+//! The demonstration: the whole pipeline once on the embedded base, with scores that a test can
+//! assert.
 //!
-//! Records become a data set, an adapter is trained and served, held-out questions are put to the base and to the adapter;
-//! then ten new facts come in, a policy retrains, and the second generation answers what the first could not.
+//! Records become a data set, an adapter is trained and served, held-out questions are put to the
+//! base and to the adapter; then ten new facts come in, a policy retrains, and the second
+//! generation answers what the first could not.
 
 mod journal;
 mod quiz;
@@ -37,17 +39,17 @@ pub use self::report::{Answered, Report};
 /// Name of the data set and of the alias.
 const NAME: &str = "demo";
 const POLICY: &str = "retrain-demo";
-/// Share of the records that the policy's gate measures on; none of the new facts is among them.
+/// The share of the records that the policy's gate measures on. It contains none of the new facts.
 const VALIDATION_SHARE: f64 = 0.05;
-/// How long what follows by itself may take to begin.
+/// How long the policy and inference may take to react.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 
-/// Runs the demonstration in a data folder of its own, telling about it on `output`'s standard error; nothing runs any more
-/// when it returns.
+/// Runs the demonstration in its own data folder and reports progress on standard error. Everything
+/// has stopped when it returns.
 ///
 /// # Errors
-/// Whatever failed; scores below their bars are no error here, [`Report::check`] tells.
+/// The first failure. Scores below their bars are not an error here; see [`Report::check`].
 pub async fn run(
     output: &Output,
     data: &Path,
@@ -111,7 +113,8 @@ async fn show(output: &Output, running: &Running) -> Result<Report> {
     stage.apply_policy().await?;
     let dataset = stage.prepare(embedded::records_with_new_facts()).await?;
     output.say(format_args!(
-        "data set {NAME}, revision {}: {} records, the new facts among them; now the policy acts by itself",
+        "data set {NAME}, revision {}: {} records, the new facts among them; now the policy \
+         retrains automatically",
         dataset.revision, dataset.rows
     ));
     let second = stage.retrained(&first).await?;
@@ -127,14 +130,14 @@ async fn show(output: &Output, running: &Running) -> Result<Report> {
     Ok(report)
 }
 
-/// Where the demonstration plays.
+/// The running services, as the demonstration uses them.
 struct Stage<'a> {
     session: Session,
     journal: &'a Journal,
 }
 
 impl Stage<'_> {
-    /// Makes the next revision of the data set.
+    /// Prepares the next revision of the data set.
     async fn prepare(&self, records: Bytes) -> Result<Dataset> {
         let upload = crate::upload::bytes(&self.session.clients, records).await?;
         let request = PrepareRequest {
@@ -230,7 +233,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Asks every question greedily, without the ban of repeated tokens, which would forbid names from the question.
+    /// Asks every question greedily. Repeated n-grams are allowed, because an answer may repeat a
+    /// name from the question.
     async fn ask(
         &self,
         what: &str,
@@ -240,7 +244,7 @@ impl Stage<'_> {
         quiz::ask(&self.session, what, adapter, questions).await
     }
 
-    /// Keeps the policy: a new revision of the data set is trained and promoted.
+    /// Applies the policy: a new revision of the data set is trained and promoted.
     async fn apply_policy(&self) -> Result<()> {
         let policy = Policy {
             name: POLICY.into(),
@@ -259,12 +263,14 @@ impl Stage<'_> {
             .await?
             .apply_policy(request)
             .await?;
-        let said = "policy applied: when the data set has a new revision, train, and promote what is not worse";
-        self.session.output.say(said);
+        self.session.output.say(
+            "policy applied: when the data set has a new revision, train, and promote what is not \
+             worse",
+        );
         Ok(())
     }
 
-    /// Follows what the policy starts until a new generation was made; returns it.
+    /// Follows the policy's jobs until one makes a new generation; returns the generation.
     async fn retrained(&self, first: &Job) -> Result<String> {
         let mut known = vec![first.id.clone()];
         loop {
@@ -277,7 +283,8 @@ impl Stage<'_> {
             };
             let (job, last) = watch::training(&self.session, job, 1, |_| Ok(())).await?;
             let job = self.trained(job, last.as_ref())?;
-            // A policy may look at the revision that was there before; the same data gives the same generation.
+            // The policy may first train on the old revision; the same data gives the same
+            // generation.
             if job.result != first.result {
                 return Ok(job.result);
             }

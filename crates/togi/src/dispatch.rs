@@ -1,4 +1,4 @@
-//! From the command line to the command: surroundings, traces, and what Ctrl-C ends.
+//! Runs the command of a command line, with its session, its traces and its end by Ctrl-C.
 
 use std::future::Future;
 
@@ -11,18 +11,18 @@ use crate::args::{Args, Command};
 use crate::error::{Error, Result};
 use crate::session::Session;
 
-/// Does what the command line says.
+/// Runs the command.
 ///
 /// # Errors
-/// Whatever the command could not do; [`Error::exit_code`] is the process's.
+/// The command's failure; [`Error::exit_code`] is the process's exit code.
 pub async fn run(args: Args) -> Result<()> {
-    // It needs no settings, and must work where they are wrong.
+    // It needs no settings, and must work even if they are wrong.
     if let Command::Completions(completions) = &args.command {
         return completions.run(args::command());
     }
     let session = Session::open(&args.flags)?;
     match args.command {
-        // These stop in an order of their own.
+        // These handle signals themselves.
         Command::Up(up) => up.run(&session).await,
         Command::Demo(demo) => demo.run(&session).await,
         Command::Run(run) => run.run(&session).await,
@@ -56,8 +56,8 @@ async fn client(command: Command, session: &Session) -> Result<()> {
     }
 }
 
-/// Runs a client's work as the root of a trace, which the services continue. Only its errors are logged: what there is to
-/// say is said on standard error.
+/// Runs a client's work as the root of a trace that the services continue. Only errors are logged;
+/// messages go to standard error.
 async fn traced(work: impl Future<Output = Result<()>>, session: &Session) -> Result<()> {
     let telemetry = TelemetryConfig {
         log_filter: "error".to_owned(),
@@ -69,7 +69,7 @@ async fn traced(work: impl Future<Output = Result<()>>, session: &Session) -> Re
     outcome
 }
 
-/// Runs a client's work until Ctrl-C; what it asked of the services goes on there.
+/// Runs a client's work until Ctrl-C; jobs in the services continue.
 async fn until_interrupted(
     work: impl Future<Output = Result<()>>,
     hint: &'static str,
@@ -80,7 +80,7 @@ async fn until_interrupted(
     }
 }
 
-/// Says what an interrupt does not end.
+/// Returns the sentence about what an interrupt does not end.
 fn hint(command: &Command) -> &'static str {
     match command {
         Command::Train(train) if train.local.local => "",

@@ -1,4 +1,4 @@
-//! What the binary brings along: the demonstration's base and records, and the recipes.
+//! Data embedded in the binary: the demonstration's base and records, and the recipes.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -57,7 +57,7 @@ const NEW_QUESTIONS: &str = include_str!("../../../demo/new-questions.jsonl");
 /// A question with the answer that counts as right.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Question {
-    /// What is asked.
+    /// The question.
     pub instruction: String,
     /// Material for it.
     #[serde(default)]
@@ -91,7 +91,7 @@ pub fn records_with_new_facts() -> Bytes {
 /// Returns the questions whose facts no record holds.
 ///
 /// # Errors
-/// [`Error::Configuration`] if the embedded file is no JSON Lines of questions; so does [`new_questions`].
+/// [`Error::Configuration`] if the embedded file cannot be parsed, as for [`new_questions`].
 pub fn questions() -> Result<Vec<Question>> {
     parse("questions.jsonl", QUESTIONS)
 }
@@ -111,7 +111,7 @@ fn parse(name: &str, text: &str) -> Result<Vec<Question>> {
         .collect()
 }
 
-/// Writes the base into its folder below `bases`, unless it is there already; returns the folder.
+/// Writes the base to its folder below `bases`, unless it is there already; returns the folder.
 ///
 /// # Errors
 /// [`Error::File`] when the folder cannot be written.
@@ -131,7 +131,7 @@ fn holds(path: &Path, content: &[u8]) -> bool {
     fs::read(path).is_ok_and(|found| Sha256::digest(&found) == Sha256::digest(content))
 }
 
-/// Writes a file so that a reader sees the old content or the new one.
+/// Replaces a file, so that a reader sees either the old or the new content.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");

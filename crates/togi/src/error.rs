@@ -1,4 +1,4 @@
-//! What can go wrong in the command, and the exit code of each: an error has a class, and the class alone decides.
+//! The command's errors and their exit codes. The class of an error alone decides its code.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use togi_runtime::error::Class;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-/// What the library's functions return.
+/// The result of the library's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The command line makes no sense; exit code 2.
+    /// The command line is wrong; exit code 2.
     #[error("{0}")]
     Usage(String),
     /// A configuration, recipe or policy file is wrong; exit code 64.
@@ -25,9 +25,9 @@ pub enum Error {
     Service {
         /// The gRPC status code.
         code: Code,
-        /// What the service says.
+        /// The service's message.
         message: String,
-        /// The request's field at fault; empty where none is.
+        /// The request's wrong field, or empty.
         field: String,
     },
     /// Nothing answers at an address; exit code 4.
@@ -41,7 +41,7 @@ pub enum Error {
         #[source]
         source: tonic::transport::Error,
     },
-    /// A job ended in another state than the hoped one.
+    /// A job did not succeed.
     #[error("job {job} {state}{}", .reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     Job {
         /// The job's id.
@@ -53,7 +53,7 @@ pub enum Error {
         /// Why.
         reason: Option<String>,
     },
-    /// A file cannot be read or written; exit code 1, or 3 for one that is not there.
+    /// A file cannot be read or written; exit code 1, or 3 for a missing one.
     #[error("{}: {}", .path.display(), .source)]
     File {
         /// Which file.
@@ -61,17 +61,17 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A local file or folder cannot be what it is named as; exit code 5.
+    /// A local file or folder cannot be used for its purpose; exit code 5.
     #[error("{what} {}: {source}", .path.display())]
     Unfit {
-        /// What it is named as.
+        /// The purpose, for example "base".
         what: &'static str,
         /// Which file or folder.
         path: PathBuf,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Something that `togi up` needs is missing or taken; exit code 4.
+    /// A resource of `togi up` is missing or in use; exit code 4.
     #[error("{0}")]
     Unavailable(String),
     /// The runtime of the services failed.
@@ -92,8 +92,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the process's exit code: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 refused, 64 bad
-    /// configuration, 130 interrupted.
+    /// Returns the process's exit code: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable, 5
+    /// refused, 64 bad configuration, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Closed => 0,
@@ -113,7 +113,7 @@ impl Error {
         }
     }
 
-    /// Builds the error of a path.
+    /// Returns the error of a path.
     pub fn file(path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::File {
             path: path.into(),
@@ -121,7 +121,7 @@ impl Error {
         }
     }
 
-    /// Builds the error of a file or folder that cannot be what it is named as.
+    /// Returns the error of a file or folder that cannot be used for its purpose.
     pub fn unfit(
         what: &'static str,
         path: impl Into<PathBuf>,
@@ -134,7 +134,7 @@ impl Error {
         }
     }
 
-    /// Builds the error of a TOML file from its text: one sentence with the line.
+    /// Returns the error of a TOML file, in one sentence with the line.
     pub fn toml(path: &Path, text: &str, error: &toml::de::Error) -> Self {
         let line = error
             .span()
@@ -144,7 +144,7 @@ impl Error {
         Self::Configuration(format!("{}{line}: {message}", path.display()))
     }
 
-    /// Whether the same request may succeed a little later, because a connection or a service went away.
+    /// Whether a retry may succeed, because a connection or a service went away.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::NoAnswer { .. } => true,
@@ -153,7 +153,7 @@ impl Error {
         }
     }
 
-    /// Whether a service said that a thing does not exist.
+    /// Whether a service reported that something does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,
@@ -167,7 +167,7 @@ impl Error {
 
 impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
-        // Only a status that was made on this side has a source: the service itself said nothing.
+        // Only a status made by the client has a source: the service sent no status.
         if let Some(cause) = std::error::Error::source(&status) {
             let message = format!("the connection to the service broke ({cause})");
             return Self::Service {
@@ -223,8 +223,8 @@ fn class_code(class: Class) -> Code {
     }
 }
 
-/// Maps the code's name in a failed job's record to an exit code: the job was accepted, so that whatever ended it counts
-/// as a failure, but for what the gate refused.
+/// Maps the code's name in a failed job's record to an exit code. The job was accepted, so every
+/// code counts as a failure except the gate's refusal.
 fn job_code(name: &str) -> u8 {
     match name {
         "FAILED_PRECONDITION" => 5,
@@ -232,7 +232,7 @@ fn job_code(name: &str) -> u8 {
     }
 }
 
-/// Says in one sentence what a service answered.
+/// Returns a service's message, with the wrong field if the message does not name it.
 fn status_sentence(code: &Code, message: &str, field: &str) -> String {
     let message = if message.is_empty() {
         code.description()

@@ -1,9 +1,10 @@
-//! Decides which objects may be deleted, from the store's listing and the contents of every manifest.
+//! Decides which objects may be deleted, from the store's listing and the contents of every
+//! manifest.
 //!
-//! A file below a data set, an adapter or a checkpoint is reached if the manifest of its folder names
-//! it. An upload is reached if the request of an unfinished job or the newest version of a policy
-//! names it. Unreached objects older than a day are garbage. A manifest that cannot be parsed ends
-//! the run before anything is deleted, because the objects that it names are unknown.
+//! A file below a data set, an adapter or a checkpoint is reached if the manifest of its folder
+//! names it. An upload is reached if the request of an unfinished job or the newest version of a
+//! policy names it. Unreached objects older than a day are garbage. A manifest that cannot be
+//! parsed ends the run before anything is deleted, because the objects that it names are unknown.
 
 mod reach;
 

@@ -46,7 +46,7 @@ pub struct Flags {
         hide_env = true
     )]
     pub data: Option<PathBuf>,
-    /// The project file [default: togi.toml, where there is one]
+    /// The project file [default: togi.toml, if it exists]
     #[arg(
         long,
         global = true,
@@ -65,7 +65,7 @@ pub struct Flags {
         value_parser = device
     )]
     pub device: Option<Processor>,
-    /// The form of what goes to standard output: table or json [default: table]
+    /// The format of standard output: table or json [default: table]
     #[arg(
         long,
         short,

@@ -1,5 +1,5 @@
-//! The `togi` command as a library: the client of the services, `togi up` in process, and the demonstration, so that tests
-//! can call what the binary does.
+//! The `togi` command as a library that tests can call: the client of the services, `togi up` in
+//! process, and the demonstration.
 
 pub mod args;
 pub mod client;

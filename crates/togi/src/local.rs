@@ -1,4 +1,5 @@
-//! What the commands that need no services share: bases, tokenizers and adapters from the local disk, and a thread to work on.
+//! Helpers of the commands that need no services: bases, tokenizers and adapters from the local
+//! disk, and a worker thread.
 
 pub mod lines;
 pub mod records;
@@ -12,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
 
-/// Does work that takes long on a thread of its own, so that Ctrl-C is heard meanwhile.
+/// Runs long work on its own thread, so that Ctrl-C still works.
 ///
 /// # Errors
 /// The work's.
@@ -28,24 +29,24 @@ pub async fn on_thread<T: Send + 'static>(
 /// Reads a precision's name, for the command line.
 ///
 /// # Errors
-/// None has the name; the text says which there are.
+/// No precision has this name; the text lists the names.
 pub fn precision(name: &str) -> std::result::Result<Precision, String> {
     Precision::from_name(name).map_err(|error| error.to_string())
 }
 
-/// Opens the card, if the device is one.
+/// Opens the GPU, if the device is one.
 ///
 /// # Errors
-/// What is missing, or not fit.
-pub async fn card(device: Processor) -> Result<Option<Card>> {
+/// The reason why the device cannot be used.
+pub async fn gpu(device: Processor) -> Result<Option<Card>> {
     on_thread(move || device.open().map_err(refused)).await
 }
 
 /// Reads a base's folder for a device.
 ///
 /// # Errors
-/// [`Error::File`] for a folder that is not there or cannot be read, [`Error::Unfit`] for one that holds no usable base; so do
-/// the others here.
+/// [`Error::File`] if the folder is missing or unreadable, [`Error::Unfit`] if it holds no usable
+/// base. The other readers of this file fail in the same way.
 pub fn base(folder: &Path, device: Processor, precision: Precision) -> Result<Base> {
     present(folder)?;
     let base = device.read(folder, precision);
@@ -58,7 +59,7 @@ pub fn tokenizer(file: &Path) -> Result<Tokenizer> {
     Tokenizer::from_bytes(&bytes).map_err(|error| Error::unfit("tokenizer", file, error))
 }
 
-/// Reads the tokenizer in a base's folder, and nothing else of it.
+/// Reads only the tokenizer of a base's folder.
 pub fn tokenizer_of(folder: &Path) -> Result<Tokenizer> {
     present(folder)?;
     match base::tokenizer_file(folder) {
@@ -76,13 +77,13 @@ pub fn adapter(folder: &Path, config: &Config) -> Result<Lora> {
     adapter::from_folder(folder, config).map_err(|error| unfit("adapter", folder, error))
 }
 
-/// Makes a folder for results unless it is there.
+/// Creates a folder for results, unless it exists.
 pub fn folder_for(results: &Path) -> Result<()> {
     fs::create_dir_all(results).map_err(|error| Error::file(results, error))
 }
 
-/// Makes a folder for a base. One that holds something already is refused: what is left of another base in it would be
-/// read with the new one.
+/// Creates a folder for a base. A folder that is not empty is refused: files of another base would
+/// be read together with the new one.
 pub fn folder_for_base(results: &Path) -> Result<()> {
     folder_for(results)?;
     let mut entries = fs::read_dir(results).map_err(|error| Error::file(results, error))?;
@@ -92,19 +93,19 @@ pub fn folder_for_base(results: &Path) -> Result<()> {
     }
 }
 
-/// A folder or file that is named wrongly is told apart from one that cannot be used.
+/// Fails if the path does not exist, so that a wrong path is distinguished from an unusable file.
 pub(crate) fn present(path: &Path) -> Result<()> {
     fs::metadata(path)
         .map(drop)
         .map_err(|error| Error::file(path, error))
 }
 
-/// A device's refusal is nobody else's fault.
+/// Reports an unusable device as a failed precondition.
 fn refused(error: togi_model::Error) -> Error {
     togi_runtime::Error::precondition(error.to_string()).into()
 }
 
-/// A file's own failure names the file, and a device's the device.
+/// Names the file in a file's error, the device in a device's error, and the folder otherwise.
 pub(crate) fn unfit(what: &'static str, path: &Path, error: togi_model::Error) -> Error {
     match error {
         togi_model::Error::File { path, source } => Error::File { path, source },

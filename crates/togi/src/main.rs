@@ -1,4 +1,4 @@
-//! The `togi` command: reads the command line, does it, and ends with the error's exit code.
+//! The `togi` command: parses the command line, runs it, and exits with the error's code.
 
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Err(error) => return end(&Error::Terminal(error)),
     };
     let outcome = runtime.block_on(dispatch::run(args));
-    // A read of standard input cannot be ended: nobody waits for the thread that does it.
+    // A read of standard input cannot be cancelled, so the runtime does not wait for its thread.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! Where a command writes: data on standard output, messages on standard error, in the form that was asked for.
+//! Writes data to standard output, as a table or as JSON, and messages to standard error.
 
 use std::io::{IsTerminal, Write};
 use std::{env, fmt, io};
@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Style};
 
-/// The form of what goes to standard output.
+/// The format of standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -29,7 +29,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// Looks at the terminal and the environment: animation and colour only on a terminal, no colour with NO_COLOR.
+    /// Chooses animation and colour from the terminal and the environment: both need a terminal,
+    /// and NO_COLOR turns colour off.
     pub fn new(format: Format, quiet: bool, no_color: bool) -> Self {
         let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         let no_color = no_color || env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -47,7 +48,7 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Whether a person watches standard error.
+    /// Whether standard error is a terminal that shows a progress bar.
     pub fn is_interactive(&self) -> bool {
         matches!(self.style, Style::Bar { .. })
     }
@@ -73,7 +74,7 @@ impl Output {
         self.text(&format!("{line}\n"))
     }
 
-    /// Writes a piece of data as it is, at once.
+    /// Writes text unchanged and flushes it.
     pub fn text(&self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes())?;
@@ -81,7 +82,7 @@ impl Output {
         Ok(())
     }
 
-    /// Writes one thing in the form that was asked for.
+    /// Writes one message: as JSON, or as the lines that `lines` makes of it.
     pub fn one<T: Serialize>(
         &self,
         message: &T,
@@ -93,7 +94,7 @@ impl Output {
         }
     }
 
-    /// Says something to the person; a standard error that is gone is no reason to stop.
+    /// Prints a message on standard error, unless `--quiet`; a failure to write is ignored.
     pub fn say(&self, message: impl fmt::Display) {
         if !self.quiet {
             let _ = writeln!(io::stderr().lock(), "{message}");
@@ -120,7 +121,7 @@ impl Output {
         self.sgr("31", text)
     }
 
-    /// Holds text back.
+    /// Dims text.
     pub fn dim(&self, text: &str) -> String {
         self.sgr("2", text)
     }
@@ -134,7 +135,7 @@ impl Output {
     }
 }
 
-/// Decides how progress is shown.
+/// Chooses how progress is shown.
 fn style(quiet: bool, animated: bool, colour: bool) -> Style {
     match (quiet, animated) {
         (true, _) => Style::None,
@@ -143,7 +144,8 @@ fn style(quiet: bool, animated: bool, colour: bool) -> Style {
     }
 }
 
-/// Writes the error of a command on standard error: its sentence, and in brackets the cause at the bottom if it says more.
+/// Prints a command's error on standard error: its sentence, and its deepest cause in brackets if
+/// the sentence does not contain it.
 pub fn complain(error: &Error) {
     let mut deepest = std::error::Error::source(error);
     while let Some(deeper) = deepest.and_then(std::error::Error::source) {

@@ -1,4 +1,4 @@
-//! A pipeline: a file that says what is prepared, trained and measured, for one call without a terminal; and its stages, in order.
+//! A pipeline: a file that describes a preparation, a training and a gate, and its stages in order.
 
 pub mod junit;
 pub mod report;
@@ -22,10 +22,10 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::{embedded, recipe, upload};
 
-/// What a pipeline's file says, its paths as they lead from here.
+/// The contents of a pipeline's file, with paths relative to the working directory.
 #[derive(Clone, Debug)]
 pub struct Pipeline {
-    /// Its name: the file's, without its ending.
+    /// Its name: the file's, without the extension.
     pub name: String,
     folder: PathBuf,
     prepare: Prepare,
@@ -58,10 +58,10 @@ impl Pipeline {
     /// Reads a pipeline's file.
     ///
     /// # Errors
-    /// [`Error::File`] where there is none, [`Error::Configuration`] for one that is no pipeline.
+    /// [`Error::File`] for a missing file, [`Error::Configuration`] for an invalid one.
     pub fn read(path: &Path) -> Result<Self> {
         let text = recipe::read(path)?;
-        // Read as a whole first, so that a mistake is told with its line.
+        // The whole file is parsed first, so that an error has its line.
         let wrong = |error| Error::toml(path, &text, &error);
         let File {
             mut prepare,
@@ -110,10 +110,10 @@ impl Pipeline {
         })
     }
 
-    /// Prepares, trains, has the gate evaluate, and sees what is published; the report says how far it came.
+    /// Prepares, trains, waits for the gate, and reads the alias; `report` records every stage.
     ///
     /// # Errors
-    /// What a stage failed with, or the gate's refusal.
+    /// A stage's failure, or the gate's refusal.
     pub async fn run(&self, session: &Session, report: &mut Report) -> Result<()> {
         let dataset = report
             .stage(Stage::Prepare, self.prepare.make(session))
@@ -146,7 +146,7 @@ impl Pipeline {
         present(answer.job, "job")
     }
 
-    /// Follows the job to its end; the last step ends the training, what comes then is the evaluation.
+    /// Follows the job to its end. The training ends with the last step; the evaluation follows it.
     async fn follow(
         &self,
         session: &Session,
@@ -173,7 +173,8 @@ impl Pipeline {
         Ok((job, evaluation))
     }
 
-    /// Returns the alias, if it names the job's adapter: a recipe may leave the promotion to somebody.
+    /// Returns the alias, if it names the job's adapter: a recipe may leave the promotion to a
+    /// person.
     async fn published(
         &self,
         session: &Session,

@@ -1,4 +1,5 @@
-//! Progress on standard error: a bar on a terminal, now and then a plain line elsewhere, nothing when told to be quiet.
+//! Progress on standard error: a bar on a terminal, an occasional plain line elsewhere, nothing
+//! with `--quiet`.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ pub enum Style {
     None,
     /// A line every few seconds.
     Lines,
-    /// A bar that is drawn over.
+    /// A bar that is redrawn.
     Bar {
         /// With colour.
         colour: bool,
@@ -31,7 +32,7 @@ pub enum Unit {
     Bytes,
 }
 
-/// The progress of one piece of work; it vanishes when dropped.
+/// The progress of one task; it disappears when dropped.
 #[derive(Debug)]
 pub struct Progress {
     what: String,
@@ -43,7 +44,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Shows that work has begun whose length is not known.
+    /// Starts showing a task of unknown length.
     pub fn new(style: Style, what: &str) -> Self {
         let bar = match style {
             Style::Bar { .. } => {
@@ -66,7 +67,7 @@ impl Progress {
         progress
     }
 
-    /// Says how long the work is.
+    /// Sets the task's length.
     pub fn set_length(&mut self, length: u64, unit: Unit) {
         if (self.length, self.unit) == (length, unit) {
             return;
@@ -76,7 +77,7 @@ impl Progress {
         self.set_template();
     }
 
-    /// Says how much is done, and something about it.
+    /// Sets the position and the message.
     pub fn set(&mut self, position: u64, message: &str) {
         self.bar.set_position(position);
         self.bar.set_message(message.to_owned());
@@ -85,12 +86,12 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away so that other text can follow.
+    /// Removes the bar, so that other text can follow.
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }
 
-    /// Runs something that writes to the terminal with the bar out of its way.
+    /// Runs a closure that writes to the terminal, with the bar hidden.
     pub fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         self.bar.suspend(write)
     }

@@ -1,5 +1,5 @@
-//! Recipe and policy files: the TOML form of their messages, with the messages' own field names. Where a recipe belongs, its name or
-//! its file's path may stand.
+//! Recipe and policy files: the TOML form of their messages, with the messages' field names. A
+//! recipe may also be given by its name or its file's path.
 
 use std::fs;
 use std::path::Path;
@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 /// Reads a recipe from a file, or an embedded one by its name.
 ///
 /// # Errors
-/// [`Error::File`] where there is neither, [`Error::Configuration`] for a file that is no recipe.
+/// [`Error::File`] if neither exists, [`Error::Configuration`] for an invalid file.
 pub fn recipe(name: &Path) -> Result<Recipe> {
     recipe_in(Path::new(""), name)
 }
 
-/// The same for a file that another one in `folder` names.
+/// Reads a recipe that a file in `folder` names.
 fn recipe_in(folder: &Path, name: &Path) -> Result<Recipe> {
     let path = folder.join(name);
     let embedded = name
@@ -45,7 +45,8 @@ pub fn policy(path: &Path) -> Result<Policy> {
     })
 }
 
-/// Takes the key `recipe` out of a file's table where it names a recipe rather than being one.
+/// Removes the key `recipe` from a file's table and reads it, if it names a recipe instead of being
+/// one.
 ///
 /// # Errors
 /// As [`recipe`].
@@ -72,7 +73,7 @@ pub(crate) fn table(path: &Path, text: &str) -> Result<toml::Table> {
         .map_err(|error| Error::toml(path, text, &error))
 }
 
-/// Turns TOML into a message by way of proto3's JSON, which knows the names and refuses others.
+/// Converts TOML to a message through proto3's JSON, which refuses unknown names.
 pub(crate) fn message<T: DeserializeOwned>(path: &Path, table: toml::Table) -> Result<T> {
     let json = json(toml::Value::Table(table)).map_err(|problem| wrong(path, &problem))?;
     serde_json::from_value(json).map_err(|error| wrong(path, &error.to_string()))
@@ -82,7 +83,7 @@ fn wrong(path: &Path, problem: &str) -> Error {
     Error::Configuration(format!("{}: {problem}", path.display()))
 }
 
-/// Converts a value; numbers that JSON does not have become the texts by which proto3's JSON writes them.
+/// Converts a value; NaN and infinities become strings, as in proto3's JSON.
 fn json(value: toml::Value) -> std::result::Result<serde_json::Value, String> {
     use serde_json::Value;
     Ok(match value {

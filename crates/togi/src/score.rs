@@ -1,4 +1,4 @@
-//! Counts of right answers; what is right is what a policy's gate holds to be right.
+//! Counts right answers, by the rule of a policy's gate.
 
 pub use togi_trainer::gate::questions::is_right;
 

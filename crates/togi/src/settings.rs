@@ -1,5 +1,5 @@
-//! The client's settings: flags over environment over project file over user file, then what a running `togi up` says of
-//! itself, then the defaults.
+//! The client's settings, in this order: flags, environment, project file, user file, the state of
+//! a running `togi up`, defaults.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use crate::globals::Flags;
 use crate::output::Format;
 use crate::up::state::UpState;
 
-/// Where `togi up` listens unless told otherwise.
+/// The default address of `togi up`.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7670";
 /// Name of the project file.
 pub const PROJECT_FILE: &str = "togi.toml";
-/// The data folder of `togi up` unless told otherwise.
+/// The default data folder of `togi up`.
 pub const DEFAULT_DATA: &str = ".togi";
 
 /// A project or user file: `togi.toml`.
@@ -45,11 +45,12 @@ pub struct File {
     pub store: StoreSection,
     /// Logs of `togi up`, and where traces go.
     pub telemetry: TelemetryConfig,
-    /// What only `togi up` reads.
+    /// Settings of `togi up` alone.
     pub up: UpSection,
-    /// Bases that `togi up` knows beside its own, by name.
+    /// Further bases of `togi up`, by name.
     pub bases: BTreeMap<String, BaseSection>,
-    /// Each service's own settings for `togi up`, in the form of its default.toml: data-prep, trainer, inference.
+    /// Each service's own settings for `togi up`, in the form of its default.toml: data-prep,
+    /// trainer, inference.
     pub services: BTreeMap<String, toml::Table>,
 }
 
@@ -93,7 +94,7 @@ pub struct BaseSection {
     pub precision: Option<String>,
 }
 
-/// What the client commands use.
+/// The settings that commands use.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where data-prep answers.
@@ -102,13 +103,14 @@ pub struct Settings {
     pub trainer: String,
     /// Where inference answers.
     pub inference: String,
-    /// Where the services answer, as flag, variable or file name it; whoever names nothing means what runs here.
+    /// The address that a flag, a variable or a file names; `None` means the services that run
+    /// here.
     pub named_endpoint: Option<String>,
-    /// Where NATS answers, if anything says so.
+    /// The address of NATS, if a setting names it or a `togi up` runs.
     pub nats: Option<String>,
     /// The NATS server that flag, variable or file names.
     pub named_nats: Option<String>,
-    /// The object store, if anything names one or a `togi up` runs.
+    /// The object store, if a setting names it or a `togi up` runs.
     pub store: Option<String>,
     /// The object store that flag, variable or file names.
     pub named_store: Option<String>,
@@ -120,7 +122,7 @@ pub struct Settings {
     pub device: Processor,
     /// The form of results.
     pub output: Format,
-    /// The files' own words, for `togi up`.
+    /// The files' contents, for `togi up`.
     pub file: File,
 }
 
@@ -144,10 +146,11 @@ impl Settings {
         }
     }
 
-    /// Reads the files and puts all sources in their order.
+    /// Reads the files and combines all sources.
     ///
     /// # Errors
-    /// [`Error::Configuration`] for a file that is wrong, [`Error::File`] for a named one that cannot be read.
+    /// [`Error::Configuration`] for a wrong file, [`Error::File`] for a named file that does not
+    /// exist.
     pub fn load(flags: &Flags) -> Result<Self> {
         let file = read_files(flags.config.as_deref())?;
         let data = flags

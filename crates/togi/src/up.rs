@@ -1,6 +1,7 @@
-//! `togi up`: the services in one process, with a NATS server of their own and a store in a folder, or with those that are named.
+//! `togi up`: the services in one process, with their own NATS server and a store in a folder
+//! unless others are named.
 //!
-//! [`start`] gets everything ready and returns at once; [`Running::wait`] lasts until the stopper stops, then ends the
+//! [`start`] starts everything and returns; [`Running::wait`] waits for the stopper, then ends the
 //! services first and NATS last.
 
 mod nats;
@@ -27,12 +28,12 @@ use crate::{embedded, local};
 
 pub use self::nats::BINARY_VARIABLE;
 
-/// Where gRPC listens unless told otherwise.
+/// The default address of gRPC.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7670";
-/// Where metrics and health are unless told otherwise.
+/// The default address of metrics and health.
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:7680";
 
-/// What `togi up` is told.
+/// The options of `togi up`.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The data folder.
@@ -43,18 +44,19 @@ pub struct Options {
     pub admin: SocketAddr,
     /// The base that inference serves; without one there is no inference.
     pub serve: Option<String>,
-    /// A NATS server that runs already; without one it is a child of its own.
+    /// The URL of a running NATS server; without one, a child process is started.
     pub nats: Option<String>,
     /// Where trainer and inference compute.
     pub device: Processor,
-    /// How inference holds bases, by name, over what the file says.
+    /// The precisions in which inference holds bases, by name; they override the file's.
     pub precisions: BTreeMap<String, String>,
     /// The configuration file: bases, the store, and each service's own settings.
     pub file: File,
 }
 
 impl Options {
-    /// Returns the options for a data folder with free ports and defaults elsewhere, as tests and the demonstration want.
+    /// Returns the options for a data folder, with free ports and other defaults, for tests and the
+    /// demonstration.
     pub fn in_folder(data: impl Into<PathBuf>) -> Self {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
@@ -79,20 +81,21 @@ pub struct Running {
     folder: DataFolder,
 }
 
-/// A child that is started again whenever it dies, until it is told to end.
+/// A child process that is restarted whenever it dies, until `stop` is cancelled.
 struct OwnNats {
     stop: CancellationToken,
     guard: JoinHandle<()>,
 }
 
-/// Starts everything; what was started is stopped again if something fails.
+/// Starts everything; stops it again if something fails.
 ///
 /// # Errors
-/// [`Error::Unavailable`] for a port or a data folder that is taken or a nats-server that is missing,
-/// [`Error::Configuration`] for wrong settings; the device's refusal.
+/// [`Error::Unavailable`] if a port or the data folder is in use or nats-server is missing,
+/// [`Error::Configuration`] for wrong settings, and the error of an unusable device.
 pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
-    // Held until the services hold it: a device that is not there is told before anything starts.
-    let _card = local::card(options.device).await?;
+    // Kept open until the services have opened it: a missing device is reported before anything
+    // starts.
+    let _gpu = local::gpu(options.device).await?;
     let folder = DataFolder::take(&options.data)?;
     let grpc_port = bind(options.listen, "--listen").await?;
     let admin_port = bind(options.admin, "--admin").await?;
@@ -137,7 +140,7 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
         Ok(()) => Ok(running),
         Err(error) => {
             stopper.stop();
-            // The first failure is the one to tell.
+            // The first failure is reported.
             let _ = running.wait().await;
             Err(error)
         }
@@ -145,17 +148,17 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
 }
 
 impl Running {
-    /// Returns where everything is.
+    /// Returns the addresses of everything.
     pub fn state(&self) -> &UpState {
         &self.state
     }
 
-    /// Returns the process's shared parts: the bus, the store, the stopper.
+    /// Returns the parts that the services share: the bus, the store, the stopper.
     pub fn context(&self) -> &Context {
         &self.context
     }
 
-    /// Waits until all services can do their work; false if they were stopped before, or one of them failed.
+    /// Waits until all services are ready; returns false if they stopped or one failed first.
     pub async fn ready(&self) -> bool {
         self.context
             .stopper
@@ -164,13 +167,14 @@ impl Running {
             .is_some()
     }
 
-    /// Waits until the stopper stops or a service fails, then ends the services first and NATS last.
+    /// Waits until the stopper stops or a service fails, then ends the services first and NATS
+    /// last.
     ///
     /// # Errors
-    /// What a service failed with.
+    /// The error of the service that failed.
     pub async fn wait(self) -> Result<()> {
         let outcome = self.tasks.join().await;
-        // The connection ends before its server does: no alarm about a server that is gone.
+        // The connection closes before its server stops, so that it logs no lost server.
         drop(self.context);
         end_nats(self.nats).await;
         UpState::remove(self.folder.path());
@@ -227,7 +231,7 @@ fn address_of(listener: &TcpListener) -> Result<SocketAddr> {
         .map_err(|error| Error::Unavailable(format!("a port has no address: {error}")))
 }
 
-/// Takes the configured store, or the folder `store` of the data folder.
+/// Returns the configured store, or the folder `store` of the data folder.
 fn store_config(file: &File, folder: &DataFolder) -> Result<StoreConfig> {
     match &file.store.url {
         Some(url) => Ok(StoreConfig {
@@ -243,7 +247,7 @@ async fn connect(nats: &NatsConfig, store: &StoreConfig, stopper: &Stopper) -> R
     Ok(Context::open(nats, store, "togi-up", Readiness::new(), stopper.clone()).await?)
 }
 
-/// Starts the nats-server again whenever it dies, at the same address; ends it when told to.
+/// Restarts nats-server at the same address whenever it dies; stops it when `stop` is cancelled.
 async fn keep_alive(
     mut server: Server,
     mut state: UpState,

@@ -1,4 +1,5 @@
-//! Brings a local file to the store through data-prep; the service answers with its SHA-256, which requests then name.
+//! Uploads local files to the store through data-prep, which returns the SHA-256 by which requests
+//! name them.
 
 use std::path::Path;
 
@@ -22,7 +23,8 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// Uploads a file, or standard input for `-`; returns its id.
 ///
 /// # Errors
-/// [`Error::File`] for a file that cannot be read, [`Error::Usage`] for an empty one; nothing is stored then.
+/// [`Error::File`] for an unreadable file, [`Error::Usage`] for an empty one. Nothing is stored
+/// then.
 pub async fn file(clients: &Clients, output: &Output, path: &Path) -> Result<String> {
     if path == Path::new("-") {
         return stream(
@@ -57,7 +59,8 @@ pub async fn file(clients: &Clients, output: &Output, path: &Path) -> Result<Str
     stream(clients, output, &name, metadata.len(), Box::new(file)).await
 }
 
-/// Uploads the questions that a gate names by their path in `folder`, so that it names the upload.
+/// Uploads the questions whose path in `folder` the gate names, and puts the upload's id in its
+/// place.
 ///
 /// # Errors
 /// As [`file`].
@@ -106,12 +109,12 @@ async fn stream(
     let read = read_chunks(source, chunks, |sent| progress.set(sent, ""));
     let (read, answer) = tokio::join!(read, client.upload(messages(receiver)));
     progress.finish();
-    // A file that could not be read to its end is the cause; the service's answer then is about half a file.
+    // If the file could not be read to its end, the service's answer is about an incomplete file.
     read.map_err(|error| Error::file(name, error))?;
     Ok(answer?.into_inner().upload)
 }
 
-/// Reads to the end; a failure is sent to nobody, so that the caller must look at the result.
+/// Sends a source in chunks. A read error ends the stream early; only the caller sees it.
 async fn read_chunks(
     mut source: Box<dyn AsyncRead + Send + Unpin>,
     chunks: mpsc::Sender<UploadRequest>,

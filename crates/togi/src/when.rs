@@ -1,11 +1,11 @@
-//! Times for people: local time where a date is wanted, an age where freshness is.
+//! Times for people: local dates, ages and durations.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::progress::seconds;
 
-/// Returns a time in the local time zone, empty for none.
+/// Returns a time in the local time zone; empty for `None`.
 pub fn local(time: Option<&pbjson_types::Timestamp>) -> String {
     let Some(time) = time.and_then(timestamp) else {
         return String::new();
@@ -29,7 +29,7 @@ pub fn age(time: Option<&pbjson_types::Timestamp>) -> String {
     }
 }
 
-/// Returns the time between two, empty unless both are known.
+/// Returns the time between two; empty unless both are known.
 pub fn between(
     start: Option<&pbjson_types::Timestamp>,
     end: Option<&pbjson_types::Timestamp>,

@@ -30,10 +30,10 @@ pub enum Adapters {
     /// Shows an adapter
     #[command(before_help = "Examples:\n  togi adapters show mine\n  togi adapters show 9b1c04f2")]
     Show(One),
-    /// Lets an alias name a generation
+    /// Points an alias to a generation
     #[command(before_help = PROMOTE_EXAMPLES)]
     Promote(Promote),
-    /// Lets an alias name again what it named before
+    /// Points an alias back to its previous generation
     #[command(before_help = "Examples:\n  togi adapters rollback mine")]
     Rollback(Rollback),
     /// Lists aliases and the generations that they name
@@ -59,7 +59,7 @@ pub struct Promote {
     /// The alias
     #[arg(long, short)]
     pub alias: String,
-    /// Serves it also where the base is held in another precision than in training
+    /// Also serves it over a base in another precision than in training
     #[arg(long)]
     pub allow_base_mismatch: bool,
 }

@@ -21,13 +21,13 @@ Examples:
 
 A line of JSON has instruction, and may have input and output, the right answer.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Ask {
     /// The questions: text, one a line, or JSON Lines; `-` for standard input
     pub file: PathBuf,
-    /// How the answer is chosen.
+    /// The sampling options.
     #[command(flatten)]
     pub sampling: Sampling,
 }
@@ -148,13 +148,13 @@ fn read(path: &Path) -> Result<Vec<Question>> {
             }
         })
         .collect::<Result<_>>()?;
-    match questions.is_empty() {
-        true => Err(Error::Configuration(format!(
-            "{}: there is no question in it",
-            path.display()
-        ))),
-        false => Ok(questions),
+    if questions.is_empty() {
+        let file = path.display();
+        return Err(Error::Configuration(format!(
+            "{file}: there is no question in it"
+        )));
     }
+    Ok(questions)
 }
 
 #[cfg(test)]

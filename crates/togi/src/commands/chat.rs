@@ -18,11 +18,11 @@ Examples:
 
 Each question stands alone. `quit` or the end of input ends.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Chat {
-    /// How the answer is chosen.
+    /// The sampling options.
     #[command(flatten)]
     pub sampling: Sampling,
 }
@@ -33,7 +33,7 @@ impl Chat {
         let interactive = stdin().is_terminal();
         let answerer = Answerer::of(&self.sampling, session).await?;
         if let Answerer::Service(clients) = &answerer {
-            // Told before the first question that nothing answers, not after it.
+            // A missing service is reported before the first question.
             clients.inference().await?;
         }
         if interactive {
@@ -53,7 +53,7 @@ impl Chat {
                 "" => {}
                 "quit" | "exit" | "ｑｕｉｔ" => break,
                 question => match self.answer(session, &answerer, question).await {
-                    // What is refused ends a session only where nobody is there to read it.
+                    // A failed request ends the session only if nobody is at the terminal.
                     Err(error @ (Error::Service { .. } | Error::NoAnswer { .. }))
                         if interactive =>
                     {
@@ -73,7 +73,7 @@ impl Chat {
     }
 }
 
-/// Reads a line; bytes that are no UTF-8, as a terminal may leave behind half a deleted character, are left out.
+/// Reads a line without invalid UTF-8: a terminal may leave half of a deleted character.
 async fn next_line<R: AsyncBufReadExt + Unpin>(lines: &mut R) -> Result<Option<String>> {
     let mut bytes = Vec::new();
     if lines.read_until(b'\n', &mut bytes).await? == 0 {

@@ -13,7 +13,7 @@ pub enum Learn {
     Answer,
 }
 
-/// What becomes of records longer than --max-length.
+/// The treatment of records longer than --max-length.
 #[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OverLong {
@@ -23,7 +23,7 @@ pub enum OverLong {
     Reject,
 }
 
-/// What a bad record does.
+/// The treatment of a bad record.
 #[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnBadRecord {
@@ -33,7 +33,7 @@ pub enum OnBadRecord {
     Fail,
 }
 
-/// Returns a choice's word as the contract writes it; empty for none.
+/// Returns the word of a choice in a request; empty for `None`.
 pub(crate) fn word<T: ValueEnum>(choice: Option<T>) -> String {
     choice
         .and_then(|choice| choice.to_possible_value())

@@ -1,4 +1,4 @@
-//! `togi completions`: what a shell needs to complete the command.
+//! `togi completions`: a shell's completion script.
 
 use clap::Args;
 use clap_complete::Shell;
@@ -11,7 +11,7 @@ Examples:
   togi completions zsh > ~/.zfunc/_togi
   togi completions fish > ~/.config/fish/completions/togi.fish";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Completions {
@@ -21,7 +21,7 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// Runs the command; the completions are of `command`.
+    /// Prints the completions of `command`.
     pub(crate) fn run(&self, mut command: clap::Command) -> Result<()> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, "togi", &mut script);

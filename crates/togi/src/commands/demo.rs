@@ -1,4 +1,4 @@
-//! `togi demo`: the demonstration, told and judged.
+//! `togi demo`: runs the demonstration and checks its scores.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,14 +16,15 @@ Examples:
   togi demo --keep demo-data        and look at what it made
   togi demo -o json | jq .events
 
-It starts everything, prepares about 300 records, trains an adapter, asks base and adapter held-out questions, brings ten
-new facts, and lets a policy retrain. It takes under three minutes on two cores and needs no network.";
+It starts everything, prepares about 300 records, trains an adapter, asks base and adapter held-out
+questions, adds ten new facts, and lets a policy retrain. It takes under three minutes on two cores
+and needs no network.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Demo {
-    /// Keeps what it makes in this folder, which must be empty or missing [default: a temporary one]
+    /// Keeps its data in this folder, which must be empty or missing [default: a temporary one]
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
 }
@@ -33,7 +34,8 @@ impl Demo {
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = &session.output;
         let mut logs = session.settings.file.telemetry.clone();
-        // The narrative is on standard error: what the services say beside it is only disturbing, unless asked for.
+        // The demonstration reports on standard error; the services' logs are hidden unless
+        // configured.
         if logs.log_filter == togi_runtime::config::TelemetryConfig::default().log_filter {
             logs.log_filter = "error".to_owned();
         }

@@ -1,4 +1,4 @@
-//! `togi events`: what happens, as it happens.
+//! `togi events`: prints events as they happen.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,23 +20,23 @@ use crate::table::{pad, shorten};
 const EXAMPLES: &str = "\
 Examples:
   togi events
-  togi events --all                        from the oldest that is still there
+  togi events --all                        from the oldest that is still stored
   togi events adapter.promoted job.failed
   togi events -o json | jq .data";
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Events {
     /// Which events, for example dataset.ready [default: all]
     #[arg(value_name = "EVENT", value_parser = kind)]
     pub events: Vec<EventKind>,
-    /// Begins with the oldest event that is still there
+    /// Starts with the oldest event that is still stored
     #[arg(long)]
     pub all: bool,
-    /// Ends after so many events
+    /// Stops after this many events
     #[arg(long, short = 'n', value_name = "EVENTS")]
     pub count: Option<usize>,
 }
@@ -122,7 +122,7 @@ fn print(session: &Session, received: &Received) -> Result<()> {
     ))
 }
 
-/// Writes an event's body in short: its fields but the one that the event is about.
+/// Writes an event's fields in short, except the one that the event is about.
 fn words(event: &Event, data: &serde_json::Value) -> String {
     let shown = fields(data).filter_map(|(name, value)| {
         let text = value
@@ -139,7 +139,7 @@ fn words(event: &Event, data: &serde_json::Value) -> String {
     shown.collect::<Vec<_>>().join(" ")
 }
 
-/// A body's fields, those of a message in it among the others.
+/// Returns a body's fields; those of a nested message are flattened.
 fn fields(data: &serde_json::Value) -> impl Iterator<Item = (&String, &serde_json::Value)> {
     let outer = data.as_object().into_iter().flatten();
     outer.flat_map(|(name, value)| match value.as_object() {

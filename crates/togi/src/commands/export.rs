@@ -17,7 +17,7 @@ Examples:
 
 The folder is in Hugging Face layout, in 32-bit floats, with the base's tokenizer.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Export {
@@ -35,7 +35,7 @@ pub struct Export {
     pub out: PathBuf,
 }
 
-/// What was written.
+/// The result.
 #[derive(Serialize)]
 struct Written {
     folder: PathBuf,

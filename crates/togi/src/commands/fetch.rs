@@ -17,15 +17,17 @@ Examples:
   HF_HOME=/models togi fetch hf://rinna/japanese-gpt-neox-3.6b
   togi fetch s3://models/rinna --cache /var/cache/togi/bases
 
-A hub's files go into its own cache, below HF_HOME, where services find them. Files that are there already are not fetched again.";
+A hub's files go into its own cache, below HF_HOME, where services find them. Existing files are not
+fetched again.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Fetch {
     /// The base: hf://OWNER/NAME[@REVISION], or an object store's URL
     pub url: String,
-    /// Where an object store's files go [default: the system's temporary folder, as for the services]
+    /// Where an object store's files go [default: the system's temporary folder, as for the
+    /// services]
     #[arg(long, value_name = "FOLDER")]
     pub cache: Option<PathBuf>,
 }

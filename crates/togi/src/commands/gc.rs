@@ -23,7 +23,7 @@ Examples:
   togi gc                                 delete it
   togi gc --store s3://bucket/togi        of a store that no `togi up` on this machine holds";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Gc {
@@ -86,7 +86,8 @@ impl Gc {
     }
 }
 
-/// Decides twice and keeps what both times is garbage: a manifest that was committed while the first look went on counts.
+/// Decides twice and deletes only what is garbage both times, because a manifest may be committed
+/// during the first look.
 async fn decide(session: &Session, store: &Store) -> Result<Plan> {
     let now = Timestamp::now();
     let first = gc::plan(&look(session, store).await?, now)?;

@@ -19,7 +19,7 @@ Examples:
   togi generate --adapter mine --instruction 1+1は？ --greedy -o json
   togi generate --base models/mine --adapter adapters/mine --instruction 1+1は？ --greedy    without services";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("prompt").args(["instruction", "raw"]))]
@@ -36,10 +36,10 @@ pub struct Generate {
         hide_default_value = true
     )]
     pub input: String,
-    /// Text as it is; `-` for standard input, which is also the default
+    /// Text without a template; `-` for standard input, which is also the default
     #[arg(long, value_name = "TEXT")]
     pub raw: Option<String>,
-    /// How the answer is chosen.
+    /// The sampling options.
     #[command(flatten)]
     pub sampling: Sampling,
 }
@@ -67,7 +67,7 @@ impl Generate {
     }
 }
 
-/// Reads the prompt; the line break that ends the last line is the shell's, not the prompt's.
+/// Reads the prompt without its last line break, which is the shell's.
 fn from_stdin() -> Result<String> {
     let mut text = String::new();
     stdin().lock().read_to_string(&mut text)?;

@@ -39,7 +39,7 @@ pub(crate) fn fields(job: &Job) -> Vec<String> {
     ])
 }
 
-/// Writes what was asked of a training job.
+/// Writes a training job's request.
 pub(crate) fn request(request: &CreateJobRequest) -> Vec<String> {
     let recipe = request.recipe.as_ref();
     table::fields(&[
@@ -54,7 +54,7 @@ pub(crate) fn request(request: &CreateJobRequest) -> Vec<String> {
     ])
 }
 
-/// Writes what its gate decided.
+/// Writes the gate's verdict.
 pub(crate) fn evaluation(evaluation: &AdapterEvaluated) -> Vec<String> {
     let word = if evaluation.passed {
         "passed"
@@ -88,7 +88,7 @@ pub(crate) fn state(job: &Job) -> String {
     let state = match job.state() {
         JobState::Queued => "queued",
         JobState::Running => "running",
-        // What somebody who looks wants to know: nobody is answered with it.
+        // A refused adapter is not served, which matters more than the job's success.
         JobState::Succeeded if !job.refusal.is_empty() => "refused",
         JobState::Succeeded => "succeeded",
         JobState::Failed => "failed",
@@ -129,7 +129,7 @@ pub(crate) fn plan(plan: &MemoryPlan, steps: u64) -> Vec<String> {
     ]
 }
 
-/// Says of a job that does not move yet why.
+/// Returns why a job makes no progress yet.
 pub(crate) fn waiting(job: &Job) -> String {
     let error = job
         .error
@@ -164,7 +164,7 @@ pub(crate) fn step(step: &Step) -> String {
     )
 }
 
-/// Says how training ended.
+/// Summarises a finished training.
 pub(crate) fn ended(step: &Step, job: &Job) -> String {
     let elapsed = match (&job.start_time, &job.end_time) {
         (Some(start), Some(end)) => {

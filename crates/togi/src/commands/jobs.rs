@@ -28,7 +28,7 @@ pub enum Jobs {
         before_help = "Examples:\n  togi jobs watch 3f9c\n  togi jobs watch 3f9c --from-step 100 -o json"
     )]
     Watch(Watch),
-    /// Ends a job that is not needed any more
+    /// Cancels a job
     #[command(before_help = "Examples:\n  togi jobs cancel 3f9c")]
     Cancel(One),
 }
@@ -45,7 +45,7 @@ pub struct One {
 pub struct Watch {
     /// The job's id
     pub job: String,
-    /// The first training step wanted
+    /// The first training step to show
     #[arg(long, value_name = "STEP", default_value_t = 1)]
     pub from_step: u64,
 }

@@ -1,4 +1,5 @@
-//! `togi logits`: what the network says after every token of every line, as a safetensors file; without services.
+//! `togi logits`: the logits after every token of every line, as a safetensors file; without
+//! services.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,10 +22,11 @@ Examples:
   togi logits --base models/mine --adapter adapters/mine --ids ids.jsonl --out logits.safetensors
   togi logits --base models/mine --precision nf4 --ids ids.jsonl --out logits.safetensors
 
-For line N of the input, from 1, the file has the tensors ids.N (tokens; int64) and logits.N (tokens, vocabulary; float32).
+For line N of the input, from 1, the file has the tensors ids.N (tokens; int64) and logits.N
+(tokens, vocabulary; float32).
 Lines are as `togi tokenize` reads and writes them.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("input").required(true).args(["ids", "text"]))]
@@ -49,7 +51,7 @@ pub struct Logits {
     pub out: PathBuf,
 }
 
-/// What was written.
+/// The result.
 #[derive(Serialize)]
 struct Written {
     file: PathBuf,
@@ -162,7 +164,7 @@ impl Logits {
 }
 
 impl Sequence {
-    /// Checked before anything is computed or written.
+    /// Checks the ids against the base, before anything is computed or written.
     fn check(&self, config: &Config) -> Result<()> {
         let (len, longest) = (self.ids.len(), config.max_position_embeddings);
         if len == 0 {
@@ -197,7 +199,7 @@ impl Sequence {
     }
 }
 
-/// All ids, then all logits: the wider type comes first.
+/// Lists all ids, then all logits: the wider type comes first.
 fn entries(sequences: &[Sequence], config: &Config) -> Vec<Entry> {
     let ids = sequences
         .iter()

@@ -1,4 +1,5 @@
-//! `togi make-base`: a base of a given shape with random weights, for trials and measurements; without services.
+//! `togi make-base`: a base of a given shape with random weights, for trials and measurements;
+//! without services.
 
 use std::path::{Path, PathBuf};
 
@@ -42,7 +43,7 @@ pub enum Dtype {
     Bf16,
 }
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct MakeBase {
@@ -68,7 +69,7 @@ pub struct MakeBase {
     pub buffers_2023: bool,
 }
 
-/// What was written.
+/// The result.
 #[derive(Serialize)]
 struct Written {
     folder: PathBuf,
@@ -94,9 +95,10 @@ impl MakeBase {
                 Dtype::Fp16 => Type::F16,
                 Dtype::Bf16 => Type::Bf16,
             },
-            buffers: match self.buffers_2023 {
-                true => Buffers::Of2023,
-                false => Buffers::None,
+            buffers: if self.buffers_2023 {
+                Buffers::Of2023
+            } else {
+                Buffers::None
             },
         };
         random

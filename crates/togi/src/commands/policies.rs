@@ -1,4 +1,5 @@
-//! `togi policies`: when a data set has a new revision, or a time comes, train; promote what passes the gate.
+//! `togi policies`: retraining at a new revision of a data set or on a schedule, with promotion of
+//! adapters that pass the gate.
 
 use std::path::{Path, PathBuf};
 
@@ -21,17 +22,17 @@ Examples:
 
 A policy file says what is trained, when, and what it must pass:
   name = \"retrain-mine\"
-  dataset = \"mine\"                    # the data set; prepared with a --validation-share, for the gate
+  dataset = \"mine\"                    # prepared with a --validation-share, for the gate
   base = \"demo\"                       # train from this base
-  recipe = \"demo-cpu\"                 # by this recipe: a name, a file, or the table [recipe] with its fields
+  recipe = \"demo-cpu\"                 # a name, a file, or the table [recipe]
   alias = \"mine\"                      # and promote to this alias
   [trigger]                           # left out: at every new revision of the data set
-  schedule = \"30 3 * * * Asia/Tokyo\"  # cron's five fields and a time zone, UTC if there is none
+  schedule = \"30 3 * * * Asia/Tokyo\"  # cron's five fields and a time zone [UTC]
   [gate]                              # left out: the held-out loss alone, with this tolerance
-  loss_tolerance = 0.05               # may be above the serving generation's by so much
-  questions = \"questions.jsonl\"       # lines of instruction, output and perhaps input
-  answer_tolerance = 0.05             # the share of right answers may be below by so much
-  least_right = 0.8                   # and is at least this, whatever is served";
+  loss_tolerance = 0.05               # the most above the serving generation's
+  questions = \"questions.jsonl\"       # lines of instruction, output and optional input
+  answer_tolerance = 0.05             # the most that the share of right answers may fall
+  least_right = 0.8                   # the least share, whatever is served";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -73,7 +74,7 @@ pub struct Apply {
 pub struct Run {
     /// Its name
     pub policy: String,
-    /// The same key and policy is the same job for ever
+    /// The same key and policy give the same job
     #[arg(
         long,
         value_name = "KEY",
@@ -186,7 +187,7 @@ fn recipe_name(policy: &Policy) -> String {
     recipe.map(|recipe| recipe.name.clone()).unwrap_or_default()
 }
 
-/// Says when a policy trains.
+/// Describes when a policy trains.
 fn trains(policy: &Policy) -> String {
     let trigger = policy.trigger.clone().unwrap_or_default();
     let revisions = trigger.new_revision.unwrap_or_default();
@@ -198,7 +199,7 @@ fn trains(policy: &Policy) -> String {
     }
 }
 
-/// Says what an adapter must pass.
+/// Describes a policy's gate.
 fn gate(policy: &Policy) -> String {
     let gate = policy.gate.clone().unwrap_or_default();
     let loss = gate.loss_tolerance.unwrap_or_default();

@@ -26,7 +26,7 @@ Examples:
   togi prepare --hub hf://datasets/kunishou/databricks-dolly-15k-ja --name dolly-ja --tokenizer spiece.model
   togi prepare records.jsonl --name mine --learn answer --validation-share 0.05";
 
-/// The command's words; also a pipeline's table of the same names, with `_` for `-`.
+/// The command's options; also a pipeline's table of the same names, with `_` for `-`.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[command(before_help = EXAMPLES)]
@@ -43,16 +43,16 @@ pub struct Prepare {
     /// The data set's name [default: the file's]
     #[arg(long, short)]
     pub name: Option<String>,
-    /// The base whose tokenizer cuts the text [default: demo]
+    /// The base whose tokenizer is used [default: demo]
     #[arg(long, value_name = "NAME", conflicts_with = "tokenizer")]
     pub base: Option<String>,
-    /// A SentencePiece model that cuts the text
+    /// A SentencePiece model to tokenize with
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// json, jsonl or parquet [default: told from the file itself]
+    /// json, jsonl or parquet [default: detected from the file]
     #[arg(long, value_parser = ["json", "jsonl", "parquet"])]
     pub format: Option<String>,
-    /// A column that has another name in the file: OURS=THEIRS; more than once
+    /// A column with another name in the file: OURS=THEIRS; repeatable
     #[arg(long, value_name = "OURS=THEIRS", value_parser = column)]
     #[serde(deserialize_with = "columns")]
     pub column: Vec<(String, String)>,
@@ -77,7 +77,7 @@ pub struct Prepare {
     /// Tokenizing threads [default: the service's configuration]
     #[arg(long, value_name = "THREADS")]
     pub workers: Option<u32>,
-    /// The same key and request is the same job for ever
+    /// The same key and request give the same job
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
     /// Queues the job and returns
@@ -99,7 +99,7 @@ impl Prepare {
             .one(&self.make(session).await?, datasets::fields)
     }
 
-    /// Makes the data set and says what came of it.
+    /// Prepares the data set and prints a summary.
     pub(crate) async fn make(&self, session: &Session) -> Result<Dataset> {
         let started = Instant::now();
         let job = self.queue(session).await?;
@@ -182,7 +182,7 @@ impl Prepare {
     }
 }
 
-/// Returns the data set that a preparation made, as the revision of its name where that is still the newest.
+/// Returns the data set of a preparation, with its name's revision if that is still the newest.
 pub(crate) async fn made(session: &Session, name: &str, job: &Job) -> Result<Dataset> {
     let mut client = session.clients.data_prep().await?;
     let named = client
@@ -222,7 +222,7 @@ fn summary(dataset: &Dataset, elapsed: f64) -> String {
     )
 }
 
-/// Reads a pipeline's columns: a table from our names to theirs.
+/// Reads a pipeline's columns: a table from our names to the file's.
 fn columns<'de, D: Deserializer<'de>>(
     from: D,
 ) -> std::result::Result<Vec<(String, String)>, D::Error> {

@@ -18,7 +18,7 @@ Examples:
 
 The folder has the form in which transformers saves a base that bitsandbytes has quantized.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Quantize {
@@ -33,7 +33,7 @@ pub struct Quantize {
     pub out: PathBuf,
 }
 
-/// What was written.
+/// The result.
 #[derive(Serialize)]
 struct Written {
     folder: PathBuf,

@@ -1,4 +1,5 @@
-//! `togi run`: a whole pipeline in one call, for CI: services of its own or those that run already, reports as files, an exit code.
+//! `togi run`: a whole pipeline in one call, for CI, over its own services or running ones, with
+//! report files and an exit code.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -30,7 +31,7 @@ Examples:
   togi run pipeline.toml --nats nats://nats.example:4222 --store s3://models
   togi run pipeline.toml --endpoint http://togi.example:7670
 
-A pipeline file, with paths from where it lies:
+A pipeline file, with paths relative to it:
   [prepare]                       # the options of `togi prepare`, with _ for -
   file = \"records.jsonl\"
   name = \"mine\"
@@ -43,9 +44,10 @@ A pipeline file, with paths from where it lies:
   questions = \"questions.jsonl\"
   least_right = 0.8
 
-It starts data-prep and trainer in this process, with a nats-server and a store in the folder --data, unless --nats and --store name
-others, or services run there or at --endpoint already. The same inputs and binary give the same generation.
-Exit code 5: the gate refused the adapter, and the alias names what it named before.";
+It starts data-prep and trainer in this process, with a nats-server and a store in the folder --data,
+unless --nats and --store name others, or services already run there or at --endpoint. The same
+inputs and binary give the same generation. Exit code 5: the gate refused the adapter, and the alias
+is unchanged.";
 
 /// A form of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,7 +58,7 @@ pub enum Form {
     Junit,
 }
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Run {
@@ -73,8 +75,8 @@ pub struct Run {
     /// Where reports go
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub report_folder: PathBuf,
-    /// A base beside the embedded one, for services of its own: a folder's file:// URL, an object store's, or hf://OWNER/NAME; more than
-    /// once
+    /// A further base for its own services: a folder's file:// URL, an object store's, or
+    /// hf://OWNER/NAME; repeatable
     #[arg(long, value_name = "NAME=URL", value_parser = base)]
     pub base: Vec<(String, String)>,
     /// How long NATS and the store may take to answer, in seconds
@@ -86,7 +88,8 @@ impl Run {
     /// Runs the command.
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let pipeline = Pipeline::read(&self.pipeline)?;
-        // The files are wanted at the end of a long run: better to know now that they cannot be written.
+        // The reports are written at the end of a long run; a folder that cannot be created fails
+        // now.
         if !self.report.is_empty() {
             let folder = &self.report_folder;
             fs::create_dir_all(folder).map_err(|error| Error::file(folder, error))?;
@@ -123,16 +126,17 @@ impl Run {
         let running = self.start(settings, &stopper).await?;
         let endpoint = running.state().endpoint.clone();
         let own = Session::at(&endpoint, session.output.clone());
-        let outcome = match running.ready().await {
-            true => interruptible(pipeline.run(&own, report), &stopper).await,
-            false => Err(Error::Interrupted(String::new())),
+        let outcome = if running.ready().await {
+            interruptible(pipeline.run(&own, report), &stopper).await
+        } else {
+            Err(Error::Interrupted(String::new()))
         };
         let stopped = running.stop().await;
         outcome.and(stopped)
     }
 
-    /// Starts services of this process's own, unless NATS or the store do not answer in time. A start that is given up ends what it has
-    /// begun.
+    /// Starts this process's own services, unless NATS or the store do not answer in time. An
+    /// abandoned start ends everything that it started.
     async fn start(&self, settings: &Settings, stopper: &Stopper) -> Result<up::Running> {
         let patience = Duration::from_secs(self.patience);
         let own = stopper.child();
@@ -143,14 +147,14 @@ impl Run {
             () = sleep(patience) => no_answer(settings, patience),
         };
         own.stop();
-        // It was there at the last moment.
+        // It became ready at the last moment.
         if let Ok(running) = starting.await {
             running.stop().await?;
         }
         Err(given_up)
     }
 
-    /// Services of this process's own; nothing is served.
+    /// Returns the options of this process's own services, without inference.
     fn options(&self, settings: &Settings) -> up::Options {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut file = settings.file.clone();
@@ -183,7 +187,7 @@ impl Run {
     }
 }
 
-/// Does the work until a signal comes.
+/// Runs the work until a signal comes.
 async fn interruptible(work: impl Future<Output = Result<()>>, stopper: &Stopper) -> Result<()> {
     tokio::select! {
         done = work => done,
@@ -191,7 +195,7 @@ async fn interruptible(work: impl Future<Output = Result<()>>, stopper: &Stopper
     }
 }
 
-/// Names what was named: a nats-server and a folder of our own answer.
+/// Names the configured NATS and store: our own nats-server and folder always answer.
 fn no_answer(settings: &Settings, patience: Duration) -> Error {
     let named = [
         ("NATS", &settings.named_nats),
@@ -202,9 +206,10 @@ fn no_answer(settings: &Settings, patience: Duration) -> Error {
         Some(format!("{what} at {url}"))
     });
     let named: Vec<_> = named.collect();
-    let what = match named.is_empty() {
-        true => "its own nats-server".to_owned(),
-        false => named.join(" or "),
+    let what = if named.is_empty() {
+        "its own nats-server".to_owned()
+    } else {
+        named.join(" or ")
     };
     let after = seconds(patience.as_secs_f64());
     Error::Unavailable(format!("{what} does not answer, after {after}"))

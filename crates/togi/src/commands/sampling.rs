@@ -28,7 +28,7 @@ pub struct Sampling {
         hide_default_value = true
     )]
     pub adapter: String,
-    /// Over 0; higher is freer [default: 0.7]
+    /// Above 0; higher is more random [default: 0.7]
     #[arg(long)]
     pub temperature: Option<f32>,
     /// Draws from the likeliest tokens that have this share together [default: 0.75]
@@ -40,7 +40,7 @@ pub struct Sampling {
     /// No run of this many tokens occurs twice in prompt and answer; 0 for no ban [default: 2]
     #[arg(long, value_name = "TOKENS")]
     pub no_repeat_ngram_size: Option<u32>,
-    /// Makes tokens that occurred less likely; 1 for none [default: 1]
+    /// Makes tokens that occurred before less likely; 1 for no penalty [default: 1]
     #[arg(long)]
     pub repetition_penalty: Option<f32>,
     /// Most tokens of the answer [default: 256]
@@ -49,7 +49,7 @@ pub struct Sampling {
     /// Seed of the draw [default: from the clock]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// A text that ends the answer; more than once
+    /// A text that ends the answer; repeatable
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
     /// Always the likeliest token
@@ -58,7 +58,7 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// Returns the greedy choice without a ban of repeated tokens, as scores are taken.
+    /// Returns greedy sampling without the ban on repeated n-grams, as for scoring.
     pub fn exact(adapter: &str, max_new_tokens: u32) -> Self {
         Self {
             adapter: adapter.to_owned(),
@@ -81,7 +81,7 @@ impl Sampling {
     /// Builds a request.
     pub fn request(&self, prompt: Prompt) -> GenerateRequest {
         GenerateRequest {
-            // A folder is nothing that a service, or who stands in for it, knows by name.
+            // With --base, the adapter is a folder and is already loaded.
             adapter: match self.base {
                 Some(_) => String::new(),
                 None => self.adapter.clone(),

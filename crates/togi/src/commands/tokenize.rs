@@ -18,10 +18,10 @@ Examples:
   togi tokenize --base models/mine records.jsonl --template --eos --max-length 512
   togi tokenize --base models/mine ids.jsonl --decode
 
-A line of the input is a text ({\"text\": …} or \"…\"), a record with --template, ids ({\"ids\": […]} or […]) with --decode.
-Every line gives one: {\"ids\": […]}, or {\"text\": …} with --decode.";
+A line of the input is a text ({\"text\": …} or \"…\"), a record with --template, ids ({\"ids\": […]}
+or […]) with --decode. Every line gives one: {\"ids\": […]}, or {\"text\": …} with --decode.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("model").required(true).args(["tokenizer", "base"]))]
@@ -35,7 +35,7 @@ pub struct Tokenize {
     /// A base's folder, for the tokenizer in it
     #[arg(long, value_name = "FOLDER")]
     pub base: Option<PathBuf>,
-    /// Every line is a text as it is
+    /// Every line is a plain text
     #[arg(long, conflicts_with_all = ["template", "decode"])]
     pub plain: bool,
     /// Every line is a record, in the form that adapters are trained on
@@ -101,7 +101,7 @@ impl Tokenize {
         let mut ids = tokenizer.encode(&self.text(line)?);
         let eos = tokenizer.eos().filter(|_| self.eos);
         if let Some(most) = self.max_length {
-            // As in training: the end of sequence stays last, whatever is cut.
+            // As in training, truncation keeps the end of sequence last.
             ids.truncate(most as usize - usize::from(eos.is_some()));
         }
         ids.extend(eos);

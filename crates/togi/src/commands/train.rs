@@ -21,7 +21,7 @@ Examples:
   togi train --recipe demo-cpu --dataset mine --alias mine --watch -o json | jq .step.loss
   togi train --local --recipe my-recipe.toml --base models/mine --records records.jsonl --out adapters/mine";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Train {
@@ -37,7 +37,7 @@ pub struct Train {
     /// The alias that the adapter is promoted to
     #[arg(long, short, value_name = "NAME", required_unless_present = "local")]
     pub alias: Option<String>,
-    /// The same key and request is the same job for ever
+    /// The same key and request give the same job
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
     /// Whether to follow the job.
@@ -46,7 +46,7 @@ pub struct Train {
     /// Only checks the request and plans its memory
     #[arg(long)]
     pub dry_run: bool,
-    /// What a training without services needs.
+    /// The options of a training without services.
     #[command(flatten)]
     pub local: local::Local,
 }
@@ -60,7 +60,7 @@ impl Train {
                 recipe: self.recipe,
                 base: self.base.into(),
                 device: session.settings.device,
-                words: self.local,
+                options: self.local,
             };
             let output = output.clone();
             return on_thread(move || training.work(&output)).await;

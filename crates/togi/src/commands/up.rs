@@ -1,4 +1,4 @@
-//! `togi up`: starts everything on this machine and lasts until Ctrl-C.
+//! `togi up`: runs everything on this machine until Ctrl-C.
 
 use std::net::SocketAddr;
 
@@ -24,7 +24,7 @@ Examples:
 
 Ctrl-C stops in good order, a second one at once. Settings beyond these flags are in togi.toml.";
 
-/// The command's words.
+/// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub struct Up {
@@ -34,10 +34,10 @@ pub struct Up {
     /// Where metrics and health are [default: 127.0.0.1:7680]
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<String>,
-    /// A base beside the embedded one: a folder's file:// URL, an object store's, or hf://OWNER/NAME; more than once
+    /// A further base: a folder's file:// URL, an object store's, or hf://OWNER/NAME; repeatable
     #[arg(long, value_name = "NAME=URL", value_parser = base)]
     pub base: Vec<(String, String)>,
-    /// How inference holds a base's weights, by a recipe's name for it [default: f32]; more than once
+    /// The precision in which inference holds a base, as in a recipe [default: f32]; repeatable
     #[arg(long, value_name = "NAME=PRECISION", value_parser = base_precision)]
     pub base_precision: Vec<(String, String)>,
     /// The base that inference serves [default: demo]
@@ -53,7 +53,7 @@ impl Up {
         let guard = telemetry::init(&settings.file.telemetry, "togi")?;
         let stopper = Stopper::on_signals().map_err(Error::Terminal)?;
         let starting = up::start(options, stopper.clone());
-        // Ctrl-C while NATS or the store is waited for ends the waiting.
+        // Ctrl-C also ends the wait for NATS or the store.
         let running = tokio::select! {
             running = starting => running?,
             () = stopper.stopped() => return Err(Error::Interrupted(String::new())),

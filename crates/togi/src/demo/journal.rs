@@ -1,4 +1,4 @@
-//! What happens meanwhile, noted from the events.
+//! Records the events during the demonstration.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 
-/// Notes every event from the first on, until dropped.
+/// Records every event from the first on, until dropped.
 pub(super) struct Journal {
     events: watch::Receiver<Vec<Event>>,
     task: JoinHandle<()>,
 }
 
 impl Journal {
-    /// Begins to note.
+    /// Starts recording.
     pub(super) async fn start(context: &Context) -> Result<Self> {
         let mut stream = context.bus.events(&[], Start::All).await?;
         let (sender, events) = watch::channel(Vec::new());
@@ -40,7 +40,7 @@ impl Journal {
         counts
     }
 
-    /// Waits until a training job was queued that is none of the known ones; returns its id.
+    /// Waits until a training job is queued that is not among the known ones; returns its id.
     pub(super) async fn train_job_beside(
         &self,
         known: &[String],

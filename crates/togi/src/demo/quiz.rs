@@ -1,4 +1,4 @@
-//! Putting questions to the base or an adapter, as scores are taken.
+//! Asks the base or an adapter questions, with the options of scoring.
 
 use crate::commands::answerer::Answerer;
 use crate::commands::sampling::Sampling;

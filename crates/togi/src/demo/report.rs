@@ -1,4 +1,4 @@
-//! What the demonstration found, and how it is told.
+//! The demonstration's report, as data and for people.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,20 @@ use crate::progress::{mebibytes, seconds};
 use crate::score::{Score, is_right};
 use crate::table::{Table, shorten};
 
-/// How many of the questions are printed.
+/// The number of questions that are printed.
 const SHOWN: usize = 5;
-/// How many events fit beside each other.
+/// The number of events in a row.
 const EVENTS_IN_ROW: usize = 4;
-/// An answer that rambles is cut for the page.
+/// Longer answers are shortened.
 const ANSWER_COLUMNS: usize = 60;
 
-/// What the demonstration found.
+/// The demonstration's findings.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Questions whose facts the base has read and no record holds, asked of the base and of the first generation.
+    /// Questions about facts of the base's training texts that no record contains, answered by the
+    /// base and by the first generation.
     pub answers: Vec<Answered>,
-    /// Questions about the new facts, asked of the first and of the second generation.
+    /// Questions about the new facts, answered by the first and the second generation.
     pub news: Vec<Answered>,
     /// The generations, in the order of their making.
     pub generations: Vec<String>,
@@ -33,7 +34,7 @@ pub struct Report {
     pub objects: u64,
     /// Their size.
     pub bytes: u64,
-    /// How long it took, start and stop of the services included.
+    /// The duration, including start and stop of the services.
     pub seconds: f64,
 }
 
@@ -47,22 +48,22 @@ pub struct Answered {
     /// "held-out", "paraphrase" or "new".
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
-    /// The answer without what was learned.
+    /// The answer before the training.
     pub before: String,
-    /// The answer with it.
+    /// The answer after it.
     pub after: String,
 }
 
 /// Scores of two answerers on the same questions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scores {
-    /// Without what was learned.
+    /// Before the training.
     pub before: Score,
-    /// With it.
+    /// After it.
     pub after: Score,
 }
 
-/// Puts questions and answers together.
+/// Combines questions and answers.
 pub(super) fn side_by_side(
     questions: &[Question],
     before: Vec<String>,
@@ -118,8 +119,9 @@ impl Report {
         scores(self.news.iter())
     }
 
-    /// Checks the bars: of the held-out questions the base knows at most one in ten and the adapter at least eight; of the
-    /// new facts the first generation at most one in ten and the second at least eight.
+    /// Checks the bars: the base answers at most one in ten held-out questions and the adapter at
+    /// least eight; the first generation knows at most one in ten new facts and the second at least
+    /// eight.
     ///
     /// # Errors
     /// [`Error::Failed`] naming the first bar that does not hold.

@@ -1,4 +1,4 @@
-//! Lines of a file or of standard input, with their numbers: texts and token ids as JSON Lines, or plain.
+//! Numbered lines of a file or of standard input: plain, or JSON Lines of texts and token ids.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,7 @@ pub struct Lines {
 pub struct Line {
     /// Its number in the file, from 1.
     pub number: usize,
-    /// What it says, without its line feed.
+    /// Its content, without the line feed.
     pub content: String,
     path: PathBuf,
 }
@@ -75,7 +75,7 @@ impl Iterator for Lines {
 }
 
 impl Line {
-    /// Whether there is nothing on it: no JSON Lines count it.
+    /// Whether the line is blank; JSON Lines skip it.
     pub fn is_blank(&self) -> bool {
         self.content.trim().is_empty()
     }
@@ -83,7 +83,7 @@ impl Line {
     /// Reads the line as a text: a JSON string, or an object's `text`.
     ///
     /// # Errors
-    /// [`Error::Configuration`] with file and line; so do the others.
+    /// [`Error::Configuration`] with file and line, as for the other readers.
     pub fn text(&self) -> Result<String> {
         match self.value("text")? {
             Value::String(text) => Ok(text),
@@ -98,12 +98,12 @@ impl Line {
             .map_err(|_| self.wrong("expected token ids, or an object with token ids in \"ids\""))
     }
 
-    /// Says what is wrong with the line.
+    /// Returns the error of this line.
     pub fn wrong(&self, reason: &str) -> Error {
         wrong(&self.path, self.number, reason)
     }
 
-    /// The line's value; of an object, its member.
+    /// Returns the line's value, or the member of an object.
     fn value(&self, member: &str) -> Result<Value> {
         let value = serde_json::from_str(&self.content)
             .map_err(|error| self.wrong(&format!("not JSON: {error}")))?;

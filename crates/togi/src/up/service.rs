@@ -1,4 +1,5 @@
-//! What each service is told: its own defaults, the user's `[services.NAME]`, then what `togi up` itself decides.
+//! The configuration of each service: its defaults, the user's `[services.NAME]` over them, and the
+//! settings that `togi up` decides over both.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,7 +27,7 @@ pub(super) struct Configs {
 }
 
 impl Configs {
-    /// Returns how the shared connection to the server at this address behaves: as the trainer's settings say.
+    /// Returns the settings of the shared connection to this address: the trainer's.
     pub(super) fn nats(&self, url: &str) -> NatsConfig {
         NatsConfig {
             url: url.to_owned(),
@@ -35,7 +36,8 @@ impl Configs {
     }
 }
 
-/// Writes each service's file into the data folder, where a person can read what was decided, and loads it.
+/// Writes each service's configuration file into the data folder, where it can be inspected, and
+/// loads it.
 pub(super) fn configs(
     options: &Options,
     folder: &DataFolder,
@@ -97,7 +99,7 @@ pub(super) fn configs(
         trainer: togi_trainer::Config::load(&[file("trainer", trainer)?]).map_err(wrong)?,
         inference: options.serve.as_ref().map(inference).transpose()?,
     };
-    // The services read the variable too; it has had its say against the flag already.
+    // The services also read TOGI_DEVICE, which must not override the flag.
     configs.trainer.device = options.device;
     if let Some(inference) = &mut configs.inference {
         inference.device = options.device;

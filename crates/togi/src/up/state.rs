@@ -1,4 +1,5 @@
-//! `up.json` in the data folder: what a running `togi up` says of itself, for clients and for whoever cleans up after it.
+//! `up.json` in the data folder: the state of a running `togi up`, for clients and for the next
+//! start.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -27,19 +28,20 @@ pub struct UpState {
     pub nats: NatsState,
 }
 
-/// A NATS server: one that `togi up` started, or one that was there.
+/// A NATS server, either started by `togi up` or already running.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct NatsState {
-    /// Its process; 0 for one that was there.
+    /// Its process; 0 for a server that was already running.
     pub pid: u32,
-    /// When that process started, in the system's own terms: a pid alone may be another process by now.
+    /// When that process started, as the system writes it: the pid may since belong to another
+    /// process.
     pub start_time: String,
     /// Where it answers.
     pub url: String,
 }
 
 impl NatsState {
-    /// Returns what there is to say of a server that somebody else runs.
+    /// Returns the state of a server that `togi up` did not start.
     pub(super) fn elsewhere(url: String) -> Self {
         Self {
             pid: 0,
@@ -50,21 +52,21 @@ impl NatsState {
 }
 
 impl UpState {
-    /// Returns what the `togi up` that holds the folder says; `None` when none runs.
+    /// Returns the state of the `togi up` that holds the folder; `None` if none runs.
     pub fn of_running(data: &Path) -> Option<Self> {
         let lock = File::open(data.join(LOCK_FILE)).ok()?;
-        // Shared, so that two clients that look at once do not take each other for a server.
+        // A shared lock, so that two clients do not mistake each other for a server.
         matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
             .then(|| Self::read(data))
             .flatten()
     }
 
-    /// Returns what was last written, if it can be read.
+    /// Returns the last written state, if it can be read.
     pub fn read(data: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(data.join(STATE_FILE)).ok()?).ok()
     }
 
-    /// Writes it; a reader sees the old or the new.
+    /// Writes the state; a reader sees either the old or the new one.
     pub fn write(&self, data: &Path) -> Result<()> {
         let path = data.join(STATE_FILE);
         let mut text =
@@ -73,14 +75,14 @@ impl UpState {
         embedded::replace(&path, &text).map_err(|error| Error::file(&path, error))
     }
 
-    /// Takes it away: nothing runs.
+    /// Removes the state.
     pub fn remove(data: &Path) {
-        // What is left behind is only a hint, checked by whoever reads it.
+        // A state that stays is harmless: readers check the lock.
         let _ = fs::remove_file(data.join(STATE_FILE));
     }
 }
 
-/// A data folder that belongs to this process until dropped.
+/// A data folder that this process holds until dropped.
 #[derive(Debug)]
 pub struct DataFolder {
     path: PathBuf,
@@ -88,10 +90,11 @@ pub struct DataFolder {
 }
 
 impl DataFolder {
-    /// Makes the folder and takes it.
+    /// Creates the folder and locks it.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while another `togi up` has it, [`Error::File`] when it cannot be written.
+    /// [`Error::Unavailable`] while another `togi up` has it, [`Error::File`] when it cannot be
+    /// written.
     pub fn take(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).map_err(|error| Error::file(path, error))?;
         let path = fs::canonicalize(path).map_err(|error| Error::file(path, error))?;
@@ -115,7 +118,7 @@ impl DataFolder {
     }
 }
 
-/// A client that looks whether a server runs holds the lock for an instant: a few tries tell the two apart.
+/// Locks with a few tries: a client that checks for a server holds the lock for an instant.
 fn lock_patiently(lock: &File) -> std::result::Result<(), TryLockError> {
     let mut outcome = lock.try_lock();
     for _ in 0..20 {
@@ -143,11 +146,11 @@ fn in_use(path: &Path) -> String {
     }
 }
 
-/// Returns when a process started, in the system's own terms; `None` when it does not run.
+/// Returns when a process started, as the system writes it; `None` if it does not run.
 pub fn start_time(pid: u32) -> Option<String> {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        // The second field is the name in brackets and may hold anything; the start time is the twentieth after it. A
-        // zombie has ended.
+        // The second field is the name in brackets and may contain anything; the start time is the
+        // twentieth field after it. A zombie counts as ended.
         Ok(stat) => {
             let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
             if fields.first() == Some(&"Z") {
@@ -165,7 +168,7 @@ pub fn start_time(pid: u32) -> Option<String> {
     }
 }
 
-/// Returns a process's command line, its words separated by spaces; `None` when it does not run.
+/// Returns a process's command line, joined by spaces; `None` if it does not run.
 pub fn command_line(pid: u32) -> Option<String> {
     match fs::read(format!("/proc/{pid}/cmdline")) {
         Ok(words) => Some(

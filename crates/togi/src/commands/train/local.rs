@@ -1,4 +1,4 @@
-//! `togi train --local`: records in, a PEFT folder out, in this process: what data-prep and the trainer do, without them.
+//! `togi train --local`: trains on a file of records in this process and writes a PEFT folder.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -20,10 +20,10 @@ use crate::output::Output;
 use crate::progress::Unit;
 use crate::{local, recipe};
 
-/// The log's name in the folder, unless --log says another file.
+/// The default name of the log in the folder.
 const LOG: &str = "log.jsonl";
 
-/// The words beside those of every training.
+/// The options of a local training.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Without services")]
 pub struct Local {
@@ -62,18 +62,18 @@ pub struct Local {
     pub log: Option<PathBuf>,
 }
 
-/// A training that is to run here.
+/// A local training.
 pub(super) struct Training {
     pub(super) recipe: PathBuf,
     pub(super) base: PathBuf,
     pub(super) device: Processor,
-    pub(super) words: Local,
+    pub(super) options: Local,
 }
 
 impl Training {
     /// Trains and writes the folder. Not for async code.
     pub(super) fn work(self, output: &Output) -> Result<()> {
-        let out = self.words.out.clone().unwrap_or_default();
+        let out = self.options.out.clone().unwrap_or_default();
         let recipe = Recipe::from_proto(&recipe::recipe(&self.recipe)?).map_err(refused)?;
         let base = Arc::new(local::base(&self.base, self.device, recipe.precision)?);
         recipe.check_base(base.config()).map_err(refused)?;
@@ -86,7 +86,7 @@ impl Training {
                 file.display()
             ));
         }
-        let init = self.words.init_adapter.as_deref();
+        let init = self.options.init_adapter.as_deref();
         let init = init.map(|folder| local::adapter(folder, base.config()));
         let steps = recipe.steps(records.rows.len() as u64);
         let run = Run {
@@ -103,7 +103,7 @@ impl Training {
         output.say(job_lines::plan(&plan, steps).join("\n"));
         local::folder_for(&out)?;
         write(&out, "rejects.jsonl", &records.rejects)?;
-        let log = self.words.log.unwrap_or_else(|| out.join(LOG));
+        let log = self.options.log.unwrap_or_else(|| out.join(LOG));
         let trained = train(run, steps, &log, output)?;
         write_all(&out, &trained)?;
         output.say(format_args!("the adapter is in {}", out.display()));
@@ -119,7 +119,7 @@ impl Training {
     }
 
     fn tokenizer(&self, base: &Base) -> Result<Tokenizer> {
-        let (from, tokenizer) = match &self.words.tokenizer {
+        let (from, tokenizer) = match &self.options.tokenizer {
             Some(file) => (file, local::tokenizer(file)?),
             None => (&self.base, local::tokenizer_of(&self.base)?),
         };
@@ -137,19 +137,19 @@ impl Training {
 
     fn records(&self, tokenizer: &Arc<Tokenizer>) -> Result<records::Records> {
         let mut settings = Settings {
-            learn: match self.words.learn {
+            learn: match self.options.learn {
                 None | Some(choices::Learn::All) => Learn::All,
                 Some(choices::Learn::Answer) => Learn::Answer,
             },
             ..Settings::default()
         };
-        settings.max_length = self.words.max_length.unwrap_or(settings.max_length);
-        let file = self.words.records.as_deref().unwrap_or(Path::new(""));
+        settings.max_length = self.options.max_length.unwrap_or(settings.max_length);
+        let file = self.options.records.as_deref().unwrap_or(Path::new(""));
         records::read(file, tokenizer, settings)
     }
 }
 
-/// Runs the loop, with its log and its progress.
+/// Runs the training loop, with its log and its progress.
 fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
     let unwritten = |error: io::Error| Error::file(log, error);
     let mut file = BufWriter::new(File::create(log).map_err(unwritten)?);
@@ -158,7 +158,7 @@ fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
     let trained = run.train(|step: Step| {
         serde_json::to_writer(&mut file, &step)?;
         file.write_all(b"\n")?;
-        // A line is there as soon as its step is done, for whoever follows.
+        // Every line is flushed after its step, for readers of the log.
         file.flush()?;
         progress.set(step.step, &job_lines::step(&step));
         Ok(())
@@ -188,7 +188,7 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     fs::write(&path, bytes).map_err(|error| Error::file(path, error))
 }
 
-/// The trainer's refusal has the class that a job's would have.
+/// Keeps the class that the error would have in a job.
 fn refused(error: togi_trainer::Error) -> Error {
     togi_runtime::Error::from(error).into()
 }
