@@ -1,5 +1,5 @@
-//! A trained adapter as others see it: PEFT's two files, the card, and the generation that names them. A pure function of what it
-//! is made of.
+//! A trained adapter as others see it: PEFT's two files, the card, and the generation that names
+//! them. A pure function of what it is made of.
 
 use std::collections::BTreeMap;
 

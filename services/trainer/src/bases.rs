@@ -1,5 +1,6 @@
-//! The configured bases: brought to this machine once, checked whole, and shared by all that need them. Of each base, memory
-//! holds one representation, the one that was needed last; the device has one base at a time.
+//! The configured bases: brought to this machine once, checked whole, and shared by all that need
+//! them. Of each base, memory holds one representation, the one that was needed last; the device
+//! has one base at a time.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use tracing::info;
 use crate::error::{Error, Result};
 
 /// What is known of a base, however it is held.
-pub struct Facts {
+pub struct BaseInfo {
     /// Its configuration.
     pub config: Config,
     /// Its digest.
@@ -39,7 +40,7 @@ struct Inner {
     configured: BasesConfig,
     cache: PathBuf,
     device: Processor,
-    purpose: Purpose,
+    weight_use: WeightUse,
     places: Mutex<BTreeMap<String, Arc<Place>>>,
     engine: tokio::sync::Mutex<Option<Held>>,
     /// What the card had for a job when nothing of ours lay on it.
@@ -47,7 +48,7 @@ struct Inner {
 }
 
 /// What a process needs bases for.
-pub enum Purpose {
+pub enum WeightUse {
     /// To answer requests: weights are let go after the check.
     Answers,
     /// To train: weights are kept.
@@ -66,7 +67,7 @@ struct Held {
 /// What this process has of one base.
 #[derive(Default)]
 struct Place {
-    facts: OnceCell<Arc<Facts>>,
+    facts: OnceCell<Arc<BaseInfo>>,
     weights: Mutex<Option<Arc<Base>>>,
     /// Held while the base is read: twice at once, memory would hold it twice.
     turn: tokio::sync::Mutex<()>,
@@ -91,13 +92,13 @@ impl Bases {
         configured: BasesConfig,
         cache: PathBuf,
         device: Processor,
-        purpose: Purpose,
+        weight_use: WeightUse,
     ) -> Bases {
         Bases(Arc::new(Inner {
             configured,
             cache,
             device,
-            purpose,
+            weight_use,
             places: Mutex::default(),
             engine: tokio::sync::Mutex::default(),
             room: Mutex::default(),
@@ -124,20 +125,20 @@ impl Bases {
         })
     }
 
-    /// Returns what is known of a base, after its files were read and checked: the first time takes as long as that, in the
-    /// precision of who asks first.
+    /// Returns what is known of a base, after its files were read and checked: the first time takes
+    /// as long as that, in the precision of who asks first.
     ///
     /// # Errors
-    /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are no base, with field
-    /// `recipe.base_precision` if they are quantized otherwise.
-    pub async fn facts(&self, name: &str, precision: Precision) -> Result<Arc<Facts>> {
+    /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are no
+    /// base, with field `recipe.base_precision` if they are quantized otherwise.
+    pub async fn facts(&self, name: &str, precision: Precision) -> Result<Arc<BaseInfo>> {
         let configured = self.configured(name)?;
         let place = self.place(name);
         let read = async || {
             let _turn = place.turn.lock().await;
             let read = self.read(name, configured, precision).await?;
             let facts = facts(name, configured, &read)?;
-            if let Purpose::Training { .. } = self.0.purpose {
+            if let WeightUse::Training { .. } = self.0.weight_use {
                 *place.weights() = Some(Arc::new(read.base));
             }
             Ok::<_, Error>(Arc::new(facts))
@@ -153,13 +154,14 @@ impl Bases {
         }
     }
 
-    /// Returns the engine over a base on the worker's device. The last one is kept; another base, or another representation of it,
-    /// takes its place. Who computes with it must have let it go by then.
+    /// Returns the engine over a base on the worker's device. The last one is kept; another base,
+    /// or another representation of it, takes its place. Who computes with it must have let it go
+    /// by then.
     ///
     /// # Errors
     /// As [`Bases::facts`]; the device's, with its figures, if the base does not fit.
     pub async fn engine(&self, name: &str, precision: Precision) -> Result<Arc<Engine>> {
-        let Purpose::Training { card } = &self.0.purpose else {
+        let WeightUse::Training { card } = &self.0.weight_use else {
             return Err(togi_runtime::Error::internal("this process does not train").into());
         };
         let mut held = self.0.engine.lock().await;
@@ -185,13 +187,14 @@ impl Bases {
         Ok(engine)
     }
 
-    /// Lets the kept engine go: after a failure, which may have been its device's, the next job has a new one.
+    /// Lets the kept engine go: after a failure, which may have been its device's, the next job has
+    /// a new one.
     pub async fn let_go(&self) {
         self.0.engine.lock().await.take();
     }
 
-    /// Returns how much memory of its device this process has for a job over a base: what its worker holds itself, it will have let
-    /// go by then. `None` if nobody knows.
+    /// Returns how much memory of its device this process has for a job over a base: what its
+    /// worker holds itself, it will have let go by then. `None` if nobody knows.
     #[must_use]
     pub fn available(&self, name: &str) -> Option<u64> {
         match (self.0.device, self.card()) {
@@ -220,9 +223,9 @@ impl Bases {
     }
 
     fn card(&self) -> Option<&Card> {
-        match &self.0.purpose {
-            Purpose::Training { card } => card.as_ref(),
-            Purpose::Answers => None,
+        match &self.0.weight_use {
+            WeightUse::Training { card } => card.as_ref(),
+            WeightUse::Answers => None,
         }
     }
 
@@ -295,7 +298,7 @@ fn cannot_be(precision: Precision, reason: &str) -> Error {
 }
 
 /// What a base says of itself; its tokenizer must fit its network.
-fn facts(name: &str, configured: &BaseConfig, read: &Read) -> Result<Facts> {
+fn facts(name: &str, configured: &BaseConfig, read: &Read) -> Result<BaseInfo> {
     let base = &read.base;
     let Some(tokenizer) = base.tokenizer() else {
         return Err(Error::unfit(
@@ -316,7 +319,7 @@ fn facts(name: &str, configured: &BaseConfig, read: &Read) -> Result<Facts> {
             format!("{name:?} has {pieces} pieces in its tokenizer and {ids} ids in its network"),
         ));
     }
-    Ok(Facts {
+    Ok(BaseInfo {
         config: base.config().clone(),
         digest: base.digest().to_owned(),
         tokenizer_digest: tokenizer.digest().to_owned(),
@@ -338,7 +341,7 @@ mod tests {
 
     use super::*;
 
-    const TRAINING: Purpose = Purpose::Training { card: None };
+    const TRAINING: WeightUse = WeightUse::Training { card: None };
 
     /// A base in a folder, and the bases of a worker that has no other.
     fn bases() -> (tempfile::TempDir, Bases) {

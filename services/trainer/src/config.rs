@@ -1,5 +1,5 @@
-//! Settings: `default.toml` is the full list with comments; files and the environment change it. What comes out of
-//! [`Config::load`] is checked.
+//! Settings: `default.toml` is the full list with comments; files and the environment change it.
+//! What comes out of [`Config::load`] is checked.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

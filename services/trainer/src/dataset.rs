@@ -21,7 +21,8 @@ pub async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest> {
     }
 }
 
-/// Returns the newest revision of a data set's name and its number; `None` if nobody has used the name.
+/// Returns the newest revision of a data set's name and its number; `None` if nobody has used the
+/// name.
 ///
 /// # Errors
 /// The store's; [`Error::Damaged`] if the revision is none.

@@ -1,4 +1,5 @@
-//! What can go wrong in the trainer, and the class of each: the class alone decides the gRPC code and the job's fate.
+//! What can go wrong in the trainer, and the class of each: the class alone decides the gRPC code
+//! and the job's fate.
 
 use togi_runtime::Class;
 

@@ -1,4 +1,5 @@
-//! Whether a job fits into its device's memory: the plan of the largest pass over the rows as the job will read them.
+//! Whether a job fits into its device's memory: the plan of the largest pass over the rows as the
+//! job will read them.
 
 use togi_model::batch::window_passes;
 use togi_model::device::tokens_at_once;
@@ -41,8 +42,8 @@ impl Need {
     /// Returns the plan.
     ///
     /// # Errors
-    /// [`Error::Memory`] if it is above what is available, with the largest micro-batch that is not. Where nobody knows what is
-    /// available, everything fits.
+    /// [`Error::Memory`] if it is above what is available, with the largest micro-batch that is
+    /// not. Where nobody knows what is available, everything fits.
     pub fn check(&self, available: Option<u64>) -> Result<proto::MemoryPlan> {
         let tokens = self.largest_pass(self.recipe.batch_size);
         let plan = self.plan(tokens);
@@ -70,7 +71,8 @@ impl Need {
         memory::plan(&self.config, &self.recipe.lora, tokens, precision, device)
     }
 
-    /// The contract counts gradients with the optimizer, the engine with the values that they belong to.
+    /// The contract counts gradients with the optimizer, the engine with the values that they
+    /// belong to.
     fn to_proto(&self, plan: &Plan, tokens: usize, available: Option<u64>) -> proto::MemoryPlan {
         let gradients = 4 * memory::trainable(&self.config, &self.recipe.lora);
         proto::MemoryPlan {
@@ -85,8 +87,8 @@ impl Need {
         }
     }
 
-    /// The largest micro-batch that fits; none if not even one record does. A smaller one may cut the windows so that its largest
-    /// pass is larger, so that this is the best that halving finds.
+    /// The largest micro-batch that fits; none if not even one record does. A smaller one may cut
+    /// the windows so that its largest pass is larger, so that this is the best that halving finds.
     fn largest_micro_batch(&self, available: u64) -> Option<u32> {
         let (mut fits, mut too_large) = (0, self.recipe.batch_size);
         while too_large - fits > 1 {
@@ -174,7 +176,8 @@ mod tests {
     fn the_largest_pass_is_the_largest_that_will_be_read() {
         let lengths: Vec<u32> = (0..20).map(|row| 10 + row * row).collect();
         let mut need = need("cpu", Lengths::Each(lengths.clone()));
-        // By hand: three windows of the order, the third of them cut short by the epoch's end, in micro-batches of four.
+        // By hand: three windows of the order, the third of them cut short by the epoch's end, in
+        // micro-batches of four.
         let order = Order {
             dataset: String::new(),
             split: togi_tokens::Split::Train,
@@ -212,7 +215,8 @@ mod tests {
         assert_eq!(need.largest_pass(4), 2000);
         need.recipe.precision = Precision::Bf16;
         assert_eq!(need.largest_pass(4), 4000);
-        // Two micro-batches of unequal records, in one pass that is no larger than a micro-batch of the longest.
+        // Two micro-batches of unequal records, in one pass that is no larger than a micro-batch of
+        // the longest.
         need.lengths = Lengths::Each(vec![900, 100, 100, 100, 100, 100, 100, 100]);
         assert_eq!(need.largest_pass(4), 1600);
         need.device = Processor::Cpu;

@@ -1,5 +1,5 @@
-//! The gate before a promotion: a new adapter must not be worse than what is served. What was measured goes in, the verdict and its
-//! reason come out; nothing here reads, measures or promotes.
+//! The gate before a promotion: a new adapter must not be worse than what is served. What was
+//! measured goes in, the verdict and its reason come out; nothing here reads, measures or promotes.
 
 pub(crate) mod measure;
 pub mod questions;
@@ -39,7 +39,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Error::Invalid`] with the first field that is out of range.
-    pub fn from_proto(gate: &proto::Gate) -> Result<Gate> {
+    pub fn from_proto(gate: &proto::Gate) -> Result<Self> {
         if !gate.questions.is_empty() {
             layout::validate_digest("gate.questions", &gate.questions)?;
         }

@@ -1,4 +1,5 @@
-//! What a card says of itself while it computes, by NVML: read now and then on a thread of its own, so that no step waits for it.
+//! What a card says of itself while it computes, by NVML: read now and then on a thread of its own,
+//! so that no step waits for it.
 
 use std::fmt;
 #[cfg(feature = "cuda")]

@@ -1,5 +1,5 @@
-//! A run without services: the same loop over the same order of rows that are at hand, to the same adapter. It keeps no
-//! checkpoint and publishes nothing.
+//! A run without services: the same loop over the same order of rows that are at hand, to the same
+//! adapter. It keeps no checkpoint and publishes nothing.
 
 use std::sync::Arc;
 use std::thread;
@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 use crate::fit::{Lengths, Need};
 use crate::gauge::Gauge;
 use crate::learn::data::Order;
-use crate::learn::train::{self, Machine, Plan, State, Update, Wish};
-use crate::papers::report::{self, Facts};
+use crate::learn::train::{self, Machine, Plan, Request, State, Update};
+use crate::papers::report::{self, RunSummary};
 use crate::recipe::Recipe;
 
 /// Updates that the loop may be ahead of whoever looks at them.
@@ -57,10 +57,12 @@ pub struct Trained {
 }
 
 impl Run {
-    /// Trains to the last step and gives each step's line to `seen` as it comes. Takes as long as it takes: not for async code.
+    /// Trains to the last step and gives each step's line to `seen` as it comes. Takes as long as
+    /// it takes: not for async code.
     ///
     /// # Errors
-    /// Parts that do not fit each other, by name; [`Error::NotFinite`]; whatever `seen` says, which ends the run.
+    /// Parts that do not fit each other, by name; [`Error::NotFinite`]; whatever `seen` says, which
+    /// ends the run.
     pub fn train(self, mut seen: impl FnMut(Step) -> Result<()>) -> Result<Trained> {
         let mut state = self.start()?;
         let (plan, order) = (self.plan(), self.order());
@@ -81,17 +83,17 @@ impl Run {
                 .ok_or_else(|| Error::damaged("the order", "it names a row that is not there"))
         });
         let (sender, mut updates) = mpsc::channel(UPDATES_AHEAD);
-        let wish = Wish::default();
+        let request = Request::default();
         let mut lines = Vec::new();
         let (watched, trained) = thread::scope(|scope| {
             let training = scope.spawn(|| {
                 // Moved, so that the channel ends with the loop.
                 let sender = sender;
-                train::train(&mut state, &plan, &machine, &mut rows, &wish, &sender)
+                train::train(&mut state, &plan, &machine, &mut rows, &request, &sender)
             });
             let watched = watch(&mut updates, &mut lines, &mut seen);
             if watched.is_err() {
-                wish.abort();
+                request.abort();
                 updates.close();
             }
             (watched, training.join().map_err(|_| Error::ThreadGone))
@@ -179,7 +181,7 @@ impl Run {
         };
         let adapter = Adapter::new(&state.lora, &self.base_name, &identity, &self.recipe)?;
         let config = self.base.config();
-        let facts = Facts {
+        let facts = RunSummary {
             job: String::new(),
             generation: adapter.generation.clone(),
             rows: self.rows.len() as u64,

@@ -1,12 +1,13 @@
-//! Pages of a list that is at hand: a token is the key of the last entry given, so that entries which come or go meanwhile
-//! shift nothing.
+//! Pages of a list that is at hand: a token is the key of the last entry given, so that entries
+//! which come or go meanwhile shift nothing.
 
 use crate::error::{Error, Result};
 
 const DEFAULT_ENTRIES: usize = 100;
 const MOST_ENTRIES: i32 = 1000;
 
-/// Returns a page of `entries` and the token of the next one, empty on the last. `key` is an entry's own, unique key.
+/// Returns a page of `entries` and the token of the next one, empty on the last. `key` is an
+/// entry's own, unique key.
 ///
 /// # Errors
 /// [`Error::Invalid`] with `page_size` or `page_token`.

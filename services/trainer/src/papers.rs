@@ -1,4 +1,5 @@
-//! What a job leaves to read: its log, its report, its TensorBoard events and the adapter's model card.
+//! What a job leaves to read: its log, its report, its TensorBoard events and the adapter's model
+//! card.
 
 pub mod log;
 pub mod report;

@@ -33,8 +33,9 @@ impl Patience {
     }
 }
 
-/// Awaits a fallible future, made anew after each error that passes. A macro, as no closure can lend what it has borrowed.
-macro_rules! patiently {
+/// Awaits a fallible future, made anew after each error that passes. A macro, as no closure can
+/// lend what it has borrowed.
+macro_rules! retry {
     ($lease:expr, $action:expr) => {{
         let mut patience = crate::patience::Patience::new();
         loop {
@@ -49,4 +50,4 @@ macro_rules! patiently {
         }
     }};
 }
-pub(crate) use patiently;
+pub(crate) use retry;

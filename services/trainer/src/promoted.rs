@@ -1,4 +1,5 @@
-//! What was promoted, as a metric: beside what each replica says that it serves, it shows who has not converged.
+//! What was promoted, as a metric: beside what each replica says that it serves, it shows who has
+//! not converged.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

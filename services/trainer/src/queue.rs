@@ -7,8 +7,9 @@ use togi_runtime::{Class, JobId, Jobs};
 use tracing::info;
 
 use crate::error::{Error, Result};
+use crate::policies::policy;
 use crate::request::{self, JobRequest};
-use crate::submission::{Desk, check_policy_alone};
+use crate::submission::{Admission, Checked};
 
 /// An accepted request.
 #[derive(Clone, Debug)]
@@ -25,14 +26,14 @@ pub struct Accepted {
 #[derive(Clone)]
 pub struct Queue {
     jobs: Jobs,
-    desk: Desk,
+    admission: Admission,
 }
 
 impl Queue {
-    /// Returns a queue behind a desk.
+    /// Returns a queue behind a admission.
     #[must_use]
-    pub fn new(jobs: Jobs, desk: Desk) -> Queue {
-        Queue { jobs, desk }
+    pub fn new(jobs: Jobs, admission: Admission) -> Queue {
+        Queue { jobs, admission }
     }
 
     /// Returns the jobs' records.
@@ -41,22 +42,23 @@ impl Queue {
         &self.jobs
     }
 
-    /// Accepts a request, or refuses it with nothing queued. The same idempotency key and body is the same job for ever,
-    /// also when the data set's name means another revision by now.
+    /// Accepts a request, or refuses it with nothing queued. The same idempotency key and body is
+    /// the same job for ever, also when the data set's name means another revision by now.
     ///
     /// # Errors
-    /// As [`Desk::check`]; `AlreadyExists` with field `idempotency_key` for a key that was used with another body.
+    /// As [`Admission::check`]; `AlreadyExists` with field `idempotency_key` for a key that was
+    /// used with another body.
     pub async fn create(&self, asked: &proto::CreateJobRequest) -> Result<Accepted> {
         if asked.policy.is_empty() {
-            self.desk.check_form(asked)?;
+            self.admission.check_form(asked)?;
         } else {
-            check_policy_alone(asked)?;
+            policy::check_alone(asked)?;
         }
         let id = job_id(JobKind::Train, &asked.idempotency_key)?;
         if let Some(known) = self.known(&id, asked).await? {
             return Ok(known);
         }
-        let checked = self.desk.check(asked).await?;
+        let checked = self.check(asked).await?;
         let (plan, steps) = (Some(checked.plan), checked.request.steps);
         if asked.validate_only {
             return Ok(Accepted {
@@ -98,6 +100,11 @@ impl Queue {
         JobRequest::from_json(&self.jobs.request(id).await?)
     }
 
+    async fn check(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
+        let resolved = policy::resolve(&self.admission.store, asked).await?;
+        self.admission.check(&resolved).await
+    }
+
     async fn known(&self, id: &JobId, asked: &proto::CreateJobRequest) -> Result<Option<Accepted>> {
         if asked.idempotency_key.is_empty() {
             return Ok(None);
@@ -118,12 +125,7 @@ impl Queue {
                 .with_field("idempotency_key")
                 .into());
         }
-        let plan = self
-            .desk
-            .check(asked)
-            .await
-            .ok()
-            .map(|checked| checked.plan);
+        let plan = self.check(asked).await.ok().map(|checked| checked.plan);
         if asked.validate_only {
             return Ok(Some(Accepted {
                 job: None,
@@ -131,7 +133,8 @@ impl Queue {
                 steps: known.steps,
             }));
         }
-        // Submitting again says to the bus, too, what a process that died in between did not say any more.
+        // Submitting again says to the bus, too, what a process that died in between did not say
+        // any more.
         let job = self.jobs.submit(JobKind::Train, id, &known).await?;
         Ok(Some(Accepted {
             job: Some(job),

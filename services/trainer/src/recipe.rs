@@ -1,6 +1,8 @@
-//! A validated recipe: the numbers of a training run, complete and in range. Knows nothing of bases, data or jobs.
+//! A validated recipe: the numbers of a training run, complete and in range. Knows nothing of
+//! bases, data or jobs.
 //!
-//! A recipe file is the TOML form of `togi.trainer.v1.Recipe`; a field that is not set has the contract's default.
+//! A recipe file is the TOML form of `togi.trainer.v1.Recipe`; a field that is not set has the
+//! contract's default.
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -11,7 +13,7 @@ use togi_tokens::manifest::canonical_json;
 
 use crate::error::{Error, Result};
 
-/// Most records in an optimizer step: beyond it a mistake is likelier than a wish.
+/// Most records in an optimizer step: beyond it a mistake is likelier than an intention.
 const MOST_RECORDS: u64 = 65_536;
 
 /// What becomes of a published adapter.
@@ -189,8 +191,8 @@ impl Recipe {
         }
     }
 
-    /// Digest of everything that changes the result: SHA-256 of the canonical JSON (sorted keys) without the name, the
-    /// interval of checkpoints and the promotion, which change no number.
+    /// Digest of everything that changes the result: SHA-256 of the canonical JSON (sorted keys)
+    /// without the name, the interval of checkpoints and the promotion, which change no number.
     #[must_use]
     pub fn digest(&self) -> String {
         let canonical = canonical_json(&json!({

@@ -1,4 +1,5 @@
-//! Published adapters, and which of them each alias names. Listed from the store every time: manifests are the truth.
+//! Published adapters, and which of them each alias names. Listed from the store every time:
+//! manifests are the truth.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +46,8 @@ pub async fn list(store: &Store) -> Result<Vec<Published>> {
     Ok(published)
 }
 
-/// Returns the published adapter that a text names: an alias, a generation, or at least its first 8 digits.
+/// Returns the published adapter that a text names: an alias, a generation, or at least its first 8
+/// digits.
 ///
 /// # Errors
 /// `NotFound` with field `adapter`; `InvalidArgument` for digits that fit several.
@@ -153,9 +155,10 @@ pub fn to_proto(alias: Alias) -> proto::Alias {
     }
 }
 
-/// Promotes a job's adapter, unless that was done since the job was made: a second attempt of the job must not take back what
-/// somebody has promoted after the first one. An adapter that passed a gate is promoted over nothing but what it was measured
-/// beside. Returns what the alias names if that is why the adapter was not promoted.
+/// Promotes a job's adapter, unless that was done since the job was made: a second attempt of the
+/// job must not take back what somebody has promoted after the first one. An adapter that passed a
+/// gate is promoted over nothing but what it was measured beside. Returns what the alias names if
+/// that is why the adapter was not promoted.
 ///
 /// # Errors
 /// The store's.

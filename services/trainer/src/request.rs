@@ -45,8 +45,18 @@ pub struct Origin {
 pub enum By {
     /// Its trigger: the job is withdrawn if a newer revision comes before it has begun.
     Trigger,
-    /// Somebody who named the policy, or its trigger for the last time: the job is done whatever comes.
+    /// Somebody who named the policy, or its trigger for the last time: the job is done whatever
+    /// comes.
     Request,
+}
+
+/// A request that names every part: what a policy leaves to be said is filled in from the policy.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The request.
+    pub request: proto::CreateJobRequest,
+    /// The policy that it comes from; `None` without a policy.
+    pub origin: Option<Origin>,
 }
 
 impl JobRequest {
@@ -75,8 +85,8 @@ impl JobRequest {
     }
 }
 
-/// Returns what was asked in the one form in which two requests are compared: recipe and gate complete, the wish only to
-/// validate left out.
+/// Returns what was asked in the one form in which two requests are compared: recipe and gate
+/// complete, `validate_only` validate left out.
 ///
 /// # Errors
 /// [`crate::Error::Invalid`] with the recipe's or the gate's field.

@@ -3,7 +3,9 @@
 
 pub mod checkpoint;
 pub mod evaluation;
+pub mod parts;
 pub mod worker;
 
+pub(crate) mod job;
 pub(crate) mod publish;
 pub(crate) mod training;

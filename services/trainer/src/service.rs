@@ -12,7 +12,7 @@ use togi_runtime::{Context, Jobs, Result, Tasks, rpc, worker};
 use tracing::info;
 
 use crate::api::{AdapterApi, PolicyApi, TrainerApi};
-use crate::bases::{Bases, Purpose};
+use crate::bases::{Bases, WeightUse};
 use crate::config::{Config, Role};
 use crate::error::Error;
 use crate::gauge::Gauge;
@@ -22,8 +22,9 @@ use crate::policies::policy::Policies;
 use crate::policies::retraining::Retraining;
 use crate::promoted;
 use crate::queue::Queue;
+use crate::run::parts::Parts;
 use crate::run::worker::Worker;
-use crate::submission::Desk;
+use crate::submission::Admission;
 
 /// Starts the configured roles: adds their gRPC services and spawns their tasks.
 ///
@@ -37,18 +38,18 @@ pub async fn start(
 ) -> Result<()> {
     config.validate()?;
     let (store, bus, stopper) = (&context.store, &context.bus, &context.stopper);
-    let (purpose, gauge) = match config.has(Role::Worker) {
+    let (weight_use, gauge) = match config.has(Role::Worker) {
         true => {
             let card = card(config.device).await?;
             let gauge = Gauge::of(card.as_ref());
-            (Purpose::Training { card }, gauge)
+            (WeightUse::Training { card }, gauge)
         }
-        false => (Purpose::Answers, Gauge::default()),
+        false => (WeightUse::Answers, Gauge::default()),
     };
     let (cache, device) = (config.training.base_cache(), config.device);
-    let bases = Bases::new(config.bases.clone(), cache, device, purpose);
+    let bases = Bases::new(config.bases.clone(), cache, device, weight_use);
     let data_prep = rpc::client::channel(&config.data_prep)?;
-    let desk = Desk {
+    let admission = Admission {
         store: store.clone(),
         bases: bases.clone(),
         data_prep: data_prep.clone(),
@@ -58,10 +59,10 @@ pub async fn start(
     let jobs = Jobs::new(bus, store);
     let aliases = Aliases::new(bus, store);
     let metrics = Metrics::new();
-    let retraining = Retraining::new(store.clone(), jobs.clone(), desk.clone());
+    let retraining = Retraining::new(store.clone(), jobs.clone(), admission.clone());
     if config.has(Role::Api) {
-        let queue = Queue::new(jobs.clone(), desk.clone());
-        let policies = Policies::new(store.clone(), bus.policies().clone(), desk.clone());
+        let queue = Queue::new(jobs.clone(), admission.clone());
+        let policies = Policies::new(store.clone(), bus.policies().clone(), admission.clone());
         services.add(TrainerServiceServer::new(TrainerApi {
             store: store.clone(),
             queue: queue.clone(),
@@ -94,16 +95,18 @@ pub async fn start(
     }
     if config.has(Role::Worker) {
         let handler = Worker {
-            store: store.clone(),
-            bus: bus.clone(),
-            aliases,
-            bases,
-            desk,
+            parts: Parts {
+                store: store.clone(),
+                bus: bus.clone(),
+                aliases,
+                bases,
+                data_prep,
+                training: config.training.clone(),
+                metrics,
+                gauge,
+            },
+            admission,
             retraining,
-            data_prep,
-            gauge,
-            training: config.training.clone(),
-            metrics,
         };
         let limits = worker::Limits {
             // One job at a time: one thread owns the device.
@@ -118,7 +121,8 @@ pub async fn start(
     Ok(())
 }
 
-/// Opens a worker's card, if its device is one; one that is not there, or not fit, is an error at once.
+/// Opens a worker's card, if its device is one; one that is not there, or not fit, is an error at
+/// once.
 async fn card(device: Processor) -> crate::Result<Option<Card>> {
     let opening = tokio::task::spawn_blocking(move || device.open());
     let card = opening.await.map_err(|_| Error::ThreadGone)??;

@@ -1,5 +1,5 @@
-//! The checks at the door: everything that a request names exists, fits together and fits into memory, before anything is
-//! queued. The outcome names every part by digest.
+//! The checks at the door: everything that a request names exists, fits together and fits into
+//! memory, before anything is queued. The outcome names every part by digest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +13,14 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::bases::{Bases, Facts};
+use crate::bases::{BaseInfo, Bases};
 use crate::dataset;
 use crate::error::{Error, Result};
 use crate::fit::{Lengths, Need};
 use crate::gate::{Gate, questions};
 use crate::learn::data;
-use crate::policies::policy::Policy;
 use crate::recipe::{Promote, Recipe};
-use crate::request::{self, By, JobRequest};
+use crate::request::{self, JobRequest, Resolved};
 
 /// How long a plan waits for data-prep.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,7 +38,7 @@ pub struct Checked {
 
 /// Checks requests.
 #[derive(Clone)]
-pub struct Desk {
+pub struct Admission {
     /// The object store.
     pub store: Store,
     /// The configured bases.
@@ -52,11 +51,12 @@ pub struct Desk {
     pub memory_bytes: u64,
 }
 
-impl Desk {
-    /// Checks what needs neither the base nor the data set: for a policy, whose data set may not exist yet.
+impl Admission {
+    /// Checks what needs neither the base nor the data set: for a policy, whose data set may not
+    /// exist yet.
     ///
     /// # Errors
-    /// As [`Desk::check`].
+    /// As [`Admission::check`].
     pub fn check_form(&self, asked: &proto::CreateJobRequest) -> Result<Recipe> {
         if let Some(gate) = &asked.gate {
             Gate::from_proto(gate)?;
@@ -70,39 +70,15 @@ impl Desk {
         Ok(recipe)
     }
 
-    /// Checks a request. Cheap checks come first; the base is loaded at most once in the life of the process.
+    /// Checks a request. Cheap checks come first; the base is loaded at most once in the life of
+    /// the process.
     ///
     /// # Errors
-    /// Each with the field at fault: `InvalidArgument` for a value that is wrong in itself, `NotFound` for a base or data set
-    /// that is not there, `FailedPrecondition` for parts that do not fit each other, `ResourceExhausted`
-    /// for too little memory.
-    pub async fn check(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
-        if asked.policy.is_empty() {
-            return self.check_parts(asked).await;
-        }
-        check_policy_alone(asked)?;
-        let unknown = || {
-            let message = format!("policy {:?} does not exist", asked.policy);
-            togi_runtime::Error::not_found(message).with_field("policy")
-        };
-        let policy = Policy::in_force(&self.store, &asked.policy).await?;
-        let policy = policy.ok_or_else(unknown)?;
-        let name = &policy.body.dataset;
-        let Some((revision, named)) = dataset::newest(&self.store, name).await? else {
-            return Err(dataset::unknown(name));
-        };
-        let mut checked = self.check_parts(&policy.request(named.dataset)).await?;
-        let request = &mut checked.request;
-        request.request.policy.clone_from(&asked.policy);
-        request
-            .request
-            .idempotency_key
-            .clone_from(&asked.idempotency_key);
-        request.origin = Some(policy.origin(revision, By::Request));
-        Ok(checked)
-    }
-
-    async fn check_parts(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
+    /// Each with the field at fault: `InvalidArgument` for a value that is wrong in itself,
+    /// `NotFound` for a base or data set that is not there, `FailedPrecondition` for parts that do
+    /// not fit each other, `ResourceExhausted` for too little memory.
+    pub async fn check(&self, resolved: &Resolved) -> Result<Checked> {
+        let asked = &resolved.request;
         let recipe = self.check_form(asked)?;
         let dataset = dataset::find(&self.store, &asked.dataset).await?;
         let base = self.bases.facts(&asked.base, recipe.precision).await?;
@@ -133,16 +109,17 @@ impl Desk {
             identity,
             rows,
             steps: recipe.steps(rows),
-            origin: None,
+            origin: resolved.origin.clone(),
         };
         Ok(Checked { request, plan })
     }
 
-    /// Checks that a gate has what it measures; a data set's name that nobody has used yet is taken on trust.
+    /// Checks that a gate has what it measures; a data set's name that nobody has used yet is taken
+    /// on trust.
     ///
     /// # Errors
-    /// `FailedPrecondition` with field `dataset` if the newest revision has no validation rows; `NotFound` or `InvalidArgument` with
-    /// field `gate.questions`; the store's.
+    /// `FailedPrecondition` with field `dataset` if the newest revision has no validation rows;
+    /// `NotFound` or `InvalidArgument` with field `gate.questions`; the store's.
     pub async fn check_gate(&self, gate: &Gate, dataset: &str) -> Result<()> {
         if let Some((_, named)) = dataset::newest(&self.store, dataset).await? {
             let manifest = dataset::find(&self.store, &named.dataset).await?;
@@ -165,7 +142,8 @@ impl Desk {
         }
     }
 
-    /// The rows' lengths, as data-prep knows them; what bounds them if it does not answer, or if there are too many to look at.
+    /// The rows' lengths, as data-prep knows them; what bounds them if it does not answer, or if
+    /// there are too many to look at.
     async fn lengths(&self, recipe: &Recipe, dataset: &DatasetManifest) -> Lengths {
         let rows = dataset.rows(Split::Train);
         if rows.saturating_mul(recipe.epochs.into()) <= MOST_READ {
@@ -188,31 +166,15 @@ impl Desk {
     }
 }
 
-fn check_key(asked: &proto::CreateJobRequest) -> Result<()> {
+/// Checks the idempotency key.
+///
+/// # Errors
+/// [`Error::Invalid`] with field `idempotency_key`.
+pub(crate) fn check_key(asked: &proto::CreateJobRequest) -> Result<()> {
     if asked.idempotency_key.len() > 256 {
         return Err(Error::invalid("idempotency_key", "has more than 256 bytes"));
     }
     Ok(())
-}
-
-/// A request that names a policy says nothing that the policy says.
-///
-/// # Errors
-/// [`Error::Invalid`] with the first field that is set all the same.
-pub(crate) fn check_policy_alone(asked: &proto::CreateJobRequest) -> Result<()> {
-    check_key(asked)?;
-    layout::validate_name("policy", &asked.policy)?;
-    let set = [
-        ("base", !asked.base.is_empty()),
-        ("dataset", !asked.dataset.is_empty()),
-        ("recipe", asked.recipe.is_some()),
-        ("alias", !asked.alias.is_empty()),
-        ("gate", asked.gate.is_some()),
-    ];
-    match set.into_iter().find(|(_, is_set)| *is_set) {
-        Some((field, _)) => Err(Error::invalid(field, "is the policy's to say")),
-        None => Ok(()),
-    }
 }
 
 /// A gate needs rows that are not trained on.
@@ -226,7 +188,7 @@ fn check_held_out(name: &str, manifest: &DatasetManifest) -> Result<()> {
     Err(Error::unfit("dataset", reason))
 }
 
-fn check_fit(dataset: &DatasetManifest, base: &Arc<Facts>) -> Result<()> {
+fn check_fit(dataset: &DatasetManifest, base: &Arc<BaseInfo>) -> Result<()> {
     if dataset.rows(Split::Train) == 0 {
         return Err(Error::unfit(
             "dataset",

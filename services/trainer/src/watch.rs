@@ -1,5 +1,6 @@
-//! A job as a stream: its record, its steps from any one on, its end. The steps come from the job's log in the store, so that
-//! it does not matter when the watcher comes, nor which workers the job has had.
+//! A job as a stream: its record, its steps from any one on, its end. The steps come from the job's
+//! log in the store, so that it does not matter when the watcher comes, nor which workers the job
+//! has had.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -37,8 +38,8 @@ struct Watching {
 }
 
 impl Watcher {
-    /// Returns the job's updates: its record first, each step from `from_step` on once and in order, the record again
-    /// whenever it changes, and last its final state.
+    /// Returns the job's updates: its record first, each step from `from_step` on once and in
+    /// order, the record again whenever it changes, and last its final state.
     pub fn watch(
         self,
         id: JobId,

@@ -1,5 +1,5 @@
-//! What a gate looks at, computed on the engine: losses on held-out rows and greedy answers to questions, of the new adapter and of the
-//! one that is served. Not for async code.
+//! What a gate looks at, computed on the engine: losses on held-out rows and greedy answers to
+//! questions, of the new adapter and of the one that is served. Not for async code.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -37,8 +37,8 @@ pub(crate) struct Measure<'a> {
 }
 
 impl Measure<'_> {
-    /// Returns the mean loss of the rows' learned targets; there must be `count` rows, of which `together` go through the network
-    /// at once.
+    /// Returns the mean loss of the rows' learned targets; there must be `count` rows, of which
+    /// `together` go through the network at once.
     ///
     /// # Errors
     /// The rows'; [`Error::ThreadGone`] if they end early or nobody waits any more; the engine's.
@@ -76,7 +76,8 @@ impl Measure<'_> {
         })
     }
 
-    /// Returns how many questions are answered right with the likeliest tokens, at most `max_new_tokens` of them.
+    /// Returns how many questions are answered right with the likeliest tokens, at most
+    /// `max_new_tokens` of them.
     ///
     /// # Errors
     /// [`Error::ThreadGone`] if nobody waits any more; the engine's.

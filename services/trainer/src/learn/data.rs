@@ -1,8 +1,9 @@
-//! Rows for the training loop: read over Arrow Flight ahead of their use, within a budget of bytes, in the ticket's order.
-//! Rows that are at hand come in the same order: see [`Order::places`].
+//! Rows for the training loop: read over Arrow Flight ahead of their use, within a budget of bytes,
+//! in the ticket's order. Rows that are at hand come in the same order: see [`Order::places`].
 //!
-//! The reader waits for data-prep as long as it takes: when it goes away the stream is asked for again from the row after
-//! the last one received, so that the loop sees one unbroken sequence of records.
+//! The reader waits for data-prep as long as it takes: when it goes away the stream is asked for
+//! again from the row after the last one received, so that the loop sees one unbroken sequence of
+//! records.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ use crate::run::checkpoint::Progress;
 const MESSAGE_BYTES: usize = 16 << 20;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// How often a stream may end early, without an error and without a row, before the data set is held to be damaged.
+/// How often a stream may end early, without an error and without a row, before the data set is
+/// held to be damaged.
 const EMPTY_STREAMS: u32 = 5;
 
 /// Returns the ids in each row of a data set, in the stored order.
@@ -78,8 +80,8 @@ pub struct Order {
 }
 
 impl Order {
-    /// Returns the rows' places in the stored order, in the order in which all epochs read them: what data-prep answers to
-    /// the same tickets.
+    /// Returns the rows' places in the stored order, in the order in which all epochs read them:
+    /// what data-prep answers to the same tickets.
     pub fn places(&self) -> impl Iterator<Item = u64> + '_ {
         (0..self.epochs).flat_map(|epoch| {
             let permutation = self
@@ -93,7 +95,8 @@ impl Order {
     }
 }
 
-/// A row that waits and its share of the budget, given back when the row is taken: a window may be larger than the budget.
+/// A row that waits and its share of the budget, given back when the row is taken: a window may be
+/// larger than the budget.
 #[derive(Debug)]
 struct Fetched {
     row: Row,
@@ -107,7 +110,8 @@ pub struct Rows(mpsc::UnboundedReceiver<Result<Fetched>>);
 impl Iterator for Rows {
     type Item = Result<Row>;
 
-    /// Waits for the next row; `None` when the reader was stopped or the last epoch is over. Not for async code.
+    /// Waits for the next row; `None` when the reader was stopped or the last epoch is over. Not
+    /// for async code.
     fn next(&mut self) -> Option<Result<Row>> {
         let fetched = self.0.blocking_recv()?;
         Some(fetched.map(|fetched| fetched.row))
@@ -142,8 +146,8 @@ impl Reader {
         )
     }
 
-    /// Reads from a position to the end of the last epoch. Returns when it is there, when nobody takes the rows any more, or
-    /// after an error, which is the rows' last item.
+    /// Reads from a position to the end of the last epoch. Returns when it is there, when nobody
+    /// takes the rows any more, or after an error, which is the rows' last item.
     pub async fn run(mut self, from: Progress) {
         let (mut epoch, mut offset) = (from.epoch, from.offset);
         while epoch < self.order.epochs {
@@ -272,7 +276,8 @@ fn row_bytes(row: &Row) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Whether data-prep may answer the same question otherwise later: it is away, overloaded, or the connection broke.
+/// Whether data-prep may answer the same question otherwise later: it is away, overloaded, or the
+/// connection broke.
 fn waiting_helps(error: &FlightError) -> bool {
     match error {
         FlightError::Tonic(status) => matches!(

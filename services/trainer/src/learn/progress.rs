@@ -59,7 +59,8 @@ impl Meter {
         }
     }
 
-    /// Returns the figures of the step that `progress` has just reached, over `window`, in `seconds`.
+    /// Returns the figures of the step that `progress` has just reached, over `window`, in
+    /// `seconds`.
     pub fn step(
         &mut self,
         progress: &Progress,

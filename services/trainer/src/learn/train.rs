@@ -56,12 +56,12 @@ pub enum Update {
 
 /// What the loop is asked to do, looked at before each step.
 #[derive(Debug, Default)]
-pub struct Wish(AtomicU8);
+pub struct Request(AtomicU8);
 
 const STOP: u8 = 1;
 const ABORT: u8 = 2;
 
-impl Wish {
+impl Request {
     /// Asks for a checkpoint and the end.
     pub fn stop(&self) {
         self.0.fetch_max(STOP, Ordering::Relaxed);
@@ -77,8 +77,9 @@ impl Wish {
     }
 }
 
-/// Trains until the last step or until asked to end, and returns whether all steps are done. The last update of a run that is
-/// done, or was stopped, is a checkpoint. The rows are those from the state's position on; where they end, so does the run.
+/// Trains until the last step or until asked to end, and returns whether all steps are done. The
+/// last update of a run that is done, or was stopped, is a checkpoint. The rows are those from the
+/// state's position on; where they end, so does the run.
 ///
 /// # Errors
 /// [`Error::NotFinite`], the rows' error, the engine's.
@@ -87,7 +88,7 @@ pub fn train(
     plan: &Plan,
     machine: &Machine<'_>,
     rows: &mut impl Iterator<Item = Result<Row>>,
-    wish: &Wish,
+    request: &Request,
     updates: &mpsc::Sender<Update>,
 ) -> Result<bool> {
     let recipe = &plan.recipe;
@@ -102,7 +103,7 @@ pub fn train(
     let at_once = engine.tokens_at_once();
     let mut meter = Meter::new(plan.steps, plan.rows);
     let mut saved = state.progress.step;
-    while state.progress.step < plan.steps && wish.get() == 0 {
+    while state.progress.step < plan.steps && request.get() == 0 {
         let Some(window) = window(rows, recipe.window().min(plan.rows - state.progress.offset))?
         else {
             break;
@@ -151,7 +152,7 @@ pub fn train(
     }
     state.read(&training)?;
     let done = state.progress.step == plan.steps;
-    if wish.get() < ABORT && state.progress.step > saved {
+    if request.get() < ABORT && state.progress.step > saved {
         // Nobody takes it: then the job is another worker's.
         let _ = updates.blocking_send(Update::Checkpoint(Box::new(state.snapshot())));
     }
@@ -202,8 +203,8 @@ fn window(rows: &mut impl Iterator<Item = Result<Row>>, records: u64) -> Result<
     Ok(Some(window))
 }
 
-/// Packs a window into what goes through the device at once. A record's slot is its place in the window, so that dropout does not
-/// see the packing.
+/// Packs a window into what goes through the device at once. A record's slot is its place in the
+/// window, so that dropout does not see the packing.
 fn batches(window: &[Row], batch_size: u32, at_once: usize) -> impl Iterator<Item = Batch> {
     let lengths: Vec<usize> = window.iter().map(|row| row.input_ids.len()).collect();
     let passes = window_passes(&lengths, batch_size as usize, at_once).into_iter();

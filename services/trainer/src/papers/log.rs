@@ -1,9 +1,12 @@
-//! A job's log: one line a step, durable within a second, complete for whoever reads it and whenever.
+//! A job's log: one line a step, durable within a second, complete for whoever reads it and
+//! whenever.
 //!
-//! A line is the proto3 JSON of `togi.trainer.v1.Step`. While a job runs its lines lie in segments, objects that never change,
-//! named by their first step, last step and the claim that wrote them. A checkpoint folds the segments since the one before it
-//! into one. A job that is taken over goes on at its checkpoint and repeats the steps after it, so the reader's rule is: the
-//! lines of a claim end where a later claim's begin. `log.jsonl`, written when the job ends, counts as the earliest claim.
+//! A line is the proto3 JSON of `togi.trainer.v1.Step`. While a job runs its lines lie in segments,
+//! objects that never change, named by their first step, last step and the claim that wrote them. A
+//! checkpoint folds the segments since the one before it into one. A job that is taken over goes on
+//! at its checkpoint and repeats the steps after it, so the reader's rule is: the lines of a claim
+//! end where a later claim's begin. `log.jsonl`, written when the job ends, counts as the earliest
+//! claim.
 
 use std::collections::BTreeMap;
 
@@ -65,8 +68,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Flushes, then makes one segment of those since the last fold. Readers see the lines throughout: the one is there
-    /// before the many go.
+    /// Flushes, then makes one segment of those since the last fold. Readers see the lines
+    /// throughout: the one is there before the many go.
     ///
     /// # Errors
     /// The store's.
@@ -115,7 +118,8 @@ pub async fn read(store: &Store, job: &JobId, from: u64) -> Result<Vec<Step>> {
     }
 }
 
-/// Writes `log.jsonl` from the segments and removes them. Doing it again, after it was cut short anywhere, gives the same bytes.
+/// Writes `log.jsonl` from the segments and removes them. Doing it again, after it was cut short
+/// anywhere, gives the same bytes.
 ///
 /// # Errors
 /// The store's.
@@ -132,7 +136,8 @@ struct Gathered {
 
 impl Gathered {
     async fn from(store: &Store, job: &JobId) -> Result<Gathered> {
-        // Before the lines, which then have all of them: a claim after this one may be writing already.
+        // Before the lines, which then have all of them: a claim after this one may be writing
+        // already.
         let segments = segments(store, job).await?;
         let lines = read(store, job, 1).await?;
         Ok(Gathered { lines, segments })
@@ -142,8 +147,8 @@ impl Gathered {
         store
             .put(&layout::job_log(job), encode(&self.lines)?)
             .await?;
-        // Oldest claim first, then oldest step: what is left after any part of this loop is the log's end, which the
-        // reader's rule joins to log.jsonl without a gap.
+        // Oldest claim first, then oldest step: what is left after any part of this loop is the
+        // log's end, which the reader's rule joins to log.jsonl without a gap.
         for segment in self.segments {
             store.delete(&segment.path).await?;
         }

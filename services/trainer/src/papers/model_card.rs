@@ -1,5 +1,5 @@
-//! The model card: a README.md with the front matter that PEFT writes. A pure function of what the generation is made of, so
-//! that two jobs that make the same generation write the same card.
+//! The model card: a README.md with the front matter that PEFT writes. A pure function of what the
+//! generation is made of, so that two jobs that make the same generation write the same card.
 
 use togi_runtime::registry::adapter_manifest::Identity;
 use togi_runtime::registry::model_card::widget;
@@ -7,8 +7,9 @@ use togi_tokens::prompt;
 
 use crate::recipe::Recipe;
 
-/// Instruction and input of the sample prompts that every card shows. A replica that serves the adapter over another representation
-/// of its base measures with them, so they are the same for all adapters: short and long, with input and without.
+/// Instruction and input of the sample prompts that every card shows. A replica that serves the
+/// adapter over another representation of its base measures with them, so they are the same for all
+/// adapters: short and long, with input and without.
 const SAMPLES: [(&str, &str); 5] = [
     ("包丁を研ぐ前に準備するものを教えてください。", ""),
     ("三つの数 7、12、5 を小さい順に並べてください。", ""),

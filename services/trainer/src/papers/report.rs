@@ -1,5 +1,6 @@
-//! What a job's figures say when it is over: `report.json`, `trainer_state.json` (as transformers' Trainer writes it) and the
-//! seconds at which each step ended. Pure: lines and facts in, documents out.
+//! What a job's figures say when it is over: `report.json`, `trainer_state.json` (as transformers'
+//! Trainer writes it) and the seconds at which each step ended. Pure: lines and facts in, documents
+//! out.
 
 use serde_json::{Map, Value, json};
 use togi_model::engine::BIT_EXACT;
@@ -7,9 +8,9 @@ use togi_proto::trainer::v1::Step;
 
 use crate::recipe::Recipe;
 
-/// Facts of a run that its lines do not say.
+/// RunSummary of a run that its lines do not say.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct RunSummary {
     /// The job.
     pub job: String,
     /// What it made.
@@ -38,7 +39,7 @@ pub struct Facts {
 
 /// Returns `report.json`.
 #[must_use]
-pub fn report(facts: &Facts, recipe: &Recipe, lines: &[Step]) -> Value {
+pub fn report(facts: &RunSummary, recipe: &Recipe, lines: &[Step]) -> Value {
     let loss: Vec<f64> = lines.iter().map(|line| line.loss).collect();
     let norm: Vec<f64> = lines.iter().map(|line| line.gradient_norm).collect();
     let tokens = lines.last().map_or(0, |line| line.tokens);
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_report_has_the_runs_table() {
-        let facts = Facts {
+        let facts = RunSummary {
             job: "j".into(),
             generation: "g".into(),
             rows: 8,

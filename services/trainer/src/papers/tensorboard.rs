@@ -1,14 +1,15 @@
-//! A TensorBoard events file from a job's steps: TFRecord frames around hand-written protobuf. Pure: the same steps and
-//! start time give the same bytes.
+//! A TensorBoard events file from a job's steps: TFRecord frames around hand-written protobuf.
+//! Pure: the same steps and start time give the same bytes.
 //!
-//! A frame is the body's length (u64), its masked CRC-32C (u32), the body, and the body's masked CRC-32C (u32), all
-//! little-endian. A body is an `Event { 1: wall_time double, 2: step int64, 3: file_version string, 5: summary }` with
-//! `Summary { 1: repeated Value { 1: tag string, 2: simple_value float } }`.
+//! A frame is the body's length (u64), its masked CRC-32C (u32), the body, and the body's masked
+//! CRC-32C (u32), all little-endian. A body is an `Event { 1: wall_time double, 2: step int64, 3:
+//! file_version string, 5: summary }` with `Summary { 1: repeated Value { 1: tag string, 2:
+//! simple_value float } }`.
 
 use togi_proto::trainer::v1::Step;
 
-/// Returns a whole events file: each step's figures under `train/`, at `start_seconds` (Unix time) plus the time that the
-/// steps before it took.
+/// Returns a whole events file: each step's figures under `train/`, at `start_seconds` (Unix time)
+/// plus the time that the steps before it took.
 #[must_use]
 pub fn events_file(start_seconds: f64, steps: &[(f64, Step)]) -> Vec<u8> {
     let mut file = Vec::new();
@@ -49,7 +50,8 @@ fn put_record(file: &mut Vec<u8>, body: &[u8]) {
     file.extend_from_slice(&masked_crc(body).to_le_bytes());
 }
 
-/// TFRecord rotates and shifts a checksum, so that a checksum of data that holds checksums stays useful.
+/// TFRecord rotates and shifts a checksum, so that a checksum of data that holds checksums stays
+/// useful.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
         .rotate_right(15)
@@ -131,7 +133,8 @@ mod tests {
 
     #[test]
     fn the_checksum_is_the_formats() {
-        // From the format's definition: crc32c("123456789") = 0xe3069283, then rotate right by 15 and add 0xa282ead8.
+        // From the format's definition: crc32c("123456789") = 0xe3069283, then rotate right by 15
+        // and add 0xa282ead8.
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(
             masked_crc(b"123456789"),

@@ -1,5 +1,6 @@
-//! Retraining by events: when a policy's time comes, its job is queued. The names in the store and the jobs' ends are the truth;
-//! events only make it quick. What to train is [`crate::policies::retraining`]'s decision.
+//! Retraining by events: when a policy's time comes, its job is queued. The names in the store and
+//! the jobs' ends are the truth; events only make it quick. What to train is
+//! [`crate::policies::retraining`]'s decision.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,11 +44,13 @@ pub struct Follower {
     pub period: Duration,
 }
 
-/// What was said of each policy that something is wrong with, so that the log does not hear it at every listing.
+/// What was said of each policy that something is wrong with, so that the log does not hear it at
+/// every listing.
 type Said = BTreeMap<String, String>;
 
 impl Follower {
-    /// Follows until stopped. What goes wrong with one policy stops no other, and is tried again at the next listing.
+    /// Follows until stopped. What goes wrong with one policy stops no other, and is tried again at
+    /// the next listing.
     ///
     /// # Errors
     /// None but the stop before the first event.
@@ -116,7 +119,8 @@ impl Follower {
         }
     }
 
-    /// Queues the job whose turn it is, and returns what is wrong with revisions that cannot be trained.
+    /// Queues the job whose turn it is, and returns what is wrong with revisions that cannot be
+    /// trained.
     async fn follow(&self, policy: &Policy) -> crate::error::Result<Option<String>> {
         let Turn { next, unfit } = self.retraining.turn(policy, Timestamp::now()).await?;
         if let Some(next) = next {

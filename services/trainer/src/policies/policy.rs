@@ -1,9 +1,9 @@
-//! Policies as objects: `policies/<name>/<n>.json`, create-if-absent, the highest n counts. The bucket `togi_policies` mirrors
-//! them for whoever watches NATS; nothing here reads it.
+//! Policies as objects: `policies/<name>/<n>.json`, create-if-absent, the highest n counts. The
+//! bucket `togi_policies` mirrors them for whoever watches NATS; nothing here reads it.
 //!
-//! A policy looks forward: it keeps the newest revision of its data set at the time when it was applied, and trains only what
-//! comes after, or what its schedule asks for. A data set that nobody has prepared yet is at revision 0, so that its first
-//! revision trains.
+//! A policy looks forward: it keeps the newest revision of its data set at the time when it was
+//! applied, and trains only what comes after, or what its schedule asks for. A data set that nobody
+//! has prepared yet is at revision 0, so that its first revision trains.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::policies::schedule::Schedule;
 use crate::recipe::Recipe;
-use crate::request::{By, Origin};
-use crate::submission::Desk;
+use crate::request::{By, Origin, Resolved};
+use crate::submission::{Admission, check_key};
 
 /// A version of a policy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,20 +91,23 @@ impl Policy {
         Ok(found.and_then(|(version, found)| found.into_policy(version)))
     }
 
-    /// Returns the request that it makes for a data set.
+    /// Returns the policy's request to train a revision of its data set.
     #[must_use]
-    pub fn request(&self, dataset: String) -> proto::CreateJobRequest {
-        request(&self.body, dataset)
-    }
-
-    /// Returns what its job says of where it comes from.
-    #[must_use]
-    pub fn origin(&self, revision: u64, by: By) -> Origin {
-        Origin {
-            policy: self.body.name.clone(),
+    pub fn resolve(&self, dataset: String, revision: u64, by: By) -> Resolved {
+        let policy = self.body.name.clone();
+        let request = proto::CreateJobRequest {
+            policy: policy.clone(),
+            ..request(&self.body, dataset)
+        };
+        let origin = Origin {
+            policy,
             version: self.version,
             revision,
             by,
+        };
+        Resolved {
+            request,
+            origin: Some(origin),
         }
     }
 
@@ -143,17 +146,17 @@ impl Version {
 pub struct Policies {
     store: Store,
     mirror: Kv,
-    desk: Desk,
+    admission: Admission,
 }
 
 impl Policies {
     /// Returns the policies in the store; `mirror` is told of every change.
     #[must_use]
-    pub fn new(store: Store, mirror: Kv, desk: Desk) -> Policies {
+    pub fn new(store: Store, mirror: Kv, admission: Admission) -> Policies {
         Policies {
             store,
             mirror,
-            desk,
+            admission,
         }
     }
 
@@ -196,7 +199,8 @@ impl Policies {
         found.ok_or_else(|| unknown(name))
     }
 
-    /// Returns the policies in force, ordered by name. One that cannot be read is passed over, aloud: it stops no other.
+    /// Returns the policies in force, ordered by name. One that cannot be read is passed over,
+    /// aloud: it stops no other.
     ///
     /// # Errors
     /// The store's.
@@ -239,9 +243,11 @@ impl Policies {
         layout::validate_name("policy.name", &policy.name)?;
         layout::validate_name("policy.dataset", &policy.dataset)?;
         layout::validate_name("policy.alias", &policy.alias)?;
-        let recipe: Recipe = self.desk.check_form(&request(&policy, String::new()))?;
+        let recipe: Recipe = self
+            .admission
+            .check_form(&request(&policy, String::new()))?;
         let gate = Gate::from_proto(&policy.gate.clone().unwrap_or_default())?;
-        self.desk.check_gate(&gate, &policy.dataset).await?;
+        self.admission.check_gate(&gate, &policy.dataset).await?;
         let mut trigger = policy.trigger.clone().unwrap_or_default();
         if !trigger.schedule.is_empty() {
             Schedule::parse(&trigger.schedule)?;
@@ -276,6 +282,57 @@ impl Policies {
             }
         }
         Ok(written)
+    }
+}
+
+/// Resolves a request: one that names a policy trains the newest revision of the policy's data set.
+///
+/// # Errors
+/// [`Error::Invalid`] with a field that only the policy may set; `NotFound` with field `policy`, or
+/// with `dataset` if the data set has no revision; the store's.
+pub(crate) async fn resolve(store: &Store, asked: &proto::CreateJobRequest) -> Result<Resolved> {
+    if asked.policy.is_empty() {
+        return Ok(Resolved {
+            request: asked.clone(),
+            origin: None,
+        });
+    }
+    check_alone(asked)?;
+    let unknown = || {
+        let message = format!("policy {:?} does not exist", asked.policy);
+        togi_runtime::Error::not_found(message).with_field("policy")
+    };
+    let found = Policy::in_force(store, &asked.policy).await?;
+    let policy = found.ok_or_else(unknown)?;
+    let name = &policy.body.dataset;
+    let Some((revision, named)) = dataset::newest(store, name).await? else {
+        return Err(dataset::unknown(name));
+    };
+    let mut resolved = policy.resolve(named.dataset, revision, By::Request);
+    resolved
+        .request
+        .idempotency_key
+        .clone_from(&asked.idempotency_key);
+    Ok(resolved)
+}
+
+/// Checks that a request which names a policy sets nothing that the policy sets.
+///
+/// # Errors
+/// [`Error::Invalid`] with the first field that is set.
+pub(crate) fn check_alone(asked: &proto::CreateJobRequest) -> Result<()> {
+    check_key(asked)?;
+    layout::validate_name("policy", &asked.policy)?;
+    let set = [
+        ("base", !asked.base.is_empty()),
+        ("dataset", !asked.dataset.is_empty()),
+        ("recipe", asked.recipe.is_some()),
+        ("alias", !asked.alias.is_empty()),
+        ("gate", asked.gate.is_some()),
+    ];
+    match set.into_iter().find(|(_, is_set)| *is_set) {
+        Some((field, _)) => Err(Error::invalid(field, "is the policy's to say")),
+        None => Ok(()),
     }
 }
 

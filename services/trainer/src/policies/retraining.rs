@@ -1,8 +1,9 @@
-//! What a policy trains next: a decision over what has become of the revisions of its data set. All of it is in the store, so that
-//! every replica, and one that comes back, decides the same.
+//! What a policy trains next: a decision over what has become of the revisions of its data set. All
+//! of it is in the store, so that every replica, and one that comes back, decides the same.
 //!
-//! A job's key is the policy, its version and the revision: events that come twice, replicas that see the same one, and restarts all
-//! make the same job. One of the policy's jobs at a time; then the newest revision that was not tried.
+//! A job's key is the policy, its version and the revision: events that come twice, replicas that
+//! see the same one, and restarts all make the same job. One of the policy's jobs at a time; then
+//! the newest revision that was not tried.
 
 use jiff::Timestamp;
 use togi_proto::job::v1::{Job, JobKind, JobState};
@@ -14,9 +15,10 @@ use crate::dataset;
 use crate::error::{Error, Result};
 use crate::policies::policy::Policy;
 use crate::request::{By, Origin};
-use crate::submission::{Checked, Desk};
+use crate::submission::{Admission, Checked};
 
-/// How often a revision's job may be withdrawn: a worker and an api that disagree over what is newer shall not do so for ever.
+/// How often a revision's job may be withdrawn: a worker and an api that disagree over what is
+/// newer shall not do so for ever.
 const MOST_WITHDRAWN: usize = 8;
 
 /// Decides for policies.
@@ -24,7 +26,7 @@ const MOST_WITHDRAWN: usize = 8;
 pub struct Retraining {
     store: Store,
     jobs: Jobs,
-    desk: Desk,
+    admission: Admission,
 }
 
 /// What a policy does now.
@@ -74,10 +76,14 @@ struct Fact {
 }
 
 impl Retraining {
-    /// Returns who decides over these jobs behind a desk.
+    /// Returns who decides over these jobs behind a admission.
     #[must_use]
-    pub fn new(store: Store, jobs: Jobs, desk: Desk) -> Retraining {
-        Retraining { store, jobs, desk }
+    pub fn new(store: Store, jobs: Jobs, admission: Admission) -> Retraining {
+        Retraining {
+            store,
+            jobs,
+            admission,
+        }
     }
 
     /// Returns what a policy does now.
@@ -106,7 +112,8 @@ impl Retraining {
         Ok(turn)
     }
 
-    /// Returns the newer revision that makes a job superfluous which has not begun, if there is one.
+    /// Returns the newer revision that makes a job superfluous which has not begun, if there is
+    /// one.
     ///
     /// # Errors
     /// As [`Retraining::turn`].
@@ -192,19 +199,17 @@ impl Retraining {
     }
 
     async fn check(&self, policy: &Policy, fact: &Fact) -> Result<Checked> {
-        let asked = policy.request(fact.named.dataset.clone());
-        let mut checked = self.desk.check(&asked).await?;
-        checked.request.request.policy.clone_from(&policy.body.name);
-        let by = match fact.withdrawn < MOST_WITHDRAWN {
-            true => By::Trigger,
-            false => By::Request,
+        let by = if fact.withdrawn < MOST_WITHDRAWN {
+            By::Trigger
+        } else {
+            By::Request
         };
-        checked.request.origin = Some(policy.origin(fact.revision, by));
-        Ok(checked)
+        let resolved = policy.resolve(fact.named.dataset.clone(), fact.revision, by);
+        self.admission.check(&resolved).await
     }
 }
 
-/// Whether a job ended because it was not needed, without anybody's wish.
+/// Whether a job ended because it was not needed, and nobody cancelled it.
 fn is_withdrawn(job: &Job) -> bool {
     job.state() == JobState::Cancelled && !job.cancel_requested
 }
@@ -217,7 +222,8 @@ fn fate_of(job: &Job) -> Fate {
     }
 }
 
-/// Places of the revisions that may be tried now, in the order in which they should be; revisions are given newest first.
+/// Places of the revisions that may be tried now, in the order in which they should be; revisions
+/// are given newest first.
 fn candidates(fates: &[Fate]) -> Vec<usize> {
     if fates.contains(&Fate::Waiting) {
         return Vec::new();

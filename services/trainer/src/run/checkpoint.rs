@@ -1,8 +1,9 @@
 //! Checkpoints: everything that a later worker needs to go on exactly, at a step's boundary.
 //!
-//! Under `jobs/<job>/checkpoints/<step>/<claim>/` lie the trainable tensors (f32), the optimizer's state and, written last,
-//! the manifest with their digests, the position in the data, and the run's identity. A folder without a manifest is no
-//! checkpoint. The claim in the key keeps a stale worker's objects apart from its successor's.
+//! Under `jobs/<job>/checkpoints/<step>/<claim>/` lie the trainable tensors (f32), the optimizer's
+//! state and, written last, the manifest with their digests, the position in the data, and the
+//! run's identity. A folder without a manifest is no checkpoint. The claim in the key keeps a stale
+//! worker's objects apart from its successor's.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +36,8 @@ pub struct Snapshot {
     pub optimizer: Bytes,
 }
 
-/// Where a run stands at a step's boundary. Learning rate, order and dropout are functions of it and the recipe.
+/// Where a run stands at a step's boundary. Learning rate, order and dropout are functions of it
+/// and the recipe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Optimizer steps done; also AdamW's count.
@@ -48,7 +50,8 @@ pub struct Progress {
     pub tokens: u64,
     /// Records trained on.
     pub samples: u64,
-    /// Seconds spent in steps, by all workers of the job together. A figure for the report; nothing depends on it.
+    /// Seconds spent in steps, by all workers of the job together. A figure for the report; nothing
+    /// depends on it.
     pub seconds: f64,
 }
 
@@ -117,11 +120,12 @@ pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot)
     Ok(path)
 }
 
-/// Returns the newest checkpoint whose files are what its manifest says, and its manifest's key; `None` to start from
-/// nothing.
+/// Returns the newest checkpoint whose files are what its manifest says, and its manifest's key;
+/// `None` to start from nothing.
 ///
 /// # Errors
-/// [`Error::OtherRun`] if the job's checkpoints belong to other data, another base or another recipe; the store's.
+/// [`Error::OtherRun`] if the job's checkpoints belong to other data, another base or another
+/// recipe; the store's.
 pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapshot)>> {
     for (step, claim, path) in committed(store, &owner.job).await?.into_iter().rev() {
         match read(store, owner, step, claim).await {
@@ -135,7 +139,8 @@ pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapsh
     Ok(None)
 }
 
-/// Removes all but the newest checkpoints, oldest first, manifest first: what is half removed is no checkpoint.
+/// Removes all but the newest checkpoints, oldest first, manifest first: what is half removed is no
+/// checkpoint.
 ///
 /// # Errors
 /// The store's.

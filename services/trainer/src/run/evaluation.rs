@@ -1,5 +1,5 @@
-//! Has a published adapter measured for its gate, keeps what was decided, and says it. It is decided once: the first word stands
-//! in the store, and a second attempt of the job follows it.
+//! Has a published adapter measured for its gate, keeps what was decided, and says it. It is
+//! decided once: the first word stands in the store, and a second attempt of the job follows it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,14 +18,14 @@ use crate::gate::measure::{Measure, Pair};
 use crate::gate::questions::{self, Question};
 use crate::gate::{Gate, Verdict};
 use crate::learn::data::{Order, Reader, Rows};
-use crate::patience::patiently;
-use crate::run::training::tell;
-use crate::run::worker::{Job, Worker};
+use crate::patience::retry;
+use crate::run::job::Job;
+use crate::run::parts::Parts;
 use crate::serving::{self, Place, Serving};
 
 /// A published adapter before its gate.
 pub(crate) struct Candidate<'a> {
-    pub(crate) worker: &'a Worker,
+    pub(crate) parts: &'a Parts,
     pub(crate) claim: &'a Claim,
     pub(crate) job: &'a Job,
     pub(crate) gate: &'a Gate,
@@ -37,16 +37,17 @@ impl Candidate<'_> {
     /// Returns what the gate decides; the event is said each time.
     ///
     /// # Errors
-    /// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none for an adapter that does not pass.
+    /// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none
+    /// for an adapter that does not pass.
     pub(crate) async fn evaluate(&self) -> Result<AdapterEvaluated> {
-        let (store, lease) = (&self.worker.store, &self.claim.lease);
+        let (store, lease) = (&self.parts.store, &self.claim.lease);
         let (job, generation) = (&self.job.id, self.generation);
-        let known = patiently!(lease, find(store, job))?;
+        let known = retry!(lease, find(store, job))?;
         let evaluated = match known.filter(|known| known.generation == generation) {
             Some(known) => known,
             None => {
                 let measured = self.measure().await?;
-                patiently!(lease, keep(store, job, &measured))?
+                retry!(lease, keep(store, job, &measured))?
             }
         };
         let AdapterEvaluated {
@@ -55,23 +56,23 @@ impl Candidate<'_> {
             serving,
             ..
         } = &evaluated;
-        self.worker.metrics.evaluated(*passed);
+        self.parts.metrics.evaluated(*passed);
         info!(%job, generation, serving, passed, reason, "adapter evaluated");
-        tell(&self.worker.bus, evaluated.clone().into()).await;
+        self.parts.announce(evaluated.clone().into()).await;
         Ok(evaluated)
     }
 
     async fn measure(&self) -> Result<AdapterEvaluated> {
         let Candidate {
-            worker, claim, job, ..
+            parts, claim, job, ..
         } = self;
-        let (store, lease, request) = (&worker.store, &claim.lease, &job.request);
+        let (store, lease, request) = (&parts.store, &claim.lease, &job.request);
         let alias = &request.request.alias;
         let identity = &request.identity;
         let config = &job.base.config;
-        let place = patiently!(
+        let place = retry!(
             lease,
-            serving::at(store, &worker.aliases, alias, identity, config)
+            serving::at(store, &parts.aliases, alias, identity, config)
         )?;
         let mut evaluated = AdapterEvaluated {
             generation: self.generation.to_owned(),
@@ -91,20 +92,20 @@ impl Candidate<'_> {
                 return Ok(evaluated);
             }
         };
-        let mut held_out = vec![patiently!(lease, rows(worker, &identity.dataset))?];
+        let mut held_out = vec![retry!(lease, rows(parts, &identity.dataset))?];
         if let Some(serving) = &serving {
             evaluated.serving.clone_from(&serving.manifest.generation);
             let theirs = &serving.manifest.identity.dataset;
             if *theirs != identity.dataset {
-                held_out.extend(patiently!(lease, rows_if_any(worker, theirs))?);
+                held_out.extend(retry!(lease, rows_if_any(parts, theirs))?);
             }
         }
         let asked = match &self.gate.questions {
-            Some(upload) => patiently!(lease, questions::read(store, upload))?,
+            Some(upload) => retry!(lease, questions::read(store, upload))?,
             None => Vec::new(),
         };
         let base = &request.request.base;
-        let engine = worker.bases.engine(base, job.recipe.precision).await?;
+        let engine = parts.bases.engine(base, job.recipe.precision).await?;
         let work = Work {
             engine,
             lora: self.lora.clone(),
@@ -167,8 +168,8 @@ struct Held {
     reader: AbortOnDropHandle<()>,
 }
 
-async fn rows(worker: &Worker, digest: &str) -> Result<Held> {
-    let manifest = dataset::find(&worker.store, digest).await?;
+async fn rows(parts: &Parts, digest: &str) -> Result<Held> {
+    let manifest = dataset::find(&parts.store, digest).await?;
     let count = manifest.rows(Split::Validation);
     let order = Order {
         dataset: digest.to_owned(),
@@ -178,8 +179,8 @@ async fn rows(worker: &Worker, digest: &str) -> Result<Held> {
         shuffle: false,
         epochs: 1,
     };
-    let client = worker.data_prep.clone();
-    let (reader, rows) = Reader::new(client, order, worker.training.prefetch_bytes);
+    let client = parts.data_prep.clone();
+    let (reader, rows) = Reader::new(client, order, parts.training.prefetch_bytes);
     let reading = reader.run(Default::default()).in_current_span();
     Ok(Held {
         dataset: digest.to_owned(),
@@ -190,8 +191,8 @@ async fn rows(worker: &Worker, digest: &str) -> Result<Held> {
 }
 
 /// The same of a data set that may be gone, or have none.
-async fn rows_if_any(worker: &Worker, digest: &str) -> Result<Option<Held>> {
-    match rows(worker, digest).await {
+async fn rows_if_any(parts: &Parts, digest: &str) -> Result<Option<Held>> {
+    match rows(parts, digest).await {
         Ok(held) => Ok(Some(held).filter(|held| held.count > 0)),
         Err(error) if error.class() == Class::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -209,7 +210,8 @@ struct Work {
 }
 
 impl Work {
-    /// Measures on a thread of its own. When the claim ends, so does the thread, at its next pass; this waits for it.
+    /// Measures on a thread of its own. When the claim ends, so does the thread, at its next pass;
+    /// this waits for it.
     async fn on_thread(
         self,
         held_out: Vec<Held>,

@@ -1,5 +1,6 @@
-//! From a trained state to a published adapter: files first, the manifest last, then the papers and the event; and its promotion. Each
-//! part can be done again; before what others see, the lease is asked.
+//! From a trained state to a published adapter: files first, the manifest last, then the papers and
+//! the event; and its promotion. Each part can be done again; before what others see, the lease is
+//! asked.
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -20,24 +21,24 @@ use tracing::{Instrument as _, info, info_span};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::learn::train::State;
-use crate::papers::report::{self, Facts};
+use crate::papers::report::{self, RunSummary};
 use crate::papers::{log, tensorboard};
-use crate::patience::patiently;
+use crate::patience::retry;
 use crate::registry;
-use crate::run::training::tell;
-use crate::run::worker::{Job, Worker};
+use crate::run::job::Job;
+use crate::run::parts::Parts;
 
 /// Publishes the adapter of a finished run and returns its generation.
 ///
 /// # Errors
 /// `Aborted` when the job is another worker's meanwhile. The store's.
 pub(crate) async fn publish(
-    worker: &Worker,
+    parts: &Parts,
     claim: &Claim,
     job: &Job,
     state: &State,
 ) -> Result<String> {
-    let (store, lease) = (&worker.store, &claim.lease);
+    let (store, lease) = (&parts.store, &claim.lease);
     let adapter = Adapter::new(
         &state.lora,
         &job.base.public_name,
@@ -46,11 +47,11 @@ pub(crate) async fn publish(
     )?;
     let generation = adapter.generation.clone();
     let manifest = manifest(job, &adapter);
-    patiently!(lease, check(lease))?;
-    let lines = patiently!(lease, log::finish(store, &job.id))?;
-    patiently!(lease, write(store, &adapter, &manifest))?;
-    let facts = Facts {
-        device: worker.bases.device(),
+    retry!(lease, check(lease))?;
+    let lines = retry!(lease, log::finish(store, &job.id))?;
+    retry!(lease, write(store, &adapter, &manifest))?;
+    let facts = RunSummary {
+        device: parts.bases.device(),
         ..facts(claim, job, state, &adapter)
     };
     let start = claim
@@ -75,7 +76,7 @@ pub(crate) async fn publish(
     ];
     for (path, bytes) in papers {
         let bytes = Bytes::from(bytes);
-        patiently!(lease, put_first(store, &path, bytes.clone()))?;
+        retry!(lease, put_first(store, &path, bytes.clone()))?;
     }
     info!(job = %job.id, generation, "adapter published");
     let event = AdapterPublished {
@@ -83,17 +84,17 @@ pub(crate) async fn publish(
         job: job.id.to_string(),
         manifest: layout::adapter_manifest(&generation).to_string(),
     };
-    tell(&worker.bus, event.into()).await;
+    parts.announce(event.into()).await;
     Ok(generation)
 }
 
-/// Lets the job's alias name its adapter, unless it has left what the adapter's gate measured beside it. Returns what it names
-/// then.
+/// Lets the job's alias name its adapter, unless it has left what the adapter's gate measured
+/// beside it. Returns what it names then.
 ///
 /// # Errors
 /// As [`publish`]: nothing was promoted then.
 pub(crate) async fn promote(
-    worker: &Worker,
+    parts: &Parts,
     claim: &Claim,
     job: &Job,
     generation: &str,
@@ -102,11 +103,11 @@ pub(crate) async fn promote(
     let lease = &claim.lease;
     let alias = &job.request.request.alias;
     let since = claim.job.create_time;
-    patiently!(lease, check(lease))?;
+    retry!(lease, check(lease))?;
     let span = info_span!("promote", alias, generation);
-    patiently!(
+    retry!(
         lease,
-        registry::promote_once(&worker.aliases, alias, generation, since.as_ref(), gate)
+        registry::promote_once(&parts.aliases, alias, generation, since.as_ref(), gate)
             .instrument(span.clone())
     )
 }
@@ -175,8 +176,8 @@ fn described(bytes: &[u8]) -> AdapterFile {
     }
 }
 
-fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> Facts {
-    Facts {
+fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> RunSummary {
+    RunSummary {
         job: job.id.to_string(),
         generation: adapter.generation.clone(),
         rows: job.request.rows,
@@ -192,7 +193,8 @@ fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> Facts {
     }
 }
 
-/// Writes a paper with times and figures, which a second attempt would write otherwise: the first one stays.
+/// Writes a paper with times and figures, which a second attempt would write otherwise: the first
+/// one stays.
 async fn put_first(store: &Store, path: &Path, bytes: Bytes) -> Result<()> {
     match store.put_new(path, bytes).await {
         Ok(_) => Ok(()),

@@ -1,15 +1,15 @@
-//! A run: the training thread, its rows, and the async side that makes its updates durable and hears wishes for it.
+//! A run: the training thread, its rows, and the async side that makes its updates durable and
+//! passes requests to save or to stop to the thread.
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use togi_model::Engine;
 use togi_proto::events::v1::CheckpointSaved;
 use togi_proto::trainer::v1::Step;
 use togi_runtime::worker::Claim;
 use togi_runtime::worker::lease::Lease;
-use togi_runtime::{Bus, Event, JobId, Stopper, Store};
+use togi_runtime::{JobId, Stopper};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
@@ -17,12 +17,12 @@ use tracing::{Instrument, Span, debug, info, warn};
 
 use crate::error::{Error, Result};
 use crate::learn::data::{Order, Reader};
-use crate::learn::train::{self, Machine, Plan, State, Update, Wish};
-use crate::metrics::Metrics;
+use crate::learn::train::{self, Machine, Plan, Request, State, Update};
 use crate::papers::log;
-use crate::patience::patiently;
+use crate::patience::retry;
 use crate::run::checkpoint::{self, Owner, Snapshot};
-use crate::run::worker::{Job, Worker};
+use crate::run::job::Job;
+use crate::run::parts::Parts;
 
 /// Updates that the thread may be ahead of the store.
 const UPDATES_AHEAD: usize = 64;
@@ -58,13 +58,10 @@ pub(crate) struct Run {
     job: JobId,
     owner: Owner,
     claim: u64,
-    store: Store,
-    bus: Bus,
-    metrics: Metrics,
-    flush_every: Duration,
+    parts: Parts,
     log: log::Writer,
     checkpoint: Option<String>,
-    wish: Arc<Wish>,
+    request: Arc<Request>,
     updates: mpsc::Receiver<Update>,
     reader: AbortOnDropHandle<()>,
     thread: Option<thread::JoinHandle<Trained>>,
@@ -72,7 +69,7 @@ pub(crate) struct Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.wish.abort();
+        self.request.abort();
     }
 }
 
@@ -81,7 +78,7 @@ impl Run {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(crate) fn new(worker: &Worker, claim: &Claim, job: &Job, start: Start) -> Result<Run> {
+    pub(crate) fn new(parts: &Parts, claim: &Claim, job: &Job, start: Start) -> Result<Run> {
         let Start {
             engine,
             mut state,
@@ -90,16 +87,16 @@ impl Run {
             checkpoint,
         } = start;
         let (reader, mut rows) = Reader::new(
-            worker.data_prep.clone(),
+            parts.data_prep.clone(),
             order,
-            worker.training.prefetch_bytes,
+            parts.training.prefetch_bytes,
         );
         let (sender, updates) = mpsc::channel(UPDATES_AHEAD);
-        let wish = Arc::new(Wish::default());
+        let request = Arc::new(Request::default());
         let reading = reader.run(state.progress.clone()).in_current_span();
         let reader = AbortOnDropHandle::new(tokio::spawn(reading));
-        let (wished, span) = (Arc::clone(&wish), Span::current());
-        let gauge = worker.gauge.clone();
+        let (requested, span) = (Arc::clone(&request), Span::current());
+        let gauge = parts.gauge.clone();
         // The one thread that owns the device while the job runs.
         let thread = thread::Builder::new()
             .name("togi-train".to_owned())
@@ -109,7 +106,7 @@ impl Run {
                         engine: &engine,
                         gauge: &gauge,
                     };
-                    train::train(&mut state, &plan, &machine, &mut rows, &wished, &sender)
+                    train::train(&mut state, &plan, &machine, &mut rows, &requested, &sender)
                 });
                 (state, trained)
             })?;
@@ -117,13 +114,10 @@ impl Run {
             job: job.id.clone(),
             owner: job.owner.clone(),
             claim: claim.lease.epoch(),
-            store: worker.store.clone(),
-            bus: worker.bus.clone(),
-            metrics: worker.metrics.clone(),
-            flush_every: worker.training.log_flush(),
-            log: log::Writer::new(worker.store.clone(), &job.id, claim.lease.epoch()),
+            parts: parts.clone(),
+            log: log::Writer::new(parts.store.clone(), &job.id, claim.lease.epoch()),
             checkpoint,
-            wish,
+            request,
             updates,
             reader,
             thread: Some(thread),
@@ -136,24 +130,24 @@ impl Run {
     /// The thread's, with the last good checkpoint named where the loss is not finite; the store's.
     pub(crate) async fn drive(&mut self, lease: &Lease, stopper: &Stopper) -> Result<(End, State)> {
         let mut end = End::Done;
-        let mut flush = interval(self.flush_every);
+        let mut flush = interval(self.parts.training.log_flush());
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 () = lease.lost(), if end != End::Lost => {
                     end = End::Lost;
-                    self.wish.abort();
+                    self.request.abort();
                     self.reader.abort();
                 }
                 () = lease.cancelled(), if end == End::Done => {
                     end = End::Cancelled;
-                    self.wish.abort();
+                    self.request.abort();
                     self.reader.abort();
                 }
                 () = stopper.stopped(), if end == End::Done => {
                     end = End::Stopped;
-                    self.wish.stop();
+                    self.request.stop();
                     self.reader.abort();
                 }
                 update = self.updates.recv() => match update {
@@ -180,7 +174,7 @@ impl Run {
         }
         match end {
             End::Cancelled => self.last_lines(lease).await?,
-            _ => patiently!(lease, self.log.fold())?,
+            _ => retry!(lease, self.log.fold())?,
         }
         Ok((end, state))
     }
@@ -197,7 +191,7 @@ impl Run {
                     ..
                 } = done.line;
                 debug!(job = %self.job, step, loss, gradient_norm, learning_rate, tokens_per_second, "step done");
-                self.metrics.step(&done);
+                self.parts.metrics.step(&done);
                 self.log.push(done.line);
                 Ok(())
             }
@@ -207,9 +201,9 @@ impl Run {
 
     /// The lines up to a checkpoint are durable before it is: who resumes there has them all.
     async fn save(&mut self, snapshot: Snapshot, lease: &Lease) -> Result<()> {
-        patiently!(lease, self.log.fold())?;
-        let (store, owner, claim) = (&self.store, &self.owner, self.claim);
-        let manifest = patiently!(lease, checkpoint::save(store, owner, claim, &snapshot))?;
+        retry!(lease, self.log.fold())?;
+        let (store, owner, claim) = (&self.parts.store, &self.owner, self.claim);
+        let manifest = retry!(lease, checkpoint::save(store, owner, claim, &snapshot))?;
         let step = snapshot.progress.step;
         info!(job = %self.job, step, %manifest, "checkpoint saved");
         self.checkpoint = Some(manifest.to_string());
@@ -218,12 +212,12 @@ impl Run {
             step,
             manifest: manifest.to_string(),
         };
-        tell(&self.bus, event.into()).await;
+        self.parts.announce(event.into()).await;
         // What a killed worker did before is kept: it counts as an attempt that failed no more.
         if let Err(error) = lease.progressed().await {
             debug!(job = %self.job, error = error.chain(), "failed attempts still count");
         }
-        if let Err(error) = checkpoint::prune(&self.store, &self.job).await {
+        if let Err(error) = checkpoint::prune(&self.parts.store, &self.job).await {
             warn!(job = %self.job, %error, "older checkpoints stay for now");
         }
         Ok(())
@@ -234,7 +228,7 @@ impl Run {
         let Some(newest) = self.log.pending() else {
             return;
         };
-        let progress = self.bus.put_progress(&self.job, newest).await;
+        let progress = self.parts.bus.put_progress(&self.job, newest).await;
         if let Err(error) = progress {
             debug!(job = %self.job, error = error.chain(), "progress was not told");
         }
@@ -245,9 +239,9 @@ impl Run {
 
     /// The job ends here: its log becomes one object.
     async fn last_lines(&mut self, lease: &Lease) -> Result<()> {
-        patiently!(lease, self.log.fold())?;
-        let (store, job) = (&self.store, &self.job);
-        patiently!(lease, log::finish(store, job))?;
+        retry!(lease, self.log.fold())?;
+        let (store, job) = (&self.parts.store, &self.job);
+        retry!(lease, log::finish(store, job))?;
         Ok(())
     }
 
@@ -279,12 +273,5 @@ impl Run {
             },
             other => other,
         }
-    }
-}
-
-/// Publishes an event. It is a hint: what it says is in the store, where everybody finds it without.
-pub(crate) async fn tell(bus: &Bus, event: Event) {
-    if let Err(error) = bus.publish(event).await {
-        warn!(error = error.chain(), "an event was not published");
     }
 }

@@ -1,6 +1,5 @@
-//! A worker's part: a claimed job becomes a run, the run an adapter. Everything here can be done twice.
-
-use std::sync::Arc;
+//! A worker's part: a claimed job becomes a run, the run an adapter. Everything here can be done
+//! twice.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,60 +7,34 @@ use object_store::path::Path;
 use togi_model::optim;
 use togi_proto::job::v1::JobKind;
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::registry::aliases::Aliases;
-use togi_runtime::worker::{Admission, Claim, Handler, Outcome};
-use togi_runtime::{Bus, JobId, Store, rpc};
+use togi_runtime::worker::{Admission as Admitted, Claim, Handler, Outcome};
 use togi_tokens::Split;
 use tracing::{Instrument as _, info, info_span};
 
-use crate::bases::{Bases, Facts};
-use crate::config::TrainingConfig;
 use crate::error::{Error, Result};
-use crate::gauge::Gauge;
 use crate::learn::data::Order;
 use crate::learn::train::{Plan, State};
-use crate::metrics::Metrics;
+use crate::policies::policy;
 use crate::policies::retraining::Retraining;
-use crate::recipe::{Promote, Recipe};
+use crate::recipe::Promote;
 use crate::request::JobRequest;
 use crate::run::checkpoint::{self, Owner, Snapshot};
 use crate::run::evaluation::Candidate;
+use crate::run::job::Job;
+use crate::run::parts::Parts;
 use crate::run::publish;
 use crate::run::training::{self, End, Run};
-use crate::submission::Desk;
+use crate::submission::Admission;
 
 /// Works on training jobs, one at a time.
 #[derive(Clone)]
 pub struct Worker {
-    /// The object store.
-    pub store: Store,
-    /// Where events go.
-    pub bus: Bus,
-    /// What is promoted.
-    pub aliases: Aliases,
-    /// The configured bases, weights kept.
-    pub bases: Bases,
-    /// Checks what nobody has checked.
-    pub desk: Desk,
-    /// Knows which of a policy's jobs are needed.
+    /// The connections and settings.
+    pub parts: Parts,
+    /// Checks a request that came over the bus alone.
+    pub admission: Admission,
+    /// Decides whether a policy's job is still needed.
     pub retraining: Retraining,
-    /// Data-prep.
-    pub data_prep: rpc::client::Client,
-    /// How jobs are worked on.
-    pub training: TrainingConfig,
-    /// What is measured.
-    pub metrics: Metrics,
-    /// What the card says.
-    pub gauge: Gauge,
-}
-
-/// A claimed job's parts, checked against each other.
-pub(crate) struct Job {
-    pub(crate) id: JobId,
-    pub(crate) request: JobRequest,
-    pub(crate) recipe: Recipe,
-    pub(crate) base: Arc<Facts>,
-    pub(crate) owner: Owner,
 }
 
 #[async_trait]
@@ -69,7 +42,7 @@ impl Handler for Worker {
     const KIND: JobKind = JobKind::Train;
 
     async fn handle(&self, claim: Claim) -> Outcome {
-        let running = self.metrics.running();
+        let running = self.parts.metrics.running();
         let outcome = match self.work(&claim).await {
             Ok(Ended::Published(generation)) => Outcome::Succeeded { result: generation },
             Ok(Ended::Refused(generation, reason)) => Outcome::Refused {
@@ -81,7 +54,7 @@ impl Handler for Worker {
             Ok(Ended::Lost) => Outcome::LeaseLost,
             Err(error @ Error::Overtaken { .. }) => Outcome::Withdrawn(error.into()),
             Err(error) => {
-                self.bases.let_go().await;
+                self.parts.bases.let_go().await;
                 Outcome::Failed(error.into())
             }
         };
@@ -90,10 +63,11 @@ impl Handler for Worker {
     }
 
     /// A bare message is checked and pinned as the service does it.
-    async fn admit(&self, request: Bytes) -> togi_runtime::Result<Admission> {
+    async fn admit(&self, request: Bytes) -> togi_runtime::Result<Admitted> {
         let asked: proto::CreateJobRequest = serde_json::from_slice(&request)?;
-        let checked = self.desk.check(&asked).await?;
-        Ok(Admission {
+        let resolved = policy::resolve(&self.parts.store, &asked).await?;
+        let checked = self.admission.check(&resolved).await?;
+        Ok(Admitted {
             idempotency_key: asked.idempotency_key,
             request: serde_json::to_value(&checked.request)?,
         })
@@ -114,14 +88,15 @@ impl Worker {
         let lease = &claim.lease;
         let prepared = async {
             let job = self.job(claim).await?;
-            let checkpoint = checkpoint::newest(&self.store, &job.owner).await?;
+            let checkpoint = checkpoint::newest(&self.parts.store, &job.owner).await?;
             if checkpoint.is_none() {
                 self.check_needed(&job).await?;
             }
             let start = self.start(&job, checkpoint).await?;
             Ok::<_, Error>((job, start))
         };
-        // A base may take minutes to come: the wishes of others are heard meanwhile.
+        // A base may take minutes to come: a stop, a cancellation and a lost lease are noticed
+        // meanwhile.
         let (job, start) = tokio::select! {
             biased;
             () = lease.lost() => return Ok(Ended::Lost),
@@ -130,7 +105,7 @@ impl Worker {
             prepared = prepared.instrument(info_span!("prepare run")) => prepared?,
         };
         let span = info_span!("train", job = %job.id, steps = job.request.steps, from_step = start.state.progress.step);
-        let mut run = Run::new(self, claim, &job, start)?;
+        let mut run = Run::new(&self.parts, claim, &job, start)?;
         let (end, state) = run.drive(lease, &claim.stopper).instrument(span).await?;
         match end {
             End::Done => {}
@@ -146,17 +121,18 @@ impl Worker {
         }
     }
 
-    /// Publishes the adapter, has it evaluated, promotes it. Broken off anywhere, it can be done again.
+    /// Publishes the adapter, has it evaluated, promotes it. Broken off anywhere, it can be done
+    /// again.
     async fn finish(&self, claim: &Claim, job: &Job, state: &State) -> Result<Ended> {
         let lease = &claim.lease;
         let span = info_span!("publish", job = %job.id);
-        let published = publish::publish(self, claim, job, state);
+        let published = publish::publish(&self.parts, claim, job, state);
         let generation = published.instrument(span).await?;
         let mut evaluated = None;
         if let Some(gate) = job.request.gate()? {
             let span = info_span!("evaluate", job = %job.id, generation);
             let candidate = Candidate {
-                worker: self,
+                parts: &self.parts,
                 claim,
                 job,
                 gate: &gate,
@@ -179,7 +155,7 @@ impl Worker {
         }
         if job.recipe.promote == Promote::Auto
             && let Some(other) =
-                publish::promote(self, claim, job, &generation, evaluated.as_ref()).await?
+                publish::promote(&self.parts, claim, job, &generation, evaluated.as_ref()).await?
         {
             let reason = format!(
                 "{:?} has come to name {} while the adapter was measured beside what it named before; `togi adapters promote` decides \
@@ -209,7 +185,7 @@ impl Worker {
         let request = JobRequest::from_json(&claim.request)?;
         let recipe = request.recipe()?;
         let name = &request.request.base;
-        let base = self.bases.facts(name, recipe.precision).await?;
+        let base = self.parts.bases.facts(name, recipe.precision).await?;
         if base.digest != request.identity.base
             || base.tokenizer_digest != request.identity.tokenizer
         {
@@ -233,7 +209,7 @@ impl Worker {
     async fn start(&self, job: &Job, kept: Option<(Path, Snapshot)>) -> Result<training::Start> {
         let recipe = &job.recipe;
         let name = &job.request.request.base;
-        let engine = self.bases.engine(name, recipe.precision).await?;
+        let engine = self.parts.bases.engine(name, recipe.precision).await?;
         if engine.base().digest() != job.request.identity.base {
             return Err(other_base());
         }

@@ -1,4 +1,5 @@
-//! The setting `device`: refused by name where there is none, planned for where it is elsewhere, and computing where it is there.
+//! The setting `device`: refused by name where there is none, planned for where it is elsewhere,
+//! and computing where it is there.
 
 use togi_model::Processor;
 use togi_proto::job::v1::JobState;
@@ -62,7 +63,8 @@ async fn who_only_answers_needs_no_card_and_plans_for_it() {
     process.stop().await;
 }
 
-/// A job's losses and its report on a device; nothing where it is not there, which `TOGI_NEEDS_CUDA` does not take.
+/// A job's losses and its report on a device; nothing where it is not there, which
+/// `TOGI_NEEDS_CUDA` does not take.
 async fn trained(system: &System, device: Processor) -> Option<(Vec<Step>, serde_json::Value)> {
     let shape = Shape {
         device,

@@ -43,7 +43,8 @@ async fn ended(process: &Process, asked: CreateJobRequest) -> (Job, AdapterEvalu
     (job, answer.into_inner().evaluation.unwrap())
 }
 
-/// A lenient job of which an attempt has left that decision and died before it could follow it; and the decision as it stood.
+/// A lenient job of which an attempt has left that decision and died before it could follow it; and
+/// the decision as it stood.
 async fn ended_decided(
     process: &Process,
     decided: AdapterEvaluated,

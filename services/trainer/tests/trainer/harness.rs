@@ -1,4 +1,5 @@
-//! A system to test against: one rig, and processes over it that start, stop and die like real ones.
+//! A system to test against: one rig, and processes over it that start, stop and die like real
+//! ones.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -329,7 +330,8 @@ impl Process {
         job
     }
 
-    /// Watches a job from a step on until `enough`, or to its end; returns the steps and the last record.
+    /// Watches a job from a step on until `enough`, or to its end; returns the steps and the last
+    /// record.
     pub(crate) async fn watch(&self, id: &str, from_step: u64, enough: usize) -> (Vec<Step>, Job) {
         let asked = WatchJobRequest {
             job: id.to_owned(),

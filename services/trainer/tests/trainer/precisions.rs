@@ -1,4 +1,5 @@
-//! Jobs whose base is held in 8 or 4 bits: accepted on the CPU too, planned for, trained, and told apart from each other.
+//! Jobs whose base is held in 8 or 4 bits: accepted on the CPU too, planned for, trained, and told
+//! apart from each other.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Runs that are interrupted in every way: the result is the undisturbed run's, and no step is lost or said twice.
+//! Runs that are interrupted in every way: the result is the undisturbed run's, and no step is lost
+//! or said twice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! A window's loss: the sum of its token losses over the count of its learned targets, however it is cut into micro-batches.
+//! A window's loss: the sum of its token losses over the count of its learned targets, however it
+//! is cut into micro-batches.
 
 use std::path::Path;
 
@@ -14,7 +15,8 @@ use crate::inputs::{BASE, RECORDS, asked, config, steps};
 /// Records of a window.
 const WINDOW: u32 = 8;
 
-/// Makes a base of which records have very different losses: a fresh one finds every token as likely as any other.
+/// Makes a base of which records have very different losses: a fresh one finds every token as
+/// likely as any other.
 fn write_opinionated(folder: &Path) {
     let values = |name: &str, len: usize| {
         let sign = |place: usize| if place * place % 7 < 3 { 1.0 } else { -1.0 };
@@ -69,7 +71,8 @@ async fn accumulation_over_the_window_is_weighted_by_tokens() {
         assert_eq!(ended.state(), JobState::Succeeded, "{:?}", ended.error);
         runs.push(lines.iter().map(|line| line.loss).collect::<Vec<_>>());
     }
-    // The last window of an epoch has fewer records, and later losses follow from earlier gradients.
+    // The last window of an epoch has fewer records, and later losses follow from earlier
+    // gradients.
     assert_eq!(runs[0].len() as u64, steps(2));
     for cut in &runs[1..] {
         for (whole, cut) in runs[0].iter().zip(cut) {
@@ -77,7 +80,8 @@ async fn accumulation_over_the_window_is_weighted_by_tokens() {
         }
     }
 
-    // A mean of the records' means would be cut the same way, and is something else: these have different lengths.
+    // A mean of the records' means would be cut the same way, and is something else: these have
+    // different lengths.
     let rows = first_window(&process, &dataset).await;
     let engine = Engine::new(Base::load(&system.base_folder(BASE)).unwrap().into()).unwrap();
     let expected = loss(&engine, &rows).mean();
