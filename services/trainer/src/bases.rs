@@ -1,6 +1,5 @@
-//! The configured bases: brought to this machine once, checked whole, and shared by all that need
-//! them. Of each base, memory holds one representation, the one that was needed last; the device
-//! has one base at a time.
+//! The configured bases: fetched once, checked whole and shared. Memory holds one precision of each
+//! base, the one that was needed last; the device holds one base at a time.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,11 +13,10 @@ use togi_runtime::layout;
 use togi_runtime::process::memory;
 use togi_runtime::store::folder;
 use tokio::sync::OnceCell;
-use tracing::info;
 
 use crate::error::{Error, Result};
 
-/// What is known of a base, however it is held.
+/// The properties of a base that do not depend on its precision.
 pub struct BaseInfo {
     /// Its configuration.
     pub config: Config,
@@ -26,9 +24,9 @@ pub struct BaseInfo {
     pub digest: String,
     /// Digest of its tokenizer's file.
     pub tokenizer_digest: String,
-    /// Where PEFT finds it: its name on the hub, or else its name here.
+    /// The name by which PEFT loads it: its name on the hub, or its configured name.
     pub public_name: String,
-    /// What its files are quantized as, if they are: it is held so and not otherwise.
+    /// The precision of quantized files; such a base is held in no other.
     pub quantized_as: Option<Precision>,
 }
 
@@ -41,36 +39,37 @@ struct Inner {
     cache: PathBuf,
     device: Processor,
     weight_use: WeightUse,
-    places: Mutex<BTreeMap<String, Arc<Place>>>,
-    engine: tokio::sync::Mutex<Option<Held>>,
-    /// What the card had for a job when nothing of ours lay on it.
-    room: Mutex<Option<u64>>,
+    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
+    engine: tokio::sync::Mutex<Option<Loaded>>,
+    /// Bytes that the GPU had available when this process held nothing on it.
+    gpu_available: Mutex<Option<u64>>,
 }
 
-/// What a process needs bases for.
+/// How long a process keeps the weights of its bases.
 pub enum WeightUse {
-    /// To answer requests: weights are let go after the check.
+    /// They are dropped after the check: the process only answers requests.
     Answers,
-    /// To train: weights are kept.
+    /// They are kept for training.
     Training {
-        /// The card to train on, if the device is one.
-        card: Option<Card>,
+        /// The GPU to train on; `None` on the CPU.
+        gpu: Option<Card>,
     },
 }
 
 /// The engine that jobs compute with, kept from one to the next.
-struct Held {
+struct Loaded {
     base: String,
     engine: Arc<Engine>,
 }
 
-/// What this process has of one base.
+/// The loaded parts of one base. `info` never waits for a load of another precision, so that
+/// requests are checked while a job loads its base.
 #[derive(Default)]
-struct Place {
-    facts: OnceCell<Arc<BaseInfo>>,
+struct Slot {
+    info: OnceCell<Arc<BaseInfo>>,
     weights: Mutex<Option<Arc<Base>>>,
-    /// Held while the base is read: twice at once, memory would hold it twice.
-    turn: tokio::sync::Mutex<()>,
+    /// Taken while the base is read, so that memory never holds it twice.
+    load_lock: tokio::sync::Mutex<()>,
 }
 
 /// A base as it was read.
@@ -79,7 +78,7 @@ struct Read {
     quantized_as: Option<Precision>,
 }
 
-impl Place {
+impl Slot {
     fn weights(&self) -> std::sync::MutexGuard<'_, Option<Arc<Base>>> {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,15 +92,15 @@ impl Bases {
         cache: PathBuf,
         device: Processor,
         weight_use: WeightUse,
-    ) -> Bases {
-        Bases(Arc::new(Inner {
+    ) -> Self {
+        Self(Arc::new(Inner {
             configured,
             cache,
             device,
             weight_use,
-            places: Mutex::default(),
+            slots: Mutex::default(),
             engine: tokio::sync::Mutex::default(),
-            room: Mutex::default(),
+            gpu_available: Mutex::default(),
         }))
     }
 
@@ -125,43 +124,42 @@ impl Bases {
         })
     }
 
-    /// Returns what is known of a base, after its files were read and checked: the first time takes
-    /// as long as that, in the precision of who asks first.
+    /// Returns the properties of a base. The first call reads and checks its files, in the
+    /// requested precision.
     ///
     /// # Errors
-    /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are no
-    /// base, with field `recipe.base_precision` if they are quantized otherwise.
-    pub async fn facts(&self, name: &str, precision: Precision) -> Result<Arc<BaseInfo>> {
+    /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are not a
+    /// usable base, with field `recipe.base_precision` if they are quantized otherwise.
+    pub async fn info(&self, name: &str, precision: Precision) -> Result<Arc<BaseInfo>> {
         let configured = self.configured(name)?;
-        let place = self.place(name);
+        let slot = self.slot(name);
         let read = async || {
-            let _turn = place.turn.lock().await;
+            let _loading = slot.load_lock.lock().await;
             let read = self.read(name, configured, precision).await?;
-            let facts = facts(name, configured, &read)?;
+            let info = info(name, configured, &read)?;
             if let WeightUse::Training { .. } = self.0.weight_use {
-                *place.weights() = Some(Arc::new(read.base));
+                *slot.weights() = Some(Arc::new(read.base));
             }
-            Ok::<_, Error>(Arc::new(facts))
+            Ok::<_, Error>(Arc::new(info))
         };
         // An error is not kept: the next request tries again.
-        let facts = place.facts.get_or_try_init(read).await?;
-        match facts.quantized_as {
+        let info = slot.info.get_or_try_init(read).await?;
+        match info.quantized_as {
             Some(held) if held != precision => Err(cannot_be(
                 precision,
                 &format!("the folder is quantized as {} already", held.name()),
             )),
-            _ => Ok(Arc::clone(facts)),
+            _ => Ok(Arc::clone(info)),
         }
     }
 
     /// Returns the engine over a base on the worker's device. The last one is kept; another base,
-    /// or another representation of it, takes its place. Who computes with it must have let it go
-    /// by then.
+    /// or another precision of it, replaces it. Callers must have dropped the old engine by then.
     ///
     /// # Errors
-    /// As [`Bases::facts`]; the device's, with its figures, if the base does not fit.
+    /// As [`Bases::info`]; the device's, with its figures, if the base does not fit.
     pub async fn engine(&self, name: &str, precision: Precision) -> Result<Arc<Engine>> {
-        let WeightUse::Training { card } = &self.0.weight_use else {
+        let WeightUse::Training { gpu } = &self.0.weight_use else {
             return Err(togi_runtime::Error::internal("this process does not train").into());
         };
         let mut held = self.0.engine.lock().await;
@@ -172,39 +170,39 @@ impl Bases {
             return Ok(Arc::clone(&held.engine));
         }
         held.take();
-        if let Some(card) = card {
-            *self.room() = Some(card.memory()?.available);
+        if let Some(gpu) = gpu {
+            *self.gpu_available() = Some(gpu.memory()?.available);
         }
         let base = self.weights(name, precision).await?;
         let device = self.0.device.device(precision);
         let making = tokio::task::spawn_blocking(move || Engine::on(base, device));
         let engine = making.await.map_err(|_| Error::ThreadGone)??;
         let engine = Arc::new(engine);
-        *held = Some(Held {
+        *held = Some(Loaded {
             base: name.to_owned(),
             engine: Arc::clone(&engine),
         });
         Ok(engine)
     }
 
-    /// Lets the kept engine go: after a failure, which may have been its device's, the next job has
-    /// a new one.
-    pub async fn let_go(&self) {
+    /// Drops the kept engine: after a failure, which may be the device's, the next job makes a new
+    /// one.
+    pub async fn release_engine(&self) {
         self.0.engine.lock().await.take();
     }
 
-    /// Returns how much memory of its device this process has for a job over a base: what its
-    /// worker holds itself, it will have let go by then. `None` if nobody knows.
+    /// Returns the device memory for a job over a base, in bytes. Memory that the worker holds
+    /// itself counts as free. `None` if unknown.
     #[must_use]
     pub fn available(&self, name: &str) -> Option<u64> {
-        match (self.0.device, self.card()) {
-            (Processor::Cuda { .. }, card) => {
-                let room = *self.room();
-                room.or_else(|| Some(card?.memory().ok()?.available))
+        match (self.0.device, self.gpu()) {
+            (Processor::Cuda { .. }, gpu) => {
+                let gpu_available = *self.gpu_available();
+                gpu_available.or_else(|| Some(gpu?.memory().ok()?.available))
             }
             (Processor::Cpu, _) => {
-                let place = self.place(name);
-                let resident = match &*place.weights() {
+                let slot = self.slot(name);
+                let resident = match &*slot.weights() {
                     Some(base) => weights(base.config(), base.precision(), Device::Cpu),
                     None => 0,
                 };
@@ -213,53 +211,56 @@ impl Bases {
         }
     }
 
-    /// Returns the device's name, a card's maker's for it included.
+    /// Returns the device's name, a gpu's maker's for it included.
     #[must_use]
     pub fn device(&self) -> String {
-        match self.card() {
+        match self.gpu() {
             None => self.0.device.to_string(),
-            Some(card) => format!("{} ({})", self.0.device, card.name()),
+            Some(gpu) => format!("{} ({})", self.0.device, gpu.name()),
         }
     }
 
-    fn card(&self) -> Option<&Card> {
+    fn gpu(&self) -> Option<&Card> {
         match &self.0.weight_use {
-            WeightUse::Training { card } => card.as_ref(),
+            WeightUse::Training { gpu } => gpu.as_ref(),
             WeightUse::Answers => None,
         }
     }
 
-    fn room(&self) -> std::sync::MutexGuard<'_, Option<u64>> {
-        self.0.room.lock().unwrap_or_else(PoisonError::into_inner)
+    fn gpu_available(&self) -> std::sync::MutexGuard<'_, Option<u64>> {
+        self.0
+            .gpu_available
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns a base's weights. If another representation of them is held, it is let go first.
+    /// Returns a base's weights. Weights in another precision are dropped first.
     async fn weights(&self, name: &str, precision: Precision) -> Result<Arc<Base>> {
         let configured = self.configured(name)?;
-        let place = self.place(name);
-        let _turn = place.turn.lock().await;
-        if let Some(base) = &*place.weights()
+        let slot = self.slot(name);
+        let _loading = slot.load_lock.lock().await;
+        if let Some(base) = &*slot.weights()
             && base.precision() == precision
         {
             return Ok(Arc::clone(base));
         }
-        place.weights().take();
+        slot.weights().take();
         let base = Arc::new(self.read(name, configured, precision).await?.base);
-        *place.weights() = Some(Arc::clone(&base));
+        *slot.weights() = Some(Arc::clone(&base));
         Ok(base)
     }
 
     /// Returns in which precision this process holds a base's weights, if it does.
     #[must_use]
     pub fn held(&self, name: &str) -> Option<Precision> {
-        let place = self.place(name);
-        place.weights().as_ref().map(|base| base.precision())
+        let slot = self.slot(name);
+        slot.weights().as_ref().map(|base| base.precision())
     }
 
-    fn place(&self, name: &str) -> Arc<Place> {
-        let places = self.0.places.lock();
-        let mut places = places.unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(places.entry(name.to_owned()).or_default())
+    fn slot(&self, name: &str) -> Arc<Slot> {
+        let slots = self.0.slots.lock();
+        let mut slots = slots.unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(name.to_owned()).or_default())
     }
 
     async fn read(
@@ -270,7 +271,7 @@ impl Bases {
     ) -> Result<Read> {
         let local = folder::materialize(configured, &self.0.cache).await;
         let local = local.map_err(|error| error.with_field("base"))?;
-        info!(
+        tracing::info!(
             base = name,
             precision = precision.name(),
             "reading the base"
@@ -297,8 +298,8 @@ fn cannot_be(precision: Precision, reason: &str) -> Error {
     Error::unfit("recipe.base_precision", reason)
 }
 
-/// What a base says of itself; its tokenizer must fit its network.
-fn facts(name: &str, configured: &BaseConfig, read: &Read) -> Result<BaseInfo> {
+/// Returns the properties of a base; its tokenizer must fit its network.
+fn info(name: &str, configured: &BaseConfig, read: &Read) -> Result<BaseInfo> {
     let base = &read.base;
     let Some(tokenizer) = base.tokenizer() else {
         return Err(Error::unfit(
@@ -309,7 +310,7 @@ fn facts(name: &str, configured: &BaseConfig, read: &Read) -> Result<BaseInfo> {
     let tokenizer = togi_tokens::Tokenizer::from_bytes(tokenizer).map_err(|error| {
         Error::unfit(
             "base",
-            format!("{name:?} has a tokenizer that is none: {error}"),
+            format!("{name:?} has an invalid tokenizer: {error}"),
         )
     })?;
     let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
@@ -341,7 +342,7 @@ mod tests {
 
     use super::*;
 
-    const TRAINING: WeightUse = WeightUse::Training { card: None };
+    const TRAINING: WeightUse = WeightUse::Training { gpu: None };
 
     /// A base in a folder, and the bases of a worker that has no other.
     fn bases() -> (tempfile::TempDir, Bases) {
@@ -382,9 +383,9 @@ mod tests {
     async fn memory_holds_one_representation_of_a_base() {
         let (_folder, bases) = bases();
         assert_eq!(bases.held("tiny"), None);
-        bases.facts("tiny", Precision::F32).await.unwrap();
-        // Who only wants the facts loads nothing anew.
-        bases.facts("tiny", Precision::Nf4).await.unwrap();
+        bases.info("tiny", Precision::F32).await.unwrap();
+        // Reading the properties loads nothing again.
+        bases.info("tiny", Precision::Nf4).await.unwrap();
         assert_eq!(bases.held("tiny"), Some(Precision::F32));
         let full = bases.engine("tiny", Precision::F32).await.unwrap();
         let again = bases.engine("tiny", Precision::F32).await.unwrap();
@@ -410,10 +411,10 @@ mod tests {
         let configured = BTreeMap::from([("packed".to_owned(), configured)]);
         let cache = folder.path().join("cache");
         let bases = Bases::new(configured, cache, Processor::Cpu, TRAINING);
-        // The same is said before it was read, and after.
-        let first = bases.facts("packed", Precision::F32).await.err().unwrap();
-        bases.facts("packed", Precision::Nf4).await.unwrap();
-        let second = bases.facts("packed", Precision::F32).await.err().unwrap();
+        // The error is the same before and after the base was read.
+        let first = bases.info("packed", Precision::F32).await.err().unwrap();
+        bases.info("packed", Precision::Nf4).await.unwrap();
+        let second = bases.info("packed", Precision::F32).await.err().unwrap();
         assert_eq!(first.to_string(), second.to_string());
         let says = "recipe.base_precision cannot be f32: the folder is quantized as nf4";
         assert!(first.to_string().starts_with(says), "{first}");

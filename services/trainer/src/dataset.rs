@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Returns the manifest of a data set named by its digest, or by its name for the newest revision.
 ///
 /// # Errors
-/// `NotFound` with field `dataset`; [`Error::Damaged`] if the manifest is none.
+/// `NotFound` with field `dataset`; [`Error::Damaged`] if the manifest cannot be parsed.
 pub async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest> {
     if layout::validate_digest("dataset", dataset).is_ok() {
         return manifest(store, dataset).await;
@@ -25,7 +25,7 @@ pub async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest> {
 /// name.
 ///
 /// # Errors
-/// The store's; [`Error::Damaged`] if the revision is none.
+/// The store's; [`Error::Damaged`] if the revision cannot be parsed.
 pub async fn newest(store: &Store, name: &str) -> Result<Option<(u64, NameRevision)>> {
     let newest = store.newest_revision(&layout::name_revisions(name)).await?;
     let Some((n, _)) = newest else {

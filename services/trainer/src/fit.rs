@@ -43,7 +43,7 @@ impl Need {
     ///
     /// # Errors
     /// [`Error::Memory`] if it is above what is available, with the largest micro-batch that is
-    /// not. Where nobody knows what is available, everything fits.
+    /// not. If the available memory is unknown, everything fits.
     pub fn check(&self, available: Option<u64>) -> Result<proto::MemoryPlan> {
         let tokens = self.largest_pass(self.recipe.batch_size);
         let plan = self.plan(tokens);
@@ -71,8 +71,7 @@ impl Need {
         memory::plan(&self.config, &self.recipe.lora, tokens, precision, device)
     }
 
-    /// The contract counts gradients with the optimizer, the engine with the values that they
-    /// belong to.
+    /// Moves the gradients from the values, where the engine counts them, to the optimizer.
     fn to_proto(&self, plan: &Plan, tokens: usize, available: Option<u64>) -> proto::MemoryPlan {
         let gradients = 4 * memory::trainable(&self.config, &self.recipe.lora);
         proto::MemoryPlan {
@@ -102,7 +101,7 @@ impl Need {
         (fits > 0).then_some(fits)
     }
 
-    /// The tokens of the largest pass with micro-batches of so many records.
+    /// The tokens of the largest pass with micro-batches of `batch_size` records.
     fn largest_pass(&self, batch_size: u32) -> usize {
         let recipe = Recipe {
             batch_size,
@@ -191,7 +190,7 @@ mod tests {
         let largest = sums.max().unwrap() as usize;
         assert_eq!(need.largest_pass(4), largest);
         assert_eq!(need.check(None).unwrap().tokens, largest as u64);
-        // Whoever knows less plans for more.
+        // With only the maximum length known, the plan is larger.
         need.lengths = Lengths::AtMost {
             rows: 20,
             length: 371,
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_fit_is_told_what_would() {
+    fn a_refusal_names_the_largest_micro_batch_that_fits() {
         let lengths = Lengths::AtMost {
             rows: 100,
             length: 50,
@@ -248,7 +247,7 @@ mod tests {
             (plan(1) - 1, None),
         ] {
             match need.check(Some(available)) {
-                Err(Error::Memory { largest: told, .. }) => assert_eq!(told, largest),
+                Err(Error::Memory { largest: found, .. }) => assert_eq!(found, largest),
                 other => panic!("{other:?}"),
             }
         }

@@ -83,13 +83,13 @@ impl Gate {
         let answers = answers.into_iter().flat_map(|asked| self.answers(asked));
         let (good, bad): (Vec<_>, Vec<_>) = losses.chain(answers).partition(|bar| bar.holds);
         let passed = bad.is_empty();
-        let said: Vec<_> = if passed { good } else { bad }
+        let reasons: Vec<_> = if passed { good } else { bad }
             .into_iter()
             .map(|bar| bar.says)
             .collect();
         Verdict {
             passed,
-            reason: said.join("; "),
+            reason: reasons.join("; "),
         }
     }
 
@@ -111,10 +111,10 @@ impl Gate {
         };
         let says = format!("{says}, the serving generation's {serving:.4}");
         let tolerance = self.loss_tolerance;
-        // Not a number is below nothing, and no bar.
+        // A serving loss that is NaN sets no bar.
         let holds = loss.is_finite() && (serving.is_nan() || loss <= serving + tolerance);
         Bar {
-            says: said(says, holds, &format!("above by more than {tolerance}")),
+            says: explain(says, holds, &format!("above by more than {tolerance}")),
             holds,
         }
     }
@@ -130,7 +130,7 @@ impl Gate {
         let holds = share(*right) >= self.least_right;
         let why_not = format!("less than the share of {}", self.least_right);
         let mut bars = vec![Bar {
-            says: said(says.clone(), holds, &why_not),
+            says: explain(says.clone(), holds, &why_not),
             holds,
         }];
         if let Some(serving) = serving_right {
@@ -138,7 +138,7 @@ impl Gate {
             let tolerance = self.answer_tolerance;
             let holds = share(*right) >= share(*serving) - tolerance;
             bars.push(Bar {
-                says: said(says, holds, &format!("below by more than {tolerance}")),
+                says: explain(says, holds, &format!("below by more than {tolerance}")),
                 holds,
             });
         }
@@ -146,13 +146,13 @@ impl Gate {
     }
 }
 
-/// A condition and what is to be said of it.
+/// A condition and its sentence in the reason.
 struct Bar {
     holds: bool,
     says: String,
 }
 
-fn said(says: String, holds: bool, why_not: &str) -> String {
+fn explain(says: String, holds: bool, why_not: &str) -> String {
     if holds {
         says
     } else {

@@ -1,5 +1,5 @@
-//! What a card says of itself while it computes, by NVML: read now and then on a thread of its own,
-//! so that no step waits for it.
+//! A GPU's utilization, power and memory, read by NVML on a thread of its own: no step waits for
+//! it.
 
 use std::fmt;
 #[cfg(feature = "cuda")]
@@ -22,18 +22,18 @@ const EVERY: Duration = Duration::from_millis(100);
 #[cfg(feature = "cuda")]
 const LIBRARY: &str = "libnvidia-ml.so.1";
 
-/// What a card said last; nothing where there is no card, or what it does not tell.
+/// The last readings of a GPU; `None` without a GPU, or for a reading that it lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Figures {
-    /// Share of the time in which it was busy, of late, 0 to 100.
+pub struct Readings {
+    /// Recent share of busy time, in percent.
     pub utilization_percent: Option<f64>,
-    /// The power that it drew, in watts.
+    /// The power draw in watts.
     pub power_watts: Option<f64>,
-    /// Its memory in use by everybody, in bytes.
+    /// Memory in use by all processes, in bytes.
     pub memory_bytes: Option<u64>,
 }
 
-/// Reads a card until the last clone is dropped.
+/// Reads a gpu until the last clone is dropped.
 #[derive(Clone, Default)]
 pub struct Gauge {
     #[cfg(feature = "cuda")]
@@ -42,33 +42,33 @@ pub struct Gauge {
 
 #[cfg(feature = "cuda")]
 struct Reading {
-    latest: Arc<Mutex<Figures>>,
+    latest: Arc<Mutex<Readings>>,
     /// Dropped to end the thread.
     _stop: mpsc::Sender<()>,
 }
 
 impl Gauge {
-    /// Starts to read a card. Without one, or without NVML, there is nothing to read.
+    /// Starts to read a gpu. Without one, or without NVML, there is nothing to read.
     #[must_use]
-    pub fn of(card: Option<&Card>) -> Gauge {
+    pub fn of(gpu: Option<&Card>) -> Gauge {
         #[cfg(feature = "cuda")]
         return Gauge {
-            reading: card.and_then(|card| {
-                let started = Reading::start(card.uuid());
-                let silent = |error| tracing::warn!(%error, "the card's figures cannot be read");
+            reading: gpu.and_then(|gpu| {
+                let started = Reading::start(gpu.uuid());
+                let silent = |error| tracing::warn!(%error, "the gpu's readings cannot be read");
                 started.map_err(silent).ok().map(Arc::new)
             }),
         };
         #[cfg(not(feature = "cuda"))]
         {
-            let _ = card;
+            let _ = gpu;
             Gauge::default()
         }
     }
 
     /// Returns what was read last.
     #[must_use]
-    pub fn figures(&self) -> Figures {
+    pub fn readings(&self) -> Readings {
         #[cfg(feature = "cuda")]
         if let Some(reading) = &self.reading {
             return *reading
@@ -76,13 +76,13 @@ impl Gauge {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        Figures::default()
+        Readings::default()
     }
 }
 
 impl fmt::Debug for Gauge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.figures().fmt(f)
+        self.readings().fmt(f)
     }
 }
 
@@ -92,11 +92,12 @@ impl Reading {
         let nvml = Nvml::builder().lib_path(LIBRARY.as_ref()).init()?;
         let latest = Arc::new(Mutex::new(read(&nvml.device_by_uuid(uuid)?)));
         let (stop, stopped) = mpsc::channel();
-        let (told, uuid) = (Arc::clone(&latest), uuid.to_owned());
+        let (shared, uuid) = (Arc::clone(&latest), uuid.to_owned());
         let keep_reading = move || {
             while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(EVERY) {
-                let figures = nvml.device_by_uuid(uuid.as_str()).map(|card| read(&card));
-                *told.lock().unwrap_or_else(PoisonError::into_inner) = figures.unwrap_or_default();
+                let readings = nvml.device_by_uuid(uuid.as_str()).map(|gpu| read(&gpu));
+                *shared.lock().unwrap_or_else(PoisonError::into_inner) =
+                    readings.unwrap_or_default();
             }
         };
         thread::Builder::new()
@@ -110,15 +111,15 @@ impl Reading {
 }
 
 #[cfg(feature = "cuda")]
-fn read(card: &Device<'_>) -> Figures {
-    /// Not every card tells everything.
-    fn told<T>(figure: Result<T, NvmlError>) -> Option<T> {
+fn read(gpu: &Device<'_>) -> Readings {
+    /// Not every GPU supports every reading.
+    fn known<T>(figure: Result<T, NvmlError>) -> Option<T> {
         figure.ok()
     }
-    Figures {
-        utilization_percent: told(card.utilization_rates()).map(|rates| f64::from(rates.gpu)),
-        power_watts: told(card.power_usage()).map(|milliwatts| f64::from(milliwatts) / 1e3),
-        memory_bytes: told(card.memory_info()).map(|memory| memory.used),
+    Readings {
+        utilization_percent: known(gpu.utilization_rates()).map(|rates| f64::from(rates.gpu)),
+        power_watts: known(gpu.power_usage()).map(|milliwatts| f64::from(milliwatts) / 1e3),
+        memory_bytes: known(gpu.memory_info()).map(|memory| memory.used),
     }
 }
 
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_card_nothing_is_told() {
-        assert_eq!(Gauge::of(None).figures(), Figures::default());
+    fn without_a_gpu_there_is_no_reading() {
+        assert_eq!(Gauge::of(None).readings(), Readings::default());
     }
 }

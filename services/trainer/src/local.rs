@@ -22,7 +22,7 @@ use crate::learn::train::{self, Machine, Plan, Request, State, Update};
 use crate::papers::report::{self, RunSummary};
 use crate::recipe::Recipe;
 
-/// Updates that the loop may be ahead of whoever looks at them.
+/// Updates that the loop may be ahead of their reader.
 const UPDATES_AHEAD: usize = 64;
 
 /// What a run is made of.
@@ -67,10 +67,10 @@ impl Run {
         let mut state = self.start()?;
         let (plan, order) = (self.plan(), self.order());
         let device = self.device.device(self.base.precision());
-        // Held so that the driver keeps the card ready.
-        let card = self.device.open()?;
+        // Held so that the driver keeps the GPU ready.
+        let gpu = self.device.open()?;
         let engine = Engine::on(Arc::clone(&self.base), device)?;
-        let gauge = Gauge::of(card.as_ref());
+        let gauge = Gauge::of(gpu.as_ref());
         let machine = Machine {
             engine: &engine,
             gauge: &gauge,
@@ -113,7 +113,7 @@ impl Run {
         let config = self.base.config();
         let precision = self.base.precision();
         let available = match self.device.open()? {
-            Some(card) => Some(card.memory()?.available),
+            Some(gpu) => Some(gpu.memory()?.available),
             // The base is there already.
             None => memory::available_bytes()
                 .map(|bytes| bytes.saturating_add(weights(config, precision, Device::Cpu))),
@@ -150,7 +150,7 @@ impl Run {
         let rows = self.rows.len() as u64;
         Plan {
             recipe: Recipe {
-                // Nobody could resume.
+                // A local run cannot resume.
                 checkpoint_every: 0,
                 ..self.recipe.clone()
             },

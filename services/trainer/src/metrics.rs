@@ -15,7 +15,7 @@ pub struct Metrics {
     loss: Gauge<f64>,
     gradient_norm: Gauge<f64>,
     tokens_per_second: Gauge<f64>,
-    card: [Gauge<f64>; 4],
+    gpu: [Gauge<f64>; 4],
     tokens: Counter<u64>,
     samples: Counter<u64>,
     policy_jobs: Counter<u64>,
@@ -81,7 +81,7 @@ impl Metrics {
                 .with_unit("{token}/s")
                 .with_description("Tokens a second of the last step")
                 .build(),
-            card: [
+            gpu: [
                 (
                     "utilization",
                     "%",
@@ -146,7 +146,7 @@ impl Metrics {
             line.device_memory_bytes.map(|bytes| bytes as f64),
         ];
         // Of the processor there is nothing to say: no series, not one of zeros.
-        for (gauge, figure) in self.card.iter().zip(figures) {
+        for (gauge, figure) in self.gpu.iter().zip(figures) {
             if let Some(figure) = figure {
                 gauge.record(figure, &[]);
             }

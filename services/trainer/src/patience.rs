@@ -1,4 +1,4 @@
-//! Waiting for a store or a bus that is away, as long as the job is ours.
+//! Repeats an action while the store or the bus is unavailable and the lease is held.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ impl Patience {
         Patience(Duration::from_millis(100))
     }
 
-    /// Waits after an error that passes.
+    /// Waits after a temporary error.
     ///
     /// # Errors
-    /// The error, if waiting does not help or the job is not ours any more.
+    /// The error, if it is not temporary or the lease is lost.
     pub(crate) async fn after(&mut self, error: Error, lease: &Lease) -> Result<()> {
         if error.class() != Class::Unavailable || !lease.is_held() {
             return Err(error);
@@ -33,8 +33,8 @@ impl Patience {
     }
 }
 
-/// Awaits a fallible future, made anew after each error that passes. A macro, as no closure can
-/// lend what it has borrowed.
+/// Awaits a fallible future, made again after each temporary error. It is a macro because a closure
+/// cannot return a future that borrows from the closure.
 macro_rules! retry {
     ($lease:expr, $action:expr) => {{
         let mut patience = crate::patience::Patience::new();

@@ -1,4 +1,4 @@
-//! From a request to a queued job: checked first, then kept, then told.
+//! From a request to a queued job: checked, stored, then announced.
 
 use togi_proto::job::v1::{Job, JobKind};
 use togi_proto::trainer::v1 as proto;
@@ -30,7 +30,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Returns a queue behind a admission.
+    /// Returns a queue behind an admission.
     #[must_use]
     pub fn new(jobs: Jobs, admission: Admission) -> Queue {
         Queue { jobs, admission }
@@ -73,7 +73,7 @@ impl Queue {
                 plan,
                 steps,
             }),
-            // Somebody was faster with the same key, and the name's next revision came in between.
+            // Another request with the same key came first, and a new revision came in between.
             Err(Error::Runtime(error)) if error.class() == Class::AlreadyExists => {
                 self.known(&id, asked).await?.ok_or(Error::Runtime(error))
             }
@@ -114,7 +114,7 @@ impl Queue {
             Err(error) if error.class() == Class::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        // A policy says the rest of what it was asked for.
+        // The policy sets the rest of the request.
         let same = match asked.policy.as_str() {
             "" => known.request == request::normal(asked)?,
             policy => known.request.policy == policy,

@@ -16,12 +16,12 @@ use crate::error::{Error, Result};
 /// Most records in an optimizer step: beyond it a mistake is likelier than an intention.
 const MOST_RECORDS: u64 = 65_536;
 
-/// What becomes of a published adapter.
+/// How a published adapter is promoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promote {
     /// The alias names it at once.
     Auto,
-    /// Somebody promotes it, or not.
+    /// It is promoted by hand, or not at all.
     Manual,
 }
 
@@ -34,7 +34,7 @@ pub struct Recipe {
     pub precision: Precision,
     /// Passes over the data.
     pub epochs: u32,
-    /// Optimizer steps at the most; 0 for no limit.
+    /// The maximum of optimizer steps; 0 for no limit.
     pub max_steps: u64,
     /// Records in a micro-batch.
     pub batch_size: u32,
@@ -60,7 +60,7 @@ pub struct Recipe {
     pub shuffle: bool,
     /// Optimizer steps between checkpoints; 0 for only the last.
     pub checkpoint_every: u64,
-    /// What becomes of the adapter.
+    /// How the adapter is promoted.
     pub promote: Promote,
     /// The low-rank part.
     pub lora: LoraConfig,

@@ -86,10 +86,10 @@ pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Pub
     }
 }
 
-/// Returns what the contract says of a published adapter; `aliases` is [`named`]'s answer.
+/// Returns a published adapter in the contract's form; `aliases` is [`named`]'s answer.
 ///
 /// # Errors
-/// [`Error::Damaged`] if its manifest is none; the store's.
+/// [`Error::Damaged`] if the manifest cannot be parsed; the store's.
 pub async fn describe(
     store: &Store,
     published: &Published,
@@ -138,7 +138,7 @@ pub async fn named(aliases: &Aliases) -> Result<BTreeMap<String, Vec<String>>> {
     Ok(named)
 }
 
-/// Returns an alias as the contract says it.
+/// Returns an alias in the contract's form.
 #[must_use]
 pub fn to_proto(alias: Alias) -> proto::Alias {
     let Alias { revision, said } = alias;
@@ -156,7 +156,7 @@ pub fn to_proto(alias: Alias) -> proto::Alias {
 }
 
 /// Promotes a job's adapter, unless that was done since the job was made: a second attempt of the
-/// job must not take back what somebody has promoted after the first one. An adapter that passed a
+/// job must not undo a promotion that followed the first one. An adapter that passed a
 /// gate is promoted over nothing but what it was measured beside. Returns what the alias names if
 /// that is why the adapter was not promoted.
 ///

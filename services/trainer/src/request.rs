@@ -1,4 +1,4 @@
-//! What a job's `request.json` says: what was asked, and what its names meant when it was asked.
+//! A job's `request.json`: the request, and the digests that its names stood for.
 
 use serde::{Deserialize, Serialize};
 use togi_proto::trainer::v1 as proto;
@@ -50,7 +50,7 @@ pub enum By {
     Request,
 }
 
-/// A request that names every part: what a policy leaves to be said is filled in from the policy.
+/// A request that names every part: a policy fills in its own.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// The request.
@@ -63,7 +63,7 @@ impl JobRequest {
     /// Reads a job's request.
     ///
     /// # Errors
-    /// `InvalidArgument` if it is none.
+    /// `InvalidArgument` if it cannot be parsed.
     pub fn from_json(bytes: &[u8]) -> Result<JobRequest> {
         Ok(serde_json::from_slice(bytes).map_err(togi_runtime::Error::from)?)
     }
@@ -76,7 +76,7 @@ impl JobRequest {
         Recipe::from_proto(&self.request.recipe.clone().unwrap_or_default())
     }
 
-    /// Returns the gate, if there is one.
+    /// Returns the gate; `None` for a request without one.
     ///
     /// # Errors
     /// As [`JobRequest::recipe`].

@@ -38,13 +38,12 @@ pub async fn start(
 ) -> Result<()> {
     config.validate()?;
     let (store, bus, stopper) = (&context.store, &context.bus, &context.stopper);
-    let (weight_use, gauge) = match config.has(Role::Worker) {
-        true => {
-            let card = card(config.device).await?;
-            let gauge = Gauge::of(card.as_ref());
-            (WeightUse::Training { card }, gauge)
-        }
-        false => (WeightUse::Answers, Gauge::default()),
+    let (weight_use, gauge) = if config.has(Role::Worker) {
+        let gpu = gpu(config.device).await?;
+        let gauge = Gauge::of(gpu.as_ref());
+        (WeightUse::Training { gpu }, gauge)
+    } else {
+        (WeightUse::Answers, Gauge::default())
     };
     let (cache, device) = (config.training.base_cache(), config.device);
     let bases = Bases::new(config.bases.clone(), cache, device, weight_use);
@@ -121,14 +120,16 @@ pub async fn start(
     Ok(())
 }
 
-/// Opens a worker's card, if its device is one; one that is not there, or not fit, is an error at
-/// once.
-async fn card(device: Processor) -> crate::Result<Option<Card>> {
+/// Opens the worker's GPU; `None` for the CPU.
+///
+/// # Errors
+/// A GPU that is missing or unfit.
+async fn gpu(device: Processor) -> crate::Result<Option<Card>> {
     let opening = tokio::task::spawn_blocking(move || device.open());
-    let card = opening.await.map_err(|_| Error::ThreadGone)??;
-    if let Some(card) = &card {
-        let memory_bytes = card.memory()?.available;
-        info!(%device, card = card.name(), memory_bytes, "computing on a card");
+    let gpu = opening.await.map_err(|_| Error::ThreadGone)??;
+    if let Some(gpu) = &gpu {
+        let memory_bytes = gpu.memory()?.available;
+        info!(%device, card = gpu.name(), memory_bytes, "computing on a card");
     }
-    Ok(card)
+    Ok(gpu)
 }

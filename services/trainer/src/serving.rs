@@ -17,14 +17,14 @@ pub(crate) struct Serving {
     pub(crate) lora: Lora,
 }
 
-/// What stands at an alias.
-pub(crate) enum Place {
-    /// Nothing: there is no such alias yet.
-    Free,
+/// The generation that an alias names.
+pub(crate) enum Current {
+    /// The alias does not exist yet.
+    None,
     /// An adapter over the same base.
-    Taken(Box<Serving>),
+    Comparable(Box<Serving>),
     /// An adapter that cannot be measured over this base: its manifest, and what differs.
-    Strange(Box<AdapterManifest>, &'static str),
+    Incomparable(Box<AdapterManifest>, &'static str),
 }
 
 /// Reads what an alias names; `ours` is what the new adapter is made from, over a base of `config`.
@@ -37,12 +37,12 @@ pub(crate) async fn at(
     alias: &str,
     ours: &Identity,
     config: &Config,
-) -> Result<Place> {
+) -> Result<Current> {
     if alias.is_empty() {
-        return Ok(Place::Free);
+        return Ok(Current::None);
     }
     let Some(alias) = aliases.current(alias).await? else {
-        return Ok(Place::Free);
+        return Ok(Current::None);
     };
     let path = layout::adapter_manifest(alias.generation());
     let manifest: AdapterManifest = serde_json::from_slice(&store.get(&path).await?)
@@ -54,12 +54,12 @@ pub(crate) async fn at(
         ("prompt template", theirs.template != ours.template),
     ];
     if let Some((what, _)) = other.into_iter().find(|(_, differs)| *differs) {
-        return Ok(Place::Strange(Box::new(manifest), what));
+        return Ok(Current::Incomparable(Box::new(manifest), what));
     }
     let settings = file(store, &manifest, adapter::CONFIG_FILE).await?;
     let tensors = file(store, &manifest, adapter::TENSORS_FILE).await?;
     let lora = adapter::from_files(&settings, &tensors, config)?;
-    Ok(Place::Taken(Box::new(Serving { manifest, lora })))
+    Ok(Current::Comparable(Box::new(Serving { manifest, lora })))
 }
 
 async fn file(store: &Store, manifest: &AdapterManifest, name: &str) -> Result<Bytes> {
@@ -70,8 +70,8 @@ async fn file(store: &Store, manifest: &AdapterManifest, name: &str) -> Result<B
         }
         read => read?,
     };
-    let said = manifest.files.get(name).map(|file| file.sha256.as_str());
-    if said != Some(hex::encode(Sha256::digest(&bytes)).as_str()) {
+    let expected = manifest.files.get(name).map(|file| file.sha256.as_str());
+    if expected != Some(hex::encode(Sha256::digest(&bytes)).as_str()) {
         let reason = "its bytes are not those of the manifest";
         return Err(Error::damaged(path.to_string(), reason));
     }

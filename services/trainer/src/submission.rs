@@ -27,12 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Rows that a plan looks at, all epochs together.
 const MOST_READ: u64 = 1 << 22;
 
-/// A request that was checked.
+/// A checked request.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// What the job will be asked.
+    /// The job's request.
     pub request: JobRequest,
-    /// What it will hold in memory.
+    /// Its memory plan.
     pub plan: proto::MemoryPlan,
 }
 
@@ -81,7 +81,7 @@ impl Admission {
         let asked = &resolved.request;
         let recipe = self.check_form(asked)?;
         let dataset = dataset::find(&self.store, &asked.dataset).await?;
-        let base = self.bases.facts(&asked.base, recipe.precision).await?;
+        let base = self.bases.info(&asked.base, recipe.precision).await?;
         recipe.check_base(&base.config)?;
         check_fit(&dataset, &base)?;
         if let Some(gate) = &asked.gate {

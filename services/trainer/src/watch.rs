@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use togi_proto::job::v1::{Job, JobState};
+use togi_proto::job::v1::Job;
 use togi_proto::trainer::v1::WatchJobResponse;
 use togi_proto::trainer::v1::watch_job_response::Update;
+use togi_runtime::jobs::record::is_final;
 use togi_runtime::{Class, JobId, Jobs, Stopper, Store};
 use tonic::Status;
 use tracing::debug;
@@ -32,7 +33,7 @@ struct Watching {
     watcher: Watcher,
     id: JobId,
     next_step: u64,
-    said: Option<Job>,
+    last_sent: Option<Job>,
     waiting: VecDeque<Update>,
     over: bool,
 }
@@ -50,7 +51,7 @@ impl Watcher {
             watcher: self,
             id,
             next_step,
-            said: None,
+            last_sent: None,
             waiting: VecDeque::new(),
             over: false,
         };
@@ -99,14 +100,11 @@ impl Watching {
     /// The record is read before the log: what a final record has done is in the log then.
     async fn look(&mut self) -> Result<()> {
         let job = self.watcher.jobs.get(&self.id).await?;
-        let over = matches!(
-            job.state(),
-            JobState::Succeeded | JobState::Failed | JobState::Cancelled
-        );
-        let changed = self.said.as_ref() != Some(&job);
+        let over = is_final(job.state());
+        let changed = self.last_sent.as_ref() != Some(&job);
         if changed && !over {
             self.waiting.push_back(Update::Job(job.clone()));
-            self.said = Some(job.clone());
+            self.last_sent = Some(job.clone());
         }
         // Before its first claim a job has no log.
         if job.epoch > 0 {

@@ -21,18 +21,18 @@ pub(crate) struct Pair<'a> {
     pub(crate) serving: Option<&'a Lora>,
 }
 
-/// Figures of the two.
+/// A measurement of both generations.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Figures<T> {
+pub(crate) struct Measured<T> {
     pub(crate) new: T,
     pub(crate) serving: Option<T>,
 }
 
-/// Measures on an engine until it is told to stop.
+/// Measures on an engine until it is asked to stop.
 pub(crate) struct Measure<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) pair: Pair<'a>,
-    /// Set when nobody waits for the figures any more.
+    /// Set when the result is not needed any more.
     pub(crate) stop: &'a AtomicBool,
 }
 
@@ -41,13 +41,14 @@ impl Measure<'_> {
     /// `together` go through the network at once.
     ///
     /// # Errors
-    /// The rows'; [`Error::ThreadGone`] if they end early or nobody waits any more; the engine's.
+    /// The rows'; [`Error::ThreadGone`] if they end early or the result is not needed any more; the
+    /// engine's.
     pub(crate) fn losses(
         &self,
         rows: &mut impl Iterator<Item = Result<Row>>,
         count: u64,
         together: usize,
-    ) -> Result<Figures<f64>> {
+    ) -> Result<Measured<f64>> {
         let mut new = WindowLoss::default();
         let mut serving = self.pair.serving.map(|_| WindowLoss::default());
         let mut left = count;
@@ -70,7 +71,7 @@ impl Measure<'_> {
                 sum.add(self.engine.evaluate(Some(lora), &batch)?);
             }
         }
-        Ok(Figures {
+        Ok(Measured {
             new: new.mean(),
             serving: serving.map(|sum| sum.mean()),
         })
@@ -80,13 +81,13 @@ impl Measure<'_> {
     /// `max_new_tokens` of them.
     ///
     /// # Errors
-    /// [`Error::ThreadGone`] if nobody waits any more; the engine's.
+    /// [`Error::ThreadGone`] if the result is not needed any more; the engine's.
     pub(crate) fn answers(
         &self,
         tokenizer: &Tokenizer,
         questions: &[Question],
         max_new_tokens: u32,
-    ) -> Result<Figures<u64>> {
+    ) -> Result<Measured<u64>> {
         let right = |lora: &Lora| {
             let adapter = self.engine.adapter(lora)?;
             let mut right = 0;
@@ -103,7 +104,7 @@ impl Measure<'_> {
             }
             Ok::<_, Error>(right)
         };
-        Ok(Figures {
+        Ok(Measured {
             new: right(self.pair.new)?,
             serving: self.pair.serving.map(right).transpose()?,
         })

@@ -26,7 +26,7 @@ pub struct Question {
 ///
 /// # Errors
 /// `NotFound` with field `gate.questions` if there is no such upload; [`Error::Invalid`] with the
-/// line that is none, or if there is no question; the store's.
+/// line that cannot be parsed, or if there is no question; the store's.
 pub async fn read(store: &Store, upload: &str) -> Result<Vec<Question>> {
     let bytes = store.get_bounded(&layout::upload(upload), MAX_BYTES).await;
     let bytes = bytes.map_err(|error| match error.class() {

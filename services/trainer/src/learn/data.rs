@@ -155,7 +155,7 @@ impl Reader {
                 Ok(ControlFlow::Continue(())) => (epoch, offset) = (epoch + 1, 0),
                 Ok(ControlFlow::Break(())) => return,
                 Err(error) => {
-                    // Nobody takes it: then nobody needs it.
+                    // If the receiver is gone, the error is not needed.
                     let _ = self.rows.send(Err(error));
                     return;
                 }

@@ -1,4 +1,4 @@
-//! A step's figures: what a line of the log says. Measurement stays out of the training loop.
+//! Measures each step for its line of the log. Measurement stays out of the training loop.
 
 use togi_proto::trainer::v1::Step;
 use togi_runtime::process::memory;
@@ -12,7 +12,7 @@ const NEWEST: f64 = 0.1;
 
 /// What a step computed.
 #[derive(Clone, Copy, Debug)]
-pub struct Figures {
+pub struct StepResult {
     /// Mean loss over the window's learned targets.
     pub loss: f64,
     /// Norm of the gradient before clipping.
@@ -21,10 +21,10 @@ pub struct Figures {
     pub learning_rate: f64,
     /// Steps so far that were skipped.
     pub skipped: u64,
-    /// Most memory taken of a card so far, in bytes.
+    /// Peak GPU memory of the run so far, in bytes.
     pub device_memory: Option<u64>,
-    /// What the card says of itself.
-    pub card: gauge::Figures,
+    /// The GPU's readings.
+    pub gpu: gauge::Readings,
 }
 
 /// A step that is done.
@@ -59,12 +59,12 @@ impl Meter {
         }
     }
 
-    /// Returns the figures of the step that `progress` has just reached, over `window`, in
+    /// Returns the line of the step that `progress` has just reached, over `window`, in
     /// `seconds`.
     pub fn step(
         &mut self,
         progress: &Progress,
-        figures: Figures,
+        result: StepResult,
         window: &[Row],
         seconds: f64,
     ) -> Measured {
@@ -78,20 +78,20 @@ impl Meter {
         let line = Step {
             step: progress.step,
             steps: self.steps,
-            loss: figures.loss,
-            gradient_norm: figures.gradient_norm,
-            learning_rate: figures.learning_rate,
+            loss: result.loss,
+            gradient_norm: result.gradient_norm,
+            learning_rate: result.learning_rate,
             epoch: progress.epoch as f64 + progress.offset as f64 / self.rows.max(1) as f64,
             tokens_per_second: tokens as f64 / seconds,
             samples_per_second: samples as f64 / seconds,
             memory_bytes: memory::resident_bytes(),
             seconds_left: self.steps.saturating_sub(progress.step) as f64 * mean,
             tokens: progress.tokens,
-            device_memory_bytes: figures.device_memory,
-            gpu_utilization_percent: figures.card.utilization_percent,
-            gpu_power_watts: figures.card.power_watts,
-            gpu_memory_bytes: figures.card.memory_bytes,
-            skipped_steps: figures.skipped,
+            device_memory_bytes: result.device_memory,
+            gpu_utilization_percent: result.gpu.utilization_percent,
+            gpu_power_watts: result.gpu.power_watts,
+            gpu_memory_bytes: result.gpu.memory_bytes,
+            skipped_steps: result.skipped,
         };
         Measured {
             line,

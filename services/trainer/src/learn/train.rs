@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
 use crate::gauge::Gauge;
-use crate::learn::progress::{Figures, Measured, Meter};
+use crate::learn::progress::{Measured, Meter, StepResult};
 use crate::recipe::Recipe;
 use crate::run::checkpoint::{Progress, Snapshot};
 
@@ -41,11 +41,11 @@ pub struct Plan {
 pub struct Machine<'a> {
     /// The base on its device.
     pub engine: &'a Engine,
-    /// What the device says of itself.
+    /// The GPU's readings.
     pub gauge: &'a Gauge,
 }
 
-/// What the loop tells while it runs, in order.
+/// A message from the loop, in order.
 #[derive(Debug)]
 pub enum Update {
     /// A step is done.
@@ -54,7 +54,7 @@ pub enum Update {
     Checkpoint(Box<Snapshot>),
 }
 
-/// What the loop is asked to do, looked at before each step.
+/// A request to the loop, which reads it before each step.
 #[derive(Debug, Default)]
 pub struct Request(AtomicU8);
 
@@ -124,15 +124,15 @@ pub fn train(
         finite("the gradient norm", norm, step, state, &window)?;
         let seconds = began.elapsed().as_secs_f64();
         advance(&mut state.progress, plan, &window, seconds);
-        let figures = Figures {
+        let result = StepResult {
             loss: loss.mean(),
             gradient_norm: norm,
             learning_rate: rate,
             skipped: training.skipped(),
             device_memory: engine.device_memory().map(|(most, _)| most),
-            card: machine.gauge.figures(),
+            gpu: machine.gauge.readings(),
         };
-        let done = meter.step(&state.progress, figures, &window, seconds);
+        let done = meter.step(&state.progress, result, &window, seconds);
         if updates.blocking_send(Update::Step(done)).is_err() {
             return Ok(false);
         }
@@ -153,7 +153,7 @@ pub fn train(
     state.read(&training)?;
     let done = state.progress.step == plan.steps;
     if request.get() < ABORT && state.progress.step > saved {
-        // Nobody takes it: then the job is another worker's.
+        // The receiver is gone if the job is another worker's.
         let _ = updates.blocking_send(Update::Checkpoint(Box::new(state.snapshot())));
     }
     Ok(done)

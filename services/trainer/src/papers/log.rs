@@ -1,5 +1,5 @@
-//! A job's log: one line a step, durable within a second, complete for whoever reads it and
-//! whenever.
+//! A job's log: one line per step, durable within a second; a reader sees a complete prefix at any
+//! time.
 //!
 //! A line is the proto3 JSON of `togi.trainer.v1.Step`. While a job runs its lines lie in segments,
 //! objects that never change, named by their first step, last step and the claim that wrote them. A
@@ -106,7 +106,7 @@ impl Writer {
 /// Returns a job's lines from step `from` on, in order, each step once.
 ///
 /// # Errors
-/// The store's, and [`Error::Damaged`] for a line that is none.
+/// The store's, and [`Error::Damaged`] for a line that cannot be parsed.
 pub async fn read(store: &Store, job: &JobId, from: u64) -> Result<Vec<Step>> {
     let mut reads = 0;
     loop {

@@ -23,7 +23,7 @@ pub struct RunSummary {
     pub seconds: f64,
     /// Claims of the job that failed before this one.
     pub failed_attempts: u32,
-    /// Who finished it.
+    /// The worker that finished it.
     pub worker: String,
     /// The device that it computed on.
     pub device: String,
@@ -78,7 +78,7 @@ pub fn report(facts: &RunSummary, recipe: &Recipe, lines: &[Step]) -> Value {
     report
 }
 
-/// Returns what the card said; nothing if there was none.
+/// Returns the GPU's readings; `None` without any.
 fn gpu(lines: &[Step]) -> Option<Value> {
     let bytes = |figure: fn(&Step) -> Option<u64>| spread(lines, |line| Some(figure(line)? as f64));
     let figures = [
@@ -93,11 +93,11 @@ fn gpu(lines: &[Step]) -> Option<Value> {
             bytes(|line| line.device_memory_bytes),
         ),
     ];
-    let told = figures
+    let known = figures
         .into_iter()
         .filter_map(|(name, figure)| Some((name.to_owned(), figure?)));
-    let told: Map<String, Value> = told.collect();
-    (!told.is_empty()).then_some(told.into())
+    let known: Map<String, Value> = known.collect();
+    (!known.is_empty()).then_some(known.into())
 }
 
 /// Mean and largest of a figure, over the lines that have it.

@@ -1,21 +1,53 @@
-//! A TensorBoard events file from a job's steps: TFRecord frames around hand-written protobuf.
-//! Pure: the same steps and start time give the same bytes.
+//! A TensorBoard events file from a job's steps. Pure: the same steps and start time give the same
+//! bytes.
 //!
-//! A frame is the body's length (u64), its masked CRC-32C (u32), the body, and the body's masked
-//! CRC-32C (u32), all little-endian. A body is an `Event { 1: wall_time double, 2: step int64, 3:
-//! file_version string, 5: summary }` with `Summary { 1: repeated Value { 1: tag string, 2:
-//! simple_value float } }`.
+//! The file is a sequence of TFRecord frames, each with one [`Event`]. A frame is the body's length
+//! (u64), the length's masked CRC-32C (u32), the body, and the body's masked CRC-32C (u32), all
+//! little-endian.
 
+use prost::Message;
 use togi_proto::trainer::v1::Step;
 
+/// TensorFlow's `Event`. Its fields are optional here so that a zero is written, too.
+#[derive(Clone, PartialEq, Message)]
+struct Event {
+    /// Unix time in seconds.
+    #[prost(double, optional, tag = "1")]
+    wall_time: Option<f64>,
+    #[prost(uint64, optional, tag = "2")]
+    step: Option<u64>,
+    #[prost(string, optional, tag = "3")]
+    file_version: Option<String>,
+    #[prost(message, optional, tag = "5")]
+    summary: Option<Summary>,
+}
+
+/// TensorFlow's `Summary`.
+#[derive(Clone, PartialEq, Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    values: Vec<Value>,
+}
+
+/// TensorFlow's `Summary.Value`.
+#[derive(Clone, PartialEq, Message)]
+struct Value {
+    #[prost(string, optional, tag = "1")]
+    tag: Option<String>,
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
+}
+
 /// Returns a whole events file: each step's figures under `train/`, at `start_seconds` (Unix time)
-/// plus the time that the steps before it took.
+/// plus the duration of the steps before it.
 #[must_use]
 pub fn events_file(start_seconds: f64, steps: &[(f64, Step)]) -> Vec<u8> {
     let mut file = Vec::new();
-    let mut version = Vec::new();
-    put_double(&mut version, 1, start_seconds);
-    put_bytes(&mut version, 3, b"brain.Event:2");
+    let version = Event {
+        wall_time: Some(start_seconds),
+        file_version: Some("brain.Event:2".to_owned()),
+        ..Event::default()
+    };
     put_record(&mut file, &version);
     for (seconds, step) in steps {
         let figures = [
@@ -25,29 +57,30 @@ pub fn events_file(start_seconds: f64, steps: &[(f64, Step)]) -> Vec<u8> {
             ("train/epoch", step.epoch),
             ("train/tokens_per_second", step.tokens_per_second),
         ];
-        let mut summary = Vec::new();
-        for (tag, figure) in figures {
-            let mut value = Vec::new();
-            put_bytes(&mut value, 1, tag.as_bytes());
-            put_float(&mut value, 2, figure);
-            put_bytes(&mut summary, 1, &value);
-        }
-        let mut event = Vec::new();
-        put_double(&mut event, 1, start_seconds + seconds);
-        put_tag(&mut event, 2, 0);
-        put_varint(&mut event, step.step);
-        put_bytes(&mut event, 5, &summary);
+        let values = figures.map(|(tag, figure)| Value {
+            tag: Some(tag.to_owned()),
+            simple_value: Some(figure as f32),
+        });
+        let event = Event {
+            wall_time: Some(start_seconds + seconds),
+            step: Some(step.step),
+            summary: Some(Summary {
+                values: values.into(),
+            }),
+            ..Event::default()
+        };
         put_record(&mut file, &event);
     }
     file
 }
 
-fn put_record(file: &mut Vec<u8>, body: &[u8]) {
+fn put_record(file: &mut Vec<u8>, event: &Event) {
+    let body = event.encode_to_vec();
     let length = (body.len() as u64).to_le_bytes();
     file.extend_from_slice(&length);
     file.extend_from_slice(&masked_crc(&length).to_le_bytes());
-    file.extend_from_slice(body);
-    file.extend_from_slice(&masked_crc(body).to_le_bytes());
+    file.extend_from_slice(&body);
+    file.extend_from_slice(&masked_crc(&body).to_le_bytes());
 }
 
 /// TFRecord rotates and shifts a checksum, so that a checksum of data that holds checksums stays
@@ -56,34 +89,6 @@ fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
         .rotate_right(15)
         .wrapping_add(0xa282_ead8)
-}
-
-fn put_tag(out: &mut Vec<u8>, field: u64, wire_type: u64) {
-    put_varint(out, field << 3 | wire_type);
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_double(out: &mut Vec<u8>, field: u64, value: f64) {
-    put_tag(out, field, 1);
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-fn put_float(out: &mut Vec<u8>, field: u64, value: f64) {
-    put_tag(out, field, 5);
-    out.extend_from_slice(&(value as f32).to_le_bytes());
-}
-
-fn put_bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
-    put_tag(out, field, 2);
-    put_varint(out, value.len() as u64);
-    out.extend_from_slice(value);
 }
 
 #[cfg(test)]
@@ -129,6 +134,9 @@ mod tests {
         let mut loss = b"\x0a\x0atrain/loss\x15".to_vec();
         loss.extend_from_slice(&1.5_f32.to_le_bytes());
         assert!(bodies[1].windows(loss.len()).any(|window| window == loss));
+        let epoch = b"\x0a\x0btrain/epoch\x15\0\0\0\0";
+        let has_epoch = |body: &[u8]| body.windows(epoch.len()).any(|window| window == epoch);
+        assert!(has_epoch(&bodies[1]), "a zero is written");
     }
 
     #[test]

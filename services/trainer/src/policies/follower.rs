@@ -17,10 +17,10 @@ use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::metrics::Metrics;
 use crate::policies::policy::{Policies, Policy};
-use crate::policies::retraining::{Retraining, Turn};
+use crate::policies::retraining::{Retraining, Round};
 use crate::queue::Queue;
 
-/// What may make it a policy's turn: a revision, and the end of a job that the policy waited for.
+/// Events that may let a policy train: a revision, and the end of a job that it waited for.
 const NEWS: [EventKind; 4] = [
     EventKind::DatasetReady,
     EventKind::JobSucceeded,
@@ -34,7 +34,7 @@ pub struct Follower {
     pub bus: Bus,
     /// The policies.
     pub policies: Policies,
-    /// Whose turn it is.
+    /// Decides what is trained next.
     pub retraining: Retraining,
     /// Where jobs go.
     pub queue: Queue,
@@ -44,9 +44,8 @@ pub struct Follower {
     pub period: Duration,
 }
 
-/// What was said of each policy that something is wrong with, so that the log does not hear it at
-/// every listing.
-type Said = BTreeMap<String, String>;
+/// The last problem of each policy, so that it is logged once and not at every listing.
+type Reported = BTreeMap<String, String>;
 
 impl Follower {
     /// Follows until stopped. What goes wrong with one policy stops no other, and is tried again at
@@ -61,7 +60,7 @@ impl Follower {
         };
         let mut period = interval(self.period);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut said = Said::new();
+        let mut reported = Reported::new();
         loop {
             let news = tokio::select! {
                 () = stopper.stopped() => return Ok(()),
@@ -80,14 +79,14 @@ impl Follower {
                     None
                 }
             };
-            let Some(()) = stopper.run(self.look(dataset, &mut said)).await else {
+            let Some(()) = stopper.run(self.look(dataset, &mut reported)).await else {
                 return Ok(());
             };
         }
     }
 
-    /// Gives each policy its turn, or those of one data set.
-    async fn look(&self, dataset: Option<&str>, said: &mut Said) {
+    /// Follows every policy, or those of one data set.
+    async fn look(&self, dataset: Option<&str>, reported: &mut Reported) {
         let policies = match self.policies.list().await {
             Ok(policies) => policies,
             Err(error) => {
@@ -104,25 +103,24 @@ impl Follower {
                 Err(error) => Some(error.to_string()),
             };
             let Some(wrong) = wrong else {
-                said.remove(name);
+                reported.remove(name);
                 continue;
             };
-            if said.get(name) != Some(&wrong) {
+            if reported.get(name) != Some(&wrong) {
                 self.metrics.policy_job("failed");
                 warn!(
                     policy = name,
                     error = wrong,
                     "a revision of the policy's data set is not trained"
                 );
-                said.insert(name.clone(), wrong);
+                reported.insert(name.clone(), wrong);
             }
         }
     }
 
-    /// Queues the job whose turn it is, and returns what is wrong with revisions that cannot be
-    /// trained.
+    /// Queues the policy's next job. Returns the problems of revisions that cannot be trained.
     async fn follow(&self, policy: &Policy) -> crate::error::Result<Option<String>> {
-        let Turn { next, unfit } = self.retraining.turn(policy, Timestamp::now()).await?;
+        let Round { next, unfit } = self.retraining.round(policy, Timestamp::now()).await?;
         if let Some(next) = next {
             let (revision, version) = (next.revision, policy.version);
             let span = info_span!(

@@ -1,5 +1,5 @@
 //! Policies as objects: `policies/<name>/<n>.json`, create-if-absent, the highest n counts. The
-//! bucket `togi_policies` mirrors them for whoever watches NATS; nothing here reads it.
+//! bucket `togi_policies` mirrors them for watchers of NATS; nothing here reads it.
 //!
 //! A policy looks forward: it keeps the newest revision of its data set at the time when it was
 //! applied, and trains only what comes after, or what its schedule asks for. A data set that nobody
@@ -85,7 +85,7 @@ impl Policy {
     /// Returns a policy, if it is in force.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if its newest version is none; the store's.
+    /// [`Error::Damaged`] if its newest version cannot be parsed; the store's.
     pub async fn in_force(store: &Store, name: &str) -> Result<Option<Policy>> {
         let found = newest(store, name).await?;
         Ok(found.and_then(|(version, found)| found.into_policy(version)))
@@ -150,7 +150,7 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Returns the policies in the store; `mirror` is told of every change.
+    /// Returns the policies in the store; `mirror` gets every change.
     #[must_use]
     pub fn new(store: Store, mirror: Kv, admission: Admission) -> Policies {
         Policies {
@@ -277,7 +277,7 @@ impl Policies {
                 warn!(
                     policy = name,
                     error = error.chain(),
-                    "the bucket of policies was not told; the store has it"
+                    "the bucket of policies was not updated; the store has the change"
                 );
             }
         }

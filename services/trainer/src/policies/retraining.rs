@@ -29,9 +29,9 @@ pub struct Retraining {
     admission: Admission,
 }
 
-/// What a policy does now.
+/// The decision for a policy.
 #[derive(Debug, Default)]
-pub struct Turn {
+pub struct Round {
     /// The job that it queues, if any.
     pub next: Option<Next>,
     /// Revisions that it cannot train, and why.
@@ -47,7 +47,7 @@ pub struct Next {
     pub revision: u64,
     /// What it is asked, checked.
     pub checked: Checked,
-    /// Trace context of who prepared the revision.
+    /// Trace context of the revision's preparation.
     pub traceparent: String,
 }
 
@@ -60,12 +60,12 @@ enum Fate {
     Waiting,
     /// Its job has succeeded, and its gate passed.
     Trained,
-    /// Its job failed, or somebody ended it, or what it made was refused by the gate.
+    /// Its job failed or was cancelled, or the gate refused its adapter.
     Refused,
 }
 
 /// A revision and what has become of it.
-struct Fact {
+struct RevisionState {
     revision: u64,
     named: NameRevision,
     fate: Fate,
@@ -76,7 +76,7 @@ struct Fact {
 }
 
 impl Retraining {
-    /// Returns who decides over these jobs behind a admission.
+    /// Returns a decider over these jobs.
     #[must_use]
     pub fn new(store: Store, jobs: Jobs, admission: Admission) -> Retraining {
         Retraining {
@@ -86,37 +86,37 @@ impl Retraining {
         }
     }
 
-    /// Returns what a policy does now.
+    /// Decides what a policy does now.
     ///
     /// # Errors
     /// The store's, the bus's, and those of a check that may pass later.
-    pub async fn turn(&self, policy: &Policy, now: Timestamp) -> Result<Turn> {
-        let mut turn = Turn::default();
-        let facts = self.facts(policy, now).await?;
-        let fates: Vec<Fate> = facts.iter().map(|fact| fact.fate).collect();
-        for fact in candidates(&fates).into_iter().map(|at| &facts[at]) {
-            match self.check(policy, fact).await {
+    pub async fn round(&self, policy: &Policy, now: Timestamp) -> Result<Round> {
+        let mut round = Round::default();
+        let states = self.states(policy, now).await?;
+        let fates: Vec<Fate> = states.iter().map(|state| state.fate).collect();
+        for state in candidates(&fates).into_iter().map(|at| &states[at]) {
+            match self.check(policy, state).await {
                 Ok(checked) => {
-                    turn.next = Some(Next {
-                        job: fact.job.clone(),
-                        revision: fact.revision,
+                    round.next = Some(Next {
+                        job: state.job.clone(),
+                        revision: state.revision,
                         checked,
-                        traceparent: fact.named.traceparent.clone().unwrap_or_default(),
+                        traceparent: state.named.traceparent.clone().unwrap_or_default(),
                     });
                     break;
                 }
                 Err(error) if error.class().retryable() => return Err(error),
-                Err(error) => turn.unfit.push((fact.revision, error)),
+                Err(error) => round.unfit.push((state.revision, error)),
             }
         }
-        Ok(turn)
+        Ok(round)
     }
 
     /// Returns the newer revision that makes a job superfluous which has not begun, if there is
     /// one.
     ///
     /// # Errors
-    /// As [`Retraining::turn`].
+    /// As [`Retraining::round`].
     pub async fn overtaken(&self, origin: &Origin, now: Timestamp) -> Result<Option<u64>> {
         if origin.by == By::Request {
             return Ok(None);
@@ -126,32 +126,34 @@ impl Retraining {
             // What a policy has started goes on without it.
             return Ok(None);
         };
-        let facts = self.facts(&policy, now).await?;
-        let newer = facts.iter().filter(|fact| fact.revision > origin.revision);
-        for fact in newer {
-            let comes = match fact.fate {
+        let states = self.states(&policy, now).await?;
+        let newer = states
+            .iter()
+            .filter(|state| state.revision > origin.revision);
+        for state in newer {
+            let comes = match state.fate {
                 Fate::Waiting | Fate::Trained => true,
                 Fate::Refused => false,
-                Fate::Untried => match self.check(&policy, fact).await {
+                Fate::Untried => match self.check(&policy, state).await {
                     Ok(_) => true,
                     Err(error) if error.class().retryable() => return Err(error),
                     Err(_) => false,
                 },
             };
             if comes {
-                return Ok(Some(fact.revision));
+                return Ok(Some(state.revision));
             }
         }
         Ok(None)
     }
 
     /// Revisions whose time has come, newest first, down to one that was trained.
-    async fn facts(&self, policy: &Policy, now: Timestamp) -> Result<Vec<Fact>> {
+    async fn states(&self, policy: &Policy, now: Timestamp) -> Result<Vec<RevisionState>> {
         let name = &policy.body.dataset;
         let newest = dataset::newest(&self.store, name).await?;
         let newest = newest.map_or(0, |(newest, _)| newest);
         let mut time = policy.time(now)?;
-        let mut facts = Vec::new();
+        let mut states = Vec::new();
         for revision in (1..=newest).rev() {
             if time.is_over(revision) {
                 break;
@@ -162,18 +164,23 @@ impl Retraining {
             if !time.has_come(revision, &named) {
                 continue;
             }
-            let fact = self.fact(policy, revision, named).await?;
-            let trained = fact.fate == Fate::Trained;
-            facts.push(fact);
+            let state = self.state(policy, revision, named).await?;
+            let trained = state.fate == Fate::Trained;
+            states.push(state);
             if trained {
                 break;
             }
         }
-        Ok(facts)
+        Ok(states)
     }
 
-    /// What has become of a revision: its first job that was not withdrawn says so.
-    async fn fact(&self, policy: &Policy, revision: u64, named: NameRevision) -> Result<Fact> {
+    /// Returns a revision's state: that of its first job that was not withdrawn.
+    async fn state(
+        &self,
+        policy: &Policy,
+        revision: u64,
+        named: NameRevision,
+    ) -> Result<RevisionState> {
         let (name, version) = (&policy.body.name, policy.version);
         let mut key = format!("policy/{name}/{version}/{revision}");
         let mut withdrawn = 0;
@@ -188,7 +195,7 @@ impl Retraining {
                 }
                 Some(found) => fate_of(&found),
             };
-            return Ok(Fact {
+            return Ok(RevisionState {
                 revision,
                 named,
                 fate,
@@ -198,13 +205,13 @@ impl Retraining {
         }
     }
 
-    async fn check(&self, policy: &Policy, fact: &Fact) -> Result<Checked> {
-        let by = if fact.withdrawn < MOST_WITHDRAWN {
+    async fn check(&self, policy: &Policy, state: &RevisionState) -> Result<Checked> {
+        let by = if state.withdrawn < MOST_WITHDRAWN {
             By::Trigger
         } else {
             By::Request
         };
-        let resolved = policy.resolve(fact.named.dataset.clone(), fact.revision, by);
+        let resolved = policy.resolve(state.named.dataset.clone(), state.revision, by);
         self.admission.check(&resolved).await
     }
 }

@@ -1,5 +1,5 @@
 //! When a policy's time has come: cron's five fields and a time zone, UTC where there is none. A
-//! minute that was missed, because nobody ran, is made up for once.
+//! minute that was missed, because no process ran, is made up for once.
 
 use cronexpr::{Crontab, FallbackTimezoneOption, MakeTimestamp, ParseOptions};
 use jiff::{SignedDuration, Timestamp};

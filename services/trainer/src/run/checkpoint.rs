@@ -120,7 +120,7 @@ pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot)
     Ok(path)
 }
 
-/// Returns the newest checkpoint whose files are what its manifest says, and its manifest's key;
+/// Returns the newest checkpoint whose files match its manifest, and its manifest's key;
 /// `None` to start from nothing.
 ///
 /// # Errors

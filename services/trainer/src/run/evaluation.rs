@@ -1,5 +1,5 @@
-//! Has a published adapter measured for its gate, keeps what was decided, and says it. It is
-//! decided once: the first word stands in the store, and a second attempt of the job follows it.
+//! Has a published adapter measured for its gate, stores the decision and publishes it. The first
+//! stored decision is final: a later attempt of the job follows it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use crate::learn::data::{Order, Reader, Rows};
 use crate::patience::retry;
 use crate::run::job::Job;
 use crate::run::parts::Parts;
-use crate::serving::{self, Place, Serving};
+use crate::serving::{self, Current, Serving};
 
 /// A published adapter before its gate.
 pub(crate) struct Candidate<'a> {
@@ -34,7 +34,7 @@ pub(crate) struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Returns what the gate decides; the event is said each time.
+    /// Returns what the gate decides; the event is published each time.
     ///
     /// # Errors
     /// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none
@@ -70,7 +70,7 @@ impl Candidate<'_> {
         let alias = &request.request.alias;
         let identity = &request.identity;
         let config = &job.base.config;
-        let place = retry!(
+        let current = retry!(
             lease,
             serving::at(store, &parts.aliases, alias, identity, config)
         )?;
@@ -80,10 +80,10 @@ impl Candidate<'_> {
             job: job.id.to_string(),
             ..Default::default()
         };
-        let serving = match place {
-            Place::Free => None,
-            Place::Taken(serving) => Some(*serving),
-            Place::Strange(manifest, what) => {
+        let serving = match current {
+            Current::None => None,
+            Current::Comparable(serving) => Some(*serving),
+            Current::Incomparable(manifest, what) => {
                 evaluated.reason = format!(
                     "the generation that {alias:?} names was trained with another {what}, so that the two cannot be compared; \
                      `togi adapters promote` decides by hand"
@@ -119,15 +119,15 @@ impl Candidate<'_> {
         Ok(AdapterEvaluated {
             passed,
             reason,
-            held_out: measured.into_iter().map(told).collect(),
+            held_out: measured.into_iter().map(finite_only).collect(),
             answers,
             ..evaluated
         })
     }
 }
 
-/// Leaves out what has no form in JSON: what is not finite would be written as what nobody reads.
-fn told(measured: HeldOut) -> HeldOut {
+/// Removes losses that are not finite: JSON has no form for them.
+fn finite_only(measured: HeldOut) -> HeldOut {
     HeldOut {
         loss: measured.loss.filter(|loss| loss.is_finite()),
         serving_loss: measured.serving_loss.filter(|loss| loss.is_finite()),
@@ -135,7 +135,7 @@ fn told(measured: HeldOut) -> HeldOut {
     }
 }
 
-/// Returns what was decided over a job's adapter, if it was.
+/// Returns the decision on a job's adapter; `None` if it is not decided.
 ///
 /// # Errors
 /// The store's.
@@ -160,15 +160,15 @@ async fn keep(store: &Store, job: &JobId, ours: &AdapterEvaluated) -> Result<Ada
     }
 }
 
-/// A data set's validation rows as they come, and who brings them.
-struct Held {
+/// The validation rows of a data set, and the task that reads them.
+struct HeldOutRows {
     dataset: String,
     count: u64,
     rows: Rows,
     reader: AbortOnDropHandle<()>,
 }
 
-async fn rows(parts: &Parts, digest: &str) -> Result<Held> {
+async fn rows(parts: &Parts, digest: &str) -> Result<HeldOutRows> {
     let manifest = dataset::find(&parts.store, digest).await?;
     let count = manifest.rows(Split::Validation);
     let order = Order {
@@ -182,7 +182,7 @@ async fn rows(parts: &Parts, digest: &str) -> Result<Held> {
     let client = parts.data_prep.clone();
     let (reader, rows) = Reader::new(client, order, parts.training.prefetch_bytes);
     let reading = reader.run(Default::default()).in_current_span();
-    Ok(Held {
+    Ok(HeldOutRows {
         dataset: digest.to_owned(),
         count,
         rows,
@@ -191,7 +191,7 @@ async fn rows(parts: &Parts, digest: &str) -> Result<Held> {
 }
 
 /// The same of a data set that may be gone, or have none.
-async fn rows_if_any(parts: &Parts, digest: &str) -> Result<Option<Held>> {
+async fn rows_if_any(parts: &Parts, digest: &str) -> Result<Option<HeldOutRows>> {
     match rows(parts, digest).await {
         Ok(held) => Ok(Some(held).filter(|held| held.count > 0)),
         Err(error) if error.class() == Class::NotFound => Ok(None),
@@ -214,7 +214,7 @@ impl Work {
     /// this waits for it.
     async fn on_thread(
         self,
-        held_out: Vec<Held>,
+        held_out: Vec<HeldOutRows>,
         claim: &Claim,
     ) -> Result<(Vec<HeldOut>, Option<Answers>)> {
         let stop = Arc::new(AtomicBool::new(false));
@@ -237,9 +237,9 @@ impl Work {
             return measured.map_err(|_| Error::ThreadGone)?;
         }
         stop.store(true, Ordering::Relaxed);
-        // Who waits for a row waits no more.
+        // A thread that waits for a row gets none and ends.
         drop(readers);
-        // What it measured is nobody's any more.
+        // Its result is not needed any more.
         let _ = measuring.await;
         Err(Error::ThreadGone)
     }
@@ -302,7 +302,7 @@ mod tests {
             ..Default::default()
         };
         let decided = AdapterEvaluated {
-            held_out: vec![told(measured)],
+            held_out: vec![finite_only(measured)],
             ..Default::default()
         };
         keep(&store, &job, &decided).await.unwrap();

@@ -44,7 +44,7 @@ pub(crate) enum End {
     Done,
     /// A checkpoint is kept; another worker may go on.
     Stopped,
-    /// Somebody asked for the job's end.
+    /// The job was cancelled.
     Cancelled,
     /// The job is another worker's.
     Lost,
@@ -199,7 +199,8 @@ impl Run {
         }
     }
 
-    /// The lines up to a checkpoint are durable before it is: who resumes there has them all.
+    /// The lines up to a checkpoint are durable before it is: a worker that resumes there has them
+    /// all.
     async fn save(&mut self, snapshot: Snapshot, lease: &Lease) -> Result<()> {
         retry!(lease, self.log.fold())?;
         let (store, owner, claim) = (&self.parts.store, &self.owner, self.claim);
@@ -230,7 +231,7 @@ impl Run {
         };
         let progress = self.parts.bus.put_progress(&self.job, newest).await;
         if let Err(error) = progress {
-            debug!(job = %self.job, error = error.chain(), "progress was not told");
+            debug!(job = %self.job, error = error.chain(), "progress was not published");
         }
         if let Err(error) = self.log.flush().await {
             warn!(job = %self.job, %error, "the job's log waits for the store");

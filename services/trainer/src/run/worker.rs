@@ -54,7 +54,7 @@ impl Handler for Worker {
             Ok(Ended::Lost) => Outcome::LeaseLost,
             Err(error @ Error::Overtaken { .. }) => Outcome::Withdrawn(error.into()),
             Err(error) => {
-                self.parts.bases.let_go().await;
+                self.parts.bases.release_engine().await;
                 Outcome::Failed(error.into())
             }
         };
@@ -115,7 +115,7 @@ impl Worker {
         }
         match self.finish(claim, &job, &state).await {
             Ok(ended) => Ok(ended),
-            // Who lost the lease meanwhile has nothing to publish: the job's new worker will.
+            // After a lost lease the new worker publishes.
             Err(_) if !lease.is_held() => Ok(Ended::Lost),
             Err(error) => Err(error),
         }
@@ -139,17 +139,17 @@ impl Worker {
                 lora: &state.lora,
                 generation: &generation,
             };
-            let told = match candidate.evaluate().instrument(span).await {
+            let verdict = match candidate.evaluate().instrument(span).await {
                 Err(_) if claim.stopper.is_stopped() => return Ok(Ended::Stopped),
                 Err(_) if lease.is_cancelled() => return Ok(Ended::Cancelled),
-                told => told?,
+                evaluated => evaluated?,
             };
-            if !told.passed {
-                return Ok(Ended::Refused(generation, told.reason));
+            if !verdict.passed {
+                return Ok(Ended::Refused(generation, verdict.reason));
             }
-            evaluated = Some(told);
+            evaluated = Some(verdict);
         }
-        // It stays published, for whoever wants it after all.
+        // It stays published, and can be promoted by hand.
         if lease.is_cancelled() {
             return Ok(Ended::Cancelled);
         }
@@ -168,7 +168,7 @@ impl Worker {
         Ok(Ended::Published(generation))
     }
 
-    /// A policy's job that nobody has begun is not needed when a newer revision is there.
+    /// A policy's job that has not begun is not needed once a newer revision is there.
     async fn check_needed(&self, job: &Job) -> Result<()> {
         let Some(origin) = &job.request.origin else {
             return Ok(());
@@ -185,7 +185,7 @@ impl Worker {
         let request = JobRequest::from_json(&claim.request)?;
         let recipe = request.recipe()?;
         let name = &request.request.base;
-        let base = self.parts.bases.facts(name, recipe.precision).await?;
+        let base = self.parts.bases.info(name, recipe.precision).await?;
         if base.digest != request.identity.base
             || base.tokenizer_digest != request.identity.tokenizer
         {
