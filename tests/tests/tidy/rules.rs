@@ -1,0 +1,226 @@
+//! Rules over the text of files: each takes files and returns the places that break it.
+
+use crate::source::{self, File};
+
+/// The most lines of a file, without its unit tests. The style page asks for fewer.
+const MOST_LINES: usize = 500;
+
+/// The most columns of a line.
+const MOST_COLUMNS: usize = 100;
+
+/// The most columns of a line of prose, outside tables and code.
+const MOST_COLUMNS_OF_PROSE: usize = 120;
+
+/// Turns of phrase that stop a reader, whatever the sentence.
+const BANNED: [&str; 12] = [
+    "is none",
+    "so many",
+    "whoever",
+    "perhaps",
+    "if there is one",
+    "for good",
+    "gone over",
+    "at the most",
+    "its maker",
+    "lends from",
+    "turned round",
+    "everybody's",
+];
+
+/// Where protobuf's types may appear. The command is a client and may use them everywhere.
+const EDGE: [&str; 12] = [
+    "proto/",
+    "crates/togi/",
+    "crates/runtime/src/rpc",
+    "crates/runtime/src/bus",
+    "crates/runtime/src/events",
+    "crates/runtime/src/jobs/record.rs",
+    "crates/runtime/src/error/convert.rs",
+    "services/data-prep/src/rpc",
+    "services/trainer/src/api",
+    "services/inference/src/rpc",
+    "services/gateway/src/rpc",
+    "crates/testing/",
+];
+
+const KEYS: [&str; 7] = [
+    "\"uploads/",
+    "\"datasets/",
+    "\"names/",
+    "\"jobs/",
+    "\"adapters/",
+    "\"aliases/",
+    "\"policies/",
+];
+
+const SUBJECTS: [&str; 4] = [
+    "\"togi.events",
+    "\"togi.jobs",
+    "\"togi.progress",
+    "\"togi.dead",
+];
+
+pub(crate) fn without_purpose(files: &[File]) -> Vec<String> {
+    let silent = |file: &&File| !file.text.trim_start().starts_with("//!");
+    files
+        .iter()
+        .filter(silent)
+        .map(|file| file.name.clone())
+        .collect()
+}
+
+pub(crate) fn long_files(files: &[File]) -> Vec<String> {
+    let lines = |file: &File| file.code().lines().count();
+    let long = files.iter().filter(|file| lines(file) > MOST_LINES);
+    long.map(|file| format!("{} {}", lines(file), file.name))
+        .collect()
+}
+
+/// Lines that are too wide: of Rust, CUDA, protobuf and TOML all but those with a text, which no
+/// line break can shorten; of prose all but tables and code.
+pub(crate) fn wide_lines(files: &[File]) -> Vec<String> {
+    let mut offenders = Vec::new();
+    for file in files {
+        let prose = file.name.ends_with(".md");
+        if !prose && !file.ends_with(&[".rs", ".cu", ".proto", ".toml"]) {
+            continue;
+        }
+        let mut in_code = false;
+        for (number, text) in file.text.lines().enumerate() {
+            let trimmed = text.trim_start();
+            in_code ^= trimmed.starts_with("```");
+            let most = if prose {
+                MOST_COLUMNS_OF_PROSE
+            } else {
+                MOST_COLUMNS
+            };
+            let comment = trimmed.starts_with("//") || trimmed.starts_with('#');
+            let free = if prose {
+                in_code || trimmed.starts_with('|') || text.starts_with("    ")
+            } else {
+                (text.contains('"') && !comment) || text.contains("://")
+            };
+            let columns = text.chars().count();
+            if columns > most && !free {
+                offenders.push(format!(
+                    "{}:{} has {columns} columns",
+                    file.name,
+                    number + 1
+                ));
+            }
+        }
+    }
+    offenders
+}
+
+/// Banned turns of phrase in comments and prose.
+pub(crate) fn banned_phrases(files: &[File]) -> Vec<String> {
+    let mut offenders = Vec::new();
+    for file in files {
+        let prose = file.name.ends_with(".md");
+        let marks: &[&str] = if file.ends_with(&[".rs", ".cu", ".proto"]) {
+            &["//"]
+        } else if file.ends_with(&[".toml", ".py"]) {
+            &["# "]
+        } else {
+            &[]
+        };
+        for (number, text) in file.text.lines().enumerate() {
+            let comment = marks.iter().find_map(|mark| text.split_once(mark));
+            let said = match comment {
+                Some((_, comment)) => comment,
+                None if prose => text,
+                None => continue,
+            };
+            let said = said.to_lowercase();
+            for phrase in BANNED.iter().filter(|phrase| has_phrase(&said, phrase)) {
+                offenders.push(format!("{}:{} says {phrase:?}", file.name, number + 1));
+            }
+        }
+    }
+    offenders
+}
+
+/// Returns whether a text has a phrase in whole words, and not in quotes, as a name of it.
+fn has_phrase(text: &str, phrase: &str) -> bool {
+    text.match_indices(phrase).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        let after = text[at + phrase.len()..].chars().next();
+        let edge = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric() && c != '"');
+        edge(before) && edge(after)
+    })
+}
+
+/// Protobuf's types inside the services and libraries, behind their edge.
+pub(crate) fn protobuf_inside(files: &[File]) -> Vec<String> {
+    let inside =
+        |file: &&File| !file.is_test() && !EDGE.iter().any(|edge| file.name.starts_with(edge));
+    let mut offenders = Vec::new();
+    for file in files.iter().filter(inside) {
+        let bare = source::without_tests(&source::bare(&file.text));
+        let found = ["togi_proto", "proto::"]
+            .iter()
+            .find_map(|name| bare.find(name));
+        if let Some(at) = found {
+            offenders.push(format!("{}:{}", file.name, source::line(&bare, at)));
+        }
+    }
+    offenders
+}
+
+pub(crate) fn unsafe_code(files: &[File]) -> Vec<String> {
+    let elsewhere = |file: &&File| {
+        !file.name.starts_with("crates/model/src/cuda/")
+            && file.name != "crates/model/src/mapped.rs"
+            && !file.is_test()
+    };
+    let found = files
+        .iter()
+        .filter(elsewhere)
+        .filter(|file| file.text.contains("unsafe {") || file.text.contains("unsafe fn"));
+    found.map(|file| file.name.clone()).collect()
+}
+
+pub(crate) fn spelled_keys(files: &[File]) -> Vec<String> {
+    let mut offenders = Vec::new();
+    let ours = |file: &&File| !file.is_test() && !file.name.starts_with("proto/");
+    for file in files.iter().filter(ours) {
+        let code = file.code();
+        let name = file.name.as_str();
+        if !name.starts_with("crates/runtime/src/layout") && KEYS.iter().any(|k| code.contains(k)) {
+            offenders.push(format!("{name}: builds an object key"));
+        }
+        if !name.starts_with("crates/runtime/src/events")
+            && SUBJECTS.iter().any(|s| code.contains(s))
+        {
+            offenders.push(format!("{name}: names a subject"));
+        }
+    }
+    offenders
+}
+
+pub(crate) fn unfinished(files: &[File]) -> Vec<String> {
+    let unfinished = |file: &&File| {
+        let bare = source::bare(&file.text);
+        bare.contains("#[ignore") || bare.contains("todo!(")
+    };
+    files
+        .iter()
+        .filter(unfinished)
+        .map(|file| file.name.clone())
+        .collect()
+}
+
+/// Manifests of crates that do not take the workspace's lints, among them that of `missing_docs`.
+pub(crate) fn without_lints(manifests: &[File]) -> Vec<String> {
+    let without = |file: &&File| {
+        let table: toml::Table = toml::from_str(&file.text).unwrap();
+        let lints = table.get("lints").and_then(|lints| lints.get("workspace"));
+        lints.and_then(toml::Value::as_bool) != Some(true)
+    };
+    manifests
+        .iter()
+        .filter(without)
+        .map(|file| file.name.clone())
+        .collect()
+}
