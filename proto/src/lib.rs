@@ -1,4 +1,5 @@
-//! The wire contract: messages, services and their proto3 JSON form. Generated; nothing else lives here.
+//! The wire contract: messages, services and their proto3 JSON form. Generated; nothing else lives
+//! here.
 
 #![allow(
     missing_docs,
@@ -8,7 +9,8 @@
     reason = "generated code"
 )]
 
-/// The whole contract, Arrow Flight with it, as a serialized `FileDescriptorSet`: for gRPC reflection.
+/// The whole contract, Arrow Flight with it, as a serialized `FileDescriptorSet`: for gRPC
+/// reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/togi.bin"));
 
 macro_rules! packages {

@@ -19,7 +19,7 @@ HERE = pathlib.Path(__file__).parent
 ALPHABETS = json.loads((HERE / "tokens.alphabets.json").read_text(encoding="utf-8"))
 
 STRINGS = 10_000
-LONG_EVERY = 2_500  # Of the strings, one in so many is long.
+LONG_EVERY = 2_500  # Of the strings, one in this many is long.
 LONG_BYTES = 100_000
 MAX_LENGTH = 512  # As in the settings that rows are made with.
 

@@ -1,4 +1,5 @@
-//! The system as it runs at scale, on one machine: each service a process of its own, a nats-server, a real S3 server.
+//! The system as it runs at scale, on one machine: each service a process of its own, a
+//! nats-server, a real S3 server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -122,7 +123,8 @@ impl S3 {
         wait_until("the S3 server", || {
             std::net::TcpStream::connect(("127.0.0.1", s3)).ok()
         });
-        // Until a volume is there the bucket is refused, and once it is there it is refused as well: the list decides.
+        // Until a volume is there the bucket is refused, and once it is there it is refused as
+        // well: the list decides.
         wait_until("the S3 server's bucket", || {
             bucket_exists(&weed, master).then_some(())
         });

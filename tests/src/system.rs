@@ -1,4 +1,5 @@
-//! A whole system as its users run it: the `togi` program as child processes, over a temporary data folder.
+//! A whole system as its users run it: the `togi` program as child processes, over a temporary data
+//! folder.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -139,7 +140,8 @@ impl System {
         self.child.id()
     }
 
-    /// Kills `togi up` at once, as a lost machine would end, and starts it again over the same data.
+    /// Kills `togi up` at once, as a lost machine would end, and starts it again over the same
+    /// data.
     pub fn kill_and_restart(mut self, arguments: &[&str]) -> Self {
         self.child.kill().expect("the child can be killed");
         self.child.wait().expect("the child ends");
@@ -154,7 +156,8 @@ impl System {
         try_togi(self.data(), Some(&self.endpoint), arguments)
     }
 
-    /// Runs `togi` against this system and returns what it printed; anything but success fails the test.
+    /// Runs `togi` against this system and returns what it printed; anything but success fails the
+    /// test.
     pub fn togi(&self, arguments: &[&str]) -> String {
         let output = self.try_togi(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -1,4 +1,5 @@
-//! The alert rules: that Prometheus takes them, and that each fires when it should and not otherwise.
+//! The alert rules: that Prometheus takes them, and that each fires when it should and not
+//! otherwise.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,5 @@
-//! The workflows in `deploy/ci` do what they say: their commands, read from the files, to the letter.
+//! The workflows in `deploy/ci` do what they say: their commands, read from the files, to the
+//! letter.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -18,7 +19,8 @@ fn indentation(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// The commands of the steps of a GitHub workflow: what stands after `run:`, on its line or, after `|`, below it.
+/// The commands of the steps of a GitHub workflow: what stands after `run:`, on its line or, after
+/// `|`, below it.
 fn steps(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
     let mut commands = Vec::new();
@@ -52,7 +54,8 @@ fn script(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Runs commands as a CI system does, one after the other in the clone, and returns the report of the last.
+/// Runs commands as a CI system does, one after the other in the clone, and returns the report of
+/// the last.
 fn run(commands: &[String], environment: &[(&str, &str)], reports: &Path) -> Value {
     for command in commands {
         let output = Command::new("bash")

@@ -1,5 +1,6 @@
-//! The real data: all of Dolly-ja through a running system, read back, trained on with a random small base, and the published
-//! adapter's files held against PEFT's form. Needs TOGI_DOLLY_JA and TOGI_TOKENIZERS.
+//! The real data: all of Dolly-ja through a running system, read back, trained on with a random
+//! small base, and the published adapter's files held against PEFT's form. Needs TOGI_DOLLY_JA and
+//! TOGI_TOKENIZERS.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -171,7 +172,8 @@ fn objects(system: &System, folder: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Opens the folder with PEFT's own loader, where a Python with torch, transformers and peft is named.
+/// Opens the folder with PEFT's own loader, where a Python with torch, transformers and peft is
+/// named.
 fn peft_loads(base: &Path, adapter: &Path) {
     let Some(python) = std::env::var_os("TOGI_PEFT_PYTHON") else {
         return eprintln!(

@@ -1,4 +1,5 @@
-//! What is gone comes back: processes killed in the middle of their work, NATS gone, its whole memory lost.
+//! What is gone comes back: processes killed in the middle of their work, NATS gone, its whole
+//! memory lost.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,5 @@
-//! Retraining by events, whole: five revisions arrive while one trains, the last of them with its answers shuffled.
+//! Retraining by events, whole: five revisions arrive while one trains, the last of them with its
+//! answers shuffled.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -187,7 +188,8 @@ fn what_became_of_each(all: &BTreeMap<String, Value>, digests: &[String], poison
     assert_eq!(refused["job"]["refusal"], refused["evaluation"]["reason"]);
     assert_eq!(all[fourth]["job"]["refusal"], Value::Null);
     assert_eq!(state(all, fourth), "JOB_STATE_SUCCEEDED");
-    // What was queued before the newer ones came was withdrawn unbegun; the others were never asked for.
+    // What was queued before the newer ones came was withdrawn unbegun; the others were never asked
+    // for.
     for digest in [second, third, fourth_before] {
         let state = state(all, digest);
         assert!(

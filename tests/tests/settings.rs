@@ -1,4 +1,5 @@
-//! Services whose settings are wrong, or whose NATS or store is not there: what they say, and how they end or wait.
+//! Services whose settings are wrong, or whose NATS or store is not there: what they say, and how
+//! they end or wait.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,5 @@
-//! What strangers do: clients made from the contract alone, in other languages, against a running system.
+//! What strangers do: clients made from the contract alone, in other languages, against a running
+//! system.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -175,7 +176,8 @@ fn events(system: &System) {
     }
 }
 
-/// A policy trains because somebody says so with nothing but a NATS client; what is no request is a dead letter.
+/// A policy trains because somebody says so with nothing but a NATS client; what is no request is a
+/// dead letter.
 fn training_by_message(system: &System) {
     let records = workspace().join("demo/records.jsonl");
     let prepare = ["prepare", records.to_str().unwrap(), "--name", "gated"];

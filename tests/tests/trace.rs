@@ -1,4 +1,5 @@
-//! One prepare request, one trace: across three processes, the object store and two commands, to the served adapter.
+//! One prepare request, one trace: across three processes, the object store and two commands, to
+//! the served adapter.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,5 @@
-//! `tools/up`: the deployed topology as processes, the whole pipeline through it, every metric that dashboards and rules name, and its end.
+//! `tools/up`: the deployed topology as processes, the whole pipeline through it, every metric that
+//! dashboards and rules name, and its end.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -11,11 +12,12 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use togi_tests::{program, wait_until, workspace};
 
-/// Where the processes listen: each of `tools/up`'s ports from here, and 10,000 above, which is below those that the system lends to
-/// clients.
+/// Where the processes listen: each of `tools/up`'s ports from here, and 10,000 above, which is
+/// below those that the system lends to clients.
 const PORTS: u16 = 21_600;
 
-/// `tools/up`, over a checkout's copy of what it needs, so that a system that somebody runs here is not touched.
+/// `tools/up`, over a checkout's copy of what it needs, so that a system that somebody runs here is
+/// not touched.
 struct Up(tempfile::TempDir);
 
 impl Up {
@@ -219,7 +221,8 @@ fn expressions(dashboard: &Value) -> String {
         .join("\n")
 }
 
-/// What alerts wait for is there at zero before it happens: only then does the first time count as an increase.
+/// What alerts wait for is there at zero before it happens: only then does the first time count as
+/// an increase.
 fn first_times_are_heard(samples: &[String]) {
     let waited_for = [
         [

@@ -1,4 +1,5 @@
-//! Input that is wrong: one sentence that names the field, the exit code that belongs to it, and nobody else disturbed.
+//! Input that is wrong: one sentence that names the field, the exit code that belongs to it, and
+//! nobody else disturbed.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

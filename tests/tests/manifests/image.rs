@@ -1,4 +1,5 @@
-//! What an image is built from: every manifest before the sources, and every file that the sources take in.
+//! What an image is built from: every manifest before the sources, and every file that the sources
+//! take in.
 
 use std::path::{Component, Path, PathBuf};
 

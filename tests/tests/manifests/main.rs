@@ -1,4 +1,5 @@
-//! The Kubernetes manifests: rendered, held against the API's schemas, and against our own rules, which changed copies must break.
+//! The Kubernetes manifests: rendered, held against the API's schemas, and against our own rules,
+//! which changed copies must break.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

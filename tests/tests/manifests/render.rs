@@ -35,7 +35,8 @@ impl Rendered {
         })
     }
 
-    /// Holds the objects against the API's schemas, and those that the API does not know itself against ours.
+    /// Holds the objects against the API's schemas, and those that the API does not know itself
+    /// against ours.
     pub(crate) fn validate(&self, version: &str) -> Result<(), String> {
         let validated = Command::new(tool("kubernetes-validate"))
             .args(["--strict", "--no-warn", "--quiet", "-k", version])

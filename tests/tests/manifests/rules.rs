@@ -55,7 +55,8 @@ pub(crate) fn broken(rendered: &Rendered) -> Vec<String> {
     said
 }
 
-/// The images that the Dockerfile makes: the programs that it names, and of those that compute the variant with a card.
+/// The images that the Dockerfile makes: the programs that it names, and of those that compute the
+/// variant with a card.
 fn images() -> BTreeSet<String> {
     let dockerfile = std::fs::read_to_string(workspace().join("deploy/Dockerfile")).unwrap();
     assert!(dockerfile.contains("org.opencontainers.image.title=\"${PROGRAM}\""));
@@ -145,7 +146,8 @@ fn environment<'a>(rendered: &'a Rendered, container: &'a Value) -> BTreeMap<&'a
     all
 }
 
-/// The program itself says whether it knows its environment, and on which ports it would listen: those are probed and named.
+/// The program itself says whether it knows its environment, and on which ports it would listen:
+/// those are probed and named.
 fn configuration(
     rendered: &Rendered,
     pod: &Value,
@@ -352,7 +354,8 @@ fn matches(selector: &Value, pod: &Value) -> bool {
     pairs.clone().count() > 0 && pairs.into_iter().all(|(key, value)| labels[key] == *value)
 }
 
-/// All is denied that is not named, and what is named selects pods that there are; NATS's come with its chart.
+/// All is denied that is not named, and what is named selects pods that there are; NATS's come with
+/// its chart.
 fn networks(rendered: &Rendered, say: &mut impl FnMut(String)) {
     let all = rendered.of("NetworkPolicy").find(|policy| {
         let spec = &policy["spec"];
@@ -376,7 +379,8 @@ fn networks(rendered: &Rendered, say: &mut impl FnMut(String)) {
     }
 }
 
-/// The operator's rules are those of deploy/rules.yaml, and what KEDA waits for is what the workers read.
+/// The operator's rules are those of deploy/rules.yaml, and what KEDA waits for is what the workers
+/// read.
 fn monitoring(rendered: &Rendered, say: &mut impl FnMut(String)) {
     for rules in rendered.of("PrometheusRule") {
         let plain = std::fs::read_to_string(workspace().join("deploy/rules.yaml")).unwrap();

@@ -116,7 +116,8 @@ pub(crate) fn all() -> Vec<Change> {
             "use std::{fs::{self, File}, io};\n",
             "row.rs:1",
         ),
-        // `row` has `prompt`'s types: an import, a path in the code and a re-export close the circle.
+        // `row` has `prompt`'s types: an import, a path in the code and a re-export close the
+        // circle.
         change(
             circles::circles,
             "crates/tokens/src/prompt.rs",

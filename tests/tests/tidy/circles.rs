@@ -1,7 +1,7 @@
 //! Circles among the files of a crate.
 //!
-//! A file points at another if it names something of it, by `use` or by a path in its code. Tests do
-//! not count, nor does `lib.rs`: what it re-exports is followed to the file that has it.
+//! A file points at another if it names something of it, by `use` or by a path in its code. Tests
+//! do not count, nor does `lib.rs`: what it re-exports is followed to the file that has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
