@@ -30,114 +30,112 @@ const fn change(
 }
 
 /// One or more for each rule.
-pub(crate) fn all() -> Vec<Change> {
-    vec![
-        change(
-            rules::without_purpose,
-            "crates/tokens/src/row.rs",
-            "use std::fs;\n",
-            "row.rs",
-        ),
-        change(
-            rules::long_files,
-            "crates/tokens/src/row.rs",
-            concat!("\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n"),
-            "row.rs",
-        ),
-        change(
-            rules::wide_lines,
-            "crates/tokens/src/row.rs",
-            "// A line that goes on and on, far past the hundred columns that a reader has on a screen beside another file.\n",
-            "row.rs:1",
-        ),
-        change(
-            rules::wide_lines,
-            "ARCHITECTURE.md",
-            "A line that goes on and on, far past the hundred and twenty columns that a reader has, whatever the page that it is on may be about, and then some.\n",
-            "ARCHITECTURE.md:1",
-        ),
-        change(
-            rules::banned_phrases,
-            "crates/tokens/src/row.rs",
-            "// A row, perhaps.\n",
-            "row.rs:1",
-        ),
-        change(
-            rules::protobuf_inside,
-            "services/trainer/src/error.rs",
-            "use togi_proto::trainer::v1::Job;\n",
-            "error.rs:1",
-        ),
-        change(
-            rules::unsafe_code,
-            "crates/tokens/src/row.rs",
-            "fn wild() { unsafe { } }\n",
-            "row.rs",
-        ),
-        change(
-            rules::spelled_keys,
-            "services/trainer/src/error.rs",
-            "const KEY: &str = \"policies/nightly\";\n",
-            "builds an object key",
-        ),
-        change(
-            rules::spelled_keys,
-            "services/trainer/src/error.rs",
-            "const SUBJECT: &str = \"togi.events.x\";\n",
-            "names a subject",
-        ),
-        change(
-            rules::unfinished,
-            "crates/tokens/src/row.rs",
-            "fn later() { todo!(); }\n",
-            "row.rs",
-        ),
-        change(
-            rules::without_lints,
-            "crates/tokens/Cargo.toml",
-            "[lints]\nworkspace = false\n[rest]\n",
-            "crates/tokens",
-        ),
-        change(
-            dependencies::wrong_ways,
-            "crates/tokens/Cargo.toml",
-            "[build-dependencies]\ntogi-runtime = \"1\"\n",
-            "must not have togi-runtime",
-        ),
-        change(
-            dependencies::wrong_ways,
-            "crates/tokens/Cargo.toml",
-            "[build-dependencies]\ntokio = \"1\"\n",
-            "is pure: no tokio",
-        ),
-        change(
-            imports::nested,
-            "crates/tokens/src/row.rs",
-            "use std::{fs::{self, File}, io};\n",
-            "row.rs:1",
-        ),
-        // `row` has `prompt`'s types: an import, a path in the code and a re-export close the
-        // circle.
-        change(
-            circles::circles,
-            "crates/tokens/src/prompt.rs",
-            "use crate::row::Row;\n",
-            "prompt.rs:1 -> crates/tokens/src/row.rs",
-        ),
-        change(
-            circles::circles,
-            "crates/tokens/src/prompt.rs",
-            "fn around() { super::row::Row::new(); }\n",
-            "prompt.rs:1 -> crates/tokens/src/row.rs",
-        ),
-        change(
-            circles::circles,
-            "crates/tokens/src/prompt.rs",
-            "use {std::fs, crate::{row::{self, Row}, record}};\n",
-            "prompt.rs:1 -> crates/tokens/src/row.rs",
-        ),
-    ]
-}
+pub(crate) const ALL: [Change; 17] = [
+    change(
+        rules::without_purpose,
+        "crates/tokens/src/row.rs",
+        "use std::fs;\n",
+        "row.rs",
+    ),
+    change(
+        rules::long_files,
+        "crates/tokens/src/row.rs",
+        "\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n",
+        "row.rs",
+    ),
+    change(
+        rules::wide_lines,
+        "crates/tokens/src/row.rs",
+        "// A line that goes on and on, far past the hundred columns that a reader has on a screen beside another file.\n",
+        "row.rs:1",
+    ),
+    change(
+        rules::wide_lines,
+        "ARCHITECTURE.md",
+        "A line that goes on and on, far past the hundred and twenty columns that a reader has, whatever the page that it is on may be about, and then some.\n",
+        "ARCHITECTURE.md:1",
+    ),
+    change(
+        rules::banned_phrases,
+        "crates/tokens/src/row.rs",
+        "// A row, perhaps.\n",
+        "row.rs:1",
+    ),
+    change(
+        rules::protobuf_inside,
+        "services/trainer/src/error.rs",
+        "use togi_proto::trainer::v1::Job;\n",
+        "error.rs:1",
+    ),
+    change(
+        rules::unsafe_code,
+        "crates/tokens/src/row.rs",
+        "fn wild() { unsafe { } }\n",
+        "row.rs",
+    ),
+    change(
+        rules::spelled_keys,
+        "services/trainer/src/error.rs",
+        "const KEY: &str = \"policies/nightly\";\n",
+        "builds an object key",
+    ),
+    change(
+        rules::spelled_keys,
+        "services/trainer/src/error.rs",
+        "const SUBJECT: &str = \"togi.events.x\";\n",
+        "names a subject",
+    ),
+    change(
+        rules::unfinished,
+        "crates/tokens/src/row.rs",
+        "fn later() { todo!(); }\n",
+        "row.rs",
+    ),
+    change(
+        rules::without_lints,
+        "crates/tokens/Cargo.toml",
+        "[lints]\nworkspace = false\n[rest]\n",
+        "crates/tokens",
+    ),
+    change(
+        dependencies::wrong_ways,
+        "crates/tokens/Cargo.toml",
+        "[build-dependencies]\ntogi-runtime = \"1\"\n",
+        "must not have togi-runtime",
+    ),
+    change(
+        dependencies::wrong_ways,
+        "crates/tokens/Cargo.toml",
+        "[build-dependencies]\ntokio = \"1\"\n",
+        "is pure: no tokio",
+    ),
+    change(
+        imports::nested,
+        "crates/tokens/src/row.rs",
+        "use std::{fs::{self, File}, io};\n",
+        "row.rs:1",
+    ),
+    // `row` has `prompt`'s types: an import, a path in the code and a re-export close the
+    // circle.
+    change(
+        circles::circles,
+        "crates/tokens/src/prompt.rs",
+        "use crate::row::Row;\n",
+        "prompt.rs:1 -> crates/tokens/src/row.rs",
+    ),
+    change(
+        circles::circles,
+        "crates/tokens/src/prompt.rs",
+        "fn around() { super::row::Row::new(); }\n",
+        "prompt.rs:1 -> crates/tokens/src/row.rs",
+    ),
+    change(
+        circles::circles,
+        "crates/tokens/src/prompt.rs",
+        "use {std::fs, crate::{row::{self, Row}, record}};\n",
+        "prompt.rs:1 -> crates/tokens/src/row.rs",
+    ),
+];
 
 /// Returns the files with the change made in one of them.
 pub(crate) fn apply(change: &Change, files: &[File]) -> Vec<File> {

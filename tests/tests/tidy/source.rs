@@ -74,7 +74,6 @@ pub(crate) fn written() -> Vec<File> {
         "proto/togi",
         "tools",
         "docs",
-        "bench",
         "recipes",
     ];
     let kinds = [".cu", ".proto", ".py", ".toml", ".md"];
