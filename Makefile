@@ -14,7 +14,7 @@ help:
 	@echo "make bench   one table of speeds on this machine"
 	@echo "make k8s-check      the Kubernetes manifests against the API's schemas and our rules"
 	@echo "make compose-check  deploy/compose.yaml brought up for real in a Docker engine of its own; needs root"
-	@echo "make test-gpu, make bench-gpu: the same of the engine on a card of NVIDIA, with a driver and libraries of CUDA 13"
+	@echo "make test-gpu, make bench-gpu: the same of the engine on an NVIDIA GPU, with the driver and libraries of CUDA 13"
 
 demo:
 	@tools/install nats

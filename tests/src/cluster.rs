@@ -1,5 +1,5 @@
-//! The system as it runs at scale, on one machine: each service a process of its own, a
-//! nats-server, a real S3 server.
+//! The deployed system on one machine: each service is a separate process, beside a nats-server and
+//! a real S3 server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use crate::system::{program, try_togi, wait_for, wait_until, workspace};
 /// Returns the tool that `tools/install` unpacked.
 ///
 /// # Panics
-/// Where it is missing.
+/// If the tool is missing.
 #[must_use]
 pub fn tool(name: &str) -> PathBuf {
     let path = workspace().join(".tools/bin").join(name);
@@ -50,10 +50,10 @@ impl Process {
         Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Sends SIGTERM and waits for the end.
     ///
     /// # Panics
-    /// If it ends otherwise than with success.
+    /// If the process fails.
     fn stop(mut self) {
         let pid = self.0.id().to_string();
         Command::new("kill")
@@ -81,7 +81,7 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// Starts one.
+    /// Starts a server and creates the bucket.
     #[must_use]
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -90,7 +90,7 @@ impl S3 {
         let text = r#"{"identities":[{"name":"togi","credentials":[{"accessKey":"togi-key",
             "secretKey":"togi-secret"}],"actions":["Admin","Read","List","Tagging","Write"]}]}"#;
         std::fs::write(&identities, text).expect("the identities");
-        // Each of its ports has a second one, 10000 above: ask for low ones until all are free.
+        // Every port needs a second one 10,000 above it, so that only low ports will do.
         let base = loop {
             let port = 20_000 + free_port() % 20_000;
             let all = [0, 1, 2, 3, 10_000, 10_001, 10_002, 10_003];
@@ -123,8 +123,8 @@ impl S3 {
         wait_until("the S3 server", || {
             std::net::TcpStream::connect(("127.0.0.1", s3)).ok()
         });
-        // Until a volume is there the bucket is refused, and once it is there it is refused as
-        // well: the list decides.
+        // The request fails before a volume exists, and also if the bucket exists already. Only the
+        // list of buckets tells the two apart.
         wait_until("the S3 server's bucket", || {
             bucket_exists(&weed, master).then_some(())
         });
@@ -146,7 +146,7 @@ impl S3 {
     }
 }
 
-/// Asks a SeaweedFS for the bucket `togi`, and returns whether it has it then.
+/// Creates the bucket `togi` and returns whether the server lists it.
 fn bucket_exists(weed: &Path, master: u16) -> bool {
     let shell = Command::new(weed)
         .args(["shell", &format!("-master=127.0.0.1:{master}")])
@@ -156,7 +156,7 @@ fn bucket_exists(weed: &Path, master: u16) -> bool {
         .spawn();
     let mut shell = shell.expect("weed's shell starts");
     let mut commands = shell.stdin.take().expect("it was asked for");
-    // Ended before it has read: the list is empty then.
+    // The shell may end before it has read its input; the list is then empty.
     let _ = std::io::Write::write_all(
         &mut commands,
         b"s3.bucket.create -name togi\ns3.bucket.list\n",
@@ -180,7 +180,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one that exports its traces to `otlp_endpoint`, with the demo's base.
+    /// Starts the services with the demo's base; they export traces to `otlp_endpoint`.
     pub fn start(otlp_endpoint: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let nats = togi_runtime::testing::NatsServer::start();
@@ -248,7 +248,7 @@ impl Cluster {
         String::from_utf8(output.stdout).expect("togi prints UTF-8")
     }
 
-    /// What the services have logged.
+    /// Returns the services' logs.
     #[must_use]
     pub fn logs(&self) -> String {
         ["data-prep", "trainer", "inference"]
@@ -262,7 +262,7 @@ impl Cluster {
             .join("\n")
     }
 
-    /// Stops the services one after the other, as a deployment does; each must end with success.
+    /// Stops the services in turn, as a deployment does; each must exit with success.
     pub fn stop(&mut self) {
         for service in self.services.drain(..) {
             service.stop();
@@ -270,7 +270,7 @@ impl Cluster {
     }
 }
 
-/// Asks an admin port whether its service is ready.
+/// Returns whether the service behind an admin port is ready.
 fn is_ready(port: u16) -> bool {
     use std::io::{Read, Write};
     let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else {

@@ -1,4 +1,4 @@
-//! An OTLP receiver that keeps every span it is sent.
+//! An OTLP receiver that keeps every span.
 
 use std::sync::{Arc, Mutex};
 
@@ -30,7 +30,7 @@ pub struct Span {
 /// The receiver.
 pub struct Receiver {
     spans: Arc<Mutex<Vec<Span>>>,
-    /// Where it listens.
+    /// The address on which it listens.
     pub endpoint: String,
 }
 
@@ -38,7 +38,7 @@ pub struct Receiver {
 struct Collector(Arc<Mutex<Vec<Span>>>);
 
 impl Receiver {
-    /// Starts one on a free port; it lives as long as the runtime.
+    /// Starts a receiver on a free port; it lives as long as the runtime.
     pub async fn start() -> Self {
         let spans = Arc::new(Mutex::new(Vec::new()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -54,7 +54,7 @@ impl Receiver {
         Self { spans, endpoint }
     }
 
-    /// What has arrived so far.
+    /// Returns the spans that have arrived.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
         self.spans.lock().expect("no panic while held").clone()

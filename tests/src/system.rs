@@ -32,12 +32,12 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// Asks until `condition` answers, and fails with `what` after a minute.
+/// Repeats `condition` until it returns a value, and fails with `what` after a minute.
 pub fn wait_until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     wait_for(condition).unwrap_or_else(|| panic!("waited a minute for {what}"))
 }
 
-/// Asks until `condition` answers, for a minute at most.
+/// Repeats `condition` until it returns a value, for at most a minute.
 pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
@@ -53,21 +53,21 @@ pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
 pub struct System {
     child: Child,
     folder: TempDir,
-    /// Where its gRPC services listen.
+    /// The address of its gRPC services.
     pub endpoint: String,
     /// Its admin address: metrics and probes.
     pub admin: String,
-    /// Its nats-server.
+    /// The address of its nats-server.
     pub nats: String,
 }
 
 impl System {
-    /// Starts one on free ports with the given further arguments.
+    /// Starts a system on free ports, with further arguments.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_with(arguments, &[])
     }
 
-    /// The same with further environment variables.
+    /// Starts a system with further arguments and environment variables.
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let child = Self::spawn(folder.path(), arguments, environment);
@@ -128,7 +128,7 @@ impl System {
         self.folder.path()
     }
 
-    /// What it has logged.
+    /// Returns its log.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.data().join("up.log")).unwrap_or_default()
@@ -140,8 +140,7 @@ impl System {
         self.child.id()
     }
 
-    /// Kills `togi up` at once, as a lost machine would end, and starts it again over the same
-    /// data.
+    /// Kills `togi up`, as the loss of a machine would, and starts it again over the same data.
     pub fn kill_and_restart(mut self, arguments: &[&str]) -> Self {
         self.child.kill().expect("the child can be killed");
         self.child.wait().expect("the child ends");
@@ -156,8 +155,10 @@ impl System {
         try_togi(self.data(), Some(&self.endpoint), arguments)
     }
 
-    /// Runs `togi` against this system and returns what it printed; anything but success fails the
-    /// test.
+    /// Runs `togi` against this system and returns its output.
+    ///
+    /// # Panics
+    /// If the command fails.
     pub fn togi(&self, arguments: &[&str]) -> String {
         let output = self.try_togi(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -170,14 +171,14 @@ impl System {
         String::from_utf8(output.stdout).expect("togi prints UTF-8")
     }
 
-    /// The same with `--output json`, read.
+    /// Runs `togi` with `--output json` and returns the parsed output.
     pub fn togi_json(&self, arguments: &[&str]) -> Value {
         let text = self.togi(&[arguments, &["--output", "json"]].concat());
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in: {text}"))
     }
 }
 
-/// Runs `togi` in a folder, against an endpoint or what the folder's configuration says.
+/// Runs `togi` in a folder, against an endpoint or the one of the folder's configuration.
 pub(crate) fn try_togi(folder: &Path, endpoint: Option<&str>, arguments: &[&str]) -> Output {
     let mut command = Command::new(program());
     if let Some(endpoint) = endpoint {

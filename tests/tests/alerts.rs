@@ -1,5 +1,4 @@
-//! The alert rules: that Prometheus takes them, and that each fires when it should and not
-//! otherwise.
+//! The alert rules: Prometheus accepts them, and each fires exactly when it should.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

@@ -1,5 +1,4 @@
-//! The workflows in `deploy/ci` do what they say: their commands, read from the files, to the
-//! letter.
+//! The workflows in `deploy/ci`: the test runs their commands exactly as the files have them.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

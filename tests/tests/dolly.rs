@@ -1,6 +1,6 @@
 //! The real data: all of Dolly-ja through a running system, read back, trained on with a random
-//! small base, and the published adapter's files held against PEFT's form. Needs TOGI_DOLLY_JA and
-//! TOGI_TOKENIZERS.
+//! small base, and the published adapter's files compared with PEFT's format. Needs TOGI_DOLLY_JA
+//! and TOGI_TOKENIZERS.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

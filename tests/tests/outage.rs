@@ -1,5 +1,4 @@
-//! What is gone comes back: processes killed in the middle of their work, NATS gone, its whole
-//! memory lost.
+//! Recovery: processes are killed during their work, NATS goes away, and all its data is lost.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -93,7 +92,7 @@ fn a_killed_system_resumes_and_ends_with_the_same_generation() {
     );
     assert_eq!(resumed["result"], undisturbed["result"]);
 
-    // Who watches now still sees every step, once.
+    // A client that starts to watch now still sees every step once.
     let watched = system.togi(&["jobs", "watch", &job, "--output", "json"]);
     let steps: Vec<u64> = watched
         .lines()
@@ -129,7 +128,7 @@ fn nats_may_die_and_forget_everything() {
         system.log()
     );
 
-    // Everything that NATS knew is thrown away between two lives; the store alone brings it back.
+    // All data of NATS is deleted between two starts; the system recovers from the store alone.
     let data = system.data().join("nats");
     let system = {
         let kept = system;

@@ -1,5 +1,5 @@
-//! Retraining by events, whole: five revisions arrive while one trains, the last of them with its
-//! answers shuffled.
+//! Retraining by policy, end to end: five revisions arrive while one trains, and the last has
+//! shuffled answers.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -32,7 +32,7 @@ fn lines(file: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Gives every record another one's answer.
+/// Gives every record the answer of another record.
 fn shuffled(mut records: Vec<Value>) -> Vec<Value> {
     let outputs: Vec<Value> = records
         .iter()
@@ -188,8 +188,8 @@ fn what_became_of_each(all: &BTreeMap<String, Value>, digests: &[String], poison
     assert_eq!(refused["job"]["refusal"], refused["evaluation"]["reason"]);
     assert_eq!(all[fourth]["job"]["refusal"], Value::Null);
     assert_eq!(state(all, fourth), "JOB_STATE_SUCCEEDED");
-    // What was queued before the newer ones came was withdrawn unbegun; the others were never asked
-    // for.
+    // The job that was queued before the newer revisions came was withdrawn; no job was made for
+    // those in between.
     for digest in [second, third, fourth_before] {
         let state = state(all, digest);
         assert!(
@@ -199,7 +199,7 @@ fn what_became_of_each(all: &BTreeMap<String, Value>, digests: &[String], poison
     }
 }
 
-/// Whether inference serves a generation under the alias.
+/// Returns whether inference serves a generation under the alias.
 fn serves(system: &System, generation: &str) -> bool {
     let served = system.togi_json(&["adapters", "served"]);
     let adapters = served["adapters"].as_array().cloned().unwrap_or_default();

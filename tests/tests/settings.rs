@@ -1,5 +1,5 @@
-//! Services whose settings are wrong, or whose NATS or store is not there: what they say, and how
-//! they end or wait.
+//! Services with wrong settings, or without NATS or a store: their messages, exit codes and
+//! readiness.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -13,7 +13,7 @@ use togi_tests::{program, wait_until, workspace};
 const CONFIGURATION: i32 = 64;
 const NOBODY: &str = "127.0.0.1:9";
 
-/// A service's program with settings that are good, in a folder of its own.
+/// A service's program with valid settings, in a temporary folder.
 fn service(name: &str, folder: &std::path::Path) -> Command {
     let base = workspace().join("demo/base");
     let mut command = Command::new(program().with_file_name(format!("togi-{name}")));
@@ -36,7 +36,7 @@ fn service(name: &str, folder: &std::path::Path) -> Command {
     command
 }
 
-/// Runs a service that must refuse its settings at once: with 64, and one line that says all this.
+/// Runs a service that must refuse its settings with exit code 64 and one line with these words.
 fn refuses(name: &str, variable: &str, value: &str, says: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let output = service(name, folder.path())
@@ -178,7 +178,7 @@ fn a_file_is_named_with_its_line_also_by_validate_and_secrets_are_not_shown() {
     }
 }
 
-/// A service that runs, its log, and where its health is.
+/// A running service, its log, and its admin address.
 struct Running {
     child: Child,
     log: std::path::PathBuf,
@@ -205,7 +205,7 @@ impl Running {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Whether a probe is answered well; `None` as long as nobody answers.
+    /// Returns whether a probe succeeds, or `None` if there is no answer.
     fn probe(&self, path: &str) -> Option<bool> {
         let mut stream = std::net::TcpStream::connect(&self.admin).ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -215,7 +215,7 @@ impl Running {
         Some(answer.starts_with("HTTP/1.1 200"))
     }
 
-    /// Waits until it says what it waits for, alive and not ready.
+    /// Waits until the service is alive, not ready, and names the missing part.
     fn waits(&mut self, says: &str) {
         wait_until(says, || self.log().contains(says).then_some(()));
         assert_eq!(self.probe("/livez"), Some(true), "{}", self.log());
@@ -253,7 +253,7 @@ fn without_nats_a_service_waits_says_so_and_is_ready_when_it_comes() {
     for service in &waiting {
         wait_until("ready", || service.probe("/readyz").filter(|ready| *ready));
     }
-    // A replica answers without: the store is the truth.
+    // A replica answers without NATS: the store is the truth.
     let folder = tempfile::tempdir().unwrap();
     let inference = Running::start(service("inference", folder.path()), folder.path());
     wait_until("ready", || {

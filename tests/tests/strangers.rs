@@ -1,5 +1,4 @@
-//! What strangers do: clients made from the contract alone, in other languages, against a running
-//! system.
+//! Clients in other languages, generated from the contract alone, against a running system.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -176,8 +175,8 @@ fn events(system: &System) {
     }
 }
 
-/// A policy trains because somebody says so with nothing but a NATS client; what is no request is a
-/// dead letter.
+/// A bare NATS client starts a training by policy; a message that is not a request becomes a dead
+/// letter.
 fn training_by_message(system: &System) {
     let records = workspace().join("demo/records.jsonl");
     let prepare = ["prepare", records.to_str().unwrap(), "--name", "gated"];

@@ -100,7 +100,7 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
         ["togi-data-prep", "togi-inference", "togi-trainer"],
         "one trace joins all three: {spans:#?}"
     );
-    // Rows' lengths are read before, to plan the job's memory.
+    // The rows' lengths are read first, to plan the job's memory.
     let mut reads = spans.iter().filter(|span| span.name.ends_with("DoGet"));
     assert!(
         reads.any(|span| span.trace == load.trace),

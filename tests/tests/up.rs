@@ -1,5 +1,5 @@
-//! `tools/up`: the deployed topology as processes, the whole pipeline through it, every metric that
-//! dashboards and rules name, and its end.
+//! `tools/up`: the deployed topology as processes. The whole pipeline runs through it, every metric
+//! that dashboards and rules name is exported, and it stops cleanly.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -16,8 +16,8 @@ use togi_tests::{program, wait_until, workspace};
 /// below those that the system lends to clients.
 const PORTS: u16 = 21_600;
 
-/// `tools/up`, over a checkout's copy of what it needs, so that a system that somebody runs here is
-/// not touched.
+/// `tools/up` over a copy of the files that it needs, so that a system that runs in this checkout
+/// is not touched.
 struct Up(tempfile::TempDir);
 
 impl Up {
@@ -79,7 +79,7 @@ impl Up {
         names.map(str::to_owned).collect()
     }
 
-    /// All that the services export, a line each.
+    /// Returns the lines of all exported metrics.
     fn samples(&self) -> Vec<String> {
         let mut all = Vec::new();
         for port in [81, 82, 83] {
@@ -136,7 +136,7 @@ impl Prometheus {
             assert!(text.contains(target), "{text}");
             text = text.replace(target, &format!("127.0.0.1:{}", PORTS + port));
         }
-        // Nobody wants to wait here for the next of its turns.
+        // The default interval would only make the test wait.
         let text = text.replace("15s", "1s");
         std::fs::write(folder.join("prometheus.yaml"), text).unwrap();
         std::fs::copy(deployed("rules.yaml"), folder.join("rules.yaml")).unwrap();
@@ -167,7 +167,7 @@ impl Prometheus {
         serde_json::from_slice(&answer.stdout).ok()
     }
 
-    /// All three services are scraped, and what they say can be asked for.
+    /// Checks that all three services are scraped and that their metrics can be queried.
     fn sees_everything(&self) {
         wait_until("Prometheus to see the three services", || {
             let seen = self.ask("targets")?;
@@ -197,7 +197,7 @@ impl Drop for Prometheus {
 fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let prefixes = ["togi_", "gen_ai_server_", "messaging_", "rpc_server_"];
-    // Labels are written with the same words.
+    // Labels look like metrics here.
     let labels = [
         "togi_alias",
         "togi_generation",
@@ -221,8 +221,8 @@ fn expressions(dashboard: &Value) -> String {
         .join("\n")
 }
 
-/// What alerts wait for is there at zero before it happens: only then does the first time count as
-/// an increase.
+/// Counters that alerts watch exist at zero from the start: otherwise Prometheus would not see the
+/// first event as an increase.
 fn first_times_are_heard(samples: &[String]) {
     let waited_for = [
         [
@@ -244,7 +244,7 @@ fn first_times_are_heard(samples: &[String]) {
     }
 }
 
-/// What only a card's process exports.
+/// The metrics that only a process with a GPU exports.
 fn is_of_a_card(name: &str) -> bool {
     name.starts_with("togi_trainer_gpu_")
 }

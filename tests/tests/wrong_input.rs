@@ -1,5 +1,5 @@
-//! Input that is wrong: one sentence that names the field, the exit code that belongs to it, and
-//! nobody else disturbed.
+//! Wrong input: one sentence that names the field, the right exit code, and no effect on anything
+//! else.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -20,7 +20,7 @@ const CONFIGURATION: i32 = 64;
 
 const RECIPE: &str = "name = \"one\"\nmax_steps = 1\n[lora]\nrank = 2\n";
 
-/// A system with a data set `good`, and a folder for files that are not.
+/// A system with a data set `good`, and a folder for wrong files.
 struct Stage {
     system: System,
     folder: TempDir,
@@ -88,7 +88,7 @@ impl Stage {
         self.refuses(&words, code, says);
     }
 
-    /// What was refused has broken nothing: the good data set is there, and the base answers.
+    /// Checks that the refused commands broke nothing: the data set is there and the base answers.
     fn nobody_was_disturbed(&self) {
         self.system.togi(&["datasets", "show", "good"]);
         let question = ["generate", "--instruction", "誰ですか。"];
@@ -221,7 +221,7 @@ fn an_idempotency_key_stands_for_one_request() {
     assert_eq!(jobs.matches("JOB_KIND_TRAIN").count(), 1, "{jobs}");
     let other = RECIPE.replace("max_steps = 1", "max_steps = 2");
     stage.refuses_recipe(&other, &key, FAILED, "idempotency_key");
-    // The alias is served by what the one job made.
+    // The alias serves the result of the one job.
     let question = ["generate", "--adapter", "a", "--instruction", "誰ですか。"];
     stage
         .system

@@ -1,4 +1,4 @@
-//! Changed copies of the manifests: what each changes, and what must be said of it.
+//! Changed copies of the manifests, each with the message that it must cause.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! What an image is built from: every manifest before the sources, and every file that the sources
-//! take in.
+//! The Dockerfile copies every manifest before the sources, and every file that the sources
+//! include.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! The Kubernetes manifests: rendered, held against the API's schemas, and against our own rules,
-//! which changed copies must break.
+//! The Kubernetes manifests, rendered and checked against the API's schemas and our own rules.
+//! Changed copies prove that each rule sees a violation.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

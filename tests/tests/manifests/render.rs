@@ -1,4 +1,4 @@
-//! What `kubectl` makes of an overlay, as JSON, and what the schemas say of it.
+//! Renders an overlay with `kubectl` to JSON, and validates it against the schemas.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -35,8 +35,7 @@ impl Rendered {
         })
     }
 
-    /// Holds the objects against the API's schemas, and those that the API does not know itself
-    /// against ours.
+    /// Validates the objects against the API's schemas, and custom resources against ours.
     pub(crate) fn validate(&self, version: &str) -> Result<(), String> {
         let validated = Command::new(tool("kubernetes-validate"))
             .args(["--strict", "--no-warn", "--quiet", "-k", version])
@@ -85,12 +84,12 @@ impl Rendered {
     }
 }
 
-/// A string's text; of anything else none.
+/// Returns a string's text; of anything else an empty one.
 pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// The elements of a list; of anything else none.
+/// Returns the elements of a list; of anything else an empty list.
 pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }

@@ -1,4 +1,4 @@
-//! Our rules, each a question to all objects of an overlay. What breaks one is a line.
+//! Our rules. Each looks at all objects of an overlay and returns a line for each violation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use togi_tests::{program, workspace};
 
 use crate::render::{Rendered, list, text};
 
-/// What breaks a rule.
+/// Returns the violations of all rules.
 pub(crate) fn broken(rendered: &Rendered) -> Vec<String> {
     let mut said = Vec::new();
     let images = images();
@@ -55,8 +55,8 @@ pub(crate) fn broken(rendered: &Rendered) -> Vec<String> {
     said
 }
 
-/// The images that the Dockerfile makes: the programs that it names, and of those that compute the
-/// variant with a card.
+/// Returns the images that the Dockerfile builds: one for each program, and the CUDA variants of
+/// those that compute.
 fn images() -> BTreeSet<String> {
     let dockerfile = std::fs::read_to_string(workspace().join("deploy/Dockerfile")).unwrap();
     assert!(dockerfile.contains("org.opencontainers.image.title=\"${PROGRAM}\""));
@@ -76,7 +76,7 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
     of("initContainers").chain(of("containers"))
 }
 
-/// Pod security's profile `restricted`, and a root file system that nobody writes.
+/// Checks pod security's profile `restricted` and a read-only root file system.
 fn security(pod: &Value, say: &mut impl FnMut(String)) {
     let context = &pod["spec"]["securityContext"];
     if context["runAsNonRoot"] != true || context["runAsUser"].as_u64().is_none_or(|id| id == 0) {
@@ -132,7 +132,7 @@ fn resources(container: &Value, say: &mut impl FnMut(String)) {
     }
 }
 
-/// A container's environment, from its ConfigMaps and its own list; secrets are left out.
+/// Returns a container's environment, from its ConfigMaps and its own list, without secrets.
 fn environment<'a>(rendered: &'a Rendered, container: &'a Value) -> BTreeMap<&'a str, &'a str> {
     let mut all = BTreeMap::new();
     for source in list(&container["envFrom"]) {
@@ -146,8 +146,8 @@ fn environment<'a>(rendered: &'a Rendered, container: &'a Value) -> BTreeMap<&'a
     all
 }
 
-/// The program itself says whether it knows its environment, and on which ports it would listen:
-/// those are probed and named.
+/// Runs the program with `--validate`: it must accept its environment, and the probes and named
+/// ports must be those that it reports.
 fn configuration(
     rendered: &Rendered,
     pod: &Value,
@@ -180,7 +180,7 @@ fn configuration(
             None => say(format!("TOGI_CONFIG: nothing is mounted at {config}")),
         }
     }
-    // A device is not looked for before the program serves.
+    // `--validate` does not open a device.
     let output = Command::new(&binary)
         .arg("--validate")
         .env_clear()
@@ -203,7 +203,7 @@ fn configuration(
     probes(container, ports, say);
 }
 
-/// The image for a card, a card, and the setting that computes on it: all of them or none.
+/// Checks that the CUDA image, the GPU resource and the device setting come together.
 fn card(rendered: &Rendered, container: &Value, say: &mut impl FnMut(String)) {
     let image = text(&container["image"]).contains("-cuda");
     let limit = !container["resources"]["limits"]["nvidia.com/gpu"].is_null();
@@ -215,7 +215,7 @@ fn card(rendered: &Rendered, container: &Value, say: &mut impl FnMut(String)) {
     }
 }
 
-/// A setting outside of all sections, as the program's own list of defaults has it.
+/// Returns a setting outside all sections from the program's default.toml.
 fn is_setting(program: &str, setting: &str) -> bool {
     let defaults = match program {
         "togi-data-prep" => togi_data_prep::config::DEFAULTS,
@@ -269,7 +269,7 @@ fn probes(container: &Value, [grpc, admin]: [u64; 2], say: &mut impl FnMut(Strin
     }
 }
 
-/// The content of a file that a ConfigMap brings into a container.
+/// Returns the content of a file that a ConfigMap mounts into a container.
 fn mounted(rendered: &Rendered, pod: &Value, container: &Value, path: &str) -> Option<String> {
     let path = PathBuf::from(path);
     let folder = path.parent()?.to_str()?;
@@ -282,7 +282,7 @@ fn mounted(rendered: &Rendered, pod: &Value, container: &Value, path: &str) -> O
     content.as_str().map(str::to_owned)
 }
 
-/// What a pod refers to is there.
+/// Checks that everything that a pod refers to exists.
 fn references(rendered: &Rendered, pod: &Value, say: &mut impl FnMut(String)) {
     let maps = rendered.names("ConfigMap");
     let claims = rendered.names("PersistentVolumeClaim");
@@ -317,7 +317,7 @@ fn references(rendered: &Rendered, pod: &Value, say: &mut impl FnMut(String)) {
     }
 }
 
-/// Headless, and of pods that there are.
+/// Checks that services are headless and select existing pods.
 fn services(rendered: &Rendered, say: &mut impl FnMut(String)) {
     for service in rendered.of("Service") {
         let name = text(&service["metadata"]["name"]);
@@ -354,8 +354,8 @@ fn matches(selector: &Value, pod: &Value) -> bool {
     pairs.clone().count() > 0 && pairs.into_iter().all(|(key, value)| labels[key] == *value)
 }
 
-/// All is denied that is not named, and what is named selects pods that there are; NATS's come with
-/// its chart.
+/// Checks that everything is denied by default and that each policy selects existing pods; NATS's
+/// policies come with its chart.
 fn networks(rendered: &Rendered, say: &mut impl FnMut(String)) {
     let all = rendered.of("NetworkPolicy").find(|policy| {
         let spec = &policy["spec"];
@@ -379,8 +379,8 @@ fn networks(rendered: &Rendered, say: &mut impl FnMut(String)) {
     }
 }
 
-/// The operator's rules are those of deploy/rules.yaml, and what KEDA waits for is what the workers
-/// read.
+/// Checks that the operator's rules are those of deploy/rules.yaml, and that KEDA scales by the
+/// consumer that the workers read.
 fn monitoring(rendered: &Rendered, say: &mut impl FnMut(String)) {
     for rules in rendered.of("PrometheusRule") {
         let plain = std::fs::read_to_string(workspace().join("deploy/rules.yaml")).unwrap();
