@@ -76,7 +76,7 @@ pub(crate) fn written() -> Vec<File> {
         "docs",
         "recipes",
     ];
-    let kinds = [".cu", ".proto", ".py", ".toml", ".md"];
+    let kinds = [".cu", ".cuh", ".proto", ".py", ".toml", ".md"];
     files.extend(read(&folders, &kinds));
     for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile"] {
         let text = fs::read_to_string(workspace().join(name)).unwrap();
