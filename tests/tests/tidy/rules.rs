@@ -76,8 +76,9 @@ pub(crate) fn long_files(files: &[File]) -> Vec<String> {
         .collect()
 }
 
-/// Lines that are too wide: of Rust, protobuf and TOML all but those with a text, which no line break
-/// can shorten; of CUDA, which has no formatter here, the comments; of prose all but tables and code.
+/// Lines that are too wide: of Rust, protobuf and TOML all but those with a text, which no line
+/// break can shorten; of CUDA, which has no formatter here, the comments; of prose all but tables
+/// and code.
 pub(crate) fn wide_lines(files: &[File]) -> Vec<String> {
     let mut offenders = Vec::new();
     for file in files {
@@ -89,21 +90,29 @@ pub(crate) fn wide_lines(files: &[File]) -> Vec<String> {
         if !prose && !file.ends_with(&[".rs", ".cu", ".cuh", ".proto", ".toml"]) {
             continue;
         }
+        let rust = file.name.ends_with(".rs");
         let cuda = file.ends_with(&[".cu", ".cuh"]);
+        let bare = source::bare(&file.text);
+        let mut bare = bare.lines();
         let mut in_code = false;
         for (number, text) in file.text.lines().enumerate() {
+            let bare = bare.next().unwrap_or_default();
             let trimmed = text.trim_start();
-            in_code ^= trimmed.starts_with("```");
+            let slashes = trimmed.starts_with("//");
+            let comment = slashes || (trimmed.starts_with('#') && !rust && !cuda);
+            let content = trimmed.trim_start_matches(['/', '!', ' ']);
+            in_code ^= content.starts_with("```");
             let most = if prose {
                 MOST_COLUMNS_OF_PROSE
             } else {
                 MOST_COLUMNS
             };
-            let comment = trimmed.starts_with("//") || trimmed.starts_with('#');
             let free = if prose {
                 in_code || trimmed.starts_with('|') || text.starts_with("    ")
+            } else if comment {
+                in_code || text.contains("://")
             } else {
-                !comment && (text.contains('"') || cuda) || text.contains("://")
+                text.contains('"') || cuda || (rust && bare.trim().is_empty())
             };
             let columns = text.chars().count();
             if columns > most && !free {
