@@ -1,12 +1,23 @@
-//! A graphics card of NVIDIA: matrices of f32, bf16 or f16 in its memory, products by cuBLASLt, kernels of our own for the rest.
+//! An NVIDIA GPU: matrices of f32, bf16 or f16 in its memory, products by cuBLASLt, our kernels for
+//! the rest.
 //!
-//! Everything runs in one stream, in the order in which it is asked for, and the host waits only to read. Libraries are looked
-//! up at run time. No kernel adds floats in an order that depends on timing, so that a pass repeats bit for bit.
+//! Everything runs in one stream, in the order in which it is asked for, and the host waits only to
+//! read. Libraries are looked up at run time. No kernel adds floats in an order that depends on
+//! timing, so that a pass repeats bit for bit.
+//!
+//! The implementations lie in:
+//! * `operations`: [`Ops`](crate::ops::Ops), arrays, products and norms
+//! * `training`: [`Learn`](crate::ops::training::Learn)
+//! * `decoding`: [`Decode`](crate::ops::decoding::Decode)
+//! * `launch`, `products`: launches of kernels and of cuBLASLt
+//! * `array`: memory; `frozen`, `fp8`: weights by precision; `narrow`: LoRA; `heads`: attention
+//! * `card`, `opened`: the device; `loading`, `staging`: a base on its way; `measure`: benchmarks
 
 #![allow(unsafe_code)]
 
 mod array;
 mod card;
+mod decoding;
 mod fp8;
 mod frozen;
 mod heads;
@@ -18,6 +29,7 @@ mod opened;
 mod operations;
 mod products;
 mod staging;
+mod training;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};

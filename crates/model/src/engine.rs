@@ -17,11 +17,14 @@ use crate::device::not_built;
 use crate::device::{Device, tokens_at_once};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
-use crate::network::{Factors, Network};
+use crate::network::Network;
+use crate::network::factors::Factors;
 use crate::ops::Ops;
+use crate::ops::decoding::Decode;
 use passes::Share;
 
-/// A base that computes. It is `Send + Sync`; one thread should own it, because a pass uses every core.
+/// A base that computes. It is `Send + Sync`; one thread should own it, because a pass uses every
+/// core.
 pub struct Engine {
     base: Arc<Base>,
     networks: Networks,
@@ -53,13 +56,13 @@ pub struct Cache {
 }
 
 enum Caches {
-    Cpu(<Cpu as Ops>::Cache),
+    Cpu(<Cpu as Decode>::Cache),
     #[cfg(feature = "cuda")]
-    Cuda(<Cuda as Ops>::Cache),
+    Cuda(<Cuda as Decode>::Cache),
 }
 
-/// Whether every device repeats a pass bit for bit: no kernel adds in an order that depends on timing. One that did would be named
-/// here.
+/// Whether every device repeats a pass bit for bit: no kernel adds in an order that depends on
+/// timing. One that did would be named here.
 pub const BIT_EXACT: bool = true;
 
 /// Counts and milliseconds by what took them.
@@ -110,13 +113,15 @@ impl Engine {
         Self::on(base, Device::Cpu)
     }
 
-    /// An engine over a base, on a device. Linear weights are there in the base's precision; a card's `float` is the type of
-    /// activations and of everything that is not quantized, and is usually the precision's own: f32 for f32, fp16 for fp16 (whose
-    /// training scales its losses), and bf16 for all others.
+    /// An engine over a base, on a device. Linear weights are there in the base's precision; a
+    /// card's `float` is the type of activations and of everything that is not quantized, and is
+    /// usually the precision's own: f32 for f32, fp16 for fp16 (whose training scales its losses),
+    /// and bf16 for all others.
     ///
     /// # Errors
-    /// As [`Engine::new`]; [`Error::Device`] if there is no such device, or it cannot take the base. Of a base that was only
-    /// opened: one of its tensors has values that are not finite or do not fit.
+    /// As [`Engine::new`]; [`Error::Device`] if there is no such device, or it cannot take the
+    /// base. Of a base that was only opened: one of its tensors has values that are not finite or
+    /// do not fit.
     pub fn on(base: Arc<Base>, device: Device) -> Result<Self> {
         let at_once = tokens_at_once(device, base.precision());
         let (networks, began) = match device {
@@ -148,8 +153,8 @@ impl Engine {
         self.loaded_in
     }
 
-    /// Of [`Engine::loaded_in`], the time that a thread spent filling pinned memory from the base's files, and waiting for the card
-    /// to fetch from it; none on the CPU.
+    /// Of [`Engine::loaded_in`], the time that a thread spent filling pinned memory from the base's
+    /// files, and waiting for the card to fetch from it; none on the CPU.
     #[cfg(feature = "cuda")]
     #[must_use]
     pub fn load_times(&self) -> Option<[Duration; 2]> {
@@ -162,8 +167,8 @@ impl Engine {
         }
     }
 
-    /// Seconds that so many bytes take from pinned memory to the engine's card and nothing else, as loading is measured by; 0 on
-    /// the CPU.
+    /// Seconds that so many bytes take from pinned memory to the engine's card and nothing else, as
+    /// loading is measured by; 0 on the CPU.
     ///
     /// # Errors
     /// The device's.
@@ -191,7 +196,8 @@ impl Engine {
         }
     }
 
-    /// Bytes that the engine's card has lent out at most so far, and bytes that it has; none of the CPU.
+    /// Bytes that the engine's card has lent out at most so far, and bytes that it has; none of the
+    /// CPU.
     #[must_use]
     pub fn device_memory(&self) -> Option<(u64, u64)> {
         match &self.networks {
@@ -201,8 +207,8 @@ impl Engine {
         }
     }
 
-    /// Runs `work` and tells how often its card ran each kernel and kind of product, and the milliseconds in all. It is slower
-    /// than unmeasured. Nothing is told of the CPU.
+    /// Runs `work` and tells how often its card ran each kernel and kind of product, and the
+    /// milliseconds in all. It is slower than unmeasured. Nothing is told of the CPU.
     ///
     /// # Errors
     /// Those of `work`; the device's.
@@ -219,8 +225,9 @@ impl Engine {
         }
     }
 
-    /// Runs `work`, then its wide matrix products alone, on the same inputs, `rounds` times: how many they are, and the
-    /// milliseconds of a round; none on the CPU. Takes the memory of all inputs.
+    /// Runs `work`, then its wide matrix products alone, on the same inputs, `rounds` times: how
+    /// many they are, and the milliseconds of a round; none on the CPU. Takes the memory of all
+    /// inputs.
     ///
     /// # Errors
     /// Those of `work`; the device's.
@@ -265,7 +272,8 @@ impl Engine {
         })
     }
 
-    /// The logits after each token of a sequence, of the base alone if there is no adapter: (tokens, vocabulary), row by row.
+    /// The logits after each token of a sequence, of the base alone if there is no adapter:
+    /// (tokens, vocabulary), row by row.
     ///
     /// # Errors
     /// No ids, an id outside the vocabulary, or more tokens than the model's longest.
@@ -305,11 +313,13 @@ impl Engine {
         Cache { caches, len: 0 }
     }
 
-    /// Takes the next tokens of one sequence and returns the logits after the last of them, one for each id of the
-    /// vocabulary. The first call takes the prompt (prefill), later ones a token each; any split gives the same result.
+    /// Takes the next tokens of one sequence and returns the logits after the last of them, one for
+    /// each id of the vocabulary. The first call takes the prompt (prefill), later ones a token
+    /// each; any split gives the same result.
     ///
     /// # Errors
-    /// No ids, an id outside the vocabulary, or more tokens than the model's longest; the cache is then unchanged.
+    /// No ids, an id outside the vocabulary, or more tokens than the model's longest; the cache is
+    /// then unchanged.
     pub fn decode(
         &self,
         cache: &mut Cache,
@@ -326,7 +336,8 @@ impl Engine {
             .ok_or_else(|| Error::Input("no sequence".into()))
     }
 
-    /// [`Engine::decode`] for several sequences in one pass, each with its own adapter; one row of logits for each.
+    /// [`Engine::decode`] for several sequences in one pass, each with its own adapter; one row of
+    /// logits for each.
     ///
     /// # Errors
     /// As [`Engine::decode`], for any of them; all caches are then unchanged.
@@ -371,7 +382,7 @@ impl Adapter {
 }
 
 /// A device's share of what callers hold.
-trait Held: Ops {
+trait Held: Decode {
     fn factors_of(adapters: &Adapters) -> Result<&Factors<Self::Array>>;
     fn cache_of(caches: &mut Caches) -> Result<&mut Self::Cache>;
 }

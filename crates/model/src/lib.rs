@@ -1,8 +1,9 @@
-//! GPT-NeoX and its adapters: configuration, weights, one network for training and decoding, LoRA, optimizer, sampling.
+//! GPT-NeoX and its adapters: configuration, weights, one network for training and decoding, LoRA,
+//! optimizer, sampling.
 //!
 //! The crate is pure: it reads the files that it is given and computes. The flow of training is
-//! [`Base`] → [`Training`] over [`Batch`]es → [`adapter::to_files`];
-//! that of serving is [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
+//! [`Base`] → [`Training`] over [`Batch`]es → [`adapter::to_files`]; that of serving is
+//! [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
 
 pub mod adapter;
 pub mod base;
@@ -26,6 +27,7 @@ mod canonical;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod decode;
 mod dropout;
 mod mapped;
 mod network;

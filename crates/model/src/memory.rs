@@ -1,5 +1,5 @@
-//! What a run will need in memory, before it starts: on the processor of the process, on a card of what the process lends from it,
-//! beside which the driver takes some hundred megabytes for itself.
+//! What a run will need in memory, before it starts: on the processor of the process, on a card of
+//! what the process lends from it, beside which the driver takes some hundred megabytes for itself.
 
 use crate::config::Config;
 use crate::device::{CARD_LOGITS, Device};
@@ -72,7 +72,7 @@ pub fn plan(
 ) -> Plan {
     let values = trainable(config, lora);
     let logits = match device {
-        Device::Cpu => <crate::cpu::Cpu as crate::ops::Ops>::LOGITS_AT_ONCE,
+        Device::Cpu => <crate::cpu::Cpu as crate::ops::training::Learn>::LOGITS_AT_ONCE,
         Device::Cuda { .. } => CARD_LOGITS,
     };
     let logits = logits
@@ -81,8 +81,9 @@ pub fn plan(
     let float = float_bytes(device);
     let hidden = config.hidden_size;
     let widest = (3 * hidden).max(config.intermediate_size);
-    // Alive at once outside of what is kept: on the processor the widest product with its gradient, three residual rows, and a chunk
-    // of logits; on a card the joint product's gradient with four residual rows, and logits that become their gradient in place.
+    // Alive at once outside of what is kept: on the processor the widest product with its gradient,
+    // three residual rows, and a chunk of logits; on a card the joint product's gradient with four
+    // residual rows, and logits that become their gradient in place.
     let (kept, passing, around) = match device {
         Device::Cpu => {
             let passing = 2 * widest + 4 * hidden;
@@ -138,16 +139,18 @@ fn linear_bytes(inputs: usize, outputs: usize, precision: Precision, device: Dev
     }
 }
 
-/// Values kept for each token and layer: the residual before attention and before the MLP, queries, keys, values, the attention's
-/// output, the activation's slope, and of each adapted product the input and what is left of it.
+/// Values kept for each token and layer: the residual before attention and before the MLP, queries,
+/// keys, values, the attention's output, the activation's slope, and of each adapted product the
+/// input and what is left of it.
 fn kept_on_cpu(config: &Config, lora: &LoraConfig) -> usize {
     let adapted = lora.targets.iter().map(|target| target.widths(config).0);
     let adapted: usize = adapted.map(|inputs| inputs + lora.rank).sum();
     6 * config.hidden_size + config.intermediate_size + adapted
 }
 
-/// The same on a card, where a product's input is kept masked; without dropout it is the matrix itself, which for the one after
-/// attention is kept already. In the parallel arrangement the MLP starts from the layer's input.
+/// The same on a card, where a product's input is kept masked; without dropout it is the matrix
+/// itself, which for the one after attention is kept already. In the parallel arrangement the MLP
+/// starts from the layer's input.
 fn kept_on_card(config: &Config, lora: &LoraConfig) -> usize {
     let hidden = config.hidden_size;
     let residuals = if config.use_parallel_residual { 1 } else { 2 };
@@ -159,8 +162,8 @@ fn kept_on_card(config: &Config, lora: &LoraConfig) -> usize {
     (residuals + 4) * hidden + config.intermediate_size + adapted.sum::<usize>()
 }
 
-/// Bytes that come and go around a product by a weight that is not in the type of the product: its widened form, or the codes of
-/// the activations and the product before it lies row by row.
+/// Bytes that come and go around a product by a weight that is not in the type of the product: its
+/// widened form, or the codes of the activations and the product before it lies row by row.
 fn scratch(config: &Config, tokens: usize, precision: Precision, device: Device) -> usize {
     let float = float_bytes(device);
     let of = |(inputs, outputs): (usize, usize)| match (precision, device) {

@@ -1,4 +1,5 @@
-//! An adapter in training: its values, their gradients and the optimizer's moments, all on the engine's device.
+//! An adapter in training: its values, their gradients and the optimizer's moments, all on the
+//! engine's device.
 
 use crate::batch::{Batch, WindowLoss};
 use crate::cpu::Cpu;
@@ -8,8 +9,9 @@ use crate::dropout::Dropout;
 use crate::engine::{Engine, Networks, on};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
-use crate::network::{Factors, Network};
-use crate::ops::Ops;
+use crate::network::Network;
+use crate::network::factors::Factors;
+use crate::ops::training::Learn;
 use crate::optim::{self, AdamW, AdamWConfig, Coefficients, LossScale};
 
 /// Which of several processes of one training this is.
@@ -26,7 +28,8 @@ impl World {
     pub const ALONE: Self = Self { rank: 0, size: 1 };
 }
 
-/// A training between two steps, or inside of one: a step is any count of [`Training::accumulate`] and one [`Training::step`].
+/// A training between two steps, or inside of one: a step is any count of [`Training::accumulate`]
+/// and one [`Training::step`].
 pub struct Training<'a> {
     lora: Lora,
     world: World,
@@ -40,7 +43,7 @@ enum States<'a> {
 }
 
 /// What changes in training, on a device.
-struct State<'a, O: Ops> {
+struct State<'a, O: Learn> {
     network: &'a Network<O>,
     values: O::Flat,
     /// Of the sum of the window's losses.
@@ -54,7 +57,8 @@ struct State<'a, O: Ops> {
     skipped: u64,
     /// The values' matrices: made anew once a step.
     factors: Factors<O::Array>,
-    /// Sum and targets of each batch of the window; read when somebody asks, so that nothing waits for the device before.
+    /// Sum and targets of each batch of the window; read when somebody asks, so that nothing waits
+    /// for the device before.
     losses: Vec<(O::Sum, u64)>,
 }
 
@@ -62,7 +66,8 @@ impl<'a> Training<'a> {
     /// Brings an adapter and its optimizer to the engine's device.
     ///
     /// # Errors
-    /// The adapter is not of the engine's base, the optimizer not of the adapter, or the world of a size that is not built.
+    /// The adapter is not of the engine's base, the optimizer not of the adapter, or the world of a
+    /// size that is not built.
     pub fn new(engine: &'a Engine, lora: &Lora, optimizer: &AdamW, world: World) -> Result<Self> {
         if world != World::ALONE {
             let reason = format!("is rank {} of {}; one is built", world.rank, world.size);
@@ -80,8 +85,8 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// Runs a batch forward and backward, and adds the gradient of the *sum* of its token losses to the window's. Dropout is
-    /// the one of the window's step.
+    /// Runs a batch forward and backward, and adds the gradient of the *sum* of its token losses to
+    /// the window's. Dropout is the one of the window's step.
     ///
     /// The same input gives the same bits, whatever else the machine does.
     ///
@@ -91,14 +96,16 @@ impl<'a> Training<'a> {
         on!(States, &mut self.state, state => state.accumulate(batch, dropout))
     }
 
-    /// Ends the window: one step of AdamW along the gradient of its mean token loss, clipped to `largest_norm` (0: any).
-    /// Returns the loss, and the norm before clipping.
+    /// Ends the window: one step of AdamW along the gradient of its mean token loss, clipped to
+    /// `largest_norm` (0: any). Returns the loss, and the norm before clipping.
     ///
-    /// The sum over all batches is divided once, by what the whole window has learned, so a target weighs the same whichever
-    /// batch or record it stands in. If loss or norm is not finite, the step is not taken.
+    /// The sum over all batches is divided once, by what the whole window has learned, so a target
+    /// weighs the same whichever batch or record it stands in. If loss or norm is not finite, the
+    /// step is not taken.
     ///
-    /// In fp16 the loss is scaled. A gradient that overflows, of a finite loss, halves the scale: the step is skipped, and its
-    /// norm is 0, for nothing was learned; see [`Training::skipped`]. Where halving does not help, the norm is not finite.
+    /// In fp16 the loss is scaled. A gradient that overflows, of a finite loss, halves the scale:
+    /// the step is skipped, and its norm is 0, for nothing was learned; see [`Training::skipped`].
+    /// Where halving does not help, the norm is not finite.
     ///
     /// # Errors
     /// The device's.
@@ -149,7 +156,7 @@ impl<'a> Training<'a> {
     }
 }
 
-impl<'a, O: Ops> State<'a, O> {
+impl<'a, O: Learn> State<'a, O> {
     fn new(network: &'a Network<O>, lora: &Lora, optimizer: &AdamW) -> Result<Self> {
         let (config, steps, [first, second]) = optimizer.parts();
         if first.len() != lora.len() {
@@ -216,7 +223,7 @@ impl<'a, O: Ops> State<'a, O> {
         let loss = self.all_ranks(world)?;
         let divisor = loss.targets.max(1) as f32 * self.factor();
         ops.scale_flat(&mut self.gradients, 1.0 / divisor)?;
-        let mut norm = ops.norm(&self.gradients)?;
+        let mut norm = ops.l2_norm(&self.gradients)?;
         if loss.sum.is_finite() && norm.is_finite() {
             let clip = optim::clip_factor(norm, largest_norm).filter(|_| largest_norm > 0.0);
             if let Some(factor) = clip {
@@ -241,7 +248,8 @@ impl<'a, O: Ops> State<'a, O> {
         Ok((loss, norm))
     }
 
-    /// The window's loss over all ranks: between backward and optimizer, their losses and flat gradients are to be summed here.
+    /// The window's loss over all ranks: between backward and optimizer, their losses and flat
+    /// gradients are to be summed here.
     fn all_ranks(&mut self, world: World) -> Result<WindowLoss> {
         debug_assert_eq!(world, World::ALONE, "checked when it was made");
         self.loss()
@@ -270,7 +278,8 @@ mod tests {
     const CONFIG: &[u8] = br#"{"vocab_size": 37, "hidden_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 3, "intermediate_size": 40, "max_position_embeddings": 64}"#;
 
-    /// On the processor an overflow needs a scale near the end of f32, which is then halved as one of fp16 is.
+    /// On the processor an overflow needs a scale near the end of f32, which is then halved as one
+    /// of fp16 is.
     #[test]
     fn an_overflow_halves_the_loss_scale_and_skips_the_step_and_no_other_scale_changes_it() {
         let config = Config::from_json(CONFIG).unwrap();

@@ -1,7 +1,7 @@
 //! Causal attention within each sequence, head by head: forward, over a cache, and backward.
 //!
-//! Scores are never kept: backward makes them again from queries, keys and each row's log sum, so that memory grows with
-//! the tokens and not with their square.
+//! Scores are never kept: backward makes them again from queries, keys and each row's log sum, so
+//! that memory grows with the tokens and not with their square.
 
 mod head;
 
@@ -12,7 +12,8 @@ use super::kernels::run;
 use super::storage::read;
 use super::{matrix, rows};
 use crate::error::Result;
-use crate::ops::{Attended, Heads, Span};
+use crate::ops::training::Attended;
+use crate::ops::{Heads, Span};
 use head::{Attend, Backward, Slices};
 
 /// One head's keys and values of one sequence: (tokens, dim) each.
@@ -180,9 +181,10 @@ fn positions(spans: &[Span]) -> Vec<usize> {
         .collect()
 }
 
-/// The joint product, (rows, heads, 3, dim), as turned queries, turned keys, and values, (3, heads, rows, dim).
+/// The joint product, (rows, heads, 3, dim), as turned queries, turned keys, and values, (3, heads,
+/// rows, dim).
 fn split(qkv: &Tensor, heads: &Heads<Tensor>, spans: &[Span]) -> Result<Vec<f32>> {
-    let (dim, half, total) = (heads.dim, heads.turned / 2, total(spans));
+    let (dim, half, total) = (heads.dim, heads.rotary_dims / 2, total(spans));
     let (qkv, cos, sin) = (read(qkv)?, read(&heads.cos)?, read(&heads.sin)?);
     let positions = positions(spans);
     let width = 3 * heads.count * dim;
@@ -205,9 +207,10 @@ fn split(qkv: &Tensor, heads: &Heads<Tensor>, spans: &[Span]) -> Result<Vec<f32>
     Ok(parts)
 }
 
-/// [`split`]'s transpose: gradients of the parts, turned back, as the gradient of the joint product.
+/// [`split`]'s transpose: gradients of the parts, turned back, as the gradient of the joint
+/// product.
 fn join(parts: &[f32], heads: &Heads<Tensor>, spans: &[Span]) -> Result<Tensor> {
-    let (dim, half, total) = (heads.dim, heads.turned / 2, total(spans));
+    let (dim, half, total) = (heads.dim, heads.rotary_dims / 2, total(spans));
     let (cos, sin) = (read(&heads.cos)?, read(&heads.sin)?);
     let positions = positions(spans);
     let width = 3 * heads.count * dim;

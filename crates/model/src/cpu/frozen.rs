@@ -1,12 +1,12 @@
-//! Products by frozen weights: full ones as they are, others brought to f32 in a scratch just before, and 8-bit integers by the
-//! codes of the activations.
+//! Products by frozen weights: full ones as they are, others brought to f32 in a scratch just
+//! before, and 8-bit integers by the codes of the activations.
 
 use candle_core::Tensor;
 
-use super::{Cpu, FEW_ROWS, kernels, matrix, read, rows};
+use super::products::{self, FEW_ROWS};
+use super::{kernels, matrix, read, rows};
 use crate::error::Result;
 use crate::float::Float;
-use crate::ops::Ops;
 use crate::quant::Int8;
 use crate::quant::int8::{Activations, HIGHEST};
 use crate::weight::{Rounding, Rows, Weight};
@@ -14,27 +14,46 @@ use crate::weight::{Rounding, Rows, Weight};
 /// Rows of activations whose codes stay in a core's cache while weights pass by.
 const ROWS_IN_CACHE: usize = 32;
 
+/// The rows whose outliers leave a column of a product by 8-bit integers to floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outliers {
+    /// An outlier in any row takes the column out of all rows, as in bitsandbytes.
+    OfAllRows,
+    /// Each row has its own outlier columns, so that no row depends on another.
+    OfEachRow,
+}
+
 /// `x wᵀ + bias`
-pub(super) fn linear(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn linear(
+    x: &Tensor,
+    w: &Weight,
+    bias: Option<&Tensor>,
+    outliers: Outliers,
+) -> Result<Tensor> {
     if let Weight::Int8(w) = w {
         let bias = bias.map(read).transpose()?;
-        return matrix(w.linear(&read(x)?, bias.as_deref()), w.shape()[0]);
+        let (x, bias) = (read(x)?, bias.as_deref());
+        let y = match outliers {
+            Outliers::OfAllRows => w.linear(&x, bias),
+            Outliers::OfEachRow => w.linear_by_rows(&x, bias),
+        };
+        return matrix(y, w.shape()[0]);
     }
     let w = match w.rows() {
         Ok(rows) => rows,
-        Err(tensor) => return Cpu.linear(x, tensor, bias),
+        Err(tensor) => return products::linear(x, tensor, bias),
     };
     let [outputs, inputs] = w.size();
     if x.dims()[0] <= FEW_ROWS {
         let bias = bias.map(read).transpose()?;
         return matrix(few_rows(&read(x)?, w, bias.as_deref()), outputs);
     }
-    Cpu.linear(x, &matrix(w.all(Rounding::None), inputs)?, bias)
+    products::linear(x, &matrix(w.all(Rounding::None), inputs)?, bias)
 }
 
 /// `dy w`
 pub(super) fn product(dy: &Tensor, w: &Weight) -> Result<Tensor> {
-    Cpu.product(dy, &w.dequantized()?)
+    Ok(dy.matmul(&w.dequantized()?)?)
 }
 
 /// [`rows::few_rows`] with one row of `w` in f32 at a time.
@@ -56,10 +75,11 @@ fn few_rows(x: &[f32], w: &dyn Rows, bias: Option<&[f32]>) -> Vec<f32> {
 }
 
 impl Int8 {
-    /// `x wᵀ + bias` by LLM.int8(): integer products of codes, and the outlier columns of `x` in f32. Which columns these are
-    /// depends on all rows of `x` together.
+    /// `x wᵀ + bias` by LLM.int8(): integer products of codes, and the outlier columns of `x` in
+    /// f32. A column with an outlier in any row is one for all rows.
     ///
-    /// Rounds through fp16 where bitsandbytes does for inputs in f32, so that the activations of later layers get the same codes.
+    /// Rounds through fp16 where bitsandbytes does for inputs in f32, so that the activations of
+    /// later layers get the same codes.
     #[must_use]
     pub fn linear(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let [outputs, inputs] = self.shape();
@@ -68,28 +88,58 @@ impl Int8 {
             outliers,
         } = Activations::quantize(x, inputs);
         let count = x.len() / inputs;
-        // (rows, outlier columns)
-        let kept: Vec<f32> = x
-            .chunks_exact(inputs)
-            .flat_map(|row| outliers.iter().map(|&column| row[column]))
-            .collect();
+        let kept = columns_of(x, inputs, &outliers);
         rows::by_columns((count, outputs), inputs, None, |first, columns| {
-            for block in (0..count).step_by(ROWS_IN_CACHE) {
-                for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
-                    let bias = bias.map_or(0.0, |bias| bias[output]);
-                    for (row, out) in (block..).zip(out[block..].iter_mut().take(ROWS_IN_CACHE)) {
-                        let sum = kernels::dot_codes(quantized.row(row), self.row(output)) as f32;
-                        let scaled = sum * quantized.absmax()[row] * self.absmax()[output];
-                        *out = through_fp16(through_fp16(scaled / (HIGHEST * HIGHEST)) + bias);
-                    }
-                }
-            }
+            self.products_of_codes(&quantized, bias, first, columns);
             if !outliers.is_empty() {
                 for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
                     self.add_outliers(output, out, &kept, &outliers);
                 }
             }
         })
+    }
+
+    /// [`Int8::linear`] of each row alone, so that a row's result does not depend on the others.
+    pub(super) fn linear_by_rows(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let [outputs, inputs] = self.shape();
+        let count = x.len() / inputs;
+        let (quantized, outliers) = Activations::quantize_by_rows(x, inputs);
+        let kept: Vec<Vec<f32>> = x
+            .chunks_exact(inputs)
+            .zip(&outliers)
+            .map(|(row, outliers)| columns_of(row, inputs, outliers))
+            .collect();
+        rows::by_columns((count, outputs), inputs, None, |first, columns| {
+            self.products_of_codes(&quantized, bias, first, columns);
+            for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
+                for ((out, kept), outliers) in out.chunks_mut(1).zip(&kept).zip(&outliers) {
+                    if !outliers.is_empty() {
+                        self.add_outliers(output, out, kept, outliers);
+                    }
+                }
+            }
+        })
+    }
+
+    /// The products of codes, scaled, plus the bias: all rows of each output from `first` on.
+    fn products_of_codes(
+        &self,
+        quantized: &Self,
+        bias: Option<&[f32]>,
+        first: usize,
+        columns: &mut [f32],
+    ) {
+        let count = quantized.shape()[0];
+        for block in (0..count).step_by(ROWS_IN_CACHE) {
+            for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
+                let bias = bias.map_or(0.0, |bias| bias[output]);
+                for (row, out) in (block..).zip(out[block..].iter_mut().take(ROWS_IN_CACHE)) {
+                    let sum = kernels::dot_codes(quantized.row(row), self.row(output)) as f32;
+                    let scaled = sum * quantized.absmax()[row] * self.absmax()[output];
+                    *out = through_fp16(through_fp16(scaled / (HIGHEST * HIGHEST)) + bias);
+                }
+            }
+        }
     }
 
     /// Adds one output's products with the outlier columns, `kept`, to the output of every row.
@@ -103,6 +153,13 @@ impl Int8 {
             *out += x.iter().zip(&weights).map(|(x, w)| x * w).sum::<f32>();
         }
     }
+}
+
+/// The values of some columns: (rows, columns).
+fn columns_of(x: &[f32], inputs: usize, columns: &[usize]) -> Vec<f32> {
+    x.chunks_exact(inputs)
+        .flat_map(|row| columns.iter().map(|&column| row[column]))
+        .collect()
 }
 
 /// The nearest fp16, or the value itself where that would be infinite.

@@ -1,10 +1,10 @@
-//! Weights in 8-bit floats on the card, and products of their codes by the codes of activations and gradients, which get a scale
-//! a row. A card, or a shape, that has no such product multiplies by the dequantized weight.
+//! Weights in 8-bit floats on the card, and products of their codes by the codes of activations and
+//! gradients, which get a scale a row. A card, or a shape, that has no such product multiplies by
+//! the dequantized weight.
 
 use super::Cuda;
 use super::array::{Array, Element, ROWS};
-use super::launch::Arg;
-use super::operations::number;
+use super::launch::{Arg, activation_id};
 use super::products::Product;
 use crate::config::Activation;
 use crate::error::Result;
@@ -30,8 +30,8 @@ pub(crate) struct Eighths {
     scales: Array,
     /// Whether the forward multiplies codes.
     forward: bool,
-    /// For a backward that does: the transposed codes, (inputs, outputs), because only codes that lie along the depth can be
-    /// multiplied, and as many ones as there are inputs.
+    /// For a backward that does: the transposed codes, (inputs, outputs), because only codes that
+    /// lie along the depth can be multiplied, and as many ones as there are inputs.
     turned: Option<[Array; 2]>,
 }
 
@@ -61,7 +61,8 @@ enum Source<'a> {
     Sloped(&'a Array, &'a Array, Activation, &'a Array),
     /// Its norm, which is written to the first matrix.
     Normed(&'a Array, &'a Array, &'a Norm<Array>),
-    /// The gradient of a norm of a matrix, added to the first matrix, and the columns of that times factors.
+    /// The gradient of a norm of a matrix, added to the first matrix, and the columns of that times
+    /// factors.
     NormedBack([&'a Array; 3], &'a Norm<Array>, &'a Array),
 }
 
@@ -151,12 +152,12 @@ impl Cuda {
                 "to_fp8"
             }
             Source::Activated(x, kind) => {
-                args.extend([Arg::from(x), number(kind).into()]);
+                args.extend([Arg::from(x), activation_id(kind).into()]);
                 "activate_to_fp8"
             }
             Source::Sloped(dy, x, kind, factors) => {
                 args.extend([Arg::from(x), dy.into(), factors.into()]);
-                args.push(number(kind).into());
+                args.push(activation_id(kind).into());
                 "activate_backward_to_fp8"
             }
             Source::Normed(out, x, norm) => {
@@ -197,7 +198,8 @@ impl Cuda {
         Ok(out)
     }
 
-    /// The same of the activation of `x`, which is not formed; none if there is no product of codes.
+    /// The same of the activation of `x`, which is not formed; none if there is no product of
+    /// codes.
     pub(super) fn fp8_activated(
         &self,
         (x, kind): (&Array, Activation),
@@ -207,7 +209,8 @@ impl Cuda {
         self.codes_linear(Source::Activated(x, kind), w, added)
     }
 
-    /// `dy w`: the scales of w's rows go into dy before it is quantized, so that the same codes are multiplied as forward.
+    /// `dy w`: the scales of w's rows go into dy before it is quantized, so that the same codes are
+    /// multiplied as forward.
     pub(super) fn fp8_product(&self, dy: &Array, w: &Eighths) -> Result<Array> {
         if let Some(out) = self.codes_product(Source::Scaled(dy, &w.scales), w)? {
             return Ok(out);
@@ -218,7 +221,8 @@ impl Cuda {
         Ok(out)
     }
 
-    /// The same of `dy` times the activation's slope at `x`, which is not formed; none if there is no product of codes.
+    /// The same of `dy` times the activation's slope at `x`, which is not formed; none if there is
+    /// no product of codes.
     pub(super) fn fp8_sloped(
         &self,
         dy: &Array,
@@ -244,8 +248,8 @@ impl Cuda {
         Ok(y.map(|y| (normed, y)))
     }
 
-    /// Adds the gradient of a norm to `dx`, and multiplies what it becomes as [`Cuda::fp8_product`]; none if there is no product
-    /// of codes, and nothing is added then.
+    /// Adds the gradient of a norm to `dx`, and multiplies what it becomes as
+    /// [`Cuda::fp8_product`]; none if there is no product of codes, and nothing is added then.
     pub(super) fn fp8_normed_back(
         &self,
         (dx, dy): (&Array, &Array),

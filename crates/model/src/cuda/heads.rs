@@ -7,7 +7,8 @@ use super::array::{Array, Buffer, Element};
 use super::launch::{self, Arg};
 use crate::dropout::Place;
 use crate::error::{Error, Result};
-use crate::ops::{Attended, Heads, Span};
+use crate::ops::training::Attended;
+use crate::ops::{Heads, Span};
 
 /// Head sizes that the kernels have registers for.
 const LARGEST_HEAD: usize = 256;
@@ -21,7 +22,8 @@ const COMINGS: usize = 4;
 /// Threads of a block of tiles.
 const TILE_THREADS: usize = 256;
 
-/// For each row of a pass: its position, its first key and how many it sees, where its sequence ends, its place for dropout.
+/// For each row of a pass: its position, its first key and how many it sees, where its sequence
+/// ends, its place for dropout.
 pub(crate) struct Layout {
     spans: Vec<Span>,
     rows: usize,
@@ -30,8 +32,8 @@ pub(crate) struct Layout {
     counts: Buffer<u32>,
     ends: Buffer<u32>,
     pub(super) places: Buffer<u64>,
-    /// Four numbers for each tile of queries: its first row and end, the start and the end of its sequence. Those with most keys come
-    /// first, so that the card's last blocks are short ones.
+    /// Four numbers for each tile of queries: its first row and end, the start and the end of its
+    /// sequence. Those with most keys come first, so that the card's last blocks are short ones.
     query_tiles: Buffer<u32>,
     /// The same for tiles of keys, those with most queries first.
     key_tiles: Buffer<u32>,
@@ -49,7 +51,8 @@ struct Kept {
     capacity: usize,
 }
 
-/// Keys and values that rows attend to: each row's first, and what lies between tokens and between heads.
+/// Keys and values that rows attend to: each row's first, and what lies between tokens and between
+/// heads.
 struct Keys<'a> {
     keys: &'a Array,
     values: &'a Array,
@@ -101,7 +104,7 @@ impl Cuda {
 
     /// Turns queries and keys of a joint product, in place; or back, with sign −1.
     fn turn(&self, qkv: &Array, heads: &Heads<Array>, layout: &Layout, sign: f32) -> Result<()> {
-        let half = heads.turned / 2;
+        let half = heads.rotary_dims / 2;
         let eights = [heads.dim, half].iter().all(|size| size.is_multiple_of(8));
         let pairs = 2 * layout.rows * heads.count * half;
         let count = if eights { pairs / 8 } else { pairs };
@@ -242,7 +245,7 @@ impl Cuda {
             layout.rows.into(),
             heads.count.into(),
             heads.dim.into(),
-            (heads.turned / 2).into(),
+            (heads.rotary_dims / 2).into(),
         ];
         let queries: [Arg; 7] = [
             d_qkv.into(),
@@ -378,14 +381,14 @@ fn part(qkv: &Array, heads: &Heads<Array>, which: usize) -> Array {
 
 /// The head size that the tiles' kernels were compiled for and the heads fit, if there is one.
 fn tiled(qkv: &Array, heads: &Heads<Array>) -> Option<usize> {
-    let sizes = [heads.dim, heads.turned / 2];
+    let sizes = [heads.dim, heads.rotary_dims / 2];
     let fits = qkv.element != Element::F32 && sizes.iter().all(|size| size.is_multiple_of(8));
     let sizes = if fits { &[64, 128][..] } else { &[] };
     sizes.iter().copied().find(|&size| heads.dim <= size)
 }
 
-/// Shared memory of a block of tiles with so many rows of its own: these, several times two tiles of those that it meets at once,
-/// and two numbers for each of these rows.
+/// Shared memory of a block of tiles with so many rows of its own: these, several times two tiles
+/// of those that it meets at once, and two numbers for each of these rows.
 const fn tiles_room(own: usize, comings: usize, size: usize) -> usize {
     (own + comings * 2 * STEP) * size * 2 + comings * 8 * STEP
 }

@@ -1,4 +1,5 @@
-//! The kernels: compiled when an engine is made, found by name, and launched in the engine's one stream.
+//! The kernels: compiled when an engine is made, found by name, and launched in the engine's one
+//! stream.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
@@ -13,6 +14,7 @@ use rayon::prelude::*;
 use super::array::{Array, Element};
 use super::heads::most_room;
 use super::{Cuda, card};
+use crate::config::Activation;
 use crate::error::{Error, Result};
 
 /// A file of kernels, after what it begins with.
@@ -85,8 +87,8 @@ const FP8_FILE: File = file!(
     "turn_codes"
 );
 
-/// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of tiles, packs of values that a thread
-/// keeps, and of narrow products a lane's columns and ways.
+/// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of
+/// tiles, packs of values that a thread keeps, and of narrow products a lane's columns and ways.
 const CHOICES: [(&str, &[&str]); 7] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
@@ -152,7 +154,8 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
             let function = module.load_function(&name).map_err(failed)?;
             if file.name == "tiles.cu" {
                 let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // As much of the cache as shared memory as there can be, so that several blocks fit.
+                // As much of the cache as shared memory as there can be, so that several blocks
+                // fit.
                 let share = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
                 let bytes = most_room(by_groups(context)?) as i32;
                 for (attribute, value) in [(most, bytes), (share, 100)] {
@@ -311,8 +314,9 @@ impl Cuda {
             .collect();
         self.check(self.context.bind_to_thread())?;
         let _measured = self.measure(kernel);
-        // SAFETY: every caller gives the arguments that its kernel declares, in order; buffers are freed in the same stream,
-        // so after the kernel; and no kernel reaches beyond the shapes that it is given.
+        // SAFETY: every caller gives the arguments that its kernel declares, in order; buffers are
+        // freed in the same stream, so after the kernel; and no kernel reaches beyond the shapes
+        // that it is given.
         let launched = unsafe {
             result::launch_kernel(
                 function.cu_function(),
@@ -324,6 +328,16 @@ impl Cuda {
             )
         };
         self.check(launched)
+    }
+}
+
+/// The activation's number in the kernels.
+pub(super) fn activation_id(kind: Activation) -> usize {
+    match kind {
+        Activation::Gelu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Relu => 2,
+        Activation::Silu => 3,
     }
 }
 

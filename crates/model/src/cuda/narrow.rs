@@ -1,5 +1,5 @@
-//! Products with a side as narrow as an adapter's rank: by kernels of our own if they have the rank and the type, which read the
-//! wide side once; by the library otherwise.
+//! Products with a side as narrow as an adapter's rank: by kernels of our own if they have the rank
+//! and the type, which read the wide side once; by the library otherwise.
 
 use super::Cuda;
 use super::array::Array;
@@ -25,7 +25,7 @@ enum Way {
 
 impl Cuda {
     /// `x̃` and `x̃ aᵀ`: (m, k) (rank, k).
-    pub(super) fn shrink_along(
+    pub(super) fn lora_a_forward(
         &self,
         x: &Array,
         a: &Array,
@@ -48,7 +48,7 @@ impl Cuda {
     }
 
     /// `x b`: (m, k) (k, rank); none if there is no kernel for it.
-    pub(super) fn shrink_across(&self, x: &Array, b: &Array) -> Result<Option<Array>> {
+    pub(super) fn lora_b_backward(&self, x: &Array, b: &Array) -> Result<Option<Array>> {
         if !x.columns.is_multiple_of(32) || !has_kernels(b.columns, &[x, b]) {
             return Ok(None);
         }
@@ -73,7 +73,7 @@ impl Cuda {
     }
 
     /// `y += scale × x bᵀ`: (m, rank) (n, rank).
-    pub(super) fn expand_along(&self, y: &Array, x: &Array, b: &Array, scale: f32) -> Result<()> {
+    pub(super) fn lora_b_into(&self, y: &Array, x: &Array, b: &Array, scale: f32) -> Result<()> {
         if has_kernels(x.columns, &[y, x, b]) {
             return self.expand_by_kernel(Way::Along, y, (x, b), scale, None);
         }
@@ -81,7 +81,7 @@ impl Cuda {
     }
 
     /// `y += scale × x a`, masked if there is a mask: (m, rank) (rank, n).
-    pub(super) fn expand_across(
+    pub(super) fn lora_a_backward_into(
         &self,
         y: &Array,
         (x, a): (&Array, &Array),
@@ -115,7 +115,8 @@ impl Cuda {
         self.launch(&kernel, grid, 256, &args)
     }
 
-    /// `out += scale × aᵀ b`, f32, of which one is narrow: (m, k) (m, n), to (k, n) from an address on.
+    /// `out += scale × aᵀ b`, f32, of which one is narrow: (m, k) (m, n), to (k, n) from an address
+    /// on.
     pub(super) fn sum_gradient(&self, out: u64, a: &Array, b: &Array, scale: f32) -> Result<()> {
         let (wide, narrow, strides) = if RANKS.contains(&b.columns) {
             (a, b, [b.columns, 1])

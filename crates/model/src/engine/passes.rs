@@ -1,13 +1,19 @@
 //! Passes through the network on any device: batches and sequences in, losses and logits out.
 
 use crate::batch::{Batch, WindowLoss};
+use crate::decode::forward::DecodingPass;
+use crate::decode::groups::{Group, Groups};
 use crate::dropout::{Dropout, Place};
 use crate::error::Result;
-use crate::network::{Factors, Group, Network, Pass, Tape};
+use crate::network::factors::Factors;
+use crate::network::pass::Pass;
+use crate::network::{Network, Tape};
+use crate::ops::decoding::Decode;
+use crate::ops::training::Learn;
 use crate::ops::{Ops, Span};
 
 /// One sequence's share of a decoding pass.
-pub(super) struct Share<'a, O: Ops> {
+pub(super) struct Share<'a, O: Decode> {
     pub(super) ids: &'a [u32],
     /// Tokens in the cache.
     pub(super) past: usize,
@@ -15,9 +21,9 @@ pub(super) struct Share<'a, O: Ops> {
     pub(super) factors: Option<&'a Factors<O::Array>>,
 }
 
-impl<O: Ops> Network<O> {
-    /// Adds `factor` times the gradient of the sum of a batch's token losses; returns the sum and the count of targets of each
-    /// pass that has any.
+impl<O: Learn> Network<O> {
+    /// Adds `factor` times the gradient of the sum of a batch's token losses; returns the sum and
+    /// the count of targets of each pass that has any.
     pub(crate) fn learn(
         &self,
         batch: &Batch,
@@ -47,15 +53,14 @@ impl<O: Ops> Network<O> {
             return Ok(None);
         }
         let layout = layout(self.ops(), batch)?;
-        let mut pass = Pass {
+        let pass = Pass {
             ids: &batch.ids,
             layout: &layout,
-            groups: vec![whole(batch.tokens(), factors)],
+            factors: Some(factors),
             dropout: dropout.filter(|dropout| dropout.p > 0.0),
-            caches: Vec::new(),
         };
         let mut tape = Tape::new();
-        let hidden = self.forward(&mut pass, Some(&mut tape))?;
+        let hidden = self.forward(&pass, Some(&mut tape))?;
         let (sum, d_hidden) =
             self.loss_with_gradient(&hidden, batch.tokens(), &rows, &targets, factor)?;
         self.backward(&pass, tape, d_hidden, gradients)?;
@@ -86,17 +91,13 @@ impl<O: Ops> Network<O> {
             return Ok(WindowLoss::default());
         }
         let layout = layout(self.ops(), batch)?;
-        let mut pass = Pass {
+        let pass = Pass {
             ids: &batch.ids,
             layout: &layout,
-            groups: factors
-                .map(|factors| whole(batch.tokens(), factors))
-                .into_iter()
-                .collect(),
+            factors,
             dropout: None,
-            caches: Vec::new(),
         };
-        let hidden = self.forward(&mut pass, None)?;
+        let hidden = self.forward(&pass, None)?;
         Ok(WindowLoss {
             sum: self.loss(&hidden, &rows, &targets)?,
             targets: targets.len() as u64,
@@ -116,21 +117,19 @@ impl<O: Ops> Network<O> {
             past: 0,
         };
         let layout = self.ops().layout(&[span], &[])?;
-        let mut pass = Pass {
+        let pass = Pass {
             ids,
             layout: &layout,
-            groups: factors
-                .map(|factors| whole(len, factors))
-                .into_iter()
-                .collect(),
+            factors,
             dropout: None,
-            caches: Vec::new(),
         };
-        let hidden = self.forward(&mut pass, None)?;
+        let hidden = self.forward(&pass, None)?;
         let rows: Vec<u32> = (0..len as u32).collect();
         self.logits(&hidden, &rows)
     }
+}
 
+impl<O: Decode> Network<O> {
     /// The logits after the last token of each sequence.
     pub(super) fn decode(&self, shares: Vec<Share<'_, O>>) -> Result<Vec<Vec<f32>>> {
         let (mut ids, mut spans, mut groups, mut caches) =
@@ -150,14 +149,13 @@ impl<O: Ops> Network<O> {
             caches.push(share.cache);
         }
         let layout = self.ops().layout(&spans, &[])?;
-        let mut pass = Pass {
+        let mut pass = DecodingPass {
             ids: &ids,
             layout: &layout,
-            groups,
-            dropout: None,
+            groups: Groups::new(groups, ids.len()),
             caches,
         };
-        let hidden = self.forward(&mut pass, None)?;
+        let hidden = self.decode_hidden(&mut pass)?;
         let last: Vec<u32> = spans
             .iter()
             .map(|span| u32::try_from(span.start + span.len - 1).unwrap_or(0))
@@ -165,14 +163,6 @@ impl<O: Ops> Network<O> {
         let logits = self.logits(&hidden, &last)?;
         let rows = logits.chunks(self.config().vocab_size);
         Ok(rows.map(<[f32]>::to_vec).collect())
-    }
-}
-
-/// All rows with one adapter.
-fn whole<O: Ops>(tokens: usize, factors: &Factors<O::Array>) -> Group<'_, O> {
-    Group {
-        rows: 0..tokens,
-        factors,
     }
 }
 

@@ -1,26 +1,43 @@
 //! One layer, forward and backward: norms, attention, MLP, and the residual in either arrangement.
 //!
-//! Sequential: `m = x + attention(norm₁ x)`, `y = m + mlp(norm₂ m)`. Parallel: `y = x + attention(norm₁ x) + mlp(norm₂ x)`.
+//! Sequential: `m = x + attention(norm₁ x)`, `y = m + mlp(norm₂ m)`.
+//! Parallel: `y = x + attention(norm₁ x) + mlp(norm₂ x)`.
+//!
+//! The forward, with rows r, hidden size h, heads n of dimension d = h / n, intermediate size i:
+//!
+//! ```text
+//! x     (r, h)    the residual stream
+//! qkv   (r, 3h)   query_key_value(norm₁ x): for each head its query, key and value, d each
+//! out   (r, h)    attention of qkv: queries and keys rotated by position, softmax(q kᵀ / √d) v
+//! sum   (r, h)    dense(out) + x
+//! mid   (r, h)    sum in sequence, x in parallel
+//! inner (r, i)    up(norm₂ mid)
+//! y     (r, h)    down(activation(inner)) + sum
+//! ```
+//!
+//! Each of the four products also adds its adapter's, if it has one.
 
 use crate::base::Base;
 use crate::error::Result;
 use crate::lora::Target;
-use crate::network::linear::{Linear, Need, Saved, Way};
-use crate::network::{Network, Pass};
-use crate::ops::{Attended, Norm, Ops};
+use crate::network::linear::{Backward, Linear, Need, Saved};
+use crate::network::pass::{Pass, Shared};
+use crate::ops::training::{Attended, Input, Learn, Upstream};
+use crate::ops::{Affine, Norm, Ops};
 
 /// A layer's frozen weights.
-pub(super) struct Block<O: Ops> {
-    attention_norm: Norm<O::Array>,
-    query_key_value: Linear<O>,
-    dense: Linear<O>,
-    mlp_norm: Norm<O::Array>,
-    up: Linear<O>,
-    down: Linear<O>,
+pub(crate) struct Block<O: Ops> {
+    pub(crate) attention_norm: Norm<O::Array>,
+    pub(crate) query_key_value: Linear<O>,
+    pub(crate) dense: Linear<O>,
+    pub(crate) mlp_norm: Norm<O::Array>,
+    pub(crate) up: Linear<O>,
+    pub(crate) down: Linear<O>,
 }
 
-/// What a layer's backward needs: for each token on a card 10 h values where the intermediate width is 4 h (x and mid h each, queries,
-/// keys and values 3 h, attention's output h, the activation's input 4 h), a number in f32 for each head, and for each adapted
+/// What a layer's backward needs. On a GPU this is for each token 10 h values where the
+/// intermediate width is 4 h: x and mid h each, queries, keys and values 3 h, attention's output h,
+/// and the activation's input 4 h. Beside it there are an f32 for each head, and for each adapted
 /// product its input and as many values as its rank.
 pub(super) struct LayerTape<A> {
     /// The layer's input: (rows, hidden).
@@ -29,30 +46,58 @@ pub(super) struct LayerTape<A> {
     mid: A,
     attended: Attended<A>,
     /// What the activation's derivative is made from: (rows, intermediate).
-    kept: A,
+    slope: Option<A>,
     query_key_value: Option<Saved<A>>,
     dense: Option<Saved<A>>,
     up: Option<Saved<A>>,
     down: Option<Saved<A>>,
 }
 
-/// The gradient of a layer's output, and perhaps one more that is still to be added to it, in place: of a norm's output, with the
-/// norm's input. Whoever uses the sum next adds it, perhaps at once with what it does.
+/// A gradient that may still have a layer norm's contribution pending. The next consumer adds it,
+/// so that the addition can be fused into that consumer's kernel.
 pub(super) struct Gradient<'a, A> {
     sum: A,
-    late: Option<(A, A, &'a Norm<A>)>,
+    pending: Option<Pending<'a, A>>,
+}
+
+/// The contribution of a layer norm of `x`, whose output has the gradient `d_norm`.
+struct Pending<'a, A> {
+    d_norm: A,
+    x: A,
+    norm: &'a Norm<A>,
 }
 
 impl<A> From<A> for Gradient<'_, A> {
     fn from(sum: A) -> Self {
-        Self { sum, late: None }
+        Self { sum, pending: None }
     }
 }
 
-/// A layer's output, (rows, hidden), and in training what backward needs.
-type Output<A> = (A, Option<LayerTape<A>>);
+impl<A> Gradient<'_, A> {
+    fn upstream(&self) -> Upstream<'_, A> {
+        match &self.pending {
+            None => Upstream::Plain(&self.sum),
+            Some(Pending { d_norm, x, norm }) => Upstream::PlusNorm {
+                sum: &self.sum,
+                d_norm,
+                x,
+                norm,
+            },
+        }
+    }
+}
+
+/// A layer norm of the base.
+pub(super) fn norm<O: Ops>(ops: &O, base: &Base, name: &str) -> Result<Norm<O::Array>> {
+    Ok(Norm {
+        weight: base.array(ops, &format!("{name}.weight"))?,
+        bias: base.array(ops, &format!("{name}.bias"))?,
+        eps: base.config().layer_norm_eps as f32,
+    })
+}
 
 impl<O: Ops> Block<O> {
+    /// Brings a layer onto the device.
     pub(super) fn new(ops: &O, base: &Base, layer: usize) -> Result<Self> {
         let prefix = format!("gpt_neox.layers.{layer}");
         let linear = |target: Target, has_bias: bool| -> Result<Linear<O>> {
@@ -62,13 +107,13 @@ impl<O: Ops> Block<O> {
             } else {
                 None
             };
+            let weight = ops.freeze(base.held(&format!("{name}.weight"))?)?;
             Ok(Linear {
                 target,
-                weight: ops.freeze(base.held(&format!("{name}.weight"))?)?,
-                bias,
+                affine: Affine { weight, bias },
             })
         };
-        let norm = |name: &str| Norm::new(ops, base, &format!("{prefix}.{name}"));
+        let norm = |name: &str| norm(ops, base, &format!("{prefix}.{name}"));
         let attention_bias = base.config().attention_bias;
         Ok(Self {
             attention_norm: norm("input_layernorm")?,
@@ -79,71 +124,60 @@ impl<O: Ops> Block<O> {
             down: linear(Target::Dense4hToH, true)?,
         })
     }
+}
 
-    /// Runs the layer.
+impl<O: Learn> Block<O> {
+    /// Runs the layer; returns its output and what backward needs.
     pub(super) fn forward(
         &self,
-        network: &Network<O>,
+        shared: &Shared<O>,
         layer: usize,
         x: O::Array,
-        pass: &mut Pass<'_, O>,
-    ) -> Result<Output<O::Array>> {
-        let (ops, config) = (&network.ops, &network.config);
-        let normed = (&x, &self.attention_norm);
-        let (qkv, kept_qkv) = self
+        pass: &Pass<'_, O>,
+    ) -> Result<(O::Array, LayerTape<O::Array>)> {
+        let Shared { ops, config, heads } = shared;
+        let normed = Input::Normed(&x, &self.attention_norm);
+        let qkv = self
             .query_key_value
-            .forward_normed(ops, layer, normed, pass)?;
-        let decoding = !pass.caches.is_empty();
-        let (heads, layout) = (&network.heads, pass.layout);
-        let (out, attended) = if decoding {
-            let out = ops.attention_cached(&qkv, heads, layout, layer, &mut pass.caches)?;
-            (out, None)
-        } else {
-            let attended = ops.attention(qkv, heads, layout)?;
-            (attended.out.clone(), Some(attended))
-        };
-        let (sum, kept_dense) = self.dense.forward(ops, layer, &out, Some(&x), pass)?;
+            .forward(ops, layer, normed, None, pass)?;
+        let attended = ops.attention(qkv.y, heads, pass.layout)?;
+        let out = Input::Plain(&attended.out);
+        let dense = self.dense.forward(ops, layer, out, Some(&x), pass)?;
         let mid = if config.use_parallel_residual {
             x.clone()
         } else {
-            sum.clone()
+            dense.y.clone()
         };
-        let normed = (&mid, &self.mlp_norm);
-        let (inner, kept_up) = self.up.forward_normed(ops, layer, normed, pass)?;
-        let ((y, kept_down), kept) = if decoding {
-            ops.activate(&inner, config.hidden_act)?;
-            let product = self.down.forward(ops, layer, &inner, Some(&sum), pass)?;
-            (product, None)
-        } else {
-            let inner = (inner, config.hidden_act);
-            let down = &self.down;
-            let (product, kept) = down.forward_activated(ops, layer, inner, Some(&sum), pass)?;
-            (product, Some(kept))
-        };
-        let tape = attended.zip(kept).map(|(attended, kept)| LayerTape {
+        let normed = Input::Normed(&mid, &self.mlp_norm);
+        let up = self.up.forward(ops, layer, normed, None, pass)?;
+        let activated = Input::Activated(up.y, config.hidden_act);
+        let sum = Some(&dense.y);
+        let down = self.down.forward(ops, layer, activated, sum, pass)?;
+        let tape = LayerTape {
             x,
             mid,
             attended,
-            kept,
-            query_key_value: kept_qkv,
-            dense: kept_dense,
-            up: kept_up,
-            down: kept_down,
-        });
-        Ok((y, tape))
+            slope: down.slope,
+            query_key_value: qkv.saved,
+            dense: dense.saved,
+            up: up.saved,
+            down: down.saved,
+        };
+        Ok((down.y, tape))
     }
 
-    /// The gradient of the layer's input from that of its output `dy`, which is changed in place; none if `below` asks
-    /// for factors only.
+    /// The gradient of the layer's input from that of its output `dy`, which is changed in place;
+    /// none if `below` asks for factors only.
     pub(super) fn backward<'a>(
         &'a self,
-        network: &Network<O>,
-        way: &mut Way<'_, '_, O>,
+        shared: &Shared<O>,
+        backward: &mut Backward<'_, '_, O>,
         tape: LayerTape<O::Array>,
         dy: Gradient<'a, O::Array>,
         below: Need,
     ) -> Result<Option<Gradient<'a, O::Array>>> {
-        let (ops, parallel) = (&network.ops, network.config.use_parallel_residual);
+        let Shared { ops, config, heads } = shared;
+        let parallel = config.use_parallel_residual;
         // What lies below each product decides how far its gradient has to go.
         let through_layer = below == Need::Input;
         let into_attention = through_layer || tape.query_key_value.is_some();
@@ -152,37 +186,41 @@ impl<O: Ops> Block<O> {
         let into_mlp = through_mlp || tape.up.is_some();
 
         let (need, saved) = (Need::input_if(into_mlp), tape.down.as_ref());
-        let Gradient { sum: dx, late } = dy;
-        let d_inner = match late {
-            Some((d_norm, x, norm)) => {
-                let both = (&dx, &d_norm);
-                self.down
-                    .backward_with_norm(way, both, (&x, norm), saved, need)?
-            }
-            None => self.down.backward(way, &dx, saved, need)?,
-        };
+        let d_inner = self.down.backward(backward, dy.upstream(), saved, need)?;
+        let Gradient { sum: dx, pending } = dy;
+        drop(pending);
         let mut d_mlp = None;
-        if let Some(d_inner) = d_inner {
-            let (kept, need) = (&tape.kept, Need::input_if(through_mlp));
-            let kept = (kept, network.config.hidden_act);
-            let saved = tape.up.as_ref();
-            d_mlp = self.up.backward_sloped(way, &d_inner, kept, saved, need)?;
+        if let (Some(d_inner), Some(slope)) = (d_inner, &tape.slope) {
+            let (need, saved) = (Need::input_if(through_mlp), tape.up.as_ref());
+            let d_inner = Upstream::Activated {
+                dy: &d_inner,
+                slope,
+                kind: config.hidden_act,
+            };
+            d_mlp = self.up.backward(backward, d_inner, saved, need)?;
         }
         if !attention_has_factors {
             return Ok(None);
         }
         let (need, saved) = (Need::input_if(into_attention), tape.dense.as_ref());
-        // In parallel attention sees the gradient of the output alone; in sequence, the MLP's share as well.
-        let mid = (&tape.mid, &self.mlp_norm);
+        // In parallel attention sees the gradient of the output alone; in sequence, the MLP's share
+        // as well.
         let d_out = match d_mlp {
-            Some(d_mlp) if !parallel => {
-                let both = (&dx, &d_mlp);
-                self.dense.backward_with_norm(way, both, mid, saved, need)?
+            Some(d_norm) if !parallel => {
+                let sum = Upstream::PlusNorm {
+                    sum: &dx,
+                    d_norm: &d_norm,
+                    x: &tape.mid,
+                    norm: &self.mlp_norm,
+                };
+                self.dense.backward(backward, sum, saved, need)?
             }
             d_mlp => {
-                let d_out = self.dense.backward(way, &dx, saved, need)?;
+                let d_out = self
+                    .dense
+                    .backward(backward, Upstream::Plain(&dx), saved, need)?;
                 if let Some(d_mlp) = d_mlp {
-                    ops.layer_norm_backward(&dx, &d_mlp, mid.0, mid.1)?;
+                    ops.layer_norm_backward(&dx, &d_mlp, &tape.mid, &self.mlp_norm)?;
                 }
                 d_out
             }
@@ -190,15 +228,19 @@ impl<O: Ops> Block<O> {
         let Some(d_out) = d_out else {
             return Ok(None);
         };
-        let d_qkv =
-            ops.attention_backward(&d_out, &tape.attended, &network.heads, way.pass.layout)?;
+        let d_qkv = ops.attention_backward(&d_out, &tape.attended, heads, backward.pass.layout)?;
         let saved = tape.query_key_value.as_ref();
-        let Some(d_normed) = self.query_key_value.backward(way, &d_qkv, saved, below)? else {
-            return Ok(None);
-        };
-        Ok(Some(Gradient {
+        let d_qkv = Upstream::Plain(&d_qkv);
+        let d_norm = self
+            .query_key_value
+            .backward(backward, d_qkv, saved, below)?;
+        Ok(d_norm.map(|d_norm| Gradient {
             sum: dx,
-            late: Some((d_normed, tape.x, &self.attention_norm)),
+            pending: Some(Pending {
+                d_norm,
+                x: tape.x,
+                norm: &self.attention_norm,
+            }),
         }))
     }
 }

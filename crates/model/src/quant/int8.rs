@@ -1,4 +1,5 @@
-//! LLM.int8() (arXiv:2208.07339): rows of 8-bit codes with a scale each; of activations, columns with large values stay out.
+//! LLM.int8() (arXiv:2208.07339): rows of 8-bit codes with a scale each; of activations, columns
+//! with large values stay out.
 
 use super::{absmax, check_len};
 use crate::error::Result;
@@ -116,7 +117,8 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// Quantizes rows, through fp16. An outlier value is no part of its row's scale, its column's other values are.
+    /// Quantizes rows, through fp16. An outlier value is no part of its row's scale, its column's
+    /// other values are.
     pub(crate) fn quantize(x: &[f32], columns: usize) -> Self {
         let x = through_fp16(x);
         let is_outlier = |value: f32| value.abs() >= THRESHOLD;
@@ -149,6 +151,24 @@ impl Activations {
             outliers,
         }
     }
+
+    /// [`Activations::quantize`] of each row alone: the codes of all rows, and each row's outlier
+    /// columns.
+    pub(crate) fn quantize_by_rows(x: &[f32], columns: usize) -> (Int8, Vec<Vec<usize>>) {
+        let mut all = Int8 {
+            columns,
+            codes: Vec::with_capacity(x.len()),
+            absmax: Vec::new(),
+        };
+        let mut outliers = Vec::new();
+        for row in x.chunks_exact(columns) {
+            let row = Self::quantize(row, columns);
+            all.codes.extend(row.quantized.codes);
+            all.absmax.extend(row.quantized.absmax);
+            outliers.push(row.outliers);
+        }
+        (all, outliers)
+    }
 }
 
 fn through_fp16(values: &[f32]) -> Vec<f32> {
@@ -158,7 +178,8 @@ fn through_fp16(values: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// The nearest code, of two equally near the even one; 0 for what is not a number, as a row of zeros has.
+/// The nearest code, of two equally near the even one; 0 for what is not a number, as a row of
+/// zeros has.
 #[allow(clippy::cast_possible_truncation)]
 fn code(scaled: f32) -> i8 {
     scaled.round_ties_even() as i8

@@ -1,6 +1,8 @@
 //! Decoding over a cache equals the full pass, alone and beside other sequences.
 
-use togi_model::{Config, Engine, Step, Target};
+use std::sync::Arc;
+
+use togi_model::{Base, Config, Engine, Precision, Step, Target, base};
 
 use crate::support::{self, On, on_each_device};
 
@@ -139,4 +141,37 @@ fn what_does_not_fit_is_refused_and_the_cache_stays(on: &On) {
     );
     assert_eq!(cache.len(), IDS.len());
     engine.decode(&mut cache, &[1; 55], None).unwrap();
+}
+
+/// Outliers are chosen in each row alone, so an answer does not depend on the others of its pass.
+#[test]
+fn in_int8_a_sequence_has_the_same_logits_alone_and_beside_others() {
+    let config = support::config();
+    let folder = tempfile::tempdir().unwrap();
+    // Large gains of the norms make outliers in some columns of some rows.
+    base::write(folder.path(), &config, |name, count| {
+        let bound = if name.contains("norm") { 4.0 } else { 0.5 };
+        (0..count)
+            .map(|at| bound * (1.0 + at as f32 * 1.7).sin())
+            .collect()
+    })
+    .unwrap();
+    let base = Base::load_as(folder.path(), Precision::Int8).unwrap();
+    let engine = Engine::new(Arc::new(base)).unwrap();
+    let prompts: [&[u32]; 4] = [&IDS[..1], &IDS[1..3], &IDS[3..4], &IDS[4..6]];
+    let alone: Vec<_> = prompts
+        .iter()
+        .map(|ids| engine.decode(&mut engine.cache(), ids, None).unwrap())
+        .collect();
+    let mut caches: Vec<_> = prompts.iter().map(|_| engine.cache()).collect();
+    let mut steps: Vec<_> = caches
+        .iter_mut()
+        .zip(prompts)
+        .map(|(cache, ids)| Step {
+            cache,
+            ids,
+            adapter: None,
+        })
+        .collect();
+    assert_eq!(engine.decode_batch(&mut steps).unwrap(), alone);
 }

@@ -1,0 +1,77 @@
+//! An adapter on the device: LoRA's matrices A and B of each adapted product.
+
+use std::ops::Range;
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::lora::{Module, Target};
+use crate::ops::{Ops, Slot};
+
+/// One module's factors on the device, and where their gradients lie in the flat buffer.
+pub(crate) struct Factor<A> {
+    /// (rank, inputs)
+    pub(crate) a: A,
+    /// (outputs, rank)
+    pub(crate) b: A,
+    pub(crate) scale: f32,
+    pub(super) a_range: Range<usize>,
+    pub(super) b_range: Range<usize>,
+}
+
+/// An adapter on the device: for each layer and target its factors, if it has them.
+pub(crate) struct Factors<A> {
+    layers: Vec<[Option<Factor<A>>; 4]>,
+}
+
+impl<A> Factors<A> {
+    /// Those of the modules, whose values lie in a flat buffer.
+    pub(super) fn new<O: Ops<Array = A>>(
+        ops: &O,
+        config: &Config,
+        modules: &[Module],
+        values: &O::Flat,
+    ) -> Result<Self> {
+        let slots: Vec<Slot> = modules.iter().flat_map(slots).collect();
+        let mut matrices = ops.matrices(values, &slots)?.into_iter();
+        let mut layers: Vec<[Option<Factor<A>>; 4]> = (0..config.num_hidden_layers)
+            .map(|_| [const { None }; 4])
+            .collect();
+        for module in modules {
+            let (Some(a), Some(b)) = (matrices.next(), matrices.next()) else {
+                break;
+            };
+            layers[module.layer][module.target.index()] = Some(Factor {
+                a,
+                b,
+                scale: module.scale as f32,
+                a_range: module.a.clone(),
+                b_range: module.b.clone(),
+            });
+        }
+        Ok(Self { layers })
+    }
+
+    pub(crate) fn get(&self, layer: usize, target: Target) -> Option<&Factor<A>> {
+        self.layers.get(layer)?[target.index()].as_ref()
+    }
+
+    /// The lowest layer that has factors.
+    pub(super) fn first_adapted(&self) -> Option<usize> {
+        self.layers
+            .iter()
+            .position(|layer| layer.iter().any(Option::is_some))
+    }
+}
+
+/// Where a module's factors lie.
+fn slots(module: &Module) -> [Slot; 2] {
+    let slot = |range: &Range<usize>, rows, columns| Slot {
+        range: range.clone(),
+        rows,
+        columns,
+    };
+    [
+        slot(&module.a, module.rank, module.inputs),
+        slot(&module.b, module.outputs, module.rank),
+    ]
+}
