@@ -23,6 +23,7 @@ use crate::config::NatsConfig;
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
 use crate::layout::JobId;
+use crate::life::backoff::Backoff;
 use crate::life::crypto::install_crypto;
 use crate::life::stop::Stopper;
 use crate::telemetry::{self, semconv};
@@ -237,7 +238,7 @@ impl Bus {
             messaging.destination.name = template
         );
         let deadline = Instant::now() + PUBLISH_PATIENCE;
-        let mut delay = Duration::from_millis(100);
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let error = match self
                 .send_once(&subject, &headers, &body)
@@ -250,13 +251,13 @@ impl Bus {
                 }
                 Err(error) => error,
             };
-            if error.class() != Class::Unavailable || Instant::now() + delay > deadline {
+            let wait = backoff.step();
+            if error.class() != Class::Unavailable || Instant::now() + wait > deadline {
                 return Err(error);
             }
-            if !self.0.stopper.wait(delay).await {
+            if !self.0.stopper.wait(wait).await {
                 return Err(error);
             }
-            delay = (delay * 2).min(Duration::from_secs(2));
         }
     }
 

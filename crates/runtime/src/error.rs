@@ -37,13 +37,17 @@ pub enum Class {
     DeadlineExceeded,
     /// Known by name, not built.
     Unimplemented,
+    /// The caller did not say who it is, or its credentials are not valid.
+    Unauthenticated,
+    /// The caller is known and may not do this.
+    PermissionDenied,
     /// A fault of our own.
     Internal,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Class; 12] = [
+    pub const ALL: [Class; 14] = [
         Class::InvalidArgument,
         Class::NotFound,
         Class::AlreadyExists,
@@ -55,11 +59,14 @@ impl Class {
         Class::DataLoss,
         Class::DeadlineExceeded,
         Class::Unimplemented,
+        Class::Unauthenticated,
+        Class::PermissionDenied,
         Class::Internal,
     ];
 
     /// Returns whether another attempt of the same job may succeed. `Internal` may: a panic or a full disk often passes,
-    /// and five attempts bound what does not.
+    /// and five attempts bound what does not. So may the access classes: a token is renewed or a right granted
+    /// without any change to the job.
     #[must_use]
     pub fn retryable(self) -> bool {
         matches!(
@@ -68,27 +75,22 @@ impl Class {
                 | Class::Aborted
                 | Class::ResourceExhausted
                 | Class::DeadlineExceeded
+                | Class::Unauthenticated
+                | Class::PermissionDenied
                 | Class::Internal
         )
     }
 
     /// Returns the gRPC code.
     #[must_use]
-    pub fn code(self) -> Code {
-        match self {
-            Class::InvalidArgument => Code::InvalidArgument,
-            Class::NotFound => Code::NotFound,
-            Class::AlreadyExists => Code::AlreadyExists,
-            Class::FailedPrecondition => Code::FailedPrecondition,
-            Class::ResourceExhausted => Code::ResourceExhausted,
-            Class::Unavailable => Code::Unavailable,
-            Class::Aborted => Code::Aborted,
-            Class::Cancelled => Code::Cancelled,
-            Class::DataLoss => Code::DataLoss,
-            Class::DeadlineExceeded => Code::DeadlineExceeded,
-            Class::Unimplemented => Code::Unimplemented,
-            Class::Internal => Code::Internal,
-        }
+    pub const fn code(self) -> Code {
+        self.answer().0
+    }
+
+    /// Returns the HTTP status.
+    #[must_use]
+    pub const fn http_status(self) -> u16 {
+        self.answer().1
     }
 
     /// Returns the class of a gRPC code; codes that Togi does not send count as their nearest relative.
@@ -98,9 +100,9 @@ impl Class {
             Code::InvalidArgument | Code::OutOfRange => Class::InvalidArgument,
             Code::NotFound => Class::NotFound,
             Code::AlreadyExists => Class::AlreadyExists,
-            Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated => {
-                Class::FailedPrecondition
-            }
+            Code::FailedPrecondition => Class::FailedPrecondition,
+            Code::Unauthenticated => Class::Unauthenticated,
+            Code::PermissionDenied => Class::PermissionDenied,
             Code::ResourceExhausted => Class::ResourceExhausted,
             Code::Unavailable => Class::Unavailable,
             Code::Aborted => Class::Aborted,
@@ -126,13 +128,8 @@ impl Class {
 
     /// Returns the exit code of a process that ends by such an error.
     #[must_use]
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Class::NotFound => 3,
-            Class::Unavailable | Class::DeadlineExceeded => 4,
-            Class::Cancelled => 130,
-            _ => 1,
-        }
+    pub const fn exit_code(self) -> u8 {
+        self.answer().2
     }
 }
 
@@ -304,6 +301,18 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_refuses_access_is_no_final_failure() {
+        for code in [Code::Unauthenticated, Code::PermissionDenied] {
+            let error = Error::from(Status::new(code, "no"));
+            assert_eq!(error.class().code(), code);
+            assert!(error.class().retryable());
+            assert_eq!(error.class().exit_code(), 1);
+        }
+        assert_eq!(Class::Unauthenticated.http_status(), 401);
+        assert_eq!(Class::PermissionDenied.http_status(), 403);
+    }
+
+    #[test]
     fn which_classes_deserve_another_attempt() {
         let retryable: Vec<&str> = Class::ALL
             .into_iter()
@@ -317,6 +326,8 @@ mod tests {
                 "UNAVAILABLE",
                 "ABORTED",
                 "DEADLINE_EXCEEDED",
+                "UNAUTHENTICATED",
+                "PERMISSION_DENIED",
                 "INTERNAL"
             ]
         );

@@ -1,5 +1,6 @@
 //! The life of a process: its stop, its tasks, its readiness, and the one-time setup of TLS.
 
+pub mod backoff;
 pub mod crypto;
 pub mod readiness;
 pub mod stop;

@@ -20,6 +20,7 @@ use crate::error::{Class, Error, Result};
 use crate::events::{self, kind_name};
 use crate::jobs::Jobs;
 use crate::layout::JobId;
+use crate::life::backoff::Backoff;
 use crate::telemetry;
 use crate::worker::claim::Decision;
 use crate::worker::delivery::{Bare, Delivery, nak};
@@ -76,13 +77,13 @@ pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, limits: Limits
 
 impl<H: Handler> Slot<H> {
     async fn run(self) {
-        let mut delay = Duration::from_millis(100);
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let kind = kind_name(H::KIND);
         let received = telemetry::meter()
             .u64_counter(crate::telemetry::semconv::MESSAGING_CONSUMED_MESSAGES)
             .build();
         while !self.context.stopper.is_stopped() {
-            let error = match self.work(&mut delay, &received).await {
+            let error = match self.work(&mut backoff, &received).await {
                 Ok(()) => continue,
                 Err(error) => error,
             };
@@ -92,22 +93,21 @@ impl<H: Handler> Slot<H> {
                 error = error.chain(),
                 "waiting for jobs; trying again"
             );
-            self.context.stopper.wait(delay).await;
-            delay = (delay * 2).min(Duration::from_secs(5));
+            backoff.wait(&self.context.stopper).await;
         }
     }
 
     /// Opens the consumer and works until something breaks or the stopper stops.
     async fn work(
         &self,
-        delay: &mut Duration,
+        backoff: &mut Backoff,
         received: &opentelemetry::metrics::Counter<u64>,
     ) -> Result<()> {
         let consumer = self.open().await?;
         while !self.context.stopper.is_stopped() {
             let since = Instant::now();
             let message = self.pull(&consumer).await?;
-            *delay = Duration::from_millis(100);
+            backoff.reset();
             let Some(message) = message else { continue };
             received.add(
                 1,

@@ -8,10 +8,14 @@ use tokio::sync::watch;
 use crate::bus::streams;
 use crate::config::NatsConfig;
 use crate::error::{Class, Error, Result, scrub};
+use crate::life::backoff::Backoff;
 use crate::life::stop::Stopper;
 
 /// How long a request to NATS may take.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) async fn dial(
     config: &NatsConfig,
@@ -68,7 +72,7 @@ pub(super) async fn wait_for_streams(
     config: &NatsConfig,
     stopper: &Stopper,
 ) -> Result<()> {
-    let mut delay = Duration::from_millis(100);
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let ensured = stopper.run(streams::ensure(js, config.replicas)).await;
         match ensured {
@@ -84,8 +88,7 @@ pub(super) async fn wait_for_streams(
                 ));
             }
         }
-        stopper.wait(delay).await;
-        delay = (delay * 2).min(Duration::from_secs(2));
+        backoff.wait(stopper).await;
     }
 }
 
@@ -103,7 +106,7 @@ pub(super) async fn keep_streams(
     }
     connections.mark_unchanged();
     while let Some(Ok(())) = stopper.run(connections.changed()).await {
-        let mut delay = Duration::from_millis(100);
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         while let Err(error) = streams::ensure(&js, config.replicas).await {
             if error.class() != Class::Unavailable {
                 tracing::error!(
@@ -112,10 +115,9 @@ pub(super) async fn keep_streams(
                 );
                 break;
             }
-            if !stopper.wait(delay).await {
+            if !backoff.wait(&stopper).await {
                 return;
             }
-            delay = (delay * 2).min(Duration::from_secs(2));
         }
     }
 }

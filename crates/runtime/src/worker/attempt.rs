@@ -8,13 +8,14 @@ use togi_proto::{
     events::v1 as said,
     job::v1::{Job, JobError, JobState},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Class, Error, Result};
 use crate::events::kind_name;
 use crate::jobs::MAX_ATTEMPTS;
 use crate::layout::JobId;
+use crate::life::backoff::Backoff;
 use crate::telemetry::{self, semconv};
-use crate::worker::claim;
 use crate::worker::delivery::{Delivery, nak};
 use crate::worker::handler::{Claim, Handler, Outcome};
 use crate::worker::lease::Lease;
@@ -33,7 +34,8 @@ impl<H: Handler> Slot<H> {
             job.epoch,
             delivery.since,
         );
-        let keeper = AbortOnDrop(tokio::spawn(lease.clone().keep(delivery.reply.clone())));
+        let keeper =
+            AbortOnDropHandle::new(tokio::spawn(lease.clone().keep(delivery.reply.clone())));
         if job.cancel_requested {
             return self.end(delivery, &lease, job, Outcome::Cancelled).await;
         }
@@ -191,7 +193,7 @@ impl<H: Handler> Slot<H> {
             job.error.clone_from(&written);
         })
         .await?;
-        let delay = claim::delay_after(self.jobs.bus().config(), attempts);
+        let delay = self.jobs.bus().config().retry_delay(attempts);
         self.jobs.bus().answer(&delivery.reply, &nak(delay)).await
     }
 
@@ -237,7 +239,7 @@ impl<H: Handler> Slot<H> {
             epoch: lease.epoch(),
             ..job
         };
-        let mut delay = Duration::from_millis(200);
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
         let ended = loop {
             let decided = match lease.check().await {
                 Ok(()) => self.jobs.finish(job.clone(), state).await,
@@ -247,19 +249,26 @@ impl<H: Handler> Slot<H> {
                 }
                 Err(error) => Err(error),
             };
-            match decided {
+            let error = match decided {
                 Ok(ended) => break ended,
-                Err(error) => {
-                    tracing::warn!(error = error.chain(), "the job's end cannot be written yet")
-                }
+                // A damaged `final.json` never becomes readable: only an error that can pass is waited for.
+                Err(error) if !can_pass(error.class()) => return Err(error),
+                Err(error) => error,
+            };
+            tracing::warn!(error = error.chain(), "the job's end cannot be written yet");
+            if !backoff.wait(&self.context.stopper).await {
+                return Err(error);
             }
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(Duration::from_secs(2));
         };
         self.jobs.settle(&ended).await?;
         self.jobs.say_outcome(&ended).await?;
         self.jobs.bus().answer(&delivery.reply, "+ACK").await
     }
+}
+
+/// Whether the same write may succeed later without another attempt at the job.
+fn can_pass(class: Class) -> bool {
+    class.retryable() && class != Class::Internal
 }
 
 fn outcome_name(outcome: &Outcome) -> &'static str {
@@ -278,12 +287,4 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("without a word")
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }

@@ -1,7 +1,5 @@
 //! Whether a message means work, and whose: facts in, decision out, then one compare-and-set.
 
-use std::time::Duration;
-
 use togi_proto::job::v1::{Job, JobError, JobState};
 
 use crate::error::{Class, Error, Result};
@@ -202,11 +200,6 @@ impl<H: Handler> Slot<H> {
             .await?;
         Ok(Some(record.job))
     }
-}
-
-/// How long to wait after the n-th failed attempt.
-pub(super) fn delay_after(config: &crate::config::NatsConfig, attempts: u32) -> Duration {
-    config.retry_delay(attempts)
 }
 
 #[cfg(test)]

@@ -430,3 +430,31 @@ async fn a_bare_message_begins_a_trace_or_goes_on_with_its_senders() {
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_can_never_be_written_does_not_keep_its_slot() {
+    let rig = Rig::start();
+    let context = rig.context("worker").await.unwrap();
+    let store = context.store.clone();
+    let handler = Scripted::new(move |claim, call| {
+        let store = store.clone();
+        async move {
+            if call == 0 {
+                let key = togi_runtime::layout::job_final(claim.lease.job());
+                store
+                    .put_new(&key, bytes::Bytes::from_static(b"not JSON"))
+                    .await
+                    .unwrap();
+            }
+            Outcome::Succeeded {
+                result: String::new(),
+            }
+        }
+    });
+    let worker = work(&context, &handler);
+    submit(&context, "damaged").await;
+    let next = submit(&context, "next").await;
+    reach(&context, &next, JobState::Succeeded).await;
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
