@@ -149,11 +149,8 @@ pub fn is_final(job: &Job) -> bool {
 }
 
 /// Returns the job if it succeeded and the gate did not refuse its adapter.
-
 ///
-
 /// # Errors
-
 /// [`Error::Job`] with the reason otherwise.
 pub fn succeeded(job: Job) -> Result<Job> {
     match job.state() {
