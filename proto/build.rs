@@ -1,6 +1,8 @@
 //! Compiles the contract without protoc and adds proto3's JSON mapping.
 
-use std::{env, error::Error, path::PathBuf};
+use std::env;
+use std::error::Error;
+use std::path::PathBuf;
 
 use prost::Message;
 

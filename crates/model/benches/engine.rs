@@ -1,4 +1,5 @@
-//! Training and decoding speed on a random base of the demo's shape, and the kernels that are not products.
+//! Training and decoding speed on a random base of the demo's shape, and the kernels that are not
+//! products.
 
 use std::hint::black_box;
 use std::sync::Arc;

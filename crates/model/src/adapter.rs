@@ -1,4 +1,5 @@
-//! An adapter as PEFT keeps it: `adapter_config.json` and `adapter_model.safetensors`, written canonically, read strictly.
+//! An adapter as PEFT keeps it: `adapter_config.json` and `adapter_model.safetensors`, written
+//! canonically, read strictly.
 
 mod entries;
 mod matching;
@@ -29,7 +30,8 @@ const PICKLED_FILE: &str = "adapter_model.bin";
 /// An adapter folder's two files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// `adapter_config.json`: the keys that every PEFT since 2023 reads, sorted, and a final newline.
+    /// `adapter_config.json`: the keys that every PEFT since 2023 reads, sorted, and a final
+    /// newline.
     pub config: Vec<u8>,
     /// `adapter_model.safetensors`: f32, metadata `{"format": "pt"}`.
     pub tensors: Vec<u8>,
@@ -102,7 +104,8 @@ fn config_json(lora: &Lora, base_name: &str) -> Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
-/// `target_modules` and `layers_to_transform`, from the tensors that exist and not from what was asked for.
+/// `target_modules` and `layers_to_transform`, from the tensors that exist and not from what was
+/// asked for.
 fn named(lora: &Lora) -> (Vec<String>, Option<Vec<usize>>) {
     let modules = lora.modules();
     let mut targets: Vec<_> = modules
@@ -133,8 +136,8 @@ fn number(value: f64) -> Value {
     }
 }
 
-/// Reads an adapter's folder: `adapter_config.json`, and the tensors from `adapter_model.safetensors` or else from
-/// `adapter_model.bin`.
+/// Reads an adapter's folder: `adapter_config.json`, and the tensors from
+/// `adapter_model.safetensors` or else from `adapter_model.bin`.
 ///
 /// # Errors
 /// As [`from_files`]; a file is missing or unreadable.
@@ -151,12 +154,13 @@ pub fn from_folder(dir: &Path, config: &Config) -> Result<Lora> {
 
 /// Reads an adapter for a model, whole or not at all.
 ///
-/// Module names, patterns of ranks and alphas, and rank-stabilised scales mean what they mean to PEFT. f32, fp16 and bf16 are
-/// taken.
+/// Module names, patterns of ranks and alphas, and rank-stabilised scales mean what they mean to
+/// PEFT. f32, fp16 and bf16 are taken.
 ///
 /// # Errors
-/// What this crate does not do, by name (DoRA, `modules_to_save`, biases, ...); a header over 1 MiB, a tensor twice,
-/// unknown, missing, of wrong shape or not finite; a configuration and tensors that do not belong together.
+/// What this crate does not do, by name (DoRA, `modules_to_save`, biases, ...); a header over 1
+/// MiB, a tensor twice, unknown, missing, of wrong shape or not finite; a configuration and tensors
+/// that do not belong together.
 pub fn from_files(config_json: &[u8], tensors: &[u8], config: &Config) -> Result<Lora> {
     assemble(
         &Settings::parse(config_json)?,
@@ -226,9 +230,9 @@ fn shapes(settings: &Settings, found: &Found, config: &Config) -> Result<Vec<Sha
     Ok(shapes)
 }
 
-/// The digest that names an adapter: SHA-256 (hex) over, in this order and each preceded by its length in bytes (u64,
-/// little-endian), the canonical form of `adapter_config.json` (compact, keys sorted), the bytes of
-/// `adapter_model.safetensors`, and the canonical form of the identity.
+/// The digest that names an adapter: SHA-256 (hex) over, in this order and each preceded by its
+/// length in bytes (u64, little-endian), the canonical form of `adapter_config.json` (compact, keys
+/// sorted), the bytes of `adapter_model.safetensors`, and the canonical form of the identity.
 ///
 /// # Errors
 /// The configuration is not JSON.

@@ -1,4 +1,5 @@
-//! The frozen base: a Hugging Face folder's weights by name, checked against its configuration, and its digest.
+//! The frozen base: a Hugging Face folder's weights by name, checked against its configuration, and
+//! its digest.
 
 mod bitsandbytes;
 mod digest;
@@ -33,7 +34,8 @@ const TOKENIZER_FILES: [&str; 2] = ["spiece.model", "tokenizer.model"];
 
 /// The head's name in a checkpoint.
 const HEAD: &str = "embed_out.weight";
-/// The head's name in the memory of newer transformers, and so in files that were written past its own saving.
+/// The head's name in the memory of newer transformers, and so in files that were written past its
+/// own saving.
 const HEAD_IN_MEMORY: &str = "lm_head.weight";
 
 /// A base: configuration and weights.
@@ -46,26 +48,31 @@ pub struct Base {
 }
 
 impl Base {
-    /// Loads a folder: `config.json`, weights as `model.safetensors`, as shards with `model.safetensors.index.json`, or as
-    /// `pytorch_model.bin` (also sharded), and the tokenizer as `spiece.model` or `tokenizer.model` if it is there.
+    /// Loads a folder: `config.json`, weights as `model.safetensors`, as shards with
+    /// `model.safetensors.index.json`, or as `pytorch_model.bin` (also sharded), and the
+    /// tokenizer as `spiece.model` or `tokenizer.model` if it is there.
     ///
-    /// Strict: every tensor that the configuration calls for must be there with its shape, and nothing else, but for the
-    /// buffers that files of 2023 carry (`attention.bias`, `attention.masked_bias`, `rotary_emb.inv_freq`) and, where the
-    /// head is tied, a copy of the embedding. The head may also be called `lm_head.weight`. fp16, bf16 and f32 are taken.
+    /// Strict: every tensor that the configuration calls for must be there with its shape, and
+    /// nothing else, but for the buffers that files of 2023 carry (`attention.bias`,
+    /// `attention.masked_bias`, `rotary_emb.inv_freq`) and, where the head is tied, a copy of
+    /// the embedding. The head may also be called `lm_head.weight`. fp16, bf16 and f32 are taken.
     ///
     /// # Errors
-    /// A file that is missing, unreadable or broken; a tensor that is missing, unknown, twice there, of wrong shape or
-    /// type, or not finite.
+    /// A file that is missing, unreadable or broken; a tensor that is missing, unknown, twice
+    /// there, of wrong shape or type, or not finite.
     pub fn load(dir: &Path) -> Result<Self> {
         Self::load_as(dir, Precision::F32)
     }
 
-    /// [`Base::load`] with the four linear weights of each layer held in a precision; all else stays in f32.
+    /// [`Base::load`] with the four linear weights of each layer held in a precision; all else
+    /// stays in f32.
     ///
-    /// Takes as well a folder that bitsandbytes has quantized so, or [`write_quantized`]: its bytes are held as they are.
+    /// Takes as well a folder that bitsandbytes has quantized so, or [`write_quantized`]: its bytes
+    /// are held as they are.
     ///
     /// # Errors
-    /// As [`Base::load`]; [`Error::Precision`] if this build cannot hold a base so, or the folder is quantized otherwise.
+    /// As [`Base::load`]; [`Error::Precision`] if this build cannot hold a base so, or the folder
+    /// is quantized otherwise.
     pub fn load_as(dir: &Path, precision: Precision) -> Result<Self> {
         let mut base = Self::open(dir, precision)?;
         let tensors = std::mem::take(&mut base.tensors).into_iter();
@@ -76,12 +83,14 @@ impl Base {
         Ok(base)
     }
 
-    /// [`Base::load_as`] without reading values, but for those of quantized folders and of `pytorch_model.bin`: each tensor stays
-    /// in its mapped file, which must not change, until somebody needs it. A card's engine then brings it from there straight
-    /// into its form; for all others [`Base::weight`] does, once.
+    /// [`Base::load_as`] without reading values, but for those of quantized folders and of
+    /// `pytorch_model.bin`: each tensor stays in its mapped file, which must not change, until
+    /// somebody needs it. A card's engine then brings it from there straight into its form; for
+    /// all others [`Base::weight`] does, once.
     ///
     /// # Errors
-    /// As [`Base::load_as`], but for values: whoever needs one that is not finite or does not fit gets that error.
+    /// As [`Base::load_as`], but for values: whoever needs one that is not finite or does not fit
+    /// gets that error.
     pub fn open(dir: &Path, precision: Precision) -> Result<Self> {
         let Folder {
             config,
@@ -103,7 +112,8 @@ impl Base {
         })
     }
 
-    /// A base of values at hand, without files and so without a digest: for trials and measurements.
+    /// A base of values at hand, without files and so without a digest: for trials and
+    /// measurements.
     ///
     /// # Errors
     /// The configuration is invalid, or whatever `make` says of a name and shape.
@@ -144,9 +154,10 @@ impl Base {
         self.tokenizer.as_deref()
     }
 
-    /// SHA-256 (hex) of the lines `<sha-256 of the file, hex>  <file name>\n` of `config.json` and of every weight file,
-    /// sorted by file name: what `sha256sum` prints. An index file is not part of it, nor is the tokenizer, which has a
-    /// digest of its own. Waits for the threads that make it, of a base that was just opened.
+    /// SHA-256 (hex) of the lines `<sha-256 of the file, hex>  <file name>\n` of `config.json` and
+    /// of every weight file, sorted by file name: what `sha256sum` prints. An index file is not
+    /// part of it, nor is the tokenizer, which has a digest of its own. Waits for the threads
+    /// that make it, of a base that was just opened.
     #[must_use]
     pub fn digest(&self) -> &str {
         self.digest.value()
@@ -170,7 +181,8 @@ impl Base {
     /// A tensor in its form.
     ///
     /// # Errors
-    /// [`Error::Missing`]: the base has none of that name. Of a base that was only opened: its values are not finite or do not fit.
+    /// [`Error::Missing`] if the base has no weight of that name. A base that was only opened also
+    /// reports values that are not finite or do not fit.
     pub fn weight(&self, name: &str) -> Result<&Weight> {
         self.held(name)?.weight()
     }

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 pub struct Batch {
     /// Token ids of all records, one after another.
     pub ids: Vec<u32>,
-    /// One for each id: the id again where it is learned (predicted from the position before), -100 where not.
+    /// One for each id: the id again where it is learned (predicted from the position before),
+    /// -100 where not.
     pub labels: Vec<i32>,
     /// Where each record starts, and the total at the end (`cu_seqlens`): records + 1 values.
     pub starts: Vec<u32>,
@@ -19,7 +20,8 @@ pub struct Batch {
     pub slots: Vec<u32>,
 }
 
-/// The sum of token losses and the count of learned targets; sums of several batches add up to a window's.
+/// The sum of token losses and the count of learned targets; sums of several batches add up to a
+/// window's.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WindowLoss {
     /// Sum of the negative log likelihoods of the targets, in nats.
@@ -83,8 +85,8 @@ impl Batch {
     /// Checks the batch against a model.
     ///
     /// # Errors
-    /// Lengths that do not match, a record that is empty or longer than the model's longest, an id or label outside the
-    /// vocabulary.
+    /// Lengths that do not match, a record that is empty or longer than the model's longest, an id
+    /// or label outside the vocabulary.
     pub fn validate(&self, config: &Config) -> Result<()> {
         let refuse = |reason: String| Err(Error::Input(reason));
         if self.ids.len() != self.labels.len() {
@@ -155,8 +157,8 @@ impl Batch {
         }
     }
 
-    /// The rows whose output predicts a learned target, with that target: a label counts at the position before it, and
-    /// never across records.
+    /// The rows whose output predicts a learned target, with that target: a label counts at the
+    /// position before it, and never across records.
     pub(crate) fn targets(&self) -> (Vec<u32>, Vec<u32>) {
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for pair in self.starts.windows(2) {
@@ -171,10 +173,11 @@ impl Batch {
     }
 }
 
-/// How the records of a window, of these lengths, go through a device in turn. The processor takes micro-batches of so many records
-/// as they are. A card takes as few passes as keep within its tokens `at_once` ([`tokens_at_once`]), and within what so many of the
-/// window's longest record would have: what a micro-batch takes at the most, of whatever records. What a window learns depends on
-/// neither.
+/// How the records of a window, of these lengths, go through a device in turn. The processor takes
+/// micro-batches of so many records as they are. A card takes as few passes as keep within its
+/// tokens `at_once` ([`tokens_at_once`]), and within what so many of the window's longest record
+/// would have: what a micro-batch takes at the most, of whatever records. What a window learns
+/// depends on neither.
 ///
 /// [`tokens_at_once`]: crate::device::tokens_at_once
 #[must_use]
@@ -189,8 +192,9 @@ pub fn window_passes(lengths: &[usize], micro_batch: usize, at_once: usize) -> V
     passes(lengths, at_once.min(micro_batch.saturating_mul(longest)))
 }
 
-/// Splits records of these lengths into as few passes as keep each within `at_once` tokens, the largest of which is as small as it
-/// can be; a record that is longer is a pass of its own. Depends on the lengths alone, so that it repeats.
+/// Splits records of these lengths into as few passes as keep each within `at_once` tokens, the
+/// largest of which is as small as it can be; a record that is longer is a pass of its own. Depends
+/// on the lengths alone, so that it repeats.
 #[must_use]
 pub fn passes(lengths: &[usize], at_once: usize) -> Vec<Range<usize>> {
     let mut passes = filled(lengths, at_once);

@@ -25,7 +25,8 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-// Sorted by hand: whether the map itself keeps an order is a feature that any other crate of a build can switch on.
+// Sorted by hand: whether the map itself keeps an order is a feature that any other crate of a
+// build can switch on.
 fn sorted(value: Value) -> Value {
     match value {
         Value::Object(map) => {

@@ -80,11 +80,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a `config.json`; what it leaves out has the defaults of the GPT-NeoX configuration in transformers.
+    /// Reads a `config.json`; what it leaves out has the defaults of the GPT-NeoX configuration in
+    /// transformers.
     ///
     /// # Errors
-    /// Not JSON, another `model_type`, a wrong type or range, or a feature that would change the numbers (rotary
-    /// scaling, dropout inside the base).
+    /// Not JSON, another `model_type`, a wrong type or range, or a feature that would change the
+    /// numbers (rotary scaling, dropout inside the base).
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         let value: Value = serde_json::from_slice(bytes).map_err(|source| Error::Json {
             what: "config.json".into(),

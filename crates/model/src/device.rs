@@ -1,4 +1,5 @@
-//! Devices by name, as settings and flags have them, and what a card says of itself before anything computes on it.
+//! Devices by name, as settings and flags have them, and what a card says of itself before anything
+//! computes on it.
 
 use std::fmt;
 use std::path::Path;
@@ -30,7 +31,8 @@ pub enum Device {
     },
 }
 
-/// The name of a device: `cpu`, `cuda` (which is `cuda:0`), or `cuda:N`. A base's precision makes a [`Device`] of it.
+/// The name of a device: `cpu`, `cuda` (which is `cuda:0`), or `cuda:N`. A base's precision makes a
+/// [`Device`] of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Processor {
@@ -44,8 +46,8 @@ pub enum Processor {
     },
 }
 
-/// A card that is there and that this build can compute on. While it is held, the driver keeps what it has prepared for this
-/// process.
+/// A card that is there and that this build can compute on. While it is held, the driver keeps what
+/// it has prepared for this process.
 #[derive(Clone)]
 pub struct Card {
     name: String,
@@ -64,7 +66,8 @@ pub struct CardMemory {
 }
 
 impl Processor {
-    /// The device for a base that is held in a precision. On a card f32 and fp16 compute in their own type, all others in bf16.
+    /// The device for a base that is held in a precision. On a card f32 and fp16 compute in their
+    /// own type, all others in bf16.
     #[must_use]
     pub fn device(self, precision: Precision) -> Device {
         let float = match precision {
@@ -78,7 +81,8 @@ impl Processor {
         }
     }
 
-    /// Reads a base's folder for it: whole for the processor; a card brings the values from the mapped files itself.
+    /// Reads a base's folder for it: whole for the processor; a card brings the values from the
+    /// mapped files itself.
     ///
     /// # Errors
     /// As [`Base::load_as`] and [`Base::open`].
@@ -89,11 +93,12 @@ impl Processor {
         }
     }
 
-    /// Looks whether it is there and fit to compute on. There is nothing to look at for the processor.
+    /// Looks whether it is there and fit to compute on. There is nothing to look at for the
+    /// processor.
     ///
     /// # Errors
-    /// [`Error::Device`] with the figures that decide it: this build has no such device, a library or the card is missing, the driver
-    /// or the card too old.
+    /// [`Error::Device`] with the figures that decide it: this build has no such device, a library
+    /// or the card is missing, the driver or the card too old.
     pub fn open(self) -> Result<Option<Card>> {
         match self {
             Self::Cpu => Ok(None),
@@ -139,8 +144,9 @@ impl Card {
     }
 }
 
-/// Returns the tokens that training takes through a card in one pass, unless a record alone is longer: gradients are sums, so that a
-/// micro-batch of several passes learns the same in less memory. The processor takes a micro-batch as it is.
+/// Returns the tokens that training takes through a card in one pass, unless a record alone is
+/// longer: gradients are sums, so that a micro-batch of several passes learns the same in less
+/// memory. The processor takes a micro-batch as it is.
 #[must_use]
 pub fn tokens_at_once(device: Device, precision: Precision) -> usize {
     match (device, precision) {

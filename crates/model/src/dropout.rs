@@ -1,14 +1,16 @@
-//! Dropout whose mask is a pure function of where a value stands, so that packing and micro-batches do not change it.
+//! Dropout whose mask is a pure function of where a value stands, so that packing and micro-batches
+//! do not change it.
 
 use crate::lora::Target;
 use crate::random;
 
 /// Dropout on the inputs of LoRA's A in one optimizer step.
 ///
-/// The mask of a value is decided by a counter-based generator over (seed, step, layer, module, slot, token, channel):
-/// SplitMix64's finaliser folds the first six into the key of a row; the key's stream, at index `channel / 2`, gives 64
-/// bits, whose low half decides the even channel and whose high half the odd one: it is kept where the half is at least
-/// `round(p 2^32)`. Kept values are scaled by 1 / (1 − p).
+/// The mask of a value is decided by a counter-based generator over (seed, step, layer, module,
+/// slot, token, channel): SplitMix64's finaliser folds the first six into the key of a row; the
+/// key's stream, at index `channel / 2`, gives 64 bits, whose low half decides the even channel and
+/// whose high half the odd one: it is kept where the half is at least `round(p 2^32)`. Kept values
+/// are scaled by 1 / (1 − p).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// Probability of zero; from 0 to below 1.
@@ -35,7 +37,8 @@ impl Dropout {
     }
 }
 
-/// Where a row of a batch stands: the record's slot in its window and the token's place in the record.
+/// Where a row of a batch stands: the record's slot in its window and the token's place in the
+/// record.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Place {
     pub(crate) slot: u32,

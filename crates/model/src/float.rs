@@ -92,7 +92,8 @@ impl Float {
                 }
             }
             Self::Fp16 => {
-                // The exponent's offsets differ by 112; the product is exact, also of what is below fp16's normal numbers.
+                // The exponent's offsets differ by 112; the product is exact, also of what is below
+                // fp16's normal numbers.
                 let shift = f32::from_bits((127 + 112) << 23);
                 for (value, &bytes) in pairs {
                     let bits = u32::from(u16::from_le_bytes(bytes));

@@ -1,4 +1,5 @@
-//! The trainable part: low-rank factors of chosen linear layers, all in one flat buffer with named views.
+//! The trainable part: low-rank factors of chosen linear layers, all in one flat buffer with named
+//! views.
 
 use std::ops::Range;
 
@@ -178,7 +179,8 @@ pub struct View {
     pub range: Range<usize>,
 }
 
-/// An adapter's values: one flat f32 buffer, which the optimizer sees, and the modules that lie in it.
+/// An adapter's values: one flat f32 buffer, which the optimizer sees, and the modules that lie in
+/// it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
     config: LoraConfig,
@@ -188,7 +190,8 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// A fresh adapter as PEFT initialises it: A uniform within ±1/√inputs (Kaiming with a = √5), B zero.
+    /// A fresh adapter as PEFT initialises it: A uniform within ±1/√inputs (Kaiming with a = √5), B
+    /// zero.
     ///
     /// Each tensor draws from a stream of its own, keyed by seed and name.
     ///
@@ -282,7 +285,8 @@ impl Lora {
         }
     }
 
-    /// The configuration; of an adapter with rank or alpha patterns, the default that they depart from.
+    /// The configuration; of an adapter with rank or alpha patterns, the default that they depart
+    /// from.
     #[must_use]
     pub fn config(&self) -> &LoraConfig {
         &self.config

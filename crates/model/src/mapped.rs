@@ -1,4 +1,5 @@
-//! Bytes of mapped files, and the memory-map helper: the one place outside `cuda/` that needs `unsafe`.
+//! Bytes of mapped files, and the memory-map helper: the one place outside `cuda/` that needs
+//! `unsafe`.
 
 use std::fmt;
 use std::fs::File;
@@ -35,8 +36,9 @@ impl Bytes {
     #[allow(unsafe_code)]
     pub(crate) fn map(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::file(path, e))?;
-        // SAFETY: the map is read-only and only handed out as bytes; weight files are immutable artefacts by contract, so
-        // nothing truncates or rewrites the file while it is mapped.
+        // SAFETY: the map is read-only and only handed out as bytes; weight files are immutable
+        // artefacts by contract, so nothing truncates or rewrites the file while it is
+        // mapped.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::file(path, e))?;
         let range = 0..map.len();
         let owner = Owner::File {
@@ -63,8 +65,8 @@ impl Bytes {
         }
     }
 
-    /// Copies the bytes from the `start`-th. Those of a file are read, which many threads can do at once: the pages of a map are
-    /// entered one by one.
+    /// Copies the bytes from the `start`-th. Those of a file are read, which many threads can do at
+    /// once: the pages of a map are entered one by one.
     #[cfg(feature = "cuda")]
     pub(crate) fn copy_to(&self, start: usize, out: &mut [u8]) -> std::io::Result<()> {
         match &*self.owner {

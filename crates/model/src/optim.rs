@@ -1,4 +1,5 @@
-//! AdamW over one flat buffer, clipping by the global norm, and the learning rate's schedule; all of it bit-exact.
+//! AdamW over one flat buffer, clipping by the global norm, and the learning rate's schedule; all
+//! of it bit-exact.
 
 use crate::error::{Error, Result};
 
@@ -26,8 +27,8 @@ impl Default for AdamWConfig {
     }
 }
 
-/// What a loss is multiplied by where gradients are held in fp16, so that small ones do not vanish: halved when a gradient
-/// overflows, doubled after [`LossScale::PATIENCE`] steps without.
+/// What a loss is multiplied by where gradients are held in fp16, so that small ones do not vanish:
+/// halved when a gradient overflows, doubled after [`LossScale::PATIENCE`] steps without.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale {
     /// A power of two.
@@ -65,7 +66,8 @@ impl LossScale {
         Self { scale, good: 0 }
     }
 
-    /// After a gradient that was not finite; none if the scale would fall below 1, which no loss needs.
+    /// After a gradient that was not finite; none if the scale would fall below 1, which no loss
+    /// needs.
     #[must_use]
     pub fn after_overflow(self) -> Option<Self> {
         let scale = self.scale / 2.0;
@@ -82,7 +84,8 @@ impl Default for LossScale {
     }
 }
 
-/// AdamW ([Loshchilov and Hutter](https://arxiv.org/abs/1711.05101)) with bias correction; state in f32.
+/// AdamW ([Loshchilov and Hutter](https://arxiv.org/abs/1711.05101)) with bias correction; its
+/// state is f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamW {
     config: AdamWConfig,
@@ -162,7 +165,8 @@ impl AdamW {
         }
     }
 
-    /// The state (steps, both moments and the loss scale) as bytes; the constants belong to the recipe.
+    /// The state (steps, both moments and the loss scale) as bytes; the constants belong to the
+    /// recipe.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(32 + 8 * self.m.len());
@@ -282,8 +286,8 @@ impl Coefficients {
 
 /// Scales the gradients down to the norm `max`, if they are longer, and returns the norm before.
 ///
-/// As torch's `clip_grad_norm_`: the factor is `max / (norm + 1e-6)`, at most 1. A norm that is not finite is returned
-/// and nothing is scaled: the caller must not take that step.
+/// As torch's `clip_grad_norm_`: the factor is `max / (norm + 1e-6)`, at most 1. A norm that is not
+/// finite is returned and nothing is scaled: the caller must not take that step.
 pub fn clip_norm(grads: &mut [f32], max: f64) -> f64 {
     let norm = norm(grads);
     if let Some(factor) = clip_factor(norm, max) {
@@ -292,7 +296,8 @@ pub fn clip_norm(grads: &mut [f32], max: f64) -> f64 {
     norm
 }
 
-/// What scales gradients of this norm down to the norm `max`; none if they are not longer, or not finite.
+/// What scales gradients of this norm down to the norm `max`; none if they are not longer, or not
+/// finite.
 pub(crate) fn clip_factor(norm: f64, max: f64) -> Option<f32> {
     let factor = max / (norm + 1e-6);
     (norm.is_finite() && factor < 1.0).then_some(factor as f32)
@@ -308,7 +313,8 @@ pub fn norm(grads: &[f32]) -> f64 {
         .sqrt()
 }
 
-/// Linear warm-up from 0, then linear decay to 0 (`get_linear_schedule_with_warmup` of transformers).
+/// Linear warm-up from 0, then linear decay to 0 (`get_linear_schedule_with_warmup` of
+/// transformers).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// The rate at the end of warm-up.

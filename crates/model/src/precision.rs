@@ -12,7 +12,8 @@ pub enum Precision {
     Bf16,
     /// 16-bit floats.
     Fp16,
-    /// 8-bit integers with a scale a row, and columns of large inputs in 16 bit (LLM.int8(), arXiv:2208.07339).
+    /// 8-bit integers with a scale a row, and columns of large inputs in 16 bit (LLM.int8(),
+    /// arXiv:2208.07339).
     Int8,
     /// 4-bit normal floats with a scale a block (QLoRA, arXiv:2305.14314).
     Nf4,
@@ -58,13 +59,15 @@ impl Precision {
         })
     }
 
-    /// How the linear weights of one of so many layers are held: with fp8, those of the first ninth of the layers and of the last
-    /// as bf16.
+    /// How the linear weights of one of so many layers are held: with fp8, those of the first ninth
+    /// of the layers and of the last as bf16.
     ///
-    /// What the first lose weighs most: the residual is still small there, and every later layer sees it. In a full run on the
-    /// demo's base, of four layers, the loss on a card is at most 0.058 from f32 with all weights as codes, 0.023 without those of
-    /// the first layer and 0.014 without those of the last as well; bf16 is at most 0.009 from it. On rinna-3.6b's shape the least
-    /// cosine of a gradient with f32 over the same values is 0.983 with all layers' products by codes.
+    /// What the first lose weighs most: the residual is still small there, and every later layer
+    /// sees it. In a full run on the demo's base, of four layers, the loss on a card is at most
+    /// 0.058 from f32 with all weights as codes, 0.023 without those of the first layer and
+    /// 0.014 without those of the last as well; bf16 is at most 0.009 from it. On rinna-3.6b's
+    /// shape the least cosine of a gradient with f32 over the same values is 0.983 with all
+    /// layers' products by codes.
     #[must_use]
     pub fn of_layer(self, layer: usize, layers: usize) -> Self {
         match self {

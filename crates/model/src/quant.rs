@@ -1,7 +1,9 @@
-//! Quantized matrices: packed bytes, their scales, and the way back. NF4 and int8 are bitsandbytes', value for value.
+//! Quantized matrices: packed bytes, their scales, and the way back. NF4 and int8 are
+//! bitsandbytes', value for value.
 //!
-//! The reference is bitsandbytes 0.50.2 on CUDA. Its reciprocals are approximate to one unit in the last place there, and
-//! exact here, so a value within that of the border between two codes may get the other one.
+//! The reference is bitsandbytes 0.50.2 on CUDA. Its reciprocals are approximate to one unit in the
+//! last place there, and exact here, so a value within that of the border between two codes may get
+//! the other one.
 
 pub mod fp8;
 pub mod int8;

@@ -1,6 +1,8 @@
-//! Counter-based random numbers: every value is a pure function of a key and an index, so nothing depends on order.
+//! Counter-based random numbers: every value is a pure function of a key and an index, so nothing
+//! depends on order.
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64 bits in which every bit depends on all.
+/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64 bits in which every bit
+/// depends on all.
 #[inline(always)]
 pub(crate) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

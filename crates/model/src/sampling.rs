@@ -1,4 +1,5 @@
-//! From logits to a token: processors and warpers in the order and with the meaning of transformers' `generate`.
+//! From logits to a token: processors and warpers in the order and with the meaning of
+//! transformers' `generate`.
 
 mod warp;
 
@@ -129,11 +130,13 @@ impl Sampler {
         Ok(chosen.id)
     }
 
-    /// Returns the tokens that [`Sampler::next`] draws from, the likeliest first; of a greedy sampler the one that it takes.
-    /// `logits` are processed in place: the repetition penalty, then the ban of n-grams.
+    /// Returns the tokens that [`Sampler::next`] draws from, the likeliest first; of a greedy
+    /// sampler the one that it takes. `logits` are processed in place: the repetition penalty,
+    /// then the ban of n-grams.
     ///
     /// # Errors
-    /// A logit is NaN, or the bans leave no token (where transformers draws from NaN, or greedily takes a banned token).
+    /// A logit is NaN, or the bans leave no token (where transformers draws from NaN, or greedily
+    /// takes a banned token).
     pub fn distribution(&self, logits: &mut [f32]) -> Result<Vec<Candidate>> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::Input("the logits are not numbers".into()));

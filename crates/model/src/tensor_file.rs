@@ -1,5 +1,5 @@
-//! Writes a safetensors file tensor by tensor: the shapes first, then the values as they come, so that no file has to fit into
-//! memory.
+//! Writes a safetensors file tensor by tensor: the shapes first, then the values as they come, so
+//! that no file has to fit into memory.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -72,8 +72,8 @@ impl Entry {
     }
 }
 
-/// A file that is being written. The tensors come in the order of the entries; wider types should come first, so that
-/// every tensor is aligned.
+/// A file that is being written. The tensors come in the order of the entries; wider types should
+/// come first, so that every tensor is aligned.
 pub struct Writer {
     path: PathBuf,
     file: BufWriter<File>,

@@ -33,7 +33,8 @@ pub enum Weight {
 pub(crate) enum Rounding {
     /// Nothing, as a forward wants it.
     None,
-    /// The type that was quantized, as bitsandbytes' dequantization and its backward want it. It is the same but for NF4.
+    /// The type that was quantized, as bitsandbytes' dequantization and its backward want it. It is
+    /// the same but for NF4.
     AsQuantized,
 }
 

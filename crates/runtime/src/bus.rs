@@ -1,20 +1,19 @@
-//! The bus: one NATS connection, the streams and buckets on it, publishing, and reading events. It waits for a server that is
-//! not there, says so, and comes back by itself.
+//! The bus: one NATS connection, the streams and buckets on it, publishing, and reading events. It
+//! waits for a server that is not there, says so, and comes back by itself.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use async_nats::{
-    Client, HeaderMap, Subject,
-    connection::State,
-    jetstream::{self, context::PublishErrorKind},
-};
+use async_nats::connection::State;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::{self};
+use async_nats::{Client, HeaderMap, Subject};
 use bytes::Bytes;
-use opentelemetry::{KeyValue, metrics::Counter};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::Counter;
 use serde::Serialize;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
 use crate::bus::connection::{REQUEST_TIMEOUT, dial, keep_streams, wait_for_streams};
@@ -62,20 +61,22 @@ impl Drop for Inner {
 }
 
 impl Bus {
-    /// Connects, waiting for the server as long as it takes (and saying so in the log), and makes the streams and buckets that
-    /// are missing. `name` tells this process from others: it is CloudEvents' source and the connection's name.
+    /// Connects, waiting for the server as long as it takes (and saying so in the log), and makes
+    /// the streams and buckets that are missing. `name` tells this process from others: it is
+    /// CloudEvents' source and the connection's name.
     ///
     /// # Errors
-    /// `InvalidArgument` if the address or the credentials are wrong, `FailedPrecondition` if a stream contradicts, `Cancelled` if the
-    /// stopper stops first.
+    /// `InvalidArgument` if the address or the credentials are wrong, `FailedPrecondition` if a
+    /// stream contradicts, `Cancelled` if the stopper stops first.
     pub async fn connect(config: &NatsConfig, name: &str, stopper: &Stopper) -> Result<Self> {
         let bus = Self::connect_later(config, name, stopper).await?;
         wait_for_streams(&bus.0.js, config, stopper).await?;
         Ok(bus)
     }
 
-    /// Returns the bus at once and connects behind the scenes, for a process that has work to do without it: until the server is
-    /// there, everything on the bus is `Unavailable`, and streams of events have not begun.
+    /// Returns the bus at once and connects behind the scenes, for a process that has work to do
+    /// without it: until the server is there, everything on the bus is `Unavailable`, and
+    /// streams of events have not begun.
     ///
     /// # Errors
     /// `InvalidArgument` if the address or the credentials are wrong.
@@ -145,8 +146,8 @@ impl Bus {
         &self.0.replicas
     }
 
-    /// Counts messages sent to a subject. None are counted at the start where somebody waits for the first one: a counter that begins at
-    /// one has not risen.
+    /// Counts messages sent to a subject. None are counted at the start where somebody waits for
+    /// the first one: a counter that begins at one has not risen.
     pub(crate) fn count_sent(&self, messages: u64, subject: &str) {
         let attributes = [
             KeyValue::new(semconv::MESSAGING_SYSTEM, "nats"),
@@ -184,7 +185,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Publishes an event and waits until it is stored, with the current span's trace context. The same event twice is one.
+    /// Publishes an event and waits until it is stored, with the current span's trace context. The
+    /// same event twice is one.
     ///
     /// # Errors
     /// `Unavailable` if it could not be stored in some seconds.
@@ -218,7 +220,8 @@ impl Bus {
         format!("togi/{}", self.0.name)
     }
 
-    /// Publishes a message until it is stored; returns its place in the stream. The headers should hold a `Nats-Msg-Id`.
+    /// Publishes a message until it is stored; returns its place in the stream. The headers should
+    /// hold a `Nats-Msg-Id`.
     pub(crate) async fn send(
         &self,
         subject: String,
@@ -286,8 +289,8 @@ impl Bus {
         Err(Error::unavailable("NATS did not store the message").with_source(error))
     }
 
-    /// Answers a message of a consumer and waits for the server's word. `Message::double_ack` is not used: it calls "nobody
-    /// received the acknowledgement" a success.
+    /// Answers a message of a consumer and waits for the server's word. `Message::double_ack` is
+    /// not used: it calls "nobody received the acknowledgement" a success.
     pub(crate) async fn answer(&self, reply: &Subject, answer: &str) -> Result<()> {
         let request = self
             .0

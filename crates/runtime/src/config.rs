@@ -1,7 +1,10 @@
-//! Configuration: a commented default, files over it, the environment over those. The result is one value, validated by
-//! its types, passed down; nothing reads it from a global.
+//! Configuration: a commented default, files over it, the environment over those. The result is one
+//! value, validated by its types, passed down; nothing reads it from a global.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, path::PathBuf, time::Duration};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use toml::Value;
@@ -23,7 +26,8 @@ pub struct NatsConfig {
     /// How long a worker may be silent before its job is given to another, in seconds.
     #[serde(default = "thirty")]
     pub ack_wait_seconds: f64,
-    /// First delay before a failed attempt is repeated, in seconds; it doubles from one attempt to the next.
+    /// First delay before a failed attempt is repeated, in seconds; it doubles from one attempt to
+    /// the next.
     #[serde(default = "one")]
     pub retry_delay_seconds: f64,
     /// Copies of each stream and bucket: 1, or 3 in a cluster.
@@ -104,11 +108,13 @@ fn single() -> usize {
 pub struct StoreConfig {
     /// `file:///folder`, `s3://bucket/prefix`, `gs://…` or `az://…`.
     pub url: String,
-    /// Options of the store, by the names of the `object_store` crate (`endpoint`, `region`, `allow_http`, …). Secrets come
-    /// from the environment (`AWS_SECRET_ACCESS_KEY`, …), or from `secrets`.
+    /// Options of the store, by the names of the `object_store` crate (`endpoint`, `region`,
+    /// `allow_http`, …). Secrets come from the environment (`AWS_SECRET_ACCESS_KEY`, …), or
+    /// from `secrets`.
     #[serde(default, deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
-    /// File with more options, a line `name=value` for each: those that no environment and no manifest should show.
+    /// File with more options, a line `name=value` for each: those that no environment and no
+    /// manifest should show.
     #[serde(default)]
     pub secrets: Option<PathBuf>,
 }
@@ -117,7 +123,8 @@ impl StoreConfig {
     /// Returns the options, those of the secrets' file over the others.
     ///
     /// # Errors
-    /// `InvalidArgument` with field `store.secrets` if the file cannot be read, or a line is none; nothing of it is shown.
+    /// `InvalidArgument` with field `store.secrets` if the file cannot be read, or a line is none;
+    /// nothing of it is shown.
     pub fn all_options(&self) -> Result<BTreeMap<String, String>> {
         let mut options = self.options.clone();
         let Some(path) = &self.secrets else {
@@ -159,7 +166,8 @@ impl StoreConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
-    /// OTLP/gRPC endpoint, for example `http://127.0.0.1:4317`; empty: `OTEL_EXPORTER_OTLP_ENDPOINT`, else no export.
+    /// OTLP/gRPC endpoint, for example `http://127.0.0.1:4317`. If empty,
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` is used; without either, nothing is exported.
     pub otlp_endpoint: String,
     /// `human` or `json`.
     pub log_format: LogFormat,

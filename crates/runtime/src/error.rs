@@ -1,5 +1,5 @@
-//! The runtime's error: a class, a sentence, the field at fault. The class alone decides the gRPC code, the fate of a job
-//! and the exit code; nobody matches on the text.
+//! The runtime's error: a class, a sentence, the field at fault. The class alone decides the gRPC
+//! code, the fate of a job and the exit code; nobody matches on the text.
 
 use std::error::Error as StdError;
 
@@ -64,9 +64,9 @@ impl Class {
         Class::Internal,
     ];
 
-    /// Returns whether another attempt of the same job may succeed. `Internal` may: a panic or a full disk often passes,
-    /// and five attempts bound what does not. So may the access classes: a token is renewed or a right granted
-    /// without any change to the job.
+    /// Returns whether another attempt of the same job may succeed. `Internal` may: a panic or a
+    /// full disk often passes, and five attempts bound what does not. So may the access
+    /// classes: a token is renewed or a right granted without any change to the job.
     #[must_use]
     pub fn retryable(self) -> bool {
         matches!(
@@ -93,7 +93,8 @@ impl Class {
         self.answer().1
     }
 
-    /// Returns the class of a gRPC code; codes that Togi does not send count as their nearest relative.
+    /// Returns the class of a gRPC code; codes that Togi does not send count as their nearest
+    /// relative.
     #[must_use]
     pub fn from_code(code: Code) -> Class {
         match code {
@@ -157,7 +158,8 @@ pub fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// An error with a class. Its text is for clients too: it names no credential, address or path of the machine.
+/// An error with a class. Its text is for clients too: it names no credential, address or path of
+/// the machine.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {

@@ -1,12 +1,14 @@
-//! The only place that names subjects. Events are CloudEvents 1.0 in NATS' binary mode: attributes in `ce-*` headers, the
-//! body proto3 JSON, so that a plain `nats sub` reads well. They carry ids and object keys, never data.
+//! The only place that names subjects. Events are CloudEvents 1.0 in NATS' binary mode: attributes
+//! in `ce-*` headers, the body proto3 JSON, so that a plain `nats sub` reads well. They carry ids
+//! and object keys, never data.
 
 use std::time::SystemTime;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use togi_proto::{events::v1, job::v1::JobKind};
+use togi_proto::events::v1;
+use togi_proto::job::v1::JobKind;
 
 use crate::error::{Error, Result};
 

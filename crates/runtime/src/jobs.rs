@@ -1,15 +1,14 @@
-//! Jobs: what was asked (in the store, written first), the record (in the bucket, changed by compare-and-set), the message that
-//! tells a worker to look. The store is the truth: the other two are made again from it, so that losing NATS loses no job.
+//! Jobs: what was asked (in the store, written first), the record (in the bucket, changed by
+//! compare-and-set), the message that tells a worker to look. The store is the truth: the other two
+//! are made again from it, so that losing NATS loses no job.
 
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use togi_proto::{
-    events::v1 as said,
-    job::v1::{Job, JobKind},
-};
+use togi_proto::events::v1 as said;
+use togi_proto::job::v1::{Job, JobKind};
 
 use crate::bus::Bus;
 use crate::error::{Class, Error, Result};
@@ -34,7 +33,8 @@ pub struct Jobs {
     store: Store,
 }
 
-/// Returns a job's id: of a key of the caller's, so that the same key is the same job for ever, or random if the key is empty.
+/// Returns a job's id: of a key of the caller's, so that the same key is the same job for ever, or
+/// random if the key is empty.
 ///
 /// # Errors
 /// When the system has no randomness.
@@ -67,8 +67,9 @@ impl Jobs {
         &self.store
     }
 
-    /// Accepts a job: its request into the store, its record into the bucket, its message into the stream; only then is it
-    /// accepted. Each step is harmless when repeated, so a caller who got an error asks again with the same id.
+    /// Accepts a job: its request into the store, its record into the bucket, its message into the
+    /// stream; only then is it accepted. Each step is harmless when repeated, so a caller who
+    /// got an error asks again with the same id.
     ///
     /// # Errors
     /// `AlreadyExists` if the id is another request's; `Unavailable`.
@@ -85,7 +86,8 @@ impl Jobs {
         self.get(id).await
     }
 
-    /// Returns the job that was accepted with this id and request, if there is one: whoever asks again need not be checked again.
+    /// Returns the job that was accepted with this id and request, if there is one: whoever asks
+    /// again need not be checked again.
     ///
     /// # Errors
     /// As [`Jobs::submit`].
@@ -132,8 +134,8 @@ impl Jobs {
         Err(Error::new(Class::AlreadyExists, message).with_field("idempotency_key"))
     }
 
-    /// Makes what is missing of a job whose request is in the store. `message` is the place of a message that exists already (a
-    /// bare one), 0 if there is none.
+    /// Makes what is missing of a job whose request is in the store. `message` is the place of a
+    /// message that exists already (a bare one), 0 if there is none.
     pub(crate) async fn restore(
         &self,
         id: &JobId,
@@ -176,7 +178,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Publishes a job's message unless the one that its record names is in the stream. Returns whether it did.
+    /// Publishes a job's message unless the one that its record names is in the stream. Returns
+    /// whether it did.
     pub(crate) async fn ensure_message(&self, id: &JobId) -> Result<bool> {
         loop {
             let Some((record, revision)) = self.record(id).await? else {
@@ -196,7 +199,8 @@ impl Jobs {
             headers.insert("ce-type", "togi.job.requested");
             headers.insert("ce-source", self.bus.source().as_str());
             headers.insert("ce-subject", id.as_str());
-            // Not only the job's id: a message that was lost with its stream must not count as a repetition of itself.
+            // Not only the job's id: a message that was lost with its stream must not count as a
+            // repetition of itself.
             let unique = events::message_id(
                 &format!("requested {}", record.message),
                 id.as_str().as_bytes(),
@@ -225,8 +229,8 @@ impl Jobs {
         }
     }
 
-    /// Returns whether the message at this place of the stream is this job's. Bare messages name no job: theirs is known by the record
-    /// alone, so being there is enough.
+    /// Returns whether the message at this place of the stream is this job's. Bare messages name no
+    /// job: theirs is known by the record alone, so being there is enough.
     pub(crate) async fn names_job(&self, message: u64, id: &JobId) -> Result<bool> {
         if message == 0 {
             return Ok(false);

@@ -1,4 +1,5 @@
-//! Every object key, and the form of the names in them. Nobody else builds a key: a reader of this file knows the store.
+//! Every object key, and the form of the names in them. Nobody else builds a key: a reader of this
+//! file knows the store.
 
 use std::fmt;
 
@@ -89,12 +90,14 @@ pub fn validate_digest(field: &str, digest: &str) -> Result<()> {
     ))
 }
 
-/// A file's name inside a folder: our own constants and checked manifest entries; anything else becomes one odd, harmless part.
+/// A file's name inside a folder: our own constants and checked manifest entries; anything else
+/// becomes one odd, harmless part.
 fn file(parts: &[&str]) -> Path {
     Path::from_iter(parts.iter().copied())
 }
 
-/// `probe/<id>`: written twice at start, to see whether the store keeps its promise of conditional writes.
+/// `probe/<id>`: written twice at start, to see whether the store keeps its promise of conditional
+/// writes.
 #[must_use]
 pub fn probe(id: &str) -> Path {
     file(&["probe", id])
@@ -196,7 +199,8 @@ pub fn job_request(job: &JobId) -> Path {
     job_file(job, "request.json")
 }
 
-/// `jobs/<job>/final.json`: how the job ended, create-if-absent; nothing is done for a job that has one.
+/// `jobs/<job>/final.json`: how the job ended, create-if-absent; nothing is done for a job that has
+/// one.
 #[must_use]
 pub fn job_final(job: &JobId) -> Path {
     job_file(job, "final.json")
@@ -214,7 +218,8 @@ pub fn job_log_segments(job: &JobId) -> Path {
     job_file(job, "log")
 }
 
-/// `jobs/<job>/log/<first>-<last>-<epoch>.jsonl`: lines of the steps `first` to `last` that the claim `epoch` wrote.
+/// `jobs/<job>/log/<first>-<last>-<epoch>.jsonl`: lines of the steps `first` to `last` that the
+/// claim `epoch` wrote.
 #[must_use]
 pub fn job_log_segment(job: &JobId, first: u64, last: u64, epoch: u64) -> Path {
     job_log_segments(job).join(format!("{first:012}-{last:012}-{epoch}.jsonl"))
@@ -247,7 +252,8 @@ pub fn job_report(job: &JobId) -> Path {
     job_file(job, "report.json")
 }
 
-/// `jobs/<job>/evaluation.json`: what the job's gate has decided, create-if-absent; it is not measured again.
+/// `jobs/<job>/evaluation.json`: what the job's gate has decided, create-if-absent; it is not
+/// measured again.
 #[must_use]
 pub fn job_evaluation(job: &JobId) -> Path {
     job_file(job, "evaluation.json")
@@ -271,7 +277,8 @@ pub fn checkpoints(job: &JobId) -> Path {
     job_file(job, "checkpoints")
 }
 
-/// `jobs/<job>/checkpoints/<step>/<epoch>/`: the epoch is the fencing token, so that two workers never share a folder.
+/// `jobs/<job>/checkpoints/<step>/<epoch>/`: the epoch is the fencing token, so that two workers
+/// never share a folder.
 #[must_use]
 pub fn checkpoint(job: &JobId, step: u64, epoch: u64) -> Path {
     file(&[

@@ -1,5 +1,6 @@
-//! How a Togi process lives: configuration, telemetry, stopping, gRPC, the bus, the object store and its keys, jobs and
-//! their one worker loop, errors. It knows the wire contract and nothing of records, networks or services.
+//! How a Togi process lives: configuration, telemetry, stopping, gRPC, the bus, the object store
+//! and its keys, jobs and their one worker loop, errors. It knows the wire contract and nothing of
+//! records, networks or services.
 
 pub mod bus;
 pub mod config;

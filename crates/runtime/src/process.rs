@@ -1,6 +1,10 @@
-//! What every main does, once: configuration, telemetry, signals, listeners, bus and store, the service, its end.
+//! What every main does, once: configuration, telemetry, signals, listeners, bus and store, the
+//! service, its end.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 
@@ -40,13 +44,14 @@ enum Task {
     Serve,
     /// To say whether the configuration is valid, and where it lets the service listen.
     Validate,
-    /// To ask the service that runs under this configuration whether it is ready: a container's health check.
+    /// To ask the service that runs under this configuration whether it is ready: a container's
+    /// health check.
     Check,
 }
 
-/// A service's whole life in a process of its own. `load` takes the files of `--config FILE` (any number) and `TOGI_CONFIG`; `start` is
-/// the service's. With `--validate` the configuration is only checked, with `--check` the service that runs here is asked whether it is
-/// ready.
+/// A service's whole life in a process of its own. `load` takes the files of `--config FILE` (any
+/// number) and `TOGI_CONFIG`; `start` is the service's. With `--validate` the configuration is only
+/// checked, with `--check` the service that runs here is asked whether it is ready.
 pub fn main<C, S>(service: &str, load: impl FnOnce(&[PathBuf]) -> Result<C>, start: S) -> ExitCode
 where
     C: Sections,

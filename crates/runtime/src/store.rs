@@ -1,14 +1,20 @@
-//! The object store: create-if-absent with read-back, revisions, listing. Committed manifests here are the truth of the whole
-//! system, so an unclear outcome is always settled by reading, and nothing is deleted because of one.
+//! The object store: create-if-absent with read-back, revisions, listing. Committed manifests here
+//! are the truth of the whole system, so an unclear outcome is always settled by reading, and
+//! nothing is deleted because of one.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use object_store::path::Path;
 use object_store::{
-    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, WriteMultipart, path::Path,
+    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, WriteMultipart,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt as _;
 
 use crate::config::StoreConfig;
@@ -43,11 +49,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store, waiting for it as long as it cannot be reached (and saying so in the log), and proves that it keeps
-    /// conditional writes. Drop the future to give up.
+    /// Opens the store, waiting for it as long as it cannot be reached (and saying so in the log),
+    /// and proves that it keeps conditional writes. Drop the future to give up.
     ///
     /// # Errors
-    /// A URL or option that is wrong, refused credentials, or a store that lets two writers create the same object.
+    /// A URL or option that is wrong, refused credentials, or a store that lets two writers create
+    /// the same object.
     pub async fn open(config: &StoreConfig) -> Result<Self> {
         let store = Self {
             inner: connect(&config.url, &config.all_options()?)?,
@@ -67,17 +74,20 @@ impl Store {
         }
     }
 
-    /// Returns the store below, rooted at the configured URL: for readers that want the trait itself.
+    /// Returns the store below, rooted at the configured URL: for readers that want the trait
+    /// itself.
     #[must_use]
     pub fn inner(&self) -> Arc<dyn ObjectStore> {
         self.inner.clone()
     }
 
-    /// Some S3 servers ignore `If-None-Match` and let every writer win: on those nothing here would hold.
+    /// Some S3 servers ignore `If-None-Match` and let every writer win: on those nothing here would
+    /// hold.
     async fn probe(&self) -> Result<()> {
         let key = layout::probe(&random_hex()?);
         match self.create(&key, Bytes::from_static(b"1")).await {
-            // Nobody else has this key: it was our own write, answered with an error and then repeated.
+            // Nobody else has this key: it was our own write, answered with an error and then
+            // repeated.
             Ok(()) | Err(object_store::Error::AlreadyExists { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -113,11 +123,13 @@ impl Store {
             .map(|_| ())
     }
 
-    /// Creates an object that is not there yet. Equal bytes that are there already are a success; a store that reports a
-    /// conflict with itself, a timeout or an error after the fact are settled by reading back.
+    /// Creates an object that is not there yet. Equal bytes that are there already are a success; a
+    /// store that reports a conflict with itself, a timeout or an error after the fact are
+    /// settled by reading back.
     ///
     /// # Errors
-    /// `AlreadyExists` if the object is there with other bytes; `Unavailable` if the store gives no clear answer.
+    /// `AlreadyExists` if the object is there with other bytes; `Unavailable` if the store gives no
+    /// clear answer.
     pub async fn put_new(&self, key: &Path, bytes: impl Into<Bytes>) -> Result<Put> {
         let bytes = bytes.into();
         let mut delay = Duration::from_millis(50);
@@ -129,7 +141,8 @@ impl Store {
                 Err(error) => return Err(error),
             }
             match self.get(key).await {
-                // After an unclear outcome the equal bytes may be our own; for the caller it is the same.
+                // After an unclear outcome the equal bytes may be our own; for the caller it is the
+                // same.
                 Ok(found) if found == bytes => return Ok(Put::Same),
                 Ok(_) => {
                     let message = format!("object {key} exists already with other bytes");
@@ -160,8 +173,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a stream of any length under a content-addressed key, in parts; returns the bytes written. On an error of the
-    /// stream or the store nothing is visible under the key.
+    /// Writes a stream of any length under a content-addressed key, in parts; returns the bytes
+    /// written. On an error of the stream or the store nothing is visible under the key.
     ///
     /// # Errors
     /// The stream's first error, or those of the store.
@@ -197,8 +210,8 @@ impl Store {
         Ok(total)
     }
 
-    /// Copies a local file to a content-addressed key; returns its size. An object of that size which is there already is taken
-    /// to be the same one.
+    /// Copies a local file to a content-addressed key; returns its size. An object of that size
+    /// which is there already is taken to be the same one.
     ///
     /// # Errors
     /// Those of the file and the store.
@@ -346,8 +359,9 @@ impl Store {
         Ok(numbers.max().map(|n| (n, layout::revision(folder, n))))
     }
 
-    /// Writes the revision after the highest one and returns its number; of two writers at once both get one, in some order.
-    /// `bytes` is asked for the object's bytes by number, and again when somebody else was faster.
+    /// Writes the revision after the highest one and returns its number; of two writers at once
+    /// both get one, in some order. `bytes` is asked for the object's bytes by number, and
+    /// again when somebody else was faster.
     ///
     /// # Errors
     /// `Aborted` if others are always faster; the error of `bytes`; those of the store.
@@ -371,7 +385,8 @@ impl Store {
         ))
     }
 
-    /// Writes exactly this revision; false if somebody else has written it otherwise: for a caller that must look again first.
+    /// Writes exactly this revision; false if somebody else has written it otherwise: for a caller
+    /// that must look again first.
     ///
     /// # Errors
     /// Those of the store.
@@ -402,7 +417,8 @@ fn settled_by_reading(class: Class) -> bool {
     )
 }
 
-/// Returns a value as JSON with the keys of every object sorted and no spaces: equal values have equal bytes.
+/// Returns a value as JSON with the keys of every object sorted and no spaces: equal values have
+/// equal bytes.
 ///
 /// # Errors
 /// `InvalidArgument` if the value has no JSON form.

@@ -1,31 +1,27 @@
-//! Logs, traces and metrics: installed once in a process, whoever comes first; trace context in and out of headers.
+//! Logs, traces and metrics: installed once in a process, whoever comes first; trace context in and
+//! out of headers.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Mutex, OnceLock, PoisonError},
-};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use opentelemetry::{
-    Context, KeyValue, global,
-    metrics::Meter,
-    propagation::TextMapPropagator as _,
-    trace::{TraceContextExt as _, TracerProvider as _},
-};
+use opentelemetry::metrics::Meter;
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry::{Context, KeyValue, global};
 use opentelemetry_otlp::WithExportConfig as _;
-use opentelemetry_sdk::{
-    Resource, metrics::SdkMeterProvider, propagation::TraceContextPropagator,
-    trace::SdkTracerProvider,
-};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus::{Registry, TextEncoder};
-use tracing::{Span, field::Field};
+use tracing::Span;
+use tracing::field::Field;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::{
-    EnvFilter, Layer as _,
-    fmt::format::{Writer, debug_fn},
-    layer::SubscriberExt as _,
-    util::SubscriberInitExt as _,
-};
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::{LogFormat, TelemetryConfig};
 use crate::error::{Error, Result};
@@ -63,8 +59,9 @@ impl Guard {
     }
 }
 
-/// Installs logging (to stderr), tracing and metrics for the process. The first call decides; later ones, from other services in
-/// the same process or from tests, change nothing. Needs a multi-threaded runtime if spans are exported.
+/// Installs logging (to stderr), tracing and metrics for the process. The first call decides; later
+/// ones, from other services in the same process or from tests, change nothing. Needs a
+/// multi-threaded runtime if spans are exported.
 ///
 /// # Errors
 /// `InvalidArgument` if the filter or the endpoint is wrong.
@@ -185,8 +182,8 @@ pub fn traceparent(span: &Span) -> Option<String> {
     carrier.remove(TRACEPARENT)
 }
 
-/// Returns the span with the parent that a trace context names; unchanged if the text is none. To be called before the span
-/// is entered.
+/// Returns the span with the parent that a trace context names; unchanged if the text is none. To
+/// be called before the span is entered.
 #[must_use]
 pub fn span_with_parent(span: Span, traceparent: &str) -> Span {
     if let Some(context) = context(traceparent) {

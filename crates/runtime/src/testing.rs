@@ -1,12 +1,11 @@
-//! Real parts for tests: a nats-server of one's own, a store in a temporary folder, waiting for a condition. Not for services.
+//! Real parts for tests: a nats-server of one's own, a store in a temporary folder, waiting for a
+//! condition. Not for services.
 
-use std::{
-    fs,
-    net::TcpListener,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -21,7 +20,8 @@ use crate::store::Store;
 /// How long [`wait_until`] waits.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Returns the nats-server to run: `TOGI_NATS_SERVER`, else the one on `PATH`, else `.tools/bin/nats-server` of the workspace.
+/// Returns the nats-server to run: `TOGI_NATS_SERVER`, else the one on `PATH`, else
+/// `.tools/bin/nats-server` of the workspace.
 #[must_use]
 pub fn nats_server_binary() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("TOGI_NATS_SERVER").filter(|named| !named.is_empty()) {
@@ -75,7 +75,8 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Returns a configuration for it whose times suit tests: leases of 2 seconds, retries after 50 milliseconds.
+    /// Returns a configuration for it whose times suit tests: leases of 2 seconds, retries after 50
+    /// milliseconds.
     #[must_use]
     pub fn config(&self) -> NatsConfig {
         NatsConfig {

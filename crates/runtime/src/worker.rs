@@ -1,15 +1,13 @@
-//! The one worker loop: pull a message, find its job, claim it, keep the lease, let the handler work, write down how it ended,
-//! answer the message. A handler is a function from a job to an outcome and knows none of this.
+//! The one worker loop: pull a message, find its job, claim it, keep the lease, let the handler
+//! work, write down how it ended, answer the message. A handler is a function from a job to an
+//! outcome and knows none of this.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use async_nats::jetstream::{self, consumer::pull};
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::{self};
 use futures::StreamExt as _;
 use serde_json::Value;
 use tracing::Instrument as _;
@@ -34,8 +32,9 @@ pub mod lease;
 mod slot;
 pub use handler::{Admission, Claim, Handler, Outcome};
 
-/// How long one pull waits at the server. Short, because a pull that is given up may still be answered with a message that nobody
-/// sees until its lease runs out; so a stopping worker waits for its last pull instead.
+/// How long one pull waits at the server. Short, because a pull that is given up may still be
+/// answered with a message that nobody sees until its lease runs out; so a stopping worker waits
+/// for its last pull instead.
 const PULL: Duration = Duration::from_secs(1);
 
 /// How much a process works.
@@ -47,8 +46,8 @@ pub struct Limits {
     pub jobs: u64,
 }
 
-/// Works on jobs of the handler's kind until the stopper stops, or stops it itself at its limit; makes again what of them NATS has
-/// lost. Returns after the running jobs were handed back.
+/// Works on jobs of the handler's kind until the stopper stops, or stops it itself at its limit;
+/// makes again what of them NATS has lost. Returns after the running jobs were handed back.
 ///
 /// # Errors
 /// Never for what passes: the loop waits for NATS and the store and says so.
@@ -87,7 +86,8 @@ impl<H: Handler> Slot<H> {
                 Ok(()) => continue,
                 Err(error) => error,
             };
-            // The consumer is opened anew whatever the error was: an old one may be silent for ever.
+            // The consumer is opened anew whatever the error was: an old one may be silent for
+            // ever.
             tracing::warn!(
                 kind,
                 error = error.chain(),
@@ -124,7 +124,8 @@ impl<H: Handler> Slot<H> {
             }
             let result = self.process(&delivery).await;
             if let Err(error) = result {
-                // Not settled: the message comes again when its lease has run out, and nothing is lost.
+                // Not settled: the message comes again when its lease has run out, and nothing is
+                // lost.
                 tracing::warn!(
                     place = delivery.place,
                     error = error.chain(),
@@ -150,7 +151,8 @@ impl<H: Handler> Slot<H> {
             description: Some(format!("workers of {kind} jobs")),
             filter_subject: events::job_subject(H::KIND),
             ack_wait: bus.config().ack_wait(),
-            // Attempts are counted in the job's record: after `max_deliver` a message would stay for ever, seen by nobody.
+            // Attempts are counted in the job's record: after `max_deliver` a message would stay
+            // for ever, seen by nobody.
             max_deliver: -1,
             max_ack_pending: 4096,
             ..pull::Config::default()
@@ -223,7 +225,8 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// Returns the job that a message names, or that a bare one shall become. `None` if the message was settled here.
+    /// Returns the job that a message names, or that a bare one shall become. `None` if the message
+    /// was settled here.
     async fn find(&self, delivery: &Delivery) -> Result<Option<(JobId, Option<Bare>)>> {
         let message = &delivery.message;
         if !delivery.is_bare() {
@@ -240,8 +243,8 @@ impl<H: Handler> Slot<H> {
             Err(error) if error.class().retryable() => return Err(error),
             Err(error) => return self.bury(delivery, &error).await,
         };
-        // Without a key the message itself is the key: delivered again it is the same job. Its time is in it, because a stream
-        // that was made anew counts from 1 again.
+        // Without a key the message itself is the key: delivered again it is the same job. Its time
+        // is in it, because a stream that was made anew counts from 1 again.
         let published = message
             .info()
             .map(|info| info.published.to_string())
@@ -256,7 +259,8 @@ impl<H: Handler> Slot<H> {
         Ok(Some((id, Some(Bare { request, is_key }))))
     }
 
-    /// Nothing is thrown away: what is no job goes to the dead letters, with the reason, before it is acknowledged.
+    /// Nothing is thrown away: what is no job goes to the dead letters, with the reason, before it
+    /// is acknowledged.
     async fn bury<T>(&self, delivery: &Delivery, error: &Error) -> Result<Option<T>> {
         let about = format!("message {} {:?}", delivery.place, delivery.message.payload);
         let body = String::from_utf8_lossy(&delivery.message.payload);

@@ -1,4 +1,5 @@
-//! The command as people and scripts meet it: the binary, its exit codes, its streams, and `togi up` around real services.
+//! The command as people and scripts meet it: the binary, its exit codes, its streams, and `togi
+//! up` around real services.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Bytes a second through the tokenizer, on one core: on text of our own, and on Dolly-ja where `TOGI_DOLLY_JA` and
-//! `TOGI_TOKENIZERS` (a folder or a `:`-separated list) name it and the models.
+//! Bytes a second through the tokenizer, on one core: on text of our own, and on Dolly-ja where
+//! `TOGI_DOLLY_JA` and `TOGI_TOKENIZERS` (a folder or a `:`-separated list) name it and the models.
 
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};

@@ -1,12 +1,13 @@
-//! Ids to text, one by one: what is given out is whole UTF-8, will not change any more, and has `<NL>` as a newline.
+//! Ids to text, one by one: what is given out is whole UTF-8, will not change any more, and has
+//! `<NL>` as a newline.
 
 use std::sync::Arc;
 
 use crate::prompt::NEWLINE;
 use crate::tokenizer::{Role, SPACE, Vocabulary};
 
-/// Decodes ids as they come. All that is given out, put together, is [`crate::Tokenizer::decode`] of all the ids with every
-/// `<NL>` as a newline, into however many pieces or bytes it was cut.
+/// Decodes ids as they come. All that is given out, put together, is [`crate::Tokenizer::decode`]
+/// of all the ids with every `<NL>` as a newline, into however many pieces or bytes it was cut.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     vocabulary: Arc<Vocabulary>,
@@ -23,7 +24,8 @@ impl Decoder {
         }
     }
 
-    /// Takes the next id and returns the text that is certain now, often none. An id outside the vocabulary has no text.
+    /// Takes the next id and returns the text that is certain now, often none. An id outside the
+    /// vocabulary has no text.
     pub fn push(&mut self, id: u32) -> String {
         let mut text = String::new();
         self.detokenizer.push(&self.vocabulary, id, &mut text);
@@ -91,7 +93,8 @@ impl Detokenizer {
         self.give_up_bytes(text);
     }
 
-    /// Moves whole characters from the bytes to the text; a byte that can begin none becomes U+FFFD.
+    /// Moves whole characters from the bytes to the text; a byte that can begin none becomes
+    /// U+FFFD.
     fn take_characters(&mut self, text: &mut String) {
         while !self.bytes.is_empty() {
             match std::str::from_utf8(&self.bytes) {
@@ -134,7 +137,8 @@ impl Newlines {
     fn push(&mut self, text: &str) -> String {
         let mut given = String::with_capacity(text.len());
         for c in text.chars() {
-            // Of `<NL>` only the first character can begin it again, so that a mismatch gives out all that was held.
+            // Of `<NL>` only the first character can begin it again, so that a mismatch gives out
+            // all that was held.
             if !NEWLINE[self.held..].starts_with(c) {
                 given.push_str(self.finish());
             }

@@ -1,15 +1,14 @@
-//! The digest that names a data set: its records in their order, the tokenizer, the template and the settings, and nothing of how
-//! many workers made it.
+//! The digest that names a data set: its records in their order, the tokenizer, the template and
+//! the settings, and nothing of how many workers made it.
 
 use sha2::{Digest, Sha256};
 
-use crate::manifest;
-use crate::prompt;
 use crate::row::Settings;
-use crate::shard;
 use crate::tokenizer::Tokenizer;
+use crate::{manifest, prompt, shard};
 
-/// Adds a length (u64, little-endian) and the bytes, so that no two sequences of parts hash the same.
+/// Adds a length (u64, little-endian) and the bytes, so that no two sequences of parts hash the
+/// same.
 pub(crate) fn frame(hasher: &mut Sha256, bytes: &[u8]) {
     hasher.update((bytes.len() as u64).to_le_bytes());
     hasher.update(bytes);
@@ -17,8 +16,9 @@ pub(crate) fn frame(hasher: &mut Sha256, bytes: &[u8]) {
 
 /// Hashes a data set as its records go by, in the order of the source.
 ///
-/// Workers may compute each record's digest ([`crate::Record::digest`]) apart; only these 32 bytes need to come here in order.
-/// What was rejected is part of the digest too: the manifest and `rejects.jsonl` stand under it and differ with it.
+/// Workers may compute each record's digest ([`crate::Record::digest`]) apart; only these 32 bytes
+/// need to come here in order. What was rejected is part of the digest too: the manifest and
+/// `rejects.jsonl` stand under it and differ with it.
 #[derive(Debug, Clone)]
 pub struct DatasetHasher {
     hasher: Sha256,

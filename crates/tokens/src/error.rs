@@ -1,4 +1,5 @@
-//! Why a tokenizer, a setting, a shard or a manifest was refused. A bad record is data, not an error: see `record::Reject`.
+//! Why a tokenizer, a setting, a shard or a manifest was refused. A bad record is data, not an
+//! error: see `record::Reject`.
 
 /// What can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]

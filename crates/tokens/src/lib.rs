@@ -1,7 +1,9 @@
-//! Records become prompts, prompts become tokens, tokens become shards: the pure half of data preparation.
+//! Records become prompts, prompts become tokens, tokens become shards: the pure half of data
+//! preparation.
 //!
-//! The flow, one file a step: [`record`] → [`prompt`] → [`tokenizer`] → [`row`] → [`shard`] → [`manifest`], read back in
-//! [`order`]. Nothing here does I/O of its own, knows a service, or is asynchronous.
+//! The flow, one file a step: [`record`] → [`prompt`] → [`tokenizer`] → [`row`] → [`shard`] →
+//! [`manifest`], read back in [`order`]. Nothing here does I/O of its own, knows a service, or is
+//! asynchronous.
 
 mod error;
 

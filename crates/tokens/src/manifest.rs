@@ -1,4 +1,5 @@
-//! A data set's manifest: what was read, what became of it, and the parts to read, in canonical JSON.
+//! A data set's manifest: what was read, what became of it, and the parts to read, in canonical
+//! JSON.
 
 use std::collections::BTreeMap;
 
@@ -49,8 +50,8 @@ pub struct Rejects {
     pub sha256: String,
 }
 
-/// What a data set consists of. It holds nothing that differs between two preparations of the same content: no name, time, host
-/// or count of workers.
+/// What a data set consists of. It holds nothing that differs between two preparations of the same
+/// content: no name, time, host or count of workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetManifest {
@@ -163,7 +164,8 @@ fn check_digest(digest: &str) -> Result<()> {
     Err(Error::manifest(format!("{digest:?} is not a digest")))
 }
 
-/// Returns a value's canonical JSON: keys sorted by their bytes, no white space, numbers as serde_json writes them.
+/// Returns a value's canonical JSON: keys sorted by their bytes, no white space, numbers as
+/// serde_json writes them.
 pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
     let value = serde_json::to_value(value).expect("our own structs have text keys and serialize");
     let mut json = String::new();
@@ -174,7 +176,8 @@ pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
 fn write_canonical(value: &Value, json: &mut String) {
     match value {
         Value::Object(object) => {
-            // Sorted here, as serde_json keeps insertion order where any crate of the build asks for it.
+            // Sorted here, as serde_json keeps insertion order where any crate of the build asks
+            // for it.
             let sorted: BTreeMap<&String, &Value> = object.iter().collect();
             json.push('{');
             for (at, (key, value)) in sorted.into_iter().enumerate() {

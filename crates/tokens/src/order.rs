@@ -1,10 +1,13 @@
-//! The order in which rows are trained: a seeded permutation that needs no memory, so that a reader starts anywhere in it.
+//! The order in which rows are trained: a seeded permutation that needs no memory, so that a reader
+//! starts anywhere in it.
 //!
-//! The algorithm, which is a contract (a resumed training repeats it): let `h` be the smallest whole number with
-//! `4^h >= max(rows, 2)`. A Feistel network of eight rounds over `2h` bits maps the position, split into halves of `h` bits
-//! `(left, right)`, by `(left, right) → (right, left ^ (mix(right ^ key[round]) >> (64 - h)))`; while the result is not below `rows`
-//! it is mapped again (cycle walking: at most about four times on average, as `4^h < 4 · rows`). The keys are eight outputs of
-//! SplitMix64 started at `mix(seed) ^ mix(epoch + GOLDEN)`, wrapping; `mix` is SplitMix64's finalizer.
+//! The algorithm, which is a contract (a resumed training repeats it): let `h` be the smallest
+//! whole number with `4^h >= max(rows, 2)`. A Feistel network of eight rounds over `2h` bits maps
+//! the position, split into halves of `h` bits `(left, right)`, by `(left, right) → (right, left ^
+//! (mix(right ^ key[round]) >> (64 - h)))`; while the result is not below `rows` it is mapped again
+//! (cycle walking: at most about four times on average, as `4^h < 4 · rows`). The keys are eight
+//! outputs of SplitMix64 started at `mix(seed) ^ mix(epoch + GOLDEN)`, wrapping; `mix` is
+//! SplitMix64's finalizer.
 
 /// SplitMix64's increment: 2^64 divided by the golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -1,4 +1,5 @@
-//! The prompt: the one template, for training and for generation alike, and the `<NL>` that stands for a newline.
+//! The prompt: the one template, for training and for generation alike, and the `<NL>` that stands
+//! for a newline.
 
 use std::sync::LazyLock;
 
@@ -23,7 +24,8 @@ pub struct Templated {
     pub answer_start: usize,
 }
 
-/// Returns the text that a record is trained on: its prompt and its answer. The end-of-sequence id is no part of the text.
+/// Returns the text that a record is trained on: its prompt and its answer. The end-of-sequence id
+/// is no part of the text.
 pub fn training(record: &Record) -> Templated {
     let mut text = generation(&record.instruction, &record.input);
     let answer_start = text.len();

@@ -1,6 +1,8 @@
-//! One instruction record: read from a JSON value with its columns renamed, validated, and named by its content.
+//! One instruction record: read from a JSON value with its columns renamed, validated, and named by
+//! its content.
 //!
-//! A bad record becomes a [`Reject`], which is data for `rejects.jsonl`; it never stops the flow by itself.
+//! A bad record becomes a [`Reject`], which is data for `rejects.jsonl`; it never stops the flow by
+//! itself.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +75,8 @@ impl Default for Columns {
 impl Columns {
     /// Renames columns: from our name to the source's, for example `"input" → "context"`.
     ///
-    /// Fails where a key is none of our columns, a name is empty, or two columns would read the same name.
+    /// Fails where a key is none of our columns, a name is empty, or two columns would read the
+    /// same name.
     pub fn new<'a>(renamed: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
         let mut columns = Self::default();
         for (ours, theirs) in renamed {
@@ -125,8 +128,9 @@ impl Record {
         Self::from_json(value, columns)
     }
 
-    /// Reads one JSON value: an object whose `instruction` and `output` are texts that are not blank. `input`, `category` and
-    /// `index` may be missing or null (they are empty then); `index` may be a number. Other columns are ignored.
+    /// Reads one JSON value: an object whose `instruction` and `output` are texts that are not
+    /// blank. `input`, `category` and `index` may be missing or null (they are empty then);
+    /// `index` may be a number. Other columns are ignored.
     pub fn from_json(value: Value, columns: &Columns) -> Result<Self, Reject> {
         let Value::Object(mut object) = value else {
             return Err(Reject::record(format!(
@@ -145,7 +149,8 @@ impl Record {
         record.checked()
     }
 
-    /// Returns the record if its instruction and its output are not blank: for sources that are not JSON.
+    /// Returns the record if its instruction and its output are not blank: for sources that are not
+    /// JSON.
     pub fn checked(self) -> Result<Self, Reject> {
         for (field, text) in [("instruction", &self.instruction), ("output", &self.output)] {
             if text.trim().is_empty() {
@@ -155,8 +160,9 @@ impl Record {
         Ok(self)
     }
 
-    /// Returns the SHA-256 of what is asked and answered (instruction, input, output; each framed by its length), so that the same
-    /// question with the same answer hashes the same under any index or category.
+    /// Returns the SHA-256 of what is asked and answered (instruction, input, output; each framed
+    /// by its length), so that the same question with the same answer hashes the same under any
+    /// index or category.
     pub fn content_hash(&self) -> [u8; 32] {
         let mut hasher = Sha256::new();
         hasher.update(b"togi record content v1");
@@ -166,7 +172,8 @@ impl Record {
         hasher.finalize().into()
     }
 
-    /// Returns the SHA-256 of all that a row takes from the record: its content, category and sample id.
+    /// Returns the SHA-256 of all that a row takes from the record: its content, category and
+    /// sample id.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = Sha256::new();
         hasher.update(b"togi record v1");
@@ -182,8 +189,8 @@ impl Record {
         hasher.finalize().into()
     }
 
-    /// Returns the row's name: the record's `index` where it has one, else `sha256-` and the first 16 hex digits of
-    /// [`Record::content_hash`].
+    /// Returns the row's name: the record's `index` where it has one, else `sha256-` and the first
+    /// 16 hex digits of [`Record::content_hash`].
     pub fn sample_id(&self) -> String {
         if self.index.is_empty() {
             format!("sha256-{}", hex::encode(&self.content_hash()[..8]))

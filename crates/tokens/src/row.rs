@@ -169,9 +169,10 @@ impl Encoder {
 
     /// Turns one record into a row.
     ///
-    /// The whole text is tokenized at once, as in training. Ids are cut to `max_length − 1`, then comes the end of sequence. With
-    /// [`Learn::Answer`] a token is learned if it ends after the answer starts, and a record whose prompt alone fills the row is
-    /// rejected, as nothing of its answer would be left.
+    /// The whole text is tokenized at once, as in training. Ids are cut to `max_length − 1`, then
+    /// comes the end of sequence. With [`Learn::Answer`] a token is learned if it ends after
+    /// the answer starts, and a record whose prompt alone fills the row is rejected, as nothing
+    /// of its answer would be left.
     pub fn row(&mut self, record: &Record) -> Result<Row, Reject> {
         let templated = prompt::training(record);
         let most = self.settings.max_length as usize - 1;
@@ -241,8 +242,9 @@ impl Encoder {
     }
 }
 
-/// Returns whether a record is kept for validation: its content hash ([`Record::content_hash`]), read as a fraction of 2^64
-/// (the first eight bytes, big-endian), is below the share. The same content is always on the same side.
+/// Returns whether a record is kept for validation: its content hash ([`Record::content_hash`]),
+/// read as a fraction of 2^64 (the first eight bytes, big-endian), is below the share. The same
+/// content is always on the same side.
 pub fn is_validation(content_hash: &[u8; 32], share: f64) -> bool {
     let mut first = [0; 8];
     first.copy_from_slice(&content_hash[..8]);

@@ -1,6 +1,8 @@
-//! Shards: rows as Parquet files that are the same bytes for the same rows, and as Arrow batches for the wire.
+//! Shards: rows as Parquet files that are the same bytes for the same rows, and as Arrow batches
+//! for the wire.
 //!
-//! `write` streams rows into row groups; `read` checks a file against its `caps` before anything in it is believed.
+//! `write` streams rows into row groups; `read` checks a file against its `caps` before anything in
+//! it is believed.
 
 mod caps;
 mod read;
@@ -39,8 +41,8 @@ pub struct Metadata {
     pub learn: Learn,
 }
 
-/// Returns the columns: `sample_id: string`, `input_ids: list<int32>`, `labels: list<int32>`, `length: int32`,
-/// `category: string`; none is ever null.
+/// Returns the columns: `sample_id: string`, `input_ids: list<int32>`, `labels: list<int32>`,
+/// `length: int32`, `category: string`; none is ever null.
 pub fn schema() -> SchemaRef {
     static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         let list = || DataType::List(element());
@@ -101,8 +103,8 @@ fn length(row: &Row) -> Result<i32> {
         .map_err(|_| Error::shard(format!("row {:?} is too long", row.sample_id)))
 }
 
-/// Returns a batch's rows. Fails where a column is missing, of another type, null somewhere, or at odds with the others; lists may
-/// name their items as they like.
+/// Returns a batch's rows. Fails where a column is missing, of another type, null somewhere, or at
+/// odds with the others; lists may name their items as they like.
 pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>> {
     let sample_ids: &StringArray = column(batch, "sample_id")?;
     let input_ids: &ListArray = column(batch, "input_ids")?;

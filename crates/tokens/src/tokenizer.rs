@@ -1,6 +1,7 @@
 //! Text to ids and back, exactly as SentencePiece does it for unigram models.
 //!
-//! encode: `normalizer` (text → symbols) → `lattice` (symbols → pieces, over `trie`) → ids. decode: see [`crate::decoder`].
+//! encode: `normalizer` (text → symbols) → `lattice` (symbols → pieces, over `trie`) → ids. decode:
+//! see [`crate::decoder`].
 
 mod charsmap;
 mod lattice;
@@ -18,7 +19,8 @@ use lattice::{Best, Lattice, Span};
 pub(crate) use normalizer::SPACE;
 use normalizer::{Normalizer, Symbol};
 
-/// A SentencePiece unigram model. Text never yields a control id: `</s>` typed by a user is ordinary text.
+/// A SentencePiece unigram model. Text never yields a control id: `</s>` typed by a user is
+/// ordinary text.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     normalizer: Normalizer,
@@ -75,7 +77,8 @@ pub struct Scratch {
 }
 
 impl Tokenizer {
-    /// Reads a SentencePiece `.model` file. Fails where it is none, or not a unigram model, or one that cannot be followed exactly.
+    /// Reads a SentencePiece `.model` file. Fails where it is none, or not a unigram model, or one
+    /// that cannot be followed exactly.
     pub fn from_bytes(model: &[u8]) -> Result<Self> {
         load::tokenizer(model)
     }
@@ -92,7 +95,8 @@ impl Tokenizer {
         ids
     }
 
-    /// Appends a text's ids. Allocates only where the scratch or the list must grow. The text must be shorter than 4 GiB.
+    /// Appends a text's ids. Allocates only where the scratch or the list must grow. The text must
+    /// be shorter than 4 GiB.
     pub fn encode_into(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         scratch.symbols.clear();
         self.normalizer
@@ -102,8 +106,8 @@ impl Tokenizer {
         self.ids(scratch, ids, |_, _| {});
     }
 
-    /// Replaces both lists by a text's ids and, for each, the byte of the text at which it ends. The bytes of one character all end
-    /// with the character.
+    /// Replaces both lists by a text's ids and, for each, the byte of the text at which it ends.
+    /// The bytes of one character all end with the character.
     pub fn encode_with_ends(
         &self,
         text: &str,

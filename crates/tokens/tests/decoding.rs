@@ -1,4 +1,5 @@
-//! Ids that come one by one: the same text as at once, after each of them, and `<NL>` a newline however it was cut.
+//! Ids that come one by one: the same text as at once, after each of them, and `<NL>` a newline
+//! however it was cut.
 
 use proptest::prelude::*;
 use togi_tokens::{Tokenizer, prompt};
@@ -6,8 +7,9 @@ use togi_tokens::{Tokenizer, prompt};
 use crate::fixtures::{MODELS, tokenizer};
 use crate::strings::Strings;
 
-/// Fails unless after each id what was given out and what is held back are, put together, the text of the ids so far. As nothing
-/// that was given out is taken back, it then begins the text of every longer list.
+/// Fails unless after each id what was given out and what is held back are, put together, the text
+/// of the ids so far. As nothing that was given out is taken back, it then begins the text of every
+/// longer list.
 fn check_prefixes(tokenizer: &Tokenizer, ids: &[u32]) {
     let mut decoder = tokenizer.decoder();
     let mut given = String::new();

@@ -1,5 +1,6 @@
-//! Real models on real records, where `TOGI_TOKENIZERS` (a folder, or a `:`-separated list of `.model` files) and `TOGI_DOLLY_JA`
-//! (`dolly-ja.jsonl.gz`) name them. Their text stays out of the repository; counts and digests of ids are in it.
+//! Real models on real records, where `TOGI_TOKENIZERS` (a folder, or a `:`-separated list of
+//! `.model` files) and `TOGI_DOLLY_JA` (`dolly-ja.jsonl.gz`) name them. Their text stays out of the
+//! repository; counts and digests of ids are in it.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -32,7 +32,8 @@ pub(crate) struct Real {
     pub(crate) rows: Digests,
     /// The pieces that T5Tokenizer reads as control ids where a text spells them.
     pub(crate) t5_names: Vec<String>,
-    /// The random strings that T5Tokenizer encodes otherwise than sentencepiece: all that spell one of these, no others.
+    /// The random strings that T5Tokenizer encodes otherwise than sentencepiece: all that spell
+    /// one of these, no others.
     pub(crate) t5_differs: usize,
 }
 
@@ -65,7 +66,8 @@ impl Reference {
         Some(serde_json::from_slice(&json).unwrap())
     }
 
-    /// Fails where a random string's ids or their text are not sentencepiece's, or a control id is among them.
+    /// Fails where a random string's ids or their text are not sentencepiece's, or a control id is
+    /// among them.
     pub(crate) fn check_strings(&self, tokenizer: &Tokenizer) {
         assert_eq!(tokenizer.digest(), self.model);
         let strings = Strings::new().all();
@@ -78,8 +80,8 @@ impl Reference {
 }
 
 impl Digests {
-    /// Fails where an item's ids or its text are not the reference's, and shows the first such item with `name`, which tells its
-    /// source.
+    /// Fails where an item's ids or its text are not the reference's, and shows the first such item
+    /// with `name`, which tells its source.
     pub(crate) fn check(&self, items: &[Item], name: impl Fn(usize) -> String) {
         let mut all = Sha256::new();
         for (at, (ids, text)) in items.iter().enumerate() {

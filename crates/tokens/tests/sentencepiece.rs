@@ -1,4 +1,5 @@
-//! Encoding and decoding against SentencePiece itself: golden ids of the C++ library, and another implementation on random text.
+//! Encoding and decoding against SentencePiece itself: golden ids of the C++ library, and another
+//! implementation on random text.
 
 use proptest::prelude::*;
 use sentencepiece_rs::SentencePieceProcessor;

@@ -1,4 +1,5 @@
-//! Shards: the same bytes for the same rows, the same rows back, and nothing believed that a damaged file claims.
+//! Shards: the same bytes for the same rows, the same rows back, and nothing believed that a
+//! damaged file claims.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -80,7 +81,8 @@ fn rows_come_back_from_the_same_bytes() {
 
 #[test]
 fn the_bytes_are_pinned() {
-    // A change here is a new form of shards: raise `SCHEMA_VERSION`, or two builds write the same data set differently.
+    // A change here is a new form of shards: raise `SCHEMA_VERSION`, or two builds write the same
+    // data set differently.
     let digest = togi_tokens::digest::sha256_hex(&write(&rows(300)));
     assert_eq!(
         digest,
@@ -137,7 +139,8 @@ fn caps_hold_before_anything_is_parsed() {
 
 #[test]
 fn a_page_that_claims_gigabytes_is_refused() {
-    // The first page header begins after the magic: field 1 (type), field 2 (uncompressed size), field 3 (compressed size).
+    // The first page header begins after the magic: field 1 (type), field 2 (uncompressed size),
+    // field 3 (compressed size).
     let mut bytes = write(&rows(300)).to_vec();
     assert_eq!(
         &bytes[..7],

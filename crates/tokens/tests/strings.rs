@@ -1,4 +1,5 @@
-//! Random strings, the same ones as `tests/reference/tokens.py` makes: a string is a function of its number.
+//! Random strings, the same ones as `tests/reference/tokens.py` makes: a string is a function of
+//! its number.
 
 use std::path::PathBuf;
 
@@ -39,7 +40,8 @@ impl Strings {
         (0..COUNT).map(|number| self.get(number)).collect()
     }
 
-    /// Returns a string: up to eight parts, or at least [`LONG_BYTES`] of them, of which every other is one run.
+    /// Returns a string: up to eight parts, or at least [`LONG_BYTES`] of them, of which every
+    /// other is one run.
     fn get(&self, number: u64) -> String {
         let mut draw = SplitMix64(number);
         let mut text = String::new();

@@ -1,5 +1,6 @@
-//! Records a second from JSON Lines to shards, and rows a second over Flight on the loopback: on Dolly-ja where
-//! `TOGI_DOLLY_JA` and `TOGI_TOKENIZERS` (a folder) name it and the models, else on the embedded base's records.
+//! Records a second from JSON Lines to shards, and rows a second over Flight on the loopback: on
+//! Dolly-ja where `TOGI_DOLLY_JA` and `TOGI_TOKENIZERS` (a folder) name it and the models, else on
+//! the embedded base's records.
 
 use std::path::PathBuf;
 use std::sync::Arc;

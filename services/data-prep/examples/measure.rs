@@ -1,5 +1,6 @@
 //! Prepares a local file into a store in a folder and prints what it took:
-//! `measure TOKENIZER RECORDS STORE [WORKERS] [COPIES]`. For the bars of time and memory; a bench cannot see the peak.
+//! `measure TOKENIZER RECORDS STORE [WORKERS] [COPIES]`. For the bars of time and memory; a bench
+//! cannot see the peak.
 
 use std::path::PathBuf;
 use std::sync::Arc;

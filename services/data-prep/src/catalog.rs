@@ -1,5 +1,5 @@
-//! The data sets in the object store: what is committed, and what it is called. Everything is read from the store each time;
-//! nothing here outlives a request.
+//! The data sets in the object store: what is committed, and what it is called. Everything is read
+//! from the store each time; nothing here outlives a request.
 
 use jiff::Timestamp;
 use togi_proto::dataprep::v1 as proto;
@@ -44,7 +44,8 @@ impl Catalog {
     /// Returns a data set by digest, or by name its newest revision.
     ///
     /// # Errors
-    /// `InvalidArgument` where `dataset` is neither, `NotFound` where there is none, each with the field.
+    /// `InvalidArgument` where `dataset` is neither, `NotFound` where there is none, each with the
+    /// field.
     pub async fn get(&self, dataset: &str) -> Result<Named> {
         if validate_digest("dataset", dataset).is_ok() {
             let manifest = self.manifest(dataset).await?;
@@ -80,8 +81,8 @@ impl Catalog {
         Ok(manifest)
     }
 
-    /// Returns a page of names in their order, beginning behind `after`, and whether more follow. A name whose newest revision cannot be
-    /// read is left out and logged: it hides no other.
+    /// Returns a page of names in their order, beginning behind `after`, and whether more follow. A
+    /// name whose newest revision cannot be read is left out and logged: it hides no other.
     pub async fn page(&self, after: &str, most: usize) -> Result<(Vec<Named>, bool)> {
         let mut names = self.store.list_dirs(&layout::names()).await?;
         names.retain(|name| name.as_str() > after);
@@ -124,8 +125,9 @@ impl Catalog {
         Ok(Some((number, self.store.get_json(&path).await?)))
     }
 
-    /// Makes a job's digest its name's newest revision and returns its number. Unless it is that already, or the job has made it one
-    /// `since` it was asked for: a second attempt must not take back what came after the first.
+    /// Makes a job's digest its name's newest revision and returns its number. Unless it is that
+    /// already, or the job has made it one `since` it was asked for: a second attempt must not
+    /// take back what came after the first.
     pub async fn name(&self, ours: &NameRevision, since: Option<Timestamp>) -> Result<u64> {
         let name = &ours.name;
         loop {
@@ -171,7 +173,8 @@ impl Catalog {
         }
     }
 
-    /// Returns the revision that a job has made, looking back from the newest to the time when the job was asked for.
+    /// Returns the revision that a job has made, looking back from the newest to the time when the
+    /// job was asked for.
     async fn made_before(
         &self,
         newest: u64,

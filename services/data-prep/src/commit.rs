@@ -1,5 +1,6 @@
-//! Makes a prepared data set visible: shards, then rejects, then the manifest (the commit point), then the name, then the
-//! event. Each step may find that it was done before, by an earlier attempt or another preparation of the same content.
+//! Makes a prepared data set visible: shards, then rejects, then the manifest (the commit point),
+//! then the name, then the event. Each step may find that it was done before, by an earlier attempt
+//! or another preparation of the same content.
 
 use std::path::Path;
 
@@ -77,7 +78,8 @@ impl Commit<'_> {
         let since = self.job.create_time.as_ref();
         let since = since.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok());
         let revision = self.catalog().name(&ours, since).await?;
-        // Also where the revision is an old one: the attempt that made it may have ended before it said so.
+        // Also where the revision is an old one: the attempt that made it may have ended before it
+        // said so.
         let ready = DatasetReady {
             dataset: digest.clone(),
             name: name.to_owned(),

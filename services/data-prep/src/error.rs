@@ -125,7 +125,8 @@ impl Error {
     }
 }
 
-/// What a reader says: our own error carried through it, a failing disk, or, from an unpacker, bytes that are broken.
+/// What a reader says: our own error carried through it, a failing disk, or, from an unpacker,
+/// bytes that are broken.
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         if error.raw_os_error().is_some() {

@@ -1,5 +1,5 @@
-//! Arrow Flight: every committed data set, in any order, from any row on. Tickets are stateless: a reader that lost its
-//! connection comes back with the offset that it had reached.
+//! Arrow Flight: every committed data set, in any order, from any row on. Tickets are stateless: a
+//! reader that lost its connection comes back with the offset that it had reached.
 
 mod cache;
 mod rows;

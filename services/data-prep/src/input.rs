@@ -1,5 +1,6 @@
-//! Cuts a source's bytes into chunks of records: tells the format, unpacks it, and hands out pieces of bounded size.
-//! Nothing here knows what a record means; a record that is no JSON comes out like any other.
+//! Cuts a source's bytes into chunks of records: tells the format, unpacks it, and hands out pieces
+//! of bounded size. Nothing here knows what a record means; a record that is no JSON comes out like
+//! any other.
 
 mod array;
 mod lines;
@@ -15,7 +16,8 @@ use crate::Error;
 
 pub use table::Table;
 
-/// Longest record in bytes, as written in the source; a longer one is rejected without being kept in memory.
+/// Longest record in bytes, as written in the source; a longer one is rejected without being kept
+/// in memory.
 pub const MAX_RECORD_BYTES: usize = 1 << 20;
 /// Bytes that are kept of a record that is too long: enough to recognise it by.
 const KEPT_OF_OVER_LONG: usize = 1 << 10;
@@ -96,7 +98,8 @@ impl Text {
         self.spans.len() >= CHUNK_RECORDS || self.bytes.len() >= CHUNK_BYTES
     }
 
-    /// Ends the record that began at `start`: what is behind it in the buffer, less white space around it.
+    /// Ends the record that began at `start`: what is behind it in the buffer, less white space
+    /// around it.
     fn end_record(&mut self, number: u64, start: usize) {
         let over_long = self.bytes.len() - start > MAX_RECORD_BYTES;
         if over_long {

@@ -1,8 +1,8 @@
 //! Data-prep: records in, token shards out, rows over Arrow Flight.
 //!
-//! The flow of a preparation, one file a step: [`request`] → [`submission`] → [`source`] → [`input`] → `tokenize` within
-//! [`pipeline`] → `spool` → [`shards`] → `commit`, driven by [`preparer`]. What is committed is read by [`catalog`] and served
-//! by [`service`] and [`flight`].
+//! The flow of a preparation, one file a step: [`request`] → [`submission`] → [`source`] →
+//! [`input`] → `tokenize` within [`pipeline`] → `spool` → [`shards`] → `commit`, driven by
+//! [`preparer`]. What is committed is read by [`catalog`] and served by [`service`] and [`flight`].
 
 use std::sync::Arc;
 
@@ -38,7 +38,8 @@ pub use error::Error;
 /// What most of this crate returns: the runtime's error, unless another is named.
 pub(crate) type Result<T, E = togi_runtime::Error> = std::result::Result<T, E>;
 
-/// Adds `DataPrepService` and Arrow Flight to a process's services, and the worker of preparations to its tasks.
+/// Adds `DataPrepService` and Arrow Flight to a process's services, and the worker of preparations
+/// to its tasks.
 ///
 /// # Errors
 /// When a part of the configuration cannot be used.

@@ -1,11 +1,14 @@
-//! From a source's bytes to rows on the local disk: one thread reads and cuts, several tokenize, and the calling one
-//! writes, in the source's order.
+//! From a source's bytes to rows on the local disk: one thread reads and cuts, several tokenize,
+//! and the calling one writes, in the source's order.
 //!
 //! ```text
-//! reader ─┬─▶ thread 0 ─┬─▶ writer        chunk n goes to thread n mod threads and is taken from there again:
-//!         ├─▶ thread 1 ─┤                 in order without a place to sort in, and every channel holds
-//!         └─▶ …        ─┘                 at most IN_FLIGHT chunks, however long the source is
+//! reader ─┬─▶ thread 0 ─┬─▶ writer
+//!         ├─▶ thread 1 ─┤
+//!         └─▶ …        ─┘
 //! ```
+//!
+//! Chunk n goes to thread n mod threads, and the writer takes it from there again, so that order
+//! needs no sorting. A channel holds at most `IN_FLIGHT` chunks, however long the source is.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

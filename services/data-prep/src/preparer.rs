@@ -1,4 +1,5 @@
-//! The handler of preparation jobs: from a claimed job to a committed data set. What it does twice gives the same objects.
+//! The handler of preparation jobs: from a claimed job to a committed data set. What it does twice
+//! gives the same objects.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! A preparation as it was asked for, checked as far as the request alone goes: what the service itself works with.
+//! A preparation as it was asked for, checked as far as the request alone goes: what the service
+//! itself works with.
 
 use togi_proto::dataprep::v1 as proto;
 use togi_runtime::Error;
@@ -15,7 +16,8 @@ use crate::pipeline::OnBadRecord;
 const MAX_WORKERS: u32 = 256;
 /// Most ids in a row: the longest context that GPT-NeoX models have, with room to spare.
 const MAX_LENGTH: u32 = 32_768;
-/// Most ids in a shard, as rows times `max_length`: what a thread holds while it writes one (64 MiB).
+/// Most ids in a shard, as rows times `max_length`: what a thread holds while it writes one (64
+/// MiB).
 const MAX_SHARD_IDS: u64 = 1 << 23;
 /// Most bytes of an idempotency key.
 const MAX_KEY_BYTES: usize = 256;

@@ -1,4 +1,5 @@
-//! From waiting rows to shards: Parquet files on the local disk, several at a time, the same bytes whoever writes them.
+//! From waiting rows to shards: Parquet files on the local disk, several at a time, the same bytes
+//! whoever writes them.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -9,8 +10,9 @@ use std::thread;
 use sha2::{Digest, Sha256};
 use togi_runtime::layout;
 use togi_tokens::manifest::{self, DatasetManifest, Part, Split};
+use togi_tokens::prompt;
+use togi_tokens::row::Settings;
 use togi_tokens::shard::{Metadata, Writer};
-use togi_tokens::{prompt, row::Settings};
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
@@ -31,7 +33,8 @@ pub struct Form<'a> {
     pub stop: &'a CancellationToken,
 }
 
-/// Writes a data set's shards into a folder, under the names that its manifest has for them, and returns the manifest.
+/// Writes a data set's shards into a folder, under the names that its manifest has for them, and
+/// returns the manifest.
 pub fn write(form: &Form<'_>, prepared: &Prepared) -> Result<DatasetManifest, Error> {
     let spools = [
         (Split::Train, &prepared.train),

@@ -1,5 +1,6 @@
-//! Where records are: finds a source's files in an object store or on a hub, and opens them one after the other. A stored
-//! object is read in ranges, each of which holds its version: one that is replaced meanwhile fails, rather than mixes.
+//! Where records are: finds a source's files in an object store or on a hub, and opens them one
+//! after the other. A stored object is read in ranges, each of which holds its version: one that is
+//! replaced meanwhile fails, rather than mixes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,10 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::input::Input;
 use crate::metrics::Metrics;
-use crate::pipeline;
 use crate::progress::Progress;
 use crate::request::RecordsFrom;
-use crate::{Error, Result};
+use crate::{Error, Result, pipeline};
 
 /// Bytes of an object that one request asks for.
 const RANGE_BYTES: u64 = 4 << 20;

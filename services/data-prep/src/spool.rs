@@ -1,8 +1,10 @@
-//! Rows on the local disk, between the tokenizing and the shards: a shard names its data set's digest, which is known only
-//! when the last record has been read, so that rows have to wait somewhere that is not memory.
+//! Rows on the local disk, between the tokenizing and the shards: a shard names its data set's
+//! digest, which is known only when the last record has been read, so that rows have to wait
+//! somewhere that is not memory.
 //!
-//! A row is its fields behind one another, little-endian: sample id (u32 length, bytes), category (likewise), count of ids
-//! (u32), ids (u32 each), labels (i32 each). The files never outlive the job.
+//! A row is its fields behind one another, little-endian: sample id (u32 length, bytes), category
+//! (likewise), count of ids (u32), ids (u32 each), labels (i32 each). The files never outlive the
+//! job.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};

@@ -1,4 +1,5 @@
-//! What is checked before a preparation is queued, and found again when it runs: its records and its tokenizer.
+//! What is checked before a preparation is queued, and found again when it runs: its records and
+//! its tokenizer.
 
 use togi_proto::dataprep::v1 as proto;
 

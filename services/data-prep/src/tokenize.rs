@@ -1,5 +1,6 @@
-//! What a tokenizing thread does to a chunk: each record is read, validated and turned into a row, or rejected with its
-//! reason. A pure function of the chunk, so that any number of threads gives the same.
+//! What a tokenizing thread does to a chunk: each record is read, validated and turned into a row,
+//! or rejected with its reason. A pure function of the chunk, so that any number of threads gives
+//! the same.
 
 use serde::Serialize;
 use serde_json::Value;

@@ -41,8 +41,9 @@ impl Tokenizers {
     /// Returns a tokenizer that can end a sequence.
     ///
     /// # Errors
-    /// `NotFound` where the upload or base does not exist, `InvalidArgument` where the file is no SentencePiece model that can be
-    /// used, `FailedPrecondition` where a base has none: each with the field.
+    /// `NotFound` where the upload or base does not exist, `InvalidArgument` where the file is no
+    /// SentencePiece model that can be used, `FailedPrecondition` where a base has none: each
+    /// with the field.
     pub async fn load(&self, from: &TokenizerFrom) -> Result<Arc<Tokenizer>> {
         if let Some(tokenizer) = self.known(from) {
             return Ok(tokenizer);

@@ -1,8 +1,7 @@
 //! Changed copies of files: what each changes, and that its rule sees it.
 
-use crate::rules;
 use crate::source::File;
-use crate::{circles, dependencies, imports};
+use crate::{circles, dependencies, imports, rules};
 
 /// A rule: the places in these files that break it.
 type Rule = fn(&[File]) -> Vec<String>;

@@ -1,7 +1,8 @@
-//! Training on a card, measured: an epoch of records, packed, over a base of any size in one of the forms.
+//! Training on a card, measured: an epoch of records, packed, over a base of any size in one of the
+//! forms.
 //!
-//! `card MODE --base FOLDER [--ids FILE] [--steps N]` tells a line of JSON; `tools/bench-gpu` runs it beside
-//! its peers. `card load FOLDER` tells how fast a base reaches the card.
+//! `card MODE --base FOLDER [--ids FILE] [--steps N]` tells a line of JSON; `tools/bench-gpu` runs
+//! it beside its peers. `card load FOLDER` tells how fast a base reaches the card.
 
 #![allow(clippy::print_stdout)]
 
@@ -28,7 +29,8 @@ const COMPARED: usize = 48;
 /// How often the step that is looked at closely runs.
 const ROUNDS: usize = 5;
 
-/// A form of the base, with the records of a micro-batch and the micro-batches of a step that go with it.
+/// A form of the base, with the records of a micro-batch and the micro-batches of a step that go
+/// with it.
 struct Mode {
     precision: Precision,
     micro: usize,
@@ -152,7 +154,8 @@ fn main() {
     let lora = Lora::init(engine.config(), &settings, 1).expect("an adapter");
     let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
     let mut training = Training::new(&engine, &lora, &optimizer, World::ALONE).expect("a training");
-    // The window of the largest pass and the longest, so that the peak of memory is the epoch's, however few steps are asked for.
+    // The window of the largest pass and the longest, so that the peak of memory is the epoch's,
+    // however few steps are asked for.
     let longest = by_tokens(&windows).into_iter().rev().take(WARM_UP);
     let widest = windows
         .iter()
@@ -241,7 +244,8 @@ fn by_tokens(windows: &[Vec<Batch>]) -> Vec<&[Batch]> {
     sorted
 }
 
-/// One step looked at closely: its time as it is, each launch by itself, and its wide products alone.
+/// One step looked at closely: its time as it is, each launch by itself, and its wide products
+/// alone.
 fn closely(engine: &Engine, training: &mut Training<'_>, window: &[Batch]) -> Value {
     let times = (0..ROUNDS).map(|_| take(training, window, 0).seconds * 1e3);
     let [ms, ..] = spread(times.collect());

@@ -1,4 +1,5 @@
-//! The records that are trained on: lines of token ids, in the order of the file, or made up where there is no file.
+//! The records that are trained on: lines of token ids, in the order of the file, or made up where
+//! there is no file.
 
 use std::path::Path;
 
@@ -29,7 +30,8 @@ pub(crate) fn read(file: &Path) -> Vec<Vec<u32>> {
     lines.map(|line| line.expect("ids").ids).collect()
 }
 
-/// Random ids; lengths are exponential from 24 up, cut at the longest, so that their mean is near Dolly-ja's.
+/// Random ids; lengths are exponential from 24 up, cut at the longest, so that their mean is near
+/// Dolly-ja's.
 pub(crate) fn random() -> Vec<Vec<u32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let record = |_| {

@@ -1,5 +1,5 @@
-//! Which modules the names and patterns of `adapter_config.json` mean: PEFT's own rules, on a module's full name such as
-//! `gpt_neox.layers.0.attention.dense`.
+//! Which modules the names and patterns of `adapter_config.json` mean: PEFT's own rules, on a
+//! module's full name such as `gpt_neox.layers.0.attention.dense`.
 
 use regex::Regex;
 use serde_json::Value;
@@ -42,8 +42,8 @@ impl Selection {
     }
 }
 
-/// `rank_pattern` or `alpha_pattern`: regular expressions for a name or its end after a point. The first that fits counts, in
-/// the order of the file.
+/// `rank_pattern` or `alpha_pattern`: regular expressions for a name or its end after a point. The
+/// first that fits counts, in the order of the file.
 pub(super) struct Pattern(Vec<(Regex, f64)>);
 
 impl Pattern {
@@ -61,8 +61,8 @@ impl Pattern {
     }
 }
 
-/// Compiles a Python expression that stands between `before` and the name's end. What the two languages do not share, such as
-/// looking around, is refused.
+/// Compiles a Python expression that stands between `before` and the name's end. What the two
+/// languages do not share, such as looking around, is refused.
 fn expression(key: &str, text: &str, before: &str) -> Result<Regex> {
     match Regex::new(&format!("{before}{text})$")) {
         Ok(expression) => Ok(expression),

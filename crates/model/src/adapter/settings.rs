@@ -1,4 +1,5 @@
-//! `adapter_config.json`, read strictly: what is understood, what changes nothing, and what is refused by name.
+//! `adapter_config.json`, read strictly: what is understood, what changes nothing, and what is
+//! refused by name.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -10,7 +11,8 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::lora::{Shape, Target, module_name};
 
-/// Keys that say something about the adapter's making or the library, and nothing about its numbers.
+/// Keys that say something about the adapter's making or the library, and nothing about its
+/// numbers.
 const INFORMATION: [&str; 10] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -41,8 +43,9 @@ const UNDERSTOOD: [&str; 13] = [
     "use_rslora",
 ];
 
-/// Initialisations that leave the base as it is. Others (PiSSA, OLoRA, LoftQ, ...) take a part out of the base's weights
-/// before training, so that such an adapter belongs to another base than the one it names.
+/// Initialisations that leave the base as it is. Others (PiSSA, OLoRA, LoftQ, ...) take a part out
+/// of the base's weights before training, so that such an adapter belongs to another base than the
+/// one it names.
 const INITIALISATIONS: [&str; 3] = ["eva", "gaussian", "orthogonal"];
 
 /// The patterns once more, because their entries' order counts.
@@ -152,7 +155,8 @@ impl Settings {
         Ok((rank, alpha, alpha / rank as f64))
     }
 
-    /// The alpha whose plain scale alpha / r is the scale that is meant: rank-stabilised ones are alpha / √r.
+    /// The alpha whose plain scale alpha / r is the scale that is meant: rank-stabilised ones are
+    /// alpha / √r.
     pub(super) fn plain_alpha(&self, alpha: f64, rank: usize) -> f64 {
         if self.rank_stabilised {
             alpha * (rank as f64).sqrt()
@@ -200,7 +204,8 @@ impl Settings {
     }
 }
 
-/// Refuses whatever is set and would change the numbers. Features that are null, false or empty are off.
+/// Refuses whatever is set and would change the numbers. Features that are null, false or empty are
+/// off.
 fn refuse_other_features(map: &Map<String, Value>) -> Result<()> {
     let text = |key: &str| map.get(key).and_then(Value::as_str);
     if text("peft_type") != Some("LORA") {

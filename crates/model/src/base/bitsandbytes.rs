@@ -1,4 +1,5 @@
-//! The form in which bitsandbytes keeps quantized weights: entries of `config.json`, and several tensors for each weight.
+//! The form in which bitsandbytes keeps quantized weights: entries of `config.json`, and several
+//! tensors for each weight.
 
 mod read;
 mod write;
@@ -52,7 +53,8 @@ pub(super) fn precision(config_json: &[u8]) -> Result<Option<Precision>> {
     }
 }
 
-/// The `quantization_config` of a folder that is quantized so, with the fields that transformers writes.
+/// The `quantization_config` of a folder that is quantized so, with the fields that transformers
+/// writes.
 pub(super) fn settings(precision: Precision) -> Value {
     let is_4bit = precision == Precision::Nf4;
     json!({

@@ -1,4 +1,5 @@
-//! An adapter folded into its base, `W + (alpha / rank) B A`: a plain checkpoint that knows nothing of LoRA.
+//! An adapter folded into its base, `W + (alpha / rank) B A`: a plain checkpoint that knows nothing
+//! of LoRA.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -12,11 +13,12 @@ use crate::error::{Error, Result};
 use crate::lora::{Lora, Module};
 use crate::weight::{Rounding, Weight};
 
-/// Writes base and adapter as one Hugging Face folder: `config.json`, `model.safetensors`, and the base's tokenizer as
-/// `spiece.model` if it has one.
+/// Writes base and adapter as one Hugging Face folder: `config.json`, `model.safetensors`, and the
+/// base's tokenizer as `spiece.model` if it has one.
 ///
-/// The weights are f32 whatever the base's files hold: fp16 or bf16 would round most of a small update away. One tensor
-/// at a time is computed and written, so that it takes little more memory than the base itself.
+/// The weights are f32 whatever the base's files hold: fp16 or bf16 would round most of a small
+/// update away. One tensor at a time is computed and written, so that it takes little more memory
+/// than the base itself.
 ///
 /// # Errors
 /// The adapter does not fit the base, or a file cannot be written.
@@ -98,7 +100,8 @@ struct Update<'a> {
 }
 
 impl Update<'_> {
-    /// Adds `scale B A` to a weight of (outputs, inputs); sums in f64, so that the one rounding is the result's.
+    /// Adds `scale B A` to a weight of (outputs, inputs); sums in f64, so that the one rounding is
+    /// the result's.
     fn add_to(&self, weight: &mut [f32]) {
         let Module {
             rank,

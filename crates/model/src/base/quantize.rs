@@ -12,20 +12,23 @@ use crate::precision::Precision;
 /// What the linear weights of a base folder are quantized as, `None` if they are not.
 ///
 /// # Errors
-/// No `config.json`, or a quantization that is not understood (fp4, another threshold, another tool's).
+/// No `config.json`, or a quantization that is not understood (fp4, another threshold, another
+/// tool's).
 pub fn quantized_as(dir: &Path) -> Result<Option<Precision>> {
     bitsandbytes::precision(&read::file(&dir.join("config.json"))?)
 }
 
-/// Quantizes the base folder `from` to [`Precision::Nf4`] or [`Precision::Int8`] and writes it to the folder `into`, which is
-/// made: `config.json` with a `quantization_config`, `model.safetensors`, and the tokenizer's file if there is one.
+/// Quantizes the base folder `from` to [`Precision::Nf4`] or [`Precision::Int8`] and writes it to
+/// the folder `into`, which is made: `config.json` with a `quantization_config`,
+/// `model.safetensors`, and the tokenizer's file if there is one.
 ///
-/// transformers with bitsandbytes loads it as a folder of its own, and [`super::Base::load_as`] holds from it exactly what it
-/// holds from `from` in that precision. What is not quantized keeps the type that it has.
+/// transformers with bitsandbytes loads it as a folder of its own, and [`super::Base::load_as`]
+/// holds from it exactly what it holds from `from` in that precision. What is not quantized keeps
+/// the type that it has.
 ///
 /// # Errors
-/// As [`super::Base::load_as`]; [`Error::Precision`] if `precision` is neither, or `from` is quantized already; a file
-/// cannot be written.
+/// As [`super::Base::load_as`]; [`Error::Precision`] if `precision` is neither, or `from` is
+/// quantized already; a file cannot be written.
 pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result<()> {
     let refuse = |reason: String| Err(Error::Precision { precision, reason });
     if !matches!(precision, Precision::Nf4 | Precision::Int8) {

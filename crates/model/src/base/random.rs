@@ -1,5 +1,5 @@
-//! Bases with random weights, written tensor by tensor and cut into files as Hugging Face cuts them: of any size in little
-//! memory, for trials and measurements.
+//! Bases with random weights, written tensor by tensor and cut into files as Hugging Face cuts
+//! them: of any size in little memory, for trials and measurements.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,8 @@ const SHARD_BYTES: usize = 5_000_000_000;
 pub enum Buffers {
     /// None, as transformers writes today.
     None,
-    /// `attention.bias`, `attention.masked_bias` and `rotary_emb.inv_freq` of each layer, as it wrote in 2023.
+    /// `attention.bias`, `attention.masked_bias` and `rotary_emb.inv_freq` of each layer, as it
+    /// wrote in 2023.
     Of2023,
 }
 
@@ -39,8 +40,8 @@ pub struct Random {
 }
 
 impl Random {
-    /// Writes `config.json` and the weights, as transformers initialises them: normal with deviation 0.02, biases 0, gains 1.
-    /// One file up to 5 GB, else several and their index.
+    /// Writes `config.json` and the weights, as transformers initialises them: normal with
+    /// deviation 0.02, biases 0, gains 1. One file up to 5 GB, else several and their index.
     ///
     /// # Errors
     /// The configuration is invalid, or a file cannot be written.

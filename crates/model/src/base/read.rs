@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::mapped::Bytes;
 
-/// The longest header of a safetensors file that is looked at; the largest model's is a small part of it.
+/// The longest header of a safetensors file that is looked at; the largest model's is a small part
+/// of it.
 const HEADER_LIMIT: u64 = 16 << 20;
 
 pub(crate) fn file(path: &Path) -> Result<Vec<u8>> {
@@ -74,13 +75,15 @@ fn shards(index: &Path) -> Result<Vec<String>> {
 pub(super) enum Entry<'a> {
     /// Of a float type, where it lies.
     Floats(Floats),
-    /// The values of one that its file does not have as they are, and the type that it has there; finite.
+    /// The values of one that its file does not have as they are, and the type that it has there;
+    /// finite.
     Values(Tensor, Float),
     /// Of another type: what quantized folders have.
     Other(TensorView<'a>),
 }
 
-/// Visits a weight file's tensors one by one, but for the buffers of old checkpoints, and returns its bytes.
+/// Visits a weight file's tensors one by one, but for the buffers of old checkpoints, and returns
+/// its bytes.
 pub(super) fn weights(
     path: &Path,
     visit: &mut impl FnMut(String, Entry<'_>) -> Result<()>,
@@ -148,7 +151,8 @@ pub(super) fn finite(name: &str, values: &[f32]) -> Result<()> {
     }
 }
 
-/// The tensors of a file that torch wrote, in f32 and with the type that they had, without the buffers of old checkpoints.
+/// The tensors of a file that torch wrote, in f32 and with the type that they had, without the
+/// buffers of old checkpoints.
 pub(crate) fn pickled(path: &Path) -> Result<Vec<(String, Float, Tensor)>> {
     let broken = |e: candle_core::Error| Error::format(path.display().to_string(), e.to_string());
     let file = pickle::PthTensors::new(path, None).map_err(broken)?;

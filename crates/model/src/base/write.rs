@@ -1,4 +1,5 @@
-//! Writes base folders, from any values: random ones for tests, benchmarks and trials, merged ones for export.
+//! Writes base folders, from any values: random ones for tests, benchmarks and trials, merged ones
+//! for export.
 
 use std::path::Path;
 
@@ -8,8 +9,9 @@ use super::{random, shapes};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// Writes `config.json` and `model.safetensors` (f32) with random weights as transformers initialises them: normal with
-/// deviation 0.02, biases 0, gains 1. The same seed gives the same bytes.
+/// Writes `config.json` and `model.safetensors` (f32) with random weights as transformers
+/// initialises them: normal with deviation 0.02, biases 0, gains 1. The same seed gives the same
+/// bytes.
 ///
 /// # Errors
 /// The configuration is invalid, or a file cannot be written.
@@ -17,8 +19,8 @@ pub fn write_random(dir: &Path, config: &Config, seed: u64) -> Result<()> {
     write(dir, config, |name, len| random::weights(seed, name, len))
 }
 
-/// Writes `config.json` and `model.safetensors` (f32) with the values that `values(name, count)` gives for each tensor,
-/// row by row.
+/// Writes `config.json` and `model.safetensors` (f32) with the values that `values(name, count)`
+/// gives for each tensor, row by row.
 ///
 /// # Errors
 /// The configuration is invalid, the count of values is wrong, or a file cannot be written.
@@ -48,7 +50,8 @@ pub fn write(dir: &Path, config: &Config, values: impl Fn(&str, usize) -> Vec<f3
     save(dir, &config.to_json(), views)
 }
 
-/// Writes `config.json` and `model.safetensors`; the tensors are asked for their bytes one after another.
+/// Writes `config.json` and `model.safetensors`; the tensors are asked for their bytes one after
+/// another.
 pub(super) fn save<V: View>(dir: &Path, config: &[u8], tensors: Vec<(String, V)>) -> Result<()> {
     let description = dir.join("config.json");
     let file_error = |e| Error::file(&description, e);
@@ -59,7 +62,8 @@ pub(super) fn save<V: View>(dir: &Path, config: &[u8], tensors: Vec<(String, V)>
     let weights = dir.join("model.safetensors");
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     safetensors::serialize_to_file(tensors, Some(metadata), &weights).map_err(broken)?;
-    // The writer goes through a temporary file, which is its owner's alone; weights are as readable as their configuration.
+    // The writer goes through a temporary file, which is its owner's alone; weights are as readable
+    // as their configuration.
     std::fs::set_permissions(&weights, permissions).map_err(|e| Error::file(&weights, e))
 }
 

@@ -1,6 +1,7 @@
 //! Loops over one row, compiled for AVX2 where the machine has it.
 //!
-//! Sums run in a fixed count of lanes that are added in a fixed tree: the same bits every time on the same kind of machine.
+//! Sums run in a fixed count of lanes that are added in a fixed tree: the same bits every time on
+//! the same kind of machine.
 
 mod functions;
 
@@ -126,7 +127,8 @@ pub(super) fn layer_norm(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32],
     );
 }
 
-/// `dx += scale (g − mean(g) − x̂ mean(g x̂))` with `g = dy ∘ weight` and x̂ the normed row before gain and offset.
+/// `dx += scale (g − mean(g) − x̂ mean(g x̂))` with `g = dy ∘ weight` and x̂ the normed row before
+/// gain and offset.
 pub(super) fn layer_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], eps: f32) {
     simd(
         #[inline(always)]

@@ -1,5 +1,5 @@
-//! Loops over rows: in order on one thread if there is little to do, else in chunks on rayon. Rows never share a sum, so
-//! the result does not depend on which it was.
+//! Loops over rows: in order on one thread if there is little to do, else in chunks on rayon. Rows
+//! never share a sum, so the result does not depend on which it was.
 
 use rayon::prelude::*;
 
@@ -63,7 +63,8 @@ pub(super) fn each_with(
     });
 }
 
-/// `x wᵀ + bias` for a few rows of `x`, by dot products: each row of `w` is read once, whatever the count of rows.
+/// `x wᵀ + bias` for a few rows of `x`, by dot products: each row of `w` is read once, whatever the
+/// count of rows.
 pub(super) fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize) -> Vec<f32> {
     let shape = (x.len() / inputs, w.len() / inputs);
     by_columns(shape, inputs, bias, |first, out| {
@@ -76,8 +77,8 @@ pub(super) fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize
     })
 }
 
-/// A product of the shape (rows, outputs), plus `bias`, from `fill(first, columns)`, which writes columns from the `first`-th
-/// on, (columns, rows); an element is a sum of `depth` products.
+/// A product of the shape (rows, outputs), plus `bias`, from `fill(first, columns)`, which writes
+/// columns from the `first`-th on, (columns, rows); an element is a sum of `depth` products.
 pub(super) fn by_columns(
     (rows, outputs): (usize, usize),
     depth: usize,

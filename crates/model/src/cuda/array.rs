@@ -57,7 +57,8 @@ pub(crate) struct Buffer<T> {
 }
 
 impl<T> Drop for Buffer<T> {
-    /// Memory is given back on whatever thread lets it go, perhaps one that has never seen the card.
+    /// Memory is given back on whatever thread lets it go, perhaps one that has never seen the
+    /// card.
     fn drop(&mut self) {
         let context = self.slice.context();
         context.record_err(context.bind_to_thread());
@@ -133,7 +134,8 @@ impl Array {
 impl Cuda {
     /// Room for values, whatever is in it.
     pub(super) fn room<T: DeviceRepr>(&self, len: usize) -> Result<Buffer<T>> {
-        // SAFETY: a kernel, a product or a copy writes all of it, in the one stream, before anything reads it.
+        // SAFETY: a kernel, a product or a copy writes all of it, in the one stream, before
+        // anything reads it.
         let slice = unsafe { self.stream.alloc::<T>(len.max(1)) };
         Ok(Buffer::of(self.check(slice)?, &self.stream))
     }

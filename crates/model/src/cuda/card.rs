@@ -115,7 +115,8 @@ pub(super) fn check_memory(
 pub(super) fn stream(context: &Arc<CudaContext>) -> Result<Arc<CudaStream>> {
     let failed = |error: DriverError| Error::device(name(context.ordinal()), format!("{error:?}"));
     let stream = context.new_stream().map_err(failed)?;
-    // SAFETY: there is one stream, whose order is all the tracking that is needed; nothing was allocated before.
+    // SAFETY: there is one stream, whose order is all the tracking that is needed; nothing was
+    // allocated before.
     unsafe { context.disable_event_tracking() };
     let mut all = u64::MAX;
     // SAFETY: the attribute is a u64, which lives through the call.

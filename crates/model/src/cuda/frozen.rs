@@ -1,4 +1,5 @@
-//! Frozen weights on the card: in full, or packed and dequantized into a scratch just before each product.
+//! Frozen weights on the card: in full, or packed and dequantized into a scratch just before each
+//! product.
 
 use std::sync::Arc;
 
@@ -148,8 +149,8 @@ impl Cuda {
         Ok(out)
     }
 
-    /// Launches a kernel that fills a matrix: a thread has four packs of eight values, or `few` values of a matrix that has no
-    /// eights.
+    /// Launches a kernel that fills a matrix: a thread has four packs of eight values, or `few`
+    /// values of a matrix that has no eights.
     pub(super) fn launch_expanding(
         &self,
         stem: &str,

@@ -1,4 +1,5 @@
-//! A base on its way to the card: its matrices come from their files by [`Staging`], the next ones while one gets its form.
+//! A base on its way to the card: its matrices come from their files by [`Staging`], the next ones
+//! while one gets its form.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -18,11 +19,13 @@ use crate::mapped::Bytes;
 use crate::precision::Precision;
 use crate::quant::{nf4, scales};
 
-/// Bytes that are on their way, beside the matrix that is asked for: some milliseconds of the card's link.
+/// Bytes that are on their way, beside the matrix that is asked for: some milliseconds of the
+/// card's link.
 const AHEAD: usize = 128 << 20;
 /// Blocks that look for flaws.
 const BLOCKS: usize = 1024;
-/// Parts of a plain copy, and bytes of each: on an H200 parts of 1 MiB came at 48 GB/s, of 4 MiB at 53, of these at 55.
+/// Parts of a plain copy, and bytes of each: on an H200 parts of 1 MiB came at 48 GB/s, of 4 MiB at
+/// 53, of these at 55.
 const COPY_PARTS: usize = 4;
 const COPY_PART: usize = 16 << 20;
 
@@ -104,7 +107,8 @@ impl Cuda {
         }
     }
 
-    /// A matrix from its file. Those that will be asked for next are begun before this one is waited for.
+    /// A matrix from its file. Those that will be asked for next are begun before this one is
+    /// waited for.
     fn staged(&self, name: &str, bytes: &Bytes) -> Result<Buffer<u8>> {
         let mut loading = self.loading();
         let Some(loading) = loading.as_mut() else {
@@ -323,7 +327,8 @@ impl Cuda {
         let began = Instant::now();
         for (number, start) in (0..bytes).step_by(COPY_PART).enumerate() {
             let place = number % COPY_PARTS * COPY_PART;
-            // SAFETY: nobody changes the memory; the place has room for the bytes, and the stream is waited for below.
+            // SAFETY: nobody changes the memory; the place has room for the bytes, and the stream
+            // is waited for below.
             let copied = unsafe {
                 let part = pinned.bytes(place, COPY_PART.min(bytes - start));
                 result::memcpy_htod_async(to.address + start as u64, part, self.stream.cu_stream())

@@ -1,4 +1,5 @@
-//! Where a card's time goes: events around each kernel and product while somebody measures, and products made once more.
+//! Where a card's time goes: events around each kernel and product while somebody measures, and
+//! products made once more.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -86,8 +87,9 @@ impl Kept {
 }
 
 impl Cuda {
-    /// Runs `work`, then makes its wide products `rounds` times over, on the same inputs and with nothing between them;
-    /// returns how many there are, and the milliseconds of a round. The inputs stay in memory until then.
+    /// Runs `work`, then makes its wide products `rounds` times over, on the same inputs and with
+    /// nothing between them; returns how many there are, and the milliseconds of a round. The
+    /// inputs stay in memory until then.
     pub(crate) fn products_alone(
         &self,
         rounds: usize,
@@ -135,7 +137,8 @@ impl Cuda {
         *measured = Some(Vec::new());
     }
 
-    /// Ends measuring: how often each was launched, and the milliseconds that it took in all. Waits for the card.
+    /// Ends measuring: how often each was launched, and the milliseconds that it took in all. Waits
+    /// for the card.
     pub(crate) fn stop_measuring(&self) -> Result<BTreeMap<String, (usize, f64)>> {
         self.check(self.stream.synchronize())?;
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);

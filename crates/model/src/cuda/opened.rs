@@ -66,7 +66,8 @@ impl Opened {
     }
 }
 
-/// Gives back what earlier engines of this process have left in the pool, and forgets how much they had at most.
+/// Gives back what earlier engines of this process have left in the pool, and forgets how much they
+/// had at most.
 pub(super) fn give_back(context: &Arc<CudaContext>) -> std::result::Result<(), DriverError> {
     context.synchronize()?;
     // SAFETY: the device is the context's; memory that is in use stays.
@@ -81,7 +82,8 @@ pub(super) fn give_back(context: &Arc<CudaContext>) -> std::result::Result<(), D
 pub(super) fn forget_most(context: &Arc<CudaContext>) -> std::result::Result<(), DriverError> {
     let mut nothing = 0_u64;
     let most = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-    // SAFETY: the attribute is a u64, which lives through the call; 0 is the one value that may be set.
+    // SAFETY: the attribute is a u64, which lives through the call; 0 is the one value that may be
+    // set.
     unsafe {
         let pool = result::device::get_default_mem_pool(context.cu_device())?;
         result::mem_pool::set_attribute(pool, most, (&raw mut nothing).cast())

@@ -1,6 +1,8 @@
-//! Matrix products by cuBLASLt: sums in f32, and what stands after a product (bias, what is there already) inside of it.
+//! Matrix products by cuBLASLt: sums in f32, and what stands after a product (bias, what is there
+//! already) inside of it.
 //!
-//! The library counts by columns: a matrix of ours is its transpose there, so `y = a b` is asked for as `yᵀ = bᵀ aᵀ`.
+//! The library counts by columns: a matrix of ours is its transpose there, so `y = a b` is asked
+//! for as `yᵀ = bᵀ aᵀ`.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -55,7 +57,8 @@ struct State {
     refused: HashSet<Shape>,
 }
 
-// SAFETY: the library's objects belong to no thread; the lock lets one thread at a time change or use them.
+// SAFETY: the library's objects belong to no thread; the lock lets one thread at a time change or
+// use them.
 unsafe impl Send for State {}
 
 /// A product to be made, as the library counts: `result = scale × op(a) op(b) (+ bias) (+ plus)`.
@@ -109,7 +112,8 @@ impl Drop for Products {
         for plan in state.plans.values() {
             plan.destroy();
         }
-        // SAFETY: nothing uses the handle any more. What the library says on the way out changes nothing.
+        // SAFETY: nothing uses the handle any more. What the library says on the way out changes
+        // nothing.
         let _ = unsafe { lt::destroy_handle(state.handle) };
     }
 }
@@ -153,8 +157,8 @@ impl Cuda {
         });
         let keep = if product.plus.is_some() { 1.0_f32 } else { 0.0 };
         let pointer = |address: u64| address as *mut c_void;
-        // SAFETY: shapes and types are those of the matrices, which live until the stream has passed the product; scale and
-        // keep are read before the call returns.
+        // SAFETY: shapes and types are those of the matrices, which live until the stream has
+        // passed the product; scale and keep are read before the call returns.
         let made = unsafe {
             lt::matmul(
                 handle,
@@ -205,8 +209,8 @@ const BIAS_POINTER: sys::cublasLtMatmulDescAttributes_t =
     sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
 
 impl Plan {
-    /// Describes a product, and takes the first algorithm that the library proposes: always the same one, so that a run can
-    /// be repeated bit for bit.
+    /// Describes a product, and takes the first algorithm that the library proposes: always the
+    /// same one, so that a run can be repeated bit for bit.
     fn new(
         handle: sys::cublasLtHandle_t,
         shape: &Shape,
@@ -280,7 +284,8 @@ impl Plan {
     }
 
     fn destroy(&self) {
-        // SAFETY: the plan owns its objects and is not used again. What the library says on the way out changes nothing.
+        // SAFETY: the plan owns its objects and is not used again. What the library says on the way
+        // out changes nothing.
         unsafe {
             let _ = lt::destroy_matmul_desc(self.product);
             for layout in [self.a, self.b, self.result] {

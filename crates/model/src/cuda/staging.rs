@@ -1,5 +1,6 @@
-//! The way of a base's bytes to the card: threads fill pinned memory, each its own, while the card fetches what they have filled
-//! before. Nobody waits for anybody but the card, so that what limits is its link alone.
+//! The way of a base's bytes to the card: threads fill pinned memory, each its own, while the card
+//! fetches what they have filled before. Nobody waits for anybody but the card, so that what limits
+//! is its link alone.
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -13,8 +14,9 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use crate::error::Error;
 use crate::mapped::Bytes;
 
-/// Bytes that a thread fills before the card fetches them, and how many such slots it has. The card fetches slowly what still
-/// lies in a core's cache: on an H200 two slots of 2 MiB a thread loaded at 49 GB/s, of 512 KiB at 31, of 256 KiB at 19.
+/// Bytes that a thread fills before the card fetches them, and how many such slots it has. The card
+/// fetches slowly what still lies in a core's cache: on an H200 two slots of 2 MiB a thread loaded
+/// at 49 GB/s, of 512 KiB at 31, of 256 KiB at 19.
 const SLOT: usize = 2 << 20;
 const SLOTS: usize = 2;
 /// Threads at most: 64 MiB of pinned memory.
@@ -62,7 +64,8 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // What the driver says on the way out changes nothing.
         let _ = self.context.bind_to_thread();
-        // SAFETY: it was made by the same library, and whoever drops it has waited for what fetches from it.
+        // SAFETY: it was made by the same library, and whoever drops it has waited for what fetches
+        // from it.
         let _ = unsafe { result::free_host(self.address) };
     }
 }
@@ -139,8 +142,8 @@ impl Failure {
 }
 
 impl Staging {
-    /// Starts a thread for each core but an eighth, which is left to whoever launches kernels meanwhile: with all 16 of a machine
-    /// 7.2 GB took 160 to 190 ms, with 14 155 to 160.
+    /// Starts a thread for each core but an eighth, which is left to whoever launches kernels
+    /// meanwhile: with all 16 of a machine 7.2 GB took 160 to 190 ms, with 14 155 to 160.
     pub(super) fn start(context: &Arc<CudaContext>) -> Result<Self, Failure> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = (cores - cores / 8).min(LANES);
@@ -171,7 +174,8 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Begins to bring bytes to a place that is free once the stream has done what it was given so far.
+    /// Begins to bring bytes to a place that is free once the stream has done what it was given so
+    /// far.
     pub(super) fn begin(
         &self,
         stream: &CudaStream,
@@ -205,15 +209,17 @@ impl Staging {
             let waited = transfer.done.wait(left);
             left = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        // An event may stand behind a later fetch by now, which waits for nothing that this stream is yet to be given. Also after
-        // a failure: the place must not be given back under a fetch.
+        // An event may stand behind a later fetch by now, which waits for nothing that this stream
+        // is yet to be given. Also after a failure: the place must not be given back under
+        // a fetch.
         for event in self.lanes.iter().flat_map(|lane| &lane.fetched) {
             stream.wait(event)?;
         }
         left.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Waits for all threads and all fetches; what was not begun is dropped. Returns a thread's times in the mean.
+    /// Waits for all threads and all fetches; what was not begun is dropped. Returns a thread's
+    /// times in the mean.
     pub(super) fn end(&mut self) -> Times {
         lock(&self.queue.waiting).closed = true;
         self.queue.changed.notify_all();
@@ -242,7 +248,8 @@ impl Drop for Staging {
 }
 
 impl Queue {
-    /// The next part of a transfer that nobody has taken, its first byte and its length; none if there is to be no more.
+    /// The next part of a transfer that nobody has taken, its first byte and its length; none if
+    /// there is to be no more.
     fn take(&self) -> Option<(Arc<Transfer>, usize, usize)> {
         let mut waiting = lock(&self.waiting);
         loop {
@@ -321,8 +328,8 @@ impl Filler {
         self.times.filling += free.elapsed();
         self.stream.wait(&transfer.free)?;
         let to = transfer.to + start as u64;
-        // SAFETY: the place has room for the bytes, and whoever owns it waits for the event; the slot is not changed before it has
-        // passed.
+        // SAFETY: the place has room for the bytes, and whoever owns it waits for the event; the
+        // slot is not changed before it has passed.
         unsafe { result::memcpy_htod_async(to, part, self.stream.cu_stream()) }?;
         fetched.record(&self.stream)?;
         Ok(())

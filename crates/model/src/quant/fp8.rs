@@ -102,7 +102,8 @@ static VALUES: [f32; 256] = {
     values
 };
 
-/// The code of the nearest value, of two equally near the even one; beyond the largest value, the largest.
+/// The code of the nearest value, of two equally near the even one; beyond the largest value, the
+/// largest.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn code(value: f32) -> u8 {
     let sign = (value.to_bits() >> 24) as u8 & 0x80;

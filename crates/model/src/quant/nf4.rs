@@ -1,4 +1,5 @@
-//! NF4: blocks of 64 values as a scale and 16 levels, the quantiles of a normal distribution (QLoRA, arXiv:2305.14314).
+//! NF4: blocks of 64 values as a scale and 16 levels, the quantiles of a normal distribution
+//! (QLoRA, arXiv:2305.14314).
 
 use super::scales::{self, Nested, Scales};
 use super::{absmax, check_len};
@@ -117,14 +118,15 @@ impl Nf4 {
         self.packed.len() + self.scales.bytes()
     }
 
-    /// The values rounded to the type that was quantized: what bitsandbytes dequantizes to, and its backward multiplies by.
+    /// The values rounded to the type that was quantized: what bitsandbytes dequantizes to, and its
+    /// backward multiplies by.
     #[must_use]
     pub fn dequantized(&self) -> Vec<f32> {
         self.all(Rounding::AsQuantized)
     }
 
-    /// The values from the `start`-th, rounded to a type. A forward in f32 takes them in [`Float::F32`], unrounded, whatever
-    /// was quantized.
+    /// The values from the `start`-th, rounded to a type. A forward in f32 takes them in
+    /// [`Float::F32`], unrounded, whatever was quantized.
     pub fn expand(&self, start: usize, out: &mut [f32], float: Float) {
         let (mut at, mut rest) = (start, out);
         while !rest.is_empty() {
@@ -175,14 +177,16 @@ pub(crate) fn bytes(count: usize) -> usize {
     count.div_ceil(2) + scales::bytes(count.div_ceil(BLOCK))
 }
 
-/// The codes of values, two a byte with the first value's in the high half, and each block's scale in f32.
+/// The codes of values, two a byte with the first value's in the high half, and each block's scale
+/// in f32.
 #[must_use]
 pub fn pack(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let mut packed = Vec::with_capacity(values.len().div_ceil(2));
     let mut scales = Vec::with_capacity(values.len().div_ceil(BLOCK));
     for block in values.chunks(BLOCK) {
         let scale = absmax(block);
-        // Infinite for a block of zeros, whose shares are then not numbers and get the lowest code, as on CUDA.
+        // Infinite for a block of zeros, whose shares are then not numbers and get the lowest code,
+        // as on CUDA.
         let factor = 1.0 / scale;
         for pair in block.chunks(2) {
             // An odd count ends with the code of a zero.

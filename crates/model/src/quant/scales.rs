@@ -1,4 +1,5 @@
-//! Scales of blocks, in f32 or quantized once more: blocks of 256 with 8-bit codes of a dynamic map (arXiv:1511.04561).
+//! Scales of blocks, in f32 or quantized once more: blocks of 256 with 8-bit codes of a dynamic map
+//! (arXiv:1511.04561).
 
 use super::{absmax, check_len};
 use crate::error::Result;
@@ -144,8 +145,9 @@ pub(super) fn bytes(count: usize) -> usize {
     count + 4 * (count.div_ceil(BLOCK) + 256)
 }
 
-/// The signed dynamic map, ascending: seven decades, of which the `i`-th has 2^i values of either sign, and besides 0 and 1.
-/// A decade's values are the midpoints of 2^i + 1 even steps from 0.1 to 1, in f32 and with torch's rounding.
+/// The signed dynamic map, ascending: seven decades, of which the `i`-th has 2^i values of either
+/// sign, and besides 0 and 1. A decade's values are the midpoints of 2^i + 1 even steps from 0.1 to
+/// 1, in f32 and with torch's rounding.
 #[must_use]
 pub fn dynamic_map() -> Box<[f32; 256]> {
     let mut positive = Vec::with_capacity(127);
@@ -171,7 +173,8 @@ pub fn dynamic_map() -> Box<[f32; 256]> {
     map
 }
 
-/// The code of the map's nearest value: bitsandbytes' search, which decides ties and what is not a number.
+/// The code of the map's nearest value: bitsandbytes' search, which decides ties and what is not a
+/// number.
 fn nearest(map: &[f32; 256], value: f32) -> u8 {
     let (mut below, mut at, mut above) = (0_u8, 127_u8, 255_u8);
     let held = |code: u8| map[usize::from(code)];

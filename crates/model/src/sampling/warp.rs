@@ -1,6 +1,7 @@
 //! Temperature, `top_k` and `top_p`: from processed logits to the tokens that may be drawn.
 //!
-//! Where torch computes in f32 a border is decided in f32 here too: a token that stands exactly on it falls on torch's side.
+//! Where torch computes in f32 a border is decided in f32 here too: a token that stands exactly on
+//! it falls on torch's side.
 
 use super::{Candidate, Options};
 
@@ -11,7 +12,8 @@ pub(super) fn candidates(logits: &[f32], options: &Options) -> Vec<Candidate> {
         .filter(|(_, logit)| *logit > f32::NEG_INFINITY)
         .collect();
     keep_top_k(&mut kept, options.top_k as usize);
-    // Of equals the last first: torch sorts upwards, stably where it is few, and cuts off from the start.
+    // Of equals the last first: torch sorts upwards, stably where it is few, and cuts off from the
+    // start.
     kept.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0)));
     let weights = weights(&kept);
     let count = top_p_count(&weights, options.top_p);
@@ -49,8 +51,8 @@ fn keep_top_k(candidates: &mut Vec<(u32, f32)>, k: usize) {
     candidates.retain(|(_, logit)| *logit >= lowest);
 }
 
-/// How many of the descending weights are the smallest set that reaches the share `p`: all but the least likely ones that
-/// together stay within 1 − p; at least one, if there is one.
+/// How many of the descending weights are the smallest set that reaches the share `p`: all but the
+/// least likely ones that together stay within 1 − p; at least one, if there is one.
 fn top_p_count(weights: &[f64], p: f32) -> usize {
     if p >= 1.0 {
         return weights.len();
@@ -67,7 +69,8 @@ fn top_p_count(weights: &[f64], p: f32) -> usize {
     weights.len().min(1)
 }
 
-/// The number that was written: 0.8 as f32 is a little over 0.8, enough to move a border among equals.
+/// The number that was written: 0.8 as f32 is a little over 0.8, enough to move a border among
+/// equals.
 fn decimal(p: f32) -> f64 {
     p.to_string().parse().unwrap_or(f64::from(p))
 }

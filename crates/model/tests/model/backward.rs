@@ -31,7 +31,8 @@ fn gradients_are_the_slopes_of_the_loss(on: &On) {
             let batches = [batch];
             let (_, grads) = support::learn(&engine, &lora, &batches, Some(&dropout));
             for view in lora.views().collect::<Vec<_>>() {
-                // Along the tensor's own gradient, where the difference is largest against rounding.
+                // Along the tensor's own gradient, where the difference is largest against
+                // rounding.
                 let direction = grads[view.range.clone()].to_vec();
                 let length = direction
                     .iter()

@@ -1,5 +1,5 @@
-//! Quantized bases against bitsandbytes 0.50.2 on CUDA, over inputs in f32, fp16 and bf16: tests/reference/quantized.py made the
-//! numbers.
+//! Quantized bases against bitsandbytes 0.50.2 on CUDA, over inputs in f32, fp16 and bf16:
+//! tests/reference/quantized.py made the numbers.
 
 use std::path::PathBuf;
 use std::sync::Arc;

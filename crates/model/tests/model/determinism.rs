@@ -91,7 +91,8 @@ fn told_by_a_process(device: &str, threads: &str) -> Option<String> {
     Some(text[at + MARK.len()..][..16].to_owned())
 }
 
-/// The products read the count of threads once from the environment, so each count needs a process of its own.
+/// The products read the count of threads once from the environment, so each count needs a process
+/// of its own.
 #[test]
 fn processes_with_other_counts_of_threads_get_the_same_bits() {
     let told = |threads| told_by_a_process("cpu", threads).unwrap();

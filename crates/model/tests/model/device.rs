@@ -1,5 +1,5 @@
-//! Every device computes what the CPU does in f32: losses, each gradient, steps, decoding. Without a card, these tests say so
-//! and prove nothing.
+//! Every device computes what the CPU does in f32: losses, each gradient, steps, decoding. Without
+//! a card, these tests say so and prove nothing.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ struct Pair {
     card: Engine,
     /// Of a loss, or a tensor in full.
     tolerance: f64,
-    /// The angle, as 1 − cosine, by which a gradient may be off: what bounds a quantized base in 16 bits, whose values they have
-    /// not, so that each weight is rounded once more.
+    /// The angle, as 1 − cosine, by which a gradient may be off: what bounds a quantized base in
+    /// 16 bits, whose values they have not, so that each weight is rounded once more.
     angle: Option<f64>,
 }
 
@@ -25,7 +25,8 @@ fn rounded(value: f32) -> f32 {
     Float::Bf16.round(value)
 }
 
-/// Weights that bf16 has, so that the card starts from the CPU's, and of a size that keeps activations as they are.
+/// Weights that bf16 has, so that the card starts from the CPU's, and of a size that keeps
+/// activations as they are.
 fn folder(config: &Config) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let plain = Base::load(support::folder(config).path()).unwrap();

@@ -1,5 +1,6 @@
-//! LoRA gradients on the exact shape of rinna-3.6b: each form of the base on the card against f32 over the values that the form
-//! stands for, on the card too. Takes about 40 GB of the card's memory and of the host's.
+//! LoRA gradients on the exact shape of rinna-3.6b: each form of the base on the card against f32
+//! over the values that the form stands for, on the card too. Takes about 40 GB of the card's
+//! memory and of the host's.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +28,8 @@ fn config() -> Config {
     }
 }
 
-/// Random values as a checkpoint in 16 bit has them: the n-th of a tensor depends on its name and n.
+/// Random values as a checkpoint in 16 bit has them: the n-th of a tensor depends on its name and
+/// n.
 fn values(name: &str, count: usize) -> Vec<f32> {
     let seed = name.bytes().fold(7, |seed: u64, byte| {
         (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

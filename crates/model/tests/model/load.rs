@@ -157,7 +157,8 @@ fn shards_with_an_index_are_taken() {
     assert!(matches!(Base::load(dir.path()), Err(Error::File { .. })));
 }
 
-/// A checkpoint of torch's form, of this shape, with 2023's buffers; `pytorch_model.py` beside it wrote it.
+/// A checkpoint of torch's form, of this shape, with 2023's buffers; `pytorch_model.py` beside it
+/// wrote it.
 #[test]
 fn a_pytorch_checkpoint_is_taken() {
     let config = Config {

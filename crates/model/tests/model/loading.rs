@@ -1,4 +1,5 @@
-//! Bases that are opened and read when somebody needs it, on the processor and straight onto a card.
+//! Bases that are opened and read when somebody needs it, on the processor and straight onto a
+//! card.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,8 +23,9 @@ fn change(dir: &Path, change: impl FnOnce(&mut Tensors)) {
     load::write(&dir.join("model.safetensors"), &tensors);
 }
 
-/// A base folder in a float type, whose linear weights are such that quantizers have every case: blocks of zeros and of one
-/// value, a row of zeros, and scales from 1e-30 up, whose sum depends on its order.
+/// A base folder in a float type, whose linear weights are such that quantizers have every case:
+/// blocks of zeros and of one value, a row of zeros, and scales from 1e-30 up, whose sum depends on
+/// its order.
 fn folder(config: &Config, dtype: Dtype) -> tempfile::TempDir {
     let dir = support::folder(config);
     change(dir.path(), |tensors| {
@@ -61,7 +63,8 @@ fn to_bytes(value: f32, dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Wide enough for products of 8-bit floats; one matrix is embedding and head, and comes to a card in several parts.
+/// Wide enough for products of 8-bit floats; one matrix is embedding and head, and comes to a card
+/// in several parts.
 fn wide() -> Config {
     Config {
         vocab_size: 6000,

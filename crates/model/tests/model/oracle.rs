@@ -1,4 +1,5 @@
-//! The same network written again in candle's slow differentiable operations, against the engine's own backward.
+//! The same network written again in candle's slow differentiable operations, against the engine's
+//! own backward.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use togi_model::{Activation, Base, Batch, Config, Lora, Target};

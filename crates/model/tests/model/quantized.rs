@@ -1,4 +1,5 @@
-//! Quantized matrices and networks over them, by what must hold of any: bounds, tails, and the full network as the oracle.
+//! Quantized matrices and networks over them, by what must hold of any: bounds, tails, and the full
+//! network as the oracle.
 
 use std::sync::Arc;
 
@@ -169,7 +170,8 @@ fn fp8_rows_come_back_within_half_a_step() {
     let back = quantized.dequantized();
     for (row, (want, got)) in values.chunks(33).zip(back.chunks(33)).enumerate() {
         for (want, got) in want.iter().zip(got) {
-            // Three bits after the point, and below 2^-6 a step of 2^-9, of which one stands for the row's scale.
+            // Three bits after the point, and below 2^-6 a step of 2^-9, of which one stands for
+            // the row's scale.
             let bound = (want.abs() / 16.0).max(quantized.scales()[row] / 1024.0) * 1.000_01;
             assert!((want - got).abs() <= bound, "{want} became {got}");
         }
@@ -227,7 +229,8 @@ fn columns_with_a_six_are_multiplied_in_floats() {
             })
             .collect()
     };
-    // One column has all there is: as an outlier it loses nothing, just below it is a code like any other.
+    // One column has all there is: as an outlier it loses nothing, just below it is a code like any
+    // other.
     let column = |large: f32| {
         let mut x = vec![0.0; 12 * inputs];
         x[7] = large;
@@ -242,7 +245,8 @@ fn columns_with_a_six_are_multiplied_in_floats() {
     let got = weight.linear(&below, None);
     assert_close(&got[..outputs], &expected, 1e-3, "5.99");
 
-    // An outlier must not spoil its row's scale: without it, 100 would be the scale of a row of ones.
+    // An outlier must not spoil its row's scale: without it, 100 would be the scale of a row of
+    // ones.
     let mut x = random(12 * inputs, 1.0);
     x[3 * inputs + 20] = 100.0;
     let full = exact(&x);

@@ -10,8 +10,9 @@ use togi_model::{
     Training, WindowLoss, World, base,
 };
 
-/// Makes a test of a function for each device: `NAME::cpu`, and with the feature `cuda` also `NAME::cuda_f32`,
-/// `NAME::cuda_bf16` and `NAME::cuda_fp16`, which run on the first card or say that they are skipped.
+/// Makes a test of a function for each device: `NAME::cpu`, and with the feature `cuda` also
+/// `NAME::cuda_f32`, `NAME::cuda_bf16` and `NAME::cuda_fp16`, which run on the first card or say
+/// that they are skipped.
 macro_rules! on_each_device {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
@@ -59,7 +60,8 @@ macro_rules! on_each_device_in_f32 {
     )+};
 }
 
-pub(crate) use {on_each_device, on_each_device_in_f32};
+pub(crate) use on_each_device;
+pub(crate) use on_each_device_in_f32;
 
 /// Where a test runs.
 pub(crate) struct On {
@@ -93,8 +95,8 @@ impl On {
         self.over(Arc::new(Base::load(folder(config).path()).unwrap()))
     }
 
-    /// Asserts that gradients over a form of the base and over its values are the same but for rounding: in 16 bits, which have
-    /// not all of the values, by the angle.
+    /// Asserts that gradients over a form of the base and over its values are the same but for
+    /// rounding: in 16 bits, which have not all of the values, by the angle.
     pub(crate) fn assert_same_gradients(&self, got: &[f32], want: &[f32]) {
         match self.device {
             Device::Cuda {
@@ -176,8 +178,8 @@ pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// A base folder with weights far from what training starts with, so that no term of a gradient is hidden: biases and gains
-/// are random.
+/// A base folder with weights far from what training starts with, so that no term of a gradient is
+/// hidden: biases and gains are random.
 pub(crate) fn folder(config: &Config) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     base::write(dir.path(), config, |name, count| {

@@ -1,4 +1,5 @@
-//! A window of steps: losses fall, a stop in the middle changes no bit, and the optimizer is torch's.
+//! A window of steps: losses fall, a stop in the middle changes no bit, and the optimizer is
+//! torch's.
 
 use togi_model::optim::{AdamW, AdamWConfig, Schedule, clip_norm};
 use togi_model::{Batch, Device, Dropout, Lora, Precision, Target, Training, World, memory};

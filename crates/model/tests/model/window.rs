@@ -1,4 +1,5 @@
-//! A window's gradient: every learned target weighs the same, in whichever batch or record it stands.
+//! A window's gradient: every learned target weighs the same, in whichever batch or record it
+//! stands.
 
 use togi_model::{Batch, Dropout, Target, Training, WindowLoss, optim};
 
@@ -45,7 +46,8 @@ fn accumulation_weighs_targets_and_not_batches(on: &On) {
     on.assert_same(packed.0.mean(), single.0.mean(), "mean");
     support::assert_close(&single.1, &packed.1, on.tolerance, "gradient");
 
-    // The mean of the batches' means, which a trainer that divides early would take, is something else.
+    // The mean of the batches' means, which a trainer that divides early would take, is something
+    // else.
     let means = support::one_by_one(&records())
         .into_iter()
         .map(|record| learned(on, &[record]).0.mean());

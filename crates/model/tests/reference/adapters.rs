@@ -1,4 +1,5 @@
-//! Folders that PEFT wrote are read with its meaning, or refused by name; a folder that is written here is PEFT's.
+//! Folders that PEFT wrote are read with its meaning, or refused by name; a folder that is written
+//! here is PEFT's.
 
 use serde::Deserialize;
 use togi_model::{Engine, Lora, adapter};

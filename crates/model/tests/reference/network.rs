@@ -1,4 +1,5 @@
-//! Logits of `GPTNeoXForCausalLM`: every variant, every form of a checkpoint, over a cache and without.
+//! Logits of `GPTNeoXForCausalLM`: every variant, every form of a checkpoint, over a cache and
+//! without.
 
 use togi_model::{Activation, Base, Config};
 

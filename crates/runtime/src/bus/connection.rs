@@ -92,7 +92,8 @@ pub(super) async fn wait_for_streams(
     }
 }
 
-/// At the first connection, and after every other: the server may be a new one with an empty folder.
+/// At the first connection, and after every other: the server may be a new one with an empty
+/// folder.
 pub(super) async fn keep_streams(
     js: jetstream::Context,
     config: NatsConfig,

@@ -1,13 +1,13 @@
-//! A key-value bucket with compare-and-set. Writes whose answer was lost are settled by reading back; watches live through
-//! reconnects.
+//! A key-value bucket with compare-and-set. Writes whose answer was lost are settled by reading
+//! back; watches live through reconnects.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use async_nats::jetstream::{
-    self,
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    kv::{self, CreateErrorKind, Operation, UpdateErrorKind, Watch},
-};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind, Watch};
+use async_nats::jetstream::{self};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::OnceCell;
@@ -109,7 +109,8 @@ impl Kv {
             Ok(revision) => return Ok(revision),
             Err(error) => error,
         };
-        // A write whose acknowledgement was lost is repeated by nobody but us: equal bytes at a later revision are ours.
+        // A write whose acknowledgement was lost is repeated by nobody but us: equal bytes at a
+        // later revision are ours.
         match self.get(key).await {
             Ok(Some(entry))
                 if entry.revision > revision && entry.value.as_ref() == Some(&value) =>
@@ -231,7 +232,8 @@ impl Kv {
                 break;
             }
         }
-        // It would go by itself when it is not used; a busy lister should not leave a trail of them.
+        // It would go by itself when it is not used; a busy lister should not leave a trail of
+        // them.
         let name = consumer.cached_info().name.clone();
         let _ = self
             .0
@@ -241,8 +243,9 @@ impl Kv {
         Ok(found.into_values().collect())
     }
 
-    /// Returns a key's present entry, if there is one, and then every change; `>` is every key. The stream has no end: it is made
-    /// anew after an error, and says the present entry again then.
+    /// Returns a key's present entry, if there is one, and then every change; `>` is every key. The
+    /// stream has no end: it is made anew after an error, and says the present entry again
+    /// then.
     pub fn watch(&self, key: &str) -> impl Stream<Item = Entry> + Send + Unpin + use<> {
         let state = Watching {
             kv: self.clone(),

@@ -1,17 +1,14 @@
-//! Reading a stream for as long as the process lives: an ephemeral consumer that is made anew, at the right place, after
-//! any error, a restart of the server, or the loss of the whole stream.
+//! Reading a stream for as long as the process lives: an ephemeral consumer that is made anew, at
+//! the right place, after any error, a restart of the server, or the loss of the whole stream.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use async_nats::jetstream::{
-    self,
-    consumer::{AckPolicy, DeliverPolicy, pull},
-};
-use futures::{Stream, StreamExt as _, stream::BoxStream};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::{self};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _};
 
 use crate::bus::Bus;
 use crate::error::{Class, Error, Result};
@@ -51,8 +48,9 @@ impl Stream for EventStream {
 }
 
 impl Bus {
-    /// Returns the events of these kinds (all kinds if none is named). They are hints: some may come twice, and whoever reads them
-    /// must also look into the store from time to time. What is no event of ours is left out.
+    /// Returns the events of these kinds (all kinds if none is named). They are hints: some may
+    /// come twice, and whoever reads them must also look into the store from time to time. What
+    /// is no event of ours is left out.
     ///
     /// # Errors
     /// `Cancelled` if the stopper stops before the place of [`Start::New`] is known.

@@ -1,13 +1,11 @@
-//! The streams and buckets that Togi needs, declared once: made where they are missing, refused where they contradict, for a
-//! stream that drops old messages or forgets would lose work silently.
+//! The streams and buckets that Togi needs, declared once: made where they are missing, refused
+//! where they contradict, for a stream that drops old messages or forgets would lose work silently.
 
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::{
-    self, ErrorCode,
-    context::GetStreamErrorKind,
-    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
-};
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, ErrorCode};
 
 use crate::error::{Class, Error, Result};
 use crate::events;
@@ -29,7 +27,8 @@ const MIB: i64 = 1 << 20;
 /// Makes what is missing and checks what is there.
 ///
 /// # Errors
-/// `FailedPrecondition` naming the stream and the setting that contradicts; `Unavailable` if JetStream does not answer.
+/// `FailedPrecondition` naming the stream and the setting that contradicts; `Unavailable` if
+/// JetStream does not answer.
 pub(crate) async fn ensure(js: &jetstream::Context, replicas: usize) -> Result<()> {
     for wanted in declared(replicas) {
         match js.get_stream(&wanted.name).await {
@@ -87,9 +86,10 @@ fn declared(replicas: usize) -> Vec<Config> {
         ..Config::default()
     };
     let progress = Config {
-        // One message a subject with "discard: new" looks like a contradiction and is not: the per-subject limit drops the
-        // subject's own old message (as every key-value bucket does) unless `discard_new_per_subject` is set, which stays off;
-        // "discard: new" then only refuses what would exceed the stream's size as a whole.
+        // One message a subject with "discard: new" looks like a contradiction and is not: the
+        // per-subject limit drops the subject's own old message (as every key-value bucket
+        // does) unless `discard_new_per_subject` is set, which stays off; "discard: new"
+        // then only refuses what would exceed the stream's size as a whole.
         max_messages_per_subject: 1,
         discard_new_per_subject: false,
         ..stream(events::PROGRESS_STREAM, events::ALL_PROGRESS, 16 * MIB, DAY)
@@ -107,8 +107,9 @@ fn declared(replicas: usize) -> Vec<Config> {
         )
     };
     let jobs = Config {
-        // Revisions are fencing tokens: they must go on rising even after somebody has wiped JetStream's folder and the bucket
-        // is made anew, or an old worker's token could be handed out again. So they start at the time.
+        // Revisions are fencing tokens: they must go on rising even after somebody has wiped
+        // JetStream's folder and the bucket is made anew, or an old worker's token could be
+        // handed out again. So they start at the time.
         first_sequence: Some(milliseconds()),
         ..bucket(JOBS_BUCKET, 256 * MIB, Duration::ZERO)
     };
@@ -136,7 +137,8 @@ fn milliseconds() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(1)
 }
 
-/// What would lose work or weaken a promise is refused; sizes and ages are the operator's to change.
+/// What would lose work or weaken a promise is refused; sizes and ages are the operator's to
+/// change.
 fn compare(wanted: &Config, found: &Config) -> Result<()> {
     let subjects = |config: &Config| {
         let mut subjects = config.subjects.clone();

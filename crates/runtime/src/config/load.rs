@@ -1,5 +1,5 @@
-//! Putting a configuration together, and finding out which source of it is wrong: the variable or the file's line is named, with its
-//! value and what is allowed.
+//! Putting a configuration together, and finding out which source of it is wrong: the variable or
+//! the file's line is named, with its value and what is allowed.
 
 use std::path::{Path, PathBuf};
 
@@ -18,13 +18,14 @@ const SECRET: [&str; 6] = [
     "OPTIONS",
 ];
 
-/// Returns the configuration: the default, then each file, then `<PREFIX>_SECTION__KEY` of the environment, the later over
-/// the earlier. Variables without `__` count where they name a setting of the default that is in no section. `check` says whether its
-/// values are in their ranges.
+/// Returns the configuration: the default, then each file, then `<PREFIX>_SECTION__KEY` of the
+/// environment, the later over the earlier. Variables without `__` count where they name a setting
+/// of the default that is in no section. `check` says whether its values are in their ranges.
 ///
 /// # Errors
-/// `InvalidArgument` in one line with what is wrong and where: a file that is missing or not TOML; the variable, or the file and its
-/// line, with an unknown key, a wrong type, or a value out of its range. A process ends with [`super::EXIT_CODE`] then.
+/// `InvalidArgument` in one line with what is wrong and where: a file that is missing or not TOML;
+/// the variable, or the file and its line, with an unknown key, a wrong type, or a value out of its
+/// range. A process ends with [`super::EXIT_CODE`] then.
 pub fn load<T: DeserializeOwned>(
     default_toml: &str,
     files: &[PathBuf],
@@ -59,7 +60,8 @@ pub(super) fn load_from<T: DeserializeOwned>(
     valid(Of::default()).map_err(|problem| sources.blame(&problem, |of| valid(of).is_ok()))
 }
 
-/// Returns what is wrong with a setting that was found wrong only when it was used: the variable's name before it.
+/// Returns what is wrong with a setting that was found wrong only when it was used: the variable's
+/// name before it.
 #[must_use]
 pub fn named(error: &Error, env_prefix: &str) -> String {
     let Some(field) = error.field() else {
@@ -321,8 +323,8 @@ fn merge(into: &mut Table, from: Table) {
     }
 }
 
-/// Sets one value from the environment. Where a string stands now, the text is taken as it is; else it is read as TOML, and as
-/// a string if it is none.
+/// Sets one value from the environment. Where a string stands now, the text is taken as it is; else
+/// it is read as TOML, and as a string if it is none.
 fn set(table: &mut Table, path: &[&str], text: &str) -> Result<()> {
     let [key, rest @ ..] = path else {
         return Ok(());

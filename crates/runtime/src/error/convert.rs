@@ -6,7 +6,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{Class, Error, scrub};
 
 impl Class {
-    /// The one table of what a class means outside: gRPC code, HTTP status, exit code of a service's process.
+    /// The one table of what a class means outside: gRPC code, HTTP status, exit code of a
+    /// service's process.
     pub(super) const fn answer(self) -> (Code, u16, u8) {
         match self {
             Class::InvalidArgument => (Code::InvalidArgument, 400, 1),
@@ -61,8 +62,9 @@ impl From<object_store::Error> for Error {
 }
 
 impl Error {
-    /// Returns the error of an operation on an object; the key may be empty where there is none. The store's own texts may hold URLs
-    /// with signatures and paths of the machine: they stay in the cause, scrubbed.
+    /// Returns the error of an operation on an object; the key may be empty where there is none.
+    /// The store's own texts may hold URLs with signatures and paths of the machine: they stay
+    /// in the cause, scrubbed.
     #[must_use]
     pub fn of_object(key: &str, error: object_store::Error) -> Self {
         use object_store::Error as E;

@@ -1,4 +1,5 @@
-//! CloudEvents' attributes to NATS headers and back: `ce-<attribute>`, percent-encoded where the binding says so.
+//! CloudEvents' attributes to NATS headers and back: `ce-<attribute>`, percent-encoded where the
+//! binding says so.
 
 use std::time::SystemTime;
 
@@ -114,7 +115,8 @@ pub(super) fn read(headers: &HeaderMap, payload: &[u8]) -> Result<(Metadata, Byt
     Ok((meta, Bytes::copy_from_slice(payload)))
 }
 
-/// Returns a header's value. NATS and CloudEvents say that names have no case; the client's own look-up has.
+/// Returns a header's value. NATS and CloudEvents say that names have no case; the client's own
+/// look-up has.
 #[must_use]
 pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     if let Some(value) = headers.get(name) {

@@ -1,12 +1,11 @@
-//! How a job ends: decided once, in the store; then said in the bucket, in an event, and for a failure among the dead letters.
+//! How a job ends: decided once, in the store; then said in the bucket, in an event, and for a
+//! failure among the dead letters.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use serde_json::Value;
-use togi_proto::{
-    events::v1 as said,
-    job::v1::{Job, JobKind, JobState},
-};
+use togi_proto::events::v1 as said;
+use togi_proto::job::v1::{Job, JobKind, JobState};
 
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event, kind_name};
@@ -17,8 +16,8 @@ use crate::store::canonical_json;
 use crate::telemetry;
 
 impl Jobs {
-    /// Asks for a job's end: a queued one has ended when this returns, a running one when its worker has noticed. A cancelled job is
-    /// returned as it is.
+    /// Asks for a job's end: a queued one has ended when this returns, a running one when its
+    /// worker has noticed. A cancelled job is returned as it is.
     ///
     /// # Errors
     /// `FailedPrecondition` if it has ended otherwise; `NotFound`; `Unavailable`.
@@ -166,7 +165,8 @@ impl Jobs {
         self.bus.publish_in(event, Some(&traceparent)).await
     }
 
-    /// Puts what failed for good into the stream of the dead: a job's record, or a message that is no job, with the reason.
+    /// Puts what failed for good into the stream of the dead: a job's record, or a message that is
+    /// no job, with the reason.
     pub(crate) async fn bury(
         &self,
         kind: JobKind,

@@ -119,7 +119,8 @@ impl Jobs {
         Ok(u32::try_from(before.count()).unwrap_or(u32::MAX))
     }
 
-    /// Returns a job's record as it is and then every change, until it has ended. The queue's place is not in it.
+    /// Returns a job's record as it is and then every change, until it has ended. The queue's place
+    /// is not in it.
     ///
     /// # Errors
     /// `NotFound`; `Unavailable`.
@@ -136,7 +137,8 @@ impl Jobs {
                 let record = Record::from_bytes(&entry.value?).ok()?;
                 Some(record.job)
             });
-        // The present record comes again as the watch's first entry; what says nothing new is left out.
+        // The present record comes again as the watch's first entry; what says nothing new is left
+        // out.
         let news = changes.scan(first.clone(), |last, job| {
             let new = Job {
                 queue_position: last.queue_position,

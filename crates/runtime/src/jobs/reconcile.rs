@@ -1,7 +1,8 @@
-//! Making records and messages again from the store: at start, and every half minute, because nobody tells when NATS has lost
-//! something.
+//! Making records and messages again from the store: at start, and every half minute, because
+//! nobody tells when NATS has lost something.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
+use std::time::Duration;
 
 use togi_proto::job::v1::JobKind;
 
@@ -26,8 +27,8 @@ pub struct Reconciled {
 }
 
 impl Jobs {
-    /// Compares the store with bucket and stream and makes what is missing. Harmless at any time and from several processes at
-    /// once.
+    /// Compares the store with bucket and stream and makes what is missing. Harmless at any time
+    /// and from several processes at once.
     ///
     /// # Errors
     /// `Unavailable`; one broken job does not keep the others.
@@ -101,7 +102,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Reconciles now and every half minute until the stopper stops; what fails is logged and tried again.
+    /// Reconciles now and every half minute until the stopper stops; what fails is logged and tried
+    /// again.
     ///
     /// # Errors
     /// Never: the signature is that of a task.

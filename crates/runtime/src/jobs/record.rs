@@ -1,4 +1,5 @@
-//! The two written forms of a job: its request's envelope in the store and its record in the bucket.
+//! The two written forms of a job: its request's envelope in the store and its record in the
+//! bucket.
 
 use std::time::SystemTime;
 
@@ -44,8 +45,9 @@ impl Envelope {
     }
 }
 
-/// A value of the bucket: the job's proto3 JSON, and beside its fields the place of its message in the stream, by which a worker
-/// tells its own message, come again, from a second one for the same job.
+/// A value of the bucket: the job's proto3 JSON, and beside its fields the place of its message in
+/// the stream, by which a worker tells its own message, come again, from a second one for the same
+/// job.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Record {
     pub(crate) job: Job,

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::life::stop::Stopper;
 
-/// The waits of one series of attempts: each is twice the one before, up to a limit. Jitter takes up to a quarter off,
-/// so that processes that lost the same server do not come back to it together.
+/// The waits of one series of attempts: each is twice the one before, up to a limit. Jitter takes
+/// up to a quarter off, so that processes that lost the same server do not come back to it
+/// together.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,

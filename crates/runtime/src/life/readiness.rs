@@ -1,6 +1,8 @@
-//! Readiness: a process is ready while no latch is held and it is not stopping. The admin port and gRPC health both report it.
+//! Readiness: a process is ready while no latch is held and it is not stopping. The admin port and
+//! gRPC health both report it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 

@@ -1,8 +1,10 @@
-//! Stopping is a value: whoever has a stopper can ask for the end and wait for it. Signals are one source among others.
+//! Stopping is a value: whoever has a stopper can ask for the end and wait for it. Signals are one
+//! source among others.
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Asks for the end, and tells of it. Clones are the same stopper; a child stops with its parent, not the other way round.
+/// Asks for the end, and tells of it. Clones are the same stopper; a child stops with its parent,
+/// not the other way round.
 #[derive(Clone, Debug, Default)]
 pub struct Stopper(CancellationToken);
 
@@ -13,7 +15,8 @@ impl Stopper {
         Self::default()
     }
 
-    /// Returns a stopper that SIGINT or SIGTERM stops; a second signal ends the process at once with 130.
+    /// Returns a stopper that SIGINT or SIGTERM stops; a second signal ends the process at once
+    /// with 130.
     ///
     /// # Errors
     /// When the process cannot listen to signals.

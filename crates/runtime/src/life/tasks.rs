@@ -1,6 +1,8 @@
-//! The background tasks that a process owns: each has a name, an error of one stops all, and they are joined at the end.
+//! The background tasks that a process owns: each has a name, an error of one stops all, and they
+//! are joined at the end.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
+use std::time::Duration;
 
 use tokio::task::{Id, JoinSet};
 
@@ -37,7 +39,8 @@ impl Tasks {
         self
     }
 
-    /// Starts a task. It should end soon after the stopper stops; its early end without an error is fine.
+    /// Starts a task. It should end soon after the stopper stops; its early end without an error is
+    /// fine.
     pub fn spawn(
         &mut self,
         name: impl Into<String>,
@@ -56,7 +59,8 @@ impl Tasks {
         self.names.insert(handle.id(), name.into());
     }
 
-    /// Waits for all tasks and returns the first error. After the stop they have the grace time, then they are ended.
+    /// Waits for all tasks and returns the first error. After the stop they have the grace time,
+    /// then they are ended.
     ///
     /// # Errors
     /// The first error of a task; a panic is one of class `Internal`.

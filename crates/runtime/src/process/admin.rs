@@ -1,8 +1,10 @@
 //! The admin port: metrics, liveness and readiness.
 
-use axum::{
-    Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get,
-};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
 use tokio::net::TcpListener;
 
 use crate::error::{Class, Error, Result};

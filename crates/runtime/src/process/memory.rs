@@ -1,9 +1,11 @@
-//! How much memory this process may still take, and how much it holds: Linux' own figures, the control group's limit included.
+//! How much memory this process may still take, and how much it holds: Linux' own figures, the
+//! control group's limit included.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
-/// Bytes that can still be taken: the machine's available memory or what is left under the control group's limit, whichever
-/// is less. `None` where the system does not say.
+/// Bytes that can still be taken: the machine's available memory or what is left under the control
+/// group's limit, whichever is less. `None` where the system does not say.
 #[must_use]
 pub fn available_bytes() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo")
@@ -51,7 +53,8 @@ fn kib_field(text: &str, name: &str) -> Option<u64> {
         .checked_mul(1024)
 }
 
-/// What is left under a control group's limit. No limit is written as "max" or as a number beyond any memory.
+/// What is left under a control group's limit. No limit is written as "max" or as a number beyond
+/// any memory.
 fn control_group(folder: &str, limit: &str, used: &str) -> Option<u64> {
     let read = |name: &str| {
         fs::read_to_string(Path::new(folder).join(name))

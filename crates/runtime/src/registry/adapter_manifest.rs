@@ -1,5 +1,5 @@
-//! An adapter's manifest, as the trainer writes it and inference reads it. Its key is layout's; its bytes are canonical
-//! JSON.
+//! An adapter's manifest, as the trainer writes it and inference reads it. Its key is layout's; its
+//! bytes are canonical JSON.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,8 @@ fn yes() -> bool {
     true
 }
 
-/// What an adapter was made from: digests, each 64 lower-case hex digits, and how the base was held.
+/// What an adapter was made from: digests, each 64 lower-case hex digits, and how the base was
+/// held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {

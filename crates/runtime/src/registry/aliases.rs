@@ -1,7 +1,9 @@
-//! What each alias names. Its revisions are in the store, create-if-absent, the highest one counts; the bucket is a mirror and
-//! events are hints, so whoever follows also lists from time to time and is right with NATS or without.
+//! What each alias names. Its revisions are in the store, create-if-absent, the highest one counts;
+//! the bucket is a mirror and events are hints, so whoever follows also lists from time to time and
+//! is right with NATS or without.
 
-use std::{pin::Pin, time::Duration};
+use std::pin::Pin;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use togi_proto::events::v1 as said;
@@ -100,7 +102,8 @@ impl Aliases {
         Ok(revisions)
     }
 
-    /// Returns all aliases, ordered by name. A broken one is left out and logged: it blocks no other.
+    /// Returns all aliases, ordered by name. A broken one is left out and logged: it blocks no
+    /// other.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -124,7 +127,8 @@ impl Aliases {
         Ok(aliases)
     }
 
-    /// Lets an alias name a published generation. What it says already is no new revision; a broken one is gone over.
+    /// Lets an alias name a published generation. What it says already is no new revision; a broken
+    /// one is gone over.
     ///
     /// # Errors
     /// `NotFound` if no such adapter was published; `InvalidArgument`; `Unavailable`.
@@ -138,8 +142,9 @@ impl Aliases {
             .await
     }
 
-    /// [`Aliases::promote`] over nothing but the generation that the alias must name now, none if there must be no alias. Returns what it
-    /// names then: another generation if somebody else was there before.
+    /// [`Aliases::promote`] over nothing but the generation that the alias must name now, none if
+    /// there must be no alias. Returns what it names then: another generation if somebody else
+    /// was there before.
     ///
     /// # Errors
     /// As [`Aliases::promote`].
@@ -189,7 +194,8 @@ impl Aliases {
             if let Some(current) = current {
                 let said = &current.said;
                 if said.generation == generation && said.base_mismatch == base_mismatch {
-                    // Whoever died between the revision and its event: both again, they are the same.
+                    // Whoever died between the revision and its event: both again, they are the
+                    // same.
                     self.tell(&current).await;
                     return Ok(current);
                 }
@@ -211,10 +217,12 @@ impl Aliases {
         }
     }
 
-    /// Lets an alias say again what it said before its present generation was promoted; again, what it said before that.
+    /// Lets an alias say again what it said before its present generation was promoted; again, what
+    /// it said before that.
     ///
     /// # Errors
-    /// `NotFound` if there is no such alias; `FailedPrecondition` if it named nothing before; `Unavailable`.
+    /// `NotFound` if there is no such alias; `FailedPrecondition` if it named nothing before;
+    /// `Unavailable`.
     pub async fn rollback(&self, alias: &str) -> Result<Alias> {
         loop {
             let history = self.history(alias).await?;
@@ -307,8 +315,9 @@ impl Aliases {
         }
     }
 
-    /// Returns all aliases now, and again whenever they have changed: at once after an event, after the period at the latest. It goes on
-    /// without NATS and waits for a store that is away; it has no end.
+    /// Returns all aliases now, and again whenever they have changed: at once after an event, after
+    /// the period at the latest. It goes on without NATS and waits for a store that is away; it
+    /// has no end.
     #[must_use]
     pub fn follow(&self, period: Duration) -> Pin<Box<dyn Stream<Item = Vec<Alias>> + Send>> {
         let following = Following {
@@ -325,7 +334,8 @@ impl Aliases {
     }
 }
 
-/// Promotions pile up, a rollback takes the topmost one away: what is below is what the alias said before.
+/// Promotions pile up, a rollback takes the topmost one away: what is below is what the alias said
+/// before.
 fn before(history: &[Alias]) -> Option<&Alias> {
     let mut pile: Vec<&Alias> = Vec::new();
     for alias in history {
@@ -391,7 +401,8 @@ impl Following {
         };
         let event = tokio::time::timeout(self.period, events.next()).await;
         if matches!(event, Ok(None)) {
-            // The bus has stopped: events will not come any more, and must not be asked for in a hurry.
+            // The bus has stopped: events will not come any more, and must not be asked for in a
+            // hurry.
             self.events = None;
             tokio::time::sleep(self.period).await;
         }

@@ -1,5 +1,6 @@
-//! The model card's sample prompts: who publishes an adapter writes them, who serves it measures with them. They stand where
-//! model cards have them, as `widget` in the front matter of the README.md, one quoted text a line.
+//! The model card's sample prompts: who publishes an adapter writes them, who serves it measures
+//! with them. They stand where model cards have them, as `widget` in the front matter of the
+//! README.md, one quoted text a line.
 
 /// The card's file name in an adapter's folder.
 pub const CARD_FILE: &str = "README.md";
@@ -19,7 +20,8 @@ pub fn widget(samples: &[String]) -> String {
     format!("{WIDGET}\n{lines}")
 }
 
-/// Returns the samples of a card; none if it has none, or has them in another form than [`widget`] gives them.
+/// Returns the samples of a card; none if it has none, or has them in another form than [`widget`]
+/// gives them.
 #[must_use]
 pub fn samples(card: &str) -> Vec<String> {
     let front = card.strip_prefix("---\n").unwrap_or_default();

@@ -1,8 +1,11 @@
-//! What each inference replica serves: an entry of its own that it refreshes, and that expires when it is gone.
+//! What each inference replica serves: an entry of its own that it refreshes, and that expires when
+//! it is gone.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::bus::Bus;
@@ -11,8 +14,8 @@ use crate::error::Result;
 use crate::life::stop::Stopper;
 use crate::store::canonical_json;
 
-/// Keeps this process's entry: written when it changes and a few times in its life, deleted when the stopper stops. What fails is logged
-/// and tried again.
+/// Keeps this process's entry: written when it changes and a few times in its life, deleted when
+/// the stopper stops. What fails is logged and tried again.
 ///
 /// # Errors
 /// If the value has no JSON form.

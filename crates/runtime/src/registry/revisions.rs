@@ -1,5 +1,5 @@
-//! Revisions in the store: what an alias names from its n-th revision on, and what a data set's name means. Keys are
-//! layout's, bytes are canonical JSON.
+//! Revisions in the store: what an alias names from its n-th revision on, and what a data set's
+//! name means. Keys are layout's, bytes are canonical JSON.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +27,9 @@ pub struct AliasRevision {
     pub traceparent: Option<String>,
 }
 
-/// What a replica does with an adapter when it holds the base otherwise than the base was held in training: other numbers come
-/// out then than those that the adapter was made for. Written as a boolean.
+/// What a replica does with an adapter when it holds the base otherwise than the base was held in
+/// training: other numbers come out then than those that the adapter was made for. Written as a
+/// boolean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "bool", into = "bool")]
 pub enum BaseMismatch {
@@ -72,10 +73,12 @@ pub struct NameRevision {
     pub dataset: String,
     /// When that was said: RFC 3339.
     pub time: String,
-    /// W3C trace context of the request that prepared it, so that what follows from it continues that trace.
+    /// W3C trace context of the request that prepared it, so that what follows from it continues
+    /// that trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// The job that made it: a second attempt of it makes no second revision. Older revisions do not say it.
+    /// The job that made it: a second attempt of it makes no second revision. Older revisions do
+    /// not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
 }

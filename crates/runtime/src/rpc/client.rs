@@ -1,19 +1,16 @@
-//! The gRPC client as every process uses it: a lazy connection that carries the trace context, and the health question.
+//! The gRPC client as every process uses it: a lazy connection that carries the trace context, and
+//! the health question.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use tonic::{
-    Request, Status,
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus as HealthStatus,
-    health_client::HealthClient,
-};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus as HealthStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::error::{Class, Error, Result, scrub};
 use crate::rpc::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
@@ -54,8 +51,10 @@ impl Interceptor for Inject {
     }
 }
 
-/// Returns a connection to an endpoint such as `http://127.0.0.1:7670`; it is made at the first call, and again after it broke. A
-/// client of a generated service takes it: `TrainerServiceClient::new(channel)`.
+/// Returns a channel to an endpoint such as `http://127.0.0.1:7670`.
+///
+/// It connects at the first call and reconnects after a break. A generated client takes it:
+/// `TrainerServiceClient::new(channel)`.
 ///
 /// # Errors
 /// `InvalidArgument` if the endpoint is no URL.

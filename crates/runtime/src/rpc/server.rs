@@ -1,13 +1,19 @@
-//! The gRPC server and client as every process uses them: bounded in size, number and time, traced, with health and
-//! reflection; it ends in good order and by a deadline, which tonic alone would wait for without limit.
+//! The gRPC server and client as every process uses them: bounded in size, number and time, traced,
+//! with health and reflection; it ends in good order and by a deadline, which tonic alone would
+//! wait for without limit.
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::response::IntoResponse;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{body::Body, server::NamedService, service::RoutesBuilder, transport::Server};
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::service::RoutesBuilder;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tower::Service;
 
 use crate::error::{Error, Result};
@@ -35,7 +41,8 @@ impl Services {
         Self::default()
     }
 
-    /// Adds a service. Its messages may have 4 MiB unless it was made with `max_decoding_message_size`.
+    /// Adds a service. Its messages may have 4 MiB unless it was made with
+    /// `max_decoding_message_size`.
     pub fn add<S>(&mut self, service: S) -> &mut Self
     where
         S: Service<http::Request<Body>, Error = Infallible>
@@ -134,7 +141,8 @@ pub async fn serve(
     }
 }
 
-/// The health service's name for a process that answers at all: what must not restart because NATS or the store is away.
+/// The health service's name for a process that answers at all: what must not restart because NATS
+/// or the store is away.
 pub const LIVENESS: &str = "liveness";
 
 /// Lets gRPC health say what readiness says.

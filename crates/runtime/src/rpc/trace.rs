@@ -1,19 +1,19 @@
-//! A span and a duration for each call that the server answers, by OpenTelemetry's stable names for rpc, the whole response
-//! stream included; the parent comes from the request's metadata.
+//! A span and a duration for each call that the server answers, by OpenTelemetry's stable names for
+//! rpc, the whole response stream included; the parent comes from the request's metadata.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::Instant,
-};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use opentelemetry::{KeyValue, metrics::Histogram};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::Histogram;
 use tonic::Code;
 use tower::{Layer, Service};
-use tracing::{Instrument as _, Span, field::Empty};
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use crate::error::code_name;
 use crate::telemetry::{self, semconv};
@@ -163,7 +163,8 @@ impl Drop for Call {
         if fault {
             self.span.record("otel.status_code", "ERROR");
         }
-        // A method that nobody serves is named by the client: not by everybody's invention a series of its own.
+        // A method that nobody serves is named by the client: not by everybody's invention a series
+        // of its own.
         let method = std::mem::take(&mut self.method);
         let method = if code == Code::Unimplemented {
             "_OTHER".to_owned()

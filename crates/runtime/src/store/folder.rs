@@ -1,5 +1,5 @@
-//! A base's files as a local folder, wherever they are: `file://` in place, a hub's commit from its cache, an object store's copied
-//! once for each of its states.
+//! A base's files as a local folder: `file://` is used in place, a hub's commit comes from its
+//! cache, and an object store's files are copied once for each of their states.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,8 @@ pub fn is_base_file(name: &str) -> bool {
             && (name.ends_with(".bin") || name.ends_with(".bin.index.json")))
 }
 
-/// Returns a local folder with a base's files. What must be fetched goes below `cache`, or into the hub's own cache.
+/// Returns a local folder with a base's files. What must be fetched goes below `cache`, or into the
+/// hub's own cache.
 ///
 /// # Errors
 /// `NotFound` if there are none; `InvalidArgument` if the URL is wrong; `Unavailable`.

@@ -1,7 +1,9 @@
-//! Files from a Hugging Face hub, through its own client and into its own cache (`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` as everywhere):
-//! a reference becomes a commit, and the files are that commit's.
+//! Files from a Hugging Face hub, through its own client and into its own cache (`HF_ENDPOINT`,
+//! `HF_HOME`, `HF_TOKEN` as everywhere): a reference becomes a commit, and the files are that
+//! commit's.
 
-use std::{fmt, path::PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 
 use hf_hub::{HFClient, HFError};
 
@@ -142,10 +144,12 @@ impl Hub {
         })
     }
 
-    /// Returns the files of a repository whose names are wanted, from the cache where they are there already.
+    /// Returns the files of a repository whose names are wanted, from the cache where they are
+    /// there already.
     ///
     /// # Errors
-    /// `NotFound` if there is no such repository, revision or file; `FailedPrecondition` if the hub wants a token; `Unavailable`.
+    /// `NotFound` if there is no such repository, revision or file; `FailedPrecondition` if the hub
+    /// wants a token; `Unavailable`.
     pub async fn snapshot(
         &self,
         reference: &HubRef,

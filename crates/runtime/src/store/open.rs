@@ -1,24 +1,26 @@
-//! From a URL to a store: `file://` with fsync, S3, GCS and Azure with bounded retries, credentials from the environment.
+//! Opens an object store by its URL: `file://` with fsync; S3, GCS and Azure with bounded retries
+//! and credentials from the environment.
 
-use std::{collections::BTreeMap, str::FromStr, sync::Arc, time::Duration};
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use object_store::{
-    ObjectStore, ObjectStoreScheme, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
-    azure::{AzureConfigKey, MicrosoftAzureBuilder},
-    gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
-    http::HttpBuilder,
-    local::LocalFileSystem,
-    memory::InMemory,
-    path::Path,
-    prefix::PrefixStore,
-};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::http::HttpBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
 use crate::error::{Error, Result, scrub};
 
-/// Returns the store of a URL, rooted at the URL's path. A `file://` folder is made if it is missing. Nothing is asked of the
-/// store yet.
+/// Returns the store of a URL, rooted at the URL's path. A missing `file://` folder is created. No
+/// request is sent yet.
 ///
 /// # Errors
 /// `InvalidArgument` if the URL or an option is wrong.

@@ -1,4 +1,5 @@
-//! OpenTelemetry's attribute and metric names, restated in one place: the stable ones of rpc, the present ones of messaging.
+//! OpenTelemetry's attribute and metric names, restated in one place: the stable ones of rpc, the
+//! present ones of messaging.
 
 /// The rpc system: always `grpc`.
 pub const RPC_SYSTEM_NAME: &str = "rpc.system.name";

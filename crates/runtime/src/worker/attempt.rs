@@ -1,13 +1,14 @@
-//! One attempt at a job that is ours: start the lease, let the handler work, write down how it ended.
+//! One attempt at a job that is ours: start the lease, let the handler work, write down how it
+//! ended.
 
-use std::{any::Any, panic::AssertUnwindSafe, time::Duration, time::Instant};
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use opentelemetry::KeyValue;
-use togi_proto::{
-    events::v1 as said,
-    job::v1::{Job, JobError, JobState},
-};
+use togi_proto::events::v1 as said;
+use togi_proto::job::v1::{Job, JobError, JobState};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Class, Error, Result};
@@ -21,7 +22,8 @@ use crate::worker::handler::{Claim, Handler, Outcome};
 use crate::worker::lease::Lease;
 use crate::worker::slot::Slot;
 
-/// How long a handler may go on after its lease is lost, its job cancelled or the process told to stop.
+/// How long a handler may go on after its lease is lost, its job cancelled or the process told to
+/// stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl<H: Handler> Slot<H> {
@@ -81,7 +83,8 @@ impl<H: Handler> Slot<H> {
         ended
     }
 
-    /// Runs the handler. A panic is a failed attempt; a handler that does not hear is left alone after a while.
+    /// Runs the handler. A panic is a failed attempt; a handler that does not hear is left alone
+    /// after a while.
     async fn handle(&self, claim: Claim) -> Outcome {
         let lease = claim.lease.clone();
         let work = AssertUnwindSafe(self.handler.handle(claim)).catch_unwind();
@@ -137,7 +140,8 @@ impl<H: Handler> Slot<H> {
                     .await?;
             }
             Outcome::Cancelled => {
-                // Asked for since the claim: by this, it differs for ever from a job that was withdrawn.
+                // Asked for since the claim: by this, it differs for ever from a job that was
+                // withdrawn.
                 let job = Job {
                     cancel_requested: true,
                     ..job
@@ -159,7 +163,8 @@ impl<H: Handler> Slot<H> {
                 self.jobs.bus().answer(&delivery.reply, "-NAK").await?;
             }
             Outcome::LeaseLost => {
-                // If nobody has taken it yet (NATS was away), the next worker should not count us as one that vanished.
+                // If nobody has taken it yet (NATS was away), the next worker should not count us
+                // as one that vanished.
                 if let Err(error) = self.requeue(lease, |_| {}).await {
                     tracing::debug!(error = error.chain(), "the job is somebody else's");
                 }
@@ -227,7 +232,8 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// The store first, then the record, the event, the answer; whoever finds only the first of them does the rest.
+    /// The store first, then the record, the event, the answer; whoever finds only the first of
+    /// them does the rest.
     async fn finish(
         &self,
         delivery: &Delivery,
@@ -251,7 +257,8 @@ impl<H: Handler> Slot<H> {
             };
             let error = match decided {
                 Ok(ended) => break ended,
-                // A damaged `final.json` never becomes readable: only an error that can pass is waited for.
+                // A damaged `final.json` never becomes readable: only an error that can pass is
+                // waited for.
                 Err(error) if !can_pass(error.class()) => return Err(error),
                 Err(error) => error,
             };

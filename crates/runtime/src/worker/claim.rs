@@ -33,7 +33,8 @@ enum Verdict {
     Later,
 }
 
-/// `other_there`: whether the message that the record names, if it is not this one, is still in the stream.
+/// `other_there`: whether the message that the record names, if it is not this one, is still in the
+/// stream.
 fn judge(record: &Record, place: u64, delivered: i64, other_there: bool) -> Verdict {
     let job = &record.job;
     let own = record.message == place || record.message == 0;
@@ -42,8 +43,8 @@ fn judge(record: &Record, place: u64, delivered: i64, other_there: bool) -> Verd
         // The other message comes too, and this one would only be a second worker's reason to wait.
         _ if !own && other_there => Verdict::Duplicate,
         JobState::Running if own => Verdict::Claim { vanished: true },
-        // The holder's message is gone with its stream, so it cannot confirm its lease any more; one lease's time later it has
-        // stopped for certain.
+        // The holder's message is gone with its stream, so it cannot confirm its lease any more;
+        // one lease's time later it has stopped for certain.
         JobState::Running if delivered < 2 => Verdict::Later,
         JobState::Running => Verdict::Claim { vanished: true },
         _ if job.cancel_requested => Verdict::Cancel,
@@ -52,7 +53,8 @@ fn judge(record: &Record, place: u64, delivered: i64, other_there: bool) -> Verd
 }
 
 impl<H: Handler> Slot<H> {
-    /// Claims the job of a message, or settles the message. `bare` is the request of a message that names no job yet.
+    /// Claims the job of a message, or settles the message. `bare` is the request of a message that
+    /// names no job yet.
     pub(super) async fn claim(
         &self,
         delivery: &Delivery,
@@ -82,7 +84,8 @@ impl<H: Handler> Slot<H> {
             let mut vanished = false;
             match judge(&record, delivery.place, delivery.delivered, other_there) {
                 Verdict::Ended => {
-                    // The worker may have died between the record and the event; said twice it is one event.
+                    // The worker may have died between the record and the event; said twice it is
+                    // one event.
                     self.jobs.say_outcome(&record.job).await?;
                     bus.answer(&delivery.reply, "+ACK").await?;
                     return Ok(Decision::Settled);
@@ -103,7 +106,8 @@ impl<H: Handler> Slot<H> {
                 }
                 Verdict::Claim { vanished: was } => vanished = was || vanished,
             }
-            // The store's word comes first: a worker may have died, or the bucket been lost, after it was written.
+            // The store's word comes first: a worker may have died, or the bucket been lost, after
+            // it was written.
             if let Some(ended) = self.jobs.final_record(id).await? {
                 self.jobs.settle(&ended).await?;
                 continue;
@@ -119,8 +123,8 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// Makes a job of a bare message: the message is its message. When it comes again its names may mean something else; what they
-    /// meant first counts.
+    /// Makes a job of a bare message: the message is its message. When it comes again its names may
+    /// mean something else; what they meant first counts.
     async fn register(&self, delivery: &Delivery, id: &JobId, bare: Bare) -> Result<()> {
         let mut came_before = bare.is_key;
         if let Some((record, _)) = self.jobs.record(id).await? {
@@ -136,7 +140,8 @@ impl<H: Handler> Slot<H> {
         self.jobs.restore(id, &envelope, delivery.place).await
     }
 
-    /// A message whose job the bucket does not know: from the store, or nobody's. Returns whether there is a record now.
+    /// A message whose job the bucket does not know: from the store, or nobody's. Returns whether
+    /// there is a record now.
     async fn remake(&self, delivery: &Delivery, id: &JobId) -> Result<bool> {
         let error = match self
             .jobs
@@ -222,7 +227,8 @@ mod tests {
         use Verdict::{Cancel, Claim, Duplicate, Ended, Later};
         let fresh = Claim { vanished: false };
         let after = Claim { vanished: true };
-        // state, the record's message, cancel asked for, delivered, other message there, verdict for message 5
+        // state, the record's message, cancel asked for, delivered, other message there, verdict
+        // for message 5
         let table = [
             (Succeeded, 5, false, 1, false, Ended),
             (Cancelled, 4, true, 1, true, Ended),

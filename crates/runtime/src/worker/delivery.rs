@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::{
-    Subject,
-    jetstream::{self, AckKind},
-};
+use async_nats::Subject;
+use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -53,7 +51,8 @@ impl Delivery {
         self.header("ce-type").is_none()
     }
 
-    /// The span in which a bare message becomes a job: of the sender's trace, or the beginning of one. A job has its own already.
+    /// The span in which a bare message becomes a job: of the sender's trace, or the beginning of
+    /// one. A job has its own already.
     pub(super) fn admission(&self) -> tracing::Span {
         if !self.is_bare() {
             return tracing::Span::none();

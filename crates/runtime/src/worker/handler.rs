@@ -16,13 +16,14 @@ pub trait Handler: Send + Sync + 'static {
     /// The kind.
     const KIND: JobKind;
 
-    /// Does a job. It may run twice, here or elsewhere: the same work must give the same objects. It watches `claim.lease` (lost,
-    /// cancelled) and `claim.stopper` itself, and calls `claim.lease.check()` before it commits anything.
+    /// Does a job. It may run twice, here or elsewhere: the same work must give the same objects.
+    /// It watches `claim.lease` (lost, cancelled) and `claim.stopper` itself, and calls
+    /// `claim.lease.check()` before it commits anything.
     async fn handle(&self, claim: Claim) -> Outcome;
 
-    /// Checks a request that came as a bare NATS message (proto3 JSON, no `ce-*` headers) and returns it as the service would have
-    /// submitted it. An error that is not retryable sends the message to the dead letters with its reason. The default takes any
-    /// JSON object.
+    /// Checks a request that came as a bare NATS message (proto3 JSON, no `ce-*` headers) and
+    /// returns it as the service would have submitted it. An error that is not retryable sends
+    /// the message to the dead letters with its reason. The default takes any JSON object.
     ///
     /// # Errors
     /// What the service would answer to the same request over gRPC.
@@ -93,7 +94,8 @@ pub enum Outcome {
         /// A data set's digest or a generation.
         result: String,
     },
-    /// The result is committed in the store, and a gate does not let it be used: an outcome like another, with nothing to repeat.
+    /// The result is committed in the store, and a gate does not let it be used: an outcome like
+    /// another, with nothing to repeat.
     Refused {
         /// As for [`Outcome::Succeeded`].
         result: String,
@@ -113,7 +115,8 @@ pub enum Outcome {
 }
 
 impl From<Error> for Outcome {
-    /// An error that only says why the work stopped is that outcome, for a handler that uses `?` throughout.
+    /// An error that only says why the work stopped is that outcome, for a handler that uses `?`
+    /// throughout.
     fn from(error: Error) -> Self {
         match error.class() {
             Class::Cancelled => Outcome::Cancelled,

@@ -1,13 +1,9 @@
-//! A worker's lease of a job: held while the server confirms it, lost by our own monotonic clock at the latest when the server
-//! may give the job away, and never held again once lost.
+//! A worker's lease of a job: held while the server confirms it, lost by our own monotonic clock at
+//! the latest when the server may give the job away, and never held again once lost.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_nats::Subject;
 use futures::StreamExt as _;
@@ -63,7 +59,8 @@ impl Lease {
         lease
     }
 
-    /// Returns a lease that is never lost and never cancelled, for trying out a handler without a bus.
+    /// Returns a lease that is never lost and never cancelled, for trying out a handler without a
+    /// bus.
     #[must_use]
     pub fn unmanaged(id: JobId, epoch: u64) -> Self {
         Self(Arc::new(Inner {
@@ -89,8 +86,8 @@ impl Lease {
         &self.0.id
     }
 
-    /// Returns whether the lease is held now. Cheap enough for every step, from any thread, and right even after the process was
-    /// stopped for a while.
+    /// Returns whether the lease is held now. Cheap enough for every step, from any thread, and
+    /// right even after the process was stopped for a while.
     #[must_use]
     pub fn is_held(&self) -> bool {
         if self.0.state.borrow().lost {
@@ -153,8 +150,9 @@ impl Lease {
         ))
     }
 
-    /// Says that lasting progress was made (a checkpoint): failed attempts before it do not count towards the last one any more. So a
-    /// job whose workers die now and then ends well, and one that never gets anywhere ends after five.
+    /// Says that lasting progress was made (a checkpoint): failed attempts before it do not count
+    /// towards the last one any more. So a job whose workers die now and then ends well, and
+    /// one that never gets anywhere ends after five.
     ///
     /// # Errors
     /// `Aborted` if the job is not ours any more; `Unavailable`.
@@ -187,8 +185,8 @@ impl Lease {
         }
     }
 
-    /// Keeps the lease until it is lost: confirms it with the server every third of its time, and follows the record for a cancellation or
-    /// a successor.
+    /// Keeps the lease until it is lost: confirms it with the server every third of its time, and
+    /// follows the record for a cancellation or a successor.
     pub(crate) async fn keep(self, reply: Subject) {
         let Some(jobs) = self.0.jobs.clone() else {
             return;
@@ -203,7 +201,8 @@ impl Lease {
     async fn confirm(&self, jobs: &Jobs, reply: &Subject) {
         let ack_wait = jobs.bus().config().ack_wait();
         loop {
-            // Before the request: the server's clock starts when it arrives, ours must not start later.
+            // Before the request: the server's clock starts when it arrives, ours must not start
+            // later.
             let asked = Instant::now();
             let answer = tokio::time::timeout(ack_wait / 3, jobs.bus().answer(reply, "+WPI")).await;
             match answer {
@@ -217,7 +216,8 @@ impl Lease {
                 Err(_) => tracing::debug!(job = %self.0.id, "lease not confirmed in time"),
             }
             tokio::time::sleep((ack_wait / 3).saturating_sub(asked.elapsed())).await;
-            // The watch below is quicker; this is for the time in which it has broken without a word.
+            // The watch below is quicker; this is for the time in which it has broken without a
+            // word.
             if let Ok(found) = jobs.record(&self.0.id).await {
                 self.see(found.as_ref().map(|(record, _)| record));
             }
@@ -237,8 +237,9 @@ impl Lease {
         }
     }
 
-    /// Draws the conclusions from a record that was read after our claim. A missing one (NATS was wiped) takes nothing away by
-    /// itself: the server does not confirm the lease any more then, and the clock decides.
+    /// Draws the conclusions from a record that was read after our claim. A missing one (NATS was
+    /// wiped) takes nothing away by itself: the server does not confirm the lease any more
+    /// then, and the clock decides.
     fn see(&self, record: Option<&Record>) {
         let Some(record) = record else { return };
         let job = &record.job;

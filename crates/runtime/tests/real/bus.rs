@@ -1,6 +1,8 @@
-//! Events from one process to another, over restarts and losses; buckets; progress; streams that contradict.
+//! Events from one process to another, over restarts and losses; buckets; progress; streams that
+//! contradict.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream;
 use futures::StreamExt as _;

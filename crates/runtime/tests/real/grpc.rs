@@ -3,24 +3,23 @@
 use std::time::Duration;
 
 use togi_proto::trainer::v1 as wire;
-use togi_proto::trainer::v1::{
-    ListAliasesRequest, ListAliasesResponse,
-    adapter_service_client::AdapterServiceClient,
-    adapter_service_server::{AdapterService, AdapterServiceServer},
-};
+use togi_proto::trainer::v1::adapter_service_client::AdapterServiceClient;
+use togi_proto::trainer::v1::adapter_service_server::{AdapterService, AdapterServiceServer};
+use togi_proto::trainer::v1::{ListAliasesRequest, ListAliasesResponse};
 use togi_runtime::process::admin;
 use togi_runtime::rpc::server::Services;
 use togi_runtime::testing::wait_until;
 use togi_runtime::{Error, Readiness, Stopper, rpc, telemetry};
-use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpListener};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
-use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_types::StatusExt as _;
 
 /// Answers `ListAliases` with the trace that it was asked in, and refuses all else.

@@ -1,17 +1,13 @@
 //! The hub's client against a small server that speaks the hub's paths.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::{
-    Router,
-    extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
-    response::IntoResponse,
-    routing::get,
-};
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
 use togi_runtime::Class;
 use togi_runtime::store::folder;
 use togi_runtime::store::hub::{Hub, HubRef, RepoKind};

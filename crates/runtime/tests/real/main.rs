@@ -1,4 +1,5 @@
-//! The runtime over real parts: a nats-server child, a store in a folder, gRPC over loopback, a hub in this process.
+//! The runtime over real parts: a nats-server child, a store in a folder, gRPC over loopback, a hub
+//! in this process.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -1,11 +1,9 @@
 //! Lost leases, a server that is killed, a stream folder that is wiped.
 
 use togi_proto::job::v1::{JobKind, JobState};
-use togi_runtime::{
-    Bus, Class, Stopper, jobs, layout,
-    testing::{Rig, wait_until},
-    worker::Outcome,
-};
+use togi_runtime::testing::{Rig, wait_until};
+use togi_runtime::worker::Outcome;
+use togi_runtime::{Bus, Class, Stopper, jobs, layout};
 
 use crate::workers::{Scripted, all, reach, submit, work};
 

@@ -1,17 +1,13 @@
 //! Handlers for tests: they do what they are told and say what they saw.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU32, Ordering},
-};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use togi_proto::job::v1::{Job, JobKind, JobState};
-use togi_runtime::{
-    Context, JobId, Jobs, Result, jobs,
-    testing::wait_until,
-    worker::{self, Claim, Handler, Outcome},
-};
+use togi_runtime::testing::wait_until;
+use togi_runtime::worker::{self, Claim, Handler, Outcome};
+use togi_runtime::{Context, JobId, Jobs, Result, jobs};
 use tokio::task::JoinHandle;
 
 type Behaviour = dyn Fn(Claim, u32) -> futures::future::BoxFuture<'static, Outcome> + Send + Sync;

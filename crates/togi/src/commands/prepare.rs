@@ -71,7 +71,8 @@ pub struct Prepare {
     /// Rows in a shard [default: 4096]
     #[arg(long, value_name = "ROWS")]
     pub rows_per_shard: Option<u32>,
-    /// What a bad record does: skip (and be named in rejects.jsonl) or fail the job [default: skip]
+    /// What a bad record does: skip (and be named in rejects.jsonl) or fail the job [default:
+    /// skip]
     #[arg(long, value_name = "CHOICE", hide_possible_values = true)]
     pub on_bad_record: Option<OnBadRecord>,
     /// Tokenizing threads [default: the service's configuration]

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use super::{bench::Bench, served::Served, world::togi};
+use super::bench::Bench;
+use super::served::Served;
+use super::world::togi;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_services_everything_is_the_same() {

@@ -1,6 +1,9 @@
-//! A folder to work in without services: the embedded base, records, a recipe, and the library's view of them.
+//! A folder to work in without services: the embedded base, records, a recipe, and the library's
+//! view of them.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use togi::embedded;
 use togi_model::{Base, Engine, Lora, LoraConfig, Target, adapter};

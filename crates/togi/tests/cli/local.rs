@@ -1,6 +1,8 @@
-//! The commands that need no services, on the embedded base: what they write is what the library computes.
+//! The commands that need no services, on the embedded base: what they write is what the library
+//! computes.
 
-use std::{fs, sync::Arc};
+use std::fs;
+use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use togi_model::{Base, Engine};
@@ -180,7 +182,8 @@ fn training_starts_from_an_adapter_and_keeps_the_files_order() {
     assert!(other.stderr.contains(says), "{}", other.stderr);
 }
 
-/// The steps in which what an fp8 base's weights lose shows most: the loss is still far from its end.
+/// The steps in which what an fp8 base's weights lose shows most: the loss is still far from its
+/// end.
 #[test]
 fn losses_over_an_fp8_base_stay_near_those_over_f32() {
     let bench = Bench::new();

@@ -1,14 +1,16 @@
-//! `togi run`: a pipeline in one call, with services of its own or given ones, its reports and exit codes.
+//! `togi run`: a pipeline in one call, with services of its own or given ones, its reports and exit
+//! codes.
 
-use std::{fs, net::TcpListener, path::Path};
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
 
 use serde_json::Value;
-use togi_runtime::{config::StoreConfig, testing::NatsServer};
+use togi_runtime::config::StoreConfig;
+use togi_runtime::testing::NatsServer;
 
-use super::{
-    served::Served,
-    world::{Ran, togi},
-};
+use super::served::Served;
+use super::world::{Ran, togi};
 
 const PIPELINE: &str = "\
 [prepare]

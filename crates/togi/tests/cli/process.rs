@@ -1,11 +1,10 @@
-//! `togi up` as a process: one owner of a folder, a child that is restarted, an orphan that is found, a clean end.
+//! `togi up` as a process: one owner of a folder, a child that is restarted, an orphan that is
+//! found, a clean end.
 
-use std::{
-    fs::File,
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use togi::up::state::{UpState, start_time};
 

@@ -1,11 +1,10 @@
 //! The client commands against real services: `togi up` in process, the binary beside it.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
-use togi::{
-    settings::Settings,
-    up::{self, Options, Running},
-};
+use togi::settings::Settings;
+use togi::up::{self, Options, Running};
 use togi_runtime::Stopper;
 
 use super::world::{Ran, togi};
@@ -37,7 +36,8 @@ impl Served {
         self.folder.path()
     }
 
-    /// Runs the binary, which finds the services by the data folder; the services go on meanwhile on their own threads.
+    /// Runs the binary, which finds the services by the data folder; the services go on meanwhile
+    /// on their own threads.
     pub(super) async fn run(&self, words: &[&str], input: &str) -> Ran {
         let words: Vec<String> = words
             .iter()

@@ -1,11 +1,9 @@
 //! What the tests share: running the binary, and waiting for a condition.
 
-use std::{
-    io::Write,
-    path::Path,
-    process::{Command, Output, Stdio},
-    time::{Duration, Instant},
-};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; a condition that never comes true fails the test.
 const DEADLINE: Duration = Duration::from_secs(60);

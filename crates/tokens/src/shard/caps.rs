@@ -1,7 +1,9 @@
-//! What a Parquet file may ask for, checked before it is parsed or decoded: a decoder allocates what a header claims.
+//! What a Parquet file may ask for, checked before it is parsed or decoded: a decoder allocates
+//! what a header claims.
 //!
-//! The footer's length is held against a cap before the footer is parsed; then each column chunk's place and size, and each page
-//! header within it (Thrift's compact protocol, of which three integers matter), before any page is decompressed.
+//! The footer's length is held against a cap before the footer is parsed; then each column chunk's
+//! place and size, and each page header within it (Thrift's compact protocol, of which three
+//! integers matter), before any page is decompressed.
 
 use bytes::Bytes;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
@@ -9,7 +11,8 @@ use parquet::file::reader::ChunkReader;
 
 use crate::error::{Error, Result};
 
-/// The most that a Parquet file may ask for. The default fits our own shards and ordinary data sets.
+/// The most that a Parquet file may ask for. The default fits our own shards and ordinary data
+/// sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caps {
     /// Bytes of the footer.
@@ -183,7 +186,8 @@ impl PageHeader {
     }
 }
 
-/// A reader of Thrift's compact protocol that can skip anything. `None`: the bytes end, or are none of it.
+/// A reader of Thrift's compact protocol that can skip anything. `None`: the bytes end, or are none
+/// of it.
 struct Thrift<'a> {
     bytes: &'a [u8],
     at: usize,

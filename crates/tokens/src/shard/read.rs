@@ -1,4 +1,5 @@
-//! Reading: a shard by row groups, in any order, after its footer and its pages were held against the caps.
+//! Reading: a shard by row groups, in any order, after its footer and its pages were held against
+//! the caps.
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ impl<R: ChunkReader + Clone + 'static> Reader<R> {
     pub fn open(source: R, caps: &Caps) -> Result<Self> {
         let footer = Arc::new(check(&source, caps)?);
         let (metadata, dataset) = key_values(&footer)?;
-        // Types come from the Parquet columns alone, never from a schema that the file claims beside them.
+        // Types come from the Parquet columns alone, never from a schema that the file claims
+        // beside them.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let footer = ArrowReaderMetadata::try_new(footer, options)?;
         let (expected, found) = (schema(), footer.schema());
@@ -59,7 +61,8 @@ impl<R: ChunkReader + Clone + 'static> Reader<R> {
         groups.map(|group| group.num_rows().unsigned_abs()).sum()
     }
 
-    /// The rows in each of its row groups. A shard of [`super::Writer`] has [`super::ROWS_PER_GROUP`] in all but the last.
+    /// The rows in each of its row groups. A shard of [`super::Writer`] has
+    /// [`super::ROWS_PER_GROUP`] in all but the last.
     pub fn group_rows(&self) -> impl Iterator<Item = u64> + '_ {
         self.footer
             .metadata()

@@ -1,4 +1,5 @@
-//! Writing: rows are held back for one row group at a time, and every property that shapes the bytes is fixed here.
+//! Writing: rows are held back for one row group at a time, and every property that shapes the
+//! bytes is fixed here.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -87,7 +88,8 @@ impl<W: Write + Send> Writer<W> {
         self.summary
     }
 
-    /// Ends the shard, which says to which data set it belongs: that digest need not be known before.
+    /// Ends the shard, which says to which data set it belongs: that digest need not be known
+    /// before.
     pub fn finish(mut self, dataset: &str) -> Result<(W, Summary)> {
         self.flush()?;
         let dataset = KeyValue::new("togi.dataset".to_owned(), dataset.to_owned());

@@ -1,6 +1,8 @@
-//! A model's precompiled normalization rules, unpacked: a double-array trie of UTF-8 keys over a blob of NUL-ended texts.
+//! A model's precompiled normalization rules, unpacked: a double-array trie of UTF-8 keys over a
+//! blob of NUL-ended texts.
 //!
-//! The trie is walked once, with every index checked, into a plain list of rules; nothing reads the packed form afterwards.
+//! The trie is walked once, with every index checked, into a plain list of rules; nothing reads the
+//! packed form afterwards.
 
 use crate::error::{Error, Result};
 
@@ -11,11 +13,13 @@ pub(crate) struct Rule {
     pub(crate) replacement: String,
 }
 
-/// The standard rules are about 10^4 keys of at most 12 bytes; a file that asks for far more is refused.
+/// The standard rules are about 10^4 keys of at most 12 bytes; a file that asks for far more is
+/// refused.
 const MOST_STEPS: usize = 1 << 22;
 const LONGEST_KEY: usize = 64;
 
-/// Returns the rules of a charsmap: a length (u32, little-endian), the trie's units (u32 each), and the texts.
+/// Returns the rules of a charsmap: a length (u32, little-endian), the trie's units (u32 each), and
+/// the texts.
 pub(crate) fn rules(blob: &[u8]) -> Result<Vec<Rule>> {
     let refuse = |reason: &str| Error::tokenizer(format!("its normalization rules {reason}"));
     let Some((size, rest)) = blob.split_first_chunk::<4>() else {
@@ -41,7 +45,8 @@ pub(crate) fn rules(blob: &[u8]) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     let mut key = Vec::new();
     let mut steps = 0;
-    // Nodes still to be entered: their children's base, the key's length there, and the byte that leads there.
+    // Nodes still to be entered: their children's base, the key's length there, and the byte that
+    // leads there.
     let mut open = Vec::new();
     trie.push_children(trie.units[0].offset(), &key, &mut open);
     while let Some(step) = open.pop() {
@@ -109,8 +114,8 @@ struct Step {
 }
 
 impl Trie {
-    /// Adds the steps from the node that `key` leads to, whose children are at `base ^ byte`. Only bytes that can go on as UTF-8 are
-    /// tried: others never occur in a text.
+    /// Adds the steps from the node that `key` leads to, whose children are at `base ^ byte`. Only
+    /// bytes that can go on as UTF-8 are tried: others never occur in a text.
     fn push_children(&self, base: usize, key: &[u8], open: &mut Vec<Step>) {
         let bytes = if continues(key) {
             0x80..=0xbf

@@ -1,4 +1,5 @@
-//! The best segmentation of symbols into pieces: Viterbi over a unigram model, ties included as SentencePiece decides them.
+//! The best segmentation of symbols into pieces: Viterbi over a unigram model, ties included as
+//! SentencePiece decides them.
 
 use super::normalizer::Symbol;
 use super::trie::{NONE, Trie};
@@ -34,8 +35,8 @@ pub(crate) struct Span {
 }
 
 impl Lattice {
-    /// Writes the best path, last piece first. Scores are finite and no greater than 10^9 (checked at load), so that every
-    /// candidate beats [`UNREACHED`].
+    /// Writes the best path, last piece first. Scores are finite and no greater than 10^9 (checked
+    /// at load), so that every candidate beats [`UNREACHED`].
     pub(crate) fn best_path(&self, symbols: &[Symbol], best: &mut Vec<Best>, path: &mut Vec<Span>) {
         best.clear();
         best.resize(symbols.len() + 1, UNREACHED);

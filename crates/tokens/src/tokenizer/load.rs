@@ -1,4 +1,5 @@
-//! A model's file to a tokenizer: every claim of the file is checked here, so that encoding has none to check.
+//! A model's file to a tokenizer: every claim of the file is checked here, so that encoding has
+//! none to check.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -158,8 +159,9 @@ fn lattice(pieces: &[(&PieceProto, Kind)], unk: u32) -> Result<(Lattice, CharTab
     ))
 }
 
-/// What SentencePiece gives a user-defined piece, whatever the file says: longer ones win over shorter ones, and all of them over
-/// any logarithm of a probability. Older versions than 0.2.2 have another score.
+/// What SentencePiece gives a user-defined piece, whatever the file says: longer ones win over
+/// shorter ones, and all of them over any logarithm of a probability. Older versions than 0.2.2
+/// have another score.
 fn user_defined_score(piece: &str) -> f32 {
     (0.1 * (piece.len() - 1) as f64) as f32
 }

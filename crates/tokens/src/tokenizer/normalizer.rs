@@ -1,7 +1,8 @@
-//! Text to symbols: SentencePiece's normalization, in one pass that also looks up each character's code in the vocabulary.
+//! Text to symbols: SentencePiece's normalization, in one pass that also looks up each character's
+//! code in the vocabulary.
 //!
-//! Most characters stand for themselves and cost one table look-up. Only those that begin a rule (a charsmap key or a user-defined
-//! symbol) are looked at again.
+//! Most characters stand for themselves and cost one table look-up. Only those that begin a rule (a
+//! charsmap key or a user-defined symbol) are looked at again.
 
 use super::charsmap::{self, Rule};
 use super::model::{NormalizerSpec, TrainerSpec};
@@ -31,7 +32,8 @@ const BLANK: u32 = 1 << 27;
 
 /// Where the symbols came from.
 pub(crate) trait Origins {
-    /// Notes that the next symbol starts at a byte of the text; after the last one, where the text was read to.
+    /// Notes that the next symbol starts at a byte of the text; after the last one, where the text
+    /// was read to.
     fn push(&mut self, byte: usize);
     /// Takes back the last symbol, and returns where it started.
     fn pop(&mut self) -> usize;
@@ -58,7 +60,8 @@ impl Origins for Vec<u32> {
     }
 }
 
-/// A rule as it is applied: the rest of its key after the first character, and what replaces the whole key.
+/// A rule as it is applied: the rest of its key after the first character, and what replaces the
+/// whole key.
 #[derive(Debug, Clone)]
 struct Replacement {
     first: char,
@@ -72,7 +75,8 @@ pub(crate) struct Normalizer {
     table: CharTable,
     /// Character to 1 + the place of the first of its rules.
     begins: CharTable,
-    /// By first character; within it user-defined symbols before the charsmap's keys, longer ones first.
+    /// By first character; within it user-defined symbols before the charsmap's keys, longer ones
+    /// first.
     rules: Vec<Replacement>,
     space: Symbol,
     dummy_prefix: bool,
@@ -280,8 +284,8 @@ impl<O: Origins> Output<'_, O> {
         self.origins.push(origin);
     }
 
-    /// Writes a rule's replacement, without the spaces at its beginning after a space, and returns whether the output now ends with
-    /// a space that counts.
+    /// Writes a rule's replacement, without the spaces at its beginning after a space, and returns
+    /// whether the output now ends with a space that counts.
     fn replace(&mut self, mut symbols: &[Symbol], origin: usize, after_space: bool) -> bool {
         if after_space {
             while let [Symbol { c: ' ', .. }, rest @ ..] = symbols {

@@ -1,4 +1,5 @@
-//! A map from characters to small numbers in pages, as text uses few of Unicode's: two loads a look-up, both mostly cached.
+//! A map from characters to small numbers in pages, as text uses few of Unicode's: two loads a
+//! look-up, both mostly cached.
 
 const PAGE: usize = 256;
 const PAGES: usize = 0x11_0000 / PAGE;

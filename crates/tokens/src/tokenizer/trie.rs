@@ -1,4 +1,5 @@
-//! The vocabulary as a double-array trie over characters: a Japanese piece is one to four steps, one cache line each.
+//! The vocabulary as a double-array trie over characters: a Japanese piece is one to four steps,
+//! one cache line each.
 
 use std::collections::HashMap;
 
@@ -39,8 +40,8 @@ pub(crate) struct Trie {
 }
 
 impl Trie {
-    /// Builds the trie of distinct, non-empty texts, and returns it with the code of each of their characters: from 1, the more
-    /// frequent the lower, which packs the trie densely.
+    /// Builds the trie of distinct, non-empty texts, and returns it with the code of each of their
+    /// characters: from 1, the more frequent the lower, which packs the trie densely.
     pub(crate) fn build(entries: &[Entry<'_>]) -> (Self, CharTable) {
         let mut counts: HashMap<char, usize> = HashMap::new();
         for c in entries.iter().flat_map(|entry| entry.text.chars()) {
@@ -94,7 +95,8 @@ impl Node {
     }
 }
 
-/// The array while it grows, with its free slots in a doubly linked ring through slot 0 (the root's, never free).
+/// The array while it grows, with its free slots in a doubly linked ring through slot 0 (the
+/// root's, never free).
 struct Builder {
     nodes: Vec<Node>,
     next_free: Vec<u32>,

@@ -1,5 +1,6 @@
-//! Rows of a data set in any order, with bounded memory: a window of positions is looked up at a time, shard by shard, so
-//! that one decoded shard, the window itself and the shared cache are all that is held.
+//! Rows of a data set in any order, with bounded memory: a window of positions is looked up at a
+//! time, shard by shard, so that one decoded shard, the window itself and the shared cache are all
+//! that is held.
 
 use std::sync::Arc;
 
@@ -134,7 +135,8 @@ impl Rows {
     }
 }
 
-/// Returns each part of a split that has rows, by its place in the manifest, with the number of its first row.
+/// Returns each part of a split that has rows, by its place in the manifest, with the number of its
+/// first row.
 fn places(manifest: &DatasetManifest, split: Split) -> Vec<(usize, u64)> {
     let mut first = 0;
     let mut places = Vec::new();

@@ -38,8 +38,8 @@ impl Wanted {
         Ok(wanted)
     }
 
-    /// Reads a descriptor: a path `[data set]` or `[data set, split]`, or a ticket's JSON as a command. Either may name the
-    /// data set by its name.
+    /// Reads a descriptor: a path `[data set]` or `[data set, split]`, or a ticket's JSON as a
+    /// command. Either may name the data set by its name.
     pub(crate) fn from_descriptor(descriptor: &FlightDescriptor) -> Result<Self> {
         let wanted = match descriptor.r#type() {
             DescriptorType::Cmd => Self::from_json(&descriptor.cmd, "descriptor.cmd")?,

@@ -1,5 +1,5 @@
-//! One JSON array, cut into its elements' text as it goes by. The elements are not parsed here: strings and brackets
-//! are followed just far enough to see which commas are the array's own.
+//! One JSON array, cut into its elements' text as it goes by. The elements are not parsed here:
+//! strings and brackets are followed just far enough to see which commas are the array's own.
 
 use std::io::BufRead;
 
@@ -70,7 +70,8 @@ impl Array {
         }
     }
 
-    /// Appends one element's text, at most a byte more than a record may have, and takes what ends it.
+    /// Appends one element's text, at most a byte more than a record may have, and takes what ends
+    /// it.
     fn element(&mut self, text: &mut Vec<u8>) -> Result<Ending, Error> {
         let start = text.len();
         let (mut depth, mut quoted, mut escaped) = (0_u64, false, false);

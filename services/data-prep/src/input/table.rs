@@ -1,4 +1,5 @@
-//! Parquet: row group by row group, the columns that matter, with every size checked before it is trusted.
+//! Parquet: row group by row group, the columns that matter, with every size checked before it is
+//! trusted.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -112,7 +113,8 @@ impl Chunks for Rows {
     }
 }
 
-/// Runs the decoder; a broken file may make it panic, which is then that file's error and nobody else's.
+/// Runs the decoder; a broken file may make it panic, which is then that file's error and nobody
+/// else's.
 fn guarded<T>(read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(read))
         .unwrap_or_else(|_| Err(Error::malformed("the parquet file is broken")))

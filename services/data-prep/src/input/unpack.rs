@@ -4,7 +4,8 @@ use std::io::{self, BufReader, Cursor, Read};
 
 use crate::Error;
 
-/// Largest zstd window that is followed, as a power of two: 32 MiB, which every level below `--ultra` stays under.
+/// Largest zstd window that is followed, as a power of two: 32 MiB, which every level below
+/// `--ultra` stays under.
 const ZSTD_WINDOW_LOG: u32 = 25;
 
 pub(super) struct Unpacked {

@@ -1,4 +1,5 @@
-//! The service as its clients see it: a real nats-server, a store in a temporary folder, gRPC over a socket.
+//! The service as its clients see it: a real nats-server, a store in a temporary folder, gRPC over
+//! a socket.
 
 #![allow(
     clippy::unwrap_used,

@@ -305,7 +305,8 @@ async fn a_second_attempt_takes_no_name_back() {
     let upload = system.upload(&lines(&records(0, 5))).await;
     let first = system.run(system.request(&upload, json!({}))).await;
     let second = system.prepare(&lines(&records(0, 6)), json!({})).await;
-    // As it is when the first one's worker died before it wrote down the end, and NATS was lost with it.
+    // As it is when the first one's worker died before it wrote down the end, and NATS was lost
+    // with it.
     system.rig.nats.kill();
     system.rig.nats.wipe();
     let id = JobId::parse(&first.id).unwrap();

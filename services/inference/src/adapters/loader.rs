@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use togi_model::{Engine, adapter};
-use togi_runtime::layout;
 use togi_runtime::registry::adapter_manifest::{
     ADAPTER_MANIFEST_VERSION, AdapterManifest, Identity,
 };
 use togi_runtime::registry::model_card;
 use togi_runtime::registry::revisions::BaseMismatch;
-use togi_runtime::{Class, Store};
+use togi_runtime::{Class, Store, layout};
 
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use togi_inference::{Config, Replica};
+use togi_proto::inference::v1::generate_request::Prompt;
+use togi_proto::inference::v1::generate_response::Event;
 use togi_proto::inference::v1::inference_service_client::InferenceServiceClient;
 use togi_proto::inference::v1::{
     Finished, GenerateRequest, GenerateResponse, Instruction, ListAdaptersRequest,
-    ListAdaptersResponse, Options, Started, generate_request::Prompt, generate_response::Event,
+    ListAdaptersResponse, Options, Started,
 };
 use togi_runtime::config::{NatsConfig, StoreConfig};
-use togi_runtime::rpc;
 use togi_runtime::rpc::server::Services;
 use togi_runtime::testing::NatsServer;
-use togi_runtime::{Bus, Context, Readiness, Stopper, Store, Tasks};
+use togi_runtime::{Bus, Context, Readiness, Stopper, Store, Tasks, rpc};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 

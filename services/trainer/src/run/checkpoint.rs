@@ -50,8 +50,8 @@ pub struct Progress {
     pub tokens: u64,
     /// Records trained on.
     pub samples: u64,
-    /// Seconds spent in steps, by all workers of the job together. A figure for the report; nothing
-    /// depends on it.
+    /// Seconds spent in steps, by all workers of the job together. A figure for the report;
+    /// nothing depends on it.
     pub seconds: f64,
 }
 

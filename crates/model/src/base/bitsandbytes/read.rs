@@ -1,4 +1,5 @@
-//! Puts quantized weights together from a folder's tensors, and refuses what it does not understand.
+//! Puts quantized weights together from a folder's tensors, and refuses what it does not
+//! understand.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

@@ -58,8 +58,8 @@ impl WithSimd for Attend<'_> {
     }
 }
 
-/// The gradient, for a sequence without a past. With P = exp(S − log sums), dP = dO Vᵀ and δᵢ = dOᵢ · Oᵢ:
-/// `dV += Pᵀ dO`, `dS = P ∘ (dP − δ)`, `dQ += dS K / √dim`, `dK += dSᵀ Q / √dim`.
+/// The gradient, for a sequence without a past. With P = exp(S − log sums), dP = dO Vᵀ and δᵢ = dOᵢ
+/// · Oᵢ: `dV += Pᵀ dO`, `dS = P ∘ (dP − δ)`, `dQ += dS K / √dim`, `dK += dSᵀ Q / √dim`.
 pub(super) struct Backward<'a> {
     pub(super) slices: Slices<'a>,
     pub(super) out: &'a [f32],

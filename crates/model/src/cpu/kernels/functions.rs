@@ -1,12 +1,14 @@
-//! Branch-free functions of single values, and sums in fixed lanes: what the kernels' loops are made of.
+//! Branch-free functions of single values, and sums in fixed lanes: what the kernels' loops are
+//! made of.
 
 use pulp::Simd;
 
-/// Values that are taken at once: four vectors of eight, each with a sum of its own so that the additions overlap.
+/// Values that are taken at once: four vectors of eight, each with a sum of its own so that the
+/// additions overlap.
 const LANES: usize = 32;
 
-/// Eight sums side by side. Written as whole-array steps, which compile to one vector instruction each; one loop over all
-/// the lanes does not.
+/// Eight sums side by side. Written as whole-array steps, which compile to one vector instruction
+/// each; one loop over all the lanes does not.
 type Eight = [f32; 8];
 
 #[inline(always)]
@@ -14,7 +16,8 @@ fn plus(a: Eight, b: Eight) -> Eight {
     std::array::from_fn(|lane| a[lane] + b[lane])
 }
 
-/// Σ f(i) over `len` values, taken in eights at `at(i)` and one by one at the end: in a fixed order whatever the machine.
+/// Σ f(i) over `len` values, taken in eights at `at(i)` and one by one at the end: in a fixed order
+/// whatever the machine.
 #[inline(always)]
 fn total(len: usize, eight: impl Fn(usize) -> Eight, one: impl Fn(usize) -> f32) -> f32 {
     let mut sums = [[0.0; 8]; 4];
@@ -61,7 +64,8 @@ pub(in crate::cpu) fn dot(a: &[f32], b: &[f32]) -> f32 {
     total(a.len().min(b.len()), product, |at| a[at] * b[at])
 }
 
-/// Σ a b in the vectors of `simd`, for the hottest loops: four sums side by side, then vector by vector, then the rest.
+/// Σ a b in the vectors of `simd`, for the hottest loops: four sums side by side, then vector by
+/// vector, then the rest.
 #[inline(always)]
 pub(in crate::cpu) fn dot_in<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
@@ -114,7 +118,8 @@ pub(in crate::cpu) fn highest(x: &[f32]) -> f32 {
 
 /// eˣ to about one unit in the last place; 0 to 1e-38 below −87, NaN stays NaN.
 ///
-/// x = n ln 2 + r with |r| ≤ ln 2 / 2; eʳ by its series to r⁷ (the rest is below 6e-9), 2ⁿ by the exponent's bits.
+/// x = n ln 2 + r with |r| ≤ ln 2 / 2; eʳ by its series to r⁷ (the rest is below 6e-9), 2ⁿ by the
+/// exponent's bits.
 #[inline(always)]
 pub(in crate::cpu) fn exp(x: f32) -> f32 {
     // Adding it rounds to an integer, which then stands in the low bits.
@@ -140,9 +145,9 @@ pub(in crate::cpu) fn exp(x: f32) -> f32 {
 
 /// Exact GELU `x Φ(x)` and its derivative `Φ(x) + x φ(x)`.
 ///
-/// erfc(z) e^(z²) / t with t = 1 / (1 + z / 2) is smooth on t in (0, 1]; the polynomial in 2t − 1 is its Chebyshev
-/// expansion cut after the tenth degree, relative error 1.2e-8. So Φ is good to a few units in the last place in either
-/// tail, and one exponential serves both results.
+/// erfc(z) e^(z²) / t with t = 1 / (1 + z / 2) is smooth on t in (0, 1]; the polynomial in 2t − 1
+/// is its Chebyshev expansion cut after the tenth degree, relative error 1.2e-8. So Φ is good to a
+/// few units in the last place in either tail, and one exponential serves both results.
 #[inline(always)]
 pub(in crate::cpu) fn gelu(x: f32) -> (f32, f32) {
     const SERIES: [f32; 11] = [
