@@ -39,6 +39,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::float::Float;
+use crate::gpu_limits::GPU_WORKSPACE;
 use array::{Array, Buffer, Element};
 use loading::Loading;
 pub(crate) use opened::Opened;
@@ -84,7 +85,7 @@ impl Cuda {
         });
         let staging = staging.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let staging = staging.map_err(|failure| failure.told("staging", ordinal))?;
-        let workspace = stream.alloc_zeros::<u8>(Products::WORKSPACE);
+        let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE);
         let workspace = workspace.map_err(|error| failed(ordinal, &error))?;
         let cuda = Self {
             functions: functions?,

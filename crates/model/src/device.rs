@@ -12,10 +12,8 @@ use crate::base::Base;
 use crate::cuda::Opened;
 use crate::error::{Error, Result};
 use crate::float::Float;
+use crate::gpu_limits::GpuMemory;
 use crate::precision::Precision;
-
-/// Logits that the loss holds at once on a card.
-pub(crate) const CARD_LOGITS: usize = 1 << 26;
 
 /// Where an engine computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +52,6 @@ pub struct Card {
     uuid: String,
     #[cfg(feature = "cuda")]
     opened: Opened,
-}
-
-/// A card's memory in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CardMemory {
-    /// What this process may still take, what it holds in reserve included.
-    pub available: u64,
-    /// All of it.
-    pub total: u64,
 }
 
 impl Processor {
@@ -136,7 +125,7 @@ impl Card {
     ///
     /// # Errors
     /// The driver's.
-    pub fn memory(&self) -> Result<CardMemory> {
+    pub fn memory(&self) -> Result<GpuMemory> {
         #[cfg(feature = "cuda")]
         return self.opened.memory();
         #[cfg(not(feature = "cuda"))]

@@ -2,14 +2,12 @@
 //! what the process lends from it, beside which the driver takes some hundred megabytes for itself.
 
 use crate::config::Config;
-use crate::device::{CARD_LOGITS, Device};
+use crate::device::Device;
 use crate::float::Float;
+use crate::gpu_limits::{GPU_LOGITS, GPU_WORKSPACE};
 use crate::lora::{LoraConfig, Target};
 use crate::precision::Precision;
 use crate::quant::nf4;
-
-/// What the products on a card may use as they like.
-pub(crate) const CARD_WORKSPACE: usize = 32 << 20;
 
 /// Bytes by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +71,7 @@ pub fn plan(
     let values = trainable(config, lora);
     let logits = match device {
         Device::Cpu => <crate::cpu::Cpu as crate::ops::training::Learn>::LOGITS_AT_ONCE,
-        Device::Cuda { .. } => CARD_LOGITS,
+        Device::Cuda { .. } => GPU_LOGITS,
     };
     let logits = logits
         .min(tokens * config.vocab_size)
@@ -97,7 +95,7 @@ pub fn plan(
     activations += scratch(config, tokens, precision, device);
     let mut of_lora = 8 * values;
     if let Device::Cuda { .. } = device {
-        activations += CARD_WORKSPACE;
+        activations += GPU_WORKSPACE;
         // The factors in the type of the products.
         of_lora += float as u64 * values;
     }

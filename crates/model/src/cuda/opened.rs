@@ -5,8 +5,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::card;
-use crate::device::CardMemory;
 use crate::error::Result;
+use crate::gpu_limits::GpuMemory;
 
 /// An open card.
 #[derive(Clone)]
@@ -38,12 +38,12 @@ impl Opened {
     }
 
     /// Its memory. What this process has in its pool and does not use counts as available.
-    pub(crate) fn memory(&self) -> Result<CardMemory> {
+    pub(crate) fn memory(&self) -> Result<GpuMemory> {
         let (free, total) = self.check(self.context.mem_get_info())?;
         let reserved = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
         let used = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
         let (reserved, used) = (self.pool(reserved)?, self.pool(used)?);
-        Ok(CardMemory {
+        Ok(GpuMemory {
             available: free as u64 + reserved.saturating_sub(used),
             total: total as u64,
         })

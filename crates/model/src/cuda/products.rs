@@ -16,9 +16,7 @@ use cudarc::cublaslt::sys;
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
 use crate::error::{Error, Result};
-
-/// What the library may use as scratch; its Hopper kernels want 32 MiB.
-const WORKSPACE: usize = crate::memory::CARD_WORKSPACE;
+use crate::gpu_limits::GPU_WORKSPACE;
 
 /// A product's kind and shape: everything that its plan depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,8 +87,6 @@ impl Products {
             workspace,
         })
     }
-
-    pub(super) const WORKSPACE: usize = WORKSPACE;
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -175,7 +171,7 @@ impl Cuda {
                 plan.result,
                 &plan.algorithm,
                 pointer(self.products.workspace.address),
-                WORKSPACE,
+                GPU_WORKSPACE,
                 self.stream.cu_stream().cast(),
             )
         };
@@ -309,7 +305,7 @@ fn algorithm(
         Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
         Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
     ];
-    let (workspace, alignment) = (WORKSPACE, shape.alignment);
+    let (workspace, alignment) = (GPU_WORKSPACE, shape.alignment);
     let prefer = |attribute, value: *const c_void, size| {
         // SAFETY: the value has the size, and is copied.
         unsafe { lt::set_matmul_pref_attribute(preference, attribute, value, size) }

@@ -9,9 +9,9 @@ use super::heads::Layout;
 use super::launch::activation_id;
 use super::{Cuda, Flat, Sum};
 use crate::config::Activation;
-use crate::device::CARD_LOGITS;
 use crate::dropout::Mask;
 use crate::error::Result;
+use crate::gpu_limits::GPU_LOGITS;
 use crate::ops::training::{Attended, Input, Learn, Product, Upstream};
 use crate::ops::{Affine, Heads, Norm, Ops};
 use crate::optim::Coefficients;
@@ -23,7 +23,7 @@ const NORM_BLOCKS: usize = 256;
 impl Learn for Cuda {
     type Sum = Sum;
 
-    const LOGITS_AT_ONCE: usize = CARD_LOGITS;
+    const LOGITS_AT_ONCE: usize = GPU_LOGITS;
 
     fn scales_loss(&self) -> bool {
         self.element == Element::F16
