@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use togi::output::{Format, Output};
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_runtime::Stopper;
 
 #[test]
@@ -16,7 +16,7 @@ fn the_adapter_answers_what_the_base_cannot_and_the_second_generation_what_the_f
         .block_on(togi::demo::run(
             &output,
             folder.path(),
-            Processor::Cpu,
+            DeviceName::Cpu,
             Stopper::new(),
         ))
         .unwrap();

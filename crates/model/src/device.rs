@@ -33,7 +33,7 @@ pub enum Device {
 /// [`Device`] of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub enum Processor {
+pub enum DeviceName {
     /// The processor.
     #[default]
     Cpu,
@@ -47,14 +47,14 @@ pub enum Processor {
 /// A card that is there and that this build can compute on. While it is held, the driver keeps what
 /// it has prepared for this process.
 #[derive(Clone)]
-pub struct Card {
+pub struct Gpu {
     name: String,
     uuid: String,
     #[cfg(feature = "cuda")]
     opened: Opened,
 }
 
-impl Processor {
+impl DeviceName {
     /// The device for a base that is held in a precision. On a card f32 and fp16 compute in their
     /// own type, all others in bf16.
     #[must_use]
@@ -88,15 +88,15 @@ impl Processor {
     /// # Errors
     /// [`Error::Device`] with the figures that decide it: this build has no such device, a library
     /// or the card is missing, the driver or the card too old.
-    pub fn open(self) -> Result<Option<Card>> {
+    pub fn open(self) -> Result<Option<Gpu>> {
         match self {
             Self::Cpu => Ok(None),
-            Self::Cuda { ordinal } => Card::open(ordinal).map(Some),
+            Self::Cuda { ordinal } => Gpu::open(ordinal).map(Some),
         }
     }
 }
 
-impl Card {
+impl Gpu {
     #[cfg(feature = "cuda")]
     fn open(ordinal: usize) -> Result<Self> {
         let opened = Opened::new(ordinal)?;
@@ -147,12 +147,12 @@ pub fn tokens_at_once(device: Device, precision: Precision) -> usize {
 
 #[cfg(not(feature = "cuda"))]
 pub(crate) fn not_built(ordinal: usize) -> Error {
-    let device = Processor::Cuda { ordinal };
+    let device = DeviceName::Cuda { ordinal };
     let reason = "this build has no cards; the feature `cuda` brings them";
     Error::device(device.to_string(), reason)
 }
 
-impl fmt::Display for Processor {
+impl fmt::Display for DeviceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu => f.write_str("cpu"),
@@ -161,7 +161,7 @@ impl fmt::Display for Processor {
     }
 }
 
-impl FromStr for Processor {
+impl FromStr for DeviceName {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
@@ -178,7 +178,7 @@ impl FromStr for Processor {
     }
 }
 
-impl TryFrom<String> for Processor {
+impl TryFrom<String> for DeviceName {
     type Error = Error;
 
     fn try_from(name: String) -> Result<Self> {
@@ -193,12 +193,12 @@ mod tests {
     #[test]
     fn a_device_has_a_name_and_a_name_a_device() {
         for name in ["cpu", "cuda:0", "cuda:7"] {
-            assert_eq!(name.parse::<Processor>().unwrap().to_string(), name);
+            assert_eq!(name.parse::<DeviceName>().unwrap().to_string(), name);
         }
-        let first: Processor = "cuda".parse().unwrap();
+        let first: DeviceName = "cuda".parse().unwrap();
         assert_eq!(first.to_string(), "cuda:0");
         for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
-            let error = wrong.parse::<Processor>().unwrap_err().to_string();
+            let error = wrong.parse::<DeviceName>().unwrap_err().to_string();
             assert_eq!(
                 error,
                 format!("invalid device: {wrong:?} is none of cpu, cuda, cuda:N")
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_bases_precision_decides_in_what_a_card_computes() {
-        let card = Processor::Cuda { ordinal: 1 };
+        let card = DeviceName::Cuda { ordinal: 1 };
         let float = |precision| match card.device(precision) {
             Device::Cuda { ordinal: 1, float } => float,
             other => panic!("{other:?}"),
@@ -216,14 +216,19 @@ mod tests {
         assert_eq!(float(Precision::F32), Float::F32);
         assert_eq!(float(Precision::Fp16), Float::Fp16);
         assert_eq!(float(Precision::Nf4), Float::Bf16);
-        assert_eq!(Processor::Cpu.device(Precision::Nf4), Device::Cpu);
-        assert!(Processor::Cpu.open().unwrap().is_none());
+        assert_eq!(DeviceName::Cpu.device(Precision::Nf4), Device::Cpu);
+        assert!(DeviceName::Cpu.open().unwrap().is_none());
     }
 
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_build_without_cards_refuses_them_by_name() {
-        let error = "cuda:3".parse::<Processor>().unwrap().open().err().unwrap();
+        let error = "cuda:3"
+            .parse::<DeviceName>()
+            .unwrap()
+            .open()
+            .err()
+            .unwrap();
         let says = "device cuda:3: this build has no cards; the feature `cuda` brings them";
         assert_eq!(error.to_string(), says);
     }

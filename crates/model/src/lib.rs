@@ -38,7 +38,7 @@ mod random;
 pub use base::Base;
 pub use batch::{Batch, WindowLoss};
 pub use config::{Activation, Config};
-pub use device::{Card, Device, Processor};
+pub use device::{Device, DeviceName, Gpu};
 pub use dropout::Dropout;
 pub use engine::{Adapter, Cache, Engine, Step};
 pub use error::{Error, Result};

@@ -185,7 +185,7 @@ fn scratch(config: &Config, tokens: usize, precision: Precision, device: Device)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Processor;
+    use crate::device::DeviceName;
 
     #[test]
     fn a_plan_is_what_a_card_was_measured_to_lend() {
@@ -200,7 +200,7 @@ mod tests {
         };
         // On an H200, 32 records in one pass, of 6,900 tokens at most.
         for (precision, measured) in [(Precision::Bf16, 20.9), (Precision::Nf4, 16.1)] {
-            let device = Processor::Cuda { ordinal: 0 }.device(precision);
+            let device = DeviceName::Cuda { ordinal: 0 }.device(precision);
             let plan = plan(&config, &lora, 6900, precision, device);
             let planned = plan.total() as f64 / f64::from(1 << 30);
             let off = planned / measured - 1.0;

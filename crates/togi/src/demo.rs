@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_proto::dataprep::v1::{
     Dataset, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource, record_source,
     tokenizer_source,
@@ -53,7 +53,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub async fn run(
     output: &Output,
     data: &Path,
-    device: Processor,
+    device: DeviceName,
     stopper: Stopper,
 ) -> Result<Report> {
     let started = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use togi_model::Processor;
+use togi_model::DeviceName;
 
 use crate::output::Format;
 
@@ -64,7 +64,7 @@ pub struct Flags {
         hide_env = true,
         value_parser = device
     )]
-    pub device: Option<Processor>,
+    pub device: Option<DeviceName>,
     /// The format of standard output: table or json [default: table]
     #[arg(
         long,
@@ -85,7 +85,7 @@ pub struct Flags {
 }
 
 /// Reads a device's name, for the command line.
-fn device(name: &str) -> std::result::Result<Processor, String> {
+fn device(name: &str) -> std::result::Result<DeviceName, String> {
     name.parse()
         .map_err(|_| "it is cpu, cuda, or cuda:N".to_owned())
 }

@@ -7,7 +7,7 @@ pub mod records;
 use std::fs;
 use std::path::Path;
 
-use togi_model::{Base, Card, Config, Lora, Precision, Processor, adapter, base};
+use togi_model::{Base, Config, DeviceName, Gpu, Lora, Precision, adapter, base};
 use togi_tokens::Tokenizer;
 use tokio::task::spawn_blocking;
 
@@ -38,7 +38,7 @@ pub fn precision(name: &str) -> std::result::Result<Precision, String> {
 ///
 /// # Errors
 /// The reason why the device cannot be used.
-pub async fn gpu(device: Processor) -> Result<Option<Card>> {
+pub async fn gpu(device: DeviceName) -> Result<Option<Gpu>> {
     on_thread(move || device.open().map_err(refused)).await
 }
 
@@ -47,7 +47,7 @@ pub async fn gpu(device: Processor) -> Result<Option<Card>> {
 /// # Errors
 /// [`Error::File`] if the folder is missing or unreadable, [`Error::Unfit`] if it holds no usable
 /// base. The other readers of this file fail in the same way.
-pub fn base(folder: &Path, device: Processor, precision: Precision) -> Result<Base> {
+pub fn base(folder: &Path, device: DeviceName, precision: Precision) -> Result<Base> {
     present(folder)?;
     let base = device.read(folder, precision);
     base.map_err(|error| unfit("base", folder, error))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use serde::Deserialize;
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_runtime::config::{self, TelemetryConfig};
 
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ pub struct File {
     /// The data folder of `togi up`.
     pub data: Option<PathBuf>,
     /// Where `togi up`, and commands that need no services, compute: cpu, cuda or cuda:N.
-    pub device: Option<Processor>,
+    pub device: Option<DeviceName>,
     /// The form of results.
     pub output: Option<Format>,
     /// The event log.
@@ -119,7 +119,7 @@ pub struct Settings {
     /// The data folder.
     pub data: PathBuf,
     /// Where this process computes.
-    pub device: Processor,
+    pub device: DeviceName,
     /// The form of results.
     pub output: Format,
     /// The files' contents, for `togi up`.
@@ -140,7 +140,7 @@ impl Settings {
             named_store: None,
             store_options: BTreeMap::new(),
             data: DEFAULT_DATA.into(),
-            device: Processor::Cpu,
+            device: DeviceName::Cpu,
             output: Format::default(),
             file: File::default(),
         }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_runtime::config::{NatsConfig, StoreConfig};
 use togi_runtime::process::admin;
 use togi_runtime::{Context, Readiness, Stopper, Tasks, rpc};
@@ -47,7 +47,7 @@ pub struct Options {
     /// The URL of a running NATS server; without one, a child process is started.
     pub nats: Option<String>,
     /// Where trainer and inference compute.
-    pub device: Processor,
+    pub device: DeviceName,
     /// The precisions in which inference holds bases, by name; they override the file's.
     pub precisions: BTreeMap<String, String>,
     /// The configuration file: bases, the store, and each service's own settings.
@@ -65,7 +65,7 @@ impl Options {
             admin: anywhere,
             serve: Some(embedded::BASE.to_owned()),
             nats: None,
-            device: Processor::Cpu,
+            device: DeviceName::Cpu,
             precisions: BTreeMap::new(),
             file: File::default(),
         }

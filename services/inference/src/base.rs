@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use togi_model::{Base, Engine, Precision, Processor};
+use togi_model::{Base, DeviceName, Engine, Precision};
 use togi_runtime::Stopper;
 use togi_runtime::config::BaseConfig;
 use togi_runtime::store::folder;
@@ -21,7 +21,7 @@ pub(crate) struct Loaded {
     pub(crate) engine: Arc<Engine>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) digest: String,
-    pub(crate) device: Processor,
+    pub(crate) device: DeviceName,
     /// The precision of its weights; adapters must have been trained over the same.
     pub(crate) precision: Precision,
     /// The folder of its files.
@@ -33,7 +33,7 @@ pub(crate) struct Loaded {
 /// The device of a base and the precision of its weights there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeviceChoice {
-    pub(crate) device: Processor,
+    pub(crate) device: DeviceName,
     pub(crate) precision: Precision,
 }
 
@@ -100,7 +100,7 @@ pub(crate) fn with_tokenizer(
     name: &str,
     folder: PathBuf,
     base: Base,
-    device: Processor,
+    device: DeviceName,
 ) -> Result<Loaded> {
     let unusable = |reason: String| unusable(name, reason);
     let bytes = base

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use togi_model::{Precision, Processor};
+use togi_model::{DeviceName, Precision};
 use togi_runtime::config::{BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
 use togi_runtime::process::Sections;
 
@@ -21,7 +21,7 @@ pub struct Config {
     /// Name of the base that is served.
     pub base: String,
     /// Where the engine computes.
-    pub device: Processor,
+    pub device: DeviceName,
     /// Bases by name.
     pub bases: BasesConfig,
     /// Folder for bases that must be copied from an object store.
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn a_device_is_named_or_refused() {
         let config = load(&format!("device = \"cuda:2\"\n{BASE}")).unwrap();
-        assert_eq!(config.device, Processor::Cuda { ordinal: 2 });
+        assert_eq!(config.device, DeviceName::Cuda { ordinal: 2 });
         let error = load(&format!("device = \"gpu\"\n{BASE}")).unwrap_err();
         let says = "\"gpu\" is none of cpu, cuda, cuda:N";
         assert!(error.message().contains(says), "{error}");

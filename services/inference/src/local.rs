@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use togi_model::{Base, Config, Lora, Processor, adapter};
+use togi_model::{Base, Config, DeviceName, Lora, adapter};
 use togi_tokens::digest::sha256_hex;
 
 use crate::base;
@@ -45,7 +45,7 @@ impl Local {
     /// # Errors
     /// [`Error::Base`] for a base whose tokenizer is missing or does not fit, or that the device
     /// refuses.
-    pub fn new(folder: &Path, base: Base, device: Processor) -> Result<Self> {
+    pub fn new(folder: &Path, base: Base, device: DeviceName) -> Result<Self> {
         let name = folder.display().to_string();
         let loaded = base::with_tokenizer(&name, folder.to_owned(), base, device)?;
         let (door, engine_thread) = EngineThread::new(&loaded, &LIMITS, Metrics::new());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use togi_model::base::quantized_as;
 use togi_model::memory::weights;
-use togi_model::{Base, Card, Config, Device, Engine, Precision, Processor};
+use togi_model::{Base, Config, Device, DeviceName, Engine, Gpu, Precision};
 use togi_runtime::config::{BaseConfig, BasesConfig};
 use togi_runtime::layout;
 use togi_runtime::process::memory;
@@ -37,7 +37,7 @@ pub struct Bases(Arc<Inner>);
 struct Inner {
     configured: BasesConfig,
     cache: PathBuf,
-    device: Processor,
+    device: DeviceName,
     weight_use: WeightUse,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     engine: tokio::sync::Mutex<Option<Loaded>>,
@@ -52,7 +52,7 @@ pub enum WeightUse {
     /// They are kept for training.
     Training {
         /// The GPU to train on; `None` on the CPU.
-        gpu: Option<Card>,
+        gpu: Option<Gpu>,
     },
 }
 
@@ -90,7 +90,7 @@ impl Bases {
     pub fn new(
         configured: BasesConfig,
         cache: PathBuf,
-        device: Processor,
+        device: DeviceName,
         weight_use: WeightUse,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -196,11 +196,11 @@ impl Bases {
     #[must_use]
     pub fn available(&self, name: &str) -> Option<u64> {
         match (self.0.device, self.gpu()) {
-            (Processor::Cuda { .. }, gpu) => {
+            (DeviceName::Cuda { .. }, gpu) => {
                 let gpu_available = *self.gpu_available();
                 gpu_available.or_else(|| Some(gpu?.memory().ok()?.available))
             }
-            (Processor::Cpu, _) => {
+            (DeviceName::Cpu, _) => {
                 let slot = self.slot(name);
                 let resident = match &*slot.weights() {
                     Some(base) => weights(base.config(), base.precision(), Device::Cpu),
@@ -220,7 +220,7 @@ impl Bases {
         }
     }
 
-    fn gpu(&self) -> Option<&Card> {
+    fn gpu(&self) -> Option<&Gpu> {
         match &self.0.weight_use {
             WeightUse::Training { gpu } => gpu.as_ref(),
             WeightUse::Answers => None,
@@ -375,7 +375,7 @@ mod tests {
         };
         let configured = BTreeMap::from([("tiny".to_owned(), configured)]);
         let cache = folder.path().join("cache");
-        let bases = Bases::new(configured, cache, Processor::Cpu, TRAINING);
+        let bases = Bases::new(configured, cache, DeviceName::Cpu, TRAINING);
         (folder, bases)
     }
 
@@ -410,7 +410,7 @@ mod tests {
         };
         let configured = BTreeMap::from([("packed".to_owned(), configured)]);
         let cache = folder.path().join("cache");
-        let bases = Bases::new(configured, cache, Processor::Cpu, TRAINING);
+        let bases = Bases::new(configured, cache, DeviceName::Cpu, TRAINING);
         // The error is the same before and after the base was read.
         let first = bases.info("packed", Precision::F32).await.err().unwrap();
         bases.info("packed", Precision::Nf4).await.unwrap();

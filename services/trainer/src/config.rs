@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_runtime::config::{
     self, BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig,
 };
@@ -23,7 +23,7 @@ pub struct Config {
     /// What this process does.
     pub roles: BTreeSet<Role>,
     /// Where workers compute.
-    pub device: Processor,
+    pub device: DeviceName,
     /// Data-prep's gRPC endpoint: rows are read from there.
     pub data_prep: String,
     /// Bases by name.

@@ -4,7 +4,7 @@
 use togi_model::batch::window_passes;
 use togi_model::device::tokens_at_once;
 use togi_model::memory::{self, Plan};
-use togi_model::{Config, Processor};
+use togi_model::{Config, DeviceName};
 use togi_proto::trainer::v1 as proto;
 
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ pub struct Need {
     /// Its numbers.
     pub recipe: Recipe,
     /// Where it will run.
-    pub device: Processor,
+    pub device: DeviceName,
     /// The rows that it trains on.
     pub lengths: Lengths,
 }
@@ -218,7 +218,7 @@ mod tests {
         // the longest.
         need.lengths = Lengths::Each(vec![900, 100, 100, 100, 100, 100, 100, 100]);
         assert_eq!(need.largest_pass(4), 1600);
-        need.device = Processor::Cpu;
+        need.device = DeviceName::Cpu;
         assert_eq!(need.largest_pass(4), 1200);
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nvml_wrapper::error::NvmlError;
 #[cfg(feature = "cuda")]
 use nvml_wrapper::{Device, Nvml};
-use togi_model::Card;
+use togi_model::Gpu;
 
 /// Time between two readings.
 #[cfg(feature = "cuda")]
@@ -50,7 +50,7 @@ struct Reading {
 impl Gauge {
     /// Starts to read a gpu. Without one, or without NVML, there is nothing to read.
     #[must_use]
-    pub fn of(gpu: Option<&Card>) -> Gauge {
+    pub fn of(gpu: Option<&Gpu>) -> Gauge {
         #[cfg(feature = "cuda")]
         return Gauge {
             reading: gpu.and_then(|gpu| {

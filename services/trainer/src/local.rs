@@ -6,7 +6,7 @@ use std::thread;
 
 use serde_json::Value;
 use togi_model::memory::{trainable, weights};
-use togi_model::{Base, Device, Engine, Lora, LoraConfig, Processor};
+use togi_model::{Base, Device, DeviceName, Engine, Lora, LoraConfig};
 use togi_proto::trainer::v1::{MemoryPlan, Step};
 use togi_runtime::process::memory;
 use togi_runtime::registry::adapter_manifest::Identity;
@@ -30,7 +30,7 @@ pub struct Run {
     /// The base, held as the recipe says.
     pub base: Arc<Base>,
     /// Where it computes.
-    pub device: Processor,
+    pub device: DeviceName,
     /// The name under which PEFT shall load the base.
     pub base_name: String,
     /// Digest of the tokenizer's file.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use togi_model::{Card, Processor};
+use togi_model::{DeviceName, Gpu};
 use togi_proto::job::v1::JobKind;
 use togi_proto::trainer::v1::adapter_service_server::AdapterServiceServer;
 use togi_proto::trainer::v1::policy_service_server::PolicyServiceServer;
@@ -124,7 +124,7 @@ pub async fn start(
 ///
 /// # Errors
 /// A GPU that is missing or unfit.
-async fn gpu(device: Processor) -> crate::Result<Option<Card>> {
+async fn gpu(device: DeviceName) -> crate::Result<Option<Gpu>> {
     let opening = tokio::task::spawn_blocking(move || device.open());
     let gpu = opening.await.map_err(|_| Error::ThreadGone)??;
     if let Some(gpu) = &gpu {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_proto::trainer::v1 as proto;
 use togi_runtime::registry::adapter_manifest::Identity;
 use togi_runtime::{Store, layout, rpc};
@@ -46,7 +46,7 @@ pub struct Admission {
     /// Data-prep.
     pub data_prep: rpc::client::Client,
     /// Where workers compute.
-    pub device: Processor,
+    pub device: DeviceName,
     /// What a job may plan for; 0 for what is available.
     pub memory_bytes: u64,
 }

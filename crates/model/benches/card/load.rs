@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use togi_model::{Base, Engine, Precision, Processor};
+use togi_model::{Base, DeviceName, Engine, Precision};
 
 /// The forms, that of the usual files first.
 const FORMS: [Precision; 4] = [
@@ -26,7 +26,7 @@ pub(crate) fn run(folder: &Path) {
         let mut times: Vec<f64> = Vec::new();
         for _ in 0..ROUNDS {
             let base = Base::open(folder, precision).expect("a base");
-            let device = Processor::Cuda { ordinal: 0 }.device(precision);
+            let device = DeviceName::Cuda { ordinal: 0 }.device(precision);
             let engine = Engine::on(Arc::new(base), device).expect("a card");
             times.push(engine.loaded_in().as_secs_f64());
             let [filling, waiting] = engine.load_times().expect("a card's");

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use togi_model::device::tokens_at_once;
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{
-    Base, Batch, Dropout, Engine, Lora, LoraConfig, Precision, Processor, Target, Training, World,
+    Base, Batch, DeviceName, Dropout, Engine, Lora, LoraConfig, Precision, Target, Training, World,
     memory,
 };
 
@@ -137,7 +137,7 @@ fn main() {
         .ids
         .as_deref()
         .map_or_else(records::random, records::read);
-    let device = Processor::Cuda { ordinal: 0 }.device(precision);
+    let device = DeviceName::Cuda { ordinal: 0 }.device(precision);
     let at_once = tokens_at_once(device, precision);
     let windows: Vec<Vec<Batch>> = records
         .chunks(micro * accumulation)

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
-use togi_model::{Base, Batch, Config, Engine, Float, Lora, Precision, Processor, Target, Weight};
+use togi_model::{Base, Batch, Config, DeviceName, Engine, Float, Lora, Precision, Target, Weight};
 
 use crate::support;
 
@@ -91,7 +91,7 @@ fn in_full(base: &Base) -> Base {
 }
 
 fn gradients(base: Base, lora: &Lora, batch: &Batch) -> Vec<f32> {
-    let device = Processor::Cuda { ordinal: 0 }.device(base.precision());
+    let device = DeviceName::Cuda { ordinal: 0 }.device(base.precision());
     let engine = Engine::on(Arc::new(base), device).unwrap();
     let (loss, gradients) = support::learn(&engine, lora, std::slice::from_ref(batch), None);
     eprintln!("loss {:.4} over {} targets", loss.mean(), loss.targets);

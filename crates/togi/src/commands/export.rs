@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use togi_model::{Precision, Processor, base};
+use togi_model::{DeviceName, Precision, base};
 
 use crate::error::Result;
 use crate::local;
@@ -49,7 +49,7 @@ impl Export {
     }
 
     fn work(self, output: &Output) -> Result<()> {
-        let loaded = local::base(&self.base, Processor::Cpu, Precision::F32)?;
+        let loaded = local::base(&self.base, DeviceName::Cpu, Precision::F32)?;
         let lora = local::adapter(&self.adapter, loaded.config())?;
         local::folder_for_base(&self.out)?;
         base::write_merged(&self.out, &loaded, &lora)

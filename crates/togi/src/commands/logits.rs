@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 use togi_model::tensor_file::{Entry, Type, Writer};
-use togi_model::{Config, Engine, Precision, Processor};
+use togi_model::{Config, DeviceName, Engine, Precision};
 
 use crate::error::{Error, Result};
 use crate::local;
@@ -74,7 +74,7 @@ impl Logits {
         local::on_thread(move || self.work(device, &output)).await
     }
 
-    fn work(self, device: Processor, output: &Output) -> Result<()> {
+    fn work(self, device: DeviceName, output: &Output) -> Result<()> {
         let sequences = self.sequences()?;
         let base = Arc::new(local::base(&self.base, device, self.precision)?);
         let config = base.config().clone();

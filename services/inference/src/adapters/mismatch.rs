@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use togi_model::{Engine, Precision, Processor};
+use togi_model::{DeviceName, Engine, Precision};
 use togi_runtime::process::memory;
 use togi_tokens::Tokenizer;
 
@@ -39,7 +39,7 @@ pub(crate) struct Difference {
 pub(crate) struct Gauge {
     pub(crate) loader: Arc<Loader>,
     pub(crate) base_folder: PathBuf,
-    pub(crate) device: Processor,
+    pub(crate) device: DeviceName,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) door: Arc<Door>,
 }
@@ -104,7 +104,7 @@ impl Gauge {
     async fn other_base(&self, precision: Precision) -> Result<Arc<Engine>, String> {
         let (processor, device) = (self.device, self.device.device(precision));
         // A card refuses by itself what it has no room for.
-        if self.device == Processor::Cpu {
+        if self.device == DeviceName::Cpu {
             let needed =
                 togi_model::memory::weights(self.loader.engine.config(), precision, device);
             check_room(needed, memory::available_bytes())?;

@@ -1,6 +1,6 @@
 //! The setting `device`: a replica ends where it is not there, and answers the same where it is.
 
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_runtime::Class;
 
 use crate::harness::{Answer, BaseKind, Setup, greedy, question, within};
@@ -8,7 +8,7 @@ use crate::harness::{Answer, BaseKind, Setup, greedy, question, within};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_whose_card_is_not_there_ends_and_says_so() {
     let mut setup = Setup::new(BaseKind::Random).await;
-    setup.config.device = Processor::Cuda { ordinal: 99 };
+    setup.config.device = DeviceName::Cuda { ordinal: 99 };
     let system = setup.start().await;
     within("the replica ends", system.stopper.stopped()).await;
     let error = system.stop().await.unwrap_err();
@@ -17,7 +17,7 @@ async fn a_replica_whose_card_is_not_there_ends_and_says_so() {
     assert!(says.starts_with("device cuda:99: "), "{says}");
 }
 
-async fn answer(device: Processor) -> Answer {
+async fn answer(device: DeviceName) -> Answer {
     let mut setup = Setup::new(BaseKind::Random).await;
     setup.config.device = device;
     for base in setup.config.bases.values_mut() {
@@ -31,14 +31,14 @@ async fn answer(device: Processor) -> Answer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_card_answers_as_the_processor_does() {
-    let card = Processor::Cuda { ordinal: 0 };
+    let card = DeviceName::Cuda { ordinal: 0 };
     if let Err(error) = card.open() {
         let needed = std::env::var_os("TOGI_NEEDS_CUDA").is_some();
         assert!(!needed, "{error}");
         eprintln!("SKIPPED, no card: {error}");
         return;
     }
-    let (here, there) = (answer(Processor::Cpu).await, answer(card).await);
+    let (here, there) = (answer(DeviceName::Cpu).await, answer(card).await);
     assert!(!here.text.is_empty());
     assert_eq!(here.text, there.text);
 }

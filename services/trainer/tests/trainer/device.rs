@@ -1,7 +1,7 @@
 //! The setting `device`: refused by name where there is none, planned for where it is elsewhere,
 //! and computing where it is there.
 
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{CreateJobRequest, Step};
 use togi_runtime::{Class, JobId, layout};
@@ -10,7 +10,7 @@ use togi_trainer::Role;
 use crate::harness::{Shape, System};
 use crate::inputs::{RECORDS, asked};
 
-const NOWHERE: Processor = Processor::Cuda { ordinal: 99 };
+const NOWHERE: DeviceName = DeviceName::Cuda { ordinal: 99 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_card_is_not_there_does_not_start() {
@@ -44,7 +44,7 @@ async fn who_only_answers_needs_no_card_and_plans_for_it() {
     let on_a_card = plan.into_inner().plan.unwrap();
     process.stop().await;
     let process = system
-        .process_with("processors", shape(Processor::Cpu))
+        .process_with("processors", shape(DeviceName::Cpu))
         .await;
     let plan = process.trainer().create_job(asked).await.unwrap();
     let here = plan.into_inner().plan.unwrap();
@@ -65,7 +65,7 @@ async fn who_only_answers_needs_no_card_and_plans_for_it() {
 
 /// A job's losses and its report on a device; nothing where it is not there, which
 /// `TOGI_NEEDS_CUDA` does not take.
-async fn trained(system: &System, device: Processor) -> Option<(Vec<Step>, serde_json::Value)> {
+async fn trained(system: &System, device: DeviceName) -> Option<(Vec<Step>, serde_json::Value)> {
     let shape = Shape {
         device,
         ..system.shape()
@@ -95,14 +95,14 @@ async fn trained(system: &System, device: Processor) -> Option<(Vec<Step>, serde
 #[tokio::test(flavor = "multi_thread")]
 async fn a_card_trains_as_the_processor_does_and_tells_its_figures() {
     let system = System::start();
-    let (want, report) = trained(&system, Processor::Cpu).await.unwrap();
+    let (want, report) = trained(&system, DeviceName::Cpu).await.unwrap();
     assert!(want.iter().all(|line| line.device_memory_bytes.is_none()));
     assert_eq!(
         (&report["device"], report.get("gpu")),
         (&"cpu".into(), None)
     );
     assert_eq!(report["bit_exact"], true);
-    let Some((lines, report)) = trained(&system, Processor::Cuda { ordinal: 0 }).await else {
+    let Some((lines, report)) = trained(&system, DeviceName::Cuda { ordinal: 0 }).await else {
         return;
     };
     assert_eq!(lines.len(), want.len());

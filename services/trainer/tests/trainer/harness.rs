@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use tempfile::TempDir;
-use togi_model::Processor;
+use togi_model::DeviceName;
 use togi_proto::dataprep::v1::data_prep_service_client::DataPrepServiceClient;
 use togi_proto::dataprep::v1::{
     GetDatasetRequest, GetPreparationRequest, PrepareRequest, PrepareSettings, RecordSource,
@@ -39,7 +39,7 @@ pub(crate) struct System {
 pub(crate) struct Shape {
     pub(crate) roles: Vec<Role>,
     /// Where workers compute.
-    pub(crate) device: Processor,
+    pub(crate) device: DeviceName,
     /// Serve data-prep here, at this port (0: any).
     pub(crate) data_prep_port: Option<u16>,
     /// Read rows there; empty: here.
@@ -71,7 +71,7 @@ impl System {
     pub(crate) fn shape(&self) -> Shape {
         Shape {
             roles: vec![Role::Api, Role::Worker],
-            device: Processor::Cpu,
+            device: DeviceName::Cpu,
             data_prep_port: Some(0),
             data_prep: String::new(),
             nats: self.rig.nats.config(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use clap::Args;
-use togi_model::{Base, Processor};
+use togi_model::{Base, DeviceName};
 use togi_proto::trainer::v1::Step;
 use togi_tokens::{Learn, Settings, Tokenizer};
 use togi_trainer::Recipe;
@@ -66,7 +66,7 @@ pub struct Local {
 pub(super) struct Training {
     pub(super) recipe: PathBuf,
     pub(super) base: PathBuf,
-    pub(super) device: Processor,
+    pub(super) device: DeviceName,
     pub(super) options: Local,
 }
 
