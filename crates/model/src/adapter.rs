@@ -16,7 +16,8 @@ use crate::base::read;
 use crate::canonical;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::lora::{self, Lora, LoraConfig, Shape, Target};
+use crate::lora::{Lora, LoraConfig, Module, Shape};
+use crate::target::{Target, factor_name, module_name};
 use settings::Settings;
 use tensors::Found;
 
@@ -71,7 +72,7 @@ fn config_json(lora: &Lora, base_name: &str) -> Result<Vec<u8>> {
     let (targets, layers) = named(lora);
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
     for module in lora.modules() {
-        let name = lora::module_name(module.layer, module.target);
+        let name = module_name(module.layer, module.target);
         if module.rank != config.rank {
             ranks.insert(name.clone(), json!(module.rank));
         }
@@ -118,7 +119,7 @@ fn named(lora: &Lora) -> (Vec<String>, Option<Vec<usize>>) {
     layers.dedup();
     if targets.len() * layers.len() != modules.len() {
         // Not the same modules in each layer: only full names say which.
-        let full = |module: &lora::Module| lora::module_name(module.layer, module.target);
+        let full = |module: &Module| module_name(module.layer, module.target);
         return (modules.iter().map(full).collect(), None);
     }
     let is_partial = layers.len() < lora.layers();
@@ -209,7 +210,7 @@ fn shapes(settings: &Settings, found: &Found, config: &Config) -> Result<Vec<Sha
     let mut shapes = Vec::new();
     for layer in 0..config.num_hidden_layers {
         for target in Target::ALL {
-            let names = ['A', 'B'].map(|factor| lora::name(layer, target, factor));
+            let names = ['A', 'B'].map(|factor| factor_name(layer, target, factor));
             let present = names.each_ref().map(|name| found.contains_key(name));
             if present == [false, false] {
                 continue;

@@ -32,12 +32,6 @@ pub use write::{write, write_random};
 /// Names under which a base folder has its SentencePiece model.
 const TOKENIZER_FILES: [&str; 2] = ["spiece.model", "tokenizer.model"];
 
-/// The head's name in a checkpoint.
-const HEAD: &str = "embed_out.weight";
-/// The head's name in the memory of newer transformers, and so in files that were written past its
-/// own saving.
-const HEAD_IN_MEMORY: &str = "lm_head.weight";
-
 /// A base: configuration and weights.
 pub struct Base {
     config: Config,
@@ -123,7 +117,8 @@ impl Base {
         mut make: impl FnMut(&str, &[usize]) -> Result<Weight>,
     ) -> Result<Self> {
         config.validate()?;
-        let tensors = shapes(&config)
+        let tensors = config
+            .shapes()
             .into_iter()
             .map(|(name, shape)| Ok((name.clone(), Held::Here(make(&name, &shape)?))))
             .collect::<Result<_>>()?;
@@ -202,7 +197,7 @@ impl Base {
     /// What is still in its file, in the order in which a network takes it.
     #[cfg(feature = "cuda")]
     pub(crate) fn in_files(&self) -> impl Iterator<Item = &held::InFile> {
-        let names = shapes(&self.config).into_iter().map(|(name, _)| name);
+        let names = self.config.shapes().into_iter().map(|(name, _)| name);
         names.filter_map(|name| match self.tensors.get(&name) {
             Some(Held::InFile(tensor)) => Some(tensor),
             _ => None,
@@ -226,45 +221,4 @@ impl Base {
 pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
     let mut candidates = TOKENIZER_FILES.iter().map(|name| dir.join(name));
     candidates.find(|path| path.is_file())
-}
-
-/// The names and shapes of the base's tensors, in a network's order.
-pub(crate) fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
-    let (vocab, hidden, inner) = (
-        config.vocab_size,
-        config.hidden_size,
-        config.intermediate_size,
-    );
-    let mut shapes = vec![("gpt_neox.embed_in.weight".to_owned(), vec![vocab, hidden])];
-    for layer in 0..config.num_hidden_layers {
-        let mut pair = |name: &str, weight: Vec<usize>, has_bias: bool| {
-            if has_bias {
-                shapes.push((
-                    format!("gpt_neox.layers.{layer}.{name}.bias"),
-                    vec![weight[0]],
-                ));
-            }
-            shapes.push((format!("gpt_neox.layers.{layer}.{name}.weight"), weight));
-        };
-        pair("input_layernorm", vec![hidden], true);
-        pair("post_attention_layernorm", vec![hidden], true);
-        pair(
-            "attention.query_key_value",
-            vec![3 * hidden, hidden],
-            config.attention_bias,
-        );
-        pair(
-            "attention.dense",
-            vec![hidden, hidden],
-            config.attention_bias,
-        );
-        pair("mlp.dense_h_to_4h", vec![inner, hidden], true);
-        pair("mlp.dense_4h_to_h", vec![hidden, inner], true);
-    }
-    shapes.push(("gpt_neox.final_layer_norm.bias".to_owned(), vec![hidden]));
-    shapes.push(("gpt_neox.final_layer_norm.weight".to_owned(), vec![hidden]));
-    if !config.tie_word_embeddings {
-        shapes.push((HEAD.to_owned(), vec![vocab, hidden]));
-    }
-    shapes
 }

@@ -2,45 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 
-/// The activation between the two products of the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x Φ(x)`, exact (erf): `gelu`, `gelu_python`.
-    Gelu,
-    /// The tanh approximation: `gelu_new`, `gelu_fast`, `gelu_pytorch_tanh`.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-    /// `x σ(x)`: `silu`, `swish`.
-    Silu,
-}
-
-impl Activation {
-    fn parse(name: &str) -> Result<Self> {
-        match name {
-            "gelu" | "gelu_python" => Ok(Self::Gelu),
-            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh" => {
-                Ok(Self::GeluTanh)
-            }
-            "relu" => Ok(Self::Relu),
-            "silu" | "swish" => Ok(Self::Silu),
-            other => Err(Error::Config(format!(
-                "hidden_act {other:?} is not supported"
-            ))),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Gelu => "gelu",
-            Self::GeluTanh => "gelu_new",
-            Self::Relu => "relu",
-            Self::Silu => "silu",
-        }
-    }
-}
+/// The head's name in a checkpoint.
+pub(crate) const HEAD: &str = "embed_out.weight";
 
 /// A GPT-NeoX model's shape and constants.
 #[derive(Clone, Debug, PartialEq)]
@@ -227,11 +193,39 @@ impl Config {
         text.into_bytes()
     }
 
+    /// The names and shapes of the base's tensors, in the order in which a network takes them.
+    pub(crate) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let (vocab, hidden, inner) = (self.vocab_size, self.hidden_size, self.intermediate_size);
+        let mut shapes = vec![("gpt_neox.embed_in.weight".to_owned(), vec![vocab, hidden])];
+        for layer in 0..self.num_hidden_layers {
+            let mut pair = |name: &str, weight: Vec<usize>, has_bias: bool| {
+                let module = format!("gpt_neox.layers.{layer}.{name}");
+                if has_bias {
+                    shapes.push((format!("{module}.bias"), vec![weight[0]]));
+                }
+                shapes.push((format!("{module}.weight"), weight));
+            };
+            let bias = self.attention_bias;
+            pair("input_layernorm", vec![hidden], true);
+            pair("post_attention_layernorm", vec![hidden], true);
+            pair("attention.query_key_value", vec![3 * hidden, hidden], bias);
+            pair("attention.dense", vec![hidden, hidden], bias);
+            pair("mlp.dense_h_to_4h", vec![inner, hidden], true);
+            pair("mlp.dense_4h_to_h", vec![hidden, inner], true);
+        }
+        shapes.push(("gpt_neox.final_layer_norm.bias".to_owned(), vec![hidden]));
+        shapes.push(("gpt_neox.final_layer_norm.weight".to_owned(), vec![hidden]));
+        if !self.tie_word_embeddings {
+            shapes.push((HEAD.to_owned(), vec![vocab, hidden]));
+        }
+        shapes
+    }
+
     /// Values in all the base's tensors.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        crate::base::shapes(self)
-            .iter()
+        let shapes = self.shapes().into_iter();
+        shapes
             .map(|(_, shape)| shape.iter().product::<usize>() as u64)
             .sum()
     }

@@ -1,8 +1,8 @@
 //! Dropout whose mask is a pure function of where a value stands, so that packing and micro-batches
 //! do not change it.
 
-use crate::lora::Target;
 use crate::random;
+use crate::target::Target;
 
 /// Dropout on the inputs of LoRA's A in one optimizer step.
 ///

@@ -23,6 +23,7 @@ pub mod tensor_file;
 pub mod training;
 pub mod weight;
 
+mod activation;
 mod canonical;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -34,17 +35,20 @@ mod mapped;
 mod network;
 mod ops;
 mod random;
+mod target;
 
+pub use activation::Activation;
 pub use base::Base;
 pub use batch::{Batch, WindowLoss};
-pub use config::{Activation, Config};
+pub use config::Config;
 pub use device::{Device, DeviceName, Gpu};
 pub use dropout::Dropout;
 pub use engine::{Adapter, Cache, Engine, Step};
 pub use error::{Error, Result};
 pub use float::Float;
 pub use gpu_limits::GpuMemory;
-pub use lora::{Lora, LoraConfig, Target};
+pub use lora::{Lora, LoraConfig};
 pub use precision::Precision;
+pub use target::Target;
 pub use training::{Training, World};
 pub use weight::Weight;

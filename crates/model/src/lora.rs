@@ -8,84 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::random;
-
-/// A linear layer that can have an adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// The joint query, key and value product of attention.
-    QueryKeyValue,
-    /// Attention's output product.
-    Dense,
-    /// The MLP's first product.
-    #[serde(rename = "dense_h_to_4h")]
-    DenseHTo4h,
-    /// The MLP's second product.
-    #[serde(rename = "dense_4h_to_h")]
-    Dense4hToH,
-}
-
-impl Target {
-    /// All targets, in the order in which a layer uses them.
-    pub const ALL: [Self; 4] = [
-        Self::QueryKeyValue,
-        Self::Dense,
-        Self::DenseHTo4h,
-        Self::Dense4hToH,
-    ];
-
-    /// The module's name in a checkpoint.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::QueryKeyValue => "query_key_value",
-            Self::Dense => "dense",
-            Self::DenseHTo4h => "dense_h_to_4h",
-            Self::Dense4hToH => "dense_4h_to_h",
-        }
-    }
-
-    /// The target of that name.
-    ///
-    /// # Errors
-    /// No target has the name.
-    pub fn from_name(name: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|target| target.name() == name);
-        found.ok_or_else(|| {
-            Error::field(
-                "target_modules",
-                format!("{name:?} is no linear layer of gpt-neox"),
-            )
-        })
-    }
-
-    /// The module's path inside a layer, such as `attention.dense`.
-    #[must_use]
-    pub fn path(self) -> &'static str {
-        match self {
-            Self::QueryKeyValue => "attention.query_key_value",
-            Self::Dense => "attention.dense",
-            Self::DenseHTo4h => "mlp.dense_h_to_4h",
-            Self::Dense4hToH => "mlp.dense_4h_to_h",
-        }
-    }
-
-    /// The layer's (input, output) widths.
-    #[must_use]
-    pub fn widths(self, config: &Config) -> (usize, usize) {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        match self {
-            Self::QueryKeyValue => (hidden, 3 * hidden),
-            Self::Dense => (hidden, hidden),
-            Self::DenseHTo4h => (hidden, inner),
-            Self::Dense4hToH => (inner, hidden),
-        }
-    }
-
-    pub(crate) fn index(self) -> usize {
-        self as usize
-    }
-}
+use crate::target::{Target, factor_name, weight_name};
 
 /// What to train: `y = W x + b + (alpha / rank) B A dropout(x)` on the targets of every layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -164,7 +87,7 @@ pub struct Module {
 impl Module {
     /// The name of the weight that the module adapts, in a checkpoint.
     pub(crate) fn weight_name(&self) -> String {
-        format!("{}.weight", module_name(self.layer, self.target))
+        weight_name(self.layer, self.target)
     }
 }
 
@@ -221,7 +144,7 @@ impl Lora {
         );
         for module in fresh.modules.clone() {
             let bound = 1.0 / (module.inputs as f64).sqrt();
-            let key = random::derive_name(seed, &name(module.layer, module.target, 'A'));
+            let key = random::derive_name(seed, &factor_name(module.layer, module.target, 'A'));
             for (index, value) in fresh.values[module.a].iter_mut().enumerate() {
                 *value = ((random::unit(key, index as u64) * 2.0 - 1.0) * bound) as f32;
             }
@@ -330,7 +253,7 @@ impl Lora {
     pub fn views(&self) -> impl Iterator<Item = View> {
         self.modules.iter().flat_map(|module| {
             let view = |factor, shape, range: &Range<usize>| View {
-                name: name(module.layer, module.target, factor),
+                name: factor_name(module.layer, module.target, factor),
                 shape,
                 range: range.clone(),
             };
@@ -374,17 +297,4 @@ pub(crate) struct Shape {
     pub(crate) rank: usize,
     pub(crate) alpha: f64,
     pub(crate) scale: f64,
-}
-
-/// A linear layer's full name in a checkpoint.
-pub(crate) fn module_name(layer: usize, target: Target) -> String {
-    format!("gpt_neox.layers.{layer}.{}", target.path())
-}
-
-/// PEFT's name of a factor (`'A'` or `'B'`).
-pub(crate) fn name(layer: usize, target: Target, factor: char) -> String {
-    format!(
-        "base_model.model.{}.lora_{factor}.weight",
-        module_name(layer, target)
-    )
 }

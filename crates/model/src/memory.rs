@@ -5,9 +5,10 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::float::Float;
 use crate::gpu_limits::{GPU_LOGITS, GPU_WORKSPACE};
-use crate::lora::{LoraConfig, Target};
+use crate::lora::LoraConfig;
 use crate::precision::Precision;
 use crate::quant::nf4;
+use crate::target::Target;
 
 /// Bytes by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

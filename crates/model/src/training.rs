@@ -272,7 +272,8 @@ impl<'a, O: Learn> State<'a, O> {
 mod tests {
     use super::*;
     use crate::base::{self, Base};
-    use crate::lora::{LoraConfig, Target};
+    use crate::lora::LoraConfig;
+    use crate::target::Target;
     use crate::{Config, cpu};
 
     const CONFIG: &[u8] = br#"{"vocab_size": 37, "hidden_size": 24, "num_hidden_layers": 2,

@@ -9,7 +9,8 @@ use super::entries::Entries;
 use super::matching::{Pattern, Selection};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::lora::{Shape, Target, module_name};
+use crate::lora::Shape;
+use crate::target::{Target, factor_name, module_name};
 
 /// Keys that say something about the adapter's making or the library, and nothing about its
 /// numbers.
@@ -182,7 +183,7 @@ impl Settings {
                     .any(|shape| (shape.layer, shape.target) == (layer, target));
                 match (self.names(layer, &name), has_tensors) {
                     (true, false) => {
-                        return Err(Error::Missing(crate::lora::name(layer, target, 'A')));
+                        return Err(Error::Missing(factor_name(layer, target, 'A')));
                     }
                     (false, true) => {
                         return refuse(format!(

@@ -7,14 +7,17 @@ use super::bitsandbytes::{self, Parts};
 use super::digest::Digest;
 use super::held::Held;
 use super::read::{self, Entry};
-use super::{HEAD, HEAD_IN_MEMORY, shapes};
-use crate::config::Config;
+use crate::config::{Config, HEAD};
 use crate::error::{Error, Result};
 use crate::float::Float;
-use crate::lora::Target;
 use crate::mapped::Bytes;
 use crate::precision::Precision;
+use crate::target::{Target, weight_name};
 use crate::weight::Weight;
+
+/// The head's name in the memory of newer transformers, and so in files that were written past its
+/// own saving.
+const HEAD_IN_MEMORY: &str = "lm_head.weight";
 
 /// A folder that has been checked.
 pub(super) struct Folder {
@@ -76,8 +79,10 @@ fn linear_weights(config: &Config, precision: Precision) -> BTreeMap<String, Pre
     (0..layers)
         .flat_map(|layer| Target::ALL.map(|target| (layer, target)))
         .map(|(layer, target)| {
-            let name = format!("gpt_neox.layers.{layer}.{}.weight", target.path());
-            (name, precision.of_layer(layer, layers))
+            (
+                weight_name(layer, target),
+                precision.of_layer(layer, layers),
+            )
         })
         .collect()
 }
@@ -150,7 +155,7 @@ fn select(
     mut found: BTreeMap<String, Stored>,
 ) -> Result<BTreeMap<String, Stored>> {
     let mut tensors = BTreeMap::new();
-    for (name, shape) in shapes(config) {
+    for (name, shape) in config.shapes() {
         let tensor = found
             .remove(&name)
             .ok_or_else(|| Error::Missing(name.clone()))?;

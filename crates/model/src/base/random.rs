@@ -7,7 +7,6 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::shapes;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::random;
@@ -85,7 +84,7 @@ impl Random {
             kind: self.kind,
             shape,
         };
-        let mut entries: Vec<Entry> = shapes(&self.config).into_iter().map(weight).collect();
+        let mut entries: Vec<Entry> = self.config.shapes().into_iter().map(weight).collect();
         if self.buffers == Buffers::None {
             return entries;
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, View};
 
-use super::{random, shapes};
+use super::random;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -27,7 +27,7 @@ pub fn write_random(dir: &Path, config: &Config, seed: u64) -> Result<()> {
 pub fn write(dir: &Path, config: &Config, values: impl Fn(&str, usize) -> Vec<f32>) -> Result<()> {
     config.validate()?;
     let mut tensors = Vec::new();
-    for (name, shape) in shapes(config) {
+    for (name, shape) in config.shapes() {
         let count = shape.iter().product();
         let values = values(&name, count);
         if values.len() != count {

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::frozen::Outliers;
 use super::{Cpu, CpuCache, Layout, attention, columns, frozen_linear, kernels, rows, write};
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::decoding::Decode;
 use crate::ops::{Affine, Heads, Norm, Ops};

@@ -7,7 +7,7 @@ mod functions;
 
 use pulp::{Simd, WithSimd};
 
-use crate::config::Activation;
+use crate::activation::Activation;
 pub(super) use functions::{dot_in, exp, highest, sum};
 
 /// Runs an operation compiled for AVX2 where the machine has it.

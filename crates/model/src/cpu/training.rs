@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::{
     Cpu, Layout, add_scaled, attention, columns, frozen, kernels, masked, matrix, read, rows, write,
 };
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::dropout::Mask;
 use crate::error::Result;
 use crate::ops::training::{Attended, Learn, Upstream};

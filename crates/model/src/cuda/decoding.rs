@@ -4,7 +4,7 @@ use super::Cuda;
 use super::array::Array;
 use super::heads::{Cache, Layout};
 use super::launch::activation_id;
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::Heads;
 use crate::ops::decoding::Decode;

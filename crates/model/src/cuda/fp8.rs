@@ -6,7 +6,7 @@ use super::Cuda;
 use super::array::{Array, Element, ROWS};
 use super::launch::{Arg, activation_id};
 use super::products::Product;
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::Norm;
 use crate::quant::Fp8;

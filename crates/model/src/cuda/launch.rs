@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::array::{Array, Element};
 use super::heads::most_room;
 use super::{Cuda, card};
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 
 /// A file of kernels, after what it begins with.

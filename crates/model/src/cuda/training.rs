@@ -8,7 +8,7 @@ use super::frozen::Frozen;
 use super::heads::Layout;
 use super::launch::activation_id;
 use super::{Cuda, Flat, Sum};
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::dropout::Mask;
 use crate::error::Result;
 use crate::gpu_limits::GPU_LOGITS;

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::lora::Target;
 use crate::network::factors::Factors;
 use crate::ops::Ops;
+use crate::target::Target;
 
 /// Rows that run with one adapter.
 pub(crate) struct Group<'a, O: Ops> {

@@ -186,7 +186,8 @@ mod tests {
     use crate::Config;
     use crate::base::{self, Base};
     use crate::cpu::Cpu;
-    use crate::lora::{Lora, LoraConfig, Target};
+    use crate::lora::{Lora, LoraConfig};
+    use crate::target::Target;
 
     #[test]
     fn a_batch_in_several_passes_learns_what_it_learns_in_one() {

@@ -19,11 +19,11 @@
 
 use crate::base::Base;
 use crate::error::Result;
-use crate::lora::Target;
 use crate::network::linear::{Backward, Linear, Need, Saved};
 use crate::network::pass::{Pass, Shared};
 use crate::ops::training::{Attended, Input, Learn, Upstream};
 use crate::ops::{Affine, Norm, Ops};
+use crate::target::Target;
 
 /// A layer's frozen weights.
 pub(crate) struct Block<O: Ops> {

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::lora::{Module, Target};
+use crate::lora::Module;
 use crate::ops::{Ops, Slot};
+use crate::target::Target;
 
 /// One module's factors on the device, and where their gradients lie in the flat buffer.
 pub(crate) struct Factor<A> {

@@ -2,10 +2,10 @@
 //! gradients of A, B and x.
 
 use crate::error::Result;
-use crate::lora::Target;
 use crate::network::pass::Pass;
 use crate::ops::training::{Input, Learn, Upstream};
 use crate::ops::{Affine, Ops};
+use crate::target::Target;
 
 /// Frozen weights, and the place that an adapter knows them by.
 pub(crate) struct Linear<O: Ops> {

@@ -2,9 +2,9 @@
 
 use crate::config::Config;
 use crate::dropout::{Dropout, Mask};
-use crate::lora::Target;
 use crate::network::factors::{Factor, Factors};
 use crate::ops::{Heads, Ops};
+use crate::target::Target;
 
 /// What all layers of a network share.
 pub(crate) struct Shared<O: Ops> {

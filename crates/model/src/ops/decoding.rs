@@ -1,7 +1,7 @@
 //! What decoding needs of a device beside [`Ops`]: caches, and attention over them.
 
 use super::{Affine, Heads, Norm, Ops};
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::error::Result;
 
 /// A device's operations of decoding.

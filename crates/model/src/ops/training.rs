@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Affine, Heads, Norm, Ops};
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::dropout::Mask;
 use crate::error::Result;
 use crate::optim::Coefficients;
