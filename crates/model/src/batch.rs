@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::config::Config;
+use crate::cut::Cut;
 use crate::error::{Error, Result};
 
 /// Several records as one sequence; positions restart and attention ends at each record's start.
@@ -133,11 +134,11 @@ impl Batch {
         Ok(())
     }
 
-    /// The batch as parts that are each taken in one pass: see [`passes`].
-    pub(crate) fn parts(&self, at_once: usize) -> Vec<Cow<'_, Self>> {
+    /// The batch as parts that each go through the device in one pass.
+    pub(crate) fn parts(&self, cut: Cut) -> Vec<Cow<'_, Self>> {
         let lengths = self.starts.windows(2);
         let lengths: Vec<usize> = lengths.map(|pair| (pair[1] - pair[0]) as usize).collect();
-        let passes = passes(&lengths, at_once);
+        let passes = cut.batch(&lengths);
         if passes.len() <= 1 {
             return vec![Cow::Borrowed(self)];
         }
@@ -173,62 +174,6 @@ impl Batch {
     }
 }
 
-/// How the records of a window, of these lengths, go through a device in turn. The processor takes
-/// micro-batches of so many records as they are. A card takes as few passes as keep within its
-/// tokens `at_once` ([`tokens_at_once`]), and within what so many of the window's longest record
-/// would have: what a micro-batch takes at the most, of whatever records. What a window learns
-/// depends on neither.
-///
-/// [`tokens_at_once`]: crate::device::tokens_at_once
-#[must_use]
-pub fn window_passes(lengths: &[usize], micro_batch: usize, at_once: usize) -> Vec<Range<usize>> {
-    if at_once == usize::MAX {
-        let starts = (0..lengths.len()).step_by(micro_batch.max(1));
-        return starts
-            .map(|start| start..lengths.len().min(start + micro_batch))
-            .collect();
-    }
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    passes(lengths, at_once.min(micro_batch.saturating_mul(longest)))
-}
-
-/// Splits records of these lengths into as few passes as keep each within `at_once` tokens, the
-/// largest of which is as small as it can be; a record that is longer is a pass of its own. Depends
-/// on the lengths alone, so that it repeats.
-#[must_use]
-pub fn passes(lengths: &[usize], at_once: usize) -> Vec<Range<usize>> {
-    let mut passes = filled(lengths, at_once);
-    let total = lengths.iter().sum();
-    let (mut too_small, mut enough) = (0, at_once.min(total));
-    while enough - too_small > 1 {
-        let middle = too_small + (enough - too_small) / 2;
-        let smaller = filled(lengths, middle);
-        if smaller.len() == passes.len() {
-            (passes, enough) = (smaller, middle);
-        } else {
-            too_small = middle;
-        }
-    }
-    passes
-}
-
-/// Passes of as many records as keep within so many tokens, which are the fewest.
-fn filled(lengths: &[usize], at_once: usize) -> Vec<Range<usize>> {
-    let mut passes: Vec<Range<usize>> = Vec::new();
-    let mut tokens = 0;
-    for (record, length) in lengths.iter().enumerate() {
-        match passes.last_mut() {
-            Some(records) if tokens + length <= at_once => records.end = record + 1,
-            _ => {
-                passes.push(record..record + 1);
-                tokens = 0;
-            }
-        }
-        tokens += length;
-    }
-    passes
-}
-
 pub(crate) fn check_ids(ids: &[u32], config: &Config) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
         Some(id) => Err(Error::Input(format!(
@@ -244,53 +189,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_are_few_and_within_the_limit_and_the_largest_is_small() {
-        let sizes = |lengths: &[usize], at_once| -> Vec<usize> {
-            let passes = passes(lengths, at_once);
-            let records: Vec<usize> = passes.iter().flat_map(Clone::clone).collect();
-            assert!(records.into_iter().eq(0..lengths.len()), "each record once");
-            let size = |records: &Range<usize>| lengths[records.clone()].iter().sum();
-            passes.iter().map(size).collect()
-        };
-        assert_eq!(sizes(&[5, 3, 4], 12), [12]);
-        assert_eq!(sizes(&[5, 3, 4], usize::MAX), [12]);
-        assert_eq!(sizes(&[1; 13], 12), [7, 6]);
-        assert_eq!(sizes(&[4, 4, 4, 4, 2, 2], 14), [12, 8]);
-        assert_eq!(sizes(&[1, 6, 6, 6, 1], 8), [7, 6, 7]);
-        assert_eq!(sizes(&[512; 32], 8192), [8192, 8192]);
-        // A record that is longer than the limit is alone, and nothing is lost beside it.
-        assert_eq!(sizes(&[2, 30, 2, 2], 8), [2, 30, 4]);
-        assert_eq!(sizes(&[9, 9, 9], 1), [9, 9, 9]);
-        assert!(sizes(&[], 8).is_empty());
-        let lengths: Vec<usize> = (0..64).map(|i| i * 37 % 101 + 1).collect();
-        for at_once in 101..700 {
-            let sizes = sizes(&lengths, at_once);
-            assert!(sizes.iter().all(|&size| size <= at_once), "{at_once}");
-            let largest = sizes.iter().copied().max().unwrap();
-            // No smaller one would do, but for that of the longest record.
-            assert!(largest == 101 || sizes.len() < passes(&lengths, largest - 1).len());
-        }
-    }
-
-    #[test]
-    fn a_window_goes_through_a_card_in_fewer_passes_than_it_has_micro_batches() {
-        let lengths = [40, 10, 10, 10, 5, 5, 10, 10];
-        let micro_batches = [0..2, 2..4, 4..6, 6..8];
-        assert_eq!(window_passes(&lengths, 2, usize::MAX), micro_batches);
-        assert_eq!(window_passes(&lengths[..7], 2, usize::MAX)[3], 6..7);
-        // 100 tokens: two records of the longest have 80.
-        assert_eq!(window_passes(&lengths, 2, 8192), [0..2, 2..8]);
-        assert_eq!(window_passes(&lengths, 8, 8192).len(), 1);
-        assert_eq!(window_passes(&lengths, 8, 50), [0..2, 2..8]);
-        for micro_batch in [1, 2, 3, 8] {
-            for records in window_passes(&lengths, micro_batch, 8192) {
-                assert!(lengths[records].iter().sum::<usize>() <= micro_batch * 40);
-            }
-        }
-        assert!(window_passes(&[], 2, 8192).is_empty());
-    }
-
-    #[test]
     fn parts_hold_what_the_batch_holds() {
         let mut batch = Batch::new();
         for (slot, length) in [3_u32, 1, 4, 2].into_iter().enumerate() {
@@ -298,9 +196,11 @@ mod tests {
             let labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
             batch.push(&ids, &labels, slot as u32);
         }
-        assert_eq!(batch.parts(10), [Cow::Borrowed(&batch)]);
+        for whole in [Cut::ByRecords, Cut::ByTokens(10)] {
+            assert_eq!(batch.parts(whole), [Cow::Borrowed(&batch)]);
+        }
         let mut again = Batch::new();
-        for part in batch.parts(5) {
+        for part in batch.parts(Cut::ByTokens(5)) {
             assert!(part.tokens() <= 5);
             for (pair, &slot) in part.starts.windows(2).zip(&part.slots) {
                 let tokens = pair[0] as usize..pair[1] as usize;

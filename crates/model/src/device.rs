@@ -2,6 +2,7 @@
 //! computes on it.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use crate::base::Base;
 #[cfg(feature = "cuda")]
 use crate::cuda::Opened;
+use crate::cut::Cut;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::gpu_limits::GpuMemory;
@@ -133,15 +135,27 @@ impl Gpu {
     }
 }
 
-/// Returns the tokens that training takes through a card in one pass, unless a record alone is
-/// longer: gradients are sums, so that a micro-batch of several passes learns the same in less
-/// memory. The processor takes a micro-batch as it is.
-#[must_use]
-pub fn tokens_at_once(device: Device, precision: Precision) -> usize {
-    match (device, precision) {
-        (Device::Cpu, _) => usize::MAX,
-        (Device::Cuda { .. }, Precision::Nf4 | Precision::Int8) => 2048,
-        (Device::Cuda { .. }, _) => 8192,
+impl Device {
+    /// How a window of records of these lengths goes through the device: each range is a pass.
+    ///
+    /// A CPU pass is one micro-batch. A GPU pass holds as many records as its memory is planned
+    /// for, but never more tokens than a micro-batch of the window's longest record.
+    #[must_use]
+    pub fn passes(
+        self,
+        precision: Precision,
+        lengths: &[usize],
+        micro_batch: usize,
+    ) -> Vec<Range<usize>> {
+        self.cut(precision).window(lengths, micro_batch)
+    }
+
+    pub(crate) fn cut(self, precision: Precision) -> Cut {
+        match (self, precision) {
+            (Self::Cpu, _) => Cut::ByRecords,
+            (Self::Cuda { .. }, Precision::Nf4 | Precision::Int8) => Cut::ByTokens(2048),
+            (Self::Cuda { .. }, _) => Cut::ByTokens(8192),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod passes;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,9 +13,9 @@ use crate::config::Config;
 use crate::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
+use crate::device::Device;
 #[cfg(not(feature = "cuda"))]
 use crate::device::not_built;
-use crate::device::{Device, tokens_at_once};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
@@ -28,6 +29,7 @@ use passes::Share;
 pub struct Engine {
     base: Arc<Base>,
     networks: Networks,
+    device: Device,
     loaded_in: Duration,
 }
 
@@ -123,18 +125,17 @@ impl Engine {
     /// base. Of a base that was only opened: one of its tensors has values that are not finite or
     /// do not fit.
     pub fn on(base: Arc<Base>, device: Device) -> Result<Self> {
-        let at_once = tokens_at_once(device, base.precision());
         let (networks, began) = match device {
             Device::Cpu => {
                 let began = Instant::now();
-                let network = Network::new(Cpu, &base, at_once)?;
+                let network = Network::new(Cpu, &base)?;
                 (Networks::Cpu(Box::new(network)), began)
             }
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal, float } => {
                 let cuda = Cuda::new(ordinal, float, &base)?;
                 let began = Instant::now();
-                let network = Network::new(cuda, &base, at_once)?;
+                let network = Network::new(cuda, &base)?;
                 (Networks::Cuda(Box::new(network)), began)
             }
             #[cfg(not(feature = "cuda"))]
@@ -143,6 +144,7 @@ impl Engine {
         Ok(Self {
             base,
             networks,
+            device,
             loaded_in: began.elapsed(),
         })
     }
@@ -249,10 +251,11 @@ impl Engine {
         &self.base
     }
 
-    /// Tokens that training takes through the device in one pass, [`tokens_at_once`].
+    /// How a window of records of these lengths goes through the device: [`Device::passes`].
     #[must_use]
-    pub fn tokens_at_once(&self) -> usize {
-        on!(Networks, &self.networks, network => network.at_once())
+    pub fn passes(&self, lengths: &[usize], micro_batch: usize) -> Vec<Range<usize>> {
+        self.device
+            .passes(self.base.precision(), lengths, micro_batch)
     }
 
     /// The base's configuration.
@@ -268,7 +271,7 @@ impl Engine {
     pub fn evaluate(&self, lora: Option<&Lora>, batch: &Batch) -> Result<WindowLoss> {
         on!(Networks, &self.networks, network => {
             let factors = lora.map(|lora| network.factors(lora)).transpose()?;
-            network.evaluate(batch, factors.as_ref())
+            network.evaluate(batch, self.device.cut(self.base.precision()), factors.as_ref())
         })
     }
 

@@ -28,6 +28,7 @@ mod canonical;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod cut;
 mod decode;
 mod dropout;
 mod gpu_limits;

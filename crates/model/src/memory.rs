@@ -1,5 +1,5 @@
-//! What a run will need in memory, before it starts: on the processor of the process, on a card of
-//! what the process lends from it, beside which the driver takes some hundred megabytes for itself.
+//! Estimates a run's memory before it starts. On the CPU this is process memory; on a GPU it is the
+//! driver's pool, and the driver itself takes some hundred MB more.
 
 use crate::config::Config;
 use crate::device::Device;
@@ -10,28 +10,30 @@ use crate::precision::Precision;
 use crate::quant::nf4;
 use crate::target::Target;
 
-/// Bytes by purpose.
+/// The memory of a training run, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The base as it is held.
+    /// The frozen base in its precision.
     pub weights: u64,
-    /// Adapter values and their gradients.
-    pub lora: u64,
-    /// The optimizer's two moments.
-    pub optimizer: u64,
-    /// What a pass keeps for backward, and its largest temporaries.
+    /// The adapter's values. A GPU also holds them in the type of its products.
+    pub values: u64,
+    /// The gradients of the values.
+    pub gradients: u64,
+    /// The optimizer's two moments of each value.
+    pub moments: u64,
+    /// What the largest pass saves for backward, and its largest temporaries.
     pub activations: u64,
 }
 
 impl Plan {
-    /// All of it.
+    /// The sum.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.weights + self.lora + self.optimizer + self.activations
+        self.weights + self.values + self.gradients + self.moments + self.activations
     }
 }
 
-/// Adapter values of a configuration.
+/// The count of values in an adapter.
 #[must_use]
 pub fn trainable(config: &Config, lora: &LoraConfig) -> u64 {
     let per_layer: usize = lora
@@ -43,7 +45,7 @@ pub fn trainable(config: &Config, lora: &LoraConfig) -> u64 {
     (per_layer * config.num_hidden_layers) as u64
 }
 
-/// The memory of a base that is held in a precision on a device.
+/// The bytes of a base in a precision on a device.
 #[must_use]
 pub fn weights(config: &Config, precision: Precision, device: Device) -> u64 {
     let layers = config.num_hidden_layers;
@@ -52,12 +54,25 @@ pub fn weights(config: &Config, precision: Precision, device: Device) -> u64 {
     for (inputs, outputs) in Target::ALL.map(|target| target.widths(config)) {
         for layer in 0..layers {
             let precision = precision.of_layer(layer, layers);
-            // In this order: NF4's tables have one size, so that a tiny weight is smaller in full.
+            // Add before subtracting: NF4's tables make a tiny weight larger than in full.
             bytes += linear_bytes(inputs, outputs, precision, device) as u64;
             bytes -= (float * inputs * outputs) as u64;
         }
     }
     bytes
+}
+
+/// The tokens of the largest pass over a window of records of these lengths.
+#[must_use]
+pub fn largest_pass(
+    lengths: &[usize],
+    micro_batch: usize,
+    precision: Precision,
+    device: Device,
+) -> usize {
+    let passes = device.passes(precision, lengths, micro_batch).into_iter();
+    let tokens = passes.map(|records| lengths[records].iter().sum());
+    tokens.max().unwrap_or(0)
 }
 
 /// The memory of training with passes of at most `tokens` tokens.
@@ -69,7 +84,7 @@ pub fn plan(
     precision: Precision,
     device: Device,
 ) -> Plan {
-    let values = trainable(config, lora);
+    let count = trainable(config, lora);
     let logits = match device {
         Device::Cpu => <crate::cpu::Cpu as crate::ops::training::Learn>::LOGITS_AT_ONCE,
         Device::Cuda { .. } => GPU_LOGITS,
@@ -80,30 +95,31 @@ pub fn plan(
     let float = float_bytes(device);
     let hidden = config.hidden_size;
     let widest = (3 * hidden).max(config.intermediate_size);
-    // Alive at once outside of what is kept: on the processor the widest product with its gradient,
-    // three residual rows, and a chunk of logits; on a card the joint product's gradient with four
-    // residual rows, and logits that become their gradient in place.
-    let (kept, passing, around) = match device {
+    // The temporaries that are alive at the same time. On the CPU: the widest product and its
+    // gradient, residual rows, and a chunk of logits and its gradient. On a GPU: the gradient of the
+    // widest product, residual rows, and logits that become their gradient in place.
+    let (saved, temporary, loss) = match device {
         Device::Cpu => {
-            let passing = 2 * widest + 4 * hidden;
-            (kept_on_cpu(config, lora), passing, 2 * logits)
+            let temporary = 2 * widest + 4 * hidden;
+            (saved_on_cpu(config, lora), temporary, 2 * logits)
         }
-        Device::Cuda { .. } => (kept_on_card(config, lora), widest + 4 * hidden, logits),
+        Device::Cuda { .. } => (saved_on_gpu(config, lora), widest + 4 * hidden, logits),
     };
     let log_sums = 4 * config.num_attention_heads;
-    let token = config.num_hidden_layers * (float * kept + log_sums) + float * passing;
-    let mut activations = tokens * token + float * around;
+    let token = config.num_hidden_layers * (float * saved + log_sums) + float * temporary;
+    let mut activations = tokens * token + float * loss;
     activations += scratch(config, tokens, precision, device);
-    let mut of_lora = 8 * values;
+    let mut values = 4 * count;
     if let Device::Cuda { .. } = device {
         activations += GPU_WORKSPACE;
         // The factors in the type of the products.
-        of_lora += float as u64 * values;
+        values += float as u64 * count;
     }
     Plan {
         weights: weights(config, precision, device),
-        lora: of_lora,
-        optimizer: 8 * values,
+        values,
+        gradients: 4 * count,
+        moments: 8 * count,
         activations: activations as u64,
     }
 }
@@ -128,7 +144,7 @@ fn linear_bytes(inputs: usize, outputs: usize, precision: Precision, device: Dev
     match (precision, device) {
         (Precision::Nf4, _) => nf4::bytes(count),
         (Precision::Int8, _) | (Precision::Fp8, Device::Cpu) => count + 4 * outputs,
-        // Also turned round, for the way back.
+        // Also stored transposed, for the backward pass.
         (Precision::Fp8, Device::Cuda { .. }) => 2 * count + 4 * outputs,
         (Precision::Bf16 | Precision::Fp16, Device::Cpu) => 2 * count,
         (Precision::F32, Device::Cpu) => 4 * count,
@@ -138,31 +154,31 @@ fn linear_bytes(inputs: usize, outputs: usize, precision: Precision, device: Dev
     }
 }
 
-/// Values kept for each token and layer: the residual before attention and before the MLP, queries,
-/// keys, values, the attention's output, the activation's slope, and of each adapted product the
-/// input and what is left of it.
-fn kept_on_cpu(config: &Config, lora: &LoraConfig) -> usize {
+/// Values that each token saves in each layer: the residual before attention and before the MLP,
+/// queries, keys, values, attention's output, the activation's derivative, and for each adapted
+/// product its input and the output of LoRA's A.
+fn saved_on_cpu(config: &Config, lora: &LoraConfig) -> usize {
     let adapted = lora.targets.iter().map(|target| target.widths(config).0);
     let adapted: usize = adapted.map(|inputs| inputs + lora.rank).sum();
     6 * config.hidden_size + config.intermediate_size + adapted
 }
 
-/// The same on a card, where a product's input is kept masked; without dropout it is the matrix
-/// itself, which for the one after attention is kept already. In the parallel arrangement the MLP
-/// starts from the layer's input.
-fn kept_on_card(config: &Config, lora: &LoraConfig) -> usize {
+/// [`saved_on_cpu`] on a GPU. A product's input is saved masked. Without dropout it is the matrix
+/// itself, and attention's output is saved already. With a parallel residual the MLP starts from
+/// the layer's input, so that one residual is saved.
+fn saved_on_gpu(config: &Config, lora: &LoraConfig) -> usize {
     let hidden = config.hidden_size;
     let residuals = if config.use_parallel_residual { 1 } else { 2 };
     let adapted = lora.targets.iter().map(|&target| {
-        let is_kept = target == Target::Dense && lora.dropout == 0.0;
-        let input = if is_kept { 0 } else { target.widths(config).0 };
+        let is_saved = target == Target::Dense && lora.dropout == 0.0;
+        let input = if is_saved { 0 } else { target.widths(config).0 };
         input + lora.rank
     });
     (residuals + 4) * hidden + config.intermediate_size + adapted.sum::<usize>()
 }
 
-/// Bytes that come and go around a product by a weight that is not in the type of the product: its
-/// widened form, or the codes of the activations and the product before it lies row by row.
+/// Bytes of the temporaries of a product by a weight that is not in the product's type: the weight
+/// in that type, or the codes of the activations and the product in its first layout.
 fn scratch(config: &Config, tokens: usize, precision: Precision, device: Device) -> usize {
     let float = float_bytes(device);
     let of = |(inputs, outputs): (usize, usize)| match (precision, device) {
@@ -173,7 +189,7 @@ fn scratch(config: &Config, tokens: usize, precision: Precision, device: Device)
         (_, Device::Cpu) => 4 * inputs * outputs,
         (Precision::Bf16 | Precision::Fp16, Device::Cuda { .. }) => 0,
         (Precision::Fp8, Device::Cuda { .. }) => tokens * (inputs.max(outputs) + 4),
-        // NF4's scales are widened before its codes are.
+        // NF4's scales are expanded before its codes.
         (Precision::Nf4, Device::Cuda { .. }) => {
             inputs * outputs * float + inputs * outputs / nf4::BLOCK * 4
         }
@@ -189,7 +205,7 @@ mod tests {
     use crate::device::DeviceName;
 
     #[test]
-    fn a_plan_is_what_a_card_was_measured_to_lend() {
+    fn a_plan_is_what_a_gpu_was_measured_to_take() {
         let config = br#"{"vocab_size": 32000, "hidden_size": 2816, "num_hidden_layers": 36,
             "num_attention_heads": 22, "intermediate_size": 11264, "max_position_embeddings": 2048}"#;
         let config = Config::from_json(config).unwrap();

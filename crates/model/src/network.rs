@@ -26,8 +26,6 @@ pub(crate) struct Network<O: Ops> {
     pub(crate) blocks: Vec<Block<O>>,
     final_norm: Norm<O::Array>,
     head: O::Array,
-    /// Tokens that training takes in one pass.
-    at_once: usize,
 }
 
 /// What backward needs of a forward: nothing for the layers below the first adapted one.
@@ -42,8 +40,8 @@ impl<A> Tape<A> {
 }
 
 impl<O: Ops> Network<O> {
-    /// Brings a base onto the device; training takes `at_once` tokens in one pass.
-    pub(crate) fn new(ops: O, base: &Base, at_once: usize) -> Result<Self> {
+    /// Brings a base onto the device.
+    pub(crate) fn new(ops: O, base: &Base) -> Result<Self> {
         let config = base.config().clone();
         // In the order of `shapes`, so that the next tensors are on their way before they are asked
         // for.
@@ -61,7 +59,6 @@ impl<O: Ops> Network<O> {
             blocks,
             final_norm: block::norm(&ops, base, "gpt_neox.final_layer_norm")?,
             head,
-            at_once,
             shared: Shared {
                 heads: heads(&ops, &config)?,
                 config,
@@ -74,10 +71,6 @@ impl<O: Ops> Network<O> {
 
     pub(crate) fn config(&self) -> &Config {
         &self.shared.config
-    }
-
-    pub(crate) fn at_once(&self) -> usize {
-        self.at_once
     }
 
     pub(crate) fn ops(&self) -> &O {

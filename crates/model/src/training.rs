@@ -57,7 +57,7 @@ struct State<'a, O: Learn> {
     skipped: u64,
     /// The values' matrices: made anew once a step.
     factors: Factors<O::Array>,
-    /// Sum and targets of each batch of the window; read when somebody asks, so that nothing waits
+    /// Sum and targets of each pass of the window; read when somebody asks, so that nothing waits
     /// for the device before.
     losses: Vec<(O::Sum, u64)>,
 }
@@ -85,8 +85,9 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// Runs a batch forward and backward, and adds the gradient of the *sum* of its token losses to
-    /// the window's. Dropout is the one of the window's step.
+    /// Runs a batch forward and backward in one pass, and adds the gradient of the *sum* of its
+    /// token losses to the window's. Dropout is the one of the window's step.
+    /// [`Engine::passes`] cuts a window into batches that fit.
     ///
     /// The same input gives the same bits, whatever else the machine does.
     ///
@@ -295,8 +296,7 @@ mod tests {
             (0..count).map(|at| bound * (at as f32).sin()).collect()
         })
         .unwrap();
-        let network =
-            Network::new(cpu::Cpu, &Base::load(folder.path()).unwrap(), usize::MAX).unwrap();
+        let network = Network::new(cpu::Cpu, &Base::load(folder.path()).unwrap()).unwrap();
         let settings = LoraConfig {
             rank: 4,
             alpha: 8.0,

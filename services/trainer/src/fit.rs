@@ -1,8 +1,6 @@
 //! Whether a job fits into its device's memory: the plan of the largest pass over the rows as the
 //! job will read them.
 
-use togi_model::batch::window_passes;
-use togi_model::device::tokens_at_once;
 use togi_model::memory::{self, Plan};
 use togi_model::{Config, DeviceName};
 use togi_proto::trainer::v1 as proto;
@@ -46,22 +44,22 @@ impl Need {
     /// not. If the available memory is unknown, everything fits.
     pub fn check(&self, available: Option<u64>) -> Result<proto::MemoryPlan> {
         let tokens = self.largest_pass(self.recipe.batch_size);
-        let plan = self.plan(tokens);
+        let plan = self.to_proto(&self.plan(tokens), tokens, available);
         match available {
-            Some(available) if plan.total() > available => Err(Error::Memory {
-                device: self.device.to_string(),
-                needed: plan.total(),
+            Some(available) if plan.total_bytes > available => Err(Error::Memory {
+                needed: plan.total_bytes,
                 available,
                 plan: format!(
                     "weights {}, lora {}, optimizer {}, activations {}",
-                    plan.weights,
-                    plan.lora / 2,
-                    plan.optimizer + plan.lora - plan.lora / 2,
-                    plan.activations
+                    plan.weights_bytes,
+                    plan.lora_bytes,
+                    plan.optimizer_bytes,
+                    plan.activations_bytes
                 ),
                 largest: self.largest_micro_batch(available),
+                device: plan.device,
             }),
-            _ => Ok(self.to_proto(&plan, tokens, available)),
+            _ => Ok(plan),
         }
     }
 
@@ -71,13 +69,12 @@ impl Need {
         memory::plan(&self.config, &self.recipe.lora, tokens, precision, device)
     }
 
-    /// Moves the gradients from the values, where the engine counts them, to the optimizer.
+    /// The contract counts the gradients with the optimizer.
     fn to_proto(&self, plan: &Plan, tokens: usize, available: Option<u64>) -> proto::MemoryPlan {
-        let gradients = 4 * memory::trainable(&self.config, &self.recipe.lora);
         proto::MemoryPlan {
             weights_bytes: plan.weights,
-            lora_bytes: plan.lora - gradients,
-            optimizer_bytes: plan.optimizer + gradients,
+            lora_bytes: plan.values,
+            optimizer_bytes: plan.gradients + plan.moments,
             activations_bytes: plan.activations,
             total_bytes: plan.total(),
             available_bytes: available.unwrap_or(0),
@@ -86,8 +83,9 @@ impl Need {
         }
     }
 
-    /// The largest micro-batch that fits; none if not even one record does. A smaller one may cut
-    /// the windows so that its largest pass is larger, so that this is the best that halving finds.
+    /// The largest micro-batch that fits; `None` if not even one record does. Memory need not grow
+    /// with the micro-batch, because the windows are cut differently: this is the best that
+    /// bisection finds.
     fn largest_micro_batch(&self, available: u64) -> Option<u32> {
         let (mut fits, mut too_large) = (0, self.recipe.batch_size);
         while too_large - fits > 1 {
@@ -107,12 +105,10 @@ impl Need {
             batch_size,
             ..self.recipe.clone()
         };
-        let at_once = tokens_at_once(self.device.device(recipe.precision), recipe.precision);
-        let largest = |window: &[usize]| {
-            let passes = window_passes(window, batch_size as usize, at_once).into_iter();
-            let tokens = passes.map(|records| window[records].iter().sum::<usize>());
-            tokens.max().unwrap_or(0)
-        };
+        let precision = recipe.precision;
+        let device = self.device.device(precision);
+        let largest =
+            |window: &[usize]| memory::largest_pass(window, batch_size as usize, precision, device);
         match &self.lengths {
             Lengths::AtMost { rows, length } => {
                 let records = recipe.window().min(*rows);
@@ -204,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_takes_a_window_in_passes_of_its_own() {
+    fn a_gpu_takes_a_window_in_its_own_passes() {
         let lengths = Lengths::AtMost {
             rows: 100,
             length: 1000,
@@ -220,6 +216,37 @@ mod tests {
         assert_eq!(need.largest_pass(4), 1600);
         need.device = DeviceName::Cpu;
         assert_eq!(need.largest_pass(4), 1200);
+    }
+
+    #[test]
+    fn a_refusal_has_the_figures_of_the_plan() {
+        let lengths = Lengths::AtMost {
+            rows: 100,
+            length: 50,
+        };
+        for device in ["cpu", "cuda:1"] {
+            let mut need = need(device, lengths.clone());
+            need.recipe.precision = Precision::Bf16;
+            let accepted = need.check(None).unwrap();
+            let values = memory::trainable(&need.config, &need.recipe.lora);
+            // A GPU also holds the values in bf16.
+            let held = if device == "cpu" { 4 } else { 4 + 2 };
+            assert_eq!(accepted.lora_bytes, held * values);
+            assert_eq!(accepted.optimizer_bytes, (4 + 8) * values);
+            let Err(Error::Memory { plan, .. }) = need.check(Some(0)) else {
+                panic!("nothing fits into no memory");
+            };
+            assert_eq!(
+                plan,
+                format!(
+                    "weights {}, lora {}, optimizer {}, activations {}",
+                    accepted.weights_bytes,
+                    accepted.lora_bytes,
+                    accepted.optimizer_bytes,
+                    accepted.activations_bytes
+                )
+            );
+        }
     }
 
     #[test]

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use togi_model::device::tokens_at_once;
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{
     Base, Batch, DeviceName, Dropout, Engine, Lora, LoraConfig, Precision, Target, Training, World,
@@ -138,10 +137,12 @@ fn main() {
         .as_deref()
         .map_or_else(records::random, records::read);
     let device = DeviceName::Cuda { ordinal: 0 }.device(precision);
-    let at_once = tokens_at_once(device, precision);
     let windows: Vec<Vec<Batch>> = records
         .chunks(micro * accumulation)
-        .map(|records| records::window(records, micro, at_once))
+        .map(|records| {
+            let lengths: Vec<usize> = records.iter().map(Vec::len).collect();
+            records::window(records, device.passes(precision, &lengths, micro))
+        })
         .collect();
     let began = Instant::now();
     let base = Base::open(&wanted.base, precision).expect("a base");

@@ -1,13 +1,13 @@
 //! The records that are trained on: lines of token ids, in the order of the file, or made up where
 //! there is no file.
 
+use std::ops::Range;
 use std::path::Path;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use togi_model::Batch;
-use togi_model::batch::window_passes;
 
 /// Of Dolly-ja's records, in tokens; what is made up is as long.
 const MEAN: f64 = 166.0;
@@ -43,11 +43,10 @@ pub(crate) fn random() -> Vec<Vec<u32>> {
     (0..COUNT).map(record).collect()
 }
 
-/// A window of records as it goes through a card: every token is learned.
-pub(crate) fn window(records: &[Vec<u32>], micro: usize, at_once: usize) -> Vec<Batch> {
-    let lengths: Vec<usize> = records.iter().map(Vec::len).collect();
-    let passes = window_passes(&lengths, micro, at_once).into_iter();
+/// A window of records, cut into passes: every token is learned.
+pub(crate) fn window(records: &[Vec<u32>], passes: Vec<Range<usize>>) -> Vec<Batch> {
     passes
+        .into_iter()
         .map(|range| {
             let mut batch = Batch::new();
             for slot in range {

@@ -1,6 +1,7 @@
 //! Passes through the network on any device: batches and sequences in, losses and logits out.
 
 use crate::batch::{Batch, WindowLoss};
+use crate::cut::Cut;
 use crate::decode::forward::DecodingPass;
 use crate::decode::groups::{Group, Groups};
 use crate::dropout::{Dropout, Place};
@@ -22,8 +23,8 @@ pub(super) struct Share<'a, O: Decode> {
 }
 
 impl<O: Learn> Network<O> {
-    /// Adds `factor` times the gradient of the sum of a batch's token losses; returns the sum and
-    /// the count of targets of each pass that has any.
+    /// Takes a batch through the device in one pass and adds `factor` times the gradient of the sum
+    /// of its token losses. Returns the sum and the count of targets, if it has any.
     pub(crate) fn learn(
         &self,
         batch: &Batch,
@@ -31,23 +32,8 @@ impl<O: Learn> Network<O> {
         dropout: Option<&Dropout>,
         gradients: &mut O::Flat,
         factor: f32,
-    ) -> Result<Vec<(O::Sum, u64)>> {
-        batch.validate(self.config())?;
-        let mut losses = Vec::new();
-        for part in batch.parts(self.at_once()) {
-            losses.extend(self.learn_at_once(&part, factors, dropout, gradients, factor)?);
-        }
-        Ok(losses)
-    }
-
-    fn learn_at_once(
-        &self,
-        batch: &Batch,
-        factors: &Factors<O::Array>,
-        dropout: Option<&Dropout>,
-        gradients: &mut O::Flat,
-        factor: f32,
     ) -> Result<Option<(O::Sum, u64)>> {
+        batch.validate(self.config())?;
         let (rows, targets) = batch.targets();
         if targets.is_empty() {
             return Ok(None);
@@ -67,15 +53,16 @@ impl<O: Learn> Network<O> {
         Ok(Some((sum, targets.len() as u64)))
     }
 
-    /// A batch's loss.
+    /// A batch's loss, by passes as `cut` makes them.
     pub(super) fn evaluate(
         &self,
         batch: &Batch,
+        cut: Cut,
         factors: Option<&Factors<O::Array>>,
     ) -> Result<WindowLoss> {
         batch.validate(self.config())?;
         let mut loss = WindowLoss::default();
-        for part in batch.parts(self.at_once()) {
+        for part in batch.parts(cut) {
             loss.add(self.evaluate_at_once(&part, factors)?);
         }
         Ok(loss)
@@ -221,12 +208,16 @@ mod tests {
             seed: 1,
             step: 2,
         };
-        let learn = |at_once: usize| {
-            let network = Network::new(Cpu, &base, at_once).unwrap();
-            let factors = network.factors(&lora).unwrap();
+        let network = Network::new(Cpu, &base).unwrap();
+        let factors = network.factors(&lora).unwrap();
+        let learn = |cut: Cut| {
             let mut gradients = network.ops().flat(&vec![0.0; lora.len()]).unwrap();
-            let losses = network.learn(&batch, &factors, Some(&dropout), &mut gradients, 1.0);
-            let losses = losses.unwrap();
+            let parts = batch.parts(cut);
+            let learned = parts.iter().filter_map(|part| {
+                let loss = network.learn(part, &factors, Some(&dropout), &mut gradients, 1.0);
+                loss.unwrap()
+            });
+            let losses: Vec<_> = learned.collect();
             let read = |(sum, _): &(_, u64)| network.ops().read_sum(sum).unwrap();
             (
                 losses.len(),
@@ -235,18 +226,14 @@ mod tests {
                 network.ops().read_flat(&gradients).unwrap(),
             )
         };
-        let (passes, loss, targets, whole) = learn(usize::MAX);
+        let (passes, loss, targets, whole) = learn(Cut::ByRecords);
         assert_eq!((passes, targets), (1, 27));
-        let (passes, sum, targets, parts) = learn(12);
+        let (passes, sum, targets, parts) = learn(Cut::ByTokens(12));
         // The record of one token has nothing to learn, and its pass none of the losses.
         assert_eq!((passes, targets), (3, 27));
         assert!((sum / loss - 1.0).abs() < 1e-5);
-        let evaluate = |at_once: usize| {
-            let network = Network::new(Cpu, &base, at_once).unwrap();
-            let factors = network.factors(&lora).unwrap();
-            network.evaluate(&batch, Some(&factors)).unwrap()
-        };
-        let (whole_loss, parts_loss) = (evaluate(usize::MAX), evaluate(12));
+        let evaluate = |cut: Cut| network.evaluate(&batch, cut, Some(&factors)).unwrap();
+        let (whole_loss, parts_loss) = (evaluate(Cut::ByRecords), evaluate(Cut::ByTokens(12)));
         assert_eq!(parts_loss.targets, whole_loss.targets);
         assert!((parts_loss.sum / whole_loss.sum - 1.0).abs() < 1e-5);
         let square = |values: &mut dyn Iterator<Item = f32>| -> f32 { values.map(|v| v * v).sum() };

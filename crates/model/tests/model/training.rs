@@ -269,14 +269,18 @@ fn lora_settings_out_of_range_are_refused_by_name() {
 fn the_memory_plan_counts_what_is_there() {
     let config = support::config();
     let lora = support::lora_config(&[Target::QueryKeyValue]);
+    let lora_values = memory::trainable(&config, &lora);
     let plan = |tokens| memory::plan(&config, &lora, tokens, Precision::F32, Device::Cpu);
     let larger = plan(200);
     let plan = plan(100);
     assert_eq!(plan.weights, 4 * config.parameters());
-    assert_eq!(plan.lora, plan.optimizer);
+    assert_eq!(
+        [plan.values, plan.gradients, plan.moments],
+        [1, 1, 2].map(|n| n * 4 * lora_values)
+    );
     assert!(larger.activations > plan.activations);
     assert_eq!(
         plan.total(),
-        plan.weights + plan.lora + plan.optimizer + plan.activations
+        plan.weights + plan.values + plan.gradients + plan.moments + plan.activations
     );
 }

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
-use togi_model::batch::window_passes;
 use togi_model::{Batch, Config, Dropout, Engine, Lora, Training, World, optim};
 use togi_tokens::Row;
 use tokio::sync::mpsc;
@@ -100,7 +99,6 @@ pub fn train(
         warmup: recipe.warmup_steps,
         total: plan.steps,
     };
-    let at_once = engine.tokens_at_once();
     let mut meter = Meter::new(plan.steps, plan.rows);
     let mut saved = state.progress.step;
     while state.progress.step < plan.steps && request.get() == 0 {
@@ -116,7 +114,7 @@ pub fn train(
             seed: recipe.seed,
             step,
         };
-        for batch in batches(&window, recipe.batch_size, at_once) {
+        for batch in batches(engine, &window, recipe.batch_size) {
             training.accumulate(&batch, Some(&dropout))?;
         }
         let (loss, norm) = training.step(rate, recipe.max_gradient_norm)?;
@@ -203,11 +201,11 @@ fn window(rows: &mut impl Iterator<Item = Result<Row>>, records: u64) -> Result<
     Ok(Some(window))
 }
 
-/// Packs a window into what goes through the device at once. A record's slot is its place in the
-/// window, so that dropout does not see the packing.
-fn batches(window: &[Row], batch_size: u32, at_once: usize) -> impl Iterator<Item = Batch> {
+/// Packs a window into the engine's passes. A record's slot is its place in the window, so that
+/// dropout does not see the packing.
+fn batches(engine: &Engine, window: &[Row], batch_size: u32) -> impl Iterator<Item = Batch> {
     let lengths: Vec<usize> = window.iter().map(|row| row.input_ids.len()).collect();
-    let passes = window_passes(&lengths, batch_size as usize, at_once).into_iter();
+    let passes = engine.passes(&lengths, batch_size as usize).into_iter();
     passes.map(|records| {
         let mut batch = Batch::new();
         for slot in records {
