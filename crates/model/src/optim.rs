@@ -1,5 +1,5 @@
-//! AdamW over one flat buffer, clipping by the global norm, and the learning rate's schedule; all
-//! of it bit-exact.
+//! AdamW over one flat buffer, clipping by the global norm, the loss scale and the learning rate's
+//! schedule; all of it bit-exact.
 
 use crate::error::{Error, Result};
 
@@ -27,8 +27,8 @@ impl Default for AdamWConfig {
     }
 }
 
-/// What a loss is multiplied by where gradients are held in fp16, so that small ones do not vanish:
-/// halved when a gradient overflows, doubled after [`LossScale::PATIENCE`] steps without.
+/// The factor on a loss whose gradients are held in fp16, so that small ones do not vanish. It is
+/// halved when a gradient overflows, and doubled after [`LossScale::PATIENCE`] steps without.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale {
     /// A power of two.
@@ -40,22 +40,22 @@ pub struct LossScale {
 impl LossScale {
     /// Steps without an overflow before it is doubled.
     pub const PATIENCE: u32 = 2000;
-    /// The scale is of a mean loss, but gradients are of sums: of about so many targets.
+    /// The scale was chosen for a mean loss; our gradients are sums over about this many targets.
     const TARGETS: f32 = 4096.0;
 
-    /// The scale: of a step's mean loss, about.
+    /// The scale of a step's mean loss.
     #[must_use]
     pub fn scale(self) -> f32 {
         self.scale
     }
 
-    /// What the sum of the losses is multiplied by.
+    /// The factor on the sum of the losses.
     #[must_use]
     pub fn factor(self) -> f32 {
         self.scale / Self::TARGETS
     }
 
-    /// After a step that was taken.
+    /// The scale after a step that was taken.
     #[must_use]
     pub fn after_step(self) -> Self {
         if self.good + 1 < Self::PATIENCE {
@@ -66,8 +66,7 @@ impl LossScale {
         Self { scale, good: 0 }
     }
 
-    /// After a gradient that was not finite; none if the scale would fall below 1, which no loss
-    /// needs.
+    /// The scale after a gradient that was not finite; `None` below 1, which no loss needs.
     #[must_use]
     pub fn after_overflow(self) -> Option<Self> {
         let scale = self.scale / 2.0;
@@ -84,8 +83,8 @@ impl Default for LossScale {
     }
 }
 
-/// AdamW ([Loshchilov and Hutter](https://arxiv.org/abs/1711.05101)) with bias correction; its
-/// state is f32.
+/// The state of AdamW ([Loshchilov and Hutter](https://arxiv.org/abs/1711.05101)) with bias
+/// correction, in f32. The device takes its steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamW {
     config: AdamWConfig,
@@ -96,7 +95,7 @@ pub struct AdamW {
 }
 
 const MAGIC: &[u8; 8] = b"togiadw1";
-/// Of a state that ends with a loss scale.
+/// The magic of a state that ends with a loss scale.
 const MAGIC_WITH_SCALE: &[u8; 8] = b"togiadw2";
 
 impl AdamW {
@@ -118,27 +117,7 @@ impl AdamW {
         self.steps
     }
 
-    /// Takes one step: `p ← p (1 − lr λ) − lr m̂ / (√v̂ + ε)`.
-    ///
-    /// # Errors
-    /// `values` or `grads` have another length than the state.
-    pub fn step(&mut self, values: &mut [f32], grads: &[f32], lr: f64) -> Result<()> {
-        if values.len() != self.m.len() || grads.len() != self.m.len() {
-            let reason = format!(
-                "{} values and {} gradients for {}",
-                values.len(),
-                grads.len(),
-                self.m.len()
-            );
-            return Err(Error::format("optimizer step", reason));
-        }
-        self.steps += 1;
-        let coefficients = Coefficients::new(self.config, self.steps, lr);
-        coefficients.apply(values, grads, (&mut self.m, &mut self.v));
-        Ok(())
-    }
-
-    /// The loss scale that the state came with, if it is of a training in fp16.
+    /// The loss scale of a training in fp16.
     #[must_use]
     pub fn loss_scale(&self) -> Option<LossScale> {
         self.loss_scale
@@ -149,7 +128,7 @@ impl AdamW {
         (self.config, self.steps, [&self.m, &self.v])
     }
 
-    /// Puts together what [`AdamW::parts`] and [`AdamW::loss_scale`] gave.
+    /// The state of these parts: see [`AdamW::parts`] and [`AdamW::loss_scale`].
     pub(crate) fn from_parts(
         config: AdamWConfig,
         steps: u64,
@@ -189,7 +168,7 @@ impl AdamW {
     /// The state that [`AdamW::to_bytes`] wrote, bit for bit.
     ///
     /// # Errors
-    /// The bytes are no such state.
+    /// The bytes are not such a state.
     pub fn from_bytes(bytes: &[u8], config: AdamWConfig) -> Result<Self> {
         let bad = |reason: &str| Error::format("optimizer state", reason);
         let (rest, loss_scale) = match bytes.strip_prefix(MAGIC) {
@@ -232,7 +211,7 @@ impl AdamW {
     }
 }
 
-/// What AdamW's formula needs in one step.
+/// The factors of one step: `p ← p (1 − lr λ) − lr m̂ / (√v̂ + ε)`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Coefficients {
     /// 1 − lr λ
@@ -249,7 +228,7 @@ pub(crate) struct Coefficients {
 }
 
 impl Coefficients {
-    /// Those of the step with this number, counted from 1.
+    /// The factors of the step with this number, counted from 1.
     pub(crate) fn new(config: AdamWConfig, step: u64, lr: f64) -> Self {
         let AdamWConfig {
             beta1,
@@ -284,28 +263,17 @@ impl Coefficients {
     }
 }
 
-/// Scales the gradients down to the norm `max`, if they are longer, and returns the norm before.
+/// The factor that scales gradients of this norm down to the norm `max`; `None` if they are not
+/// longer, or not finite.
 ///
-/// As torch's `clip_grad_norm_`: the factor is `max / (norm + 1e-6)`, at most 1. A norm that is not
-/// finite is returned and nothing is scaled: the caller must not take that step.
-pub fn clip_norm(grads: &mut [f32], max: f64) -> f64 {
-    let norm = norm(grads);
-    if let Some(factor) = clip_factor(norm, max) {
-        grads.iter_mut().for_each(|grad| *grad *= factor);
-    }
-    norm
-}
-
-/// What scales gradients of this norm down to the norm `max`; none if they are not longer, or not
-/// finite.
+/// It is that of torch's `clip_grad_norm_`: `max / (norm + 1e-6)`, at most 1.
 pub(crate) fn clip_factor(norm: f64, max: f64) -> Option<f32> {
     let factor = max / (norm + 1e-6);
     (norm.is_finite() && factor < 1.0).then_some(factor as f32)
 }
 
-/// The Euclidean norm, summed in order in f64.
-#[must_use]
-pub fn norm(grads: &[f32]) -> f64 {
+/// The length of a vector, summed in order in f64.
+pub(crate) fn l2_norm(grads: &[f32]) -> f64 {
     grads
         .iter()
         .map(|&grad| f64::from(grad) * f64::from(grad))
@@ -342,6 +310,35 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adamw_takes_the_steps_that_its_formula_gives() {
+        let config = AdamWConfig {
+            weight_decay: 0.1,
+            ..AdamWConfig::default()
+        };
+        let (mut value, mut m, mut v) = (0.5_f64, 0.0_f64, 0.0_f64);
+        let (mut values, mut first, mut second) = ([0.5], [0.0], [0.0]);
+        for (step, grad) in (1..).zip([0.3, -0.2, 0.9, 0.0]) {
+            let moments = (first.as_mut_slice(), second.as_mut_slice());
+            Coefficients::new(config, step, 0.01).apply(&mut values, &[grad as f32], moments);
+            m = 0.9 * m + 0.1 * grad;
+            v = 0.999 * v + 0.001 * grad * grad;
+            let m_hat = m / (1.0 - 0.9_f64.powi(step as i32));
+            let v_hat = v / (1.0 - 0.999_f64.powi(step as i32));
+            value = value * (1.0 - 0.01 * 0.1) - 0.01 * m_hat / (v_hat.sqrt() + 1e-8);
+            assert!((f64::from(values[0]) - value).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn clipping_scales_only_what_is_too_long() {
+        let norm = l2_norm(&[3.0, 4.0]);
+        assert!((norm - 5.0).abs() < 1e-9);
+        assert_eq!(clip_factor(norm, 10.0), None);
+        assert!((clip_factor(norm, 1.0).unwrap() - 0.2).abs() < 1e-6);
+        assert_eq!(clip_factor(l2_norm(&[f32::NAN, 1.0]), 1.0), None);
+    }
 
     #[test]
     fn a_loss_scale_halves_doubles_and_ends_at_one() {

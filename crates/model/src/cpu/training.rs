@@ -169,7 +169,7 @@ impl Learn for Cpu {
     }
 
     fn l2_norm(&self, flat: &Vec<f32>) -> Result<f64> {
-        Ok(optim::norm(flat))
+        Ok(optim::l2_norm(flat))
     }
 
     fn adamw(
