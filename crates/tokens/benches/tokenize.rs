@@ -1,4 +1,4 @@
-//! Bytes a second through the tokenizer, on one core: on text of our own, and on Dolly-ja where
+//! Bytes per second through the tokenizer on one core, with our own text, and with Dolly-ja if
 //! `TOGI_DOLLY_JA` and `TOGI_TOKENIZERS` (a folder or a `:`-separated list) name it and the models.
 
 use std::hint::black_box;
@@ -59,7 +59,7 @@ fn tokenize(criterion: &mut Criterion) {
         .throughput(Throughput::Bytes(bytes as u64))
         .sample_size(10);
     for path in models() {
-        // A model that is not for us, such as the tests' BPE one, is passed over.
+        // A model that is refused, such as the tests' BPE one, is skipped.
         let Some(tokenizer) = tokenizer(&path) else {
             continue;
         };

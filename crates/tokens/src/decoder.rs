@@ -1,13 +1,13 @@
-//! Ids to text, one by one: what is given out is whole UTF-8, will not change any more, and has
-//! `<NL>` as a newline.
+//! Turns ids into text one by one. Each piece of text is whole UTF-8, is final, and has newlines
+//! in place of `<NL>`.
 
 use std::sync::Arc;
 
 use crate::prompt::NEWLINE;
-use crate::tokenizer::{Role, SPACE, Vocabulary};
+use crate::tokenizer::vocabulary::{Role, SPACE, Vocabulary};
 
-/// Decodes ids as they come. All that is given out, put together, is [`crate::Tokenizer::decode`]
-/// of all the ids with every `<NL>` as a newline, into however many pieces or bytes it was cut.
+/// Decodes ids as they arrive. The concatenated output is [`crate::Tokenizer::decode`] of all ids
+/// with a newline for each `<NL>`, even if pieces or bytes split a character or an `<NL>`.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     vocabulary: Arc<Vocabulary>,
@@ -24,15 +24,15 @@ impl Decoder {
         }
     }
 
-    /// Takes the next id and returns the text that is certain now, often none. An id outside the
-    /// vocabulary has no text.
+    /// Takes the next id and returns the text that is now final, which may be empty. An id outside
+    /// the vocabulary has no text.
     pub fn push(&mut self, id: u32) -> String {
         let mut text = String::new();
         self.detokenizer.push(&self.vocabulary, id, &mut text);
         self.newlines.push(&text)
     }
 
-    /// Returns what was held back: no further id comes. The decoder is as new then.
+    /// Returns the text that was held back, and resets the decoder.
     pub fn finish(&mut self) -> String {
         let mut text = String::new();
         std::mem::take(&mut self.detokenizer).finish(&mut text);
@@ -42,16 +42,16 @@ impl Decoder {
     }
 }
 
-/// SentencePiece's decoding, where every step depends on what came before alone.
+/// SentencePiece's decoding as a state machine that never looks ahead.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Detokenizer {
-    /// Bytes that may still become a character: at most three.
+    /// Bytes that may still become a character; at most three.
     bytes: Vec<u8>,
-    /// Some text was given out.
+    /// Some text was returned.
     started: bool,
     /// A space at the beginning was dropped.
     dropped_space: bool,
-    /// The beginning, where spaces are dropped, is over.
+    /// Spaces are no longer dropped.
     begun: bool,
 }
 
@@ -88,13 +88,13 @@ impl Detokenizer {
         self.started |= text.len() > before;
     }
 
-    /// Appends what is left: bytes that became no character.
+    /// Appends U+FFFD for the bytes that are left.
     pub(crate) fn finish(mut self, text: &mut String) {
         self.give_up_bytes(text);
     }
 
-    /// Moves whole characters from the bytes to the text; a byte that can begin none becomes
-    /// U+FFFD.
+    /// Moves whole characters from the bytes to the text. A byte that cannot begin a character
+    /// becomes U+FFFD.
     fn take_characters(&mut self, text: &mut String) {
         while !self.bytes.is_empty() {
             match std::str::from_utf8(&self.bytes) {
@@ -106,7 +106,7 @@ impl Detokenizer {
                     let valid = self.bytes.drain(..error.valid_up_to());
                     text.push_str(std::str::from_utf8(valid.as_slice()).unwrap_or_default());
                 }
-                // More bytes may still make a character of these.
+                // These bytes may be the beginning of a character.
                 Err(error) if error.error_len().is_none() => return,
                 Err(_) => {
                     self.bytes.remove(0);
@@ -126,10 +126,10 @@ impl Detokenizer {
     }
 }
 
-/// Writes `<NL>` as a newline, and holds back what may still become one.
+/// Replaces `<NL>` by a newline, and holds back text that may be the beginning of `<NL>`.
 #[derive(Debug, Clone, Default)]
 struct Newlines {
-    /// How much of `<NL>` was read: a proper prefix.
+    /// Bytes of `<NL>` that were read; fewer than all.
     held: usize,
 }
 
@@ -137,8 +137,8 @@ impl Newlines {
     fn push(&mut self, text: &str) -> String {
         let mut given = String::with_capacity(text.len());
         for c in text.chars() {
-            // Of `<NL>` only the first character can begin it again, so that a mismatch gives out
-            // all that was held.
+            // Only the first character of `<NL>` can begin it, so that a mismatch releases all held
+            // bytes.
             if !NEWLINE[self.held..].starts_with(c) {
                 given.push_str(self.finish());
             }

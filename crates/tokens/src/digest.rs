@@ -1,24 +1,20 @@
-//! The digest that names a data set: its records in their order, the tokenizer, the template and
-//! the settings, and nothing of how many workers made it.
+//! The digest that names a data set: of its records in their order, the tokenizer, the template and
+//! the settings. The number of workers is no part of it.
 
 use sha2::{Digest, Sha256};
 
+pub use crate::frame::sha256_hex;
+
+use crate::frame::frame;
 use crate::row::Settings;
 use crate::tokenizer::Tokenizer;
 use crate::{manifest, prompt, shard};
 
-/// Adds a length (u64, little-endian) and the bytes, so that no two sequences of parts hash the
-/// same.
-pub(crate) fn frame(hasher: &mut Sha256, bytes: &[u8]) {
-    hasher.update((bytes.len() as u64).to_le_bytes());
-    hasher.update(bytes);
-}
-
-/// Hashes a data set as its records go by, in the order of the source.
+/// Hashes a data set as its records arrive in the order of the source.
 ///
-/// Workers may compute each record's digest ([`crate::Record::digest`]) apart; only these 32 bytes
-/// need to come here in order. What was rejected is part of the digest too: the manifest and
-/// `rejects.jsonl` stand under it and differ with it.
+/// Workers may compute the records' digests ([`crate::Record::digest`]) in any order; only these
+/// 32 bytes have to come here in order. Rejected records are part of the digest, because the
+/// manifest and `rejects.jsonl` are stored under it and depend on them.
 #[derive(Debug, Clone)]
 pub struct DatasetHasher {
     hasher: Sha256,
@@ -27,7 +23,7 @@ pub struct DatasetHasher {
 }
 
 impl DatasetHasher {
-    /// Starts with everything that is known before the first record.
+    /// Starts with all inputs that are known before the first record.
     pub fn new(tokenizer: &Tokenizer, settings: &Settings) -> Self {
         Self::with_template(tokenizer, prompt::template_digest(), settings)
     }
@@ -47,14 +43,14 @@ impl DatasetHasher {
         }
     }
 
-    /// Adds a record that became a row, by its digest.
+    /// Adds the digest of a record that became a row.
     pub fn accept(&mut self, record: &[u8; 32]) {
         self.hasher.update([1]);
         self.hasher.update(record);
         self.accepted += 1;
     }
 
-    /// Adds a record that was left out, by its line of `rejects.jsonl`.
+    /// Adds a rejected record by its line in `rejects.jsonl`.
     pub fn reject(&mut self, line: &[u8]) {
         self.hasher.update([0]);
         frame(&mut self.hasher, line);
@@ -68,11 +64,6 @@ impl DatasetHasher {
         self.hasher.update(self.rejected.to_le_bytes());
         hex::encode(self.hasher.finalize())
     }
-}
-
-/// Returns the SHA-256 of bytes as 64 lower-case hex digits.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex::encode(Sha256::digest(bytes))
 }
 
 #[cfg(test)]

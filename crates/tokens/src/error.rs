@@ -1,17 +1,17 @@
-//! Why a tokenizer, a setting, a shard or a manifest was refused. A bad record is data, not an
-//! error: see `record::Reject`.
+//! Errors of tokenizers, settings, shards and manifests. A bad record is data, not an error: see
+//! `record::Reject`.
 
-/// What can go wrong in this crate.
+/// Why a tokenizer, a setting, a shard or a manifest was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The bytes are not a SentencePiece unigram model that can be used exactly.
+    /// The bytes are not a SentencePiece unigram model, or need a feature that is not implemented.
     #[error("not a usable sentencepiece unigram model: {reason}")]
     Tokenizer {
         /// What is wrong with it.
         reason: String,
     },
-    /// A setting has a value that it cannot have.
+    /// A setting's value is out of its range.
     #[error("invalid {field}: {reason}")]
     Setting {
         /// The setting's name.
@@ -19,7 +19,7 @@ pub enum Error {
         /// What is wrong with its value.
         reason: String,
     },
-    /// The bytes are not a shard, or are one past the caps.
+    /// The bytes are not a shard, or the shard exceeds the caps.
     #[error("not a readable shard: {reason}")]
     Shard {
         /// What is wrong with them.
@@ -34,12 +34,12 @@ pub enum Error {
     /// Parquet could not be written or read.
     #[error("parquet failed")]
     Parquet(#[from] parquet::errors::ParquetError),
-    /// Columns could not be put together.
+    /// Columns could not be combined.
     #[error("arrow failed")]
     Arrow(#[from] arrow_schema::ArrowError),
 }
 
-/// This crate's result; a rejected record is the error of some.
+/// This crate's result. Some functions have a rejected record as their error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

@@ -1,11 +1,12 @@
 //! Records become prompts, prompts become tokens, tokens become shards: the pure half of data
 //! preparation.
 //!
-//! The flow, one file a step: [`record`] → [`prompt`] → [`tokenizer`] → [`row`] → [`shard`] →
-//! [`manifest`], read back in [`order`]. Nothing here does I/O of its own, knows a service, or is
-//! asynchronous.
+//! Each step of the flow has one file: [`record`] → [`prompt`] → [`tokenizer`] → [`row`] →
+//! [`shard`] → [`manifest`], read back in [`order`]. This crate opens no files or connections,
+//! knows no service and is not asynchronous.
 
 mod error;
+mod frame;
 
 pub mod decoder;
 pub mod digest;

@@ -1,5 +1,4 @@
-//! A data set's manifest: what was read, what became of it, and the parts to read, in canonical
-//! JSON.
+//! A data set's manifest in canonical JSON: its inputs, its counts, and the shards to read.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +8,10 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::row::Settings;
 
-/// The manifest's form. A reader refuses any other.
+/// The version of the manifest's form. A reader refuses any other.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Which rows a part has.
+/// The rows for one purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
@@ -28,7 +27,7 @@ pub enum Split {
 pub struct Part {
     /// File name within the data set's folder, such as `part-00000.parquet`.
     pub path: String,
-    /// Which rows it has.
+    /// The split that its rows belong to.
     pub split: Split,
     /// Its rows.
     pub rows: u64,
@@ -50,8 +49,8 @@ pub struct Rejects {
     pub sha256: String,
 }
 
-/// What a data set consists of. It holds nothing that differs between two preparations of the same
-/// content: no name, time, host or count of workers.
+/// The content of a data set. Two preparations of the same content have the same manifest, so that
+/// it has no name, time, host or number of workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetManifest {
@@ -67,13 +66,13 @@ pub struct DatasetManifest {
     pub settings: Settings,
     /// Records read.
     pub records_read: u64,
-    /// Records that became rows, of either split.
+    /// Records that became rows, in both splits together.
     pub accepted: u64,
-    /// Records left out.
+    /// Records that were rejected.
     pub rejected: u64,
-    /// Names each rejected record; always there, if only empty.
+    /// The list of rejected records. The file exists even if it is empty.
     pub rejects: Rejects,
-    /// The shards, in the order of their rows: first all of `train`, then all of `validation`.
+    /// The shards in the order of their rows: all of `train`, then all of `validation`.
     pub parts: Vec<Part>,
 }
 
@@ -93,7 +92,7 @@ impl DatasetManifest {
         self.parts.iter().filter(move |part| part.split == split)
     }
 
-    /// Returns the manifest's canonical JSON, the same bytes for the same manifest.
+    /// Returns the manifest's canonical JSON; equal manifests have equal bytes.
     pub fn to_json(&self) -> Vec<u8> {
         canonical_json(self)
     }
@@ -116,7 +115,7 @@ impl DatasetManifest {
         Ok(manifest)
     }
 
-    /// Fails where counts disagree, a path leaves the folder, or a digest is none.
+    /// Fails if counts disagree, a path leaves the folder, or a digest is malformed.
     pub fn validate(&self) -> Result<()> {
         self.settings.validate()?;
         if self.accepted.checked_add(self.rejected) != Some(self.records_read) {
@@ -176,8 +175,7 @@ pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
 fn write_canonical(value: &Value, json: &mut String) {
     match value {
         Value::Object(object) => {
-            // Sorted here, as serde_json keeps insertion order where any crate of the build asks
-            // for it.
+            // serde_json keeps the insertion order if any crate of the build enables that feature.
             let sorted: BTreeMap<&String, &Value> = object.iter().collect();
             json.push('{');
             for (at, (key, value)) in sorted.into_iter().enumerate() {

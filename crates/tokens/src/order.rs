@@ -1,12 +1,12 @@
-//! The order in which rows are trained: a seeded permutation that needs no memory, so that a reader
-//! starts anywhere in it.
+//! The order of rows in training: a seeded permutation that needs no memory, so that a reader can
+//! start at any position.
 //!
-//! The algorithm, which is a contract (a resumed training repeats it): let `h` be the smallest
+//! The algorithm is a contract, because a resumed training repeats it. Let `h` be the smallest
 //! whole number with `4^h >= max(rows, 2)`. A Feistel network of eight rounds over `2h` bits maps
-//! the position, split into halves of `h` bits `(left, right)`, by `(left, right) → (right, left ^
-//! (mix(right ^ key[round]) >> (64 - h)))`; while the result is not below `rows` it is mapped again
-//! (cycle walking: at most about four times on average, as `4^h < 4 · rows`). The keys are eight
-//! outputs of SplitMix64 started at `mix(seed) ^ mix(epoch + GOLDEN)`, wrapping; `mix` is
+//! the position, split into halves `(left, right)` of `h` bits, by `(left, right) → (right, left ^
+//! (mix(right ^ key[round]) >> (64 - h)))`. While the result is not below `rows`, it is mapped
+//! again (cycle walking; below four times on average, because `4^h < 4 · rows`). The keys are eight
+//! outputs of SplitMix64 started at `mix(seed) ^ mix(epoch + GOLDEN)`, wrapping. `mix` is
 //! SplitMix64's finalizer.
 
 /// SplitMix64's increment: 2^64 divided by the golden ratio.
@@ -14,7 +14,7 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 const ROUNDS: usize = 8;
 
-/// A permutation of the rows `0..rows`, given by seed and epoch.
+/// A permutation of the rows `0..rows`, determined by a seed and an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permutation {
     rows: u64,
@@ -48,7 +48,7 @@ impl Permutation {
         self.rows == 0
     }
 
-    /// Returns the row at a position, or nothing past the last one.
+    /// Returns the row at a position, or nothing past the end.
     pub fn at(&self, position: u64) -> Option<u64> {
         if position >= self.rows {
             return None;
@@ -108,7 +108,7 @@ mod tests {
                 .from(0)
                 .collect::<Vec<_>>()
         };
-        // By a second implementation, in Python, from the description above.
+        // Computed by a second implementation in Python, written from the description above.
         assert_eq!(order(0, 0), [0, 7, 6, 1, 9, 2, 3, 4, 8, 5]);
         assert_eq!(order(42, 1), [6, 9, 7, 8, 0, 3, 4, 5, 1, 2]);
         assert_ne!(order(0, 0), order(0, 1));
@@ -138,7 +138,7 @@ mod tests {
         let order: Vec<u64> = Permutation::new(rows, 5, 0).from(0).collect();
         let steps: u64 = order.windows(2).map(|pair| pair[0].abs_diff(pair[1])).sum();
         let mean = steps as f64 / (rows - 1) as f64;
-        // Of a uniform permutation the mean distance is a third of the rows.
+        // In a uniform permutation the mean distance is a third of the rows.
         assert!((mean / rows as f64 - 1.0 / 3.0).abs() < 0.02, "{mean}");
     }
 }

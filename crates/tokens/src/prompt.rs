@@ -1,14 +1,13 @@
-//! The prompt: the one template, for training and for generation alike, and the `<NL>` that stands
-//! for a newline.
+//! The prompt: the template of training and of answering, and `<NL>`, which stands for a newline.
 
 use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
-use crate::digest::frame;
+use crate::frame::frame;
 use crate::record::Record;
 
-/// What a newline is written as in a prompt, and read back from in an answer.
+/// Stands for a newline in prompts and answers.
 pub const NEWLINE: &str = "<NL>";
 
 const INSTRUCTION: &str = "### 指示:\n";
@@ -24,8 +23,8 @@ pub struct Templated {
     pub answer_start: usize,
 }
 
-/// Returns the text that a record is trained on: its prompt and its answer. The end-of-sequence id
-/// is no part of the text.
+/// Returns the text that a record is trained on: its prompt and its answer, without the
+/// end-of-sequence id.
 pub fn training(record: &Record) -> Templated {
     let mut text = generation(&record.instruction, &record.input);
     let answer_start = text.len();
@@ -33,7 +32,7 @@ pub fn training(record: &Record) -> Templated {
     Templated { text, answer_start }
 }
 
-/// Returns the text after which an answer is generated: exactly how a training text begins.
+/// Returns the prompt of an answer. Training texts begin with exactly this.
 pub fn generation(instruction: &str, input: &str) -> String {
     let mut text = String::with_capacity(instruction.len() + input.len() + 96);
     push_escaped(&mut text, INSTRUCTION);
@@ -46,19 +45,19 @@ pub fn generation(instruction: &str, input: &str) -> String {
     text
 }
 
-/// Returns a text with every newline written `<NL>`.
+/// Returns a text with `<NL>` for every newline.
 pub fn escape_newlines(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     push_escaped(&mut escaped, text);
     escaped
 }
 
-/// Returns a text with every `<NL>` written as a newline.
+/// Returns a text with a newline for every `<NL>`.
 pub fn unescape_newlines(text: &str) -> String {
     text.replace(NEWLINE, "\n")
 }
 
-/// Returns the digest of the template: 64 lower-case hex digits that change with any of its parts.
+/// Returns the digest of the template's parts as 64 lower-case hex digits.
 pub fn template_digest() -> &'static str {
     static DIGEST: LazyLock<String> =
         LazyLock::new(|| digest_of([INSTRUCTION, INPUT, ANSWER, NEWLINE]));
@@ -129,7 +128,7 @@ mod tests {
             changed[at] = &longer;
             assert_ne!(digest_of(changed), template_digest(), "part {at}");
         }
-        // The same text, divided otherwise.
+        // The same text in other parts.
         assert_ne!(digest_of(["a", "b", "", ""]), digest_of(["ab", "", "", ""]));
     }
 

@@ -1,8 +1,7 @@
-//! One instruction record: read from a JSON value with its columns renamed, validated, and named by
-//! its content.
+//! One instruction record: it is read from a JSON value with renamed columns, validated, and named
+//! by its content.
 //!
-//! A bad record becomes a [`Reject`], which is data for `rejects.jsonl`; it never stops the flow by
-//! itself.
+//! A bad record becomes a [`Reject`], which is data for `rejects.jsonl` and does not end the flow.
 
 use std::collections::BTreeMap;
 
@@ -10,18 +9,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::digest::frame;
 use crate::error::{Error, Result};
+use crate::frame::frame;
 
-/// The columns of a record, in the order in which they are hashed.
+/// The columns of a record in the order of hashing.
 pub const COLUMNS: [&str; 5] = ["instruction", "input", "output", "category", "index"];
 
 /// An instruction with its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// What is asked; never blank.
+    /// The question; never blank.
     pub instruction: String,
-    /// What the question is about; may be empty.
+    /// The text that the question is about; may be empty.
     pub input: String,
     /// The answer; never blank.
     pub output: String,
@@ -31,12 +30,12 @@ pub struct Record {
     pub index: String,
 }
 
-/// Why a record was left out.
+/// Why a record was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reject {
-    /// What is wrong, in words that its author can act on.
+    /// The fault, in words for the record's author.
     pub reason: String,
-    /// The column at fault, by our name; empty where the whole record is.
+    /// The column at fault, by our name; empty if it is the whole record.
     pub field: String,
 }
 
@@ -58,7 +57,7 @@ impl Reject {
     }
 }
 
-/// What a source calls our columns.
+/// The source's names of our columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns {
     names: [String; 5],
@@ -73,10 +72,10 @@ impl Default for Columns {
 }
 
 impl Columns {
-    /// Renames columns: from our name to the source's, for example `"input" → "context"`.
+    /// Takes pairs of our name and the source's, for example `"input" → "context"`.
     ///
-    /// Fails where a key is none of our columns, a name is empty, or two columns would read the
-    /// same name.
+    /// Fails if a key is not one of our columns, a name is empty, or two columns have the same
+    /// name.
     pub fn new<'a>(renamed: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
         let mut columns = Self::default();
         for (ours, theirs) in renamed {
@@ -111,7 +110,7 @@ impl Columns {
         &self.names
     }
 
-    /// Our name to the source's, for what was renamed.
+    /// The renamed columns, from our name to the source's.
     pub fn renamed(&self) -> BTreeMap<&'static str, &str> {
         let pairs = COLUMNS
             .into_iter()
@@ -128,9 +127,9 @@ impl Record {
         Self::from_json(value, columns)
     }
 
-    /// Reads one JSON value: an object whose `instruction` and `output` are texts that are not
-    /// blank. `input`, `category` and `index` may be missing or null (they are empty then);
-    /// `index` may be a number. Other columns are ignored.
+    /// Reads one JSON object. `instruction` and `output` must be texts that are not blank. `input`,
+    /// `category` and `index` are empty if they are missing or null, and `index` may be a number.
+    /// Other columns are ignored.
     pub fn from_json(value: Value, columns: &Columns) -> Result<Self, Reject> {
         let Value::Object(mut object) = value else {
             return Err(Reject::record(format!(
@@ -149,8 +148,8 @@ impl Record {
         record.checked()
     }
 
-    /// Returns the record if its instruction and its output are not blank: for sources that are not
-    /// JSON.
+    /// Returns the record if its instruction and its output are not blank. Records that do not
+    /// come from JSON are validated by this.
     pub fn checked(self) -> Result<Self, Reject> {
         for (field, text) in [("instruction", &self.instruction), ("output", &self.output)] {
             if text.trim().is_empty() {
@@ -160,9 +159,8 @@ impl Record {
         Ok(self)
     }
 
-    /// Returns the SHA-256 of what is asked and answered (instruction, input, output; each framed
-    /// by its length), so that the same question with the same answer hashes the same under any
-    /// index or category.
+    /// Returns the SHA-256 of instruction, input and output, each framed by its length. The same
+    /// question with the same answer has the same hash under any index or category.
     pub fn content_hash(&self) -> [u8; 32] {
         let mut hasher = Sha256::new();
         hasher.update(b"togi record content v1");
@@ -172,8 +170,7 @@ impl Record {
         hasher.finalize().into()
     }
 
-    /// Returns the SHA-256 of all that a row takes from the record: its content, category and
-    /// sample id.
+    /// Returns the SHA-256 of all columns, each framed by its length.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = Sha256::new();
         hasher.update(b"togi record v1");
@@ -189,8 +186,8 @@ impl Record {
         hasher.finalize().into()
     }
 
-    /// Returns the row's name: the record's `index` where it has one, else `sha256-` and the first
-    /// 16 hex digits of [`Record::content_hash`].
+    /// Returns the row's name: the record's `index`, or without one `sha256-` and the first 16 hex
+    /// digits of [`Record::content_hash`].
     pub fn sample_id(&self) -> String {
         if self.index.is_empty() {
             format!("sha256-{}", hex::encode(&self.content_hash()[..8]))

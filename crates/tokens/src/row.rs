@@ -1,4 +1,4 @@
-//! One row: a record's token ids and what of them is learned.
+//! One row: a record's token ids and their labels.
 
 use std::sync::Arc;
 
@@ -12,19 +12,19 @@ use crate::tokenizer::{Scratch, Tokenizer};
 /// The label of an id that is not learned.
 pub const IGNORED: i32 = -100;
 
-/// What of a sequence is learned.
+/// Which ids of a sequence are learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Learn {
     /// The whole sequence.
     #[default]
     All,
-    /// The answer alone, with its end of sequence.
+    /// The answer with its end of sequence.
     Answer,
 }
 
 impl Learn {
-    /// Its name in settings and metadata.
+    /// The name in settings and metadata.
     pub fn name(self) -> &'static str {
         match self {
             Self::All => "all",
@@ -52,7 +52,7 @@ pub enum OverLong {
 }
 
 impl OverLong {
-    /// Its name in settings.
+    /// The name in settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Truncate => "truncate",
@@ -74,11 +74,11 @@ impl OverLong {
 pub struct Settings {
     /// Most ids in a row, end of sequence included; at least 2.
     pub max_length: u32,
-    /// What is learned.
+    /// Which ids are learned.
     pub learn: Learn,
     /// What happens to longer records.
     pub over_long: OverLong,
-    /// Share of the records kept for validation: 0 up to, not including, 1.
+    /// Share of the records that is kept for validation; at least 0 and below 1.
     pub validation_share: f64,
     /// Rows in a shard; at least 1.
     pub rows_per_shard: u32,
@@ -97,12 +97,12 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The longest `max_length`: a cap against absurd requests, far above any model's context.
+    /// The largest `max_length`; far above any model's context.
     pub const MAX_LENGTH_CAP: u32 = 1 << 20;
     /// The most rows in a shard.
     pub const ROWS_PER_SHARD_CAP: u32 = 1 << 20;
 
-    /// Fails with the field's name where a value is out of its range.
+    /// Fails with the field's name if a value is out of its range.
     pub fn validate(&self) -> Result<()> {
         if !(2..=Self::MAX_LENGTH_CAP).contains(&self.max_length) {
             let reason = format!(
@@ -131,17 +131,17 @@ impl Settings {
 /// A tokenized record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Row {
-    /// The record's name: see [`Record::sample_id`].
+    /// The row's name: see [`Record::sample_id`].
     pub sample_id: String,
     /// Token ids; the last one is the end of sequence.
     pub input_ids: Vec<u32>,
-    /// What is learned: the id, or [`IGNORED`]. As long as `input_ids`.
+    /// For each id the id itself if it is learned, else [`IGNORED`].
     pub labels: Vec<i32>,
     /// The record's category.
     pub category: String,
 }
 
-/// Turns records into rows: one for each worker thread, as it owns the tokenizer's scratch memory.
+/// Turns records into rows. Each thread has its own, because it holds the tokenizer's buffers.
 #[derive(Debug, Clone)]
 pub struct Encoder {
     tokenizer: Arc<Tokenizer>,
@@ -152,7 +152,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Fails where a setting is out of its range or the tokenizer has no end-of-sequence id.
+    /// Fails if a setting is out of its range or the tokenizer has no end-of-sequence id.
     pub fn new(tokenizer: Arc<Tokenizer>, settings: Settings) -> Result<Self> {
         settings.validate()?;
         let eos = tokenizer
@@ -169,10 +169,10 @@ impl Encoder {
 
     /// Turns one record into a row.
     ///
-    /// The whole text is tokenized at once, as in training. Ids are cut to `max_length − 1`, then
-    /// comes the end of sequence. With [`Learn::Answer`] a token is learned if it ends after
-    /// the answer starts, and a record whose prompt alone fills the row is rejected, as nothing
-    /// of its answer would be left.
+    /// The whole text is tokenized at once, cut to `max_length − 1` ids, and ended by the
+    /// end-of-sequence id. With [`Learn::Answer`] an id is learned if it ends after the start of
+    /// the answer. A record whose prompt fills the row is then rejected, because nothing of its
+    /// answer would be learned.
     pub fn row(&mut self, record: &Record) -> Result<Row, Reject> {
         let templated = prompt::training(record);
         let most = self.settings.max_length as usize - 1;
@@ -242,9 +242,9 @@ impl Encoder {
     }
 }
 
-/// Returns whether a record is kept for validation: its content hash ([`Record::content_hash`]),
-/// read as a fraction of 2^64 (the first eight bytes, big-endian), is below the share. The same
-/// content is always on the same side.
+/// Returns whether a record is kept for validation: whether the first eight bytes of its content
+/// hash ([`Record::content_hash`]), read big-endian as a fraction of 2^64, are below the share. The
+/// same content is always in the same split.
 pub fn is_validation(content_hash: &[u8; 32], share: f64) -> bool {
     let mut first = [0; 8];
     first.copy_from_slice(&content_hash[..8]);

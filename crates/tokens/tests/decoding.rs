@@ -1,5 +1,5 @@
-//! Ids that come one by one: the same text as at once, after each of them, and `<NL>` a newline
-//! however it was cut.
+//! Ids that arrive one by one: after each, the text is the same as that of all at once, and `<NL>`
+//! is a newline however pieces split it.
 
 use proptest::prelude::*;
 use togi_tokens::{Tokenizer, prompt};
@@ -7,9 +7,9 @@ use togi_tokens::{Tokenizer, prompt};
 use crate::fixtures::{MODELS, tokenizer};
 use crate::strings::Strings;
 
-/// Fails unless after each id what was given out and what is held back are, put together, the text
-/// of the ids so far. As nothing that was given out is taken back, it then begins the text of every
-/// longer list.
+/// Fails unless, after each id, the returned text and the held text together are the text of the
+/// ids so far. Returned text is never taken back, so that it then begins the text of every longer
+/// list.
 fn check_prefixes(tokenizer: &Tokenizer, ids: &[u32]) {
     let mut decoder = tokenizer.decoder();
     let mut given = String::new();
@@ -23,7 +23,7 @@ fn check_prefixes(tokenizer: &Tokenizer, ids: &[u32]) {
 
 proptest! {
     #[test]
-    fn any_ids_decode_alike_at_once_and_one_by_one(ids in prop::collection::vec(0..700_u32, 0..24)) {
+    fn any_ids_decode_alike_at_once_and_one_by_one(ids in prop::collection::vec(0..700_u32, ..24)) {
         for name in MODELS {
             check_prefixes(&tokenizer(name), &ids);
         }
@@ -36,7 +36,7 @@ fn random_strings_decode_alike_at_once_and_one_by_one() {
     for name in MODELS {
         let tokenizer = tokenizer(name);
         for text in strings.iter().step_by(10) {
-            // Quadratic in the ids, so that of the long strings only the beginning is looked at.
+            // This is quadratic in the ids, so that only the beginning of long strings is tested.
             let mut ids = tokenizer.encode(text);
             ids.truncate(300);
             check_prefixes(&tokenizer, &ids);
@@ -44,7 +44,7 @@ fn random_strings_decode_alike_at_once_and_one_by_one() {
     }
 }
 
-/// Returns every list of ids that is a text, be they pieces or bytes.
+/// Returns every list of ids that spells a text, with pieces or bytes for each character.
 fn cuts(tokenizer: &Tokenizer, text: &str) -> Vec<Vec<u32>> {
     if text.is_empty() {
         return vec![Vec::new()];
@@ -66,7 +66,7 @@ fn cuts(tokenizer: &Tokenizer, text: &str) -> Vec<Vec<u32>> {
 fn a_newline_is_one_in_every_cut_into_pieces_and_bytes() {
     let tokenizer = tokenizer("newline");
     let newlines = cuts(&tokenizer, prompt::NEWLINE);
-    // Of the eight ways to cut four characters, each lone character may be a piece or a byte.
+    // Each lone character in the eight ways to cut four characters may be a piece or a byte.
     assert_eq!(newlines.len(), 34);
     for newline in &newlines {
         let (last, before) = newline.split_last().unwrap();
@@ -81,7 +81,7 @@ fn a_newline_is_one_in_every_cut_into_pieces_and_bytes() {
 fn a_newline_in_every_cut_keeps_what_is_around_it() {
     let tokenizer = tokenizer("newline");
     let newlines = cuts(&tokenizer, prompt::NEWLINE);
-    // Text, its own beginnings, a character that is cut off, and a control id, which has no text.
+    // Text, beginnings of `<NL>`, a character that is cut off, and a control id, which has no text.
     let mut around = vec![vec![], vec![1], tokenizer.encode("あ")[..2].to_vec()];
     for text in ["a", ">", "<", "<N", "<NL", "<NL>"] {
         around.extend(cuts(&tokenizer, text).into_iter().take(4));

@@ -1,6 +1,6 @@
-//! Real models on real records, where `TOGI_TOKENIZERS` (a folder, or a `:`-separated list of
-//! `.model` files) and `TOGI_DOLLY_JA` (`dolly-ja.jsonl.gz`) name them. Their text stays out of the
-//! repository; counts and digests of ids are in it.
+//! Real models on real records, if `TOGI_TOKENIZERS` (a folder, or a `:`-separated list of
+//! `.model` files) and `TOGI_DOLLY_JA` (`dolly-ja.jsonl.gz`) name them. The repository has counts
+//! and digests of their ids, but not their text.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use togi_tokens::{Columns, Encoder, Record, Settings, Tokenizer, prompt};
 use crate::reference::{Item, Real, Reference, item};
 use crate::strings::Strings;
 
-/// A model that there are references for.
+/// A model that has references.
 struct Model {
     tokenizer: Arc<Tokenizer>,
     reference: Reference,

@@ -1,11 +1,11 @@
-//! The small models (made by `fixtures/make.py`), and what their tests share.
+//! The small models (made by `fixtures/make.py`) and shared functions of their tests.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use togi_tokens::{Record, Tokenizer};
 
-/// The models that are unigram models.
+/// The unigram models.
 pub(crate) const MODELS: [&str; 4] = ["plain", "prefix", "symbols", "suffix"];
 
 pub(crate) fn bytes(file: &str) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! What the Python peers make of texts, as digests: see `tests/reference/README.md`.
+//! Digests of the Python peers' results: see `tests/reference/README.md`.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ pub(crate) struct Reference {
     pub(crate) model: String,
     /// The random strings.
     pub(crate) strings: Digests,
-    /// What belongs to the records, for the models that they were tokenized with.
+    /// The records, for the models that they were tokenized with.
     #[serde(flatten)]
     pub(crate) real: Option<Real>,
 }
@@ -28,12 +28,12 @@ pub(crate) struct Reference {
 pub(crate) struct Real {
     /// Ids, and their text.
     pub(crate) records: Digests,
-    /// Ids cut at 512, the end of sequence among them, by T5Tokenizer.
+    /// T5Tokenizer's ids, cut at 512 including the end of sequence.
     pub(crate) rows: Digests,
-    /// The pieces that T5Tokenizer reads as control ids where a text spells them.
+    /// The pieces that T5Tokenizer reads as control ids if a text spells them.
     pub(crate) t5_names: Vec<String>,
-    /// The random strings that T5Tokenizer encodes otherwise than sentencepiece: all that spell
-    /// one of these, no others.
+    /// The random strings that T5Tokenizer encodes differently from sentencepiece: exactly those
+    /// that spell one of these.
     pub(crate) t5_differs: usize,
 }
 
@@ -41,15 +41,15 @@ pub(crate) struct Real {
 #[derive(Deserialize)]
 pub(crate) struct Digests {
     count: usize,
-    /// How many ids all items have.
+    /// The number of ids of all items.
     ids: usize,
     sha256: String,
-    /// Some digits of each item's own digest, or nothing.
+    /// Some digits of each item's digest, or nothing.
     #[serde(default)]
     each: String,
 }
 
-/// Ids, and the text that they become again.
+/// Ids, and the text that they are decoded to.
 pub(crate) type Item = (Vec<u32>, String);
 
 pub(crate) fn item(tokenizer: &Tokenizer, text: &str) -> Item {
@@ -59,14 +59,14 @@ pub(crate) fn item(tokenizer: &Tokenizer, text: &str) -> Item {
 }
 
 impl Reference {
-    /// Returns the references of a model by its file's name without the ending, if there are some.
+    /// Returns the references of a model by its file's name without the ending.
     pub(crate) fn of(stem: &str) -> Option<Self> {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference");
         let json = std::fs::read(folder.join(format!("fixtures/tokens/{stem}.json"))).ok()?;
         Some(serde_json::from_slice(&json).unwrap())
     }
 
-    /// Fails where a random string's ids or their text are not sentencepiece's, or a control id is
+    /// Fails if a random string's ids or their text are not sentencepiece's, or a control id is
     /// among them.
     pub(crate) fn check_strings(&self, tokenizer: &Tokenizer) {
         assert_eq!(tokenizer.digest(), self.model);
@@ -80,8 +80,8 @@ impl Reference {
 }
 
 impl Digests {
-    /// Fails where an item's ids or its text are not the reference's, and shows the first such item
-    /// with `name`, which tells its source.
+    /// Fails if an item's ids or its text are not the reference's, and shows the first such item
+    /// with `name`, which is its source.
     pub(crate) fn check(&self, items: &[Item], name: impl Fn(usize) -> String) {
         let mut all = Sha256::new();
         for (at, (ids, text)) in items.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Records to rows: truncation, the end of sequence, and what is learned.
+//! Records to rows: truncation, the end of sequence, and labels.
 
 use proptest::prelude::*;
 use togi_tokens::row::{IGNORED, is_validation};
@@ -73,7 +73,7 @@ fn a_long_row_is_cut_before_the_end_of_sequence_or_rejected() {
 
 #[test]
 fn the_real_end_of_sequence_is_learned_and_stays_last_after_truncation() {
-    // Text that spells it is no end.
+    // Text that spells it is not the end.
     let record = record("問い</s>", "", "答え</s>は二つ</s>");
     for name in MODELS {
         let tokenizer = tokenizer(name);
@@ -134,7 +134,7 @@ fn an_answer_that_is_cut_off_whole_is_rejected() {
         row("plain", &example(), settings).unwrap_err().field,
         "output"
     );
-    // With everything learned there is something left.
+    // If everything is learned, some ids are left to learn.
     let settings = Settings {
         max_length: 8,
         ..Settings::default()

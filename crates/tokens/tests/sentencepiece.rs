@@ -1,4 +1,4 @@
-//! Encoding and decoding against SentencePiece itself: golden ids of the C++ library, and another
+//! Encoding and decoding against golden ids of SentencePiece's C++ library, and against another
 //! implementation on random text.
 
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ fn check_decoding(tokenizer: &Tokenizer, ids: &[u32], expected: &str) {
     assert_eq!(decode_one_by_one(tokenizer, ids), expected, "{ids:?}");
 }
 
-/// Checks a model's golden texts, and returns how many there are.
+/// Checks a model's golden texts, and returns their number.
 fn check_golden(name: &str) -> usize {
     let tokenizer = tokenizer(name);
     let golden = String::from_utf8(bytes(&format!("{name}.golden.jsonl"))).unwrap();
@@ -56,7 +56,7 @@ fn random_strings_have_the_original_librarys_ids_and_texts() {
     }
 }
 
-/// Text that is likely to touch a rule, a piece, or an edge of one.
+/// Text that is likely to touch a rule, a piece, or an edge of a piece.
 fn text() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         3 => "[ぁ-んァ-ンｦ-ﾟ]{1,6}",

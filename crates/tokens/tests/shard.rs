@@ -1,5 +1,4 @@
-//! Shards: the same bytes for the same rows, the same rows back, and nothing believed that a
-//! damaged file claims.
+//! Shards: the same rows give the same bytes and are read back the same; damaged files are refused.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -81,8 +80,8 @@ fn rows_come_back_from_the_same_bytes() {
 
 #[test]
 fn the_bytes_are_pinned() {
-    // A change here is a new form of shards: raise `SCHEMA_VERSION`, or two builds write the same
-    // data set differently.
+    // A change here is a new form of shards: raise `SCHEMA_VERSION`, or two builds write different
+    // bytes for the same data set.
     let digest = togi_tokens::digest::sha256_hex(&write(&rows(300)));
     assert_eq!(
         digest,
@@ -147,7 +146,7 @@ fn a_page_that_claims_gigabytes_is_refused() {
         b"PAR1\x15\x00\x15",
         "a page header in compact Thrift"
     );
-    // 2^31 - 1 as a zigzag varint. It runs over what follows, which is not read any more.
+    // 2^31 - 1 as a zigzag varint. It overwrites bytes that are not read any more.
     bytes[7..12].copy_from_slice(&[0xfe, 0xff, 0xff, 0xff, 0x0f]);
     let error = Reader::open(Bytes::from(bytes), &Caps::default()).unwrap_err();
     assert!(error.to_string().contains("page"), "{error}");

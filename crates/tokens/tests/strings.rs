@@ -1,15 +1,15 @@
-//! Random strings, the same ones as `tests/reference/tokens.py` makes: a string is a function of
-//! its number.
+//! Random strings, the same as those of `tests/reference/tokens.py`: a string is a function of its
+//! number.
 
 use std::path::PathBuf;
 
-/// How many strings there are references for.
+/// The number of strings that have references.
 pub(crate) const COUNT: u64 = 10_000;
-/// Of the strings, one in so many is long.
+/// One string in this many is long.
 const LONG_EVERY: u64 = 2_500;
 const LONG_BYTES: usize = 100_000;
 
-/// What strings are drawn from: alphabets of words and ranges of characters.
+/// The source of strings: alphabets of words and ranges of characters.
 pub(crate) struct Strings {
     alphabets: Vec<Alphabet>,
 }
@@ -40,8 +40,8 @@ impl Strings {
         (0..COUNT).map(|number| self.get(number)).collect()
     }
 
-    /// Returns a string: up to eight parts, or at least [`LONG_BYTES`] of them, of which every
-    /// other is one run.
+    /// Returns a string of up to eight parts, or a long one of at least [`LONG_BYTES`] bytes, in
+    /// which every other part is one run.
     fn get(&self, number: u64) -> String {
         let mut draw = SplitMix64(number);
         let mut text = String::new();
@@ -58,7 +58,8 @@ impl Strings {
         text
     }
 
-    /// Appends up to 12 entries of one alphabet, or, one time in sixteen, up to 200 times the same.
+    /// Appends up to 12 entries of one alphabet, or in one case of sixteen up to 200 times the
+    /// same.
     fn push_part(&self, draw: &mut SplitMix64, text: &mut String) {
         let alphabet = draw.pick(&self.alphabets);
         if draw.below(16) == 0 {

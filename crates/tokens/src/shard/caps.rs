@@ -1,9 +1,9 @@
-//! What a Parquet file may ask for, checked before it is parsed or decoded: a decoder allocates
-//! what a header claims.
+//! Limits of a Parquet file, checked before it is decoded, because a decoder allocates the sizes
+//! that a header claims.
 //!
-//! The footer's length is held against a cap before the footer is parsed; then each column chunk's
-//! place and size, and each page header within it (Thrift's compact protocol, of which three
-//! integers matter), before any page is decompressed.
+//! The footer's length is checked before the footer is parsed. The position and size of each column
+//! chunk and each page header in it (Thrift's compact protocol) are checked before any page is
+//! decompressed.
 
 use bytes::Bytes;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
@@ -11,7 +11,7 @@ use parquet::file::reader::ChunkReader;
 
 use crate::error::{Error, Result};
 
-/// The most that a Parquet file may ask for. The default fits our own shards and ordinary data
+/// The largest sizes that a Parquet file may claim. The default fits our shards and ordinary data
 /// sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caps {
@@ -45,10 +45,10 @@ impl Default for Caps {
     }
 }
 
-/// `PAR1`, at both ends of a file.
+/// The first and the last bytes of a file.
 const MAGIC: &[u8; 4] = b"PAR1";
 
-/// Returns a file's footer if all that it asks for is within the caps, for every page of the file.
+/// Returns a file's footer if the file and all its pages are within the caps.
 pub fn check<R: ChunkReader>(source: &R, caps: &Caps) -> Result<ParquetMetaData> {
     let length = source.len();
     let Some(tail_at) = length.checked_sub(8).filter(|at| *at >= 4) else {
@@ -157,7 +157,7 @@ fn check_pages<R: ChunkReader>(source: &R, start: u64, size: u64, caps: &Caps) -
     Ok(())
 }
 
-/// The parts of Parquet's `PageHeader` that are asked for before a page is read.
+/// The fields of Parquet's `PageHeader` that are checked.
 #[derive(Debug, PartialEq, Eq)]
 struct PageHeader {
     uncompressed: i32,
@@ -186,8 +186,8 @@ impl PageHeader {
     }
 }
 
-/// A reader of Thrift's compact protocol that can skip anything. `None`: the bytes end, or are none
-/// of it.
+/// A reader of Thrift's compact protocol that can skip any value. Its functions return `None` if
+/// the bytes end or are malformed.
 struct Thrift<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -225,7 +225,8 @@ impl Thrift<'_> {
         i32::try_from(self.zigzag()?).ok()
     }
 
-    /// Moves to the next field of a struct and returns its kind, or nothing at the struct's end.
+    /// Moves to the next field of a struct and returns its kind, or `Some(None)` at the struct's
+    /// end.
     fn field(&mut self, id: &mut i64) -> Option<Option<u8>> {
         let head = self.byte()?;
         if head == 0 {
@@ -260,7 +261,7 @@ impl Thrift<'_> {
                     count => u64::from(count),
                 };
                 for _ in 0..count {
-                    // A boolean in a list has a byte of its own.
+                    // A boolean in a list takes one byte.
                     let item = if matches!(head & 0x0f, 1 | 2) {
                         3
                     } else {

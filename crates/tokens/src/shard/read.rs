@@ -1,4 +1,4 @@
-//! Reading: a shard by row groups, in any order, after its footer and its pages were held against
+//! Reads a shard by row groups in any order, after its footer and its pages were checked against
 //! the caps.
 
 use std::sync::Arc;
@@ -11,11 +11,13 @@ use parquet::arrow::arrow_reader::{
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::ChunkReader;
 
-use super::{Caps, Metadata, SCHEMA_VERSION, check, schema};
+use super::batch::schema;
+use super::caps::{Caps, check};
+use super::metadata::{Metadata, SCHEMA_VERSION};
 use crate::error::{Error, Result};
 use crate::row::Learn;
 
-/// A shard that is read by row groups. `R` is its bytes (`bytes::Bytes`) or its file.
+/// An open shard. `R` is its bytes (`bytes::Bytes`) or its file.
 pub struct Reader<R: ChunkReader + Clone> {
     source: R,
     footer: ArrowReaderMetadata,
@@ -24,12 +26,11 @@ pub struct Reader<R: ChunkReader + Clone> {
 }
 
 impl<R: ChunkReader + Clone + 'static> Reader<R> {
-    /// Opens a shard. Fails where it is none, past the caps, or of another form.
+    /// Opens a shard. Fails if it exceeds the caps or does not have a shard's form.
     pub fn open(source: R, caps: &Caps) -> Result<Self> {
         let footer = Arc::new(check(&source, caps)?);
         let (metadata, dataset) = key_values(&footer)?;
-        // Types come from the Parquet columns alone, never from a schema that the file claims
-        // beside them.
+        // Types come from the Parquet columns, never from the Arrow schema that a file may embed.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let footer = ArrowReaderMetadata::try_new(footer, options)?;
         let (expected, found) = (schema(), footer.schema());
@@ -45,7 +46,7 @@ impl<R: ChunkReader + Clone + 'static> Reader<R> {
         })
     }
 
-    /// What the shard says of how it was made.
+    /// How the shard was made.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -55,14 +56,14 @@ impl<R: ChunkReader + Clone + 'static> Reader<R> {
         &self.dataset
     }
 
-    /// Its rows.
+    /// The number of rows.
     pub fn rows(&self) -> u64 {
         let groups = self.footer.metadata().row_groups().iter();
         groups.map(|group| group.num_rows().unsigned_abs()).sum()
     }
 
-    /// The rows in each of its row groups. A shard of [`super::Writer`] has
-    /// [`super::ROWS_PER_GROUP`] in all but the last.
+    /// The number of rows in each row group. In a shard of [`super::Writer`] it is
+    /// [`super::ROWS_PER_GROUP`] in all groups but the last.
     pub fn group_rows(&self) -> impl Iterator<Item = u64> + '_ {
         self.footer
             .metadata()

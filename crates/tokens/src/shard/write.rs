@@ -1,4 +1,4 @@
-//! Writing: rows are held back for one row group at a time, and every property that shapes the
+//! Writes a shard. Rows are held back for one row group, and every property that determines the
 //! bytes is fixed here.
 
 use std::io::Write;
@@ -10,14 +10,16 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 
-use super::{Metadata, ROWS_PER_GROUP, SCHEMA_VERSION, schema, to_batch};
+use super::batch::{schema, to_batch};
+use super::metadata::{Metadata, ROWS_PER_GROUP, SCHEMA_VERSION};
 use crate::error::Result;
 use crate::row::Row;
 
-/// Who wrote a shard; part of its bytes, so it changes with [`SCHEMA_VERSION`] alone.
+/// The writer's name. It is part of a shard's bytes, so that it changes only with
+/// [`SCHEMA_VERSION`].
 const CREATED_BY: &str = "togi shard 1";
 
-/// Fast, and half the size of no compression on ids.
+/// This level is fast and halves the size of ids.
 const ZSTD_LEVEL: i32 = 3;
 
 /// Writes one shard. The same rows with the same metadata give the same bytes.
@@ -61,7 +63,7 @@ impl<W: Write + Send> Writer<W> {
             .build();
         let options = ArrowWriterOptions::new()
             .with_properties(properties)
-            // The columns say all; a second schema in the footer is a second thing to distrust.
+            // The Arrow schema would repeat the columns, and a reader must not trust it.
             .with_skip_arrow_metadata(true);
         let parquet = ArrowWriter::try_new_with_options(sink, Arc::clone(&schema()), options)?;
         Ok(Self {
@@ -83,13 +85,12 @@ impl<W: Write + Send> Writer<W> {
         }
     }
 
-    /// What was pushed so far.
+    /// The rows that were pushed so far.
     pub fn summary(&self) -> Summary {
         self.summary
     }
 
-    /// Ends the shard, which says to which data set it belongs: that digest need not be known
-    /// before.
+    /// Ends the shard with the digest of its data set, which need not be known before.
     pub fn finish(mut self, dataset: &str) -> Result<(W, Summary)> {
         self.flush()?;
         let dataset = KeyValue::new("togi.dataset".to_owned(), dataset.to_owned());

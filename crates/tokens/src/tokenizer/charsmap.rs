@@ -1,20 +1,19 @@
-//! A model's precompiled normalization rules, unpacked: a double-array trie of UTF-8 keys over a
-//! blob of NUL-ended texts.
+//! Unpacks a model's precompiled normalization rules: a double-array trie of UTF-8 keys and a blob
+//! of NUL-terminated texts.
 //!
-//! The trie is walked once, with every index checked, into a plain list of rules; nothing reads the
-//! packed form afterwards.
+//! The trie is walked once into a list of rules, and every index is checked. The packed form is not
+//! used afterwards.
 
 use crate::error::{Error, Result};
 
-/// A text that is replaced, and by what.
+/// A text and its replacement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) key: String,
     pub(crate) replacement: String,
 }
 
-/// The standard rules are about 10^4 keys of at most 12 bytes; a file that asks for far more is
-/// refused.
+/// The standard rules have about 10^4 keys of at most 12 bytes. A file with far more is refused.
 const MOST_STEPS: usize = 1 << 22;
 const LONGEST_KEY: usize = 64;
 
@@ -45,8 +44,7 @@ pub(crate) fn rules(blob: &[u8]) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     let mut key = Vec::new();
     let mut steps = 0;
-    // Nodes still to be entered: their children's base, the key's length there, and the byte that
-    // leads there.
+    // Steps to nodes that are not visited yet.
     let mut open = Vec::new();
     trie.push_children(trie.units[0].offset(), &key, &mut open);
     while let Some(step) = open.pop() {
@@ -90,7 +88,7 @@ impl Unit {
         (self.0 & 0x7fff_ffff) as usize
     }
 
-    /// The byte that leads here; a leaf's top bit makes it unlike any byte.
+    /// The byte that leads here. A leaf has the top bit, so that it equals no byte.
     fn label(self) -> u32 {
         self.0 & 0x8000_00ff
     }
@@ -114,8 +112,8 @@ struct Step {
 }
 
 impl Trie {
-    /// Adds the steps from the node that `key` leads to, whose children are at `base ^ byte`. Only
-    /// bytes that can go on as UTF-8 are tried: others never occur in a text.
+    /// Adds the steps from the node of `key`, whose children are at `base ^ byte`. Only bytes that
+    /// continue UTF-8 are tried, because others never occur in a text.
     fn push_children(&self, base: usize, key: &[u8], open: &mut Vec<Step>) {
         let bytes = if continues(key) {
             0x80..=0xbf
@@ -148,7 +146,7 @@ impl Trie {
     }
 }
 
-/// Whether the bytes end within a character.
+/// Returns whether the bytes end within a character.
 fn continues(bytes: &[u8]) -> bool {
     let tail = bytes
         .iter()

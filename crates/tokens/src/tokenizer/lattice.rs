@@ -1,10 +1,10 @@
-//! The best segmentation of symbols into pieces: Viterbi over a unigram model, ties included as
-//! SentencePiece decides them.
+//! The best segmentation of symbols into pieces: Viterbi over a unigram model. Ties are decided as
+//! in SentencePiece.
 
 use super::normalizer::Symbol;
 use super::trie::{NONE, Trie};
 
-/// The scores that a path can be made of.
+/// The pieces with their scores.
 #[derive(Debug, Clone)]
 pub(crate) struct Lattice {
     pub(crate) trie: Trie,
@@ -35,8 +35,8 @@ pub(crate) struct Span {
 }
 
 impl Lattice {
-    /// Writes the best path, last piece first. Scores are finite and no greater than 10^9 (checked
-    /// at load), so that every candidate beats [`UNREACHED`].
+    /// Writes the best path, last piece first. Scores are finite and at most 10^9 (checked when
+    /// the model is loaded), so that every candidate beats [`UNREACHED`].
     pub(crate) fn best_path(&self, symbols: &[Symbol], best: &mut Vec<Best>, path: &mut Vec<Span>) {
         best.clear();
         best.resize(symbols.len() + 1, UNREACHED);

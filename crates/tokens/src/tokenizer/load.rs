@@ -1,5 +1,5 @@
-//! A model's file to a tokenizer: every claim of the file is checked here, so that encoding has
-//! none to check.
+//! Reads a model's file. Every claim of the file is checked here, so that encoding need not check
+//! any.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,57 +11,67 @@ use super::model::{Kind, ModelProto, NormalizerSpec, PieceProto, TrainerSpec, UN
 use super::normalizer::Normalizer;
 use super::table::CharTable;
 use super::trie::{Entry, Trie};
-use super::{Piece, Role, Tokenizer, Vocabulary};
-use crate::digest::sha256_hex;
+use super::vocabulary::{Piece, Role, Vocabulary};
 use crate::error::{Error, Result};
 
 /// SentencePiece's own limit on a piece.
 const LONGEST_PIECE: usize = 8000;
-/// Larger than any real model by far.
+/// Far larger than any real model.
 const LARGEST_FILE: usize = 256 << 20;
 const MOST_PIECES: usize = 1 << 24;
-/// Scores are logarithms of probabilities; this keeps sums far from infinity.
+/// Scores are logarithms of probabilities. The limit keeps their sums finite.
 const LARGEST_SCORE: f32 = 1e9;
-/// What an unknown character costs below the worst piece.
+/// The score of an unknown character is this much below the worst piece.
 const UNKNOWN_PENALTY: f32 = 10.0;
 
-pub(super) fn tokenizer(file: &[u8]) -> Result<Tokenizer> {
-    if file.len() > LARGEST_FILE {
-        return Err(Error::tokenizer(format!(
-            "{} bytes are more than any model has",
-            file.len()
-        )));
-    }
-    let proto = ModelProto::decode(file)
-        .map_err(|error| Error::tokenizer(format!("it is no model file ({error})")))?;
-    let trainer = proto.trainer.unwrap_or_default();
-    let normalizer = proto.normalizer.unwrap_or_default();
-    check_kind(&trainer, proto.denormalizer.as_ref())?;
-    let kinds = check_pieces(&proto.pieces, trainer.byte_fallback)?;
-    let pieces: Vec<(&PieceProto, Kind)> = proto.pieces.iter().zip(kinds).collect();
+/// A checked model, in the form in which texts are encoded and decoded.
+#[derive(Debug, Clone)]
+pub(super) struct Model {
+    pub(super) normalizer: Normalizer,
+    pub(super) lattice: Lattice,
+    /// Ids of the 256 byte pieces; empty without byte fallback.
+    pub(super) bytes: Vec<u32>,
+    pub(super) vocabulary: Arc<Vocabulary>,
+}
 
-    let unknown = ids_of(&pieces, Kind::Unknown);
-    let [unk] = unknown[..] else {
-        return Err(Error::tokenizer(format!(
-            "it has {} unknown pieces, not one",
-            unknown.len()
-        )));
-    };
-    let (lattice, codes) = lattice(&pieces, unk)?;
-    let user_defined: Vec<&str> = of_kind(&pieces, Kind::UserDefined)
-        .map(|(_, piece)| piece.piece.as_str())
-        .collect();
-    Ok(Tokenizer {
-        normalizer: Normalizer::new(&normalizer, &trainer, &user_defined, codes)?,
-        lattice,
-        bytes: if trainer.byte_fallback {
-            byte_ids(&pieces)?
-        } else {
-            Vec::new()
-        },
-        vocabulary: Arc::new(vocabulary(&pieces, unk, &trainer, &normalizer)),
-        digest: sha256_hex(file),
-    })
+impl Model {
+    pub(super) fn read(file: &[u8]) -> Result<Self> {
+        if file.len() > LARGEST_FILE {
+            return Err(Error::tokenizer(format!(
+                "{} bytes are more than any model has",
+                file.len()
+            )));
+        }
+        let proto = ModelProto::decode(file)
+            .map_err(|error| Error::tokenizer(format!("it is no model file ({error})")))?;
+        let trainer = proto.trainer.unwrap_or_default();
+        let normalizer = proto.normalizer.unwrap_or_default();
+        check_kind(&trainer, proto.denormalizer.as_ref())?;
+        let kinds = check_pieces(&proto.pieces, trainer.byte_fallback)?;
+        let pieces: Vec<(&PieceProto, Kind)> = proto.pieces.iter().zip(kinds).collect();
+
+        let unknown = ids_of(&pieces, Kind::Unknown);
+        let [unk] = unknown[..] else {
+            return Err(Error::tokenizer(format!(
+                "it has {} unknown pieces, not one",
+                unknown.len()
+            )));
+        };
+        let (lattice, codes) = lattice(&pieces, unk)?;
+        let user_defined: Vec<&str> = of_kind(&pieces, Kind::UserDefined)
+            .map(|(_, piece)| piece.piece.as_str())
+            .collect();
+        Ok(Self {
+            normalizer: Normalizer::new(&normalizer, &trainer, &user_defined, codes)?,
+            lattice,
+            bytes: if trainer.byte_fallback {
+                byte_ids(&pieces)?
+            } else {
+                Vec::new()
+            },
+            vocabulary: Arc::new(vocabulary(&pieces, unk, &trainer, &normalizer)),
+        })
+    }
 }
 
 fn check_kind(trainer: &TrainerSpec, denormalizer: Option<&NormalizerSpec>) -> Result<()> {
@@ -128,7 +138,7 @@ fn ids_of(pieces: &[(&PieceProto, Kind)], kind: Kind) -> Vec<u32> {
     of_kind(pieces, kind).map(|(id, _)| id).collect()
 }
 
-/// Puts the pieces that text can become into the lattice: unused ones are as good as absent.
+/// Builds the lattice of the pieces that text can become. Unused pieces are left out.
 fn lattice(pieces: &[(&PieceProto, Kind)], unk: u32) -> Result<(Lattice, CharTable)> {
     let normal = || of_kind(pieces, Kind::Normal);
     let entry = |value, piece, score| Entry {
@@ -159,9 +169,8 @@ fn lattice(pieces: &[(&PieceProto, Kind)], unk: u32) -> Result<(Lattice, CharTab
     ))
 }
 
-/// What SentencePiece gives a user-defined piece, whatever the file says: longer ones win over
-/// shorter ones, and all of them over any logarithm of a probability. Older versions than 0.2.2
-/// have another score.
+/// The score that SentencePiece since 0.2.2 gives a user-defined piece, instead of the file's.
+/// Longer pieces win over shorter ones, and all of them over any logarithm of a probability.
 fn user_defined_score(piece: &str) -> f32 {
     (0.1 * (piece.len() - 1) as f64) as f32
 }

@@ -1,4 +1,4 @@
-//! The SentencePiece `.model` file: the fields of its protobuf that matter here.
+//! The SentencePiece `.model` file: the fields of its protobuf that are used here.
 
 use prost::Message;
 
@@ -15,7 +15,7 @@ pub(crate) struct ModelProto {
     pub(crate) denormalizer: Option<NormalizerSpec>,
 }
 
-/// One entry of the vocabulary; its place is its id.
+/// One entry of the vocabulary; its index is its id.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct PieceProto {
     #[prost(string, tag = "1")]
@@ -26,7 +26,7 @@ pub(crate) struct PieceProto {
     pub(crate) kind: Option<i32>,
 }
 
-/// What an entry of the vocabulary is for.
+/// The use of a vocabulary entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
 pub(crate) enum Kind {
@@ -38,7 +38,7 @@ pub(crate) enum Kind {
     Byte = 6,
 }
 
-/// How the model was trained. An absent text is the format's default.
+/// How the model was trained. An absent text means the format's default.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct TrainerSpec {
     #[prost(int32, optional, tag = "3")]
@@ -60,7 +60,7 @@ pub(crate) struct TrainerSpec {
 /// The value of `TrainerSpec::model_type` for a unigram model, and its default.
 pub(crate) const UNIGRAM: i32 = 1;
 
-/// How text is normalized. All three switches are on where the file does not say.
+/// How text is normalized. All three switches are on unless the file sets them.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct NormalizerSpec {
     #[prost(bytes = "vec", tag = "2")]

@@ -1,45 +1,43 @@
-//! Text to symbols: SentencePiece's normalization, in one pass that also looks up each character's
+//! Text to symbols: SentencePiece's normalization in one pass, which also looks up each character's
 //! code in the vocabulary.
 //!
-//! Most characters stand for themselves and cost one table look-up. Only those that begin a rule (a
-//! charsmap key or a user-defined symbol) are looked at again.
+//! Most characters stay as they are and cost one table look-up. Only characters that begin a rule
+//! (a charsmap key or a user-defined symbol) take more.
 
 use super::charsmap::{self, Rule};
 use super::model::{NormalizerSpec, TrainerSpec};
 use super::table::CharTable;
+use super::vocabulary::SPACE;
 use crate::error::Result;
 
-/// What a space is written as.
-pub(crate) const SPACE: char = '\u{2581}';
-
-/// A character after normalization, and its code in the vocabulary (0: it is in no piece).
+/// A character after normalization, and its code in the vocabulary; code 0 is in no piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Symbol {
     pub(crate) code: u32,
     pub(crate) c: char,
 }
 
-/// An entry of the character table: the code, and what the character may begin.
+/// The bits of a character table's entry that are the code; the others are the flags below.
 const CODE: u32 = (1 << 24) - 1;
-/// The character alone is the key of a rule.
+/// The character is the key of a rule.
 const ALONE: u32 = 1 << 24;
 /// The character begins a longer key.
 const BEGINS: u32 = 1 << 25;
-/// The character is the second one of some key.
+/// The character is the second one of a key.
 const SECOND: u32 = 1 << 26;
 /// The character is a space.
 const BLANK: u32 = 1 << 27;
 
-/// Where the symbols came from.
+/// Records where each symbol came from.
 pub(crate) trait Origins {
-    /// Notes that the next symbol starts at a byte of the text; after the last one, where the text
-    /// was read to.
+    /// Records the byte of the text at which the next symbol starts; after the last symbol, the
+    /// byte up to which the text was read.
     fn push(&mut self, byte: usize);
-    /// Takes back the last symbol, and returns where it started.
+    /// Removes the last symbol, and returns the byte at which it started.
     fn pop(&mut self) -> usize;
 }
 
-/// Nobody asks where symbols came from.
+/// Records nothing.
 impl Origins for () {
     #[inline]
     fn push(&mut self, _: usize) {}
@@ -60,8 +58,7 @@ impl Origins for Vec<u32> {
     }
 }
 
-/// A rule as it is applied: the rest of its key after the first character, and what replaces the
-/// whole key.
+/// A rule as it is applied: its key, cut after the first character, and the key's replacement.
 #[derive(Debug, Clone)]
 struct Replacement {
     first: char,
@@ -73,10 +70,10 @@ struct Replacement {
 #[derive(Debug, Clone)]
 pub(crate) struct Normalizer {
     table: CharTable,
-    /// Character to 1 + the place of the first of its rules.
+    /// Character to 1 + the index of its first rule.
     begins: CharTable,
-    /// By first character; within it user-defined symbols before the charsmap's keys, longer ones
-    /// first.
+    /// Sorted by first character; then user-defined symbols before the charsmap's keys; then
+    /// longer keys first.
     rules: Vec<Replacement>,
     space: Symbol,
     dummy_prefix: bool,
@@ -85,7 +82,7 @@ pub(crate) struct Normalizer {
 }
 
 impl Normalizer {
-    /// Puts together the model's rules, its user-defined symbols, and the vocabulary's codes.
+    /// Combines the model's rules, its user-defined symbols and the vocabulary's codes.
     pub(crate) fn new(
         spec: &NormalizerSpec,
         trainer: &TrainerSpec,
@@ -138,7 +135,7 @@ impl Normalizer {
             });
         }
         *table.entry(' ') |= BLANK;
-        // Stable: within one first character the order above stays.
+        // The sort is stable: within one first character the order above stays.
         rules.sort_by_key(|rule| rule.first);
         let mut begins = CharTable::new();
         for (at, rule) in rules.iter().enumerate().rev() {
@@ -155,7 +152,7 @@ impl Normalizer {
         })
     }
 
-    /// Appends a text's symbols, and where each starts in it, to empty lists.
+    /// Appends a text's symbols and their origins; both lists must be empty.
     pub(crate) fn normalize(
         &self,
         text: &str,
@@ -195,7 +192,7 @@ impl Normalizer {
         out.origins.push(consumed);
     }
 
-    /// Normalizes from a byte on, and returns the text's length.
+    /// Normalizes the text from byte `start`, and returns the text's length.
     fn body(&self, text: &str, start: usize, out: &mut Output<'_, impl Origins>) -> usize {
         let mut after_space = self.remove_extra;
         let mut at = start;
@@ -238,7 +235,7 @@ impl Normalizer {
         at
     }
 
-    /// The length of the spaces, or of what becomes one space, at the beginning.
+    /// The length of the spaces at the beginning, including text that a rule turns into one space.
     fn blank_prefix(&self, text: &str) -> usize {
         let mut rest = text;
         while let Some(c) = rest.chars().next() {
@@ -257,7 +254,7 @@ impl Normalizer {
         text.len() - rest.len()
     }
 
-    /// The rule that applies where `rest` begins with `first`.
+    /// The rule that applies to `rest`, which begins with `first`.
     #[inline]
     fn rule(&self, first: char, rest: &str) -> Option<&Replacement> {
         let from = self.begins.get(first).checked_sub(1)? as usize;
@@ -270,7 +267,7 @@ impl Normalizer {
     }
 }
 
-/// Where symbols go.
+/// Collects symbols and their origins.
 struct Output<'a, O> {
     symbols: &'a mut Vec<Symbol>,
     origins: &'a mut O,
@@ -284,8 +281,8 @@ impl<O: Origins> Output<'_, O> {
         self.origins.push(origin);
     }
 
-    /// Writes a rule's replacement, without the spaces at its beginning after a space, and returns
-    /// whether the output now ends with a space that counts.
+    /// Writes a rule's replacement and returns whether the output ends with a space. After a space
+    /// the spaces at the beginning of the replacement are dropped.
     fn replace(&mut self, mut symbols: &[Symbol], origin: usize, after_space: bool) -> bool {
         if after_space {
             while let [Symbol { c: ' ', .. }, rest @ ..] = symbols {

@@ -1,13 +1,13 @@
-//! A map from characters to small numbers in pages, as text uses few of Unicode's: two loads a
-//! look-up, both mostly cached.
+//! A map from characters to small numbers. It has pages, because text uses few of Unicode's
+//! characters: a look-up is two loads, which are mostly cached.
 
 const PAGE: usize = 256;
 const PAGES: usize = 0x11_0000 / PAGE;
 
-/// A number for each character, 0 where none was set.
+/// A number for each character; 0 unless it was set.
 #[derive(Debug, Clone)]
 pub(crate) struct CharTable {
-    /// The place of each page; page 0 is all zero and shared.
+    /// The index of each page; page 0 is all zero and shared.
     index: Vec<u16>,
     pages: Vec<[u32; PAGE]>,
 }
@@ -26,7 +26,7 @@ impl CharTable {
         self.pages[usize::from(self.index[c / PAGE])][c % PAGE]
     }
 
-    /// Returns the place of a character's number, to be changed.
+    /// Returns a character's number for changing it.
     pub(crate) fn entry(&mut self, c: char) -> &mut u32 {
         let c = c as usize;
         let page = &mut self.index[c / PAGE];

@@ -1,5 +1,5 @@
-//! The vocabulary as a double-array trie over characters: a Japanese piece is one to four steps,
-//! one cache line each.
+//! The vocabulary as a double-array trie over characters. A Japanese piece takes one to four
+//! steps of one cache line each.
 
 use std::collections::HashMap;
 
@@ -8,13 +8,13 @@ use super::table::CharTable;
 /// No node, or no piece.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// The base of a node without children: past every node, whatever the code.
+/// The base of a node without children; with any code it is past every node.
 const LEAF: u32 = u32::MAX - (1 << 24);
 
-/// Slots that are tried for a set of children before it goes to the end: bounds the time to build.
+/// Slots that are tried for a set of children before it is appended. It bounds the build time.
 const MOST_TRIED: usize = 1 << 12;
 
-/// A node; the children of a node with base `b` are at `b + code`, and name it in `parent`.
+/// A node. The children of a node with base `b` are at `b + code`, and their `parent` is the node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Node {
     base: u32,
@@ -40,8 +40,9 @@ pub(crate) struct Trie {
 }
 
 impl Trie {
-    /// Builds the trie of distinct, non-empty texts, and returns it with the code of each of their
-    /// characters: from 1, the more frequent the lower, which packs the trie densely.
+    /// Builds the trie of distinct, non-empty texts, and returns it with the codes of their
+    /// characters. Codes start at 1; frequent characters have low ones, which packs the trie
+    /// densely.
     pub(crate) fn build(entries: &[Entry<'_>]) -> (Self, CharTable) {
         let mut counts: HashMap<char, usize> = HashMap::new();
         for c in entries.iter().flat_map(|entry| entry.text.chars()) {
@@ -69,10 +70,10 @@ impl Trie {
         )
     }
 
-    /// The node that every text starts from.
+    /// The node where every text starts.
     pub(crate) const ROOT: u32 = 0;
 
-    /// Returns the child of a node by code, and its place. Code 0 has none.
+    /// Returns the child of a node by code, and its index. Code 0 has no child.
     #[inline(always)]
     pub(crate) fn child(&self, node: u32, base: u32, code: u32) -> Option<(u32, &Node)> {
         let at = base + code;
@@ -80,7 +81,7 @@ impl Trie {
         (child.parent == node).then_some((at, child))
     }
 
-    /// Where the children of the root are.
+    /// The base of the root.
     #[inline]
     pub(crate) fn root_base(&self) -> u32 {
         self.nodes[Self::ROOT as usize].base
@@ -88,7 +89,7 @@ impl Trie {
 }
 
 impl Node {
-    /// Where the children are.
+    /// The index that a child's code is added to.
     #[inline(always)]
     pub(crate) fn base(&self) -> u32 {
         self.base
@@ -119,7 +120,7 @@ impl Builder {
     }
 
     fn build(&mut self, keys: &[(Vec<u32>, Entry<'_>)]) {
-        // Nodes whose children are still to be placed: place, range of keys, depth.
+        // Nodes whose children are not placed yet: index, range of keys, depth.
         let mut open = vec![(Trie::ROOT, 0, keys.len(), 0)];
         while let Some((node, mut from, to, depth)) = open.pop() {
             if let (key, entry) = &keys[from]
@@ -151,7 +152,7 @@ impl Builder {
         self.nodes.shrink_to_fit();
     }
 
-    /// Returns a base at which all the children's slots are free. Codes go up.
+    /// Returns a base at which all the children's slots are free. The codes are ascending.
     fn place(&mut self, children: &[(u32, usize, usize)]) -> u32 {
         let lowest = children[0].0;
         let highest = children[children.len() - 1].0;
@@ -247,7 +248,7 @@ mod tests {
         for missing in ["a", "abcd", "漢", "", "い", "ん0", "😀😀"] {
             assert_eq!(find(&trie, &codes, missing), None, "{missing}");
         }
-        // Packed well: few slots stay empty.
+        // The trie is dense.
         let used = trie.nodes.iter().filter(|node| node.parent != NONE).count();
         assert!(
             used * 10 > trie.nodes.len() * 8,
