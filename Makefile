@@ -42,7 +42,7 @@ lint:
 	@tools/install k8s
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
-	$(CARGO) clippy --package togi-model --package togi-trainer --package togi-inference --package togi --all-targets --features togi/cuda -- --deny warnings
+	$(CARGO) clippy --package togi-model --package togi-trainer --package togi-inference --package togi --all-targets --features togi/cuda,togi-model/bench -- --deny warnings
 	$(CARGO) machete
 	cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 	buf lint proto

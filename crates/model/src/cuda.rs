@@ -11,11 +11,13 @@
 //! * `decoding`: [`Decode`](crate::ops::decoding::Decode)
 //! * `launch`, `products`: launches of kernels and of cuBLASLt
 //! * `array`: memory; `frozen`, `fp8`: weights by precision; `narrow`: LoRA; `heads`: attention
-//! * `card`, `opened`: the device; `loading`, `staging`: a base on its way; `measure`: benchmarks
+//! * `card`, `opened`: the device; `loading`, `staging`: a base on its way; `bench`, `recorder`: benchmarks
 
 #![allow(unsafe_code)]
 
 mod array;
+#[cfg(feature = "bench")]
+mod bench;
 mod card;
 mod decoding;
 mod fp8;
@@ -23,16 +25,17 @@ mod frozen;
 mod heads;
 mod launch;
 mod loading;
-mod measure;
 mod narrow;
 mod opened;
 mod operations;
 mod products;
+#[cfg(feature = "bench")]
+mod recorder;
 mod staging;
 mod training;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 
@@ -44,7 +47,7 @@ use array::{Array, Buffer, Element};
 use loading::Loading;
 pub(crate) use opened::Opened;
 use products::{Product, Products};
-use staging::{Staging, Times};
+use staging::Staging;
 
 /// A card's operations.
 pub(crate) struct Cuda {
@@ -53,13 +56,10 @@ pub(crate) struct Cuda {
     functions: HashMap<String, CudaFunction>,
     products: Products,
     element: Element,
-    /// None if nobody measures.
-    measured: Mutex<Option<Vec<measure::Measured>>>,
     /// None once the base is there.
     loading: Mutex<Option<Loading>>,
-    load_times: OnceLock<Times>,
-    /// None if nobody wants the products once more.
-    kept: Mutex<Option<Vec<measure::Kept>>>,
+    #[cfg(feature = "bench")]
+    recorder: recorder::Recorder,
 }
 
 /// A buffer of f32 values.
@@ -93,10 +93,9 @@ impl Cuda {
             context,
             stream,
             element,
-            measured: Mutex::new(None),
             loading: Mutex::new(None),
-            load_times: OnceLock::new(),
-            kept: Mutex::new(None),
+            #[cfg(feature = "bench")]
+            recorder: recorder::Recorder::default(),
         };
         // Memory that the driver has once given stays with the process.
         drop(cuda.room::<u8>(base.device_bytes(element.bytes() as u64) as usize)?);

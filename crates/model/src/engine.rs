@@ -1,11 +1,11 @@
 //! What callers hold: a base on its device, training on batches, decoding with caches.
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod passes;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crate::base::Base;
 use crate::batch::{self, Batch, WindowLoss};
@@ -30,7 +30,6 @@ pub struct Engine {
     base: Arc<Base>,
     networks: Networks,
     device: Device,
-    loaded_in: Duration,
 }
 
 /// The network on one of the devices.
@@ -66,9 +65,6 @@ enum Caches {
 /// Whether every device repeats a pass bit for bit: no kernel adds in an order that depends on
 /// timing. One that did would be named here.
 pub const BIT_EXACT: bool = true;
-
-/// Counts and milliseconds by what took them.
-pub type Profile = BTreeMap<String, (usize, f64)>;
 
 /// Does the same with whatever device's share an enum has.
 macro_rules! on {
@@ -125,18 +121,12 @@ impl Engine {
     /// base. Of a base that was only opened: one of its tensors has values that are not finite or
     /// do not fit.
     pub fn on(base: Arc<Base>, device: Device) -> Result<Self> {
-        let (networks, began) = match device {
-            Device::Cpu => {
-                let began = Instant::now();
-                let network = Network::new(Cpu, &base)?;
-                (Networks::Cpu(Box::new(network)), began)
-            }
+        let networks = match device {
+            Device::Cpu => Networks::Cpu(Box::new(Network::new(Cpu, &base)?)),
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal, float } => {
                 let cuda = Cuda::new(ordinal, float, &base)?;
-                let began = Instant::now();
-                let network = Network::new(cuda, &base)?;
-                (Networks::Cuda(Box::new(network)), began)
+                Networks::Cuda(Box::new(Network::new(cuda, &base)?))
             }
             #[cfg(not(feature = "cuda"))]
             Device::Cuda { ordinal, .. } => return Err(not_built(ordinal)),
@@ -145,41 +135,7 @@ impl Engine {
             base,
             networks,
             device,
-            loaded_in: began.elapsed(),
         })
-    }
-
-    /// The time from a device that was ready to a base that was on it.
-    #[must_use]
-    pub fn loaded_in(&self) -> Duration {
-        self.loaded_in
-    }
-
-    /// Of [`Engine::loaded_in`], the time that a thread spent filling pinned memory from the base's
-    /// files, and waiting for the card to fetch from it; none on the CPU.
-    #[cfg(feature = "cuda")]
-    #[must_use]
-    pub fn load_times(&self) -> Option<[Duration; 2]> {
-        match &self.networks {
-            Networks::Cpu(_) => None,
-            Networks::Cuda(network) => {
-                let times = network.ops().load_times()?;
-                Some([times.filling, times.waiting])
-            }
-        }
-    }
-
-    /// Seconds that so many bytes take from pinned memory to the engine's card and nothing else, as
-    /// loading is measured by; 0 on the CPU.
-    ///
-    /// # Errors
-    /// The device's.
-    #[cfg(feature = "cuda")]
-    pub fn copy_plainly(&self, bytes: usize) -> Result<f64> {
-        match &self.networks {
-            Networks::Cpu(_) => Ok(0.0),
-            Networks::Cuda(network) => network.ops().copy_plainly(bytes),
-        }
     }
 
     pub(crate) fn networks(&self) -> &Networks {
@@ -206,42 +162,6 @@ impl Engine {
             Networks::Cpu(_) => None,
             #[cfg(feature = "cuda")]
             Networks::Cuda(network) => network.ops().memory(),
-        }
-    }
-
-    /// Runs `work` and tells how often its card ran each kernel and kind of product, and the
-    /// milliseconds in all. It is slower than unmeasured. Nothing is told of the CPU.
-    ///
-    /// # Errors
-    /// Those of `work`; the device's.
-    pub fn profile(&self, work: impl FnOnce() -> Result<()>) -> Result<Profile> {
-        match &self.networks {
-            Networks::Cpu(_) => work().map(|()| Profile::new()),
-            #[cfg(feature = "cuda")]
-            Networks::Cuda(network) => {
-                network.ops().start_measuring();
-                let done = work();
-                let measured = network.ops().stop_measuring()?;
-                done.map(|()| measured)
-            }
-        }
-    }
-
-    /// Runs `work`, then its wide matrix products alone, on the same inputs, `rounds` times: how
-    /// many they are, and the milliseconds of a round; none on the CPU. Takes the memory of all
-    /// inputs.
-    ///
-    /// # Errors
-    /// Those of `work`; the device's.
-    #[cfg(feature = "cuda")]
-    pub fn products_alone(
-        &self,
-        rounds: usize,
-        work: impl FnOnce() -> Result<()>,
-    ) -> Result<(usize, f64)> {
-        match &self.networks {
-            Networks::Cpu(_) => work().map(|()| (0, 0.0)),
-            Networks::Cuda(network) => network.ops().products_alone(rounds, work),
         }
     }
 

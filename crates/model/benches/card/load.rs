@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use togi_model::engine::bench::LoadTimes;
 use togi_model::{Base, DeviceName, Engine, Precision};
 
 /// The forms, that of the usual files first.
@@ -28,12 +29,15 @@ pub(crate) fn run(folder: &Path) {
             let base = Base::open(folder, precision).expect("a base");
             let device = DeviceName::Cuda { ordinal: 0 }.device(precision);
             let engine = Engine::on(Arc::new(base), device).expect("a card");
-            times.push(engine.loaded_in().as_secs_f64());
-            let [filling, waiting] = engine.load_times().expect("a card's");
+            let LoadTimes {
+                total,
+                filling,
+                waiting,
+            } = engine.load_times().expect("a GPU's times");
+            times.push(total.as_secs_f64());
             eprintln!(
-                "{}: {:?}, of it {filling:?} filling pinned memory and {waiting:?} waiting for the card",
+                "{}: {total:?}, {filling:?} of it filling pinned memory, {waiting:?} waiting for the GPU",
                 precision.name(),
-                engine.loaded_in(),
             );
             copies.push(engine.copy_plainly(bytes).expect("a copy"));
         }

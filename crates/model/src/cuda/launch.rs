@@ -313,7 +313,8 @@ impl Cuda {
             .map(|arg| std::ptr::from_ref(&arg.0).cast_mut().cast())
             .collect();
         self.check(self.context.bind_to_thread())?;
-        let _measured = self.measure(kernel);
+        #[cfg(feature = "bench")]
+        let _recording = self.recorder.launch(&self.stream, kernel);
         // SAFETY: every caller gives the arguments that its kernel declares, in order; buffers are
         // freed in the same stream, so after the kernel; and no kernel reaches beyond the shapes
         // that it is given.

@@ -3,14 +3,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
-
-use cudarc::driver::result;
 
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
 use super::frozen::{BlockScales, Codes, Frozen, Packed};
-use super::staging::{Failure, Pinned, Staging, Times, Transfer};
+use super::staging::{Failure, Staging, Transfer};
 use crate::base::Base;
 use crate::base::held::{Held, InFile};
 use crate::error::{Error, Result};
@@ -24,10 +21,6 @@ use crate::quant::{nf4, scales};
 const AHEAD: usize = 128 << 20;
 /// Blocks that look for flaws.
 const BLOCKS: usize = 1024;
-/// Parts of a plain copy, and bytes of each: on an H200 parts of 1 MiB came at 48 GB/s, of 4 MiB at
-/// 53, of these at 55.
-const COPY_PARTS: usize = 4;
-const COPY_PART: usize = 16 << 20;
 
 /// What is there while a base is loaded.
 pub(super) struct Loading {
@@ -41,6 +34,8 @@ pub(super) struct Loading {
     looked_at: Vec<(String, Precision)>,
     /// What the codes of nested scales stand for.
     map: Arc<Buffer<f32>>,
+    #[cfg(feature = "bench")]
+    began: std::time::Instant,
 }
 
 /// A matrix that is being brought.
@@ -65,6 +60,8 @@ impl Cuda {
             flaws,
             looked_at: Vec::new(),
             map: Arc::new(self.bring(&*scales::dynamic_map())?),
+            #[cfg(feature = "bench")]
+            began: std::time::Instant::now(),
         };
         *self.loading() = Some(loading);
         Ok(())
@@ -76,8 +73,11 @@ impl Cuda {
             return Ok(());
         };
         let found = self.fetch(&loading.flaws)?;
-        // Set once: a base is loaded once.
-        let _ = self.load_times.set(loading.staging.end());
+        loading.staging.end();
+        #[cfg(feature = "bench")]
+        self.recorder
+            .loading
+            .get_or_init(|| (loading.began.elapsed(), loading.staging.mean_times()));
         for (found, (name, precision)) in found.into_iter().zip(&loading.looked_at) {
             match found {
                 0 => {}
@@ -90,11 +90,6 @@ impl Cuda {
 
     fn loading(&self) -> std::sync::MutexGuard<'_, Option<Loading>> {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Of loading the base, a thread's time.
-    pub(crate) fn load_times(&self) -> Option<Times> {
-        self.load_times.get().copied()
     }
 
     /// Whether a matrix comes to the card as its file has it.
@@ -317,25 +312,5 @@ impl Cuda {
             codes,
             absmax,
         })
-    }
-
-    /// Seconds that so many bytes take from pinned memory to the card, with nothing done to them.
-    pub(crate) fn copy_plainly(&self, bytes: usize) -> Result<f64> {
-        let pinned = self.check(Pinned::new(&self.context, COPY_PARTS * COPY_PART))?;
-        let to = self.room::<u8>(bytes.max(COPY_PART))?;
-        self.check(self.stream.synchronize())?;
-        let began = Instant::now();
-        for (number, start) in (0..bytes).step_by(COPY_PART).enumerate() {
-            let place = number % COPY_PARTS * COPY_PART;
-            // SAFETY: nobody changes the memory; the place has room for the bytes, and the stream
-            // is waited for below.
-            let copied = unsafe {
-                let part = pinned.bytes(place, COPY_PART.min(bytes - start));
-                result::memcpy_htod_async(to.address + start as u64, part, self.stream.cu_stream())
-            };
-            self.check(copied)?;
-        }
-        self.check(self.stream.synchronize())?;
-        Ok(began.elapsed().as_secs_f64())
     }
 }

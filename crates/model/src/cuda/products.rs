@@ -145,12 +145,8 @@ impl Cuda {
             point_at(plan.product, scales)?;
         }
         self.check(self.context.bind_to_thread())?;
-        let _measured = self.measure(if shape.sizes.iter().any(|&size| size < 128) {
-            "products, narrow"
-        } else {
-            self.remember(product);
-            "products"
-        });
+        #[cfg(feature = "bench")]
+        let _recording = self.recorder.product(&self.stream, product);
         let keep = if product.plus.is_some() { 1.0_f32 } else { 0.0 };
         let pointer = |address: u64| address as *mut c_void;
         // SAFETY: shapes and types are those of the matrices, which live until the stream has

@@ -7,6 +7,7 @@ use std::ffi::c_void;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+#[cfg(feature = "bench")]
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
@@ -78,11 +79,14 @@ pub(super) struct Staging {
 
 /// A thread, and the events that stand behind its last fetches.
 struct Lane {
-    thread: Option<JoinHandle<Times>>,
+    thread: Option<JoinHandle<()>>,
+    #[cfg(feature = "bench")]
+    times: Arc<Mutex<Times>>,
     fetched: [Arc<CudaEvent>; SLOTS],
 }
 
 /// Time spent filling slots, and waiting for the card to fetch from them.
+#[cfg(feature = "bench")]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Times {
     pub(crate) filling: Duration,
@@ -156,12 +160,15 @@ impl Staging {
             let stream = context.new_stream()?;
             let event = || context.new_event(None).map(Arc::new);
             let fetched = [event()?, event()?];
+            #[cfg(feature = "bench")]
+            let times = Arc::<Mutex<Times>>::default();
             let filler = Filler {
                 pinned: Arc::clone(&pinned),
                 first: lane * SLOTS * SLOT,
                 stream,
                 fetched: fetched.clone(),
-                times: Times::default(),
+                #[cfg(feature = "bench")]
+                times: Arc::clone(&times),
             };
             let queue = Arc::clone(&staging.queue);
             let thread = std::thread::Builder::new().name("staging".into());
@@ -169,6 +176,8 @@ impl Staging {
             staging.lanes.push(Lane {
                 thread: Some(thread.map_err(Failure::File)?),
                 fetched,
+                #[cfg(feature = "bench")]
+                times,
             });
         }
         Ok(staging)
@@ -218,20 +227,24 @@ impl Staging {
         left.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Waits for all threads and all fetches; what was not begun is dropped. Returns a thread's
-    /// times in the mean.
-    pub(super) fn end(&mut self) -> Times {
+    /// Waits for all threads and all fetches, and drops the transfers that no thread has begun.
+    pub(super) fn end(&mut self) {
         lock(&self.queue.waiting).closed = true;
         self.queue.changed.notify_all();
-        let mut sum = Times::default();
         for thread in self.lanes.iter_mut().filter_map(|lane| lane.thread.take()) {
-            match thread.join() {
-                Ok(times) => {
-                    sum.filling += times.filling;
-                    sum.waiting += times.waiting;
-                }
-                Err(panic) => std::panic::resume_unwind(panic),
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
             }
+        }
+    }
+
+    /// The mean of the threads' times.
+    #[cfg(feature = "bench")]
+    pub(super) fn mean_times(&self) -> Times {
+        let mut sum = Times::default();
+        for times in self.lanes.iter().map(|lane| *lock(&lane.times)) {
+            sum.filling += times.filling;
+            sum.waiting += times.waiting;
         }
         let lanes = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX).max(1);
         Times {
@@ -293,11 +306,12 @@ struct Filler {
     first: usize,
     stream: Arc<CudaStream>,
     fetched: [Arc<CudaEvent>; SLOTS],
-    times: Times,
+    #[cfg(feature = "bench")]
+    times: Arc<Mutex<Times>>,
 }
 
 impl Filler {
-    fn run(mut self, queue: &Queue) -> Times {
+    fn run(self, queue: &Queue) {
         let mut slot = 0;
         while let Some((transfer, start, len)) = queue.take() {
             let outcome = self.bring(slot, &transfer, start, len);
@@ -306,26 +320,31 @@ impl Filler {
         }
         // Before the memory is given back. What the driver says on the way out changes nothing.
         let _ = self.stream.synchronize();
-        self.times
     }
 
     fn bring(
-        &mut self,
+        &self,
         slot: usize,
         transfer: &Transfer,
         start: usize,
         len: usize,
     ) -> Result<(), Failure> {
         let fetched = &self.fetched[slot];
+        #[cfg(feature = "bench")]
         let began = Instant::now();
         fetched.synchronize()?;
+        #[cfg(feature = "bench")]
         let free = Instant::now();
         // SAFETY: the slot is this thread's, and what was fetched from it last has been fetched.
         let part = unsafe { self.pinned.bytes(self.first + slot * SLOT, len) };
         let copied = transfer.bytes.copy_to(start, part);
         copied.map_err(Failure::File)?;
-        self.times.waiting += free - began;
-        self.times.filling += free.elapsed();
+        #[cfg(feature = "bench")]
+        {
+            let mut times = lock(&self.times);
+            times.waiting += free - began;
+            times.filling += free.elapsed();
+        }
         self.stream.wait(&transfer.free)?;
         let to = transfer.to + start as u64;
         // SAFETY: the place has room for the bytes, and whoever owns it waits for the event; the
