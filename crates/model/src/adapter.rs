@@ -10,10 +10,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
+use togi_common::{Hasher, canonical};
 
 use crate::base::read;
-use crate::canonical;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::lora::{Lora, LoraConfig, Module, Shape};
@@ -100,7 +99,10 @@ fn config_json(lora: &Lora, base_name: &str) -> Result<Vec<u8>> {
         "use_dora": false,
         "use_rslora": false,
     });
-    let mut text = format!("{:#}", canonical::value(&value, CONFIG_FILE)?);
+    let mut text = format!(
+        "{:#}",
+        canonical::value(&value).map_err(of_json(CONFIG_FILE))?
+    );
     text.push('\n');
     Ok(text.into_bytes())
 }
@@ -238,18 +240,23 @@ fn shapes(settings: &Settings, found: &Found, config: &Config) -> Result<Vec<Sha
 /// # Errors
 /// The configuration is not JSON.
 pub fn generation(files: &Files, identity: &Identity) -> Result<String> {
-    let config: Value = serde_json::from_slice(&files.config).map_err(|source| Error::Json {
-        what: CONFIG_FILE.into(),
-        source,
-    })?;
-    let mut digest = Sha256::new();
+    let config: Value = serde_json::from_slice(&files.config).map_err(of_json(CONFIG_FILE))?;
+    let mut hasher = Hasher::new();
     for part in [
-        canonical::json(&config, CONFIG_FILE)?.as_slice(),
+        canonical::json(&config)
+            .map_err(of_json(CONFIG_FILE))?
+            .as_slice(),
         files.tensors.as_slice(),
-        canonical::json(identity, "identity")?.as_slice(),
+        canonical::json(identity)
+            .map_err(of_json("identity"))?
+            .as_slice(),
     ] {
-        digest.update((part.len() as u64).to_le_bytes());
-        digest.update(part);
+        hasher.frame(part);
     }
-    Ok(hex::encode(digest.finalize()))
+    Ok(hasher.finish().to_string())
+}
+
+fn of_json(what: &str) -> impl FnOnce(serde_json::Error) -> Error {
+    let what = what.into();
+    |source| Error::Json { what, source }
 }

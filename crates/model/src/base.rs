@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::precision::Precision;
 use crate::weight::Weight;
-use digest::Digest;
+use digest::BaseDigest;
 use folder::Folder;
 use held::Held;
 pub use merge::write_merged;
@@ -37,7 +37,7 @@ pub struct Base {
     config: Config,
     tensors: BTreeMap<String, Held>,
     tokenizer: Option<Vec<u8>>,
-    digest: Digest,
+    digest: BaseDigest,
     precision: Precision,
 }
 
@@ -126,7 +126,7 @@ impl Base {
             config,
             tensors,
             tokenizer: None,
-            digest: Digest::none(),
+            digest: BaseDigest::none(),
             precision,
         })
     }

@@ -1,6 +1,8 @@
 //! Dropout whose mask is a pure function of where a value stands, so that packing and micro-batches
 //! do not change it.
 
+use togi_common::random::nth;
+
 use crate::random;
 use crate::target::Target;
 
@@ -69,7 +71,7 @@ impl Mask {
             }
         };
         for (pair, values) in values.chunks_mut(2).enumerate() {
-            let bits = random::at(key, pair as u64);
+            let bits = nth(key, pair as u64);
             values[0] *= factor(bits as u32);
             if let Some(odd) = values.get_mut(1) {
                 *odd *= factor((bits >> 32) as u32);

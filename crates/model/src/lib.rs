@@ -24,7 +24,6 @@ pub mod training;
 pub mod weight;
 
 mod activation;
-mod canonical;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
+use togi_common::Hasher;
 use togi_proto::events::v1;
 use togi_proto::job::v1::JobKind;
 
@@ -231,11 +231,11 @@ impl Event {
 /// Returns a deterministic message id: the same for the same kind and body.
 #[must_use]
 pub fn message_id(kind: &str, body: &[u8]) -> String {
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::new();
     hash.update(kind.as_bytes());
     hash.update([0]);
     hash.update(body);
-    hex::encode(hash.finalize())
+    hash.finish().to_string()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
+use togi_common::{Hasher, canonical};
 use togi_proto::events::v1 as said;
 use togi_proto::job::v1::{Job, JobKind};
 
@@ -15,7 +15,7 @@ use crate::error::{Class, Error, Result};
 use crate::events::{self, kind_name};
 use crate::jobs::record::{Envelope, Record, is_final};
 use crate::layout::{self, JobId};
-use crate::store::{Store, canonical_json, random_hex};
+use crate::store::{Store, random_hex};
 use crate::telemetry;
 
 mod end;
@@ -42,11 +42,11 @@ pub fn job_id(kind: JobKind, idempotency_key: &str) -> Result<JobId> {
     if idempotency_key.is_empty() {
         return JobId::parse(&random_hex()?);
     }
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::new();
     hash.update(kind_name(kind));
     hash.update([0]);
     hash.update(idempotency_key);
-    JobId::parse(&hex::encode(hash.finalize())[..20])
+    JobId::parse(&hash.finish().to_string()[..20])
 }
 
 impl Jobs {
@@ -117,7 +117,7 @@ impl Jobs {
             create_time: jiff::Timestamp::now(),
             traceparent: telemetry::current_traceparent().unwrap_or_default(),
         };
-        let error = match self.store.put_new(&key, canonical_json(&envelope)?).await {
+        let error = match self.store.put_new(&key, canonical::json(&envelope)?).await {
             Ok(_) => return Ok(envelope),
             Err(error) => error,
         };
@@ -126,7 +126,7 @@ impl Jobs {
         }
         let found: Envelope = self.store.get_json(&key).await?;
         let same = found.kind == envelope.kind
-            && canonical_json(&found.request)? == canonical_json(&envelope.request)?;
+            && canonical::json(&found.request)? == canonical::json(&envelope.request)?;
         if same {
             return Ok(found);
         }

@@ -15,6 +15,7 @@ use object_store::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use togi_common::canonical;
 use tokio::io::AsyncReadExt as _;
 
 use crate::config::StoreConfig;
@@ -338,12 +339,12 @@ impl Store {
         })
     }
 
-    /// Creates a JSON object that is not there yet, in [`canonical_json`]'s bytes.
+    /// Creates a JSON object that is not there yet, in the bytes of [`canonical::json`].
     ///
     /// # Errors
     /// As [`Store::put_new`].
     pub async fn put_new_json<T: Serialize + Sync>(&self, key: &Path, value: &T) -> Result<Put> {
-        self.put_new(key, canonical_json(value)?).await
+        self.put_new(key, canonical::json(value)?).await
     }
 
     /// Returns the highest revision in a folder of `<n>.json`, and its key.
@@ -415,18 +416,6 @@ fn settled_by_reading(class: Class) -> bool {
             | Class::DeadlineExceeded
             | Class::NotFound
     )
-}
-
-/// Returns a value as JSON with the keys of every object sorted and no spaces: equal values have
-/// equal bytes.
-///
-/// # Errors
-/// `InvalidArgument` if the value has no JSON form.
-pub fn canonical_json<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
-    let mut value = serde_json::to_value(value)?;
-    // Whether serde_json's map is sorted depends on a feature that any crate may switch on.
-    value.sort_all_objects();
-    Ok(serde_json::to_vec(&value)?)
 }
 
 /// Returns 20 random hex digits.

@@ -1,11 +1,8 @@
 //! The digest that names a data set: of its records in their order, the tokenizer, the template and
 //! the settings. The number of workers is no part of it.
 
-use sha2::{Digest, Sha256};
+use togi_common::{Digest, Hasher, canonical};
 
-pub use crate::frame::sha256_hex;
-
-use crate::frame::frame;
 use crate::row::Settings;
 use crate::tokenizer::Tokenizer;
 use crate::{manifest, prompt, shard};
@@ -17,7 +14,7 @@ use crate::{manifest, prompt, shard};
 /// manifest and `rejects.jsonl` are stored under it and depend on them.
 #[derive(Debug, Clone)]
 pub struct DatasetHasher {
-    hasher: Sha256,
+    hasher: Hasher,
     accepted: u64,
     rejected: u64,
 }
@@ -29,13 +26,13 @@ impl DatasetHasher {
     }
 
     fn with_template(tokenizer: &Tokenizer, template: &str, settings: &Settings) -> Self {
-        let mut hasher = Sha256::new();
+        let mut hasher = Hasher::new();
         hasher.update(b"togi dataset v1");
         hasher.update(shard::SCHEMA_VERSION.to_le_bytes());
         hasher.update(manifest::SCHEMA_VERSION.to_le_bytes());
-        frame(&mut hasher, tokenizer.digest().as_bytes());
-        frame(&mut hasher, template.as_bytes());
-        frame(&mut hasher, &manifest::canonical_json(settings));
+        hasher.frame(tokenizer.digest());
+        hasher.frame(template);
+        hasher.frame(canonical::json(settings).expect("settings have a JSON form"));
         Self {
             hasher,
             accepted: 0,
@@ -44,16 +41,16 @@ impl DatasetHasher {
     }
 
     /// Adds the digest of a record that became a row.
-    pub fn accept(&mut self, record: &[u8; 32]) {
+    pub fn accept(&mut self, record: Digest) {
         self.hasher.update([1]);
-        self.hasher.update(record);
+        self.hasher.update(record.as_bytes());
         self.accepted += 1;
     }
 
     /// Adds a rejected record by its line in `rejects.jsonl`.
     pub fn reject(&mut self, line: &[u8]) {
         self.hasher.update([0]);
-        frame(&mut self.hasher, line);
+        self.hasher.frame(line);
         self.rejected += 1;
     }
 
@@ -62,7 +59,7 @@ impl DatasetHasher {
         self.hasher.update([2]);
         self.hasher.update(self.accepted.to_le_bytes());
         self.hasher.update(self.rejected.to_le_bytes());
-        hex::encode(self.hasher.finalize())
+        self.hasher.finish().to_string()
     }
 }
 
@@ -76,7 +73,7 @@ mod tests {
     fn dataset(model: &[u8], template: &str, settings: &Settings) -> String {
         let tokenizer = Tokenizer::from_bytes(model).unwrap();
         let mut hasher = DatasetHasher::with_template(&tokenizer, template, settings);
-        hasher.accept(&[7; 32]);
+        hasher.accept(Digest::from([7; 32]));
         hasher.finish()
     }
 
@@ -86,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_changed_template_makes_another_dataset_id() {
-        let template = sha256_hex(b"another template");
+        let template = Digest::of("another template").to_string();
         assert_ne!(dataset(PLAIN, &template, &Settings::default()), ours());
     }
 

@@ -6,7 +6,6 @@
 //! knows no service and is not asynchronous.
 
 mod error;
-mod frame;
 
 pub mod decoder;
 pub mod digest;

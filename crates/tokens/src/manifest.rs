@@ -1,9 +1,7 @@
 //! A data set's manifest in canonical JSON: its inputs, its counts, and the shards to read.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use togi_common::canonical;
 
 use crate::error::{Error, Result};
 use crate::row::Settings;
@@ -94,7 +92,7 @@ impl DatasetManifest {
 
     /// Returns the manifest's canonical JSON; equal manifests have equal bytes.
     pub fn to_json(&self) -> Vec<u8> {
-        canonical_json(self)
+        canonical::json(self).expect("a manifest has a JSON form")
     }
 
     /// Reads a manifest and checks that its counts agree.
@@ -163,45 +161,6 @@ fn check_digest(digest: &str) -> Result<()> {
     Err(Error::manifest(format!("{digest:?} is not a digest")))
 }
 
-/// Returns a value's canonical JSON: keys sorted by their bytes, no white space, numbers as
-/// serde_json writes them.
-pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
-    let value = serde_json::to_value(value).expect("our own structs have text keys and serialize");
-    let mut json = String::new();
-    write_canonical(&value, &mut json);
-    json.into_bytes()
-}
-
-fn write_canonical(value: &Value, json: &mut String) {
-    match value {
-        Value::Object(object) => {
-            // serde_json keeps the insertion order if any crate of the build enables that feature.
-            let sorted: BTreeMap<&String, &Value> = object.iter().collect();
-            json.push('{');
-            for (at, (key, value)) in sorted.into_iter().enumerate() {
-                if at > 0 {
-                    json.push(',');
-                }
-                json.push_str(&Value::from(key.as_str()).to_string());
-                json.push(':');
-                write_canonical(value, json);
-            }
-            json.push('}');
-        }
-        Value::Array(array) => {
-            json.push('[');
-            for (at, value) in array.iter().enumerate() {
-                if at > 0 {
-                    json.push(',');
-                }
-                write_canonical(value, json);
-            }
-            json.push(']');
-        }
-        plain => json.push_str(&plain.to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,11 +202,6 @@ mod tests {
         let json = manifest().to_json();
         assert!(json.starts_with(br#"{"accepted":9,"dataset":"000"#));
         assert_eq!(DatasetManifest::from_json(&json).unwrap(), manifest());
-        let value = serde_json::json!({"b": [1, {"z": null, "a": "\u{3042}\n"}], "a": 0.1});
-        assert_eq!(
-            String::from_utf8(canonical_json(&value)).unwrap(),
-            "{\"a\":0.1,\"b\":[1,{\"a\":\"あ\\n\",\"z\":null}]}"
-        );
         assert_eq!(manifest().rows(Split::Train), 7);
         assert_eq!(manifest().tokens(Split::Validation), 20);
     }

@@ -9,8 +9,7 @@
 //! outputs of SplitMix64 started at `mix(seed) ^ mix(epoch + GOLDEN)`, wrapping. `mix` is
 //! SplitMix64's finalizer.
 
-/// SplitMix64's increment: 2^64 divided by the golden ratio.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+use togi_common::random::{GOLDEN, mix, nth};
 
 const ROUNDS: usize = 8;
 
@@ -26,11 +25,8 @@ impl Permutation {
     /// Returns the permutation of `rows` rows in one epoch.
     pub fn new(rows: u64, seed: u64, epoch: u64) -> Self {
         let bits = u64::BITS - rows.max(2).saturating_sub(1).leading_zeros();
-        let mut state = mix(seed) ^ mix(epoch.wrapping_add(GOLDEN));
-        let keys = std::array::from_fn(|_| {
-            state = state.wrapping_add(GOLDEN);
-            mix(state)
-        });
+        let key = mix(seed) ^ mix(epoch.wrapping_add(GOLDEN));
+        let keys = std::array::from_fn(|round| nth(key, round as u64));
         Self {
             rows,
             half_bits: bits.div_ceil(2),
@@ -80,12 +76,6 @@ impl Permutation {
         }
         (left << self.half_bits) | right
     }
-}
-
-fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]

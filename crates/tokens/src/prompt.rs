@@ -2,9 +2,8 @@
 
 use std::sync::LazyLock;
 
-use sha2::{Digest, Sha256};
+use togi_common::Hasher;
 
-use crate::frame::frame;
 use crate::record::Record;
 
 /// Stands for a newline in prompts and answers.
@@ -65,12 +64,12 @@ pub fn template_digest() -> &'static str {
 }
 
 fn digest_of(parts: [&str; 4]) -> String {
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::new();
     hasher.update(b"togi template v1");
     for part in parts {
-        frame(&mut hasher, part.as_bytes());
+        hasher.frame(part);
     }
-    hex::encode(hasher.finalize())
+    hasher.finish().to_string()
 }
 
 fn push_escaped(text: &mut String, part: &str) {

@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
+use togi_common::{Digest, Hasher};
 
 use crate::error::{Error, Result};
-use crate::frame::frame;
 
 /// The columns of a record in the order of hashing.
 pub const COLUMNS: [&str; 5] = ["instruction", "input", "output", "category", "index"];
@@ -161,18 +160,18 @@ impl Record {
 
     /// Returns the SHA-256 of instruction, input and output, each framed by its length. The same
     /// question with the same answer has the same hash under any index or category.
-    pub fn content_hash(&self) -> [u8; 32] {
-        let mut hasher = Sha256::new();
+    pub fn content_hash(&self) -> Digest {
+        let mut hasher = Hasher::new();
         hasher.update(b"togi record content v1");
         for text in [&self.instruction, &self.input, &self.output] {
-            frame(&mut hasher, text.as_bytes());
+            hasher.frame(text);
         }
-        hasher.finalize().into()
+        hasher.finish()
     }
 
     /// Returns the SHA-256 of all columns, each framed by its length.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hasher = Sha256::new();
+    pub fn digest(&self) -> Digest {
+        let mut hasher = Hasher::new();
         hasher.update(b"togi record v1");
         for text in [
             &self.instruction,
@@ -181,16 +180,16 @@ impl Record {
             &self.category,
             &self.index,
         ] {
-            frame(&mut hasher, text.as_bytes());
+            hasher.frame(text);
         }
-        hasher.finalize().into()
+        hasher.finish()
     }
 
     /// Returns the row's name: the record's `index`, or without one `sha256-` and the first 16 hex
     /// digits of [`Record::content_hash`].
     pub fn sample_id(&self) -> String {
         if self.index.is_empty() {
-            format!("sha256-{}", hex::encode(&self.content_hash()[..8]))
+            format!("sha256-{}", &self.content_hash().to_string()[..16])
         } else {
             self.index.clone()
         }

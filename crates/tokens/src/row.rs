@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use togi_common::Digest;
 
 use crate::error::{Error, Result};
 use crate::prompt;
@@ -245,9 +246,9 @@ impl Encoder {
 /// Returns whether a record is kept for validation: whether the first eight bytes of its content
 /// hash ([`Record::content_hash`]), read big-endian as a fraction of 2^64, are below the share. The
 /// same content is always in the same split.
-pub fn is_validation(content_hash: &[u8; 32], share: f64) -> bool {
+pub fn is_validation(content_hash: Digest, share: f64) -> bool {
     let mut first = [0; 8];
-    first.copy_from_slice(&content_hash[..8]);
+    first.copy_from_slice(&content_hash.as_bytes()[..8]);
     // 2^53 steps: exact in f64.
     let fraction = (u64::from_be_bytes(first) >> 11) as f64 / (1_u64 << 53) as f64;
     fraction < share
@@ -299,11 +300,11 @@ mod tests {
                     category: String::new(),
                     index: String::new(),
                 };
-                is_validation(&record.content_hash(), 0.1)
+                is_validation(record.content_hash(), 0.1)
             })
             .count();
         assert!((1_850..2_150).contains(&kept), "{kept}");
-        assert!(!is_validation(&[0; 32], 0.0));
-        assert!(!is_validation(&[255; 32], 0.999_999));
+        assert!(!is_validation(Digest::from([0; 32]), 0.0));
+        assert!(!is_validation(Digest::from([255; 32]), 0.999_999));
     }
 }

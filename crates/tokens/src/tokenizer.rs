@@ -14,14 +14,14 @@ pub(crate) mod vocabulary;
 
 use std::sync::Arc;
 
+use togi_common::Digest;
+
 use self::lattice::{Best, Span};
 use self::load::Model;
 use self::normalizer::Symbol;
 use self::vocabulary::Role;
 use crate::decoder::{Decoder, Detokenizer};
 use crate::error::Result;
-use crate::frame::sha256_hex;
-
 /// A SentencePiece unigram model. Text never yields a control id: `</s>` typed by a user is
 /// ordinary text.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ impl Tokenizer {
     pub fn from_bytes(file: &[u8]) -> Result<Self> {
         Ok(Self {
             model: Model::read(file)?,
-            digest: sha256_hex(file),
+            digest: Digest::of(file).to_string(),
         })
     }
 

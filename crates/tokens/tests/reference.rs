@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
+use togi_common::Hasher;
 use togi_tokens::Tokenizer;
 
 use crate::strings::Strings;
@@ -83,22 +83,22 @@ impl Digests {
     /// Fails if an item's ids or its text are not the reference's, and shows the first such item
     /// with `name`, which is its source.
     pub(crate) fn check(&self, items: &[Item], name: impl Fn(usize) -> String) {
-        let mut all = Sha256::new();
+        let mut all = Hasher::new();
         for (at, (ids, text)) in items.iter().enumerate() {
-            let mut item = Sha256::new();
+            let mut item = Hasher::new();
             item.update((ids.len() as u32).to_le_bytes());
             ids.iter().for_each(|id| item.update(id.to_le_bytes()));
             item.update(text);
-            let digest = item.finalize();
-            all.update(digest);
+            let digest = item.finish();
+            all.update(digest.as_bytes());
             if let Some(expected) = self.each.get(at * DIGITS..(at + 1) * DIGITS) {
                 let source = || name(at);
-                let found = &hex::encode(digest)[..DIGITS];
+                let found = &digest.to_string()[..DIGITS];
                 assert_eq!(found, expected, "{}: {text:?} by {ids:?}", source());
             }
         }
         let ids = items.iter().map(|(ids, _)| ids.len()).sum::<usize>();
         assert_eq!((items.len(), ids), (self.count, self.ids));
-        assert_eq!(hex::encode(all.finalize()), self.sha256);
+        assert_eq!(all.finish().to_string(), self.sha256);
     }
 }

@@ -152,7 +152,7 @@ fn the_digest_is_of_records_and_settings_in_their_order() {
         let mut hasher = DatasetHasher::new(&tokenizer(name), settings);
         records
             .iter()
-            .for_each(|text| hasher.accept(&record(text, "", "答え").digest()));
+            .for_each(|text| hasher.accept(record(text, "", "答え").digest()));
         reject.into_iter().for_each(|line| hasher.reject(line));
         hasher.finish()
     };
@@ -194,6 +194,6 @@ proptest! {
             prop_assert!(row.labels.last().is_some_and(|label| *label != IGNORED));
         }
         let hash = record.content_hash();
-        prop_assert_eq!(is_validation(&hash, share), is_validation(&hash, share));
+        prop_assert_eq!(is_validation(hash, share), is_validation(hash, share));
     }
 }

@@ -2,10 +2,10 @@
 //! from the store each time; nothing here outlives a request.
 
 use jiff::Timestamp;
+use togi_common::canonical;
 use togi_proto::dataprep::v1 as proto;
 use togi_runtime::layout::{self, validate_digest, validate_name};
 use togi_runtime::registry::revisions::NameRevision;
-use togi_runtime::store::canonical_json;
 use togi_runtime::{Class, Error, Store};
 use togi_tokens::manifest::{DatasetManifest, Split};
 use togi_tokens::row::Learn;
@@ -152,7 +152,7 @@ impl Catalog {
                 time: Timestamp::now().to_string(),
                 ..ours.clone()
             };
-            let bytes = canonical_json(&revision)?.into();
+            let bytes = canonical::json(&revision)?.into();
             // Another preparation may have been faster, perhaps with this very digest: look again.
             if self
                 .store

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
+use togi_common::Hasher;
 use togi_tokens::digest::DatasetHasher;
 use togi_tokens::record::{COLUMNS, Columns};
 use togi_tokens::row::{Encoder, Settings};
@@ -216,7 +216,7 @@ struct Gathered {
     train: spool::Writer,
     validation: spool::Writer,
     rejects: BufWriter<NamedTempFile>,
-    rejects_hasher: Sha256,
+    rejects_hasher: Hasher,
     accepted: u64,
     rejected: u64,
     first_rejected: Option<(u64, String)>,
@@ -230,7 +230,7 @@ impl Gathered {
             train: spool::Writer::create(plan.scratch, plan.settings.rows_per_shard)?,
             validation: spool::Writer::create(plan.scratch, plan.settings.rows_per_shard)?,
             rejects: BufWriter::new(rejects),
-            rejects_hasher: Sha256::new(),
+            rejects_hasher: Hasher::new(),
             accepted: 0,
             rejected: 0,
             first_rejected: None,
@@ -242,7 +242,7 @@ impl Gathered {
         for fate in tokenized.fates {
             match fate {
                 Fate::Accepted(digest) => {
-                    self.hasher.accept(&digest);
+                    self.hasher.accept(digest);
                     self.accepted += 1;
                 }
                 Fate::Rejected { number, reason, .. }
@@ -295,7 +295,7 @@ impl Gathered {
             .rejects
             .into_inner()
             .map_err(|e| Error::Scratch(e.into_error()))?;
-        let sha256 = hex::encode(self.rejects_hasher.finalize());
+        let sha256 = self.rejects_hasher.finish().to_string();
         Ok(Prepared {
             digest: self.hasher.finish(),
             train,

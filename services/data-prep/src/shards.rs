@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use sha2::{Digest, Sha256};
+use togi_common::Hasher;
 use togi_runtime::layout;
 use togi_tokens::manifest::{self, DatasetManifest, Part, Split};
 use togi_tokens::prompt;
@@ -106,7 +106,7 @@ fn write_one(
     let file = File::create(form.folder.join(&path)).map_err(Error::Scratch)?;
     let sink = Hashing {
         file: BufWriter::new(file),
-        hasher: Sha256::new(),
+        hasher: Hasher::new(),
         bytes: 0,
     };
     let metadata = Metadata {
@@ -130,14 +130,14 @@ fn write_one(
         rows: summary.rows,
         tokens: summary.tokens,
         size_bytes: sink.bytes,
-        sha256: hex::encode(sink.hasher.finalize()),
+        sha256: sink.hasher.finish().to_string(),
     })
 }
 
 /// A file whose bytes are hashed as they go by.
 struct Hashing {
     file: BufWriter<File>,
-    hasher: Sha256,
+    hasher: Hasher,
     bytes: u64,
 }
 

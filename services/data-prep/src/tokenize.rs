@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use togi_tokens::manifest::canonical_json;
+use togi_common::{Digest, canonical};
 use togi_tokens::record::{Columns, Record, Reject};
 use togi_tokens::row::{Encoder, is_validation};
 
@@ -28,7 +28,7 @@ pub(crate) struct Tokenized {
 /// What became of a record.
 pub(crate) enum Fate {
     /// It is a row; the record's digest.
-    Accepted([u8; 32]),
+    Accepted(Digest),
     /// It is a line of `rejects.jsonl`, without its newline.
     Rejected {
         number: u64,
@@ -105,7 +105,7 @@ impl Tokenizing {
         let fate = match row {
             Ok((record, row)) => {
                 let share = encoder.settings().validation_share;
-                let kept = share > 0.0 && is_validation(&record.content_hash(), share);
+                let kept = share > 0.0 && is_validation(record.content_hash(), share);
                 if kept {
                     &mut done.validation
                 } else {
@@ -124,7 +124,7 @@ impl Tokenizing {
                     reason: &reason,
                     sample,
                 };
-                let line = canonical_json(&line);
+                let line = canonical::json(&line).expect("the line's fields have a JSON form");
                 let reason = if field.is_empty() {
                     reason
                 } else {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
+use togi_common::Hasher;
 use togi_runtime::{Class, Error, Store, layout};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -83,10 +83,10 @@ fn write(
 ) -> Result<(NamedTempFile, String), Fault> {
     std::fs::create_dir_all(&scratch).map_err(Fault::Scratch)?;
     let mut file = NamedTempFile::new_in(scratch).map_err(Fault::Scratch)?;
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::new();
     while let Some(chunk) = chunks.blocking_recv() {
         hasher.update(&chunk);
         file.write_all(&chunk).map_err(Fault::Scratch)?;
     }
-    Ok((file, hex::encode(hasher.finalize())))
+    Ok((file, hasher.finish().to_string()))
 }

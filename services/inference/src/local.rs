@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use togi_common::Digest;
 use togi_model::{Base, Config, DeviceName, Lora, adapter};
-use togi_tokens::digest::sha256_hex;
 
 use crate::base;
 use crate::config::EngineConfig;
@@ -85,7 +85,7 @@ impl Local {
         let adapter = engine.adapter(lora).map_err(bad)?;
         // A folder does not say over which precision the adapter was trained.
         let precision = engine.base().precision().name().to_owned();
-        let served = ServedAdapter::new(sha256_hex(&tensors), precision, adapter);
+        let served = ServedAdapter::new(Digest::of(&tensors).to_string(), precision, adapter);
         self.adapter = Some(Arc::new(served));
         Ok(self)
     }

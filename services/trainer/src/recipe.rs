@@ -5,11 +5,10 @@
 //! contract's default.
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
+use togi_common::{Digest, canonical};
 pub use togi_model::Precision;
 use togi_model::{Config, LoraConfig, Target, optim};
 use togi_proto::trainer::v1 as proto;
-use togi_tokens::manifest::canonical_json;
 
 use crate::error::{Error, Result};
 
@@ -195,7 +194,7 @@ impl Recipe {
     /// without the name, the interval of checkpoints and the promotion, which change no number.
     #[must_use]
     pub fn digest(&self) -> String {
-        let canonical = canonical_json(&json!({
+        let canonical = canonical::json(&json!({
             "accumulation": self.accumulation,
             "adam_beta1": self.adam_beta1,
             "adam_beta2": self.adam_beta2,
@@ -215,7 +214,7 @@ impl Recipe {
             "warmup_steps": self.warmup_steps,
             "weight_decay": self.weight_decay,
         }));
-        hex::encode(Sha256::digest(canonical))
+        Digest::of(canonical.expect("it is JSON already")).to_string()
     }
 
     /// Checks the recipe against the base that it shall train.

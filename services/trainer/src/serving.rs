@@ -1,7 +1,7 @@
 //! The generation that an alias names, read for being measured beside a new one.
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
+use togi_common::Digest;
 use togi_model::{Config, Lora, adapter};
 use togi_runtime::registry::adapter_manifest::{AdapterManifest, Identity};
 use togi_runtime::registry::aliases::Aliases;
@@ -71,7 +71,7 @@ async fn file(store: &Store, manifest: &AdapterManifest, name: &str) -> Result<B
         read => read?,
     };
     let expected = manifest.files.get(name).map(|file| file.sha256.as_str());
-    if expected != Some(hex::encode(Sha256::digest(&bytes)).as_str()) {
+    if expected != Some(Digest::of(&bytes).to_string().as_str()) {
         let reason = "its bytes are not those of the manifest";
         return Err(Error::damaged(path.to_string(), reason));
     }

@@ -1,29 +1,28 @@
-//! A base's digest, made by threads of its own while others read the same files.
+//! A base's digest, computed by threads while others read the same files.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
-use sha2::{Digest as _, Sha256};
+use togi_common::{Digest, Hasher};
 
-use crate::canonical;
 use crate::error::{Error, Result};
 use crate::mapped::Bytes;
 
-/// Bytes that are hashed before a thread looks whether it shall stop.
+/// Bytes that a thread hashes between two looks at its stop flag.
 const AT_ONCE: usize = 16 << 20;
 
-/// The digest of some files; whoever asks for it waits for it.
-pub(super) struct Digest {
+/// The digest of some files; a reader waits until it is there.
+pub(super) struct BaseDigest {
     value: OnceLock<String>,
     hashing: Mutex<Vec<Hashing>>,
     stop: Arc<AtomicBool>,
 }
 
 /// A file's name, and the thread that hashes it.
-type Hashing = (String, JoinHandle<String>);
+type Hashing = (String, JoinHandle<Digest>);
 
-impl Digest {
+impl BaseDigest {
     /// Begins to hash files, each in a thread.
     pub(super) fn begin(files: Vec<(String, Bytes)>) -> Result<Self> {
         let digest = Self {
@@ -41,7 +40,7 @@ impl Digest {
         Ok(digest)
     }
 
-    /// That of no files.
+    /// The digest of a base without files: empty.
     pub(super) fn none() -> Self {
         Self {
             value: OnceLock::from(String::new()),
@@ -59,7 +58,7 @@ impl Digest {
                 .iter()
                 .map(|(name, sha256)| format!("{sha256}  {name}\n"))
                 .collect();
-            canonical::sha256_hex(lines.as_bytes())
+            Digest::of(lines).to_string()
         })
     }
 
@@ -68,32 +67,32 @@ impl Digest {
     }
 }
 
-impl Drop for Digest {
+impl Drop for BaseDigest {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let hashing = std::mem::take(&mut *self.lock());
-        // What a thread says on the way out is of no use to anybody.
+        // A panic of a thread changes nothing here: its digest is not needed any more.
         hashing
             .into_iter()
             .for_each(|(_, thread)| drop(thread.join()));
     }
 }
 
-fn ended((name, thread): Hashing) -> (String, String) {
+fn ended((name, thread): Hashing) -> (String, Digest) {
     match thread.join() {
         Ok(sha256) => (name, sha256),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-/// SHA-256 as hex; nothing of use if it was stopped.
-fn hash(bytes: &[u8], stop: &AtomicBool) -> String {
-    let mut hasher = Sha256::new();
+/// Returns the SHA-256; of the bytes so far if it was stopped.
+fn hash(bytes: &[u8], stop: &AtomicBool) -> Digest {
+    let mut hasher = Hasher::new();
     for part in bytes.chunks(AT_ONCE) {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         hasher.update(part);
     }
-    hex::encode(hasher.finalize())
+    hasher.finish()
 }

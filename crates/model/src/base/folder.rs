@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::bitsandbytes::{self, Parts};
-use super::digest::Digest;
+use super::digest::BaseDigest;
 use super::held::Held;
 use super::read::{self, Entry};
 use crate::config::{Config, HEAD};
@@ -25,7 +25,7 @@ pub(super) struct Folder {
     /// The file itself: it says more than [`Config`] keeps.
     pub(super) config_json: Vec<u8>,
     pub(super) tensors: BTreeMap<String, Stored>,
-    pub(super) digest: Digest,
+    pub(super) digest: BaseDigest,
 }
 
 /// A tensor, and the type that it has, or had before it was quantized.
@@ -57,7 +57,7 @@ impl Folder {
             config,
             config_json,
             tensors,
-            digest: Digest::begin(files)?,
+            digest: BaseDigest::begin(files)?,
         })
     }
 }

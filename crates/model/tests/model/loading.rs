@@ -165,8 +165,7 @@ fn the_digest_is_that_of_the_files_as_they_are() {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest;
-    hex::encode(sha2::Sha256::digest(bytes))
+    togi_common::Digest::of(bytes).to_string()
 }
 
 #[cfg(feature = "cuda")]

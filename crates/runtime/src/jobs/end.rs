@@ -4,6 +4,7 @@
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use serde_json::Value;
+use togi_common::canonical;
 use togi_proto::events::v1 as said;
 use togi_proto::job::v1::{Job, JobKind, JobState};
 
@@ -12,7 +13,6 @@ use crate::events::{self, Event, kind_name};
 use crate::jobs::Jobs;
 use crate::jobs::record::{Record, is_final, now};
 use crate::layout::{self, JobId};
-use crate::store::canonical_json;
 use crate::telemetry;
 
 impl Jobs {
@@ -88,7 +88,7 @@ impl Jobs {
         let id = JobId::parse(&job.id)?;
         match self
             .store
-            .put_new(&layout::job_final(&id), canonical_json(&job)?)
+            .put_new(&layout::job_final(&id), canonical::json(&job)?)
             .await
         {
             Ok(_) => Ok(job),
@@ -181,7 +181,7 @@ impl Jobs {
                 "error": { "code": error.class().name(), "message": error.message(), "field": error.field().unwrap_or_default() },
             }),
         };
-        let body = Bytes::from(canonical_json(&letter)?);
+        let body = Bytes::from(canonical::json(&letter)?);
         let mut headers = HeaderMap::new();
         let unique = events::message_id("dead", about.as_bytes());
         headers.insert("ce-specversion", "1.0");

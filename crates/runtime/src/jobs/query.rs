@@ -4,13 +4,13 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
+use togi_common::canonical;
 use togi_proto::job::v1::{Job, JobKind, JobState};
 
 use crate::error::{Class, Error, Result};
 use crate::jobs::Jobs;
 use crate::jobs::record::{Envelope, Record, is_final};
 use crate::layout::{self, JobId};
-use crate::store::canonical_json;
 
 impl Jobs {
     /// Returns a job, with its place in the queue.
@@ -71,7 +71,7 @@ impl Jobs {
             .get_json::<Envelope>(&layout::job_request(id))
             .await
         {
-            Ok(envelope) => Ok(canonical_json(&envelope.request)?.into()),
+            Ok(envelope) => Ok(canonical::json(&envelope.request)?.into()),
             Err(error) if error.class() == Class::NotFound => {
                 Err(Error::not_found(format!("there is no job \"{id}\"")).with_field("job"))
             }

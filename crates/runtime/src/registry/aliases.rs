@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
+use togi_common::canonical;
 use togi_proto::events::v1 as said;
 
 use crate::bus::Bus;
@@ -14,7 +15,7 @@ use crate::error::{Class, Error, Result};
 use crate::events::{Event, EventKind};
 use crate::layout::{self, validate_digest, validate_name};
 use crate::registry::revisions::{AliasRevision, BaseMismatch};
-use crate::store::{Store, canonical_json};
+use crate::store::Store;
 use crate::telemetry;
 
 /// What an alias names.
@@ -248,7 +249,7 @@ impl Aliases {
 
     /// Writes a revision; `None` if somebody else was faster.
     async fn declare(&self, revision: u64, said: AliasRevision) -> Result<Option<Alias>> {
-        let bytes = canonical_json(&said)?;
+        let bytes = canonical::json(&said)?;
         let folder = layout::alias_revisions(&said.alias);
         if !self
             .store
@@ -264,7 +265,7 @@ impl Aliases {
 
     /// Mirror and event. The revision stands whether they arrive or not.
     async fn tell(&self, alias: &Alias) {
-        let mirrored = match canonical_json(&serde_json::json!({
+        let mirrored = match canonical::json(&serde_json::json!({
             "alias": alias.name(), "generation": alias.generation(), "revision": alias.revision,
         })) {
             Ok(bytes) => self
@@ -273,7 +274,7 @@ impl Aliases {
                 .put(alias.name(), bytes)
                 .await
                 .map(|_| ()),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         if let Err(error) = mirrored {
             tracing::warn!(

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use togi_common::canonical;
 use tokio::sync::watch;
 
 use crate::bus::Bus;
 use crate::bus::streams::REPLICA_LIFETIME;
 use crate::error::Result;
 use crate::life::stop::Stopper;
-use crate::store::canonical_json;
 
 /// Keeps this process's entry: written when it changes and a few times in its life, deleted when
 /// the stopper stops. What fails is logged and tried again.
@@ -26,7 +26,7 @@ pub async fn announce<T: Serialize + Clone + Send + Sync>(
     stopper: Stopper,
 ) -> Result<()> {
     while !stopper.is_stopped() {
-        let bytes = canonical_json(&*entry.borrow_and_update())?;
+        let bytes = canonical::json(&*entry.borrow_and_update())?;
         let mut pause = REPLICA_LIFETIME / 3;
         if let Some(Err(error)) = stopper.run(bus.replicas().put(&replica, bytes)).await {
             tracing::debug!(error = error.chain(), "replica was not announced");

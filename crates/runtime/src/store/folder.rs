@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
-use sha2::{Digest as _, Sha256};
+use togi_common::Hasher;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::config::BaseConfig;
@@ -107,7 +107,7 @@ fn is_wanted(name: &str, all: &[String]) -> bool {
 
 /// A folder for each state of the source: what was copied stays valid until the source changes.
 fn state_digest(url: &str, objects: &[ObjectMeta]) -> String {
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::new();
     hash.update(url);
     for meta in objects {
         let version = meta
@@ -116,7 +116,7 @@ fn state_digest(url: &str, objects: &[ObjectMeta]) -> String {
             .unwrap_or_else(|| meta.last_modified.to_string());
         hash.update(format!("\n{} {} {version}", meta.location, meta.size));
     }
-    hex::encode(hash.finalize())[..32].to_owned()
+    hash.finish().to_string()[..32].to_owned()
 }
 
 async fn copy(store: &dyn ObjectStore, objects: &[ObjectMeta], folder: &Path) -> Result<()> {

@@ -8,8 +8,8 @@ use arrow_array::RecordBatch;
 use arrow_select::concat::concat_batches;
 use arrow_select::interleave::interleave_record_batch;
 use arrow_select::take::take_record_batch;
+use togi_common::Digest;
 use togi_runtime::{Store, layout};
-use togi_tokens::digest::sha256_hex;
 use togi_tokens::manifest::{DatasetManifest, Part, Split};
 use togi_tokens::order::Permutation;
 use togi_tokens::shard::{Caps, Reader, schema};
@@ -189,7 +189,7 @@ impl Shards {
         let bytes = self.store.get_bounded(&path, part.size_bytes).await?;
         let path = path.to_string();
         on_thread(move || {
-            if sha256_hex(&bytes) != part.sha256 {
+            if Digest::of(&bytes).to_string() != part.sha256 {
                 return Err(Error::Damaged { path });
             }
             let reader = Reader::open(bytes, &Caps::default())?;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use togi_common::Digest;
 use togi_model::{Engine, adapter};
 use togi_runtime::registry::adapter_manifest::{
     ADAPTER_MANIFEST_VERSION, AdapterManifest, Identity,
@@ -197,7 +198,7 @@ fn build(
 }
 
 fn check_digest(manifest: &AdapterManifest, name: &str, bytes: &[u8]) -> Result<()> {
-    let got = togi_tokens::digest::sha256_hex(bytes);
+    let got = Digest::of(bytes).to_string();
     let want = manifest
         .files
         .get(name)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use togi_common::{Digest, canonical};
 use togi_model::adapter::{self, CONFIG_FILE, Files, TENSORS_FILE};
 use togi_model::{Base, Config, Lora, LoraConfig, Target};
 use togi_runtime::events::Event;
@@ -12,7 +13,6 @@ use togi_runtime::registry::adapter_manifest::{
 use togi_runtime::registry::model_card::CARD_FILE;
 use togi_runtime::registry::revisions::{AliasRevision, BaseMismatch};
 use togi_runtime::{Bus, Store, layout};
-use togi_tokens::digest::sha256_hex;
 
 /// What a test may change before an adapter is published.
 pub struct Draft {
@@ -40,8 +40,8 @@ pub fn draft(base_folder: &Path, seed: u64) -> Draft {
             base_precision: "f32".into(),
             tokenizer: tokenizer.digest().to_owned(),
             template: togi_tokens::prompt::template_digest().to_owned(),
-            dataset: sha256_hex(b"data set"),
-            recipe: sha256_hex(b"recipe"),
+            dataset: Digest::of("data set").to_string(),
+            recipe: Digest::of("recipe").to_string(),
         },
         card: None,
         is_corrupt: false,
@@ -90,12 +90,12 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
         base_representation: identity.base_precision.clone(),
     };
     let generation = match is_misnamed {
-        true => sha256_hex(&[files.config.as_slice(), &files.tensors].concat()),
+        true => Digest::of([files.config.as_slice(), &files.tensors].concat()).to_string(),
         false => adapter::generation(&files, &said).unwrap(),
     };
     let entry = |bytes: &[u8]| AdapterFile {
         bytes: bytes.len() as u64,
-        sha256: sha256_hex(bytes),
+        sha256: Digest::of(bytes).to_string(),
     };
     let mut files_by_name = BTreeMap::from([
         (CONFIG_FILE.to_owned(), entry(&files.config)),
@@ -191,7 +191,7 @@ async fn say(store: &Store, bus: Option<&Bus>, said: AliasRevision) -> u64 {
         rollback,
         ..
     } = said.clone();
-    let bytes = togi_runtime::store::canonical_json(&said).unwrap();
+    let bytes = canonical::json(&said).unwrap();
     let folder = layout::alias_revisions(&alias);
     let revision = store
         .append_revision(&folder, |_| Ok(bytes.clone().into()))

@@ -263,7 +263,7 @@ impl Policies {
     }
 
     async fn write(&self, name: &str, n: u64, version: &Version) -> Result<bool> {
-        let bytes = togi_runtime::store::canonical_json(version)?;
+        let bytes = togi_common::canonical::json(version)?;
         let written = self
             .store
             .put_revision(&layout::policy_revisions(name), n, bytes.clone().into())

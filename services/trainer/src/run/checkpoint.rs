@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use togi_common::Digest;
 use togi_runtime::registry::adapter_manifest::{AdapterFile, Identity};
 use togi_runtime::{Class, JobId, Store, layout};
 use tracing::warn;
@@ -89,7 +89,7 @@ pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot)
     let step = snapshot.progress.step;
     let mut files = BTreeMap::new();
     for (name, bytes) in [(LORA, &snapshot.lora), (OPTIMIZER, &snapshot.optimizer)] {
-        let sha256 = hex::encode(Sha256::digest(bytes));
+        let sha256 = Digest::of(bytes).to_string();
         files.insert(
             name.to_owned(),
             AdapterFile {
@@ -237,7 +237,7 @@ async fn read_file(store: &Store, path: &Path, file: Option<&AdapterFile>) -> Re
         }
         Err(error) => return Err(error.into()),
     };
-    if bytes.len() as u64 != file.bytes || hex::encode(Sha256::digest(&bytes)) != file.sha256 {
+    if bytes.len() as u64 != file.bytes || Digest::of(&bytes).to_string() != file.sha256 {
         return Err(Error::damaged(
             path.to_string(),
             "its bytes are not those of the manifest",

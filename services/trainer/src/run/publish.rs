@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use object_store::path::Path;
-use sha2::{Digest, Sha256};
+use togi_common::Digest;
 use togi_model::engine::BIT_EXACT;
 use togi_model::memory::trainable;
 use togi_proto::events::v1::{AdapterEvaluated, AdapterPublished};
@@ -172,7 +172,7 @@ async fn write(store: &Store, adapter: &Adapter, manifest: &AdapterManifest) -> 
 fn described(bytes: &[u8]) -> AdapterFile {
     AdapterFile {
         bytes: bytes.len() as u64,
-        sha256: hex::encode(Sha256::digest(bytes)),
+        sha256: Digest::of(bytes).to_string(),
     }
 }
 

@@ -1,0 +1,14 @@
+//! The ground of all crates: digests, ids, checked names, canonical JSON, and a random generator.
+//! No input or output.
+
+pub mod canonical;
+pub mod digest;
+pub mod hasher;
+pub mod id;
+pub mod name;
+pub mod random;
+
+pub use digest::Digest;
+pub use hasher::Hasher;
+pub use id::{DatasetId, Generation};
+pub use name::{AliasName, JobId};
