@@ -1,7 +1,8 @@
-//! An adapter as PEFT keeps it: `adapter_config.json` and `adapter_model.safetensors`, written
+//! An adapter in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, written
 //! canonically, read strictly.
 
 mod entries;
+mod files;
 mod matching;
 mod settings;
 mod tensors;
@@ -17,14 +18,11 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::lora::{Lora, LoraConfig, Module, Shape};
 use crate::target::{Target, factor_name, module_name};
+pub use files::{CONFIG_FILE, TENSORS_FILE};
 use settings::Settings;
 use tensors::Found;
 
-/// The configuration's file name in an adapter folder.
-pub const CONFIG_FILE: &str = "adapter_config.json";
-/// The tensors' file name in an adapter folder.
-pub const TENSORS_FILE: &str = "adapter_model.safetensors";
-/// The file name of tensors in torch's own format, as PEFT wrote them until 2023.
+/// The file name of tensors in torch's format, which PEFT wrote until 2023.
 const PICKLED_FILE: &str = "adapter_model.bin";
 
 /// An adapter folder's two files.
@@ -37,7 +35,7 @@ pub struct Files {
     pub tensors: Vec<u8>,
 }
 
-/// What an adapter was made from: part of its generation.
+/// The inputs of an adapter's training, which are part of its generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -51,8 +49,9 @@ pub struct Identity {
     pub dataset: String,
     /// The recipe's digest.
     pub recipe: String,
-    /// In which numbers the base computed, such as `f32`.
-    pub base_representation: String,
+    /// The base's precision, such as `f32`. Its first name is part of every digest.
+    #[serde(rename = "base_representation")]
+    pub base_precision: String,
 }
 
 /// Writes an adapter; equal values give equal bytes.
@@ -107,8 +106,8 @@ fn config_json(lora: &Lora, base_name: &str) -> Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
-/// `target_modules` and `layers_to_transform`, from the tensors that exist and not from what was
-/// asked for.
+/// `target_modules` and `layers_to_transform`, from the tensors that exist and not from the
+/// request.
 fn named(lora: &Lora) -> (Vec<String>, Option<Vec<usize>>) {
     let modules = lora.modules();
     let mut targets: Vec<_> = modules
@@ -120,7 +119,7 @@ fn named(lora: &Lora) -> (Vec<String>, Option<Vec<usize>>) {
     let mut layers: Vec<_> = modules.iter().map(|module| module.layer).collect();
     layers.dedup();
     if targets.len() * layers.len() != modules.len() {
-        // Not the same modules in each layer: only full names say which.
+        // The layers have different modules, so that only full names identify them.
         let full = |module: &Module| module_name(module.layer, module.target);
         return (modules.iter().map(full).collect(), None);
     }
@@ -155,15 +154,15 @@ pub fn from_folder(dir: &Path, config: &Config) -> Result<Lora> {
     assemble(&settings, found, config)
 }
 
-/// Reads an adapter for a model, whole or not at all.
+/// Reads an adapter for a model.
 ///
-/// Module names, patterns of ranks and alphas, and rank-stabilised scales mean what they mean to
-/// PEFT. f32, fp16 and bf16 are taken.
+/// Module names, patterns of ranks and alphas, and rank-stabilised scales have PEFT's meaning.
+/// Tensors may be f32, fp16 or bf16.
 ///
 /// # Errors
-/// What this crate does not do, by name (DoRA, `modules_to_save`, biases, ...); a header over 1
-/// MiB, a tensor twice, unknown, missing, of wrong shape or not finite; a configuration and tensors
-/// that do not belong together.
+/// A feature is not supported (DoRA, `modules_to_save`, biases, ...); a header is over 1 MiB; a
+/// tensor is duplicate, unknown, missing, not finite or of a wrong shape; configuration and tensors
+/// do not fit together.
 pub fn from_files(config_json: &[u8], tensors: &[u8], config: &Config) -> Result<Lora> {
     assemble(
         &Settings::parse(config_json)?,
@@ -233,9 +232,9 @@ fn shapes(settings: &Settings, found: &Found, config: &Config) -> Result<Vec<Sha
     Ok(shapes)
 }
 
-/// The digest that names an adapter: SHA-256 (hex) over, in this order and each preceded by its
-/// length in bytes (u64, little-endian), the canonical form of `adapter_config.json` (compact, keys
-/// sorted), the bytes of `adapter_model.safetensors`, and the canonical form of the identity.
+/// The digest that names an adapter: SHA-256 (hex) over the canonical form of `adapter_config.json`
+/// (compact, keys sorted), the bytes of `adapter_model.safetensors`, and the canonical form of the
+/// identity, in this order. The length in bytes (u64, little-endian) precedes each.
 ///
 /// # Errors
 /// The configuration is not JSON.

@@ -4,15 +4,14 @@
 mod bitsandbytes;
 mod digest;
 mod folder;
-pub(crate) mod held;
-mod merge;
 mod quantize;
 mod random;
 pub(crate) mod read;
+pub(crate) mod stored;
 mod write;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Tensor;
 
@@ -23,19 +22,17 @@ use crate::precision::Precision;
 use crate::weight::Weight;
 use digest::BaseDigest;
 use folder::Folder;
-use held::Held;
-pub use merge::write_merged;
 pub use quantize::{quantized_as, write_quantized};
 pub use random::{Buffers, Random};
+pub use read::tokenizer_file;
+use stored::StoredForm;
+pub(crate) use write::save;
 pub use write::{write, write_random};
-
-/// Names under which a base folder has its SentencePiece model.
-const TOKENIZER_FILES: [&str; 2] = ["spiece.model", "tokenizer.model"];
 
 /// A base: configuration and weights.
 pub struct Base {
     config: Config,
-    tensors: BTreeMap<String, Held>,
+    tensors: BTreeMap<String, StoredForm>,
     tokenizer: Option<Vec<u8>>,
     digest: BaseDigest,
     precision: Precision,
@@ -46,45 +43,43 @@ impl Base {
     /// `model.safetensors.index.json`, or as `pytorch_model.bin` (also sharded), and the
     /// tokenizer as `spiece.model` or `tokenizer.model` if it is there.
     ///
-    /// Strict: every tensor that the configuration calls for must be there with its shape, and
-    /// nothing else, but for the buffers that files of 2023 carry (`attention.bias`,
-    /// `attention.masked_bias`, `rotary_emb.inv_freq`) and, where the head is tied, a copy of
-    /// the embedding. The head may also be called `lm_head.weight`. fp16, bf16 and f32 are taken.
+    /// Every tensor of the configuration must be there with its shape, in fp16, bf16 or f32, and
+    /// no other tensor. Exceptions are the buffers in files of 2023 (`attention.bias`,
+    /// `attention.masked_bias`, `rotary_emb.inv_freq`), a copy of the embedding where the head is
+    /// tied, and the name `lm_head.weight` for the head.
     ///
     /// # Errors
-    /// A file that is missing, unreadable or broken; a tensor that is missing, unknown, twice
-    /// there, of wrong shape or type, or not finite.
+    /// A file is missing, unreadable or broken. A tensor is missing, unknown, duplicate, not
+    /// finite, or of a wrong shape or type.
     pub fn load(dir: &Path) -> Result<Self> {
         Self::load_as(dir, Precision::F32)
     }
 
-    /// [`Base::load`] with the four linear weights of each layer held in a precision; all else
-    /// stays in f32.
+    /// [`Base::load`] with the four linear weights of each layer in a precision; all other tensors
+    /// stay in f32.
     ///
-    /// Takes as well a folder that bitsandbytes has quantized so, or [`write_quantized`]: its bytes
-    /// are held as they are.
+    /// The folder may be quantized to this precision already, by bitsandbytes or
+    /// [`write_quantized`]. Its bytes are then used as they are.
     ///
     /// # Errors
-    /// As [`Base::load`]; [`Error::Precision`] if this build cannot hold a base so, or the folder
-    /// is quantized otherwise.
+    /// As [`Base::load`]; [`Error::Precision`] if the folder is quantized to another precision.
     pub fn load_as(dir: &Path, precision: Precision) -> Result<Self> {
         let mut base = Self::open(dir, precision)?;
         let tensors = std::mem::take(&mut base.tensors).into_iter();
         base.tensors = tensors
-            .map(|(name, held)| Ok((name, held.here()?)))
+            .map(|(name, form)| Ok((name, form.in_memory()?)))
             .collect::<Result<_>>()?;
         base.digest.value();
         Ok(base)
     }
 
-    /// [`Base::load_as`] without reading values, but for those of quantized folders and of
-    /// `pytorch_model.bin`: each tensor stays in its mapped file, which must not change, until
-    /// somebody needs it. A card's engine then brings it from there straight into its form; for
-    /// all others [`Base::weight`] does, once.
+    /// Like [`Base::load_as`], but leaves tensors in their mapped files, which must not change,
+    /// until they are used: a GPU's engine converts them on the GPU, [`Base::weight`] on the CPU.
+    /// Quantized folders and `pytorch_model.bin` are read at once.
     ///
     /// # Errors
-    /// As [`Base::load_as`], but for values: whoever needs one that is not finite or does not fit
-    /// gets that error.
+    /// As [`Base::load_as`]. Values that are not finite or out of range are errors of their first
+    /// use.
     pub fn open(dir: &Path, precision: Precision) -> Result<Self> {
         let Folder {
             config,
@@ -98,7 +93,7 @@ impl Base {
             config,
             tensors: tensors
                 .into_iter()
-                .map(|(name, tensor)| (name, tensor.held))
+                .map(|(name, tensor)| (name, tensor.form))
                 .collect(),
             tokenizer,
             digest,
@@ -106,11 +101,10 @@ impl Base {
         })
     }
 
-    /// A base of values at hand, without files and so without a digest: for trials and
-    /// measurements.
+    /// A base without files, and therefore without a digest: for tests and measurements.
     ///
     /// # Errors
-    /// The configuration is invalid, or whatever `make` says of a name and shape.
+    /// The configuration is invalid, or the error of `make` for a name and shape.
     pub fn made(
         config: Config,
         precision: Precision,
@@ -120,7 +114,7 @@ impl Base {
         let tensors = config
             .shapes()
             .into_iter()
-            .map(|(name, shape)| Ok((name.clone(), Held::Here(make(&name, &shape)?))))
+            .map(|(name, shape)| Ok((name.clone(), StoredForm::InMemory(make(&name, &shape)?))))
             .collect::<Result<_>>()?;
         Ok(Self {
             config,
@@ -137,7 +131,7 @@ impl Base {
         &self.config
     }
 
-    /// How the linear weights are held.
+    /// The precision of the linear weights.
     #[must_use]
     pub fn precision(&self) -> Precision {
         self.precision
@@ -150,9 +144,9 @@ impl Base {
     }
 
     /// SHA-256 (hex) of the lines `<sha-256 of the file, hex>  <file name>\n` of `config.json` and
-    /// of every weight file, sorted by file name: what `sha256sum` prints. An index file is not
-    /// part of it, nor is the tokenizer, which has a digest of its own. Waits for the threads
-    /// that make it, of a base that was just opened.
+    /// of every weight file, sorted by file name, as `sha256sum` prints them. Index files and the
+    /// tokenizer, which has its own digest, are not part of it. Waits for the threads that hash a
+    /// base that was just opened.
     #[must_use]
     pub fn digest(&self) -> &str {
         self.digest.value()
@@ -164,7 +158,7 @@ impl Base {
         self.config.parameters()
     }
 
-    /// A tensor that is held in full, f32 on the CPU: for oracles and inspection.
+    /// A tensor that is held in f32 on the CPU: for oracles and inspection.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         match self.weight(name) {
@@ -173,52 +167,45 @@ impl Base {
         }
     }
 
-    /// A tensor in its form.
+    /// A tensor in its precision.
     ///
     /// # Errors
-    /// [`Error::Missing`] if the base has no weight of that name. A base that was only opened also
-    /// reports values that are not finite or do not fit.
+    /// [`Error::Missing`] if the base has no tensor of that name. For a base that was only opened:
+    /// values are not finite, or out of range.
     pub fn weight(&self, name: &str) -> Result<&Weight> {
-        self.held(name)?.weight()
+        self.stored(name)?.weight()
     }
 
-    pub(crate) fn held(&self, name: &str) -> Result<&Held> {
-        let held = self.tensors.get(name);
-        held.ok_or_else(|| Error::Missing(name.to_owned()))
+    pub(crate) fn stored(&self, name: &str) -> Result<&StoredForm> {
+        let form = self.tensors.get(name);
+        form.ok_or_else(|| Error::Missing(name.to_owned()))
     }
 
-    /// What the tensors take on a card whose floats have so many bytes.
+    /// The bytes of all tensors on a GPU whose activations have `float_bytes` bytes each.
     #[cfg(feature = "cuda")]
     pub(crate) fn device_bytes(&self, float_bytes: u64) -> u64 {
         let tensors = self.tensors.values();
-        tensors.map(|held| held.device_bytes(float_bytes)).sum()
+        tensors.map(|form| form.device_bytes(float_bytes)).sum()
     }
 
-    /// What is still in its file, in the order in which a network takes it.
+    /// The tensors that are still in their files, in the order in which a network takes them.
     #[cfg(feature = "cuda")]
-    pub(crate) fn in_files(&self) -> impl Iterator<Item = &held::InFile> {
+    pub(crate) fn in_files(&self) -> impl Iterator<Item = &stored::InFile> {
         let names = self.config.shapes().into_iter().map(|(name, _)| name);
         names.filter_map(|name| match self.tensors.get(&name) {
-            Some(Held::InFile(tensor)) => Some(tensor),
+            Some(StoredForm::InFile(tensor)) => Some(tensor),
             _ => None,
         })
     }
 
-    /// How many tensors there are.
+    /// The count of tensors.
     #[cfg(feature = "cuda")]
     pub(crate) fn tensors(&self) -> usize {
         self.tensors.len()
     }
 
-    /// A tensor that is held in full on a device, vectors as one row.
+    /// A tensor in the floats of a device; a vector is one row.
     pub(crate) fn array<O: Ops>(&self, ops: &O, name: &str) -> Result<O::Array> {
-        ops.adopt(self.held(name)?)
+        ops.adopt(self.stored(name)?)
     }
-}
-
-/// The SentencePiece model in a base's folder, if there is one.
-#[must_use]
-pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
-    let mut candidates = TOKENIZER_FILES.iter().map(|name| dir.join(name));
-    candidates.find(|path| path.is_file())
 }

@@ -1,4 +1,4 @@
-//! What one call of the engine trains on: records packed end to end, without padding.
+//! Records packed end to end, without padding: the input of one pass of training.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -7,21 +7,22 @@ use crate::config::Config;
 use crate::cut::Cut;
 use crate::error::{Error, Result};
 
-/// Several records as one sequence; positions restart and attention ends at each record's start.
+/// Several records as one sequence. Positions restart at each record, and attention does not cross
+/// records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Token ids of all records, one after another.
     pub ids: Vec<u32>,
-    /// One for each id: the id again where it is learned (predicted from the position before),
-    /// -100 where not.
+    /// A label for each id: the id itself if it is learned (predicted from the position before),
+    /// else -100.
     pub labels: Vec<i32>,
     /// Where each record starts, and the total at the end (`cu_seqlens`): records + 1 values.
     pub starts: Vec<u32>,
-    /// Each record's place in its optimizer window, which dropout's mask depends on.
+    /// Each record's index in its optimizer window. Dropout's mask depends on it.
     pub slots: Vec<u32>,
 }
 
-/// The sum of token losses and the count of learned targets; sums of several batches add up to a
+/// The sum of token losses and the count of learned targets. Those of several batches add up to a
 /// window's.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WindowLoss {
@@ -32,7 +33,7 @@ pub struct WindowLoss {
 }
 
 impl WindowLoss {
-    /// The mean loss of a target; 0 if there is none.
+    /// The mean loss of a target; 0 without targets.
     #[must_use]
     pub fn mean(&self) -> f64 {
         if self.targets == 0 {
@@ -59,7 +60,7 @@ impl Batch {
         }
     }
 
-    /// Appends a record; `slot` is its place in the optimizer window.
+    /// Appends a record; `slot` is its index in the optimizer window.
     pub fn push(&mut self, ids: &[u32], labels: &[i32], slot: u32) {
         if self.starts.is_empty() {
             self.starts.push(0);
@@ -86,8 +87,8 @@ impl Batch {
     /// Checks the batch against a model.
     ///
     /// # Errors
-    /// Lengths that do not match, a record that is empty or longer than the model's longest, an id
-    /// or label outside the vocabulary.
+    /// Lengths do not match, a record is empty or longer than the model's longest, or an id or
+    /// label is outside the vocabulary.
     pub fn validate(&self, config: &Config) -> Result<()> {
         let refuse = |reason: String| Err(Error::Input(reason));
         if self.ids.len() != self.labels.len() {
@@ -158,8 +159,8 @@ impl Batch {
         }
     }
 
-    /// The rows whose output predicts a learned target, with that target: a label counts at the
-    /// position before it, and never across records.
+    /// The rows whose output predicts a learned target, and these targets. A label belongs to the
+    /// position before it in the same record.
     pub(crate) fn targets(&self) -> (Vec<u32>, Vec<u32>) {
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for pair in self.starts.windows(2) {

@@ -1,4 +1,5 @@
-//! A GPT-NeoX `config.json`, in the names of any year, checked; it knows nothing of weights.
+//! A GPT-NeoX `config.json` in the spelling of any year, checked; and the shapes that follow from
+//! it.
 
 use serde_json::{Map, Value, json};
 
@@ -23,7 +24,7 @@ pub struct Config {
     pub intermediate_size: usize,
     /// The MLP's activation.
     pub hidden_act: Activation,
-    /// Share of each head's dimensions that rotary position turns.
+    /// Share of each head's dimensions that have rotary embeddings.
     pub rotary_pct: f64,
     /// The base of the rotary frequencies.
     pub rotary_emb_base: f64,
@@ -31,27 +32,27 @@ pub struct Config {
     pub max_position_embeddings: usize,
     /// The epsilon of every layer norm.
     pub layer_norm_eps: f64,
-    /// Attention and MLP read the same residual stream (`true`) or follow one another (`false`).
+    /// Attention and MLP read the same residual (`true`), or the MLP follows attention (`false`).
     pub use_parallel_residual: bool,
-    /// The head is the embedding.
+    /// The head shares the embedding's weight.
     pub tie_word_embeddings: bool,
     /// `query_key_value` and `dense` have biases.
     pub attention_bias: bool,
-    /// Begin of sequence, if the configuration names one.
+    /// Begin of sequence, if it is configured.
     pub bos_token_id: Option<u32>,
-    /// End of sequence, if the configuration names one.
+    /// End of sequence, if it is configured.
     pub eos_token_id: Option<u32>,
-    /// Padding, if the configuration names one.
+    /// Padding, if it is configured.
     pub pad_token_id: Option<u32>,
 }
 
 impl Config {
-    /// Reads a `config.json`; what it leaves out has the defaults of the GPT-NeoX configuration in
-    /// transformers.
+    /// Reads a `config.json`. Absent fields have the defaults of transformers' GPT-NeoX
+    /// configuration.
     ///
     /// # Errors
-    /// Not JSON, another `model_type`, a wrong type or range, or a feature that would change the
-    /// numbers (rotary scaling, dropout inside the base).
+    /// The text is not JSON, has another `model_type`, a field of a wrong type or range, or a
+    /// feature that would change the numbers (rotary scaling, dropout inside the base).
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         let value: Value = serde_json::from_slice(bytes).map_err(|source| Error::Json {
             what: "config.json".into(),
@@ -127,10 +128,10 @@ impl Config {
                 self.rotary_pct
             ));
         }
-        let turned = self.rotary_dim();
-        if turned == 0 || !turned.is_multiple_of(2) {
+        let rotated = self.rotary_dim();
+        if rotated == 0 || !rotated.is_multiple_of(2) {
             return refuse(format!(
-                "rotary_pct {} turns {turned} dimensions of a head",
+                "rotary_pct {} turns {rotated} dimensions of a head",
                 self.rotary_pct
             ));
         }
@@ -155,7 +156,7 @@ impl Config {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// Leading dimensions of a head that rotary position turns.
+    /// Leading dimensions of a head that have rotary embeddings.
     #[must_use]
     pub fn rotary_dim(&self) -> usize {
         // Truncated, as transformers does.
@@ -164,7 +165,8 @@ impl Config {
         dim
     }
 
-    /// Writes a `config.json` (old names, which every version of transformers reads), keys sorted.
+    /// Writes a `config.json` with sorted keys and the old names, which every version of
+    /// transformers reads.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let value = json!({
@@ -239,7 +241,7 @@ fn rotary(fields: &Fields<'_>) -> Result<(f64, f64)> {
         fields.number("rotary_pct", 0.25)?,
         fields.number("rotary_emb_base", 10_000.0)?,
     );
-    // Newer files also spell the two at the top level.
+    // Newer files have both at the top level under other names.
     share = fields.number("partial_rotary_factor", share)?;
     base = fields.number("rope_theta", base)?;
     match fields.get("rope_parameters") {
@@ -301,7 +303,8 @@ impl<'a> Fields<'a> {
         self.typed(name, "a text", Some(default), Value::as_str)
     }
 
-    /// An id: absent is the default, `null` is none; of a list (newer `eos_token_id`) the first.
+    /// A token id. An absent field has the default, `null` is no id, and of a list (newer
+    /// `eos_token_id`) the first counts.
     fn id(&self, name: &str, default: Option<u32>) -> Result<Option<u32>> {
         let wrong = |value: &Value| Error::Config(format!("{name} is not a token id: {value}"));
         let value = match self.0.get(name) {

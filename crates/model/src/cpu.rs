@@ -1,9 +1,9 @@
-//! The CPU: candle holds matrices and multiplies them; our loops over rows (rayon, SIMD by
-//! dispatch) do the rest. [`Ops`] is implemented here, training and decoding in a file each.
+//! The CPU: candle stores and multiplies matrices; our loops over rows (rayon, SIMD by dispatch) do
+//! the rest. [`Ops`] is implemented here, `training.rs` and `decoding.rs` have the other traits.
 //!
-//! Everything repeats bit for bit. Rows and heads are independent tasks with fixed orders inside;
-//! the products' blocks depend on shapes and cache sizes, and each element of a product sums its
-//! depth in one order whatever the threads do.
+//! Everything repeats bit for bit. Rows and heads are independent tasks, and each has a fixed
+//! order. The blocks of products depend on shapes and cache sizes only, so that each element is
+//! summed in the same order with any number of threads.
 
 mod attention;
 mod decoding;
@@ -18,14 +18,14 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
-use crate::base::held::Held;
-use crate::dropout::{Mask, Place};
+use crate::base::stored::StoredForm;
+use crate::dropout::{Mask, MaskRow};
 use crate::error::Result;
 use crate::ops::{Affine, Norm, Ops, Slot, Span};
 use crate::weight::Weight;
 use frozen::Outliers;
 pub(crate) use storage::read;
-use storage::write;
+use storage::{columns, matrix, write};
 
 /// The CPU's operations.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,19 +36,10 @@ pub(crate) struct CpuCache {
     layers: Vec<Vec<attention::HeadCache>>,
 }
 
-/// A pass's sequences, and where dropout finds each row.
+/// A pass's sequences, and each row's position in dropout's mask.
 pub(crate) struct Layout {
     spans: Vec<Span>,
-    places: Vec<Place>,
-}
-
-fn matrix(values: Vec<f32>, columns: usize) -> Result<Tensor> {
-    let rows = values.len().checked_div(columns).unwrap_or(0);
-    Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
-}
-
-fn columns(x: &Tensor) -> usize {
-    x.dims().last().copied().unwrap_or(0)
+    places: Vec<MaskRow>,
 }
 
 impl Ops for Cpu {
@@ -61,7 +52,7 @@ impl Ops for Cpu {
         Ok(Tensor::from_slice(values, (rows, columns), &Device::Cpu)?)
     }
 
-    fn adopt(&self, tensor: &Held) -> Result<Tensor> {
+    fn adopt(&self, tensor: &StoredForm) -> Result<Tensor> {
         let tensor = tensor.weight()?.dequantized()?;
         if tensor.rank() == 1 {
             Ok(tensor.unsqueeze(0)?)
@@ -70,11 +61,11 @@ impl Ops for Cpu {
         }
     }
 
-    fn freeze(&self, weight: &Held) -> Result<Weight> {
+    fn freeze(&self, weight: &StoredForm) -> Result<Weight> {
         Ok(weight.weight()?.clone())
     }
 
-    fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Layout> {
+    fn layout(&self, spans: &[Span], places: &[MaskRow]) -> Result<Layout> {
         Ok(Layout {
             spans: spans.to_vec(),
             places: places.to_vec(),

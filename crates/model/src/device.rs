@@ -1,5 +1,5 @@
-//! Devices by name, as settings and flags have them, and what a card says of itself before anything
-//! computes on it.
+//! Devices: their names in settings and flags, the passes that fit on them, and a GPU's name and
+//! memory before an engine uses it.
 
 use std::fmt;
 use std::ops::Range;
@@ -20,34 +20,34 @@ use crate::precision::Precision;
 /// Where an engine computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// On the processor, in f32.
+    /// On the CPU, in f32.
     Cpu,
-    /// On a graphics card of NVIDIA.
+    /// On an NVIDIA GPU.
     Cuda {
-        /// The card's number.
+        /// The GPU's number.
         ordinal: usize,
         /// The type of activations and of weights that are not quantized.
         float: Float,
     },
 }
 
-/// The name of a device: `cpu`, `cuda` (which is `cuda:0`), or `cuda:N`. A base's precision makes a
-/// [`Device`] of it.
+/// A device's name as in settings: `cpu`, `cuda` (which is `cuda:0`), or `cuda:N`. Together with a
+/// base's precision it determines the [`Device`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum DeviceName {
-    /// The processor.
+    /// The CPU.
     #[default]
     Cpu,
-    /// A graphics card of NVIDIA.
+    /// An NVIDIA GPU.
     Cuda {
-        /// The card's number.
+        /// The GPU's number.
         ordinal: usize,
     },
 }
 
-/// A card that is there and that this build can compute on. While it is held, the driver keeps what
-/// it has prepared for this process.
+/// A GPU that this build can compute on. While the value exists, the driver keeps the GPU's context
+/// for this process.
 #[derive(Clone)]
 pub struct Gpu {
     name: String,
@@ -57,8 +57,8 @@ pub struct Gpu {
 }
 
 impl DeviceName {
-    /// The device for a base that is held in a precision. On a card f32 and fp16 compute in their
-    /// own type, all others in bf16.
+    /// The device for a base in a precision. On a GPU f32 and fp16 compute in their own type, all
+    /// others in bf16.
     #[must_use]
     pub fn device(self, precision: Precision) -> Device {
         let float = match precision {
@@ -72,7 +72,7 @@ impl DeviceName {
         }
     }
 
-    /// Reads a base's folder for it: whole for the processor; a card brings the values from the
+    /// Reads a base's folder for this device: completely for the CPU; a GPU's engine reads the
     /// mapped files itself.
     ///
     /// # Errors
@@ -84,12 +84,11 @@ impl DeviceName {
         }
     }
 
-    /// Looks whether it is there and fit to compute on. There is nothing to look at for the
-    /// processor.
+    /// Opens the GPU, if the device is one, and checks that this build can compute on it.
     ///
     /// # Errors
-    /// [`Error::Device`] with the figures that decide it: this build has no such device, a library
-    /// or the card is missing, the driver or the card too old.
+    /// [`Error::Device`] with the figures: this build is without CUDA, a library or the GPU is
+    /// missing, or the driver or the GPU is too old.
     pub fn open(self) -> Result<Option<Gpu>> {
         match self {
             Self::Cpu => Ok(None),
@@ -111,19 +110,19 @@ impl Gpu {
         Err(not_built(ordinal))
     }
 
-    /// What its maker calls it.
+    /// The product name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its id as NVML knows it: `GPU-` and a UUID.
+    /// The id in NVML: `GPU-` and a UUID.
     #[must_use]
     pub fn uuid(&self) -> &str {
         &self.uuid
     }
 
-    /// Its memory now.
+    /// The memory as it is now.
     ///
     /// # Errors
     /// The driver's.
@@ -162,7 +161,7 @@ impl Device {
 #[cfg(not(feature = "cuda"))]
 pub(crate) fn not_built(ordinal: usize) -> Error {
     let device = DeviceName::Cuda { ordinal };
-    let reason = "this build has no cards; the feature `cuda` brings them";
+    let reason = "this build has no GPUs; the feature `cuda` brings them";
     Error::device(device.to_string(), reason)
 }
 
@@ -221,9 +220,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bases_precision_decides_in_what_a_card_computes() {
-        let card = DeviceName::Cuda { ordinal: 1 };
-        let float = |precision| match card.device(precision) {
+    fn a_bases_precision_decides_the_type_in_which_a_gpu_computes() {
+        let gpu = DeviceName::Cuda { ordinal: 1 };
+        let float = |precision| match gpu.device(precision) {
             Device::Cuda { ordinal: 1, float } => float,
             other => panic!("{other:?}"),
         };
@@ -236,14 +235,14 @@ mod tests {
 
     #[cfg(not(feature = "cuda"))]
     #[test]
-    fn a_build_without_cards_refuses_them_by_name() {
+    fn a_build_without_cuda_refuses_gpus_by_name() {
         let error = "cuda:3"
             .parse::<DeviceName>()
             .unwrap()
             .open()
             .err()
             .unwrap();
-        let says = "device cuda:3: this build has no cards; the feature `cuda` brings them";
+        let says = "device cuda:3: this build has no GPUs; the feature `cuda` brings them";
         assert_eq!(error.to_string(), says);
     }
 }

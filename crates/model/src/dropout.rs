@@ -1,4 +1,4 @@
-//! Dropout whose mask is a pure function of where a value stands, so that packing and micro-batches
+//! Dropout whose mask is a pure function of a value's position, so that packing and micro-batches
 //! do not change it.
 
 use togi_common::random::nth;
@@ -8,11 +8,10 @@ use crate::target::Target;
 
 /// Dropout on the inputs of LoRA's A in one optimizer step.
 ///
-/// The mask of a value is decided by a counter-based generator over (seed, step, layer, module,
-/// slot, token, channel): SplitMix64's finaliser folds the first six into the key of a row; the
-/// key's stream, at index `channel / 2`, gives 64 bits, whose low half decides the even channel and
-/// whose high half the odd one: it is kept where the half is at least `round(p 2^32)`. Kept values
-/// are scaled by 1 / (1 − p).
+/// A counter-based generator over (seed, step, layer, module, slot, token, channel) gives the mask.
+/// SplitMix64's finaliser folds the first six into the key of a row. The key's stream gives 64 bits
+/// at index `channel / 2`: the low half for the even channel, the high half for the odd one. A
+/// value stays if its half is at least `round(p 2^32)`, and is scaled by 1 / (1 − p).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// Probability of zero; from 0 to below 1.
@@ -39,10 +38,9 @@ impl Dropout {
     }
 }
 
-/// Where a row of a batch stands: the record's slot in its window and the token's place in the
-/// record.
+/// The position of a row: the record's slot in its window, and the token's index in the record.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Place {
+pub(crate) struct MaskRow {
     pub(crate) slot: u32,
     pub(crate) token: u32,
 }
@@ -51,17 +49,17 @@ pub(crate) struct Place {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mask {
     pub(crate) key: u64,
-    /// What a value's 32 bits must reach to be kept.
+    /// The smallest 32 bits of a value that stays.
     pub(crate) threshold: u32,
-    /// The factor on what is kept.
+    /// The factor on values that stay.
     pub(crate) scale: f32,
 }
 
 impl Mask {
-    /// Masks and scales the row at a place.
+    /// Masks and scales a row.
     #[allow(clippy::cast_possible_truncation)]
-    pub(crate) fn apply(&self, place: Place, values: &mut [f32]) {
-        let Place { slot, token } = place;
+    pub(crate) fn apply(&self, row: MaskRow, values: &mut [f32]) {
+        let MaskRow { slot, token } = row;
         let key = random::derive(self.key, u64::from(slot) << 32 | u64::from(token));
         let factor = |bits: u32| {
             if bits >= self.threshold {
@@ -86,13 +84,13 @@ mod tests {
 
     const CHANNELS: usize = 1001;
 
-    /// What becomes of ones in a row at this place.
+    /// A row of ones at this position, masked.
     fn row(dropout: &Dropout, layer: usize, target: Target, place: (u32, u32)) -> Vec<f32> {
         let (slot, token) = place;
         let mut values = vec![1.0; CHANNELS];
         dropout
             .mask(layer, target)
-            .apply(Place { slot, token }, &mut values);
+            .apply(MaskRow { slot, token }, &mut values);
         values
     }
 
@@ -114,7 +112,7 @@ mod tests {
             assert!(values.iter().all(|&value| value == 0.0 || value == kept));
             let count = values.len() as f64;
             let dropped = values.iter().filter(|&&value| value == 0.0).count() as f64;
-            // Four standard deviations of so many independent draws.
+            // Four standard deviations of the share in `count` independent draws.
             let error = 4.0 * (p * (1.0 - p) / count).sqrt();
             assert!(
                 (dropped / count - p).abs() <= error,

@@ -1,13 +1,11 @@
-//! What can go wrong in this crate: one type whose text names the field, tensor or file.
+//! The crate's errors: one type, whose text names the field, tensor or file.
 
 use std::path::PathBuf;
-
-use crate::precision::Precision;
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong.
+/// An error of the model, its files or its device.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,13 +17,13 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A model or adapter configuration asks for what this crate does not do, or makes no sense.
+    /// A model or adapter configuration is invalid or not supported.
     #[error("configuration: {0}")]
     Config(String),
-    /// A text is not the JSON that it should be.
+    /// A text is not valid JSON, or not of the expected form.
     #[error("{what} is not valid json")]
     Json {
-        /// Which text.
+        /// The text's name.
         what: String,
         /// The parser's error.
         #[source]
@@ -40,7 +38,7 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// A weight file or adapter file is not what its format demands.
+    /// A weight file or adapter file violates its format.
     #[error("{what}: {reason}")]
     Format {
         /// The file or its part.
@@ -48,21 +46,21 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A tensor that the configuration calls for is not there.
+    /// A tensor of the configuration is missing.
     #[error("tensor {0} is missing")]
     Missing(String),
-    /// Tensors that nothing calls for.
+    /// Tensors that are not part of the configuration.
     #[error("unknown tensors: {}", .0.join(", "))]
     Unexpected(Vec<String>),
     /// A tensor occurs twice.
     #[error("tensor {0} occurs twice")]
     Duplicate(String),
-    /// A tensor has another shape than the configuration says.
+    /// A tensor has another shape than in the configuration.
     #[error("tensor {name} has shape {got:?}, expected {expected:?}")]
     Shape {
         /// The tensor.
         name: String,
-        /// The shape that the configuration calls for.
+        /// The shape in the configuration.
         expected: Vec<usize>,
         /// The shape in the file.
         got: Vec<usize>,
@@ -70,23 +68,23 @@ pub enum Error {
     /// A tensor holds NaN or an infinity.
     #[error("tensor {0} has values that are not finite")]
     NotFinite(String),
-    /// Token ids do not fit the model, or the sequence is longer than it can be.
+    /// Token ids do not fit the model, or the sequence is too long.
     #[error("input: {0}")]
     Input(String),
     /// A base cannot be held in this precision.
-    #[error("precision {}: {reason}", .precision.name())]
+    #[error("precision {precision}: {reason}")]
     Precision {
-        /// The precision that was asked for.
-        precision: Precision,
+        /// The name of the precision that was asked for.
+        precision: &'static str,
         /// Why not.
         reason: String,
     },
-    /// A device is not there, cannot do what is asked, or failed.
+    /// A device is missing, cannot do the operation, or failed.
     #[error("device {device}: {reason}")]
     Device {
-        /// Which.
+        /// The device's name.
         device: String,
-        /// What is wrong, with the figures that decide it.
+        /// What is wrong, with the figures.
         reason: String,
     },
     /// A tensor operation failed.

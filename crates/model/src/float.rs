@@ -1,4 +1,4 @@
-//! The float types of weight files: their names, their bytes, and what rounding to them loses.
+//! The float types of weight files: their names, their bytes, and rounding to them.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -30,10 +30,10 @@ impl Float {
         }
     }
 
-    /// The type of that name in torch.
+    /// The type with this name in torch.
     ///
     /// # Errors
-    /// [`Error::Field`] with `dtype`: none has the name.
+    /// [`Error::Field`] with `dtype` if no type has the name.
     pub fn from_name(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|float| float.name() == name);
         found.ok_or_else(|| {
@@ -42,7 +42,7 @@ impl Float {
         })
     }
 
-    /// The nearest value that the type has; of two equally near, the even one.
+    /// The nearest value of the type; ties go to the even one.
     #[must_use]
     pub fn round(self, value: f32) -> f32 {
         match self {
@@ -69,7 +69,7 @@ impl Float {
         }
     }
 
-    /// Values from a file's bytes.
+    /// The values of a file's bytes.
     pub(crate) fn values(self, bytes: &[u8]) -> Vec<f32> {
         let pairs = bytes.as_chunks::<2>().0.iter();
         match self {
@@ -82,7 +82,8 @@ impl Float {
         }
     }
 
-    /// Writes a file's values, which must be finite: as [`Float::values`], and faster.
+    /// Writes the values of a file's bytes. Like [`Float::values`], but faster, and only for finite
+    /// values.
     pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) {
         let pairs = out.iter_mut().zip(bytes.as_chunks::<2>().0);
         match self {
@@ -92,8 +93,8 @@ impl Float {
                 }
             }
             Self::Fp16 => {
-                // The exponent's offsets differ by 112; the product is exact, also of what is below
-                // fp16's normal numbers.
+                // The biases of the exponents differ by 112. The product is exact, for subnormal
+                // fp16 too.
                 let shift = f32::from_bits((127 + 112) << 23);
                 for (value, &bytes) in pairs {
                     let bits = u32::from(u16::from_le_bytes(bytes));
@@ -109,7 +110,7 @@ impl Float {
         }
     }
 
-    /// Whether a file's values are numbers, and none of them infinite.
+    /// Whether all values of a file's bytes are finite.
     pub(crate) fn all_finite(self, bytes: &[u8]) -> bool {
         let halves = |exponent: u16| {
             let values = bytes.as_chunks::<2>().0.par_iter();
@@ -125,7 +126,7 @@ impl Float {
         }
     }
 
-    /// A file's bytes from values.
+    /// The bytes of values in a file.
     pub(crate) fn bytes(self, values: &[f32]) -> Vec<u8> {
         let values = values.iter();
         match self {

@@ -1,9 +1,9 @@
 //! GPT-NeoX and its adapters: configuration, weights, one network for training and decoding, LoRA,
 //! optimizer, sampling.
 //!
-//! The crate is pure: it reads the files that it is given and computes. The flow of training is
-//! [`Base`] → [`Training`] over [`Batch`]es → [`adapter::to_files`]; that of serving is
-//! [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
+//! The crate is pure: it computes, and reads and writes only the files that it is given. The flow
+//! of training is [`Base`] → [`Training`] over [`Batch`]es → [`adapter::to_files`]; that of serving
+//! is [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
 
 pub mod adapter;
 pub mod base;
@@ -15,6 +15,7 @@ pub mod error;
 pub mod float;
 pub mod lora;
 pub mod memory;
+pub mod merge;
 pub mod optim;
 pub mod precision;
 pub mod quant;
@@ -36,6 +37,7 @@ mod network;
 mod ops;
 mod random;
 mod target;
+mod world;
 
 pub use activation::Activation;
 pub use base::Base;
@@ -50,5 +52,6 @@ pub use gpu_limits::GpuMemory;
 pub use lora::{Lora, LoraConfig};
 pub use precision::Precision;
 pub use target::Target;
-pub use training::{Training, World};
+pub use training::Training;
 pub use weight::Weight;
+pub use world::World;

@@ -1,4 +1,4 @@
-//! The trainable part: low-rank factors of chosen linear layers, all in one flat buffer with named
+//! The trainable part: low-rank factors of chosen linear layers, in one flat buffer with named
 //! views.
 
 use std::ops::Range;
@@ -14,13 +14,13 @@ use crate::target::{Target, factor_name, weight_name};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
-    /// Rows of A and columns of B; 1 up to the hidden size.
+    /// Rows of A and columns of B; from 1 to the hidden size.
     pub rank: usize,
     /// Numerator of the scale; positive.
     pub alpha: f64,
-    /// Probability with which an input of A is dropped in training; 0 up to but not including 1.
+    /// Probability that an input of A is dropped in training; from 0 to below 1.
     pub dropout: f64,
-    /// Which linear layers; not empty, none twice.
+    /// The linear layers; at least one, and each once.
     pub targets: Vec<Target>,
 }
 
@@ -61,7 +61,7 @@ impl LoraConfig {
     }
 }
 
-/// One adapted linear layer: where its factors lie and how its product is scaled.
+/// One adapted linear layer: the ranges of its factors, and the scale of their product.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Module {
     /// The layer's number.
@@ -70,7 +70,7 @@ pub struct Module {
     pub target: Target,
     /// Rows of A, columns of B.
     pub rank: usize,
-    /// The alpha that this module's scale was made from.
+    /// The alpha of the scale.
     pub alpha: f64,
     /// Factor on `B A x`.
     pub scale: f64,
@@ -78,9 +78,9 @@ pub struct Module {
     pub inputs: usize,
     /// Width of the output: rows of B.
     pub outputs: usize,
-    /// A's place in the flat buffer, (rank, inputs) row by row.
+    /// A's range in the flat buffer: (rank, inputs).
     pub a: Range<usize>,
-    /// B's place in the flat buffer, (outputs, rank) row by row.
+    /// B's range in the flat buffer: (outputs, rank).
     pub b: Range<usize>,
 }
 
@@ -98,12 +98,11 @@ pub struct View {
     pub name: String,
     /// Rows and columns.
     pub shape: [usize; 2],
-    /// Its place in the flat buffer.
+    /// Its range in the flat buffer.
     pub range: Range<usize>,
 }
 
-/// An adapter's values: one flat f32 buffer, which the optimizer sees, and the modules that lie in
-/// it.
+/// An adapter's values: one flat f32 buffer, as the optimizer needs it, and the modules in it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
     config: LoraConfig,
@@ -116,7 +115,7 @@ impl Lora {
     /// A fresh adapter as PEFT initialises it: A uniform within ±1/√inputs (Kaiming with a = √5), B
     /// zero.
     ///
-    /// Each tensor draws from a stream of its own, keyed by seed and name.
+    /// Each tensor has its own random stream, keyed by seed and name.
     ///
     /// # Errors
     /// As [`LoraConfig::validate`].
@@ -192,7 +191,7 @@ impl Lora {
         }
     }
 
-    /// Checks that every module is one of the model's.
+    /// Checks that the model has every module.
     pub(crate) fn check_fits(&self, config: &Config) -> Result<()> {
         let fits = |module: &Module| {
             module.layer < config.num_hidden_layers
@@ -208,8 +207,8 @@ impl Lora {
         }
     }
 
-    /// The configuration; of an adapter with rank or alpha patterns, the default that they depart
-    /// from.
+    /// The configuration. Patterns of an adapter that was read may set another rank or alpha for
+    /// single modules.
     #[must_use]
     pub fn config(&self) -> &LoraConfig {
         &self.config
@@ -232,7 +231,7 @@ impl Lora {
         &self.values
     }
 
-    /// All values, for the optimizer.
+    /// All values, to change them.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }
@@ -264,7 +263,7 @@ impl Lora {
         })
     }
 
-    /// The flat buffer as little-endian bytes: what a checkpoint keeps.
+    /// The flat buffer as little-endian bytes, for a checkpoint.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         self.values
@@ -273,7 +272,7 @@ impl Lora {
             .collect()
     }
 
-    /// Takes back what [`Lora::to_bytes`] gave, bit for bit.
+    /// Sets the values from the bytes of [`Lora::to_bytes`], bit for bit.
     ///
     /// # Errors
     /// The length is not this adapter's.
@@ -289,7 +288,7 @@ impl Lora {
     }
 }
 
-/// What a module needs to be laid out.
+/// A module before its factors have ranges.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) layer: usize,

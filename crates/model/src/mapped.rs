@@ -21,7 +21,7 @@ pub(crate) struct Bytes {
 enum Owner {
     File {
         map: Mmap,
-        /// To read from.
+        /// For reads that do not go through the map.
         #[cfg(feature = "cuda")]
         file: File,
     },
@@ -56,7 +56,7 @@ impl Bytes {
         Self { owner, range }
     }
 
-    /// The part that a slice of these bytes is.
+    /// A slice of these bytes as shared bytes.
     pub(crate) fn part(&self, slice: &[u8]) -> Self {
         let start = slice.as_ptr() as usize - self.as_ptr() as usize + self.range.start;
         Self {
@@ -65,8 +65,8 @@ impl Bytes {
         }
     }
 
-    /// Copies the bytes from the `start`-th. Those of a file are read, which many threads can do at
-    /// once: the pages of a map are entered one by one.
+    /// Copies the bytes from the `start`-th on. A file is read instead of copied from its map,
+    /// because many threads can read at once, and page faults of a map are serialized.
     #[cfg(feature = "cuda")]
     pub(crate) fn copy_to(&self, start: usize, out: &mut [u8]) -> std::io::Result<()> {
         match &*self.owner {

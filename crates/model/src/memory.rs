@@ -95,9 +95,9 @@ pub fn plan(
     let float = float_bytes(device);
     let hidden = config.hidden_size;
     let widest = (3 * hidden).max(config.intermediate_size);
-    // The temporaries that are alive at the same time. On the CPU: the widest product and its
-    // gradient, residual rows, and a chunk of logits and its gradient. On a GPU: the gradient of the
-    // widest product, residual rows, and logits that become their gradient in place.
+    // The temporaries that exist at the same time. On the CPU: the widest product and its gradient,
+    // residual rows, and a chunk of logits and its gradient. On a GPU: the gradient of the widest
+    // product, residual rows, and logits that become their gradient in place.
     let (saved, temporary, loss) = match device {
         Device::Cpu => {
             let temporary = 2 * widest + 4 * hidden;

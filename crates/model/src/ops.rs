@@ -6,8 +6,8 @@ pub(crate) mod training;
 
 use std::ops::Range;
 
-use crate::base::held::Held;
-use crate::dropout::{Mask, Place};
+use crate::base::stored::StoredForm;
+use crate::dropout::{Mask, MaskRow};
 use crate::error::Result;
 
 /// Rows of one sequence in a pass.
@@ -74,9 +74,9 @@ pub(crate) trait Ops: Send + Sync + Sized {
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Self::Array>;
     /// A base's tensor in full on the device, shared where it already is there; a vector becomes
     /// one row.
-    fn adopt(&self, tensor: &Held) -> Result<Self::Array>;
+    fn adopt(&self, tensor: &StoredForm) -> Result<Self::Array>;
     /// A base's linear weight in its form on the device, shared where it already is there.
-    fn freeze(&self, weight: &Held) -> Result<Self::Weight>;
+    fn freeze(&self, weight: &StoredForm) -> Result<Self::Weight>;
     /// Waits for all tensors of a base, after the last one was adopted or frozen.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ pub(crate) trait Ops: Send + Sync + Sized {
     }
     /// Lays out a pass: its sequences, which cover the rows in order, and each row's place in the
     /// dropout mask, which is empty for a pass without dropout.
-    fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Self::Layout>;
+    fn layout(&self, spans: &[Span], places: &[MaskRow]) -> Result<Self::Layout>;
     /// Copies from the device.
     fn download(&self, x: &Self::Array) -> Result<Vec<f32>>;
 

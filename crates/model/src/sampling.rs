@@ -1,83 +1,12 @@
-//! From logits to a token: processors and warpers in the order and with the meaning of
-//! transformers' `generate`.
+//! Chooses a token from logits: processors and warpers with the order and meaning of transformers'
+//! `generate`.
 
+mod options;
 mod warp;
 
 use crate::error::{Error, Result};
 use crate::random;
-
-/// How to choose tokens.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// Divides the logits; over 0.
-    pub temperature: f32,
-    /// The share of probability to draw from; 0 for the likeliest token alone, 1 for all.
-    pub top_p: f32,
-    /// The count of likeliest tokens to draw from; 0 for all.
-    pub top_k: u32,
-    /// No n-gram of this size occurs twice in prompt and answer; 0 for no ban.
-    pub no_repeat_ngram_size: u32,
-    /// Weakens tokens that prompt or answer already have; over 0, 1 for none.
-    pub repetition_penalty: f32,
-    /// Most tokens of the answer; over 0.
-    pub max_new_tokens: u32,
-    /// Seed of the draw.
-    pub seed: u64,
-    /// Always the likeliest token: temperature, `top_p`, `top_k` and seed are not used.
-    pub greedy: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            temperature: 0.7,
-            top_p: 0.75,
-            top_k: 40,
-            no_repeat_ngram_size: 2,
-            repetition_penalty: 1.0,
-            max_new_tokens: 256,
-            seed: 0,
-            greedy: false,
-        }
-    }
-}
-
-impl Options {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// [`Error::Field`] that names the first field out of its range.
-    pub fn validate(&self) -> Result<()> {
-        for (field, value) in [
-            ("temperature", self.temperature),
-            ("repetition_penalty", self.repetition_penalty),
-        ] {
-            if !value.is_finite() {
-                return Err(Error::field(field, format!("{value} is not finite")));
-            }
-            if value <= 0.0 {
-                return Err(Error::field(field, format!("{value} is not over 0")));
-            }
-        }
-        if !(0.0..=1.0).contains(&self.top_p) {
-            let reason = format!("{} is not from 0 to 1", self.top_p);
-            return Err(Error::field("top_p", reason));
-        }
-        if self.max_new_tokens == 0 {
-            return Err(Error::field("max_new_tokens", "is 0"));
-        }
-        Ok(())
-    }
-}
-
-/// A token that may come next.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Candidate {
-    /// The token.
-    pub id: u32,
-    /// With which probability it is drawn; those of all candidates make 1.
-    pub probability: f64,
-}
+pub use options::{Candidate, Options};
 
 /// Chooses the tokens of one answer.
 #[derive(Clone, Debug)]
@@ -113,7 +42,7 @@ impl Sampler {
         self.history.len() - self.prompt
     }
 
-    /// Chooses the next token and takes it into the history; `logits` are processed in place.
+    /// Chooses the next token and appends it to the history. `logits` are changed in place.
     ///
     /// # Errors
     /// As [`Sampler::distribution`].
@@ -124,19 +53,19 @@ impl Sampler {
             left -= candidate.probability;
             left < 0.0
         });
-        // There is a last one, and the probabilities' sum may be a rounding below 1.
+        // `distribution` never returns an empty list. Rounding may leave the sum just below 1.
         let chosen = drawn.unwrap_or(&candidates[candidates.len() - 1]);
         self.history.push(chosen.id);
         Ok(chosen.id)
     }
 
-    /// Returns the tokens that [`Sampler::next`] draws from, the likeliest first; of a greedy
-    /// sampler the one that it takes. `logits` are processed in place: the repetition penalty,
-    /// then the ban of n-grams.
+    /// Returns the tokens that [`Sampler::next`] draws from, the likeliest first; a greedy sampler
+    /// has one. `logits` are changed in place: by the repetition penalty, then by the ban of
+    /// n-grams.
     ///
     /// # Errors
-    /// A logit is NaN, or the bans leave no token (where transformers draws from NaN, or greedily
-    /// takes a banned token).
+    /// A logit is NaN, or the bans leave no token. (transformers would draw from NaN, or greedily
+    /// take a banned token.)
     pub fn distribution(&self, logits: &mut [f32]) -> Result<Vec<Candidate>> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::Input("the logits are not numbers".into()));
@@ -192,7 +121,7 @@ impl Sampler {
     }
 }
 
-/// The token with the highest logit, the first of equals; none if every logit is minus infinity.
+/// The token with the highest logit, the first of equals; `None` if every logit is minus infinity.
 fn likeliest(logits: &[f32]) -> Option<Candidate> {
     let mut best: Option<(u32, f32)> = None;
     for (id, &logit) in (0u32..).zip(logits) {

@@ -22,7 +22,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// All targets, in the order in which a layer uses them.
+    /// All targets, in the order of a layer's forward.
     pub const ALL: [Self; 4] = [
         Self::QueryKeyValue,
         Self::Dense,
@@ -41,7 +41,7 @@ impl Target {
         }
     }
 
-    /// The target of that name.
+    /// The target with this name.
     ///
     /// # Errors
     /// No target has the name.

@@ -20,7 +20,7 @@ pub enum Type {
     F16,
     /// Brain floats.
     Bf16,
-    /// Truth values, a byte each.
+    /// Booleans, a byte each.
     Bool,
 }
 
@@ -47,7 +47,7 @@ impl Type {
     }
 }
 
-/// A tensor of a file that is to be written.
+/// A tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Its name.
@@ -72,7 +72,7 @@ impl Entry {
     }
 }
 
-/// A file that is being written. The tensors come in the order of the entries; wider types should
+/// A file that is being written. Tensors must come in the order of the entries. Wider types should
 /// come first, so that every tensor is aligned.
 pub struct Writer {
     path: PathBuf,

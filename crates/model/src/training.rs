@@ -13,23 +13,9 @@ use crate::network::Network;
 use crate::network::factors::Factors;
 use crate::ops::training::Learn;
 use crate::optim::{self, AdamW, AdamWConfig, Coefficients, LossScale};
+use crate::world::World;
 
-/// Which of several processes of one training this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct World {
-    /// From 0.
-    pub rank: usize,
-    /// Processes.
-    pub size: usize,
-}
-
-impl World {
-    /// A process on its own.
-    pub const ALONE: Self = Self { rank: 0, size: 1 };
-}
-
-/// A training between two steps, or inside of one: a step is any count of [`Training::accumulate`]
-/// and one [`Training::step`].
+/// A training run. A step is any count of [`Training::accumulate`] and one [`Training::step`].
 pub struct Training<'a> {
     lora: Lora,
     world: World,
@@ -42,23 +28,23 @@ enum States<'a> {
     Cuda(State<'a, Cuda>),
 }
 
-/// What changes in training, on a device.
+/// Everything that training changes, on a device.
 struct State<'a, O: Learn> {
     network: &'a Network<O>,
     values: O::Flat,
-    /// Of the sum of the window's losses.
+    /// The gradients of the sum of the window's losses.
     gradients: O::Flat,
     moments: [O::Flat; 2],
     config: AdamWConfig,
     steps: u64,
-    /// Of a device that scales losses.
+    /// Only on a device that scales losses.
     loss_scale: Option<LossScale>,
     /// Steps that were skipped because a gradient overflowed.
     skipped: u64,
-    /// The values' matrices: made anew once a step.
+    /// The values as matrices, made anew in each step.
     factors: Factors<O::Array>,
-    /// Sum and targets of each pass of the window; read when somebody asks, so that nothing waits
-    /// for the device before.
+    /// Sum and targets of each pass of the window. They are read late, so that nothing waits for
+    /// the device before.
     losses: Vec<(O::Sum, u64)>,
 }
 
@@ -66,8 +52,8 @@ impl<'a> Training<'a> {
     /// Brings an adapter and its optimizer to the engine's device.
     ///
     /// # Errors
-    /// The adapter is not of the engine's base, the optimizer not of the adapter, or the world of a
-    /// size that is not built.
+    /// The adapter does not fit the engine's base, the optimizer does not fit the adapter, or the
+    /// world has a size that is not built.
     pub fn new(engine: &'a Engine, lora: &Lora, optimizer: &AdamW, world: World) -> Result<Self> {
         if world != World::ALONE {
             let reason = format!("is rank {} of {}; one is built", world.rank, world.size);
@@ -86,13 +72,13 @@ impl<'a> Training<'a> {
     }
 
     /// Runs a batch forward and backward in one pass, and adds the gradient of the *sum* of its
-    /// token losses to the window's. Dropout is the one of the window's step.
+    /// token losses to the window's. The dropout must be the one of the window's step.
     /// [`Engine::passes`] cuts a window into batches that fit.
     ///
-    /// The same input gives the same bits, whatever else the machine does.
+    /// The same input always gives the same bits.
     ///
     /// # Errors
-    /// The batch does not fit the model; nothing is changed then.
+    /// The batch does not fit the model; nothing has changed then.
     pub fn accumulate(&mut self, batch: &Batch, dropout: Option<&Dropout>) -> Result<()> {
         on!(States, &mut self.state, state => state.accumulate(batch, dropout))
     }
@@ -100,21 +86,22 @@ impl<'a> Training<'a> {
     /// Ends the window: one step of AdamW along the gradient of its mean token loss, clipped to
     /// `largest_norm` (0: any). Returns the loss, and the norm before clipping.
     ///
-    /// The sum over all batches is divided once, by what the whole window has learned, so a target
-    /// weighs the same whichever batch or record it stands in. If loss or norm is not finite, the
-    /// step is not taken.
+    /// The sum over all batches is divided once, by the count of targets in the window, so that a
+    /// target weighs the same in every batch and record. If loss or norm is not finite, the step is
+    /// not taken.
     ///
-    /// In fp16 the loss is scaled. A gradient that overflows, of a finite loss, halves the scale:
-    /// the step is skipped, and its norm is 0, for nothing was learned; see [`Training::skipped`].
-    /// Where halving does not help, the norm is not finite.
+    /// In fp16 the loss is scaled. If a gradient overflows while the loss is finite, the scale is
+    /// halved, the step is skipped ([`Training::skipped`]), and the norm is returned as 0. If
+    /// halving does not help, the norm is not finite.
     ///
     /// # Errors
     /// The device's.
     pub fn step(&mut self, rate: f64, largest_norm: f64) -> Result<(WindowLoss, f64)> {
-        on!(States, &mut self.state, state => state.step(&self.lora, self.world, rate, largest_norm))
+        let (lora, world) = (&self.lora, self.world);
+        on!(States, &mut self.state, state => state.step(lora, world, rate, largest_norm))
     }
 
-    /// Steps that were skipped so far because a gradient overflowed fp16.
+    /// Steps that were skipped because a gradient overflowed fp16.
     #[must_use]
     pub fn skipped(&self) -> u64 {
         on!(States, &self.state, state => state.skipped)
@@ -128,7 +115,8 @@ impl<'a> Training<'a> {
         on!(States, &self.state, state => state.loss())
     }
 
-    /// The window's gradients so far, of the sum of its losses, as the adapter's flat buffer lies.
+    /// The gradients of the sum of the window's losses so far, in the order of the adapter's flat
+    /// buffer.
     ///
     /// # Errors
     /// The device's.
@@ -136,7 +124,7 @@ impl<'a> Training<'a> {
         on!(States, &self.state, state => state.gradients())
     }
 
-    /// The adapter as it stands.
+    /// The adapter as it is now.
     ///
     /// # Errors
     /// The device's.
@@ -148,7 +136,7 @@ impl<'a> Training<'a> {
         Ok(lora)
     }
 
-    /// The optimizer as it stands.
+    /// The optimizer as it is now.
     ///
     /// # Errors
     /// The device's.
@@ -190,7 +178,7 @@ impl<'a, O: Learn> State<'a, O> {
         Ok(())
     }
 
-    /// What the gradients so far are multiplied by: a power of two.
+    /// The factor on the gradients so far: a power of two.
     fn factor(&self) -> f32 {
         self.loss_scale.map_or(1.0, LossScale::factor)
     }
@@ -249,8 +237,8 @@ impl<'a, O: Learn> State<'a, O> {
         Ok((loss, norm))
     }
 
-    /// The window's loss over all ranks: between backward and optimizer, their losses and flat
-    /// gradients are to be summed here.
+    /// The window's loss over all ranks. Here, between backward and optimizer, several ranks would
+    /// sum their losses and flat gradients.
     fn all_ranks(&mut self, world: World) -> Result<WindowLoss> {
         debug_assert_eq!(world, World::ALONE, "checked when it was made");
         self.loss()
@@ -280,8 +268,7 @@ mod tests {
     const CONFIG: &[u8] = br#"{"vocab_size": 37, "hidden_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 3, "intermediate_size": 40, "max_position_embeddings": 64}"#;
 
-    /// On the processor an overflow needs a scale near the end of f32, which is then halved as one
-    /// of fp16 is.
+    /// On the CPU an overflow needs a scale near the largest f32. It is then halved as in fp16.
     #[test]
     fn an_overflow_halves_the_loss_scale_and_skips_the_step_and_no_other_scale_changes_it() {
         let config = Config::from_json(CONFIG).unwrap();

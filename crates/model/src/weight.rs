@@ -1,15 +1,15 @@
-//! A base's tensor as it is held: in full, in 16-bit floats, or quantized.
+//! A base's tensor in memory: in f32, in 16-bit floats, or quantized.
 
 mod halves;
 
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::float::Float;
 use crate::precision::Precision;
+use crate::quant::rows::{Rounding, Rows};
 use crate::quant::{Fp8, Int8, Nf4};
 pub use halves::Halves;
 
@@ -28,39 +28,12 @@ pub enum Weight {
     Fp8(Arc<Fp8>),
 }
 
-/// What a dequantized value is rounded to before it is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rounding {
-    /// Nothing, as a forward wants it.
-    None,
-    /// The type that was quantized, as bitsandbytes' dequantization and its backward want it. It is
-    /// the same but for NF4.
-    AsQuantized,
-}
-
-/// A matrix that is held otherwise than in f32, and gives its values row by row.
-pub(crate) trait Rows: Sync {
-    /// Rows and columns.
-    fn size(&self) -> [usize; 2];
-    /// Writes a row's values.
-    fn row_into(&self, row: usize, out: &mut [f32], rounding: Rounding);
-
-    /// All values, by all cores.
-    fn all(&self, rounding: Rounding) -> Vec<f32> {
-        let [rows, columns] = self.size();
-        let mut values = vec![0.0; rows * columns];
-        let each = values.par_chunks_exact_mut(columns.max(1)).enumerate();
-        each.with_min_len((1 << 13) / columns.max(1) + 1)
-            .for_each(|(row, out)| self.row_into(row, out, rounding));
-        values
-    }
-}
-
 impl Weight {
-    /// Holds the values of the tensor `name` in a precision; what is no matrix stays in full.
+    /// Converts the values of the tensor `name` to a precision. Only matrices are converted; other
+    /// tensors stay in f32.
     ///
     /// # Errors
-    /// [`Error::Format`] if a value is beyond the 16-bit type that the precision goes through.
+    /// [`Error::Format`] if a value is beyond the 16-bit type that the precision rounds through.
     pub fn new(
         name: &str,
         values: Vec<f32>,
@@ -71,10 +44,10 @@ impl Weight {
         let &[_, columns] = shape else {
             return Self::full(values, shape);
         };
-        if let Some(through) = precision.through()
+        if let Some(through) = precision.rounded_through()
             && values.iter().any(|&v| through.round(v).is_infinite())
         {
-            return Err(precision.beyond(name));
+            return Err(precision.out_of_range(name));
         }
         let halves = |float| Self::Half(Halves::round(&values, columns, float).into());
         Ok(match precision {
@@ -103,7 +76,7 @@ impl Weight {
         }
     }
 
-    /// Bytes that it takes.
+    /// Its size in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
@@ -115,7 +88,7 @@ impl Weight {
         }
     }
 
-    /// The values that it stands for, in f32: the tensor itself if it is in full.
+    /// The values in f32. A tensor in f32 is shared, not copied.
     ///
     /// # Errors
     /// None in practice: the tensor library's.
@@ -129,7 +102,7 @@ impl Weight {
         }
     }
 
-    /// The rows of what is not in full, else the tensor itself.
+    /// The rows of a matrix in another form than f32, or else the tensor.
     pub(crate) fn rows(&self) -> std::result::Result<&dyn Rows, &Tensor> {
         match self {
             Self::Full(tensor) => Err(tensor),

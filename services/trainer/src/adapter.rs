@@ -39,7 +39,7 @@ impl Adapter {
             template: identity.template.clone(),
             dataset: identity.dataset.clone(),
             recipe: identity.recipe.clone(),
-            base_representation: identity.base_precision.clone(),
+            base_precision: identity.base_precision.clone(),
         };
         let generation = adapter::generation(&files, &made_of)?;
         let card = model_card::card(base_name, identity, &generation, recipe);

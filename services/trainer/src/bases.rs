@@ -146,7 +146,7 @@ impl Bases {
         let info = slot.info.get_or_try_init(read).await?;
         match info.quantized_as {
             Some(held) if held != precision => Err(cannot_be(
-                precision,
+                precision.name(),
                 &format!("the folder is quantized as {} already", held.name()),
             )),
             _ => Ok(Arc::clone(info)),
@@ -293,8 +293,8 @@ impl Bases {
     }
 }
 
-fn cannot_be(precision: Precision, reason: &str) -> Error {
-    let reason = format!("cannot be {}: {reason}", precision.name());
+fn cannot_be(precision: &str, reason: &str) -> Error {
+    let reason = format!("cannot be {precision}: {reason}");
     Error::unfit("recipe.base_precision", reason)
 }
 

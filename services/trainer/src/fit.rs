@@ -1,5 +1,5 @@
-//! Whether a job fits into its device's memory: the plan of the largest pass over the rows as the
-//! job will read them.
+//! Decides whether a job fits into its device's memory, by the plan of the largest pass over the
+//! rows in the order in which the job will read them.
 
 use togi_model::memory::{self, Plan};
 use togi_model::{Config, DeviceName};
@@ -14,20 +14,20 @@ use crate::recipe::Recipe;
 pub struct Need {
     /// Its base.
     pub config: Config,
-    /// Its numbers.
+    /// Its recipe.
     pub recipe: Recipe,
-    /// Where it will run.
+    /// The device that it will run on.
     pub device: DeviceName,
     /// The rows that it trains on.
     pub lengths: Lengths,
 }
 
-/// How many ids the rows have.
+/// The counts of ids in the rows.
 #[derive(Clone, Debug)]
 pub enum Lengths {
-    /// Each of them, in the stored order.
+    /// The length of each row, in the stored order.
     Each(Vec<u32>),
-    /// None has more than this.
+    /// A bound for all rows.
     AtMost {
         /// Rows.
         rows: u64,
@@ -83,8 +83,8 @@ impl Need {
         }
     }
 
-    /// The largest micro-batch that fits; `None` if not even one record does. Memory need not grow
-    /// with the micro-batch, because the windows are cut differently: this is the best that
+    /// The largest micro-batch that fits; `None` if not even one record does. A larger micro-batch
+    /// may need less memory, because the windows are cut differently; this is the best that
     /// bisection finds.
     fn largest_micro_batch(&self, available: u64) -> Option<u32> {
         let (mut fits, mut too_large) = (0, self.recipe.batch_size);
@@ -171,8 +171,8 @@ mod tests {
     fn the_largest_pass_is_the_largest_that_will_be_read() {
         let lengths: Vec<u32> = (0..20).map(|row| 10 + row * row).collect();
         let mut need = need("cpu", Lengths::Each(lengths.clone()));
-        // By hand: three windows of the order, the third of them cut short by the epoch's end, in
-        // micro-batches of four.
+        // By hand: three windows in micro-batches of four. The end of the epoch cuts the third
+        // window short.
         let order = Order {
             dataset: String::new(),
             split: togi_tokens::Split::Train,

@@ -1,5 +1,5 @@
-//! A GPU's utilization, power and memory, read by NVML on a thread of its own: no step waits for
-//! it.
+//! A GPU's utilization, power and memory, read from NVML on a separate thread, so that no step
+//! waits.
 
 use std::fmt;
 #[cfg(feature = "cuda")]
@@ -33,7 +33,7 @@ pub struct Readings {
     pub memory_bytes: Option<u64>,
 }
 
-/// Reads a gpu until the last clone is dropped.
+/// Reads a GPU until the last clone is dropped.
 #[derive(Clone, Default)]
 pub struct Gauge {
     #[cfg(feature = "cuda")]
@@ -48,14 +48,14 @@ struct Reading {
 }
 
 impl Gauge {
-    /// Starts to read a gpu. Without one, or without NVML, there is nothing to read.
+    /// Starts to read a GPU. Without one, or without NVML, there are no readings.
     #[must_use]
     pub fn of(gpu: Option<&Gpu>) -> Gauge {
         #[cfg(feature = "cuda")]
         return Gauge {
             reading: gpu.and_then(|gpu| {
                 let started = Reading::start(gpu.uuid());
-                let silent = |error| tracing::warn!(%error, "the gpu's readings cannot be read");
+                let silent = |error| tracing::warn!(%error, "the GPU's readings cannot be read");
                 started.map_err(silent).ok().map(Arc::new)
             }),
         };
@@ -66,7 +66,7 @@ impl Gauge {
         }
     }
 
-    /// Returns what was read last.
+    /// Returns the last readings.
     #[must_use]
     pub fn readings(&self) -> Readings {
         #[cfg(feature = "cuda")]

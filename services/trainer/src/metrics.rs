@@ -85,14 +85,14 @@ impl Metrics {
                 (
                     "utilization",
                     "%",
-                    "Share of the time in which the card was busy, of late",
+                    "Share of the time in which the GPU was busy recently",
                 ),
-                ("power", "W", "Power that the card draws"),
-                ("memory", "By", "Memory of the card in use by everybody"),
+                ("power", "W", "Power that the GPU draws"),
+                ("memory", "By", "Memory of the GPU in use by all processes"),
                 (
                     "memory.peak",
                     "By",
-                    "Most memory that the trainer took of the card in this run",
+                    "Most memory that the trainer took of the GPU in this run",
                 ),
             ]
             .map(|(name, unit, description)| {
@@ -145,7 +145,7 @@ impl Metrics {
             line.gpu_memory_bytes.map(|bytes| bytes as f64),
             line.device_memory_bytes.map(|bytes| bytes as f64),
         ];
-        // Of the processor there is nothing to say: no series, not one of zeros.
+        // A CPU has no such figures: no series, and not one of zeros.
         for (gauge, figure) in self.gpu.iter().zip(figures) {
             if let Some(figure) = figure {
                 gauge.record(figure, &[]);

@@ -129,7 +129,7 @@ async fn gpu(device: DeviceName) -> crate::Result<Option<Gpu>> {
     let gpu = opening.await.map_err(|_| Error::ThreadGone)??;
     if let Some(gpu) = &gpu {
         let memory_bytes = gpu.memory()?.available;
-        info!(%device, card = gpu.name(), memory_bytes, "computing on a card");
+        info!(%device, gpu = gpu.name(), memory_bytes, "computing on a GPU");
     }
     Ok(gpu)
 }

@@ -32,7 +32,7 @@ pub(crate) fn broken(rendered: &Rendered) -> Vec<String> {
         }
         for container in list(&pod["spec"]["containers"]) {
             configuration(rendered, pod, container, &mut say);
-            card(rendered, container, &mut say);
+            gpu(rendered, container, &mut say);
         }
         if pod["spec"]["automountServiceAccountToken"] != false {
             say("mounts a token of the Kubernetes API".into());
@@ -204,13 +204,13 @@ fn configuration(
 }
 
 /// Checks that the CUDA image, the GPU resource and the device setting come together.
-fn card(rendered: &Rendered, container: &Value, say: &mut impl FnMut(String)) {
+fn gpu(rendered: &Rendered, container: &Value, say: &mut impl FnMut(String)) {
     let image = text(&container["image"]).contains("-cuda");
     let limit = !container["resources"]["limits"]["nvidia.com/gpu"].is_null();
     let device = environment(rendered, container).get("TOGI_DEVICE") == Some(&"cuda");
     if image != limit || limit != device {
         say(format!(
-            "of a card it has: image {image}, limit {limit}, TOGI_DEVICE {device}"
+            "of a GPU it has: image {image}, limit {limit}, TOGI_DEVICE {device}"
         ));
     }
 }

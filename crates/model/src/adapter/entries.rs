@@ -1,11 +1,11 @@
-//! A JSON object as its file has it: entries in order, equal names kept.
+//! A JSON object as a list of entries in the file's order, equal names included.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-/// Names and values. A map would lose their order and all but the last of equal names.
+/// Names and values. A map would lose the order, and all but the last of equal names.
 pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {

@@ -1,23 +1,23 @@
-//! Which modules the names and patterns of `adapter_config.json` mean: PEFT's own rules, on a
-//! module's full name such as `gpt_neox.layers.0.attention.dense`.
+//! The modules that names and patterns of `adapter_config.json` select: PEFT's rules, on a module's
+//! full name such as `gpt_neox.layers.0.attention.dense`.
 
 use regex::Regex;
 use serde_json::Value;
 
 use super::entries::Entries;
-use super::settings::refuse;
+use super::files::refuse;
 use crate::error::Result;
 
 /// `target_modules` or `exclude_modules`.
 pub(super) enum Selection {
-    /// A list: each is a module's full name or its end after a point.
+    /// A list of full names, or ends of names after a point.
     Names(Vec<String>),
-    /// A text: a regular expression for the whole name.
+    /// A regular expression for the whole name.
     Whole(Regex),
 }
 
 impl Selection {
-    /// Reads the value of this key; `null` selects nothing.
+    /// Reads the value of a key; `null` selects nothing.
     pub(super) fn parse(key: &str, value: Option<&Value>) -> Result<Self> {
         match value {
             None | Some(Value::Null) => Ok(Self::Names(Vec::new())),
@@ -42,8 +42,8 @@ impl Selection {
     }
 }
 
-/// `rank_pattern` or `alpha_pattern`: regular expressions for a name or its end after a point. The
-/// first that fits counts, in the order of the file.
+/// `rank_pattern` or `alpha_pattern`: regular expressions for a name, or the end of a name after a
+/// point. The first match in the file's order counts.
 pub(super) struct Pattern(Vec<(Regex, f64)>);
 
 impl Pattern {
@@ -61,8 +61,8 @@ impl Pattern {
     }
 }
 
-/// Compiles a Python expression that stands between `before` and the name's end. What the two
-/// languages do not share, such as looking around, is refused.
+/// Compiles a Python expression between `before` and the name's end. Features that Rust's
+/// expressions lack, such as look-around, are refused.
 fn expression(key: &str, text: &str, before: &str) -> Result<Regex> {
     match Regex::new(&format!("{before}{text})$")) {
         Ok(expression) => Ok(expression),

@@ -1,19 +1,18 @@
-//! `adapter_config.json`, read strictly: what is understood, what changes nothing, and what is
+//! `adapter_config.json`, read strictly: each key is understood, known to change nothing, or
 //! refused by name.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::CONFIG_FILE;
 use super::entries::Entries;
+use super::files::{CONFIG_FILE, refuse};
 use super::matching::{Pattern, Selection};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::lora::Shape;
 use crate::target::{Target, factor_name, module_name};
 
-/// Keys that say something about the adapter's making or the library, and nothing about its
-/// numbers.
+/// Keys that do not change the adapter's numbers.
 const INFORMATION: [&str; 10] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -44,12 +43,12 @@ const UNDERSTOOD: [&str; 13] = [
     "use_rslora",
 ];
 
-/// Initialisations that leave the base as it is. Others (PiSSA, OLoRA, LoftQ, ...) take a part out
-/// of the base's weights before training, so that such an adapter belongs to another base than the
-/// one it names.
+/// Initialisations that do not change the base. Others (PiSSA, OLoRA, LoftQ, ...) subtract a part
+/// from the base's weights before training, so that the adapter does not belong to the base that it
+/// names.
 const INITIALISATIONS: [&str; 3] = ["eva", "gaussian", "orthogonal"];
 
-/// The patterns once more, because their entries' order counts.
+/// The patterns, read a second time because the order of their entries counts.
 #[derive(Deserialize)]
 struct Patterns {
     rank_pattern: Option<Entries<f64>>,
@@ -67,10 +66,6 @@ pub(super) struct Settings {
     alpha_pattern: Pattern,
     rank_stabilised: bool,
     layers: Option<Vec<u64>>,
-}
-
-pub(super) fn refuse<T>(reason: impl Into<String>) -> Result<T> {
-    Err(Error::format(CONFIG_FILE, reason))
 }
 
 impl Settings {
@@ -128,7 +123,7 @@ impl Settings {
         })
     }
 
-    /// A module's rank, its alpha in the plain form, and its scale.
+    /// A module's rank, plain alpha, and scale.
     pub(super) fn module(
         &self,
         layer: usize,
@@ -156,7 +151,7 @@ impl Settings {
         Ok((rank, alpha, alpha / rank as f64))
     }
 
-    /// The alpha whose plain scale alpha / r is the scale that is meant: rank-stabilised ones are
+    /// The alpha whose plain scale alpha / r is the module's scale. A rank-stabilised scale is
     /// alpha / √r.
     pub(super) fn plain_alpha(&self, alpha: f64, rank: usize) -> f64 {
         if self.rank_stabilised {
@@ -166,7 +161,7 @@ impl Settings {
         }
     }
 
-    /// Every module that the settings name has tensors, and none that they do not.
+    /// Checks that exactly the modules in the settings have tensors.
     pub(super) fn check_covered(&self, shapes: &[Shape], config: &Config) -> Result<()> {
         let beyond = |layer: &&u64| **layer >= config.num_hidden_layers as u64;
         if let Some(layer) = self.layers.iter().flatten().find(beyond) {
@@ -205,8 +200,8 @@ impl Settings {
     }
 }
 
-/// Refuses whatever is set and would change the numbers. Features that are null, false or empty are
-/// off.
+/// Refuses features that are on and would change the numbers. A feature is off if it is null, false
+/// or empty.
 fn refuse_other_features(map: &Map<String, Value>) -> Result<()> {
     let text = |key: &str| map.get(key).and_then(Value::as_str);
     if text("peft_type") != Some("LORA") {

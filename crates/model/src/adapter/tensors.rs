@@ -1,4 +1,5 @@
-//! An adapter's tensors: deterministic bytes out; a checked header, or torch's own format, in.
+//! An adapter's tensors: written deterministically; read from safetensors with a checked header, or
+//! from torch's format.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,16 +8,16 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::de::IgnoredAny;
 
-use super::TENSORS_FILE;
 use super::entries::Entries;
+use super::files::TENSORS_FILE;
 use crate::base::read;
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 
-/// The longest header that is looked at: an adapter of a hundred layers has a tenth of it.
+/// The longest header that is read; an adapter of a hundred layers needs a tenth of it.
 const HEADER_LIMIT: u64 = 1 << 20;
 
-/// Shape and values by name.
+/// Shapes and values by name.
 pub(super) type Found = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 pub(super) fn write(lora: &Lora) -> Result<Vec<u8>> {
@@ -40,7 +41,7 @@ pub(super) fn write(lora: &Lora) -> Result<Vec<u8>> {
             TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(broken)?,
         ));
     }
-    // One entry: the order of a larger map would not be fixed.
+    // A single entry, because the order of a larger map is not fixed.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     safetensors::serialize(views, Some(metadata)).map_err(broken)
 }
@@ -70,7 +71,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Found> {
     Ok(found)
 }
 
-/// The tensors of torch's own format, which PEFT wrote before safetensors.
+/// Reads torch's format, which PEFT wrote before safetensors.
 pub(super) fn read_pickled(path: &Path) -> Result<Found> {
     let mut found = Found::new();
     for (name, _, tensor) in read::pickled(path)? {
@@ -80,7 +81,7 @@ pub(super) fn read_pickled(path: &Path) -> Result<Found> {
     Ok(found)
 }
 
-/// A JSON parser keeps the last of equal keys silently, so the names are looked at first.
+/// Refuses equal names. A JSON parser would silently keep the last of them.
 fn refuse_duplicates(header: &[u8]) -> Result<()> {
     let entries: Entries<IgnoredAny> =
         serde_json::from_slice(header).map_err(|source| Error::Json {

@@ -5,33 +5,26 @@ use std::path::Path;
 
 use super::bitsandbytes::{self, Parts};
 use super::digest::BaseDigest;
-use super::held::Held;
 use super::read::{self, Entry};
+use super::stored::{Stored, StoredForm};
 use crate::config::{Config, HEAD};
 use crate::error::{Error, Result};
-use crate::float::Float;
 use crate::mapped::Bytes;
 use crate::precision::Precision;
 use crate::target::{Target, weight_name};
 use crate::weight::Weight;
 
-/// The head's name in the memory of newer transformers, and so in files that were written past its
-/// own saving.
+/// The head's name in memory in newer transformers, and therefore in files that other tools saved
+/// from it.
 const HEAD_IN_MEMORY: &str = "lm_head.weight";
 
 /// A folder that has been checked.
 pub(super) struct Folder {
     pub(super) config: Config,
-    /// The file itself: it says more than [`Config`] keeps.
+    /// The file itself: it has more than [`Config`] keeps.
     pub(super) config_json: Vec<u8>,
     pub(super) tensors: BTreeMap<String, Stored>,
     pub(super) digest: BaseDigest,
-}
-
-/// A tensor, and the type that it has, or had before it was quantized.
-pub(super) struct Stored {
-    pub(super) held: Held,
-    pub(super) float: Float,
 }
 
 impl Folder {
@@ -62,18 +55,21 @@ impl Folder {
     }
 }
 
-/// Whether a folder can be held so; `quantized` is what it is quantized as.
+/// Checks that a folder can be held in a precision, if it is `quantized` already.
 fn check(precision: Precision, quantized: Option<Precision>) -> Result<()> {
     match quantized {
         Some(other) if other != precision => {
             let reason = format!("the folder is quantized as {} already", other.name());
-            Err(Error::Precision { precision, reason })
+            Err(Error::Precision {
+                precision: precision.name(),
+                reason,
+            })
         }
         _ => Ok(()),
     }
 }
 
-/// The names of the weights that a precision is about, and how each is held.
+/// The names of the linear weights, and the precision of each.
 fn linear_weights(config: &Config, precision: Precision) -> BTreeMap<String, Precision> {
     let layers = config.num_hidden_layers;
     (0..layers)
@@ -89,7 +85,7 @@ fn linear_weights(config: &Config, precision: Precision) -> BTreeMap<String, Pre
 
 struct Loader {
     linear: BTreeMap<String, Precision>,
-    /// Of a quantized folder, what its linear weights are made of.
+    /// The parts of a quantized folder's linear weights.
     parts: Option<Parts>,
     tensors: BTreeMap<String, Stored>,
 }
@@ -107,19 +103,19 @@ impl Loader {
             return parts.take(name, entry);
         }
         let precision = self.linear.get(&name).copied().unwrap_or(Precision::F32);
-        let (held, float) = match entry {
+        let (form, float) = match entry {
             Entry::Floats(floats) => {
                 let float = floats.float;
-                (Held::in_file(&name, floats, precision), float)
+                (StoredForm::in_file(&name, floats, precision), float)
             }
             Entry::Values(tensor, float) => {
                 let values = tensor.flatten_all()?.to_vec1()?;
                 let weight = Weight::new(&name, values, tensor.dims(), float, precision)?;
-                (Held::Here(weight), float)
+                (StoredForm::InMemory(weight), float)
             }
             Entry::Other(view) => return Err(read::no_float(&name, &view.dtype())),
         };
-        match self.tensors.insert(name.clone(), Stored { held, float }) {
+        match self.tensors.insert(name.clone(), Stored { form, float }) {
             Some(_) => Err(Error::Duplicate(name)),
             None => Ok(()),
         }
@@ -137,19 +133,7 @@ impl Loader {
     }
 }
 
-/// Whether the name is one of the constant buffers that checkpoints of 2023 carry.
-pub(super) fn is_old_buffer(name: &str) -> bool {
-    name.starts_with("gpt_neox.layers.")
-        && [
-            ".attention.bias",
-            ".attention.masked_bias",
-            ".attention.rotary_emb.inv_freq",
-        ]
-        .iter()
-        .any(|suffix| name.ends_with(suffix))
-}
-
-/// Exactly the tensors that the configuration calls for.
+/// Checks that the tensors are exactly those of the configuration.
 fn select(
     config: &Config,
     mut found: BTreeMap<String, Stored>,
@@ -159,7 +143,7 @@ fn select(
         let tensor = found
             .remove(&name)
             .ok_or_else(|| Error::Missing(name.clone()))?;
-        let got = tensor.held.shape();
+        let got = tensor.form.shape();
         if got != shape {
             return Err(Error::Shape {
                 name,
@@ -185,8 +169,8 @@ fn select(
 }
 
 fn same(a: &Stored, b: &Stored) -> Result<bool> {
-    match (&a.held, &b.held) {
-        (Held::InFile(a), Held::InFile(b)) if a.floats.same(&b.floats) => Ok(true),
+    match (&a.form, &b.form) {
+        (StoredForm::InFile(a), StoredForm::InFile(b)) if a.floats.same(&b.floats) => Ok(true),
         (a, b) => read::same(&a.weight()?.dequantized()?, &b.weight()?.dequantized()?),
     }
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::folder::Folder;
-use super::{bitsandbytes, read, tokenizer_file, write};
+use super::{bitsandbytes, read, write};
 use crate::error::{Error, Result};
 use crate::precision::Precision;
 
-/// What the linear weights of a base folder are quantized as, `None` if they are not.
+/// The precision that the linear weights of a base folder are quantized to, if they are.
 ///
 /// # Errors
 /// No `config.json`, or a quantization that is not understood (fp4, another threshold, another
@@ -19,25 +19,28 @@ pub fn quantized_as(dir: &Path) -> Result<Option<Precision>> {
 }
 
 /// Quantizes the base folder `from` to [`Precision::Nf4`] or [`Precision::Int8`] and writes it to
-/// the folder `into`, which is made: `config.json` with a `quantization_config`,
-/// `model.safetensors`, and the tokenizer's file if there is one.
+/// the new folder `into`: `config.json` with a `quantization_config`, `model.safetensors`, and the
+/// tokenizer's file if `from` has one.
 ///
-/// transformers with bitsandbytes loads it as a folder of its own, and [`super::Base::load_as`]
-/// holds from it exactly what it holds from `from` in that precision. What is not quantized keeps
-/// the type that it has.
+/// transformers with bitsandbytes loads the result, and [`super::Base::load_as`] gets from it
+/// exactly the values that it gets from `from` in that precision. Tensors that are not quantized
+/// keep their type.
 ///
 /// # Errors
 /// As [`super::Base::load_as`]; [`Error::Precision`] if `precision` is neither, or `from` is
 /// quantized already; a file cannot be written.
 pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result<()> {
-    let refuse = |reason: String| Err(Error::Precision { precision, reason });
+    let refuse = |reason: String| {
+        let precision = precision.name();
+        Err(Error::Precision { precision, reason })
+    };
     if !matches!(precision, Precision::Nf4 | Precision::Int8) {
         return refuse("is no quantization of bitsandbytes; nf4 and int8 are".into());
     }
-    if let Some(held) = quantized_as(from)? {
+    if let Some(other) = quantized_as(from)? {
         return refuse(format!(
             "the folder is quantized as {} already",
-            held.name()
+            other.name()
         ));
     }
     let Folder {
@@ -56,7 +59,7 @@ pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result
     }
     std::fs::create_dir_all(into).map_err(|e| Error::file(into, e))?;
     write::save(into, format!("{config:#}\n").as_bytes(), outgoing)?;
-    if let Some(tokenizer) = tokenizer_file(from)
+    if let Some(tokenizer) = read::tokenizer_file(from)
         && let Some(name) = tokenizer.file_name()
     {
         let copy = into.join(name);

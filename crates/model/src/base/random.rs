@@ -1,5 +1,5 @@
-//! Bases with random weights, written tensor by tensor and cut into files as Hugging Face cuts
-//! them: of any size in little memory, for trials and measurements.
+//! Bases with random weights, for tests and measurements. They are written tensor by tensor into
+//! shards as Hugging Face makes them, so that any size needs little memory.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,8 +20,8 @@ const SHARD_BYTES: usize = 5_000_000_000;
 pub enum Buffers {
     /// None, as transformers writes today.
     None,
-    /// `attention.bias`, `attention.masked_bias` and `rotary_emb.inv_freq` of each layer, as it
-    /// wrote in 2023.
+    /// `attention.bias`, `attention.masked_bias` and `rotary_emb.inv_freq` of each layer, as
+    /// transformers wrote in 2023.
     Of2023,
 }
 
@@ -34,7 +34,7 @@ pub struct Random {
     pub seed: u64,
     /// The weights' type: one of the floats.
     pub kind: Type,
-    /// What else is in the files.
+    /// The other tensors in the files.
     pub buffers: Buffers,
 }
 
@@ -77,7 +77,7 @@ impl Random {
         std::fs::write(&path, format!("{index:#}\n")).map_err(|e| Error::file(path, e))
     }
 
-    /// The weights, then the buffers, whose truth values are the narrowest type and so stand last.
+    /// The weights, then the buffers. Booleans are the narrowest type and come last.
     fn entries(&self) -> Vec<Entry> {
         let weight = |(name, shape)| Entry {
             name,
@@ -114,7 +114,7 @@ impl Random {
                 return causal(self.config.max_position_embeddings);
             }
             Some("inv_freq") => frequencies(&self.config),
-            // As torch holds -1e9 in 16 bit: minus infinity.
+            // In 16 bits torch stores -1e9 as minus infinity.
             Some("masked_bias") => vec![-1e9],
             _ => weights(self.seed, &entry.name, count),
         };
@@ -126,7 +126,7 @@ impl Random {
     }
 }
 
-/// The bytes of values, by all cores.
+/// The bytes of values, computed on all cores.
 fn all_bytes<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
     let mut all = vec![0; N * values.len()];
     let places = all.as_chunks_mut::<N>().0.par_iter_mut();
@@ -135,7 +135,7 @@ fn all_bytes<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N] + Sy
     all
 }
 
-/// Fills files in the order of the tensors; a tensor above the limit has a file of its own.
+/// Fills files in the order of the tensors. A tensor above the limit has its own file.
 fn shards(entries: Vec<Entry>, most: usize) -> Vec<Vec<Entry>> {
     let mut shards: Vec<Vec<Entry>> = Vec::new();
     let mut filled = 0;
@@ -174,7 +174,7 @@ fn normal(key: u64, index: u64) -> f32 {
     ((-2.0 * (1.0 - a).ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()) as f32
 }
 
-/// Which positions a position sees: those up to itself.
+/// The causal mask: a position sees those up to itself.
 fn causal(longest: usize) -> Vec<u8> {
     let rows = 0..longest;
     rows.flat_map(|row| (0..longest).map(move |column| u8::from(column <= row)))
@@ -182,10 +182,10 @@ fn causal(longest: usize) -> Vec<u8> {
 }
 
 fn frequencies(config: &Config) -> Vec<f32> {
-    let turned = config.rotary_dim();
-    (0..turned / 2)
+    let rotated = config.rotary_dim();
+    (0..rotated / 2)
         .map(|pair| {
-            let power = (2 * pair) as f64 / turned as f64;
+            let power = (2 * pair) as f64 / rotated as f64;
             (1.0 / config.rotary_emb_base.powf(power)) as f32
         })
         .collect()

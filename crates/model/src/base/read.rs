@@ -1,23 +1,31 @@
-//! Weight files: which a folder has, and their tensors where they lie.
+//! The files of a base folder: which it has, and the tensors in its weight files.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, pickle};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
-use super::folder::is_old_buffer;
-use super::held::Floats;
+use super::stored::Floats;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::mapped::Bytes;
 
-/// The longest header of a safetensors file that is looked at; the largest model's is a small part
-/// of it.
+/// The longest header of a safetensors file that is read; the largest models need a small part.
 const HEADER_LIMIT: u64 = 16 << 20;
+
+/// Names under which a base folder has its SentencePiece model.
+const TOKENIZER_FILES: [&str; 2] = ["spiece.model", "tokenizer.model"];
+
+/// The SentencePiece model in a base's folder, if it has one.
+#[must_use]
+pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
+    let mut candidates = TOKENIZER_FILES.iter().map(|name| dir.join(name));
+    candidates.find(|path| path.is_file())
+}
 
 pub(crate) fn file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::file(path, e))
@@ -73,17 +81,15 @@ fn shards(index: &Path) -> Result<Vec<String>> {
 
 /// A tensor of a weight file.
 pub(super) enum Entry<'a> {
-    /// Of a float type, where it lies.
+    /// Floats in the mapped file.
     Floats(Floats),
-    /// The values of one that its file does not have as they are, and the type that it has there;
-    /// finite.
+    /// Finite values that had to be decoded, and their type in the file.
     Values(Tensor, Float),
-    /// Of another type: what quantized folders have.
+    /// Another type, as quantized folders have them.
     Other(TensorView<'a>),
 }
 
-/// Visits a weight file's tensors one by one, but for the buffers of old checkpoints, and returns
-/// its bytes.
+/// Visits a weight file's tensors except the buffers of old checkpoints, and returns its bytes.
 pub(super) fn weights(
     path: &Path,
     visit: &mut impl FnMut(String, Entry<'_>) -> Result<()>,
@@ -98,6 +104,18 @@ pub(super) fn weights(
         plain(path, &bytes, visit)?;
     }
     Ok(bytes)
+}
+
+/// Whether the name is one of the constant buffers that checkpoints of 2023 carry.
+fn is_old_buffer(name: &str) -> bool {
+    name.starts_with("gpt_neox.layers.")
+        && [
+            ".attention.bias",
+            ".attention.masked_bias",
+            ".attention.rotary_emb.inv_freq",
+        ]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
 }
 
 fn plain(
@@ -151,7 +169,7 @@ pub(super) fn finite(name: &str, values: &[f32]) -> Result<()> {
     }
 }
 
-/// The tensors of a file that torch wrote, in f32 and with the type that they had, without the
+/// The tensors of a file that torch wrote, in f32 and with their type in the file, without the
 /// buffers of old checkpoints.
 pub(crate) fn pickled(path: &Path) -> Result<Vec<(String, Float, Tensor)>> {
     let broken = |e: candle_core::Error| Error::format(path.display().to_string(), e.to_string());

@@ -1,5 +1,5 @@
-//! Writes base folders, from any values: random ones for tests, benchmarks and trials, merged ones
-//! for export.
+//! Writes base folders from any values: random ones for tests and benchmarks, merged ones for
+//! export.
 
 use std::path::Path;
 
@@ -50,9 +50,8 @@ pub fn write(dir: &Path, config: &Config, values: impl Fn(&str, usize) -> Vec<f3
     save(dir, &config.to_json(), views)
 }
 
-/// Writes `config.json` and `model.safetensors`; the tensors are asked for their bytes one after
-/// another.
-pub(super) fn save<V: View>(dir: &Path, config: &[u8], tensors: Vec<(String, V)>) -> Result<()> {
+/// Writes `config.json` and `model.safetensors`. One tensor at a time gives its bytes.
+pub(crate) fn save<V: View>(dir: &Path, config: &[u8], tensors: Vec<(String, V)>) -> Result<()> {
     let description = dir.join("config.json");
     let file_error = |e| Error::file(&description, e);
     std::fs::write(&description, config).map_err(file_error)?;
@@ -62,8 +61,8 @@ pub(super) fn save<V: View>(dir: &Path, config: &[u8], tensors: Vec<(String, V)>
     let weights = dir.join("model.safetensors");
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     safetensors::serialize_to_file(tensors, Some(metadata), &weights).map_err(broken)?;
-    // The writer goes through a temporary file, which is its owner's alone; weights are as readable
-    // as their configuration.
+    // The writer's temporary file is readable by its owner alone. Weights get the permissions of
+    // their configuration.
     std::fs::set_permissions(&weights, permissions).map_err(|e| Error::file(&weights, e))
 }
 

@@ -1,6 +1,6 @@
 //! Causal attention within each sequence, head by head: forward, over a cache, and backward.
 //!
-//! Scores are never kept: backward makes them again from queries, keys and each row's log sum, so
+//! Scores are not saved: backward computes them again from queries, keys and each row's log sum, so
 //! that memory grows with the tokens and not with their square.
 
 mod head;
@@ -9,8 +9,8 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::kernels::run;
-use super::storage::read;
-use super::{matrix, rows};
+use super::rows;
+use super::storage::{matrix, read};
 use crate::error::Result;
 use crate::ops::training::Attended;
 use crate::ops::{Heads, Span};
@@ -148,7 +148,7 @@ fn total(spans: &[Span]) -> usize {
     spans.iter().map(|span| span.len).sum()
 }
 
-/// Heads, and within each the sequences: the order of the head-major matrices.
+/// The sequences of each head: the order of the head-major matrices.
 fn tasks<'a>(
     heads: &Heads<Tensor>,
     spans: &'a [Span],
@@ -173,7 +173,7 @@ fn pieces<'a>(mut whole: &'a mut [f32], lens: &[usize]) -> Vec<&'a mut [f32]> {
     out
 }
 
-/// Each row's place in its sequence.
+/// Each row's position in its sequence.
 fn positions(spans: &[Span]) -> Vec<usize> {
     spans
         .iter()
@@ -181,8 +181,8 @@ fn positions(spans: &[Span]) -> Vec<usize> {
         .collect()
 }
 
-/// The joint product, (rows, heads, 3, dim), as turned queries, turned keys, and values, (3, heads,
-/// rows, dim).
+/// Splits the joint product, (rows, heads, 3, dim), into rotated queries, rotated keys, and values:
+/// (3, heads, rows, dim).
 fn split(qkv: &Tensor, heads: &Heads<Tensor>, spans: &[Span]) -> Result<Vec<f32>> {
     let (dim, half, total) = (heads.dim, heads.rotary_dims / 2, total(spans));
     let (qkv, cos, sin) = (read(qkv)?, read(&heads.cos)?, read(&heads.sin)?);
@@ -195,7 +195,7 @@ fn split(qkv: &Tensor, heads: &Heads<Tensor>, spans: &[Span]) -> Result<Vec<f32>
             out.copy_from_slice(&qkv[row * width + (3 * head + which) * dim..][..dim]);
             if which < 2 {
                 let at = positions[row] * half;
-                turn(
+                rotate(
                     &mut out[..2 * half],
                     &cos[at..at + half],
                     &sin[at..at + half],
@@ -207,8 +207,8 @@ fn split(qkv: &Tensor, heads: &Heads<Tensor>, spans: &[Span]) -> Result<Vec<f32>
     Ok(parts)
 }
 
-/// [`split`]'s transpose: gradients of the parts, turned back, as the gradient of the joint
-/// product.
+/// The transpose of [`split`]: rotates the gradients of the parts back and joins them into the
+/// gradient of the joint product.
 fn join(parts: &[f32], heads: &Heads<Tensor>, spans: &[Span]) -> Result<Tensor> {
     let (dim, half, total) = (heads.dim, heads.rotary_dims / 2, total(spans));
     let (cos, sin) = (read(&heads.cos)?, read(&heads.sin)?);
@@ -223,7 +223,7 @@ fn join(parts: &[f32], heads: &Heads<Tensor>, spans: &[Span]) -> Result<Tensor> 
             );
             if which < 2 {
                 let at = positions[row] * half;
-                turn(
+                rotate(
                     &mut out[..2 * half],
                     &cos[at..at + half],
                     &sin[at..at + half],
@@ -235,8 +235,8 @@ fn join(parts: &[f32], heads: &Heads<Tensor>, spans: &[Span]) -> Result<Tensor> 
     matrix(joint, width)
 }
 
-/// Turns the pairs (i, i + half) by their angles, or back with `sign` −1.
-fn turn(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+/// Rotates the pairs (i, i + half) by their angles, or back with `sign` −1.
+fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
     let (left, right) = x.split_at_mut(cos.len());
     for (((left, right), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
         let (a, b, sin) = (*left, *right, sign * sin);

@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 
 use super::frozen::Outliers;
-use super::{Cpu, CpuCache, Layout, attention, columns, frozen_linear, kernels, rows, write};
+use super::storage::{columns, write};
+use super::{Cpu, CpuCache, Layout, attention, frozen_linear, kernels, rows};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::decoding::Decode;

@@ -1,17 +1,19 @@
-//! Products by frozen weights: full ones as they are, others brought to f32 in a scratch just
-//! before, and 8-bit integers by the codes of the activations.
+//! Products by frozen weights. Weights in f32 are used as they are, others are first converted to
+//! f32 in a scratch buffer, and 8-bit integers are multiplied by the codes of the activations.
 
 use candle_core::Tensor;
 
 use super::products::{self, FEW_ROWS};
-use super::{kernels, matrix, read, rows};
+use super::storage::{matrix, read};
+use super::{kernels, rows};
 use crate::error::Result;
 use crate::float::Float;
 use crate::quant::Int8;
 use crate::quant::int8::{Activations, HIGHEST};
-use crate::weight::{Rounding, Rows, Weight};
+use crate::quant::rows::{Rounding, Rows};
+use crate::weight::Weight;
 
-/// Rows of activations whose codes stay in a core's cache while weights pass by.
+/// Rows of activations whose codes fit into a core's cache while it reads the weights.
 const ROWS_IN_CACHE: usize = 32;
 
 /// The rows whose outliers leave a column of a product by 8-bit integers to floats.
@@ -76,7 +78,7 @@ fn few_rows(x: &[f32], w: &dyn Rows, bias: Option<&[f32]>) -> Vec<f32> {
 
 impl Int8 {
     /// `x wᵀ + bias` by LLM.int8(): integer products of codes, and the outlier columns of `x` in
-    /// f32. A column with an outlier in any row is one for all rows.
+    /// f32. An outlier in any row makes the column an outlier of all rows.
     ///
     /// Rounds through fp16 where bitsandbytes does for inputs in f32, so that the activations of
     /// later layers get the same codes.
@@ -99,7 +101,8 @@ impl Int8 {
         })
     }
 
-    /// [`Int8::linear`] of each row alone, so that a row's result does not depend on the others.
+    /// [`Int8::linear`] for each row separately, so that a row's result does not depend on the
+    /// others.
     pub(super) fn linear_by_rows(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let [outputs, inputs] = self.shape();
         let count = x.len() / inputs;
@@ -142,7 +145,7 @@ impl Int8 {
         }
     }
 
-    /// Adds one output's products with the outlier columns, `kept`, to the output of every row.
+    /// Adds the products of one output's weights with the outlier values, `kept`, to every row.
     fn add_outliers(&self, output: usize, out: &mut [f32], kept: &[f32], outliers: &[usize]) {
         let (codes, unit) = (self.row(output), self.unit(output));
         let weights = outliers

@@ -1,6 +1,6 @@
 //! Loops over one row, compiled for AVX2 where the machine has it.
 //!
-//! Sums run in a fixed count of lanes that are added in a fixed tree: the same bits every time on
+//! Sums run in a fixed count of lanes that are added in a fixed order, so that the bits repeat on
 //! the same kind of machine.
 
 mod functions;
@@ -97,7 +97,7 @@ pub(super) fn dot_codes(a: &[i8], b: &[i8]) -> i32 {
     simd(
         #[inline(always)]
         || {
-            // Nothing wraps; what could be checked for it would not be vectorized.
+            // Nothing wraps, and checked arithmetic would not be vectorized.
             let product = |(&a, &b): (&i8, &i8)| i32::from(i16::from(a).wrapping_mul(b.into()));
             let pairs = a.iter().zip(b);
             pairs.fold(0, |sum: i32, pair| sum.wrapping_add(product(pair)))

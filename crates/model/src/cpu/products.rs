@@ -1,12 +1,13 @@
-//! Products of full matrices.
+//! Products of matrices in f32.
 
 use candle_core::Tensor;
 
-use super::{columns, kernels, matrix, read, rows, write};
+use super::storage::{columns, matrix, read, write};
+use super::{kernels, rows};
 use crate::error::Result;
 
-/// Up to this many rows a product goes through dot products: packing the weights would cost more
-/// than it saves.
+/// Up to this many rows a product is computed by dot products, because packing the weights would
+/// cost more than it saves.
 pub(super) const FEW_ROWS: usize = 8;
 
 /// `x wᵀ + bias`

@@ -1,13 +1,13 @@
-//! Loops over rows: in order on one thread if there is little to do, else in chunks on rayon. Rows
-//! never share a sum, so the result does not depend on which it was.
+//! Loops over rows: on one thread for few values, else in chunks on rayon. Rows never share a sum,
+//! so that both give the same result.
 
 use rayon::prelude::*;
 
 use super::kernels;
 
-/// Values below which waking other threads costs more than it brings.
+/// The most values for which one thread is faster than many.
 const ALONE: usize = 1 << 13;
-/// Multiplications of a few-row product below which one thread does it.
+/// The most multiplications of a few-row product for which one thread is faster than many.
 const ALONE_PRODUCT: usize = 1 << 18;
 
 fn rows_at_once(rows: usize) -> usize {
@@ -63,8 +63,7 @@ pub(super) fn each_with(
     });
 }
 
-/// `x wᵀ + bias` for a few rows of `x`, by dot products: each row of `w` is read once, whatever the
-/// count of rows.
+/// `x wᵀ + bias` for a few rows of `x`, by dot products. Each row of `w` is read once.
 pub(super) fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize) -> Vec<f32> {
     let shape = (x.len() / inputs, w.len() / inputs);
     by_columns(shape, inputs, bias, |first, out| {
@@ -77,15 +76,15 @@ pub(super) fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize
     })
 }
 
-/// A product of the shape (rows, outputs), plus `bias`, from `fill(first, columns)`, which writes
-/// columns from the `first`-th on, (columns, rows); an element is a sum of `depth` products.
+/// A product of the shape (rows, outputs), plus `bias`. `fill(first, columns)` writes columns from
+/// the `first`-th on, (columns, rows); an element is a sum of `depth` products.
 pub(super) fn by_columns(
     (rows, outputs): (usize, usize),
     depth: usize,
     bias: Option<&[f32]>,
     fill: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    // Column by column first: (outputs, rows).
+    // Transposed at first: (outputs, rows).
     let mut columns = vec![0.0; rows * outputs];
     let fill = |first: usize, chunk: &mut [f32]| {
         fill(first, chunk);

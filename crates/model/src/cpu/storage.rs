@@ -1,11 +1,22 @@
-//! Slices of candle's CPU matrices, to read and to change in place.
+//! Candle's CPU matrices: made of values, read as slices, and changed in place.
 
 use std::cell::Cell;
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 
 use crate::error::{Error, Result};
+
+/// A matrix of these values, row by row.
+pub(super) fn matrix(values: Vec<f32>, columns: usize) -> Result<Tensor> {
+    let rows = values.len().checked_div(columns).unwrap_or(0);
+    Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
+}
+
+/// The columns of a matrix.
+pub(super) fn columns(x: &Tensor) -> usize {
+    x.dims().last().copied().unwrap_or(0)
+}
 
 /// A matrix's values while its storage is locked for reading.
 pub(crate) struct View<G> {
@@ -19,7 +30,7 @@ impl<G: Deref<Target = Storage>> Deref for View<G> {
     fn deref(&self) -> &[f32] {
         match &*self.guard {
             Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
-            // `read` has looked: a storage does not change its kind.
+            // `read` has checked this; a storage does not change its kind.
             _ => &[],
         }
     }

@@ -4,9 +4,8 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::{
-    Cpu, Layout, add_scaled, attention, columns, frozen, kernels, masked, matrix, read, rows, write,
-};
+use super::storage::{columns, matrix, read, write};
+use super::{Cpu, Layout, add_scaled, attention, frozen, kernels, masked, rows};
 use crate::activation::Activation;
 use crate::dropout::Mask;
 use crate::error::Result;
@@ -98,7 +97,7 @@ impl Learn for Cpu {
         Ok((x, matrix(slope, columns)?))
     }
 
-    /// The slope itself was kept.
+    /// The saved matrix is the derivative itself.
     fn activate_backward(&self, dy: &Tensor, slope: &Tensor, _: Activation) -> Result<()> {
         let (columns, slope) = (columns(slope), read(slope)?);
         write(dy, |dy| {
@@ -149,7 +148,7 @@ impl Learn for Cpu {
                 loss[0] = kernels::cross_entropy(logits, targets[row] as usize, factor);
             });
         })?;
-        // One order, in f64.
+        // In order, in f64.
         *sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         Ok(())
     }

@@ -9,8 +9,9 @@ use super::fp8::Eighths;
 use super::launch::Arg;
 use crate::error::Result;
 use crate::float::Float;
+use crate::quant::rows::Rounding;
 use crate::quant::{Int8, Nf4, Scales};
-use crate::weight::{Halves, Rounding, Weight};
+use crate::weight::{Halves, Weight};
 
 /// A frozen matrix.
 pub(crate) enum Frozen {

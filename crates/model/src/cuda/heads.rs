@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Cuda;
 use super::array::{Array, Buffer, Element};
 use super::launch::{self, Arg};
-use crate::dropout::Place;
+use crate::dropout::MaskRow;
 use crate::error::{Error, Result};
 use crate::ops::training::Attended;
 use crate::ops::{Heads, Span};
@@ -69,7 +69,7 @@ impl Cache {
 }
 
 impl Cuda {
-    pub(super) fn lay_out(&self, spans: &[Span], places: &[Place]) -> Result<Layout> {
+    pub(super) fn lay_out(&self, spans: &[Span], places: &[MaskRow]) -> Result<Layout> {
         let (mut positions, mut firsts, mut counts, mut ends) = (vec![], vec![], vec![], vec![]);
         for span in spans {
             for row in 0..span.len {

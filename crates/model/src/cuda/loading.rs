@@ -9,7 +9,7 @@ use super::array::{Array, Buffer, Element};
 use super::frozen::{BlockScales, Codes, Frozen, Packed};
 use super::staging::{Failure, Staging, Transfer};
 use crate::base::Base;
-use crate::base::held::{Held, InFile};
+use crate::base::stored::{InFile, StoredForm};
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::mapped::Bytes;
@@ -81,7 +81,7 @@ impl Cuda {
         for (found, (name, precision)) in found.into_iter().zip(&loading.looked_at) {
             match found {
                 0 => {}
-                2 => return Err(precision.beyond(name)),
+                2 => return Err(precision.out_of_range(name)),
                 _ => return Err(Error::NotFinite(name.clone())),
             }
         }
@@ -153,18 +153,18 @@ impl Cuda {
     }
 
     /// A base's tensor in full.
-    pub(super) fn adopt_held(&self, held: &Held) -> Result<Array> {
+    pub(super) fn adopt_held(&self, held: &StoredForm) -> Result<Array> {
         match held {
-            Held::Here(weight) => self.adopt_tensor(self.element, &weight.dequantized()?),
-            Held::InFile(tensor) => self.cast(&self.raw(tensor)?, self.element),
+            StoredForm::InMemory(weight) => self.adopt_tensor(self.element, &weight.dequantized()?),
+            StoredForm::InFile(tensor) => self.cast(&self.raw(tensor)?, self.element),
         }
     }
 
     /// A base's linear weight in its form.
-    pub(super) fn freeze_held(&self, held: &Held) -> Result<Frozen> {
+    pub(super) fn freeze_held(&self, held: &StoredForm) -> Result<Frozen> {
         let tensor = match held {
-            Held::Here(weight) => return self.freeze_weight(weight),
-            Held::InFile(tensor) => tensor,
+            StoredForm::InMemory(weight) => return self.freeze_weight(weight),
+            StoredForm::InFile(tensor) => tensor,
         };
         if !self.comes_as_it_is(tensor) {
             return self.freeze_weight(held.weight()?);
@@ -208,7 +208,7 @@ impl Cuda {
                 .push((tensor.name.clone(), tensor.precision));
             place
         };
-        let through: usize = match tensor.precision.through() {
+        let through: usize = match tensor.precision.rounded_through() {
             Some(Float::Fp16) => 1,
             Some(Float::Bf16) => 2,
             _ => 0,

@@ -7,11 +7,11 @@ use super::fp8::Added;
 use super::frozen::Frozen;
 use super::heads::Layout;
 use super::{Cuda, Flat};
-use crate::base::held::Held;
-use crate::dropout::{Mask, Place};
+use crate::base::stored::StoredForm;
+use crate::dropout::{Mask, MaskRow};
 use crate::error::Result;
 use crate::ops::{Affine, Norm, Ops, Slot, Span};
-use crate::weight::Rounding;
+use crate::quant::rows::Rounding;
 
 impl Ops for Cuda {
     type Array = Array;
@@ -24,11 +24,11 @@ impl Ops for Cuda {
         self.upload_as(Element::F32, values, rows, columns)
     }
 
-    fn adopt(&self, tensor: &Held) -> Result<Array> {
+    fn adopt(&self, tensor: &StoredForm) -> Result<Array> {
         self.adopt_held(tensor)
     }
 
-    fn freeze(&self, weight: &Held) -> Result<Frozen> {
+    fn freeze(&self, weight: &StoredForm) -> Result<Frozen> {
         self.freeze_held(weight)
     }
 
@@ -36,7 +36,7 @@ impl Ops for Cuda {
         self.end_loading()
     }
 
-    fn layout(&self, spans: &[Span], places: &[Place]) -> Result<Layout> {
+    fn layout(&self, spans: &[Span], places: &[MaskRow]) -> Result<Layout> {
         self.lay_out(spans, places)
     }
 

@@ -15,7 +15,7 @@ use crate::gpu_limits::GPU_LOGITS;
 use crate::ops::training::{Attended, Input, Learn, Product, Upstream};
 use crate::ops::{Affine, Heads, Norm, Ops};
 use crate::optim::Coefficients;
-use crate::weight::Rounding;
+use crate::quant::rows::Rounding;
 
 /// Blocks, and so partial sums, of a flat buffer's norm.
 const NORM_BLOCKS: usize = 256;

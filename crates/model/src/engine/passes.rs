@@ -4,7 +4,7 @@ use crate::batch::{Batch, WindowLoss};
 use crate::cut::Cut;
 use crate::decode::forward::DecodingPass;
 use crate::decode::groups::{Group, Groups};
-use crate::dropout::{Dropout, Place};
+use crate::dropout::{Dropout, MaskRow};
 use crate::error::Result;
 use crate::network::factors::Factors;
 use crate::network::pass::Pass;
@@ -162,7 +162,7 @@ fn layout<O: Ops>(ops: &O, batch: &Batch) -> Result<O::Layout> {
             len: (pair[1] - pair[0]) as usize,
             past: 0,
         });
-        places.extend((0..pair[1] - pair[0]).map(|token| Place { slot, token }));
+        places.extend((0..pair[1] - pair[0]).map(|token| MaskRow { slot, token }));
     }
     ops.layout(&spans, &places)
 }

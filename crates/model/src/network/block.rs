@@ -107,7 +107,7 @@ impl<O: Ops> Block<O> {
             } else {
                 None
             };
-            let weight = ops.freeze(base.held(&format!("{name}.weight"))?)?;
+            let weight = ops.freeze(base.stored(&format!("{name}.weight"))?)?;
             Ok(Linear {
                 target,
                 affine: Affine { weight, bias },

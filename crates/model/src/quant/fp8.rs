@@ -1,12 +1,12 @@
-//! FP8: rows of 8-bit floats with four bits of exponent (e4m3, arXiv:2209.05433), and a scale each.
+//! FP8: rows of 8-bit floats with four bits of exponent (e4m3, arXiv:2209.05433), and a scale for
+//! each row.
 
-use super::absmax;
-use crate::weight::{Rounding, Rows};
+use super::rows::{Rounding, Rows, absmax};
 
 /// The largest value of the type.
 pub const HIGHEST: f32 = 448.0;
 
-/// The least largest magnitude that a row is scaled by, so that a row of zeros has a scale.
+/// The smallest magnitude that a row is scaled by, so that a row of zeros has a scale.
 const LEAST: f32 = f32::from_bits((127 - 100) << 23);
 
 /// A matrix of codes: the code's value × its row's scale.
@@ -48,7 +48,7 @@ impl Fp8 {
         &self.codes
     }
 
-    /// What the value 1 of each row stands for.
+    /// Each row's scale: the value of a code times it is the weight.
     #[must_use]
     pub fn scales(&self) -> &[f32] {
         &self.scales
@@ -60,7 +60,7 @@ impl Fp8 {
         self.all(Rounding::None)
     }
 
-    /// Bytes that codes and scales take.
+    /// The size of codes and scales in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.codes.len() + 4 * self.scales.len()
@@ -81,13 +81,13 @@ impl Rows for Fp8 {
     }
 }
 
-/// The values of all codes; the two that are no numbers are never written, and stand for 0.
+/// The values of all codes. The two NaN codes are never written; they read as 0.
 static VALUES: [f32; 256] = {
     let mut values = [0.0; 256];
     let mut code = 0;
     while code < 256 {
         let (exponent, fraction) = ((code >> 3) & 15, code & 7);
-        // 2⁻⁹ at the bottom, then a step that doubles with each exponent.
+        // The step is 2⁻⁹ at first, and doubles with each exponent.
         let units = if exponent == 0 {
             fraction as u64
         } else {
@@ -102,16 +102,15 @@ static VALUES: [f32; 256] = {
     values
 };
 
-/// The code of the nearest value, of two equally near the even one; beyond the largest value, the
-/// largest.
+/// The code of the nearest value; ties go to the even code, and larger values get the largest.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn code(value: f32) -> u8 {
     let sign = (value.to_bits() >> 24) as u8 & 0x80;
     let magnitude = value.abs().min(HIGHEST);
-    // Counted from the smallest exponent, -6, below which the step stays.
+    // Counted from the smallest exponent, -6. Below it the step stays the same.
     let exponent = (magnitude.to_bits() >> 23).max(121) - 121;
     let step = f32::from_bits((121 + exponent - 3) << 23);
-    // 8 to 16 of them, or 0 to 8 at the smallest exponent; 16 are the next exponent's 8.
+    // From 8 to 16 steps, or 0 to 8 at the smallest exponent; 16 are 8 of the next exponent.
     let steps = (magnitude / step).round_ties_even() as u8;
     sign | (8 * exponent as u8 + steps)
 }

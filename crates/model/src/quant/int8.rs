@@ -1,12 +1,11 @@
-//! LLM.int8() (arXiv:2208.07339): rows of 8-bit codes with a scale each; of activations, columns
-//! with large values stay out.
+//! LLM.int8() (arXiv:2208.07339): rows of 8-bit codes with a scale for each row. Columns of
+//! activations with large values are multiplied in floats instead.
 
-use super::{absmax, check_len};
+use super::rows::{Rounding, Rows, absmax, check_len};
 use crate::error::Result;
 use crate::float::Float;
-use crate::weight::{Rounding, Rows};
 
-/// A column of activations with a magnitude from here on is an outlier: it is multiplied in floats.
+/// A column of activations with a magnitude from here on is an outlier.
 pub const THRESHOLD: f32 = 6.0;
 
 /// The code of a row's largest magnitude.
@@ -21,7 +20,7 @@ pub struct Int8 {
 }
 
 impl Int8 {
-    /// Quantizes a weight, through fp16; no value may be beyond it.
+    /// Quantizes a weight through fp16; all values must be in its range.
     #[must_use]
     pub fn quantize(values: &[f32], columns: usize) -> Self {
         let mut quantized = Self {
@@ -41,7 +40,7 @@ impl Int8 {
         quantized
     }
 
-    /// Puts together what a file has.
+    /// The matrix of parts from a file.
     ///
     /// # Errors
     /// Codes or scales are too many or too few for the shape.
@@ -74,13 +73,13 @@ impl Int8 {
         &self.absmax
     }
 
-    /// Bytes that codes and scales take.
+    /// The size of codes and scales in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.codes.len() + 4 * self.absmax.len()
     }
 
-    /// The values: what outliers and a backward are multiplied by.
+    /// The values, as products with outliers and backward use them.
     #[must_use]
     pub fn dequantized(&self) -> Vec<f32> {
         self.all(Rounding::AsQuantized)
@@ -91,7 +90,7 @@ impl Int8 {
         &self.codes[row * self.columns..][..self.columns]
     }
 
-    /// What a row's code 1 stands for.
+    /// The value of a row's code 1.
     pub(crate) fn unit(&self, row: usize) -> f32 {
         self.absmax[row] * (1.0 / HIGHEST)
     }
@@ -110,15 +109,15 @@ impl Rows for Int8 {
     }
 }
 
-/// A pass's activations: codes with zeros in the outlier columns, and which these are.
+/// A pass's activations: codes with zeros in the outlier columns, and these columns.
 pub(crate) struct Activations {
     pub(crate) quantized: Int8,
     pub(crate) outliers: Vec<usize>,
 }
 
 impl Activations {
-    /// Quantizes rows, through fp16. An outlier value is no part of its row's scale, its column's
-    /// other values are.
+    /// Quantizes rows through fp16. A row's scale ignores outlier values, but not the other values
+    /// in outlier columns.
     pub(crate) fn quantize(x: &[f32], columns: usize) -> Self {
         let x = through_fp16(x);
         let is_outlier = |value: f32| value.abs() >= THRESHOLD;
@@ -152,8 +151,8 @@ impl Activations {
         }
     }
 
-    /// [`Activations::quantize`] of each row alone: the codes of all rows, and each row's outlier
-    /// columns.
+    /// [`Activations::quantize`] for each row separately: the codes of all rows, and each row's
+    /// outlier columns.
     pub(crate) fn quantize_by_rows(x: &[f32], columns: usize) -> (Int8, Vec<Vec<usize>>) {
         let mut all = Int8 {
             columns,
@@ -178,8 +177,7 @@ fn through_fp16(values: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// The nearest code, of two equally near the even one; 0 for what is not a number, as a row of
-/// zeros has.
+/// The nearest code; ties go to the even one. NaN, as in a row of zeros, becomes 0.
 #[allow(clippy::cast_possible_truncation)]
 fn code(scaled: f32) -> i8 {
     scaled.round_ties_even() as i8

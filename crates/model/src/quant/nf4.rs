@@ -1,11 +1,10 @@
-//! NF4: blocks of 64 values as a scale and 16 levels, the quantiles of a normal distribution
-//! (QLoRA, arXiv:2305.14314).
+//! NF4: blocks of 64 values with a scale, and 16 levels, which are quantiles of the normal
+//! distribution (QLoRA, arXiv:2305.14314).
 
+use super::rows::{Rounding, Rows, absmax, check_len};
 use super::scales::{self, Nested, Scales};
-use super::{absmax, check_len};
 use crate::error::Result;
 use crate::float::Float;
-use crate::weight::{Rounding, Rows};
 
 /// Values that share a scale.
 pub const BLOCK: usize = 64;
@@ -30,7 +29,7 @@ pub const LEVELS: [f32; 16] = [
     1.0,
 ];
 
-/// What lies above the `i`-th has a code above `i`: the midpoints between levels.
+/// The midpoints between levels: a share above the `i`-th has a code above `i`.
 const BORDERS: [f32; 15] = {
     let mut borders = [0.0; 15];
     let mut index = 0;
@@ -41,7 +40,7 @@ const BORDERS: [f32; 15] = {
     borders
 };
 
-/// A matrix in NF4, row by row; blocks run on across rows.
+/// A matrix in NF4, row by row. Blocks may cross rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Nf4 {
     rows: usize,
@@ -65,7 +64,7 @@ impl Nf4 {
         }
     }
 
-    /// Puts together what a file has: two codes a byte, the first value's in the high half.
+    /// The matrix of parts from a file: two codes in a byte, the first in the high half.
     ///
     /// # Errors
     /// Bytes or scales are too many or too few for the shape.
@@ -100,7 +99,7 @@ impl Nf4 {
         self.float
     }
 
-    /// The codes, two a byte.
+    /// The codes, two in a byte.
     #[must_use]
     pub fn packed(&self) -> &[u8] {
         &self.packed
@@ -112,21 +111,21 @@ impl Nf4 {
         &self.scales
     }
 
-    /// Bytes that codes and scales take.
+    /// The size of codes and scales in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.packed.len() + self.scales.bytes()
     }
 
-    /// The values rounded to the type that was quantized: what bitsandbytes dequantizes to, and its
-    /// backward multiplies by.
+    /// The values, rounded to the type that was quantized as in bitsandbytes' dequantization and
+    /// backward.
     #[must_use]
     pub fn dequantized(&self) -> Vec<f32> {
         self.all(Rounding::AsQuantized)
     }
 
-    /// The values from the `start`-th, rounded to a type. A forward in f32 takes them in
-    /// [`Float::F32`], unrounded, whatever was quantized.
+    /// Writes the values from the `start`-th on, rounded to a type. A forward in f32 uses
+    /// [`Float::F32`]: the values are not rounded then.
     pub fn expand(&self, start: usize, out: &mut [f32], float: Float) {
         let (mut at, mut rest) = (start, out);
         while !rest.is_empty() {
@@ -140,7 +139,7 @@ impl Nf4 {
         }
     }
 
-    /// Writes the levels of the codes from the `at`-th.
+    /// Writes the levels of the codes from the `at`-th on.
     fn fill(&self, at: usize, out: &mut [f32], levels: &[f32; 16]) {
         let level = |code: u8| levels[usize::from(code & 0xf)];
         let (odd, out) = out.split_at_mut(at % 2);
@@ -172,21 +171,21 @@ impl Rows for Nf4 {
     }
 }
 
-/// Bytes that so many values take with nested scales.
+/// The size in bytes of `count` values with nested scales.
 pub(crate) fn bytes(count: usize) -> usize {
     count.div_ceil(2) + scales::bytes(count.div_ceil(BLOCK))
 }
 
-/// The codes of values, two a byte with the first value's in the high half, and each block's scale
-/// in f32.
+/// The codes of values, two in a byte with the first in the high half, and each block's scale in
+/// f32.
 #[must_use]
 pub fn pack(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let mut packed = Vec::with_capacity(values.len().div_ceil(2));
     let mut scales = Vec::with_capacity(values.len().div_ceil(BLOCK));
     for block in values.chunks(BLOCK) {
         let scale = absmax(block);
-        // Infinite for a block of zeros, whose shares are then not numbers and get the lowest code,
-        // as on CUDA.
+        // Infinite for a block of zeros. Its shares are NaN then and get the lowest code, as on
+        // CUDA.
         let factor = 1.0 / scale;
         for pair in block.chunks(2) {
             // An odd count ends with the code of a zero.
@@ -198,7 +197,7 @@ pub fn pack(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     (packed, scales)
 }
 
-/// The level of a share: the count of borders below it, 0 for what is not a number.
+/// The level of a share: the count of borders below it, and 0 for NaN.
 fn code(share: f32) -> u8 {
     BORDERS.iter().map(|&border| u8::from(share > border)).sum()
 }

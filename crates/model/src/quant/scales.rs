@@ -1,10 +1,10 @@
-//! Scales of blocks, in f32 or quantized once more: blocks of 256 with 8-bit codes of a dynamic map
-//! (arXiv:1511.04561).
+//! Scales of blocks, in f32 or quantized themselves: blocks of 256 scales with 8-bit codes of a
+//! dynamic map (arXiv:1511.04561).
 
-use super::{absmax, check_len};
+use super::rows::{absmax, check_len};
 use crate::error::Result;
 
-/// Scales that share a scale of their own.
+/// Scales in a block of quantized scales.
 pub const BLOCK: usize = 256;
 
 /// The scales of a matrix's blocks.
@@ -26,7 +26,7 @@ impl Scales {
         }
     }
 
-    /// Blocks.
+    /// The count of blocks.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -41,7 +41,7 @@ impl Scales {
         self.len() == 0
     }
 
-    /// Bytes that they take.
+    /// The size in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
@@ -89,10 +89,10 @@ impl Nested {
         }
     }
 
-    /// Puts together what a file has.
+    /// The scales of parts from a file.
     ///
     /// # Errors
-    /// The map has not 256 values, or the scales' scales are too many or too few.
+    /// The map does not have 256 values, or there are too many or too few scales of scales.
     pub fn from_parts(
         codes: Vec<u8>,
         absmax: Vec<f32>,
@@ -123,13 +123,13 @@ impl Nested {
         &self.absmax
     }
 
-    /// What the codes stand for.
+    /// The value of each code.
     #[must_use]
     pub fn map(&self) -> &[f32; 256] {
         &self.map
     }
 
-    /// What the scales lie around.
+    /// The value that was subtracted from the scales.
     #[must_use]
     pub fn offset(&self) -> f32 {
         self.offset
@@ -140,14 +140,14 @@ impl Nested {
     }
 }
 
-/// Bytes of so many nested scales.
+/// The size in bytes of `count` nested scales.
 pub(super) fn bytes(count: usize) -> usize {
     count + 4 * (count.div_ceil(BLOCK) + 256)
 }
 
-/// The signed dynamic map, ascending: seven decades, of which the `i`-th has 2^i values of either
-/// sign, and besides 0 and 1. A decade's values are the midpoints of 2^i + 1 even steps from 0.1 to
-/// 1, in f32 and with torch's rounding.
+/// The signed dynamic map, ascending: 0, 1, and seven decades. The `i`-th decade has 2^i values of
+/// either sign, the midpoints between 2^i + 1 even steps from 0.1 to 1, in f32 and with torch's
+/// rounding.
 #[must_use]
 pub fn dynamic_map() -> Box<[f32; 256]> {
     let mut positive = Vec::with_capacity(127);
@@ -173,8 +173,7 @@ pub fn dynamic_map() -> Box<[f32; 256]> {
     map
 }
 
-/// The code of the map's nearest value: bitsandbytes' search, which decides ties and what is not a
-/// number.
+/// The code of the map's nearest value, by bitsandbytes' search, which decides ties and NaN.
 fn nearest(map: &[f32; 256], value: f32) -> u8 {
     let (mut below, mut at, mut above) = (0_u8, 127_u8, 255_u8);
     let held = |code: u8| map[usize::from(code)];

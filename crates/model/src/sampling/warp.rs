@@ -1,19 +1,19 @@
 //! Temperature, `top_k` and `top_p`: from processed logits to the tokens that may be drawn.
 //!
-//! Where torch computes in f32 a border is decided in f32 here too: a token that stands exactly on
-//! it falls on torch's side.
+//! Where torch computes in f32, a border is decided in f32 here too, so that a token exactly on the
+//! border falls on torch's side.
 
-use super::{Candidate, Options};
+use super::options::{Candidate, Options};
 
-/// The tokens that the warpers leave, the likeliest first; none if every logit is minus infinity.
+/// The tokens that the warpers leave, the likeliest first; empty if every logit is minus infinity.
 pub(super) fn candidates(logits: &[f32], options: &Options) -> Vec<Candidate> {
     let mut kept: Vec<(u32, f32)> = (0u32..)
         .zip(logits.iter().map(|logit| logit / options.temperature))
         .filter(|(_, logit)| *logit > f32::NEG_INFINITY)
         .collect();
     keep_top_k(&mut kept, options.top_k as usize);
-    // Of equals the last first: torch sorts upwards, stably where it is few, and cuts off from the
-    // start.
+    // The last of equals comes first: torch sorts upwards, stably for few values, and cuts off from
+    // the start.
     kept.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0)));
     let weights = weights(&kept);
     let count = top_p_count(&weights, options.top_p);
@@ -51,8 +51,8 @@ fn keep_top_k(candidates: &mut Vec<(u32, f32)>, k: usize) {
     candidates.retain(|(_, logit)| *logit >= lowest);
 }
 
-/// How many of the descending weights are the smallest set that reaches the share `p`: all but the
-/// least likely ones that together stay within 1 − p; at least one, if there is one.
+/// The size of the smallest set of descending weights that reaches the share `p`: all but the least
+/// likely weights whose sum stays within 1 − p. It is at least 1 unless there are no weights.
 fn top_p_count(weights: &[f64], p: f32) -> usize {
     if p >= 1.0 {
         return weights.len();

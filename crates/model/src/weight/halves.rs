@@ -1,8 +1,8 @@
-//! A matrix of 16-bit floats, as its file has it or rounded.
+//! A matrix of 16-bit floats, mapped from its file or rounded.
 
-use super::{Rounding, Rows};
 use crate::float::Float;
 use crate::mapped::Bytes;
+use crate::quant::rows::{Rounding, Rows};
 
 /// A matrix in fp16 or bf16.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! Adapters out and in: canonical bytes, names that PEFT knows, and each bad case refused.
+//! Adapters written and read: canonical bytes, PEFT's names, and each bad case refused.
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ fn with(files: &Files, key: &str, value: Value) -> Files {
     }
 }
 
-/// The same tensors after a change of the header's text, its length mended.
+/// The same tensors with a changed header text and its new length.
 fn with_header(files: &Files, change: impl Fn(String) -> String) -> Files {
     let (len, rest) = files.tensors.split_first_chunk::<8>().unwrap();
     let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
@@ -151,7 +151,7 @@ fn patterns_and_rank_stabilised_scales_are_understood() {
     assert_eq!(scale(&lora, Target::Dense), 8.0 / 2.0);
     assert_eq!(read(&adapter::to_files(&lora, "x").unwrap()).unwrap(), lora);
 
-    // The tensors have rank 4; another default with patterns that name every module means the same.
+    // The tensors have rank 4. Another default with patterns for every module has the same meaning.
     let ranks = with(
         &plain,
         "rank_pattern",
@@ -161,7 +161,7 @@ fn patterns_and_rank_stabilised_scales_are_understood() {
     assert!(lora.modules().iter().all(|module| module.rank == 4));
     assert_eq!(read(&adapter::to_files(&lora, "x").unwrap()).unwrap(), lora);
 
-    // Expressions are PEFT's, and so is the order: the first that fits counts.
+    // As in PEFT, keys are expressions, and the first match in the file's order counts.
     let lora = read(&with(
         &plain,
         "alpha_pattern",
@@ -338,6 +338,24 @@ fn an_adapter_of_another_model_is_refused() {
     }
 }
 
+/// These digests are the names of published adapters, so that the hashed form must never change.
+#[test]
+fn a_generation_is_the_digest_of_the_files_and_the_identity() {
+    let files = Files {
+        config: br#"{"r": 4}"#.to_vec(),
+        tensors: b"tensors".to_vec(),
+    };
+    let identity: Identity = serde_json::from_value(json!({
+        "base": "b", "tokenizer": "t", "template": "p", "dataset": "d", "recipe": "r",
+        "base_representation": "nf4",
+    }))
+    .unwrap();
+    assert_eq!(identity.base_precision, "nf4");
+    // Computed in Python.
+    let expected = "7ba456649c5093c9c2943d2b7af9eb93af7126d7ab1230edd2c4510b719778bc";
+    assert_eq!(adapter::generation(&files, &identity).unwrap(), expected);
+}
+
 #[test]
 fn the_generation_depends_on_every_part_and_not_on_the_configurations_layout() {
     let plain = files(&[Target::QueryKeyValue]);
@@ -348,7 +366,7 @@ fn the_generation_depends_on_every_part_and_not_on_the_configurations_layout() {
         template: text("p"),
         dataset: text("d"),
         recipe: text("r"),
-        base_representation: text("f32"),
+        base_precision: text("f32"),
     };
     let generation = adapter::generation(&plain, &identity).unwrap();
     assert_eq!(generation.len(), 64);

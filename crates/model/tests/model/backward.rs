@@ -22,7 +22,7 @@ fn gradients_are_the_slopes_of_the_loss(on: &On) {
             let engine = on.engine(&config);
             let mut lora = support::lora(&config, &Target::ALL);
             let batch = support::batch(&config, &[6, 9]);
-            // With dropout too: its mask does not depend on the values.
+            // With dropout too, because its mask does not depend on the values.
             let dropout = Dropout {
                 p: 0.25,
                 seed: 9,
@@ -31,7 +31,7 @@ fn gradients_are_the_slopes_of_the_loss(on: &On) {
             let batches = [batch];
             let (_, grads) = support::learn(&engine, &lora, &batches, Some(&dropout));
             for view in lora.views().collect::<Vec<_>>() {
-                // Along the tensor's own gradient, where the difference is largest against
+                // Along the tensor's gradient, where the difference is largest relative to
                 // rounding.
                 let direction = grads[view.range.clone()].to_vec();
                 let length = direction

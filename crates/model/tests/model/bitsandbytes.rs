@@ -17,7 +17,7 @@ const FLOATS: [(&str, Float); 3] = [
     ("bf16", Float::Bf16),
 ];
 
-/// The compute types of a 4-bit layer, with how close a layer in f32 has to be.
+/// The compute types of a 4-bit layer, with the tolerance of a layer in f32.
 const COMPUTE: [(&str, f64); 2] = [("f32", 1e-4), ("bf16", 2e-2)];
 
 fn path(name: &str) -> PathBuf {
@@ -70,7 +70,7 @@ impl Fixture {
         }
     }
 
-    /// Values rounded to a float type, as the quantizer was given them.
+    /// Values rounded to a float type, as the quantizer got them.
     fn rounded(&self, name: &str, float: Float) -> Vec<f32> {
         let values = self.floats(name);
         values.into_iter().map(|value| float.round(value)).collect()

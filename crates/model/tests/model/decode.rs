@@ -1,4 +1,4 @@
-//! Decoding over a cache equals the full pass, alone and beside other sequences.
+//! Decoding over a cache equals the full pass, with and without other sequences.
 
 use std::sync::Arc;
 
@@ -143,7 +143,8 @@ fn what_does_not_fit_is_refused_and_the_cache_stays(on: &On) {
     engine.decode(&mut cache, &[1; 55], None).unwrap();
 }
 
-/// Outliers are chosen in each row alone, so an answer does not depend on the others of its pass.
+/// Outliers are chosen for each row separately, so that an answer does not depend on the others of
+/// its pass.
 #[test]
 fn in_int8_a_sequence_has_the_same_logits_alone_and_beside_others() {
     let config = support::config();

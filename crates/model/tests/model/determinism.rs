@@ -1,4 +1,4 @@
-//! The same work gives the same bits, run after run and whatever the count of threads.
+//! The same work gives the same bits, in every run and with any count of threads.
 
 use std::process::Command;
 
@@ -77,7 +77,7 @@ fn a_process_tells_its_fingerprint(on: &On) {
     eprintln!("{MARK}{:016x}", fingerprint(on));
 }
 
-/// What another process tells of a device, if it has the device.
+/// The output of another process for a device, if it has the device.
 fn told_by_a_process(device: &str, threads: &str) -> Option<String> {
     let test = format!("determinism::a_process_tells_its_fingerprint::{device}");
     let output = Command::new(std::env::current_exe().unwrap())
@@ -91,8 +91,8 @@ fn told_by_a_process(device: &str, threads: &str) -> Option<String> {
     Some(text[at + MARK.len()..][..16].to_owned())
 }
 
-/// The products read the count of threads once from the environment, so each count needs a process
-/// of its own.
+/// The products read the count of threads once from the environment, so that each count needs its
+/// own process.
 #[test]
 fn processes_with_other_counts_of_threads_get_the_same_bits() {
     let told = |threads| told_by_a_process("cpu", threads).unwrap();

@@ -1,5 +1,5 @@
-//! Every device computes what the CPU does in f32: losses, each gradient, steps, decoding. Without
-//! a card, these tests say so and prove nothing.
+//! Every device has the CPU's results in f32: losses, each gradient, steps, decoding. Without a GPU
+//! these tests print that they are skipped.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use togi_model::{
 
 use crate::support;
 
-/// A card's engine beside the CPU's over the same base, with the error that its floats allow.
+/// A GPU's engine beside the CPU's over the same base, with the error that its floats allow.
 struct Pair {
     cpu: Engine,
-    card: Engine,
-    /// Of a loss, or a tensor in full.
+    gpu: Engine,
+    /// The relative error of a loss or a tensor.
     tolerance: f64,
-    /// The angle, as 1 − cosine, by which a gradient may be off: what bounds a quantized base in
-    /// 16 bits, whose values they have not, so that each weight is rounded once more.
+    /// The largest angle between gradients, as 1 − cosine. It bounds a quantized base in 16 bits,
+    /// where each weight is rounded a second time.
     angle: Option<f64>,
 }
 
@@ -25,8 +25,8 @@ fn rounded(value: f32) -> f32 {
     Float::Bf16.round(value)
 }
 
-/// Weights that bf16 has, so that the card starts from the CPU's, and of a size that keeps
-/// activations as they are.
+/// Weights that are exact in bf16, so that the GPU starts from the CPU's, and whose size does not
+/// change the scale of activations.
 fn folder(config: &Config) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let plain = Base::load(support::folder(config).path()).unwrap();
@@ -49,7 +49,7 @@ fn folder(config: &Config) -> tempfile::TempDir {
     dir
 }
 
-/// An adapter of values that bf16 has.
+/// An adapter whose values are exact in bf16.
 fn lora(config: &Config, targets: &[Target]) -> Lora {
     rounded_lora(support::lora(config, targets))
 }
@@ -61,14 +61,14 @@ fn rounded_lora(mut lora: Lora) -> Lora {
     lora
 }
 
-/// Runs a test on the first card, in each of its types.
+/// Runs a test on the first GPU, in each of its types.
 fn on_the_card(config: &Config, precision: Precision, test: impl Fn(&Pair)) {
     if !support::has_card() {
         return;
     }
     let folder = folder(config);
     let base = Arc::new(Base::load_as(folder.path(), precision).unwrap());
-    // What the CPU makes of the values that the quantized base stands for.
+    // The CPU's result over the values of the quantized base.
     let full = tempfile::tempdir().unwrap();
     togi_model::base::write(full.path(), config, |name, _| {
         let tensor = base.weight(name).unwrap().dequantized().unwrap();
@@ -77,17 +77,17 @@ fn on_the_card(config: &Config, precision: Precision, test: impl Fn(&Pair)) {
     .unwrap();
     let plain = Arc::new(Base::load(full.path()).unwrap());
     for (float, tolerance) in [(Float::F32, 1e-3), (Float::Bf16, 2e-2), (Float::Fp16, 2e-2)] {
-        let card = support::On::card(float).over(base.clone());
+        let gpu = support::On::gpu(float).over(base.clone());
         test(&Pair {
             cpu: Engine::new(plain.clone()).unwrap(),
-            card,
+            gpu,
             tolerance,
             angle: (precision != Precision::F32 && float != Float::F32).then_some(0.01),
         });
     }
 }
 
-/// Wide enough for eights, with records longer than a tile of attention.
+/// Wide enough for vectorized kernels, with records longer than a tile of attention.
 fn wide() -> Config {
     Config {
         vocab_size: 600,
@@ -133,7 +133,7 @@ const DROPOUT: Dropout = Dropout {
     step: 7,
 };
 
-/// How far two vectors are apart, by the second one's length.
+/// The distance of two vectors relative to the second one's length.
 fn distance(got: &[f32], want: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let apart: f64 = got
@@ -147,7 +147,7 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
 
 fn close_gradients(pair: &Pair, lora: &Lora, batches: &[Batch], dropout: Option<&Dropout>) {
     let (want_loss, want) = support::learn(&pair.cpu, lora, batches, dropout);
-    let (loss, got) = support::learn(&pair.card, lora, batches, dropout);
+    let (loss, got) = support::learn(&pair.gpu, lora, batches, dropout);
     assert_eq!(loss.targets, want_loss.targets);
     let off = (loss.sum / want_loss.sum - 1.0).abs();
     assert!(off < pair.tolerance, "the loss is off by {off:e}");
@@ -166,10 +166,10 @@ fn close_gradients(pair: &Pair, lora: &Lora, batches: &[Batch], dropout: Option<
     eprintln!("worst gradient: {worst:?}; all: {all:e}; loss: {off:e}");
     let most = pair.angle.unwrap_or(pair.tolerance);
     assert!(worst.0 < most, "{worst:?}");
-    // Again, to the bit.
+    // The same bits again.
     assert_eq!(
         (loss, got),
-        support::learn(&pair.card, lora, batches, dropout)
+        support::learn(&pair.gpu, lora, batches, dropout)
     );
 }
 
@@ -194,7 +194,7 @@ fn gradients_under_dropout_are_the_cpus() {
     }
 }
 
-/// Those with kernels of their own, and one without.
+/// The activations with their own kernels, and one without.
 #[test]
 fn gradients_of_every_rank_are_the_cpus() {
     let config = wide();
@@ -249,14 +249,14 @@ fn steps_are_the_cpus() {
             )
         };
         let (want, want_lora, _) = run(&pair.cpu);
-        let (got, lora, optimizer) = run(&pair.card);
+        let (got, lora, optimizer) = run(&pair.gpu);
         for ((loss, norm), (want_loss, want_norm)) in got.iter().zip(&want) {
             assert!((loss.mean() / want_loss.mean() - 1.0).abs() < pair.tolerance);
             assert!((norm / want_norm - 1.0).abs() < pair.tolerance);
         }
         assert_eq!(optimizer.steps(), 5);
         support::assert_close(lora.values(), want_lora.values(), pair.tolerance, "values");
-        let again = run(&pair.card);
+        let again = run(&pair.gpu);
         assert_eq!((got, lora, optimizer), again);
     });
 }
@@ -267,7 +267,7 @@ fn decoding_is_the_cpus_alone_and_beside_others() {
         on_the_card(&config, Precision::F32, |pair| {
             let lora = lora(&config, &Target::ALL);
             let ids: Vec<u32> = (0..40).map(|i| i * 7 % 37).collect();
-            let [want, got] = [&pair.cpu, &pair.card].map(|engine| {
+            let [want, got] = [&pair.cpu, &pair.gpu].map(|engine| {
                 let adapter = engine.adapter(&lora).unwrap();
                 let mut logits = engine.logits(&ids, Some(&adapter)).unwrap();
                 let mut caches = [engine.cache(), engine.cache()];

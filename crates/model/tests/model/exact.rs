@@ -1,6 +1,5 @@
-//! LoRA gradients on the exact shape of rinna-3.6b: each form of the base on the card against f32
-//! over the values that the form stands for, on the card too. Takes about 40 GB of the card's
-//! memory and of the host's.
+//! LoRA gradients on the exact shape of rinna-3.6b: each precision of the base against f32 over the
+//! same values, both on the GPU. Takes about 40 GB of memory on the GPU and on the host.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +12,7 @@ use crate::support;
 /// Records as long as Dolly-ja's, one of them cut.
 const LENS: [usize; 14] = [24, 512, 180, 96, 61, 333, 140, 37, 250, 15, 410, 88, 1, 129];
 
-/// One at a time: memory holds no two.
+/// One test at a time, because memory does not suffice for two.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn config() -> Config {
@@ -28,8 +27,7 @@ fn config() -> Config {
     }
 }
 
-/// Random values as a checkpoint in 16 bit has them: the n-th of a tensor depends on its name and
-/// n.
+/// Random values that are exact in 16 bits. The n-th value of a tensor depends on its name and n.
 fn values(name: &str, count: usize) -> Vec<f32> {
     let seed = name.bytes().fold(7, |seed: u64, byte| {
         (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -53,7 +51,7 @@ fn values(name: &str, count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The base in a form: its large matrices are made on all cores.
+/// The base in a precision. All cores make its large matrices.
 fn base(form: Precision) -> Base {
     let config = config();
     let layers = config.num_hidden_layers;
@@ -82,7 +80,7 @@ fn base(form: Precision) -> Base {
     made.unwrap()
 }
 
-/// What a form stands for, in full.
+/// The base in f32 with the values of another precision.
 fn in_full(base: &Base) -> Base {
     let made = Base::made(config(), Precision::F32, |name, _| {
         Ok(Weight::Full(base.weight(name)?.dequantized()?))
@@ -98,7 +96,7 @@ fn gradients(base: Base, lora: &Lora, batch: &Batch) -> Vec<f32> {
     gradients
 }
 
-/// Compares a form's gradients, tensor by tensor.
+/// Compares the gradients over a precision, tensor by tensor.
 fn least_cosine(form: Precision, bound: f64) {
     if !support::has_card() {
         return;

@@ -1,4 +1,4 @@
-//! Base folders in all their forms, and what is refused.
+//! Base folders in all formats, and the ones that are refused.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -157,8 +157,8 @@ fn shards_with_an_index_are_taken() {
     assert!(matches!(Base::load(dir.path()), Err(Error::File { .. })));
 }
 
-/// A checkpoint of torch's form, of this shape, with 2023's buffers; `pytorch_model.py` beside it
-/// wrote it.
+/// A checkpoint in torch's format with this shape and the buffers of 2023, written by
+/// `pytorch_model.py`.
 #[test]
 fn a_pytorch_checkpoint_is_taken() {
     let config = Config {

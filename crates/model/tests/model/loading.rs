@@ -1,5 +1,5 @@
-//! Bases that are opened and read when somebody needs it, on the processor and straight onto a
-//! card.
+//! Bases that are opened, and read on the first use, on the CPU and straight onto a
+//! GPU.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ const FLOATS: [(Float, Dtype); 3] = [
     (Float::Bf16, Dtype::BF16),
 ];
 
-/// Changes what is in a folder's one weight file.
+/// Changes the bytes of a folder's only weight file.
 fn change(dir: &Path, change: impl FnOnce(&mut Tensors)) {
     let mut tensors = load::tensors(dir);
     change(&mut tensors);
     load::write(&dir.join("model.safetensors"), &tensors);
 }
 
-/// A base folder in a float type, whose linear weights are such that quantizers have every case:
-/// blocks of zeros and of one value, a row of zeros, and scales from 1e-30 up, whose sum depends on
-/// its order.
+/// A base folder in a float type. Its linear weights have every case of a quantizer: blocks of
+/// zeros and of one value, a row of zeros, and scales from 1e-30 up, whose sum depends on the
+/// order.
 fn folder(config: &Config, dtype: Dtype) -> tempfile::TempDir {
     let dir = support::folder(config);
     change(dir.path(), |tensors| {
@@ -63,8 +63,8 @@ fn to_bytes(value: f32, dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Wide enough for products of 8-bit floats; one matrix is embedding and head, and comes to a card
-/// in several parts.
+/// Wide enough for products of 8-bit floats. One matrix is embedding and head, and is copied to a
+/// GPU in several parts.
 fn wide() -> Config {
     Config {
         vocab_size: 6000,
@@ -118,7 +118,7 @@ fn halves_stay_in_a_file_of_their_type() {
     assert_eq!(halves.bytes(), in_file);
 }
 
-/// A folder one of whose tensors has a value that it must not have.
+/// A folder with a forbidden value in one tensor.
 fn flawed(name: &str, value: f32) -> tempfile::TempDir {
     let folder = support::folder(&support::config());
     change(folder.path(), |tensors| {
@@ -144,7 +144,7 @@ fn an_opened_base_names_what_is_wrong_when_it_is_needed() {
         let engine = Engine::new(Arc::new(opened));
         assert!(matches!(engine, Err(Error::NotFinite(n)) if n == name));
     }
-    // What can be seen without values is seen at once.
+    // Errors that do not need values are reported at once.
     let folder = support::folder(&support::config());
     change(folder.path(), |tensors| drop(tensors.remove(WEIGHT)));
     let opened = Base::open(folder.path(), Precision::Bf16);
@@ -160,7 +160,7 @@ fn the_digest_is_that_of_the_files_as_they_are() {
         format!("{sha256}  {name}\n")
     });
     assert_eq!(base.digest(), sha256(lines.concat().as_bytes()));
-    // Nobody has to wait for it.
+    // Nothing waits for the digest.
     drop(Base::open(folder.path(), Precision::Fp16).unwrap());
 }
 
@@ -177,7 +177,7 @@ mod on_a_card {
         Engine::on(Arc::new(base), togi_model::Device::Cuda { ordinal, float })
     }
 
-    /// To the bit: the card's quantizers give the processor's codes and scales.
+    /// The GPU's quantizers give the CPU's codes and scales, bit for bit.
     #[test]
     fn an_opened_base_becomes_what_a_loaded_one_is() {
         if !support::has_card() {

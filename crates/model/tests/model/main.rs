@@ -1,5 +1,5 @@
-//! The crate's tests by what they prove; the files share one binary, because linking costs more
-//! than running.
+//! The crate's tests by subject. The files share one binary, because linking takes longer than
+//! running.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

@@ -1,5 +1,5 @@
-//! The same network written again in candle's slow differentiable operations, against the engine's
-//! own backward.
+//! The same network in candle's slow differentiable operations, compared with the engine's
+//! backward.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use togi_model::{Activation, Base, Batch, Config, Lora, Target};
@@ -74,7 +74,7 @@ impl<'a> Oracle<'a> {
             .broadcast_add(&self.weight(&format!("{name}.bias"))?)
     }
 
-    /// (heads, tokens, dim), the first `rotary_dim` turned.
+    /// (heads, tokens, dim), the first `rotary_dim` rotated.
     fn turn(&self, x: &Tensor) -> R<Tensor> {
         let config = self.base.config();
         let (turned, dim) = (config.rotary_dim(), config.head_dim());

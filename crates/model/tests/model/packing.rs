@@ -73,7 +73,7 @@ fn dropout_depends_on_seed_step_and_slot_and_keeps_the_mean(on: &On) {
     let mut other = batch.clone();
     other.slots[0] = 1;
     assert_ne!(reference.to_bits(), run(&other, 0.5, 1, 1).to_bits());
-    // None is dropped at 0, and the mean over many masks comes near to the loss without.
+    // Nothing is dropped at 0, and the mean over many masks approaches the loss without dropout.
     let plain = engine.evaluate(Some(&lora), &batch).unwrap().sum;
     on.assert_same(plain, run(&batch, 0.0, 1, 1), "no dropout");
     let mean = (0..200).map(|step| run(&batch, 0.1, 3, step)).sum::<f64>() / 200.0;

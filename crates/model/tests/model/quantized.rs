@@ -1,5 +1,5 @@
-//! Quantized matrices and networks over them, by what must hold of any: bounds, tails, and the full
-//! network as the oracle.
+//! Properties of quantized matrices and networks over them: bounds, incomplete blocks, and the
+//! network in f32 as the oracle.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::support::{self, On, assert_close, on_each_device};
 
 on_each_device!(a_network_equals_the_full_network_of_its_values);
 
-/// What a linear weight can be held as but f32.
+/// All precisions except f32.
 const PACKED: [Precision; 5] = [
     Precision::Bf16,
     Precision::Fp16,
@@ -23,7 +23,7 @@ fn random(count: usize, bound: f32) -> Vec<f32> {
     support::uniform(&mut support::rng(count as u64), count, bound)
 }
 
-/// What one matrix is held as, in f32.
+/// The values of one matrix in f32.
 fn held(base: &Base, name: &str) -> Vec<f32> {
     let tensor = base.weight(name).unwrap().dequantized().unwrap();
     tensor.flatten_all().unwrap().to_vec1().unwrap()
@@ -33,7 +33,7 @@ fn load(config: &Config, precision: Precision) -> Arc<Base> {
     Arc::new(Base::load_as(support::folder(config).path(), precision).unwrap())
 }
 
-/// The same base with every matrix in full, with the values that the quantized one stands for.
+/// The same base in f32 with the values of the quantized one.
 fn in_full(quantized: &Base) -> Arc<Base> {
     let dir = tempfile::tempdir().unwrap();
     let config = quantized.config();
@@ -88,7 +88,7 @@ fn nf4_values_are_rounded_to_the_type_that_was_quantized_for_the_backward_alone(
         let rounded: Vec<f32> = exact.iter().map(|&value| float.round(value)).collect();
         assert_ne!(exact, rounded);
         assert_eq!(quantized.dequantized(), rounded);
-        // Any part is that part of the whole.
+        // Any part equals that part of the whole.
         let mut part = vec![0.0; 70];
         quantized.expand(33, &mut part, Float::F32);
         assert_eq!(part, exact[33..103]);
@@ -153,7 +153,7 @@ fn int8_rows_come_back_within_half_a_code() {
     for (row, (want, got)) in values.chunks(33).zip(back.chunks(33)).enumerate() {
         let largest = quantized.absmax()[row];
         for (want, got) in want.iter().zip(got) {
-            // Half a code, and what fp16 loses.
+            // Half a code, and the error of fp16.
             let bound = largest * (0.5 / 127.0 + 1e-3);
             assert!((want - got).abs() <= bound, "{want} became {got}");
         }
@@ -170,8 +170,7 @@ fn fp8_rows_come_back_within_half_a_step() {
     let back = quantized.dequantized();
     for (row, (want, got)) in values.chunks(33).zip(back.chunks(33)).enumerate() {
         for (want, got) in want.iter().zip(got) {
-            // Three bits after the point, and below 2^-6 a step of 2^-9, of which one stands for
-            // the row's scale.
+            // Three bits of fraction; below 2^-6 the step is 2^-9 of the row's scale.
             let bound = (want.abs() / 16.0).max(quantized.scales()[row] / 1024.0) * 1.000_01;
             assert!((want - got).abs() <= bound, "{want} became {got}");
         }
@@ -229,8 +228,8 @@ fn columns_with_a_six_are_multiplied_in_floats() {
             })
             .collect()
     };
-    // One column has all there is: as an outlier it loses nothing, just below it is a code like any
-    // other.
+    // One column has all the values. As an outlier it is exact; just below the threshold it is a
+    // code.
     let column = |large: f32| {
         let mut x = vec![0.0; 12 * inputs];
         x[7] = large;
@@ -245,8 +244,7 @@ fn columns_with_a_six_are_multiplied_in_floats() {
     let got = weight.linear(&below, None);
     assert_close(&got[..outputs], &expected, 1e-3, "5.99");
 
-    // An outlier must not spoil its row's scale: without it, 100 would be the scale of a row of
-    // ones.
+    // An outlier must not be part of its row's scale, or 100 would be the scale of a row of ones.
     let mut x = random(12 * inputs, 1.0);
     x[3 * inputs + 20] = 100.0;
     let full = exact(&x);
@@ -369,7 +367,7 @@ fn a_network_equals_the_full_network_of_its_values(on: &On) {
         let quantized = load(&config, precision);
         let engines = [quantized.clone(), in_full(&quantized)].map(|base| on.over(base));
         let lora = support::lora(&config, &Target::ALL);
-        // More rows than go through dot products, and as few.
+        // More rows than the limit for dot products, and fewer.
         for lens in [&[9, 14][..], &[5]] {
             let batch = support::batch(&config, lens);
             let [ours, full] = engines.each_ref().map(|engine| {

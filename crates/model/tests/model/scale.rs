@@ -1,12 +1,12 @@
 //! alpha / rank scales the low-rank part, and nothing else.
 
-use togi_model::{Base, Config, Engine, Lora, LoraConfig, Target, adapter, base};
+use togi_model::{Base, Config, Engine, Lora, LoraConfig, Target, adapter, merge};
 
 use crate::support::{self, On, on_each_device};
 
 on_each_device!(an_adapter_that_adds_nothing_changes_no_bit_whatever_its_alpha);
 
-/// The same factors under another alpha.
+/// The same factors with another alpha.
 fn with_alpha(config: &Config, alpha: f64) -> Lora {
     let settings = LoraConfig {
         alpha,
@@ -20,7 +20,7 @@ fn with_alpha(config: &Config, alpha: f64) -> Lora {
 
 fn merged(engine: &Engine, lora: &Lora) -> Base {
     let folder = tempfile::tempdir().unwrap();
-    base::write_merged(folder.path(), engine.base(), lora).unwrap();
+    merge::write_merged(folder.path(), engine.base(), lora).unwrap();
     Base::load(folder.path()).unwrap()
 }
 

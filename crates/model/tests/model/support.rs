@@ -11,7 +11,7 @@ use togi_model::{
 };
 
 /// Makes a test of a function for each device: `NAME::cpu`, and with the feature `cuda` also
-/// `NAME::cuda_f32`, `NAME::cuda_bf16` and `NAME::cuda_fp16`, which run on the first card or say
+/// `NAME::cuda_f32`, `NAME::cuda_bf16` and `NAME::cuda_fp16`, which run on the first GPU or print
 /// that they are skipped.
 macro_rules! on_each_device {
     ($($name:ident),+ $(,)?) => {$(
@@ -42,7 +42,7 @@ macro_rules! on_each_device {
     )+};
 }
 
-/// The same where 16 bits are too coarse to prove anything.
+/// The same without 16 bits, which are too coarse for some tests.
 macro_rules! on_each_device_in_f32 {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
@@ -63,10 +63,10 @@ macro_rules! on_each_device_in_f32 {
 pub(crate) use on_each_device;
 pub(crate) use on_each_device_in_f32;
 
-/// Where a test runs.
+/// The device and type of a test.
 pub(crate) struct On {
     device: Device,
-    /// How far apart the same thing may be when it is computed in two ways, by its length.
+    /// The largest relative distance of a result that is computed in two ways.
     pub(crate) tolerance: f64,
 }
 
@@ -76,7 +76,7 @@ impl On {
         tolerance: 1e-5,
     };
 
-    pub(crate) fn card(float: Float) -> Self {
+    pub(crate) fn gpu(float: Float) -> Self {
         Self {
             device: Device::Cuda { ordinal: 0, float },
             tolerance: match float {
@@ -95,8 +95,8 @@ impl On {
         self.over(Arc::new(Base::load(folder(config).path()).unwrap()))
     }
 
-    /// Asserts that gradients over a form of the base and over its values are the same but for
-    /// rounding: in 16 bits, which have not all of the values, by the angle.
+    /// Asserts that gradients over a precision and over its values in f32 differ only by rounding.
+    /// In 16 bits, where the values are not exact, it compares the angle.
     pub(crate) fn assert_same_gradients(&self, got: &[f32], want: &[f32]) {
         match self.device {
             Device::Cuda {
@@ -107,33 +107,33 @@ impl On {
         }
     }
 
-    /// Asserts that two numbers are the same but for rounding.
+    /// Asserts that two numbers differ only by rounding.
     pub(crate) fn assert_same(&self, a: f64, b: f64, what: &str) {
         let apart = (a / b - 1.0).abs();
         assert!(apart < self.tolerance, "{what}: {a} and {b}");
     }
 }
 
-/// Whether there is a card. Says so if there is none, and fails if `TOGI_NEEDS_CUDA` wants one.
+/// Whether there is a GPU. Without one it says so, or fails if `TOGI_NEEDS_CUDA` is set.
 pub(crate) fn has_card() -> bool {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
     let missing = MISSING.get_or_init(|| {
         let base = Arc::new(Base::load(folder(&config()).path()).unwrap());
-        let tried = Engine::on(base, On::card(Float::F32).device);
+        let tried = Engine::on(base, On::gpu(Float::F32).device);
         tried.err().map(|error| error.to_string())
     });
     let Some(reason) = missing else { return true };
     let needed = std::env::var_os("TOGI_NEEDS_CUDA").is_some();
     assert!(!needed, "{reason}");
-    eprintln!("SKIPPED, no card: {reason}");
+    eprintln!("SKIPPED, no GPU: {reason}");
     false
 }
 
-/// Runs a test on the first card, if there is one.
+/// Runs a test on the first GPU; without a GPU it does nothing.
 #[cfg(feature = "cuda")]
 pub(crate) fn on_the_card(float: Float, test: impl FnOnce(&On)) {
     if has_card() {
-        test(&On::card(float));
+        test(&On::gpu(float));
     }
 }
 
@@ -159,7 +159,7 @@ pub(crate) fn config() -> Config {
     }
 }
 
-/// The same with a layer that is neither first nor last, which alone fp8 holds as codes.
+/// The same with a layer that is neither first nor last, the only one that fp8 quantizes.
 pub(crate) fn deep() -> Config {
     Config {
         num_hidden_layers: 3,
@@ -178,8 +178,7 @@ pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// A base folder with weights far from what training starts with, so that no term of a gradient is
-/// hidden: biases and gains are random.
+/// A base folder with random biases and gains, so that no term of a gradient vanishes.
 pub(crate) fn folder(config: &Config) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     base::write(dir.path(), config, |name, count| {
@@ -219,7 +218,7 @@ pub(crate) fn lora(config: &Config, targets: &[Target]) -> Lora {
     lora_of(config, &lora_config(targets))
 }
 
-/// [`lora`] of any settings.
+/// [`lora`] with any settings.
 pub(crate) fn lora_of(config: &Config, settings: &LoraConfig) -> Lora {
     let mut lora = Lora::init(config, settings, 11).unwrap();
     let mut rng = rng(5);

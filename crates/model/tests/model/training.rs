@@ -1,5 +1,4 @@
-//! A window of steps: losses fall, a stop in the middle changes no bit, and the optimizer is
-//! torch's.
+//! Training steps: losses fall, a resume changes no bit, and wrong inputs are refused.
 
 use togi_model::optim::{AdamW, AdamWConfig, Schedule};
 use togi_model::{Batch, Device, Dropout, Lora, Precision, Target, Training, World, memory};
@@ -49,7 +48,7 @@ fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits(on: &On) {
     let mut again = start.clone();
     let mut state = AdamW::new(again.len(), AdamWConfig::default());
     for (number, loss) in losses.iter().enumerate() {
-        // Everything through bytes, as a checkpoint does it.
+        // Everything goes through bytes, as in a checkpoint.
         let bytes = (again.to_bytes(), state.to_bytes());
         again = start.clone();
         again.set_bytes(&bytes.0).unwrap();

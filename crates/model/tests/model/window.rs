@@ -1,5 +1,4 @@
-//! A window's gradient: every learned target weighs the same, in whichever batch or record it
-//! stands.
+//! A window's gradient: every learned target weighs the same in every batch and record.
 
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{Batch, Dropout, Lora, Target, Training, WindowLoss};
@@ -47,8 +46,7 @@ fn accumulation_weighs_targets_and_not_batches(on: &On) {
     on.assert_same(packed.0.mean(), single.0.mean(), "mean");
     support::assert_close(&single.1, &packed.1, on.tolerance, "gradient");
 
-    // The mean of the batches' means, which a trainer that divides early would take, is something
-    // else.
+    // The mean of the batches' means differs; a trainer that divides early would take it.
     let means = support::one_by_one(&records())
         .into_iter()
         .map(|record| learned(on, &[record]).0.mean());

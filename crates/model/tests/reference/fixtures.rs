@@ -1,4 +1,4 @@
-//! Reads what the peers' scripts wrote, and compares with it.
+//! Reads the fixtures of the peers' scripts, and compares with them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ pub(crate) fn tiny() -> Engine {
     load(&path("base"))
 }
 
-/// The shared base's weights under a configuration that uses them otherwise.
+/// The shared base's weights under another configuration.
 pub(crate) fn variant(change: impl FnOnce(&mut Config)) -> Engine {
     let mut config = tiny().config().clone();
     change(&mut config);
@@ -72,7 +72,7 @@ pub(crate) fn stepped(engine: &Engine, ids: &[u32], adapter: Option<&Adapter>) -
     ids.iter().flat_map(step).collect()
 }
 
-/// Logits after every id, each from a whole pass.
+/// Logits after every id, each from a full pass.
 pub(crate) fn whole(engine: &Engine, ids: &[u32], adapter: Option<&Adapter>) -> Vec<f32> {
     let pass = |end: usize| {
         engine
@@ -103,7 +103,7 @@ pub(crate) fn largest_difference(got: &[f32], want: &[f32]) -> f64 {
         .zip(want)
         .map(|(got, want)| (f64::from(*got) - f64::from(*want)).abs());
     differences.fold(0.0, |largest, difference| {
-        // Not `max`, which would pass over NaN.
+        // Not `max`, which would ignore NaN.
         if difference <= largest {
             largest
         } else {
@@ -112,7 +112,7 @@ pub(crate) fn largest_difference(got: &[f32], want: &[f32]) -> f64 {
     })
 }
 
-/// Asserts that no value is further off than `tolerance`.
+/// Asserts that no value differs by more than `tolerance`.
 pub(crate) fn assert_near(got: &[f32], want: &[f32], tolerance: f64, what: &str) {
     let difference = largest_difference(got, want);
     eprintln!("{what}: the largest difference is {difference:e}");
@@ -122,7 +122,7 @@ pub(crate) fn assert_near(got: &[f32], want: &[f32], tolerance: f64, what: &str)
     );
 }
 
-/// Asserts that the difference is no longer than `tolerance` of what is wanted.
+/// Asserts that the difference is at most `tolerance` of the expected length.
 pub(crate) fn assert_relative(got: &[f32], want: &[f32], tolerance: f64, what: &str) {
     let largest = largest_difference(got, want);
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();

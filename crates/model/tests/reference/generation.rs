@@ -1,4 +1,4 @@
-//! What `generate` of transformers keeps, and with which probabilities; and its greedy answers.
+//! The candidates of transformers' `generate`, their probabilities, and its greedy answers.
 
 use serde::Deserialize;
 use togi_model::sampling::{Options, Sampler};
@@ -18,7 +18,7 @@ struct Case {
     options: Changes,
 }
 
-/// The options that are not off.
+/// The options that are on.
 #[derive(Deserialize)]
 struct Changes {
     temperature: Option<f32>,
@@ -48,7 +48,7 @@ struct Greedy {
     answer: Vec<u32>,
 }
 
-/// One probability for each id, -1 where it is not kept: the fixture's form.
+/// One probability for each id, -1 where the id is not a candidate, as in the fixture.
 fn probabilities(case: &Case, tensors: &Tensors) -> Vec<f32> {
     let scores = tensors.get(&format!("logits.{}", case.name));
     let mut logits = scores.unwrap_or(&tensors["recorded"]).1.clone();
@@ -62,7 +62,7 @@ fn probabilities(case: &Case, tensors: &Tensors) -> Vec<f32> {
                 row[candidate.id as usize] = candidate.probability as f32;
             }
         }
-        // Nothing is kept.
+        // There is no candidate.
         Err(error) => assert!(error.to_string().contains("no token is left"), "{error}"),
     }
     row

@@ -1,4 +1,5 @@
-//! The numbers of transformers, PEFT and torch: `tests/reference/` says how the fixtures were made.
+//! The numbers of transformers, PEFT and torch: `tests/reference/` describes how the fixtures were
+//! made.
 
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]

@@ -1,14 +1,14 @@
-//! What is written here, an adapter or a merged base, as PEFT and transformers read it.
+//! Adapters and merged bases that we write, as PEFT and transformers read them.
 
 use std::path::Path;
 use std::process::Command;
 
 use safetensors::tensor::{Dtype, TensorView};
-use togi_model::{Base, Engine, Lora, adapter, base};
+use togi_model::{Base, Engine, Lora, adapter, base, merge};
 
 use crate::fixtures::{self, assert_near, path, tensors, whole, with_lora, workspace};
 
-/// An adapter of PEFT's with alphas and ranks of its own, by our reader.
+/// An adapter of PEFT with patterns of alphas and ranks, read by us.
 fn adapter_of(engine: &Engine, name: &str) -> Lora {
     adapter::from_folder(&path(&format!("adapters/{name}")), engine.config()).unwrap()
 }
@@ -24,7 +24,7 @@ fn write_adapter(lora: &Lora, folder: &Path) {
     std::fs::write(folder.join(adapter::TENSORS_FILE), files.tensors).unwrap();
 }
 
-/// The bytes that PEFT has loaded, in the folder that `TOGI_WRITE_OURS=1` writes anew.
+/// The bytes that PEFT has loaded. `TOGI_WRITE_OURS=1` writes the folder again.
 #[test]
 fn the_adapter_that_peft_has_loaded_is_what_is_written() {
     let engine = fixtures::tiny();
@@ -58,7 +58,7 @@ fn a_merged_base_is_the_one_that_peft_merges() {
         "alpha 10, rank 4"
     );
     let folder = tempfile::tempdir().unwrap();
-    base::write_merged(folder.path(), engine.base(), &lora).unwrap();
+    merge::write_merged(folder.path(), engine.base(), &lora).unwrap();
     let (ours, pefts) = (
         tensors(&folder.path().join("model.safetensors")),
         tensors(&path("merged/model.safetensors")),
@@ -88,7 +88,7 @@ fn every_adapter_can_be_merged() {
     ] {
         let lora = adapter_of(&engine, name);
         let folder = tempfile::tempdir().unwrap();
-        base::write_merged(folder.path(), engine.base(), &lora).unwrap();
+        merge::write_merged(folder.path(), engine.base(), &lora).unwrap();
         let merged = fixtures::load(folder.path());
         let unmerged = with_lora(&engine, &ids(), &lora);
         assert_near(&whole(&merged, &ids(), None), &unmerged, 1e-4, name);
@@ -100,7 +100,7 @@ fn a_merged_base_keeps_its_tokenizer_and_takes_no_foreign_adapter() {
     let tiny = fixtures::tiny();
     let demo = Base::load(&workspace().join("demo/base")).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let error = base::write_merged(folder.path(), &demo, &adapter_of(&tiny, "four"));
+    let error = merge::write_merged(folder.path(), &demo, &adapter_of(&tiny, "four"));
     assert!(error.unwrap_err().to_string().contains("does not fit"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 
@@ -111,7 +111,7 @@ fn a_merged_base_keeps_its_tokenizer_and_takes_no_foreign_adapter() {
         targets: togi_model::Target::ALL.to_vec(),
     };
     let lora = Lora::init(demo.config(), &config, 1).unwrap();
-    base::write_merged(folder.path(), &demo, &lora).unwrap();
+    merge::write_merged(folder.path(), &demo, &lora).unwrap();
     let merged = Base::load(folder.path()).unwrap();
     assert_eq!(merged.tokenizer(), demo.tokenizer());
     let name = "gpt_neox.layers.3.mlp.dense_4h_to_h.weight";
@@ -122,7 +122,7 @@ fn a_merged_base_keeps_its_tokenizer_and_takes_no_foreign_adapter() {
     assert_eq!(values(&merged), values(&demo), "B is zero");
 }
 
-/// PEFT and transformers open what was written a moment ago, where a Python that has them is named.
+/// PEFT and transformers open what was just written, if a Python with them is configured.
 #[test]
 fn peft_and_transformers_read_what_is_written() {
     let Some(python) = std::env::var_os("TOGI_PEFT_PYTHON") else {
@@ -152,7 +152,7 @@ fn peft_and_transformers_read_what_is_written() {
         })
         .unwrap();
         write_adapter(&lora, &part("adapter"));
-        base::write_merged(&part("merged"), engine.base(), &lora).unwrap();
+        merge::write_merged(&part("merged"), engine.base(), &lora).unwrap();
         let logits = with_lora(&engine, &ids(), &lora);
         write_ours(&folder.path().join("ours.safetensors"), &ids(), &logits);
         let script = workspace().join("tests/reference/adapters.py");

@@ -1,4 +1,4 @@
-//! Logits of `GPTNeoXForCausalLM`: every variant, every form of a checkpoint, over a cache and
+//! Logits of `GPTNeoXForCausalLM`: every variant, every format of a checkpoint, over a cache and
 //! without.
 
 use togi_model::{Activation, Base, Config};
@@ -7,7 +7,7 @@ use crate::fixtures::{self, assert_near, path, stepped, whole};
 
 const TOLERANCE: f64 = 1e-4;
 
-/// What a variant's name in the fixture says.
+/// The configuration of a variant by its name in the fixture.
 fn apply(name: &str, config: &mut Config) {
     let parts: Vec<&str> = name.split('-').collect();
     let [residual, rotary, head, activation] = parts[..] else {

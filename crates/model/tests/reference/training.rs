@@ -60,7 +60,7 @@ fn fresh(engine: &Engine, fixture: &Fixture, targets: &[Target], seed: u64) -> L
     Lora::init(engine.config(), &config, seed).unwrap()
 }
 
-/// Sets every tensor to the fixture's of that prefix.
+/// Sets every tensor to the fixture's with this prefix.
 fn fill(lora: &mut Lora, tensors: &Tensors, prefix: &str) {
     for view in lora.views().collect::<Vec<_>>() {
         let (shape, values) = &tensors[&format!("{prefix}.{}", view.name)];
@@ -183,7 +183,7 @@ fn initial_values_are_spread_as_pefts() {
         .iter()
         .fold(0.0f64, |largest, x| largest.max(x.abs()));
     let want = &fixture.initial;
-    // Over four standard errors of the difference of two such means, and more of deviations.
+    // Over four standard errors of the difference of two such means, and of the deviations.
     let error = 6.0 * want.deviation / count.sqrt();
     for (what, got, want) in [
         ("mean", mean, want.mean),

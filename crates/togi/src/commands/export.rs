@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use togi_model::{DeviceName, Precision, base};
+use togi_model::{DeviceName, Precision, merge};
 
 use crate::error::Result;
 use crate::local;
@@ -52,7 +52,7 @@ impl Export {
         let loaded = local::base(&self.base, DeviceName::Cpu, Precision::F32)?;
         let lora = local::adapter(&self.adapter, loaded.config())?;
         local::folder_for_base(&self.out)?;
-        base::write_merged(&self.out, &loaded, &lora)
+        merge::write_merged(&self.out, &loaded, &lora)
             .map_err(|error| local::unfit("base", &self.base, error))?;
         let written = Written { folder: self.out };
         output.one(&written, |written| {

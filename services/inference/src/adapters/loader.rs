@@ -219,14 +219,13 @@ fn identity(identity: &Identity) -> adapter::Identity {
         dataset,
         recipe,
     } = identity.clone();
-    let base_representation = base_precision;
     adapter::Identity {
         base,
         tokenizer,
         template,
         dataset,
         recipe,
-        base_representation,
+        base_precision,
     }
 }
 

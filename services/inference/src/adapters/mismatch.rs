@@ -102,16 +102,16 @@ impl Gauge {
 
     /// Reads the base as it was held in training.
     async fn other_base(&self, precision: Precision) -> Result<Arc<Engine>, String> {
-        let (processor, device) = (self.device, self.device.device(precision));
-        // A card refuses by itself what it has no room for.
-        if self.device == DeviceName::Cpu {
+        let (name, device) = (self.device, self.device.device(precision));
+        // A GPU refuses a base that does not fit.
+        if name == DeviceName::Cpu {
             let needed =
                 togi_model::memory::weights(self.loader.engine.config(), precision, device);
             check_room(needed, memory::available_bytes())?;
         }
         let folder = self.base_folder.clone();
         let read = move || {
-            let base = processor.read(&folder, precision)?;
+            let base = name.read(&folder, precision)?;
             Engine::on(Arc::new(base), device)
         };
         let read = tokio::task::spawn_blocking(read);

@@ -87,7 +87,7 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
         template: identity.template.clone(),
         dataset: identity.dataset.clone(),
         recipe: identity.recipe.clone(),
-        base_representation: identity.base_precision.clone(),
+        base_precision: identity.base_precision.clone(),
     };
     let generation = match is_misnamed {
         true => Digest::of([files.config.as_slice(), &files.tensors].concat()).to_string(),

@@ -30,15 +30,15 @@ async fn answer(device: DeviceName) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_card_answers_as_the_processor_does() {
-    let card = DeviceName::Cuda { ordinal: 0 };
-    if let Err(error) = card.open() {
+async fn a_gpu_answers_as_the_cpu_does() {
+    let gpu = DeviceName::Cuda { ordinal: 0 };
+    if let Err(error) = gpu.open() {
         let needed = std::env::var_os("TOGI_NEEDS_CUDA").is_some();
         assert!(!needed, "{error}");
-        eprintln!("SKIPPED, no card: {error}");
+        eprintln!("SKIPPED, no GPU: {error}");
         return;
     }
-    let (here, there) = (answer(DeviceName::Cpu).await, answer(card).await);
+    let (here, there) = (answer(DeviceName::Cpu).await, answer(gpu).await);
     assert!(!here.text.is_empty());
     assert_eq!(here.text, there.text);
 }

@@ -33,7 +33,7 @@ async fn who_only_answers_needs_no_card_and_plans_for_it() {
         device,
         ..system.shape()
     };
-    let process = system.process_with("cards", shape(NOWHERE)).await;
+    let process = system.process_with("gpus", shape(NOWHERE)).await;
     process.prepare("questions", RECORDS).await;
     let mut asked = CreateJobRequest {
         validate_only: true,
@@ -43,22 +43,20 @@ async fn who_only_answers_needs_no_card_and_plans_for_it() {
     let plan = process.trainer().create_job(asked.clone()).await.unwrap();
     let on_a_card = plan.into_inner().plan.unwrap();
     process.stop().await;
-    let process = system
-        .process_with("processors", shape(DeviceName::Cpu))
-        .await;
+    let process = system.process_with("cpus", shape(DeviceName::Cpu)).await;
     let plan = process.trainer().create_job(asked).await.unwrap();
     let here = plan.into_inner().plan.unwrap();
     assert_eq!(
         (here.device.as_str(), on_a_card.device.as_str()),
         ("cpu", "cuda:99")
     );
-    // Nobody knows what that card has.
+    // The memory of that GPU is unknown.
     assert_eq!(on_a_card.available_bytes, 0);
     assert!(here.available_bytes > 0);
     // The rows are looked at: they are all shorter than the 64 that they may have.
     assert_eq!(here.tokens, on_a_card.tokens);
     assert!(here.tokens > 0 && here.tokens < 4 * 64, "{}", here.tokens);
-    // All of a card's weights are in 16 bits, here only those of linear layers.
+    // On a GPU all weights are in 16 bits, on the CPU only those of linear layers.
     assert!(on_a_card.weights_bytes < here.weights_bytes);
     process.stop().await;
 }
@@ -75,7 +73,7 @@ async fn trained(system: &System, device: DeviceName) -> Option<(Vec<Step>, serd
         Err(error) => {
             let needed = std::env::var_os("TOGI_NEEDS_CUDA").is_some();
             assert!(!needed, "{error}");
-            eprintln!("SKIPPED, no card: {error}");
+            eprintln!("SKIPPED, no GPU: {error}");
             return None;
         }
     };
@@ -93,7 +91,7 @@ async fn trained(system: &System, device: DeviceName) -> Option<(Vec<Step>, serd
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_card_trains_as_the_processor_does_and_tells_its_figures() {
+async fn a_gpu_trains_as_the_cpu_does_and_reports_its_figures() {
     let system = System::start();
     let (want, report) = trained(&system, DeviceName::Cpu).await.unwrap();
     assert!(want.iter().all(|line| line.device_memory_bytes.is_none()));

@@ -1,24 +1,22 @@
-//! Puts quantized weights together from a folder's tensors, and refuses what it does not
-//! understand.
+//! Assembles quantized weights from a folder's tensors, and refuses unknown layouts.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use safetensors::tensor::Dtype;
 
-use super::{State, part};
-use crate::base::folder::Stored;
-use crate::base::held::Held;
+use super::parts::{self, State};
 use crate::base::read::{self, Entry};
+use crate::base::stored::{Stored, StoredForm};
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::precision::Precision;
 use crate::quant::{Int8, Nested, Nf4, Scales, nf4, scales};
 use crate::weight::Weight;
 
-/// The tensors that a folder's quantized weights are made of.
+/// The tensors of a folder's quantized weights that are not assembled yet.
 #[derive(Default)]
-pub(in crate::base) struct Parts(BTreeMap<String, Part>);
+pub(crate) struct Parts(BTreeMap<String, Part>);
 
 struct Part {
     dtype: Dtype,
@@ -32,7 +30,7 @@ enum Content {
 }
 
 impl Parts {
-    pub(in crate::base) fn take(&mut self, name: String, entry: Entry<'_>) -> Result<()> {
+    pub(crate) fn take(&mut self, name: String, entry: Entry<'_>) -> Result<()> {
         let part = match entry {
             Entry::Floats(floats) => {
                 let values = floats.float.values(&floats.bytes);
@@ -60,16 +58,16 @@ impl Parts {
         }
     }
 
-    /// Puts a weight together.
-    pub(in crate::base) fn assemble(&mut self, name: &str, precision: Precision) -> Result<Stored> {
+    /// Assembles a weight.
+    pub(crate) fn assemble(&mut self, name: &str, precision: Precision) -> Result<Stored> {
         match precision {
             Precision::Nf4 => self.nf4(name),
             _ => self.int8(name),
         }
     }
 
-    /// Nothing may be left over.
-    pub(in crate::base) fn refuse_rest(self) -> Result<()> {
+    /// Checks that no tensor is left over.
+    pub(crate) fn refuse_rest(self) -> Result<()> {
         if self.0.is_empty() {
             Ok(())
         } else {
@@ -79,7 +77,7 @@ impl Parts {
 
     fn nf4(&mut self, name: &str) -> Result<Stored> {
         let (packed, _) = self.bytes(name, Dtype::U8)?;
-        let about = part::state(name);
+        let about = parts::state(name);
         let (state, _) = self.bytes(&about, Dtype::U8)?;
         let state: State = serde_json::from_slice(&state).map_err(|source| Error::Json {
             what: format!("tensor {about}"),
@@ -87,40 +85,40 @@ impl Parts {
         })?;
         expect(&about, "quant_type", &state.quant_type.as_str(), &"nf4")?;
         expect(&about, "blocksize", &state.blocksize, &nf4::BLOCK)?;
-        let map = self.floats(&part::map(name))?;
+        let map = self.floats(&parts::map(name))?;
         expect(name, "quant_map", &map.as_slice(), &nf4::LEVELS.as_slice())?;
         let scales = match state.nested_offset {
             Some(offset) => self.nested(name, &state, offset as f32)?,
-            None => Scales::Plain(self.floats(&part::absmax(name))?),
+            None => Scales::Plain(self.floats(&parts::absmax(name))?),
         };
         let float = Float::from_name(&state.dtype)?;
         let weight = Nf4::from_parts(state.shape, float, packed, scales);
         Ok(Stored {
-            held: Held::Here(Weight::Nf4(weight.map_err(|e| of(name, &e))?.into())),
+            form: StoredForm::InMemory(Weight::Nf4(weight.map_err(|e| of(name, &e))?.into())),
             float,
         })
     }
 
     fn nested(&mut self, name: &str, state: &State, offset: f32) -> Result<Scales> {
-        let about = part::state(name);
+        let about = parts::state(name);
         let (size, dtype) = (state.nested_blocksize, state.nested_dtype.as_deref());
         expect(&about, "nested_blocksize", &size, &Some(scales::BLOCK))?;
         expect(&about, "nested_dtype", &dtype, &Some(Float::F32.name()))?;
         read::finite(&about, &[offset])?;
-        let (codes, _) = self.bytes(&part::absmax(name), Dtype::U8)?;
-        let absmax = self.floats(&part::nested_absmax(name))?;
-        let map = self.floats(&part::nested_map(name))?;
+        let (codes, _) = self.bytes(&parts::absmax(name), Dtype::U8)?;
+        let absmax = self.floats(&parts::nested_absmax(name))?;
+        let map = self.floats(&parts::nested_map(name))?;
         let nested = Nested::from_parts(codes, absmax, map, offset);
         Ok(Scales::Nested(nested.map_err(|e| of(name, &e))?))
     }
 
     fn int8(&mut self, name: &str) -> Result<Stored> {
         let (codes, shape) = self.bytes(name, Dtype::I8)?;
-        let absmax = self.floats(&part::row_absmax(name))?;
-        let layout = part::layout(name);
+        let absmax = self.floats(&parts::row_absmax(name))?;
+        let layout = parts::layout(name);
         if self.0.contains_key(&layout) {
             let (code, _) = self.bytes(&layout, Dtype::U8)?;
-            // Row by row is the only one that is still written.
+            // Row by row is the only layout that is still written.
             expect(&layout, "value", &code.as_slice(), &[0].as_slice())?;
         }
         let &[rows, columns] = shape.as_slice() else {
@@ -129,7 +127,7 @@ impl Parts {
         let codes = codes.into_iter().map(u8::cast_signed).collect();
         let weight = Int8::from_parts([rows, columns], codes, absmax);
         Ok(Stored {
-            held: Held::Here(Weight::Int8(weight.map_err(|e| of(name, &e))?.into())),
+            form: StoredForm::InMemory(Weight::Int8(weight.map_err(|e| of(name, &e))?.into())),
             float: Float::Fp16,
         })
     }

@@ -5,15 +5,15 @@ use std::borrow::Cow;
 use safetensors::View;
 use safetensors::tensor::Dtype;
 
-use super::{State, part};
-use crate::base::folder::Stored;
+use super::parts::{self, State};
+use crate::base::stored::Stored;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::quant::{Int8, Nf4, Scales, nf4, scales};
 use crate::weight::Weight;
 
-/// A tensor of a file that is to be written.
-pub(in crate::base) struct Outgoing<'a> {
+/// A tensor to be written.
+pub(crate) struct Outgoing<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
     data: Data<'a>,
@@ -21,7 +21,7 @@ pub(in crate::base) struct Outgoing<'a> {
 
 enum Data<'a> {
     Bytes(Cow<'a, [u8]>),
-    /// Made bytes of when it is their turn.
+    /// Converted to bytes when they are written.
     Codes(&'a [i8]),
 }
 
@@ -49,12 +49,10 @@ impl View for Outgoing<'_> {
     }
 }
 
-/// The tensors of a weight, with their names; a full one is in the type that it came in.
-pub(in crate::base) fn outgoing<'a>(
-    name: &str,
-    stored: &'a Stored,
-) -> Result<Vec<(String, Outgoing<'a>)>> {
-    match stored.held.weight()? {
+/// The tensors of a weight, with their names. A weight that is not quantized has the type of its
+/// file.
+pub(crate) fn outgoing<'a>(name: &str, stored: &'a Stored) -> Result<Vec<(String, Outgoing<'a>)>> {
+    match stored.form.weight()? {
         Weight::Full(tensor) => {
             let values = tensor.flatten_all()?.to_vec1()?;
             let tensor = floats(stored.float, tensor.dims().to_vec(), &values);
@@ -82,23 +80,23 @@ fn of_nf4<'a>(name: &str, weight: &'a Nf4) -> Result<Vec<(String, Outgoing<'a>)>
     let packed = weight.packed();
     let mut tensors = vec![
         (name.to_owned(), bytes(vec![packed.len(), 1], packed.into())),
-        (part::map(name), vector(&nf4::LEVELS)),
+        (parts::map(name), vector(&nf4::LEVELS)),
     ];
     match weight.scales() {
-        Scales::Plain(absmax) => tensors.push((part::absmax(name), vector(absmax))),
+        Scales::Plain(absmax) => tensors.push((parts::absmax(name), vector(absmax))),
         Scales::Nested(nested) => {
             state.nested_blocksize = Some(scales::BLOCK);
             state.nested_dtype = Some(Float::F32.name().into());
             state.nested_offset = Some(nested.offset().into());
             let codes = nested.codes();
             tensors.extend([
-                (part::absmax(name), bytes(vec![codes.len()], codes.into())),
-                (part::nested_absmax(name), vector(nested.absmax())),
-                (part::nested_map(name), vector(nested.map())),
+                (parts::absmax(name), bytes(vec![codes.len()], codes.into())),
+                (parts::nested_absmax(name), vector(nested.absmax())),
+                (parts::nested_map(name), vector(nested.map())),
             ]);
         }
     }
-    let about = part::state(name);
+    let about = parts::state(name);
     let state = serde_json::to_vec(&state).map_err(|source| Error::Json {
         what: format!("tensor {about}"),
         source,
@@ -115,9 +113,9 @@ fn of_int8<'a>(name: &str, weight: &'a Int8) -> Vec<(String, Outgoing<'a>)> {
     };
     vec![
         (name.to_owned(), codes),
-        (part::row_absmax(name), vector(weight.absmax())),
+        (parts::row_absmax(name), vector(weight.absmax())),
         // Row by row.
-        (part::layout(name), bytes(Vec::new(), vec![0].into())),
+        (parts::layout(name), bytes(Vec::new(), vec![0].into())),
     ]
 }
 

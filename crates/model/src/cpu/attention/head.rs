@@ -1,4 +1,4 @@
-//! One head of one sequence: softmax attention and its gradient, in the machine's widest vectors.
+//! One head of one sequence: softmax attention and its gradient, vectorized.
 
 use pulp::{Simd, WithSimd};
 

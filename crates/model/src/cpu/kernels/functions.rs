@@ -1,14 +1,14 @@
-//! Branch-free functions of single values, and sums in fixed lanes: what the kernels' loops are
-//! made of.
+//! The building blocks of the kernels' loops: branch-free functions of single values, and sums in
+//! fixed lanes.
 
 use pulp::Simd;
 
-/// Values that are taken at once: four vectors of eight, each with a sum of its own so that the
-/// additions overlap.
+/// Values per iteration: four vectors of eight. Each vector has its own sum, so that the additions
+/// overlap.
 const LANES: usize = 32;
 
-/// Eight sums side by side. Written as whole-array steps, which compile to one vector instruction
-/// each; one loop over all the lanes does not.
+/// Eight sums side by side. Operations on whole arrays compile to one vector instruction each; a
+/// loop over all lanes does not.
 type Eight = [f32; 8];
 
 #[inline(always)]
@@ -16,8 +16,8 @@ fn plus(a: Eight, b: Eight) -> Eight {
     std::array::from_fn(|lane| a[lane] + b[lane])
 }
 
-/// Σ f(i) over `len` values, taken in eights at `at(i)` and one by one at the end: in a fixed order
-/// whatever the machine.
+/// Σ f(i) over `len` values: eight at a time, and one by one at the end. The order is the same on
+/// every machine.
 #[inline(always)]
 fn total(len: usize, eight: impl Fn(usize) -> Eight, one: impl Fn(usize) -> f32) -> f32 {
     let mut sums = [[0.0; 8]; 4];
@@ -50,13 +50,13 @@ fn eight(x: &[f32], at: usize) -> Eight {
 
 /// Σ f(x)
 #[inline(always)]
-pub(in crate::cpu) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     total(x.len(), |at| eight(x, at).map(&f), |at| f(x[at]))
 }
 
-/// Σ a b, over the shorter one's length.
+/// Σ a b, over the shorter length.
 #[inline(always)]
-pub(in crate::cpu) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let product = |at: usize| {
         let (a, b) = (eight(a, at), eight(b, at));
         std::array::from_fn(|lane| a[lane] * b[lane])
@@ -64,10 +64,10 @@ pub(in crate::cpu) fn dot(a: &[f32], b: &[f32]) -> f32 {
     total(a.len().min(b.len()), product, |at| a[at] * b[at])
 }
 
-/// Σ a b in the vectors of `simd`, for the hottest loops: four sums side by side, then vector by
-/// vector, then the rest.
+/// Σ a b in the vectors of `simd`, for the hottest loops: four vectors at a time, then one, then
+/// single values.
 #[inline(always)]
-pub(in crate::cpu) fn dot_in<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot_in<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
     let ((a_fours, a), (b_fours, b)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
     let mut sums = [simd.splat_f32s(0.0); 4];
@@ -93,7 +93,7 @@ pub(in crate::cpu) fn dot_in<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
 
 /// Σ a b c, over the length of `a`, which the others have too.
 #[inline(always)]
-pub(in crate::cpu) fn triple(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+pub(crate) fn triple(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     let product = |at: usize| {
         let (a, b, c) = (eight(a, at), eight(b, at), eight(c, at));
         std::array::from_fn(|lane| a[lane] * b[lane] * c[lane])
@@ -101,9 +101,9 @@ pub(in crate::cpu) fn triple(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     total(a.len(), product, |at| a[at] * b[at] * c[at])
 }
 
-/// The highest value; minus infinity of none. NaN is passed over: it comes out of the sums.
+/// The highest value; minus infinity without values. It ignores NaN, which the sums propagate.
 #[inline(always)]
-pub(in crate::cpu) fn highest(x: &[f32]) -> f32 {
+pub(crate) fn highest(x: &[f32]) -> f32 {
     let higher = |a: f32, b: f32| if a > b { a } else { b };
     let mut best = [f32::NEG_INFINITY; 8];
     let (chunks, rest) = x.as_chunks::<8>();
@@ -121,10 +121,10 @@ pub(in crate::cpu) fn highest(x: &[f32]) -> f32 {
 /// x = n ln 2 + r with |r| ≤ ln 2 / 2; eʳ by its series to r⁷ (the rest is below 6e-9), 2ⁿ by the
 /// exponent's bits.
 #[inline(always)]
-pub(in crate::cpu) fn exp(x: f32) -> f32 {
-    // Adding it rounds to an integer, which then stands in the low bits.
+pub(crate) fn exp(x: f32) -> f32 {
+    // Adding it rounds to an integer in the low bits.
     const ROUND: f32 = 1.5 * (1 << 23) as f32;
-    // ln 2 in two parts, the first of which has so few bits that n times it is exact.
+    // ln 2 in two parts. The first has few bits, so that its product with n is exact.
     const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = if x < -87.0 { -87.0 } else { x };
@@ -149,7 +149,7 @@ pub(in crate::cpu) fn exp(x: f32) -> f32 {
 /// is its Chebyshev expansion cut after the tenth degree, relative error 1.2e-8. So Φ is good to a
 /// few units in the last place in either tail, and one exponential serves both results.
 #[inline(always)]
-pub(in crate::cpu) fn gelu(x: f32) -> (f32, f32) {
+pub(crate) fn gelu(x: f32) -> (f32, f32) {
     const SERIES: [f32; 11] = [
         5.107_913_6e-1,
         3.435_803e-1,
@@ -179,7 +179,7 @@ pub(in crate::cpu) fn gelu(x: f32) -> (f32, f32) {
 
 /// GELU's tanh approximation and its derivative.
 #[inline(always)]
-pub(in crate::cpu) fn gelu_tanh(x: f32) -> (f32, f32) {
+pub(crate) fn gelu_tanh(x: f32) -> (f32, f32) {
     const ROOT: f32 = 0.797_884_6;
     const CUBE: f32 = 0.044_715;
     // (1 + tanh y) / 2 = σ(2 y)
@@ -190,13 +190,13 @@ pub(in crate::cpu) fn gelu_tanh(x: f32) -> (f32, f32) {
 
 /// max(x, 0) and its derivative.
 #[inline(always)]
-pub(in crate::cpu) fn relu(x: f32) -> (f32, f32) {
+pub(crate) fn relu(x: f32) -> (f32, f32) {
     if x > 0.0 { (x, 1.0) } else { (x * 0.0, 0.0) }
 }
 
 /// x σ(x) and its derivative.
 #[inline(always)]
-pub(in crate::cpu) fn silu(x: f32) -> (f32, f32) {
+pub(crate) fn silu(x: f32) -> (f32, f32) {
     let share = sigmoid(x);
     (x * share, share + x * share * (1.0 - share))
 }

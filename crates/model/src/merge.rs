@@ -1,5 +1,4 @@
-//! An adapter folded into its base, `W + (alpha / rank) B A`: a plain checkpoint that knows nothing
-//! of LoRA.
+//! Merges an adapter into its base, `W + (alpha / rank) B A`, as a plain checkpoint without LoRA.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -7,30 +6,31 @@ use std::path::Path;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, View};
 
-use super::{Base, write};
+use crate::base::{self, Base};
 use crate::cpu;
 use crate::error::{Error, Result};
 use crate::lora::{Lora, Module};
-use crate::weight::{Rounding, Weight};
+use crate::quant::rows::Rounding;
+use crate::weight::Weight;
 
 /// Writes base and adapter as one Hugging Face folder: `config.json`, `model.safetensors`, and the
 /// base's tokenizer as `spiece.model` if it has one.
 ///
-/// The weights are f32 whatever the base's files hold: fp16 or bf16 would round most of a small
-/// update away. One tensor at a time is computed and written, so that it takes little more memory
-/// than the base itself.
+/// The weights are written in f32, because fp16 or bf16 would round most of a small update away.
+/// One tensor at a time is computed and written, so that little more memory is used than for the
+/// base.
 ///
 /// # Errors
 /// The adapter does not fit the base, or a file cannot be written.
 pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
-    lora.check_fits(&base.config)?;
+    lora.check_fits(base.config())?;
     let mut tensors = Vec::new();
-    for (name, held) in &base.tensors {
-        let weight = held.weight()?;
+    for (name, _) in base.config().shapes() {
+        let weight = base.weight(&name)?;
         let update = lora
             .modules()
             .iter()
-            .find(|module| **name == module.weight_name())
+            .find(|module| name == module.weight_name())
             .map(|module| Update {
                 module,
                 values: lora.values(),
@@ -40,24 +40,24 @@ pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
             values: values(weight)?,
             update,
         };
-        tensors.push((name.clone(), merged));
+        tensors.push((name, merged));
     }
-    write::save(dir, &base.config.to_json(), tensors)?;
-    if let Some(tokenizer) = &base.tokenizer {
+    base::save(dir, &base.config().to_json(), tensors)?;
+    if let Some(tokenizer) = base.tokenizer() {
         let path = dir.join("spiece.model");
         std::fs::write(&path, tokenizer).map_err(|e| Error::file(path, e))?;
     }
     Ok(())
 }
 
-/// A weight of the base and what an adapter adds to it.
+/// A weight of the base, and the adapter's update of it.
 struct Merged<'a> {
     shape: Vec<usize>,
     values: Values<'a>,
     update: Option<Update<'a>>,
 }
 
-/// Gives a weight's values.
+/// Computes a weight's values.
 type Values<'a> = Box<dyn Fn() -> Vec<f32> + 'a>;
 
 fn values(weight: &Weight) -> Result<Values<'_>> {
@@ -93,15 +93,15 @@ impl View for Merged<'_> {
     }
 }
 
-/// One module's product of factors.
+/// One module's factors.
 struct Update<'a> {
     module: &'a Module,
     values: &'a [f32],
 }
 
 impl Update<'_> {
-    /// Adds `scale B A` to a weight of (outputs, inputs); sums in f64, so that the one rounding is
-    /// the result's.
+    /// Adds `scale B A` to a weight, (outputs, inputs). Sums are in f64, so that only the result is
+    /// rounded.
     fn add_to(&self, weight: &mut [f32]) {
         let Module {
             rank,

@@ -1,4 +1,4 @@
-//! A base's tensor: in memory in its form, or still in its file.
+//! A base's tensor: in memory, or still in its file.
 
 use std::sync::OnceLock;
 
@@ -10,15 +10,21 @@ use crate::precision::Precision;
 use crate::quant::nf4;
 use crate::weight::{Halves, Weight};
 
-/// A tensor of a base.
-pub(crate) enum Held {
-    /// In its form.
-    Here(Weight),
-    /// In its file; brought into its form when somebody asks for it.
+/// A tensor of a folder, and the float type that it has, or had before it was quantized.
+pub(super) struct Stored {
+    pub(super) form: StoredForm,
+    pub(super) float: Float,
+}
+
+/// Where a tensor is, and in which form.
+pub(crate) enum StoredForm {
+    /// In memory, in its precision.
+    InMemory(Weight),
+    /// In its file. The first use converts it.
     InFile(InFile),
 }
 
-/// A tensor as its file has it, and what it is to become.
+/// A tensor in its file, and the precision to convert it to.
 pub(crate) struct InFile {
     pub(crate) name: String,
     pub(crate) floats: Floats,
@@ -34,7 +40,7 @@ pub(crate) struct Floats {
     pub(crate) bytes: Bytes,
 }
 
-impl Held {
+impl StoredForm {
     pub(super) fn in_file(name: &str, floats: Floats, precision: Precision) -> Self {
         Self::InFile(InFile {
             name: name.to_owned(),
@@ -46,50 +52,53 @@ impl Held {
 
     pub(super) fn shape(&self) -> Vec<usize> {
         match self {
-            Self::Here(weight) => weight.shape(),
+            Self::InMemory(weight) => weight.shape(),
             Self::InFile(tensor) => tensor.floats.shape.clone(),
         }
     }
 
-    /// The tensor in its form.
+    /// The tensor in its precision.
     ///
     /// # Errors
-    /// The first time: it has values that are not finite, or beyond a type that its form needs.
+    /// On the first use of a tensor in its file: values are not finite, or beyond the range of a
+    /// type that the precision needs.
     pub(crate) fn weight(&self) -> Result<&Weight> {
         match self {
-            Self::Here(weight) => Ok(weight),
+            Self::InMemory(weight) => Ok(weight),
             Self::InFile(tensor) => match tensor.weight.get() {
                 Some(weight) => Ok(weight),
                 None => {
-                    let made = tensor.make()?;
-                    Ok(tensor.weight.get_or_init(|| made))
+                    let weight = tensor.convert()?;
+                    Ok(tensor.weight.get_or_init(|| weight))
                 }
             },
         }
     }
 
-    /// The tensor in its form, which no longer needs its file unless it is in it.
-    pub(super) fn here(self) -> Result<Self> {
+    /// The tensor in memory. Only 16-bit floats that are used as they are stay mapped.
+    pub(super) fn in_memory(self) -> Result<Self> {
         match self {
-            Self::Here(weight) => Ok(Self::Here(weight)),
+            Self::InMemory(weight) => Ok(Self::InMemory(weight)),
             Self::InFile(mut tensor) => match tensor.weight.take() {
-                Some(weight) => Ok(Self::Here(weight)),
-                None => tensor.make().map(Self::Here),
+                Some(weight) => Ok(Self::InMemory(weight)),
+                None => tensor.convert().map(Self::InMemory),
             },
         }
     }
 
-    /// What it takes on a card whose floats have so many bytes.
+    /// The bytes on a GPU whose activations have `float_bytes` bytes each.
     #[cfg(feature = "cuda")]
     pub(super) fn device_bytes(&self, float_bytes: u64) -> u64 {
         let tensor = match self {
-            Self::Here(Weight::Full(tensor)) => return tensor.elem_count() as u64 * float_bytes,
-            Self::Here(Weight::Half(halves)) => {
+            Self::InMemory(Weight::Full(tensor)) => {
+                return tensor.elem_count() as u64 * float_bytes;
+            }
+            Self::InMemory(Weight::Half(halves)) => {
                 return halves.bytes().len() as u64 / 2 * float_bytes;
             }
-            // The codes are held as they lie and turned.
-            Self::Here(Weight::Fp8(fp8)) => return (fp8.bytes() + fp8.codes().len()) as u64,
-            Self::Here(packed) => return packed.bytes() as u64,
+            // The codes are also stored transposed.
+            Self::InMemory(Weight::Fp8(fp8)) => return (fp8.bytes() + fp8.codes().len()) as u64,
+            Self::InMemory(packed) => return packed.bytes() as u64,
             Self::InFile(tensor) => tensor,
         };
         let count: usize = tensor.floats.shape.iter().product();
@@ -106,7 +115,7 @@ impl Held {
 }
 
 impl InFile {
-    fn make(&self) -> Result<Weight> {
+    fn convert(&self) -> Result<Weight> {
         let Floats {
             float,
             shape,
