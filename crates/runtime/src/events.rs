@@ -8,11 +8,13 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use togi_common::Hasher;
 use togi_proto::events::v1;
-use togi_proto::job::v1::JobKind;
 
 use crate::error::{Error, Result};
+use crate::jobs::job::Kind;
+use crate::layout::JobId;
 
 mod cloud;
+mod published;
 pub use cloud::{Metadata, header};
 
 /// Stream of job messages.
@@ -36,39 +38,21 @@ pub const ALL_PROGRESS: &str = "togi.progress.*";
 /// Largest body of a message, in bytes: events carry references.
 pub const MAX_BODY_BYTES: usize = 64 << 10;
 
-/// Returns a kind's name in subjects, events and consumers: `prepare` or `train`.
-#[must_use]
-pub fn kind_name(kind: JobKind) -> &'static str {
-    match kind {
-        JobKind::Prepare => "prepare",
-        JobKind::Train => "train",
-        JobKind::Unspecified => "unspecified",
-    }
-}
-
-/// Returns the kind with that name.
-#[must_use]
-pub fn kind_from_name(name: &str) -> Option<JobKind> {
-    [JobKind::Prepare, JobKind::Train]
-        .into_iter()
-        .find(|kind| kind_name(*kind) == name)
-}
-
 /// Returns the subject of a kind's job messages: `togi.jobs.train`.
 #[must_use]
-pub fn job_subject(kind: JobKind) -> String {
-    format!("togi.jobs.{}", kind_name(kind))
+pub fn job_subject(kind: Kind) -> String {
+    format!("togi.jobs.{}", kind.name())
 }
 
 /// Returns the subject of a kind's dead letters: `togi.dead.train`.
 #[must_use]
-pub fn dead_subject(kind: JobKind) -> String {
-    format!("togi.dead.{}", kind_name(kind))
+pub fn dead_subject(kind: Kind) -> String {
+    format!("togi.dead.{}", kind.name())
 }
 
 /// Returns the subject of a job's progress: `togi.progress.<job>`.
 #[must_use]
-pub fn progress_subject(job: &crate::layout::JobId) -> String {
+pub fn progress_subject(job: &JobId) -> String {
     format!("togi.progress.{job}")
 }
 

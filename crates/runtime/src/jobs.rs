@@ -3,25 +3,24 @@
 //! are made again from it, so that losing NATS loses no job.
 
 use async_nats::{HeaderMap, jetstream};
-use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 use togi_common::{Hasher, canonical};
-use togi_proto::events::v1 as said;
-use togi_proto::job::v1::{Job, JobKind};
 
 use crate::bus::Bus;
 use crate::error::{Class, Error, Result};
-use crate::events::{self, kind_name};
-use crate::jobs::record::{Envelope, Record, is_final};
+use crate::events::{self, Event};
+use crate::jobs::record::{Envelope, Record};
 use crate::layout::{self, JobId};
 use crate::store::{Store, random_hex};
 use crate::telemetry;
 
 mod end;
+pub(crate) mod job;
 mod query;
 pub mod reconcile;
-pub mod record;
+pub(crate) mod record;
+pub use job::{Failure, Job, Kind, State};
 
 /// Failed attempts after which a job has failed for good.
 pub const MAX_ATTEMPTS: u32 = 5;
@@ -38,12 +37,12 @@ pub struct Jobs {
 ///
 /// # Errors
 /// When the system has no randomness.
-pub fn job_id(kind: JobKind, idempotency_key: &str) -> Result<JobId> {
+pub fn job_id(kind: Kind, idempotency_key: &str) -> Result<JobId> {
     if idempotency_key.is_empty() {
         return JobId::parse(&random_hex()?);
     }
     let mut hash = Hasher::new();
-    hash.update(kind_name(kind));
+    hash.update(kind.name());
     hash.update([0]);
     hash.update(idempotency_key);
     JobId::parse(&hash.finish().to_string()[..20])
@@ -75,7 +74,7 @@ impl Jobs {
     /// `AlreadyExists` if the id is another request's; `Unavailable`.
     pub async fn submit(
         &self,
-        kind: JobKind,
+        kind: Kind,
         id: &JobId,
         request: &(impl Serialize + Sync),
     ) -> Result<Job> {
@@ -93,7 +92,7 @@ impl Jobs {
     /// As [`Jobs::submit`].
     pub async fn accepted(
         &self,
-        kind: JobKind,
+        kind: Kind,
         id: &JobId,
         request: &(impl Serialize + Sync),
     ) -> Result<Option<Job>> {
@@ -106,13 +105,13 @@ impl Jobs {
     /// Writes the request, or finds the same one there.
     pub(crate) async fn keep_request(
         &self,
-        kind: JobKind,
+        kind: Kind,
         id: &JobId,
         request: Value,
     ) -> Result<Envelope> {
         let key = layout::job_request(id);
         let envelope = Envelope {
-            kind: kind_name(kind).to_owned(),
+            kind: kind.name().to_owned(),
             request,
             create_time: jiff::Timestamp::now(),
             traceparent: telemetry::current_traceparent().unwrap_or_default(),
@@ -145,10 +144,9 @@ impl Jobs {
         if let Some(finished) = self.final_record(id).await? {
             return self.settle(&finished).await;
         }
-        let record = Record {
-            job: envelope.to_job(id)?,
-            message,
-        };
+        let job = envelope.to_job(id)?;
+        let queued = Event::job_queued(id, job.kind);
+        let record = Record { job, message };
         match self
             .bus
             .jobs()
@@ -162,11 +160,6 @@ impl Jobs {
         if message == 0 {
             self.ensure_message(id).await?;
         }
-        let kind = envelope.kind.clone();
-        let queued = said::JobQueued {
-            job: id.to_string(),
-            kind,
-        };
         // A hint; the message is stored, so the job is accepted whatever becomes of it.
         if let Err(error) = self
             .bus
@@ -185,15 +178,11 @@ impl Jobs {
             let Some((record, revision)) = self.record(id).await? else {
                 return Ok(false);
             };
-            if is_final(record.job.state()) || self.names_job(record.message, id).await? {
+            if record.job.state.is_final() || self.names_job(record.message, id).await? {
                 return Ok(false);
             }
-            let kind = record.job.kind();
-            let body = said::JobQueued {
-                job: id.to_string(),
-                kind: kind_name(kind).to_owned(),
-            };
-            let body = Bytes::from(serde_json::to_vec(&body)?);
+            let kind = record.job.kind;
+            let body = Event::job_queued(id, kind).body()?;
             let mut headers = HeaderMap::new();
             headers.insert("ce-specversion", "1.0");
             headers.insert("ce-type", "togi.job.requested");

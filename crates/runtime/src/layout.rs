@@ -7,6 +7,7 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::fence::Fence;
 
 /// A job's id: a valid name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -218,26 +219,26 @@ pub fn job_log_segments(job: &JobId) -> Path {
     job_file(job, "log")
 }
 
-/// `jobs/<job>/log/<first>-<last>-<epoch>.jsonl`: lines of the steps `first` to `last` that the
-/// claim `epoch` wrote.
+/// `jobs/<job>/log/<first>-<last>-<fence>.jsonl`: the steps `first` to `last`, as the claim with
+/// this fence wrote them.
 #[must_use]
-pub fn job_log_segment(job: &JobId, first: u64, last: u64, epoch: u64) -> Path {
-    job_log_segments(job).join(format!("{first:012}-{last:012}-{epoch}.jsonl"))
+pub fn job_log_segment(job: &JobId, first: u64, last: u64, fence: Fence) -> Path {
+    job_log_segments(job).join(format!("{first:012}-{last:012}-{fence}.jsonl"))
 }
 
-/// Returns first step, last step and epoch of a [`job_log_segment`]; `None` for any other key.
+/// Returns first step, last step and fence of a [`job_log_segment`]; `None` for any other key.
 #[must_use]
-pub fn parse_job_log_segment(key: &Path) -> Option<(u64, u64, u64)> {
+pub fn parse_job_log_segment(key: &Path) -> Option<(u64, u64, Fence)> {
     let numbers: Vec<u64> = key
         .filename()?
         .strip_suffix(".jsonl")?
         .split('-')
         .map(|n| n.parse().ok())
         .collect::<Option<_>>()?;
-    let [first, last, epoch] = numbers.as_slice() else {
+    let [first, last, fence] = numbers.as_slice() else {
         return None;
     };
-    Some((*first, *last, *epoch))
+    Some((*first, *last, Fence(*fence)))
 }
 
 /// `jobs/<job>/trainer_state.json`
@@ -277,42 +278,41 @@ pub fn checkpoints(job: &JobId) -> Path {
     job_file(job, "checkpoints")
 }
 
-/// `jobs/<job>/checkpoints/<step>/<epoch>/`: the epoch is the fencing token, so that two workers
-/// never share a folder.
+/// `jobs/<job>/checkpoints/<step>/<fence>/`: by the fence, two workers never share a folder.
 #[must_use]
-pub fn checkpoint(job: &JobId, step: u64, epoch: u64) -> Path {
+pub fn checkpoint(job: &JobId, step: u64, fence: Fence) -> Path {
     file(&[
         "jobs",
         job.as_str(),
         "checkpoints",
         &step.to_string(),
-        &epoch.to_string(),
+        &fence.to_string(),
     ])
 }
 
-/// `jobs/<job>/checkpoints/<step>/<epoch>/<name>`
+/// `jobs/<job>/checkpoints/<step>/<fence>/<name>`
 #[must_use]
-pub fn checkpoint_file(job: &JobId, step: u64, epoch: u64, name: &str) -> Path {
-    checkpoint(job, step, epoch).join(name)
+pub fn checkpoint_file(job: &JobId, step: u64, fence: Fence, name: &str) -> Path {
+    checkpoint(job, step, fence).join(name)
 }
 
-/// `jobs/<job>/checkpoints/<step>/<epoch>/manifest.json`
+/// `jobs/<job>/checkpoints/<step>/<fence>/manifest.json`
 #[must_use]
-pub fn checkpoint_manifest(job: &JobId, step: u64, epoch: u64) -> Path {
-    checkpoint_file(job, step, epoch, "manifest.json")
+pub fn checkpoint_manifest(job: &JobId, step: u64, fence: Fence) -> Path {
+    checkpoint_file(job, step, fence, "manifest.json")
 }
 
-/// Returns step and epoch of a key below [`checkpoints`], if it is one.
+/// Returns step and fence of a key below [`checkpoints`], if it is one.
 #[must_use]
-pub fn parse_checkpoint(key: &Path) -> Option<(u64, u64)> {
+pub fn parse_checkpoint(key: &Path) -> Option<(u64, Fence)> {
     let parts: Vec<_> = key.parts().collect();
-    let [jobs, _, checkpoints, step, epoch, ..] = parts.as_slice() else {
+    let [jobs, _, checkpoints, step, fence, ..] = parts.as_slice() else {
         return None;
     };
     if jobs.as_ref() != "jobs" || checkpoints.as_ref() != "checkpoints" {
         return None;
     }
-    Some((step.as_ref().parse().ok()?, epoch.as_ref().parse().ok()?))
+    Some((step.as_ref().parse().ok()?, fence.as_ref().parse().ok()?))
 }
 
 /// `adapters/`
@@ -432,16 +432,16 @@ mod tests {
         assert_eq!(name_revision("n", 2).as_ref(), "names/n/2.json");
         assert_eq!(job_final(&job).as_ref(), "jobs/j1/final.json");
         assert_eq!(
-            checkpoint_manifest(&job, 5, 9).as_ref(),
+            checkpoint_manifest(&job, 5, Fence(9)).as_ref(),
             "jobs/j1/checkpoints/5/9/manifest.json"
         );
         assert_eq!(
-            parse_checkpoint(&checkpoint_manifest(&job, 5, 9)),
-            Some((5, 9))
+            parse_checkpoint(&checkpoint_manifest(&job, 5, Fence(9))),
+            Some((5, Fence(9)))
         );
         assert_eq!(
-            parse_job_log_segment(&job_log_segment(&job, 1, 20, 9)),
-            Some((1, 20, 9))
+            parse_job_log_segment(&job_log_segment(&job, 1, 20, Fence(9))),
+            Some((1, 20, Fence(9)))
         );
         assert_eq!(adapter_manifest("g").as_ref(), "adapters/g/manifest.json");
         assert_eq!(alias_revision("main", 1).as_ref(), "aliases/main/1.json");

@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use crate::bus::streams;
 use crate::context::Context;
 use crate::error::{Class, Error, Result};
-use crate::events::{self, kind_name};
+use crate::events;
 use crate::jobs::Jobs;
 use crate::layout::JobId;
 use crate::life::backoff::Backoff;
@@ -77,7 +77,7 @@ pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, limits: Limits
 impl<H: Handler> Slot<H> {
     async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let kind = kind_name(H::KIND);
+        let kind = H::KIND.name();
         let received = telemetry::meter()
             .u64_counter(crate::telemetry::semconv::MESSAGING_CONSUMED_MESSAGES)
             .build();
@@ -145,7 +145,7 @@ impl<H: Handler> Slot<H> {
 
     async fn open(&self) -> Result<jetstream::consumer::PullConsumer> {
         let bus = self.jobs.bus();
-        let kind = kind_name(H::KIND);
+        let kind = H::KIND.name();
         let config = pull::Config {
             durable_name: Some(format!("togi-{kind}")),
             description: Some(format!("workers of {kind} jobs")),
@@ -203,10 +203,10 @@ impl<H: Handler> Slot<H> {
         let Decision::Work(job) = claimed.await? else {
             return Ok(());
         };
-        let span = tracing::info_span!("process", otel.kind = "consumer", otel.name = format!("process {}", kind_name(H::KIND)),
+        let span = tracing::info_span!("process", otel.kind = "consumer", otel.name = format!("process {}", H::KIND.name()),
             messaging.system = "nats", messaging.operation.name = "process",
             messaging.destination.name = events::job_subject(H::KIND),
-            messaging.message.conversation_id = %id, job = %id, epoch = job.epoch);
+            messaging.message.conversation_id = %id, job = %id, epoch = job.fence.0);
         let span = telemetry::span_with_parent(span, &job.traceparent);
         self.attempt(delivery, &id, *job).instrument(span).await?;
         self.count();

@@ -4,9 +4,8 @@
 
 use std::path::Path;
 
-use jiff::Timestamp;
 use togi_proto::events::v1::DatasetReady;
-use togi_proto::job::v1::Job;
+use togi_runtime::jobs::Job;
 use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::worker::lease::Lease;
 use togi_runtime::{Class, Context, layout, telemetry};
@@ -73,10 +72,9 @@ impl Commit<'_> {
             dataset: digest.clone(),
             time: String::new(),
             traceparent: telemetry::current_traceparent(),
-            job: Some(self.job.id.clone()),
+            job: Some(self.job.id.to_string()),
         };
-        let since = self.job.create_time.as_ref();
-        let since = since.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok());
+        let since = Some(self.job.create_time);
         let revision = self.catalog().name(&ours, since).await?;
         // Also where the revision is an old one: the attempt that made it may have ended before it
         // said so.

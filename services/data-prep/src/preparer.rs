@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tempfile::TempDir;
 use togi_proto::dataprep::v1 as proto;
-use togi_proto::job::v1::JobKind;
+use togi_runtime::jobs::Kind;
 use togi_runtime::worker::lease::Lease;
 use togi_runtime::worker::{Admission, Claim, Handler, Outcome};
 use togi_runtime::{Bus, Context, Error};
@@ -83,7 +83,7 @@ impl Preparer {
         let (read, rejected) = (prepared.read, prepared.rejected);
         let digest = self.finish(claim, work, prepared, stop).await?;
         info!(
-            job = claim.job.id,
+            job = %claim.job.id,
             dataset = digest,
             read,
             rejected,
@@ -208,7 +208,7 @@ impl Preparer {
 
 #[async_trait]
 impl Handler for Preparer {
-    const KIND: JobKind = JobKind::Prepare;
+    const KIND: Kind = Kind::Prepare;
 
     async fn handle(&self, claim: Claim) -> Outcome {
         let stop = CancellationToken::new();

@@ -8,10 +8,8 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use togi_proto::dataprep::v1 as proto;
 use togi_proto::dataprep::v1::data_prep_service_server::DataPrepService;
-use togi_proto::job::v1::{Job, JobKind};
-use togi_runtime::jobs::job_id;
-use togi_runtime::jobs::record::is_final;
-use togi_runtime::{Class, Context, Error, JobId, Jobs};
+use togi_runtime::jobs::{Job, Kind, job_id};
+use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs};
 use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status, Streaming};
@@ -58,7 +56,7 @@ impl Service {
     async fn preparation(&self, id: &str) -> Result<(JobId, Job)> {
         let id = JobId::parse(id)?;
         let job = self.jobs.get(&id).await?;
-        if job.kind() != JobKind::Prepare {
+        if job.kind != Kind::Prepare {
             return Err(
                 Error::not_found(format!("there is no preparation \"{id}\"")).with_field("job"),
             );
@@ -112,7 +110,7 @@ impl Watch {
                 }
             }
             let told = proto::WatchPreparationResponse {
-                job: self.job.clone(),
+                job: self.job.clone().map(Into::into),
                 records_read: self.told.records,
                 bytes_read: self.told.bytes,
                 bytes_total: self.told.bytes_total,
@@ -126,7 +124,7 @@ impl Watch {
         let queued = self
             .job
             .as_ref()
-            .is_none_or(|job| !is_final(job.state()) && job.epoch == 0);
+            .is_none_or(|job| !job.state.is_final() && job.fence == Fence::default());
         if queued {
             return self.told;
         }
@@ -176,16 +174,20 @@ impl DataPrepService for Service {
         request: Request<proto::PrepareRequest>,
     ) -> Answer<proto::PrepareResponse> {
         let request = request.into_inner();
-        let id = job_id(JobKind::Prepare, &request.idempotency_key)?;
+        let id = job_id(Kind::Prepare, &request.idempotency_key)?;
         // What it was made from may be gone since.
-        let accepted = self.jobs.accepted(JobKind::Prepare, &id, &request);
+        let accepted = self.jobs.accepted(Kind::Prepare, &id, &request);
         if let Some(job) = accepted.await? {
-            return Ok(Response::new(proto::PrepareResponse { job: Some(job) }));
+            return Ok(Response::new(proto::PrepareResponse {
+                job: Some(job.into()),
+            }));
         }
         self.submissions.check(request.clone()).await?;
-        let job = self.jobs.submit(JobKind::Prepare, &id, &request).await?;
-        tracing::info!(job = job.id, name = request.name, "preparation accepted");
-        Ok(Response::new(proto::PrepareResponse { job: Some(job) }))
+        let job = self.jobs.submit(Kind::Prepare, &id, &request).await?;
+        tracing::info!(job = %job.id, name = request.name, "preparation accepted");
+        Ok(Response::new(proto::PrepareResponse {
+            job: Some(job.into()),
+        }))
     }
 
     async fn get_preparation(
@@ -194,7 +196,7 @@ impl DataPrepService for Service {
     ) -> Answer<proto::GetPreparationResponse> {
         let (_, job) = self.preparation(&request.get_ref().job).await?;
         Ok(Response::new(proto::GetPreparationResponse {
-            job: Some(job),
+            job: Some(job.into()),
         }))
     }
 
@@ -213,7 +215,7 @@ impl DataPrepService for Service {
         let (id, _) = self.preparation(&request.get_ref().job).await?;
         let job = self.jobs.cancel(&id).await?;
         Ok(Response::new(proto::CancelPreparationResponse {
-            job: Some(job),
+            job: Some(job.into()),
         }))
     }
 

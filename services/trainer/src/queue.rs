@@ -1,8 +1,7 @@
 //! From a request to a queued job: checked, stored, then announced.
 
-use togi_proto::job::v1::{Job, JobKind};
 use togi_proto::trainer::v1 as proto;
-use togi_runtime::jobs::job_id;
+use togi_runtime::jobs::{Job, Kind, job_id};
 use togi_runtime::{Class, JobId, Jobs};
 use tracing::info;
 
@@ -54,7 +53,7 @@ impl Queue {
         } else {
             policy::check_alone(asked)?;
         }
-        let id = job_id(JobKind::Train, &asked.idempotency_key)?;
+        let id = job_id(Kind::Train, &asked.idempotency_key)?;
         if let Some(known) = self.known(&id, asked).await? {
             return Ok(known);
         }
@@ -86,7 +85,7 @@ impl Queue {
     /// # Errors
     /// `AlreadyExists` if the id is another request's; the store's and the bus's.
     pub async fn submit(&self, id: &JobId, request: &JobRequest) -> Result<Job> {
-        let job = self.jobs.submit(JobKind::Train, id, request).await?;
+        let job = self.jobs.submit(Kind::Train, id, request).await?;
         let (dataset, steps) = (&request.identity.dataset, request.steps);
         info!(job = %id, dataset, steps, "job accepted");
         Ok(job)
@@ -135,7 +134,7 @@ impl Queue {
         }
         // Submitting again says to the bus, too, what a process that died in between did not say
         // any more.
-        let job = self.jobs.submit(JobKind::Train, id, &known).await?;
+        let job = self.jobs.submit(Kind::Train, id, &known).await?;
         Ok(Some(Accepted {
             job: Some(job),
             plan,

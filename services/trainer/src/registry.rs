@@ -166,15 +166,12 @@ pub async fn promote_once(
     aliases: &Aliases,
     alias: &str,
     generation: &str,
-    since: Option<&Timestamp>,
+    since: jiff::Timestamp,
     gate: Option<&AdapterEvaluated>,
 ) -> Result<Option<Alias>> {
-    let since = since.and_then(|time| jiff::Timestamp::new(time.seconds, time.nanos).ok());
     let is_ours = |revision: &Alias| {
         let time = revision.said.time.parse().unwrap_or(jiff::Timestamp::MAX);
-        since.is_none_or(|since| time >= since)
-            && revision.generation() == generation
-            && !revision.said.rollback
+        time >= since && revision.generation() == generation && !revision.said.rollback
     };
     if aliases.history(alias).await?.iter().any(is_ours) {
         return Ok(None);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use togi_model::{DeviceName, Gpu};
-use togi_proto::job::v1::JobKind;
 use togi_proto::trainer::v1::adapter_service_server::AdapterServiceServer;
 use togi_proto::trainer::v1::policy_service_server::PolicyServiceServer;
 use togi_proto::trainer::v1::trainer_service_server::TrainerServiceServer;
+use togi_runtime::jobs::Kind;
 use togi_runtime::registry::aliases::Aliases;
 use togi_runtime::{Context, Jobs, Result, Tasks, rpc, worker};
 use tracing::info;
@@ -89,7 +89,7 @@ pub async fn start(
         tasks.spawn("trainer: promoted", observing);
         if !config.has(Role::Worker) {
             // A worker does this anyway.
-            tasks.spawn("trainer: jobs", jobs.keep(JobKind::Train, stopper.clone()));
+            tasks.spawn("trainer: jobs", jobs.keep(Kind::Train, stopper.clone()));
         }
     }
     if config.has(Role::Worker) {

@@ -6,11 +6,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use togi_proto::job::v1::Job;
 use togi_proto::trainer::v1::WatchJobResponse;
 use togi_proto::trainer::v1::watch_job_response::Update;
-use togi_runtime::jobs::record::is_final;
-use togi_runtime::{Class, JobId, Jobs, Stopper, Store};
+use togi_runtime::jobs::Job;
+use togi_runtime::{Class, Fence, JobId, Jobs, Stopper, Store};
 use tonic::Status;
 use tracing::debug;
 
@@ -100,21 +99,21 @@ impl Watching {
     /// The record is read before the log: what a final record has done is in the log then.
     async fn look(&mut self) -> Result<()> {
         let job = self.watcher.jobs.get(&self.id).await?;
-        let over = is_final(job.state());
+        let over = job.state.is_final();
         let changed = self.last_sent.as_ref() != Some(&job);
         if changed && !over {
-            self.waiting.push_back(Update::Job(job.clone()));
+            self.waiting.push_back(Update::Job(job.clone().into()));
             self.last_sent = Some(job.clone());
         }
         // Before its first claim a job has no log.
-        if job.epoch > 0 {
+        if job.fence > Fence::default() {
             for step in log::read(&self.watcher.store, &self.id, self.next_step).await? {
                 self.next_step = step.step + 1;
                 self.waiting.push_back(Update::Step(step));
             }
         }
         if over {
-            self.waiting.push_back(Update::Job(job));
+            self.waiting.push_back(Update::Job(job.into()));
             self.over = true;
         }
         Ok(())

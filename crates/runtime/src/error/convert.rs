@@ -1,4 +1,4 @@
-//! What other crates' errors are to us, and ours to gRPC and to a job's record.
+//! What other crates' errors are to us, and ours to gRPC.
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -130,28 +130,5 @@ impl From<serde_json::Error> for Error {
 impl From<tonic::transport::Error> for Error {
     fn from(error: tonic::transport::Error) -> Self {
         Error::new(Class::Unavailable, "the gRPC connection failed").with_source(error)
-    }
-}
-
-impl From<&Error> for togi_proto::job::v1::JobError {
-    fn from(error: &Error) -> Self {
-        Self {
-            code: error.class.name().to_owned(),
-            message: error.message.clone(),
-            field: error.field.clone().unwrap_or_default(),
-        }
-    }
-}
-
-impl From<togi_proto::job::v1::JobError> for Error {
-    fn from(error: togi_proto::job::v1::JobError) -> Self {
-        let class = Class::from_name(&error.code).unwrap_or(Class::Internal);
-        let field = Some(error.field).filter(|field| !field.is_empty());
-        Self {
-            class,
-            message: error.message,
-            field,
-            source: None,
-        }
     }
 }

@@ -3,15 +3,15 @@
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::Value;
 use togi_common::canonical;
-use togi_proto::events::v1 as said;
-use togi_proto::job::v1::{Job, JobKind, JobState};
 
 use crate::error::{Class, Error, Result};
-use crate::events::{self, Event, kind_name};
+use crate::events::{self, Event};
 use crate::jobs::Jobs;
-use crate::jobs::record::{Record, is_final, now};
+use crate::jobs::job::{Job, Kind, State};
+use crate::jobs::record::Record;
 use crate::layout::{self, JobId};
 use crate::telemetry;
 
@@ -26,7 +26,7 @@ impl Jobs {
             let Some((mut record, revision)) = self.record(id).await? else {
                 // Not in the bucket: known to the store alone, or to nobody.
                 let job = self.known_to_store(id).await?;
-                if is_final(job.state()) {
+                if job.state.is_final() {
                     self.settle(&job).await?;
                 } else {
                     let envelope = self.store.get_json(&layout::job_request(id)).await?;
@@ -34,13 +34,13 @@ impl Jobs {
                 }
                 continue;
             };
-            match record.job.state() {
-                JobState::Cancelled => return Ok(record.job),
-                JobState::Succeeded | JobState::Failed => {
+            match record.job.state {
+                State::Cancelled => return Ok(record.job),
+                State::Succeeded | State::Failed => {
                     let message = format!("job \"{id}\" has ended already");
                     return Err(Error::precondition(message).with_field("job"));
                 }
-                JobState::Running => {
+                State::Running => {
                     if record.job.cancel_requested {
                         return Ok(record.job);
                     }
@@ -56,13 +56,13 @@ impl Jobs {
                         Err(error) => return Err(error),
                     }
                 }
-                JobState::Queued | JobState::Unspecified => {
+                State::Queued => {
                     let mut ended = record.job.clone();
                     ended.cancel_requested = true;
-                    let ended = self.finish(ended, JobState::Cancelled).await?;
+                    let ended = self.finish(ended, State::Cancelled).await?;
                     self.settle(&ended).await?;
                     self.say_outcome(&ended).await?;
-                    if ended.state() == JobState::Cancelled {
+                    if ended.state == State::Cancelled {
                         return Ok(ended);
                     }
                 }
@@ -80,21 +80,15 @@ impl Jobs {
     }
 
     /// Decides how a job ended, once: the first word stays, and is returned.
-    pub(crate) async fn finish(&self, mut job: Job, state: JobState) -> Result<Job> {
-        job.set_state(state);
-        job.end_time = Some(now());
+    pub(crate) async fn finish(&self, mut job: Job, state: State) -> Result<Job> {
+        job.state = state;
+        job.end_time = Some(Timestamp::now());
         job.worker = String::new();
         job.queue_position = 0;
-        let id = JobId::parse(&job.id)?;
-        match self
-            .store
-            .put_new(&layout::job_final(&id), canonical::json(&job)?)
-            .await
-        {
+        let key = layout::job_final(&job.id);
+        match self.store.put_new(&key, canonical::json(&job)?).await {
             Ok(_) => Ok(job),
-            Err(error) if error.class() == Class::AlreadyExists => {
-                self.store.get_json(&layout::job_final(&id)).await
-            }
+            Err(error) if error.class() == Class::AlreadyExists => self.store.get_json(&key).await,
             Err(error) => Err(error),
         }
     }
@@ -103,11 +97,11 @@ impl Jobs {
     pub(crate) async fn settle(&self, ended: &Job) -> Result<()> {
         let bucket = self.bus.jobs();
         loop {
-            let written = match bucket.get(&ended.id).await? {
+            let written = match bucket.get(ended.id.as_str()).await? {
                 Some(entry) => {
                     let record = entry.value.as_deref().map(Record::from_bytes).transpose()?;
                     let message = record.as_ref().map_or(0, |record| record.message);
-                    if record.is_some_and(|record| is_final(record.job.state())) {
+                    if record.is_some_and(|record| record.job.state.is_final()) {
                         return Ok(());
                     }
                     let record = Record {
@@ -115,7 +109,7 @@ impl Jobs {
                         message,
                     };
                     bucket
-                        .update(&ended.id, record.to_bytes()?, entry.revision)
+                        .update(ended.id.as_str(), record.to_bytes()?, entry.revision)
                         .await
                 }
                 None => {
@@ -123,7 +117,7 @@ impl Jobs {
                         job: ended.clone(),
                         message: 0,
                     };
-                    bucket.create(&ended.id, record.to_bytes()?).await
+                    bucket.create(ended.id.as_str(), record.to_bytes()?).await
                 }
             };
             match written {
@@ -136,30 +130,13 @@ impl Jobs {
 
     /// Publishes how a job ended; for one that failed, the dead letter first.
     pub(crate) async fn say_outcome(&self, ended: &Job) -> Result<()> {
-        let (job, kind) = (ended.id.clone(), kind_name(ended.kind()).to_owned());
-        let event: Event = match ended.state() {
-            JobState::Succeeded => said::JobSucceeded {
-                job,
-                kind,
-                result: ended.result.clone(),
-                refusal: ended.refusal.clone(),
-            }
-            .into(),
-            JobState::Cancelled => said::JobCancelled { job, kind }.into(),
-            JobState::Failed => {
-                let error = ended.error.clone().unwrap_or_default();
-                self.bury(ended.kind(), &job, serde_json::to_value(ended)?, None)
-                    .await?;
-                said::JobFailed {
-                    job,
-                    kind,
-                    code: error.code,
-                    message: error.message,
-                }
-                .into()
-            }
-            _ => return Ok(()),
+        let Some(event) = Event::job_ended(ended) else {
+            return Ok(());
         };
+        if ended.state == State::Failed {
+            let body = serde_json::to_value(ended)?;
+            self.bury(ended.kind, ended.id.as_str(), body, None).await?;
+        }
         let traceparent =
             telemetry::current_traceparent().unwrap_or_else(|| ended.traceparent.clone());
         self.bus.publish_in(event, Some(&traceparent)).await
@@ -169,7 +146,7 @@ impl Jobs {
     /// no job, with the reason.
     pub(crate) async fn bury(
         &self,
-        kind: JobKind,
+        kind: Kind,
         about: &str,
         body: Value,
         reason: Option<&Error>,

@@ -5,11 +5,11 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use togi_common::canonical;
-use togi_proto::job::v1::{Job, JobKind, JobState};
 
 use crate::error::{Class, Error, Result};
 use crate::jobs::Jobs;
-use crate::jobs::record::{Envelope, Record, is_final};
+use crate::jobs::job::{Job, Kind, State};
+use crate::jobs::record::{Envelope, Record};
 use crate::layout::{self, JobId};
 
 impl Jobs {
@@ -22,7 +22,7 @@ impl Jobs {
             Some((record, _)) => record.job,
             None => self.known_to_store(id).await?,
         };
-        if job.state() == JobState::Queued {
+        if job.state == State::Queued {
             job.queue_position = self.queue_position(&job).await?;
         }
         Ok(job)
@@ -83,22 +83,23 @@ impl Jobs {
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn list(&self, kind: JobKind) -> Result<Vec<Job>> {
+    pub async fn list(&self, kind: Kind) -> Result<Vec<Job>> {
         let mut jobs: Vec<Job> = self
             .records()
             .await?
             .into_iter()
             .map(|(record, _)| record.job)
             .collect();
-        jobs.retain(|job| job.kind() == kind);
-        jobs.sort_by(|a, b| created(b).cmp(&created(a)).then_with(|| a.id.cmp(&b.id)));
-        let queued = jobs
-            .iter()
-            .filter(|job| job.state() == JobState::Queued)
-            .count();
+        jobs.retain(|job| job.kind == kind);
+        jobs.sort_by(|a, b| {
+            b.create_time
+                .cmp(&a.create_time)
+                .then_with(|| a.id.cmp(&b.id))
+        });
+        let queued = jobs.iter().filter(|job| job.state == State::Queued).count();
         let mut position = u32::try_from(queued).unwrap_or(u32::MAX);
         for job in &mut jobs {
-            if job.state() == JobState::Queued {
+            if job.state == State::Queued {
                 position = position.saturating_sub(1);
                 job.queue_position = position;
             }
@@ -108,13 +109,13 @@ impl Jobs {
 
     /// Returns how many queued jobs of the same kind were accepted before this one.
     async fn queue_position(&self, job: &Job) -> Result<u32> {
-        let own = (created(job), job.id.clone());
+        let own = (job.create_time, &job.id);
         let records = self.records().await?;
         let before = records.iter().filter(|(record, _)| {
             let other = &record.job;
             other.kind == job.kind
-                && other.state() == JobState::Queued
-                && (created(other), other.id.clone()) < own
+                && other.state == State::Queued
+                && (other.create_time, &other.id) < own
         });
         Ok(u32::try_from(before.count()).unwrap_or(u32::MAX))
     }
@@ -126,7 +127,7 @@ impl Jobs {
     /// `NotFound`; `Unavailable`.
     pub async fn watch(&self, id: &JobId) -> Result<Pin<Box<dyn Stream<Item = Job> + Send>>> {
         let first = self.get(id).await?;
-        if is_final(first.state()) {
+        if first.state.is_final() {
             return Ok(futures::stream::iter([first]).boxed());
         }
         let changes = self
@@ -172,12 +173,6 @@ impl Jobs {
     }
 }
 
-fn created(job: &Job) -> (i64, i32) {
-    job.create_time
-        .as_ref()
-        .map_or((0, 0), |time| (time.seconds, time.nanos))
-}
-
 /// Ends after the first final record.
 struct EndAfter<S> {
     inner: S,
@@ -196,7 +191,7 @@ impl<S: Stream<Item = Job> + Unpin> Stream for EndAfter<S> {
         }
         let next = self.inner.poll_next_unpin(cx);
         if let std::task::Poll::Ready(Some(job)) = &next {
-            self.ended = is_final(job.state());
+            self.ended = job.state.is_final();
         }
         next
     }

@@ -4,12 +4,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use togi_proto::job::v1::JobKind;
-
 use crate::error::{Class, Result};
-use crate::events::kind_name;
 use crate::jobs::Jobs;
-use crate::jobs::record::{Envelope, Record, is_final};
+use crate::jobs::job::Kind;
+use crate::jobs::record::{Envelope, Record};
 use crate::layout::{self, JobId};
 use crate::life::stop::Stopper;
 
@@ -32,9 +30,9 @@ impl Jobs {
     ///
     /// # Errors
     /// `Unavailable`; one broken job does not keep the others.
-    pub async fn reconcile(&self, kind: JobKind) -> Result<Reconciled> {
+    pub async fn reconcile(&self, kind: Kind) -> Result<Reconciled> {
         let mut done = Reconciled::default();
-        let records: HashMap<String, Record> = self
+        let records: HashMap<JobId, Record> = self
             .records()
             .await?
             .into_iter()
@@ -44,8 +42,8 @@ impl Jobs {
             let Ok(id) = JobId::parse(&name) else {
                 continue;
             };
-            let result = match records.get(&name) {
-                Some(record) if record.job.kind() != kind || is_final(record.job.state()) => {
+            let result = match records.get(&id) {
+                Some(record) if record.job.kind != kind || record.job.state.is_final() => {
                     continue;
                 }
                 Some(_) => self.complete(&id, &mut done).await,
@@ -66,7 +64,7 @@ impl Jobs {
                 settled,
             } = done;
             tracing::info!(
-                kind = kind_name(kind),
+                kind = kind.name(),
                 restored,
                 published,
                 settled,
@@ -89,13 +87,13 @@ impl Jobs {
     }
 
     /// A folder without a record: a job, if a request is in it.
-    async fn remake(&self, kind: JobKind, id: &JobId, done: &mut Reconciled) -> Result<()> {
+    async fn remake(&self, kind: Kind, id: &JobId, done: &mut Reconciled) -> Result<()> {
         let envelope: Envelope = match self.store.get_json(&layout::job_request(id)).await {
             Ok(envelope) => envelope,
             Err(error) if error.class() == Class::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        if envelope.kind == kind_name(kind) {
+        if envelope.kind == kind.name() {
             self.restore(id, &envelope, 0).await?;
             done.restored += 1;
         }
@@ -107,11 +105,11 @@ impl Jobs {
     ///
     /// # Errors
     /// Never: the signature is that of a task.
-    pub async fn keep(self, kind: JobKind, stopper: Stopper) -> Result<()> {
+    pub async fn keep(self, kind: Kind, stopper: Stopper) -> Result<()> {
         loop {
             if let Some(Err(error)) = stopper.run(self.reconcile(kind)).await {
                 tracing::warn!(
-                    kind = kind_name(kind),
+                    kind = kind.name(),
                     error = error.chain(),
                     "jobs cannot be reconciled now"
                 );

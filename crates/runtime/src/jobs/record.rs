@@ -1,15 +1,16 @@
-//! The two written forms of a job: its request's envelope in the store and its record in the
-//! bucket.
-
-use std::time::SystemTime;
+//! The written forms of a job: the envelope of its request in the store, and its record, which is
+//! proto3 JSON in the store and the bucket and a protobuf message to clients.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use jiff::Timestamp;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
-use togi_proto::job::v1::{Job, JobState};
+use togi_proto::job::v1 as proto;
 
-use crate::error::{Error, Result};
-use crate::events::kind_from_name;
+use crate::error::{Class, Error, Result};
+use crate::fence::Fence;
+use crate::jobs::job::{Failure, Job, Kind, State};
 use crate::layout::JobId;
 
 /// `jobs/<job>/request.json`
@@ -17,38 +18,31 @@ use crate::layout::JobId;
 pub(crate) struct Envelope {
     /// `prepare` or `train`.
     pub(crate) kind: String,
-    /// What was asked: proto3 JSON.
+    /// The request as JSON.
     pub(crate) request: Value,
-    pub(crate) create_time: jiff::Timestamp,
-    /// Trace context of the one who asked.
+    pub(crate) create_time: Timestamp,
+    /// Trace context of the caller.
     pub(crate) traceparent: String,
 }
 
 impl Envelope {
-    /// Returns the record of a job that nobody has begun.
+    /// Returns the record of the job before its first claim.
     pub(crate) fn to_job(&self, id: &JobId) -> Result<Job> {
-        let kind = kind_from_name(&self.kind).ok_or_else(|| {
+        let kind = Kind::from_name(&self.kind).ok_or_else(|| {
             Error::data_loss(format!("job {id} has the unknown kind \"{}\"", self.kind))
         })?;
-        let mut job = Job {
-            id: id.to_string(),
-            create_time: Some(pbjson_types::Timestamp {
-                seconds: self.create_time.as_second(),
-                nanos: self.create_time.subsec_nanosecond(),
-            }),
+        Ok(Job {
+            create_time: self.create_time,
             traceparent: self.traceparent.clone(),
-            ..Job::default()
-        };
-        job.set_kind(kind);
-        job.set_state(JobState::Queued);
-        Ok(job)
+            ..Job::queued(id.clone(), kind)
+        })
     }
 }
 
-/// A value of the bucket: the job's proto3 JSON, and beside its fields the place of its message in
-/// the stream, by which a worker tells its own message, come again, from a second one for the same
-/// job.
-#[derive(Clone, Debug, PartialEq)]
+/// A value of the bucket: the job's proto3 JSON with one more field, the sequence number of its
+/// message in the stream. By it a worker tells a redelivery of that message from a second message
+/// for the same job.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) job: Job,
     pub(crate) message: u64,
@@ -66,58 +60,224 @@ impl Record {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let mut value: Value = serde_json::from_slice(bytes)?;
+        let damaged =
+            |error| Error::data_loss("a job's record cannot be parsed").with_source(error);
+        let mut value: Value = serde_json::from_slice(bytes).map_err(damaged)?;
         let fields = value.as_object_mut();
         let message = fields
             .and_then(|fields| fields.remove(MESSAGE))
-            .and_then(|place| place.as_u64());
+            .and_then(|message| message.as_u64());
         Ok(Self {
-            job: serde_json::from_value(value)?,
+            job: serde_json::from_value(value).map_err(damaged)?,
             message: message.unwrap_or_default(),
         })
     }
 }
 
-/// Returns whether a job in this state has ended.
-#[must_use]
-pub fn is_final(state: JobState) -> bool {
-    matches!(
-        state,
-        JobState::Succeeded | JobState::Failed | JobState::Cancelled
-    )
+impl Serialize for Job {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        proto::Job::from(self.clone()).serialize(serializer)
+    }
 }
 
-/// Returns the time as protobuf writes it.
-pub(crate) fn now() -> pbjson_types::Timestamp {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+impl<'de> Deserialize<'de> for Job {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        Job::try_from(proto::Job::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+impl From<Kind> for proto::JobKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Prepare => Self::Prepare,
+            Kind::Train => Self::Train,
+        }
+    }
+}
+
+impl From<State> for proto::JobState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Queued => Self::Queued,
+            State::Running => Self::Running,
+            State::Succeeded => Self::Succeeded,
+            State::Failed => Self::Failed,
+            State::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl From<Failure> for proto::JobError {
+    fn from(failure: Failure) -> Self {
+        Self {
+            code: failure.class.name().to_owned(),
+            message: failure.message,
+            field: failure.field.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<proto::JobError> for Failure {
+    fn from(error: proto::JobError) -> Self {
+        Self {
+            class: Class::from_name(&error.code).unwrap_or(Class::Internal),
+            message: error.message,
+            field: Some(error.field).filter(|field| !field.is_empty()),
+        }
+    }
+}
+
+impl From<Job> for proto::Job {
+    fn from(job: Job) -> Self {
+        Self {
+            id: job.id.into(),
+            kind: proto::JobKind::from(job.kind).into(),
+            state: proto::JobState::from(job.state).into(),
+            attempts: job.attempts,
+            epoch: job.fence.0,
+            queue_position: job.queue_position,
+            create_time: Some(to_proto_time(job.create_time)),
+            start_time: job.start_time.map(to_proto_time),
+            end_time: job.end_time.map(to_proto_time),
+            error: job.failure.map(proto::JobError::from),
+            result: job.result,
+            cancel_requested: job.cancel_requested,
+            worker: job.worker,
+            traceparent: job.traceparent,
+            refusal: job.refusal,
+        }
+    }
+}
+
+impl TryFrom<proto::Job> for Job {
+    type Error = Error;
+
+    /// # Errors
+    /// `DataLoss` if the id, the kind or a time is none that we write.
+    fn try_from(job: proto::Job) -> Result<Self> {
+        let damaged =
+            |what: &str| Error::data_loss(format!("the record of job {:?} has no {what}", job.id));
+        let kind = match job.kind() {
+            proto::JobKind::Prepare => Kind::Prepare,
+            proto::JobKind::Train => Kind::Train,
+            proto::JobKind::Unspecified => return Err(damaged("kind")),
+        };
+        let state = match job.state() {
+            proto::JobState::Queued => State::Queued,
+            proto::JobState::Running => State::Running,
+            proto::JobState::Succeeded => State::Succeeded,
+            proto::JobState::Failed => State::Failed,
+            proto::JobState::Cancelled => State::Cancelled,
+            proto::JobState::Unspecified => return Err(damaged("state")),
+        };
+        let time = |time: Option<pbjson_types::Timestamp>| {
+            time.map(|time| Timestamp::new(time.seconds, time.nanos))
+                .transpose()
+                .map_err(|error| damaged("valid time").with_source(error))
+        };
+        Ok(Self {
+            kind,
+            state,
+            attempts: job.attempts,
+            fence: Fence(job.epoch),
+            queue_position: job.queue_position,
+            create_time: time(job.create_time)?.ok_or_else(|| damaged("create time"))?,
+            start_time: time(job.start_time)?,
+            end_time: time(job.end_time)?,
+            id: JobId::parse(&job.id).map_err(|error| damaged("valid id").with_source(error))?,
+            failure: job.error.map(Failure::from),
+            result: job.result,
+            cancel_requested: job.cancel_requested,
+            worker: job.worker,
+            traceparent: job.traceparent,
+            refusal: job.refusal,
+        })
+    }
+}
+
+fn to_proto_time(time: Timestamp) -> pbjson_types::Timestamp {
     pbjson_types::Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or_default(),
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use togi_common::canonical;
+
     use super::*;
 
+    /// As the first version of this file wrote it, from a protobuf message.
+    const STORED: &str = r#"{"attempts":2,"cancelRequested":true,"createTime":"2026-01-02T03:04:05.000000006+00:00","endTime":"2026-01-02T03:04:07+00:00","epoch":"1152921504606846976","error":{"code":"NOT_FOUND","field":"recipe.base","message":"there is no base"},"id":"j","kind":"JOB_KIND_TRAIN","queuePosition":3,"refusal":"worse","result":"g","startTime":"2026-01-02T03:04:06.500+00:00","state":"JOB_STATE_FAILED","traceparent":"00-1","worker":"w"}"#;
+    /// A job that waits: fields without a value are left out.
+    const STORED_QUEUED: &str = r#"{"createTime":"2026-01-02T03:04:05.000000006+00:00","id":"j","kind":"JOB_KIND_PREPARE","state":"JOB_STATE_QUEUED"}"#;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn ended() -> Job {
+        Job {
+            state: State::Failed,
+            attempts: 2,
+            fence: Fence(1 << 60),
+            queue_position: 3,
+            create_time: at("2026-01-02T03:04:05.000000006Z"),
+            start_time: Some(at("2026-01-02T03:04:06.5Z")),
+            end_time: Some(at("2026-01-02T03:04:07Z")),
+            failure: Some(Failure {
+                class: Class::NotFound,
+                message: "there is no base".into(),
+                field: Some("recipe.base".into()),
+            }),
+            result: "g".into(),
+            cancel_requested: true,
+            worker: "w".into(),
+            traceparent: "00-1".into(),
+            refusal: "worse".into(),
+            ..Job::queued(JobId::parse("j").unwrap(), Kind::Train)
+        }
+    }
+
     #[test]
-    fn a_record_survives_its_bytes_and_reads_as_a_job_with_its_message() {
-        let mut job = Job {
-            id: "j".into(),
-            epoch: 1 << 60,
-            create_time: Some(now()),
-            ..Job::default()
+    fn a_stored_end_keeps_its_bytes_and_is_read_back() {
+        let queued = Job {
+            create_time: ended().create_time,
+            ..Job::queued(ended().id, Kind::Prepare)
         };
-        job.set_state(JobState::Running);
-        let record = Record { job, message: 7 };
+        for (job, stored) in [(ended(), STORED), (queued, STORED_QUEUED)] {
+            let written = canonical::json(&job).unwrap();
+            assert_eq!(String::from_utf8(written).unwrap(), stored);
+            assert_eq!(serde_json::from_str::<Job>(stored).unwrap(), job);
+        }
+    }
+
+    #[test]
+    fn a_record_is_the_job_with_its_message() {
+        let record = Record {
+            job: ended(),
+            message: 7,
+        };
         let bytes = record.to_bytes().unwrap();
         assert_eq!(Record::from_bytes(&bytes).unwrap(), record);
-        let value: Value = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(
-            (value["state"].as_str(), value["message"].as_u64()),
-            (Some("JOB_STATE_RUNNING"), Some(7))
-        );
+        let mut value: Value = serde_json::from_slice(&bytes).unwrap();
+        let message = value.as_object_mut().unwrap().remove(MESSAGE);
+        assert_eq!(message, Some(Value::from(7)));
+        assert_eq!(value, serde_json::from_str::<Value>(STORED).unwrap());
+    }
+
+    #[test]
+    fn a_record_that_was_never_written_is_damaged() {
+        for (written, other) in [
+            ("JOB_KIND_TRAIN", "JOB_KIND_UNSPECIFIED"),
+            ("JOB_STATE_FAILED", "JOB_STATE_UNSPECIFIED"),
+            (r#""id":"j""#, r#""id":"J""#),
+        ] {
+            let error = Record::from_bytes(STORED.replace(written, other).as_bytes()).unwrap_err();
+            assert_eq!(error.class(), Class::DataLoss, "{other}");
+        }
+        let cut = Record::from_bytes(&STORED.as_bytes()[..20]).unwrap_err();
+        assert_eq!(cut.class(), Class::DataLoss);
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use togi_common::canonical;
-use togi_proto::events::v1 as said;
 
 use crate::bus::Bus;
 use crate::bus::reader::{EventStream, Start};
@@ -283,25 +282,11 @@ impl Aliases {
                 "alias was not mirrored"
             );
         }
-        let (name, generation, revision) = (
-            alias.name().to_owned(),
-            alias.generation().to_owned(),
-            alias.revision,
-        );
-        let event: Event = if alias.said.rollback {
-            said::AdapterRolledBack {
-                alias: name,
-                generation,
-                revision,
-            }
-            .into()
+        let (name, generation) = (alias.name(), alias.generation());
+        let event = if alias.said.rollback {
+            Event::adapter_rolled_back(name, generation, alias.revision)
         } else {
-            said::AdapterPromoted {
-                alias: name,
-                generation,
-                revision,
-            }
-            .into()
+            Event::adapter_promoted(name, generation, alias.revision)
         };
         if let Err(error) = self
             .bus

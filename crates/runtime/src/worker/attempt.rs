@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use opentelemetry::KeyValue;
-use togi_proto::events::v1 as said;
-use togi_proto::job::v1::{Job, JobError, JobState};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Class, Error, Result};
-use crate::events::kind_name;
+use crate::events::{self, Event};
 use crate::jobs::MAX_ATTEMPTS;
+use crate::jobs::job::{Failure, Job, State};
 use crate::layout::JobId;
 use crate::life::backoff::Backoff;
 use crate::telemetry::{self, semconv};
@@ -28,12 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 impl<H: Handler> Slot<H> {
     pub(super) async fn attempt(&self, delivery: &Delivery, id: &JobId, job: Job) -> Result<()> {
-        let kind = kind_name(H::KIND);
+        let kind = H::KIND.name();
         let lease = Lease::new(
             &self.jobs,
             id,
             &self.context.instance,
-            job.epoch,
+            job.fence,
             delivery.since,
         );
         let keeper =
@@ -41,13 +40,7 @@ impl<H: Handler> Slot<H> {
         if job.cancel_requested {
             return self.end(delivery, &lease, job, Outcome::Cancelled).await;
         }
-        let started = said::JobStarted {
-            job: id.to_string(),
-            kind: kind.to_owned(),
-            worker: self.context.instance.clone(),
-            epoch: job.epoch,
-        };
-        if let Err(error) = self.jobs.bus().publish(started).await {
+        if let Err(error) = self.jobs.bus().publish(Event::job_started(&job)).await {
             tracing::warn!(error = error.chain(), "job.started was not published");
         }
         tracing::info!(kind, attempt = job.attempts + 1, "job started");
@@ -68,7 +61,7 @@ impl<H: Handler> Slot<H> {
         let attributes = [
             KeyValue::new(
                 semconv::MESSAGING_DESTINATION_TEMPLATE,
-                crate::events::job_subject(H::KIND),
+                events::job_subject(H::KIND),
             ),
             KeyValue::new(semconv::OUTCOME, outcome_name(&outcome)),
         ];
@@ -123,21 +116,19 @@ impl<H: Handler> Slot<H> {
             Outcome::Succeeded { result } => {
                 let job = Job {
                     result,
-                    error: None,
+                    failure: None,
                     ..job
                 };
-                self.finish(delivery, lease, job, JobState::Succeeded)
-                    .await?;
+                self.finish(delivery, lease, job, State::Succeeded).await?;
             }
             Outcome::Refused { result, reason } => {
                 let job = Job {
                     result,
                     refusal: reason,
-                    error: None,
+                    failure: None,
                     ..job
                 };
-                self.finish(delivery, lease, job, JobState::Succeeded)
-                    .await?;
+                self.finish(delivery, lease, job, State::Succeeded).await?;
             }
             Outcome::Cancelled => {
                 // Asked for since the claim: by this, it differs for ever from a job that was
@@ -146,16 +137,14 @@ impl<H: Handler> Slot<H> {
                     cancel_requested: true,
                     ..job
                 };
-                self.finish(delivery, lease, job, JobState::Cancelled)
-                    .await?;
+                self.finish(delivery, lease, job, State::Cancelled).await?;
             }
             Outcome::Withdrawn(error) => {
                 let job = Job {
-                    error: Some(JobError::from(&error)),
+                    failure: Some(Failure::from(&error)),
                     ..job
                 };
-                self.finish(delivery, lease, job, JobState::Cancelled)
-                    .await?;
+                self.finish(delivery, lease, job, State::Cancelled).await?;
             }
             Outcome::Failed(error) => self.fail(delivery, lease, job, &error).await?,
             Outcome::HandBack => {
@@ -188,14 +177,14 @@ impl<H: Handler> Slot<H> {
             job.attempts = record.job.attempts;
         }
         job.attempts += 1;
-        job.error = Some(JobError::from(error));
+        job.failure = Some(Failure::from(error));
         if !error.class().retryable() || job.attempts >= MAX_ATTEMPTS {
-            return self.finish(delivery, lease, job, JobState::Failed).await;
+            return self.finish(delivery, lease, job, State::Failed).await;
         }
-        let (attempts, written) = (job.attempts, job.error.clone());
+        let (attempts, written) = (job.attempts, job.failure.clone());
         self.requeue(lease, |job| {
             job.attempts = attempts;
-            job.error.clone_from(&written);
+            job.failure.clone_from(&written);
         })
         .await?;
         let delay = self.jobs.bus().config().retry_delay(attempts);
@@ -209,13 +198,13 @@ impl<H: Handler> Slot<H> {
             let Some((mut record, revision)) = self.jobs.record(id).await? else {
                 return Ok(());
             };
-            if record.job.epoch != lease.epoch() || record.job.state() != JobState::Running {
+            if record.job.fence != lease.fence() || record.job.state != State::Running {
                 return Err(Error::new(
                     Class::Aborted,
                     format!("the lease of job {id} is lost"),
                 ));
             }
-            record.job.set_state(JobState::Queued);
+            record.job.state = State::Queued;
             record.job.worker.clear();
             change(&mut record.job);
             match self
@@ -239,10 +228,10 @@ impl<H: Handler> Slot<H> {
         delivery: &Delivery,
         lease: &Lease,
         job: Job,
-        state: JobState,
+        state: State,
     ) -> Result<()> {
         let job = Job {
-            epoch: lease.epoch(),
+            fence: lease.fence(),
             ..job
         };
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));

@@ -1,10 +1,12 @@
 //! Whether a message means work, and whose: facts in, decision out, then one compare-and-set.
 
-use togi_proto::job::v1::{Job, JobError, JobState};
+use jiff::Timestamp;
 
 use crate::error::{Class, Error, Result};
+use crate::fence::Fence;
 use crate::jobs::MAX_ATTEMPTS;
-use crate::jobs::record::{Envelope, Record, is_final, now};
+use crate::jobs::job::{Failure, Job, State};
+use crate::jobs::record::{Envelope, Record};
 use crate::layout::{self, JobId};
 use crate::worker::delivery::{Bare, Delivery, nak};
 use crate::worker::handler::Handler;
@@ -38,15 +40,15 @@ enum Verdict {
 fn judge(record: &Record, place: u64, delivered: i64, other_there: bool) -> Verdict {
     let job = &record.job;
     let own = record.message == place || record.message == 0;
-    match job.state() {
-        state if is_final(state) => Verdict::Ended,
+    match job.state {
+        state if state.is_final() => Verdict::Ended,
         // The other message comes too, and this one would only be a second worker's reason to wait.
         _ if !own && other_there => Verdict::Duplicate,
-        JobState::Running if own => Verdict::Claim { vanished: true },
+        State::Running if own => Verdict::Claim { vanished: true },
         // The holder's message is gone with its stream, so it cannot confirm its lease any more;
         // one lease's time later it has stopped for certain.
-        JobState::Running if delivered < 2 => Verdict::Later,
-        JobState::Running => Verdict::Claim { vanished: true },
+        State::Running if delivered < 2 => Verdict::Later,
+        State::Running => Verdict::Claim { vanished: true },
         _ if job.cancel_requested => Verdict::Cancel,
         _ => Verdict::Claim { vanished: false },
     }
@@ -100,7 +102,7 @@ impl<H: Handler> Slot<H> {
                     return Ok(Decision::Settled);
                 }
                 Verdict::Cancel => {
-                    let ended = self.jobs.finish(record.job, JobState::Cancelled).await?;
+                    let ended = self.jobs.finish(record.job, State::Cancelled).await?;
                     self.jobs.settle(&ended).await?;
                     continue;
                 }
@@ -176,21 +178,16 @@ impl<H: Handler> Slot<H> {
             // Whatever kills its worker must not do so for ever.
             job.attempts += 1;
             let message = format!("worker {} was lost while it held the job", job.worker);
-            let code = Class::Aborted.name().to_owned();
-            job.error = Some(JobError {
-                code,
-                message,
-                field: String::new(),
-            });
+            job.failure = Some(Failure::from(&Error::new(Class::Aborted, message)));
             if job.attempts >= MAX_ATTEMPTS {
-                let ended = self.jobs.finish(job, JobState::Failed).await?;
+                let ended = self.jobs.finish(job, State::Failed).await?;
                 self.jobs.settle(&ended).await?;
                 return Ok(None);
             }
         }
-        job.set_state(JobState::Running);
+        job.state = State::Running;
         job.worker.clone_from(&self.context.instance);
-        job.start_time = job.start_time.or_else(|| Some(now()));
+        job.start_time = job.start_time.or_else(|| Some(Timestamp::now()));
         let mut record = Record {
             job,
             message: delivery.place,
@@ -199,7 +196,7 @@ impl<H: Handler> Slot<H> {
             .update(id.as_str(), record.to_bytes()?, revision)
             .await?;
         // The fencing token is the claiming write's revision, which only that write could tell.
-        record.job.epoch = claimed;
+        record.job.fence = Fence(claimed);
         bucket
             .update(id.as_str(), record.to_bytes()?, claimed)
             .await?;
@@ -210,20 +207,20 @@ impl<H: Handler> Slot<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::job::Kind;
 
-    fn record(state: JobState, message: u64, cancel_requested: bool) -> Record {
-        let mut job = Job {
-            id: "j".into(),
+    fn record(state: State, message: u64, cancel_requested: bool) -> Record {
+        let job = Job {
+            state,
             cancel_requested,
-            ..Job::default()
+            ..Job::queued(JobId::parse("j").unwrap(), Kind::Train)
         };
-        job.set_state(state);
         Record { job, message }
     }
 
     #[test]
     fn what_a_message_means() {
-        use JobState::{Cancelled, Queued, Running, Succeeded};
+        use State::{Cancelled, Queued, Running, Succeeded};
         use Verdict::{Cancel, Claim, Duplicate, Ended, Later};
         let fresh = Claim { vanished: false };
         let after = Claim { vanished: true };

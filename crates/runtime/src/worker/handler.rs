@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value;
-use togi_proto::job::v1::{Job, JobKind};
 
 use crate::error::{Class, Error, Result};
+use crate::jobs::job::{Job, Kind};
 use crate::layout::JobId;
 use crate::life::stop::Stopper;
 use crate::worker::lease::Lease;
@@ -14,7 +14,7 @@ use crate::worker::lease::Lease;
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// The kind.
-    const KIND: JobKind;
+    const KIND: Kind;
 
     /// Does a job. It may run twice, here or elsewhere: the same work must give the same objects.
     /// It watches `claim.lease` (lost, cancelled) and `claim.stopper` itself, and calls

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use async_nats::Subject;
 use futures::StreamExt as _;
-use togi_proto::job::v1::JobState;
 use tokio::sync::watch;
 
 use crate::error::{Class, Error, Result};
+use crate::fence::Fence;
 use crate::jobs::Jobs;
-use crate::jobs::record::{Record, is_final};
+use crate::jobs::job::State as JobState;
+use crate::jobs::record::Record;
 use crate::layout::JobId;
 
 /// A lease. Clones are the same lease.
@@ -25,7 +26,7 @@ struct Inner {
     jobs: Option<Jobs>,
     id: JobId,
     worker: String,
-    epoch: u64,
+    fence: Fence,
     started: Instant,
     /// When the lease ends unless it is confirmed before: nanoseconds after `started`.
     deadline: AtomicU64,
@@ -43,14 +44,14 @@ impl Lease {
         jobs: &Jobs,
         id: &JobId,
         worker: &str,
-        epoch: u64,
+        fence: Fence,
         confirmed: Instant,
     ) -> Self {
         let lease = Self(Arc::new(Inner {
             jobs: Some(jobs.clone()),
             id: id.clone(),
             worker: worker.to_owned(),
-            epoch,
+            fence,
             started: confirmed,
             deadline: AtomicU64::new(0),
             state: watch::Sender::new(State::default()),
@@ -62,22 +63,22 @@ impl Lease {
     /// Returns a lease that is never lost and never cancelled, for trying out a handler without a
     /// bus.
     #[must_use]
-    pub fn unmanaged(id: JobId, epoch: u64) -> Self {
+    pub fn unmanaged(id: JobId, fence: Fence) -> Self {
         Self(Arc::new(Inner {
             jobs: None,
             id,
             worker: String::new(),
-            epoch,
+            fence,
             started: Instant::now(),
             deadline: AtomicU64::new(u64::MAX),
             state: watch::Sender::new(State::default()),
         }))
     }
 
-    /// Returns the fencing token: it rises from one holder of the job to the next.
+    /// Returns the fence of this claim.
     #[must_use]
-    pub fn epoch(&self) -> u64 {
-        self.0.epoch
+    pub fn fence(&self) -> Fence {
+        self.0.fence
     }
 
     /// Returns the job.
@@ -231,7 +232,7 @@ impl Lease {
                 .value
                 .and_then(|value| Record::from_bytes(&value).ok());
             // An entry of before our claim may come late; one without a value tells nothing.
-            if let Some(record) = record.filter(|record| record.job.epoch >= self.0.epoch) {
+            if let Some(record) = record.filter(|record| record.job.fence >= self.0.fence) {
                 self.see(Some(&record));
             }
         }
@@ -243,10 +244,10 @@ impl Lease {
     fn see(&self, record: Option<&Record>) {
         let Some(record) = record else { return };
         let job = &record.job;
-        let ours = job.epoch == self.0.epoch
+        let ours = job.fence == self.0.fence
             && job.worker == self.0.worker
-            && job.state() == JobState::Running;
-        if !ours || is_final(job.state()) {
+            && job.state == JobState::Running;
+        if !ours {
             self.lose();
         }
         if job.cancel_requested {
@@ -279,7 +280,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lease_without_confirmation_is_lost_by_the_clock_and_stays_lost() {
-        let lease = Lease::unmanaged(JobId::parse("j").unwrap(), 3);
+        let lease = Lease::unmanaged(JobId::parse("j").unwrap(), Fence(3));
         assert!(lease.is_held() && !lease.is_cancelled());
         lease.check().await.unwrap();
         lease.set_deadline(Duration::ZERO);

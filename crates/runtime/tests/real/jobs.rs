@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use futures::StreamExt as _;
-use togi_proto::job::v1::{JobKind, JobState};
 use togi_runtime::bus::reader::{EventStream, Received, Start};
+use togi_runtime::jobs::{Kind, State};
 use togi_runtime::testing::{Rig, wait_until};
 use togi_runtime::worker::Outcome;
-use togi_runtime::{Class, Context, Error, Event, JobId, events, jobs, layout};
+use togi_runtime::{Class, Context, Error, Event, Fence, JobId, events, jobs, layout};
 
 use crate::workers::{Scripted, all, reach, submit, work, work_on};
 
@@ -52,20 +52,20 @@ async fn a_job_is_claimed_done_and_acknowledged() {
     assert_eq!(all(&context).get(&second).await.unwrap().queue_position, 1);
     let handler = Scripted::succeeding();
     let worker = work(&context, &handler);
-    let states: Vec<JobState> = all(&context)
+    let states: Vec<State> = all(&context)
         .watch(&second)
         .await
         .unwrap()
-        .map(|job| job.state())
+        .map(|job| job.state)
         .collect()
         .await;
     assert_eq!(
         (states.first(), states.last()),
-        (Some(&JobState::Queued), Some(&JobState::Succeeded))
+        (Some(&State::Queued), Some(&State::Succeeded))
     );
-    let job = reach(&context, &id, JobState::Succeeded).await;
+    let job = reach(&context, &id, State::Succeeded).await;
     assert_eq!((job.result.as_str(), job.attempts), ("made by one", 0));
-    assert!(job.epoch > 0 && job.start_time.is_some() && job.end_time.is_some());
+    assert!(job.fence > Fence::default() && job.start_time.is_some() && job.end_time.is_some());
     let request: serde_json::Value = serde_json::from_slice(&handler.claim(0).request).unwrap();
     assert_eq!(request["base"], "demo");
     wait_until("both messages are acknowledged", async || {
@@ -91,7 +91,7 @@ async fn a_job_is_claimed_done_and_acknowledged() {
         2,
         "{names:?}"
     );
-    let listed = all(&context).list(JobKind::Train).await.unwrap();
+    let listed = all(&context).list(Kind::Train).await.unwrap();
     assert_eq!(
         listed.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(),
         [second.as_str(), id.as_str()]
@@ -113,9 +113,9 @@ async fn a_process_for_one_job_stops_after_it_and_leaves_the_next() {
     work_on(&one, &handler, 1).await.unwrap().unwrap();
     assert_eq!(handler.calls(), 1);
     let job = all(&two).get(&first).await.unwrap();
-    assert_eq!(job.state(), JobState::Succeeded);
+    assert_eq!(job.state, State::Succeeded);
     let left = all(&two).get(&second).await.unwrap();
-    assert_eq!((left.state(), left.attempts), (JobState::Queued, 0));
+    assert_eq!((left.state, left.attempts), (State::Queued, 0));
     work_on(&two, &handler, 1).await.unwrap().unwrap();
     let job = all(&rig.context("three").await.unwrap()).get(&second).await;
     assert_eq!(job.unwrap().result, "made by two");
@@ -132,12 +132,12 @@ async fn five_failed_attempts_are_the_end_and_a_dead_letter() {
     });
     let id = submit(&context, "a").await;
     let worker = work(&context, &handler);
-    let job = reach(&context, &id, JobState::Failed).await;
+    let job = reach(&context, &id, State::Failed).await;
     assert_eq!((job.attempts, handler.calls()), (5, 5));
-    let error = job.error.unwrap();
+    let error = job.failure.unwrap();
     assert_eq!(
-        (error.code.as_str(), error.message.as_str()),
-        ("UNAVAILABLE", "the moon is not up")
+        (error.class, error.message.as_str()),
+        (Class::Unavailable, "the moon is not up")
     );
     wait_until("the message is acknowledged", async || {
         unanswered(&rig).await == 0
@@ -158,14 +158,14 @@ async fn an_error_that_is_the_requests_fault_is_final_at_once() {
         Scripted::new(|_, _| async { Outcome::Failed(Error::invalid("base", "is unknown")) });
     let id = submit(&context, "a").await;
     let worker = work(&context, &handler);
-    let job = reach(&context, &id, JobState::Failed).await;
+    let job = reach(&context, &id, State::Failed).await;
     assert_eq!(
         (
             job.attempts,
             handler.calls(),
-            job.error.unwrap().field.as_str()
+            job.failure.unwrap().field.as_deref()
         ),
-        (1, 1, "base")
+        (1, 1, Some("base"))
     );
     context.stopper.stop();
     worker.await.unwrap().unwrap();
@@ -177,14 +177,14 @@ async fn a_queued_job_is_cancelled_at_once_and_never_done() {
     let context = rig.context("one").await.unwrap();
     let (id, other) = (submit(&context, "a").await, submit(&context, "b").await);
     let job = all(&context).cancel(&id).await.unwrap();
-    assert_eq!(job.state(), JobState::Cancelled);
+    assert_eq!(job.state, State::Cancelled);
     assert_eq!(
-        all(&context).cancel(&id).await.unwrap().state(),
-        JobState::Cancelled
+        all(&context).cancel(&id).await.unwrap().state,
+        State::Cancelled
     );
     let handler = Scripted::succeeding();
     let worker = work(&context, &handler);
-    reach(&context, &other, JobState::Succeeded).await;
+    reach(&context, &other, State::Succeeded).await;
     wait_until("both messages are acknowledged", async || {
         unanswered(&rig).await == 0
     })
@@ -214,9 +214,9 @@ async fn a_running_job_hears_of_its_cancellation() {
     });
     let id = submit(&client, "a").await;
     let worker = work(&context, &handler);
-    reach(&client, &id, JobState::Running).await;
+    reach(&client, &id, State::Running).await;
     assert!(all(&client).cancel(&id).await.unwrap().cancel_requested);
-    let job = reach(&client, &id, JobState::Cancelled).await;
+    let job = reach(&client, &id, State::Cancelled).await;
     assert_eq!(job.attempts, 0);
     assert!(job.cancel_requested, "by somebody's wish, not withdrawn");
     context.stopper.stop();
@@ -232,11 +232,11 @@ async fn a_job_that_nobody_needs_ends_with_the_reason_and_is_no_dead_letter() {
         Outcome::Withdrawn(Error::new(Class::Aborted, "another one is better"))
     });
     let worker = work(&context, &handler);
-    let job = reach(&context, &id, JobState::Cancelled).await;
-    let error = job.error.unwrap();
+    let job = reach(&context, &id, State::Cancelled).await;
+    let error = job.failure.unwrap();
     assert_eq!(
-        (error.code.as_str(), error.message.as_str()),
-        ("ABORTED", "another one is better")
+        (error.class, error.message.as_str()),
+        (Class::Aborted, "another one is better")
     );
     assert!(!job.cancel_requested);
     assert!(dead(&context, &rig).await.is_empty());
@@ -257,19 +257,19 @@ async fn a_job_that_is_handed_back_has_lost_no_attempt() {
     });
     let id = submit(&first, "a").await;
     let worker = work(&first, &patient);
-    reach(&first, &id, JobState::Running).await;
+    reach(&first, &id, State::Running).await;
     first.stopper.stop();
     worker.await.unwrap().unwrap();
     let job = all(&second).get(&id).await.unwrap();
     assert_eq!(
-        (job.state(), job.attempts, job.worker.as_str()),
-        (JobState::Queued, 0, "")
+        (job.state, job.attempts, job.worker.as_str()),
+        (State::Queued, 0, "")
     );
     let quick = Scripted::succeeding();
     let worker = work(&second, &quick);
-    let job = reach(&second, &id, JobState::Succeeded).await;
+    let job = reach(&second, &id, State::Succeeded).await;
     assert_eq!((job.attempts, job.result.as_str()), (0, "made by second"));
-    assert!(quick.claim(0).lease.epoch() > patient.claim(0).lease.epoch());
+    assert!(quick.claim(0).lease.fence() > patient.claim(0).lease.fence());
     second.stopper.stop();
     worker.await.unwrap().unwrap();
 }
@@ -282,30 +282,30 @@ async fn the_same_key_is_the_same_job_for_ever_and_another_body_is_refused() {
     assert_eq!(submit(&context, "key").await, id);
     let other = serde_json::json!({ "base": "other" });
     let error = all(&context)
-        .submit(JobKind::Train, &id, &other)
+        .submit(Kind::Train, &id, &other)
         .await
         .unwrap_err();
     assert_eq!(
         (error.class(), error.field()),
         (Class::AlreadyExists, Some("idempotency_key"))
     );
-    assert_ne!(jobs::job_id(JobKind::Prepare, "key").unwrap(), id);
+    assert_ne!(jobs::job_id(Kind::Prepare, "key").unwrap(), id);
     assert_ne!(
-        jobs::job_id(JobKind::Train, "").unwrap(),
-        jobs::job_id(JobKind::Train, "").unwrap()
+        jobs::job_id(Kind::Train, "").unwrap(),
+        jobs::job_id(Kind::Train, "").unwrap()
     );
     let handler = Scripted::succeeding();
     let worker = work(&context, &handler);
-    reach(&context, &id, JobState::Succeeded).await;
+    reach(&context, &id, State::Succeeded).await;
     let again = all(&context)
         .submit(
-            JobKind::Train,
+            Kind::Train,
             &id,
             &serde_json::json!({ "idempotencyKey": "key", "base": "demo" }),
         )
         .await
         .unwrap();
-    assert_eq!((again.state(), handler.calls()), (JobState::Succeeded, 1));
+    assert_eq!((again.state, handler.calls()), (State::Succeeded, 1));
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }
@@ -328,13 +328,13 @@ async fn bare_messages_become_jobs_and_broken_ones_dead_letters() {
     }
     let handler = Scripted::succeeding();
     let worker = work(&context, &handler);
-    let id = jobs::job_id(JobKind::Train, "k").unwrap();
-    reach(&context, &id, JobState::Succeeded).await;
+    let id = jobs::job_id(Kind::Train, "k").unwrap();
+    reach(&context, &id, State::Succeeded).await;
     wait_until("all three are answered", async || {
         unanswered(&rig).await == 0
     })
     .await;
-    assert_eq!(all(&context).list(JobKind::Train).await.unwrap().len(), 2);
+    assert_eq!(all(&context).list(Kind::Train).await.unwrap().len(), 2);
     assert!(
         context
             .store
@@ -410,7 +410,7 @@ async fn a_bare_message_begins_a_trace_or_goes_on_with_its_senders() {
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
-    let subject = events::job_subject(JobKind::Train);
+    let subject = events::job_subject(Kind::Train);
     for (key, headers) in [("known", headers), ("new", Default::default())] {
         let body = format!("{{\"base\":\"demo\",\"idempotencyKey\":\"{key}\"}}");
         let sent = js.publish_with_headers(subject.clone(), headers, body.into());
@@ -420,8 +420,8 @@ async fn a_bare_message_begins_a_trace_or_goes_on_with_its_senders() {
     let worker = work(&context, &handler);
     let mut traces = Vec::new();
     for key in ["known", "new"] {
-        let id = jobs::job_id(JobKind::Train, key).unwrap();
-        let job = reach(&context, &id, JobState::Succeeded).await;
+        let id = jobs::job_id(Kind::Train, key).unwrap();
+        let job = reach(&context, &id, State::Succeeded).await;
         traces.push(job.traceparent);
     }
     assert!(traces[0].contains(trace), "{traces:?}");
@@ -454,7 +454,7 @@ async fn an_end_that_can_never_be_written_does_not_keep_its_slot() {
     let worker = work(&context, &handler);
     submit(&context, "damaged").await;
     let next = submit(&context, "next").await;
-    reach(&context, &next, JobState::Succeeded).await;
+    reach(&context, &next, State::Succeeded).await;
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }

@@ -1,6 +1,6 @@
 //! Lost leases, a server that is killed, a stream folder that is wiped.
 
-use togi_proto::job::v1::{JobKind, JobState};
+use togi_runtime::jobs::{Kind, State};
 use togi_runtime::testing::{Rig, wait_until};
 use togi_runtime::worker::Outcome;
 use togi_runtime::{Bus, Class, Stopper, jobs, layout};
@@ -25,7 +25,7 @@ async fn a_successor_takes_over_and_the_first_worker_cannot_publish() {
     });
     let id = submit(&first, "a").await;
     let worker = work(&first, &stubborn);
-    reach(&second, &id, JobState::Running).await;
+    reach(&second, &id, State::Running).await;
     // What a worker that was cut off looks like to the others: somebody else has the job now.
     let (record, revision) = {
         let entry = second.bus.jobs().get(id.as_str()).await.unwrap().unwrap();
@@ -49,9 +49,9 @@ async fn a_successor_takes_over_and_the_first_worker_cannot_publish() {
     assert!(!second.store.exists(&layout::job_final(&id)).await.unwrap());
     let quick = Scripted::succeeding();
     let worker = work(&second, &quick);
-    let job = reach(&second, &id, JobState::Succeeded).await;
+    let job = reach(&second, &id, State::Succeeded).await;
     assert_eq!(job.result, "made by second");
-    assert!(quick.claim(0).lease.epoch() > stubborn.claim(0).lease.epoch());
+    assert!(quick.claim(0).lease.fence() > stubborn.claim(0).lease.fence());
     second.stopper.stop();
     worker.await.unwrap().unwrap();
 }
@@ -64,13 +64,13 @@ async fn a_worker_that_vanishes_loses_its_job_to_another_and_it_counts() {
     let stuck = Scripted::new(|_, _| std::future::pending());
     let id = submit(&first, "a").await;
     let worker = work(&first, &stuck);
-    reach(&second, &id, JobState::Running).await;
+    reach(&second, &id, State::Running).await;
     // As by SIGKILL: its tasks are gone, and nothing confirms the lease.
     worker.abort();
     drop(worker);
     let quick = Scripted::succeeding();
     let worker = work(&second, &quick);
-    let job = reach(&second, &id, JobState::Succeeded).await;
+    let job = reach(&second, &id, State::Succeeded).await;
     assert_eq!(job.attempts, 1);
     second.stopper.stop();
     worker.await.unwrap().unwrap();
@@ -91,7 +91,7 @@ async fn progress_forgives_earlier_failures() {
     });
     let id = submit(&context, "a").await;
     let worker = work(&context, &handler);
-    let job = reach(&context, &id, JobState::Succeeded).await;
+    let job = reach(&context, &id, State::Succeeded).await;
     assert_eq!((job.attempts, handler.calls()), (4, 8));
     context.stopper.stop();
     worker.await.unwrap().unwrap();
@@ -104,54 +104,50 @@ async fn wiping_jetstream_loses_no_job() {
     let quick = Scripted::succeeding();
     let worker = work(&before, &quick);
     let done = submit(&before, "done").await;
-    reach(&before, &done, JobState::Succeeded).await;
+    reach(&before, &done, State::Succeeded).await;
     before.stopper.stop();
     worker.await.unwrap().unwrap();
     let waiting = submit(&before, "waiting").await;
     let cancelled = submit(&before, "cancelled").await;
     all(&before).cancel(&cancelled).await.unwrap();
-    let first_epoch = quick.claim(0).lease.epoch();
+    let first_fence = quick.claim(0).lease.fence();
     rig.nats.kill();
     rig.nats.wipe();
     rig.nats.resume();
     let after = rig.context("after").await.unwrap();
     assert_eq!(
-        all(&after).get(&done).await.unwrap().state(),
-        JobState::Succeeded
+        all(&after).get(&done).await.unwrap().state,
+        State::Succeeded
     );
     assert_eq!(
-        all(&after).get(&waiting).await.unwrap().state(),
-        JobState::Queued
+        all(&after).get(&waiting).await.unwrap().state,
+        State::Queued
     );
-    assert!(all(&after).list(JobKind::Train).await.unwrap().is_empty());
-    let made = all(&after).reconcile(JobKind::Train).await.unwrap();
+    assert!(all(&after).list(Kind::Train).await.unwrap().is_empty());
+    let made = all(&after).reconcile(Kind::Train).await.unwrap();
     assert_eq!(made.restored, 3);
     assert_eq!(
-        all(&after).reconcile(JobKind::Train).await.unwrap(),
+        all(&after).reconcile(Kind::Train).await.unwrap(),
         jobs::reconcile::Reconciled::default()
     );
     let handler = Scripted::succeeding();
     let worker = work(&after, &handler);
-    reach(&after, &waiting, JobState::Succeeded).await;
+    reach(&after, &waiting, State::Succeeded).await;
     assert_eq!(handler.calls(), 1);
     assert!(
-        handler.claim(0).lease.epoch() > first_epoch,
+        handler.claim(0).lease.fence() > first_fence,
         "tokens rise even over a wiped bucket"
     );
-    let states: Vec<JobState> = all(&after)
-        .list(JobKind::Train)
+    let states: Vec<State> = all(&after)
+        .list(Kind::Train)
         .await
         .unwrap()
         .iter()
-        .map(|job| job.state())
+        .map(|job| job.state)
         .collect();
     assert_eq!(
         states,
-        [
-            JobState::Cancelled,
-            JobState::Succeeded,
-            JobState::Succeeded
-        ]
+        [State::Cancelled, State::Succeeded, State::Succeeded]
     );
     after.stopper.stop();
     worker.await.unwrap().unwrap();
@@ -167,7 +163,7 @@ async fn a_lost_message_is_published_again() {
     let second = submit(&context, "b").await;
     assert_eq!(
         all(&context)
-            .reconcile(JobKind::Train)
+            .reconcile(Kind::Train)
             .await
             .unwrap()
             .published,
@@ -175,8 +171,8 @@ async fn a_lost_message_is_published_again() {
     );
     let handler = Scripted::succeeding();
     let worker = work(&context, &handler);
-    reach(&context, &id, JobState::Succeeded).await;
-    reach(&context, &second, JobState::Succeeded).await;
+    reach(&context, &id, State::Succeeded).await;
+    reach(&context, &second, State::Succeeded).await;
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }
@@ -210,7 +206,7 @@ async fn a_server_that_is_killed_in_the_middle_comes_back_and_the_job_ends_well(
     .await;
     rig.nats.resume();
     go.send(true).unwrap();
-    let job = reach(&context, &id, JobState::Succeeded).await;
+    let job = reach(&context, &id, State::Succeeded).await;
     assert!(job.attempts <= 1, "{job:?}");
     context.stopper.stop();
     worker.await.unwrap().unwrap();

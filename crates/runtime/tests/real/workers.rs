@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use togi_proto::job::v1::{Job, JobKind, JobState};
+use togi_runtime::jobs::{Job, Kind, State};
 use togi_runtime::testing::wait_until;
 use togi_runtime::worker::{self, Claim, Handler, Outcome};
 use togi_runtime::{Context, JobId, Jobs, Result, jobs};
@@ -57,7 +57,7 @@ impl Scripted {
 
 #[async_trait]
 impl Handler for Scripted {
-    const KIND: JobKind = JobKind::Train;
+    const KIND: Kind = Kind::Train;
 
     async fn handle(&self, claim: Claim) -> Outcome {
         let call = self.calls.fetch_add(1, Ordering::SeqCst);
@@ -83,13 +83,13 @@ pub(crate) fn work_on(
 
 /// Submits a train job.
 pub(crate) async fn submit(context: &Context, key: &str) -> JobId {
-    let id = jobs::job_id(JobKind::Train, key).unwrap();
+    let id = jobs::job_id(Kind::Train, key).unwrap();
     let request = serde_json::json!({ "base": "demo", "idempotencyKey": key });
     let job = all(context)
-        .submit(JobKind::Train, &id, &request)
+        .submit(Kind::Train, &id, &request)
         .await
         .unwrap();
-    assert_eq!(job.id, id.as_str());
+    assert_eq!(job.id, id);
     id
 }
 
@@ -98,11 +98,11 @@ pub(crate) fn all(context: &Context) -> Jobs {
 }
 
 /// Waits until a job is in a state, and returns it.
-pub(crate) async fn reach(context: &Context, id: &JobId, state: JobState) -> Job {
+pub(crate) async fn reach(context: &Context, id: &JobId, state: State) -> Job {
     let jobs = all(context);
-    let what = format!("job {id} is {}", state.as_str_name());
+    let what = format!("job {id} is {state:?}");
     wait_until(&what, async || {
-        jobs.get(id).await.is_ok_and(|job| job.state() == state)
+        jobs.get(id).await.is_ok_and(|job| job.state == state)
     })
     .await;
     jobs.get(id).await.unwrap()

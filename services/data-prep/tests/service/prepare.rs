@@ -3,9 +3,10 @@
 use futures::StreamExt;
 use serde_json::{Value, json};
 use togi_proto::dataprep::v1 as proto;
-use togi_proto::job::v1::{JobKind, JobState};
+use togi_proto::job::v1::JobState;
 use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{Event, EventKind};
+use togi_runtime::jobs::{Kind, State};
 use togi_runtime::testing::wait_until;
 use togi_runtime::{JobId, Jobs, layout};
 use togi_tokens::manifest::Split;
@@ -315,12 +316,12 @@ async fn a_second_attempt_takes_no_name_back() {
     system.rig.nats.resume();
     let jobs = Jobs::new(&system.context.bus, &store);
     wait_until("the first one is there again", async || {
-        jobs.reconcile(JobKind::Prepare).await.is_ok()
+        jobs.reconcile(Kind::Prepare).await.is_ok()
     })
     .await;
     wait_until("and has ended again", async || {
         let job = jobs.get(&id).await.unwrap();
-        job.state() == JobState::Succeeded
+        job.state == State::Succeeded
     })
     .await;
     let asked = proto::GetDatasetRequest {

@@ -4,12 +4,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
-use togi_proto::job::v1::JobKind;
 use togi_proto::trainer::v1::trainer_service_server::TrainerService;
 use togi_proto::trainer::v1::{
     CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, GetJobRequest,
     GetJobResponse, ListJobsRequest, ListJobsResponse, WatchJobRequest, WatchJobResponse,
 };
+use togi_runtime::jobs::{Job, Kind};
 use togi_runtime::{Error, JobId, Stopper, Store};
 use tonic::{Request, Response, Status, async_trait};
 
@@ -32,10 +32,10 @@ pub struct TrainerApi {
 
 impl TrainerApi {
     /// Jobs of other kinds are not ours to show.
-    async fn job(&self, id: &str) -> Result<(JobId, togi_proto::job::v1::Job), Error> {
+    async fn job(&self, id: &str) -> Result<(JobId, Job), Error> {
         let id = JobId::parse(id)?;
         let job = self.queue.jobs().get(&id).await?;
-        if job.kind() == JobKind::Train {
+        if job.kind == Kind::Train {
             return Ok((id, job));
         }
         Err(Error::not_found(format!("there is no training job \"{id}\"")).with_field("job"))
@@ -50,7 +50,7 @@ impl TrainerService for TrainerApi {
     ) -> Result<Response<CreateJobResponse>, Status> {
         let accepted = self.queue.create(&request.into_inner()).await?;
         Ok(Response::new(CreateJobResponse {
-            job: accepted.job,
+            job: accepted.job.map(Into::into),
             plan: accepted.plan,
             steps: accepted.steps,
         }))
@@ -64,7 +64,7 @@ impl TrainerService for TrainerApi {
         let asked = self.queue.request(&id).await?.request;
         let evaluation = evaluation::find(&self.store, &id).await?;
         Ok(Response::new(GetJobResponse {
-            job: Some(job),
+            job: Some(job.into()),
             request: Some(asked),
             evaluation,
         }))
@@ -78,10 +78,10 @@ impl TrainerService for TrainerApi {
             page_size,
             page_token,
         } = request.into_inner();
-        let jobs = self.queue.jobs().list(JobKind::Train).await?;
-        let (jobs, next_page_token) = page(jobs, |job| &job.id, page_size, &page_token)?;
+        let jobs = self.queue.jobs().list(Kind::Train).await?;
+        let (jobs, next_page_token) = page(jobs, |job| job.id.as_str(), page_size, &page_token)?;
         Ok(Response::new(ListJobsResponse {
-            jobs,
+            jobs: jobs.into_iter().map(Into::into).collect(),
             next_page_token,
         }))
     }
@@ -92,7 +92,9 @@ impl TrainerService for TrainerApi {
     ) -> Result<Response<CancelJobResponse>, Status> {
         let (id, _) = self.job(&request.into_inner().job).await?;
         let job = self.queue.jobs().cancel(&id).await?;
-        Ok(Response::new(CancelJobResponse { job: Some(job) }))
+        Ok(Response::new(CancelJobResponse {
+            job: Some(job.into()),
+        }))
     }
 
     type WatchJobStream = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use object_store::path::Path;
 use togi_proto::trainer::v1::Step;
-use togi_runtime::{Class, JobId, Store, layout};
+use togi_runtime::{Class, Fence, JobId, Store, layout};
 
 use crate::error::{Error, Result};
 
@@ -25,19 +25,19 @@ const READS: u32 = 8;
 pub struct Writer {
     store: Store,
     job: JobId,
-    claim: u64,
+    fence: Fence,
     pending: Vec<Step>,
     unfolded: Vec<(Path, Vec<Step>)>,
 }
 
 impl Writer {
-    /// Returns a writer for the claim's lines.
+    /// Returns a writer for the lines of the claim with this fence.
     #[must_use]
-    pub fn new(store: Store, job: &JobId, claim: u64) -> Writer {
+    pub fn new(store: Store, job: &JobId, fence: Fence) -> Writer {
         Writer {
             store,
             job: job.clone(),
-            claim,
+            fence,
             pending: Vec::new(),
             unfolded: Vec::new(),
         }
@@ -97,7 +97,7 @@ impl Writer {
                 "it has no first step",
             ));
         };
-        let path = layout::job_log_segment(&self.job, first.step, last.step, self.claim);
+        let path = layout::job_log_segment(&self.job, first.step, last.step, self.fence);
         self.store.put_new(&path, encode(lines)?).await?;
         Ok(path)
     }
@@ -157,7 +157,7 @@ impl Gathered {
 }
 
 struct Segment {
-    claim: u64,
+    fence: Fence,
     first: u64,
     last: u64,
     path: Path,
@@ -169,16 +169,16 @@ async fn segments(store: &Store, job: &JobId) -> Result<Vec<Segment>> {
         .await?
         .into_iter()
         .filter_map(|object| {
-            let (first, last, claim) = layout::parse_job_log_segment(&object.location)?;
+            let (first, last, fence) = layout::parse_job_log_segment(&object.location)?;
             Some(Segment {
-                claim,
+                fence,
                 first,
                 last,
                 path: object.location,
             })
         })
         .collect();
-    segments.sort_by_key(|segment| (segment.claim, segment.first));
+    segments.sort_by_key(|segment| (segment.fence, segment.first));
     Ok(segments)
 }
 
@@ -220,9 +220,9 @@ async fn read_once(store: &Store, job: &JobId, from: u64) -> Result<BTreeMap<u64
 
 /// Groups sorted segments by claim, earliest first, each with its first step.
 fn by_claim(segments: Vec<Segment>) -> Vec<(u64, Vec<Segment>)> {
-    let mut claims: BTreeMap<u64, Vec<Segment>> = BTreeMap::new();
+    let mut claims: BTreeMap<Fence, Vec<Segment>> = BTreeMap::new();
     for segment in segments {
-        claims.entry(segment.claim).or_default().push(segment);
+        claims.entry(segment.fence).or_default().push(segment);
     }
     claims
         .into_values()
@@ -270,15 +270,15 @@ mod tests {
     /// Lines whose loss says which claim wrote them.
     async fn write(
         store: &Store,
-        claim: u64,
+        fence: Fence,
         steps: std::ops::RangeInclusive<u64>,
         lines_a_segment: usize,
     ) -> Writer {
-        let mut writer = Writer::new(store.clone(), &job(), claim);
+        let mut writer = Writer::new(store.clone(), &job(), fence);
         for (n, step) in steps.enumerate() {
             writer.push(Step {
                 step,
-                loss: claim as f64,
+                loss: fence.0 as f64,
                 ..Default::default()
             });
             if (n + 1) % lines_a_segment == 0 {
@@ -299,8 +299,8 @@ mod tests {
     #[tokio::test]
     async fn a_later_claims_lines_replace_an_earlier_ones_from_where_they_begin() {
         let (_folder, store) = store().await;
-        write(&store, 3, 1..=7, 2).await;
-        write(&store, 9, 5..=6, 1).await;
+        write(&store, Fence(3), 1..=7, 2).await;
+        write(&store, Fence(9), 5..=6, 1).await;
         let expected = [(1, 3), (2, 3), (3, 3), (4, 3), (5, 9), (6, 9)];
         assert_eq!(shape(&read(&store, &job(), 1).await.unwrap()), expected);
         assert_eq!(
@@ -315,9 +315,9 @@ mod tests {
     #[tokio::test]
     async fn finishing_late_takes_no_line_of_a_later_claim() {
         let (_folder, store) = store().await;
-        write(&store, 3, 1..=7, 2).await;
+        write(&store, Fence(3), 1..=7, 2).await;
         let late = Gathered::from(&store, &job()).await.unwrap();
-        write(&store, 9, 5..=6, 1).await;
+        write(&store, Fence(9), 5..=6, 1).await;
         late.replace(&store, &job()).await.unwrap();
         let expected = [(1, 3), (2, 3), (3, 3), (4, 3), (5, 9), (6, 9)];
         assert_eq!(shape(&read(&store, &job(), 1).await.unwrap()), expected);
@@ -326,7 +326,7 @@ mod tests {
     #[tokio::test]
     async fn folding_keeps_every_line_and_leaves_one_segment() {
         let (_folder, store) = store().await;
-        let mut writer = write(&store, 3, 1..=5, 1).await;
+        let mut writer = write(&store, Fence(3), 1..=5, 1).await;
         writer.fold().await.unwrap();
         writer.fold().await.unwrap();
         assert_eq!(segments(&store, &job()).await.unwrap().len(), 1);
@@ -336,8 +336,8 @@ mod tests {
     #[tokio::test]
     async fn finishing_again_after_it_was_cut_short_gives_the_same_log() {
         let (_folder, store) = store().await;
-        write(&store, 3, 1..=7, 2).await;
-        write(&store, 9, 5..=9, 2).await;
+        write(&store, Fence(3), 1..=7, 2).await;
+        write(&store, Fence(9), 5..=9, 2).await;
         let whole = shape(&read(&store, &job(), 1).await.unwrap());
         store
             .put(

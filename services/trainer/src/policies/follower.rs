@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use togi_proto::job::v1::{JobKind, JobState};
 use togi_runtime::bus::reader::Start;
-use togi_runtime::events::{EventKind, kind_name};
+use togi_runtime::events::EventKind;
+use togi_runtime::jobs::{Kind, State};
 use togi_runtime::telemetry::span_with_parent;
 use togi_runtime::{Bus, Event, Result, Stopper};
 use tokio::time::{MissedTickBehavior, interval};
@@ -150,11 +150,8 @@ impl Follower {
     }
 
     async fn count_waiting(&self) {
-        if let Ok(jobs) = self.queue.jobs().list(JobKind::Train).await {
-            let waiting = jobs
-                .iter()
-                .filter(|job| job.state() == JobState::Queued)
-                .count();
+        if let Ok(jobs) = self.queue.jobs().list(Kind::Train).await {
+            let waiting = jobs.iter().filter(|job| job.state == State::Queued).count();
             self.metrics.waiting(waiting as u64);
         }
     }
@@ -168,5 +165,5 @@ fn is_training(event: &Event) -> bool {
         Event::JobCancelled(ended) => &ended.kind,
         _ => return false,
     };
-    kind == kind_name(JobKind::Train)
+    kind == Kind::Train.name()
 }

@@ -6,8 +6,7 @@
 //! the newest revision that was not tried.
 
 use jiff::Timestamp;
-use togi_proto::job::v1::{Job, JobKind, JobState};
-use togi_runtime::jobs::job_id;
+use togi_runtime::jobs::{Job, Kind, State, job_id};
 use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::{JobId, Jobs, Store};
 
@@ -185,7 +184,7 @@ impl Retraining {
         let mut key = format!("policy/{name}/{version}/{revision}");
         let mut withdrawn = 0;
         loop {
-            let job = job_id(JobKind::Train, &key)?;
+            let job = job_id(Kind::Train, &key)?;
             let fate = match self.jobs.find(&job).await? {
                 None => Fate::Untried,
                 Some(found) if is_withdrawn(&found) => {
@@ -218,14 +217,14 @@ impl Retraining {
 
 /// Whether a job ended because it was not needed, and nobody cancelled it.
 fn is_withdrawn(job: &Job) -> bool {
-    job.state() == JobState::Cancelled && !job.cancel_requested
+    job.state == State::Cancelled && !job.cancel_requested
 }
 
 fn fate_of(job: &Job) -> Fate {
-    match job.state() {
-        JobState::Succeeded if job.refusal.is_empty() => Fate::Trained,
-        JobState::Succeeded | JobState::Failed | JobState::Cancelled => Fate::Refused,
-        JobState::Queued | JobState::Running | JobState::Unspecified => Fate::Waiting,
+    match job.state {
+        State::Succeeded if job.refusal.is_empty() => Fate::Trained,
+        State::Succeeded | State::Failed | State::Cancelled => Fate::Refused,
+        State::Queued | State::Running => Fate::Waiting,
     }
 }
 
@@ -244,7 +243,13 @@ fn candidates(fates: &[Fate]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use togi_runtime::JobId;
+
     use super::*;
+
+    fn queued() -> Job {
+        Job::queued(JobId::parse("j").unwrap(), Kind::Train)
+    }
 
     #[test]
     fn the_newest_that_was_not_tried_is_next_and_one_at_a_time() {
@@ -267,10 +272,10 @@ mod tests {
     #[test]
     fn a_job_that_somebody_ended_was_tried_and_one_that_was_withdrawn_was_not() {
         let mut job = Job {
+            state: State::Cancelled,
             cancel_requested: true,
-            ..Job::default()
+            ..queued()
         };
-        job.set_state(JobState::Cancelled);
         assert!(!is_withdrawn(&job));
         assert_eq!(fate_of(&job), Fate::Refused);
         job.cancel_requested = false;
@@ -279,8 +284,10 @@ mod tests {
 
     #[test]
     fn what_a_gate_refused_was_tried_and_is_not_what_is_served() {
-        let mut job = Job::default();
-        job.set_state(JobState::Succeeded);
+        let mut job = Job {
+            state: State::Succeeded,
+            ..queued()
+        };
         assert_eq!(fate_of(&job), Fate::Trained);
         job.refusal = "the loss is above".to_owned();
         assert_eq!(fate_of(&job), Fate::Refused);

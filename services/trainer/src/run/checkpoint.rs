@@ -1,8 +1,8 @@
 //! Checkpoints: everything that a later worker needs to go on exactly, at a step's boundary.
 //!
-//! Under `jobs/<job>/checkpoints/<step>/<claim>/` lie the trainable tensors (f32), the optimizer's
+//! Under `jobs/<job>/checkpoints/<step>/<fence>/` lie the trainable tensors (f32), the optimizer's
 //! state and, written last, the manifest with their digests, the position in the data, and the
-//! run's identity. A folder without a manifest is no checkpoint. The claim in the key keeps a stale
+//! run's identity. A folder without a manifest is no checkpoint. The fence in the key keeps a stale
 //! worker's objects apart from its successor's.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use togi_common::Digest;
 use togi_runtime::registry::adapter_manifest::{AdapterFile, Identity};
-use togi_runtime::{Class, JobId, Store, layout};
+use togi_runtime::{Class, Fence, JobId, Store, layout};
 use tracing::warn;
 
 use crate::error::{Error, Result};
@@ -59,7 +59,9 @@ pub struct Progress {
 struct Manifest {
     schema_version: u32,
     job: JobId,
-    claim: u64,
+    /// Stored under the name that the field had first.
+    #[serde(rename = "claim")]
+    fence: Fence,
     seed: u64,
     progress: Progress,
     identity: Identity,
@@ -81,11 +83,11 @@ pub struct Owner {
     pub seed: u64,
 }
 
-/// Commits a checkpoint of a claim and returns its manifest's key.
+/// Commits a checkpoint of the claim with this fence and returns its manifest's key.
 ///
 /// # Errors
 /// The store's.
-pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot) -> Result<Path> {
+pub async fn save(store: &Store, owner: &Owner, fence: Fence, snapshot: &Snapshot) -> Result<Path> {
     let step = snapshot.progress.step;
     let mut files = BTreeMap::new();
     for (name, bytes) in [(LORA, &snapshot.lora), (OPTIMIZER, &snapshot.optimizer)] {
@@ -99,7 +101,7 @@ pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot)
         );
         store
             .put_new(
-                &layout::checkpoint_file(&owner.job, step, claim, name),
+                &layout::checkpoint_file(&owner.job, step, fence, name),
                 bytes.clone(),
             )
             .await?;
@@ -107,7 +109,7 @@ pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot)
     let manifest = Manifest {
         schema_version: SCHEMA_VERSION,
         job: owner.job.clone(),
-        claim,
+        fence,
         seed: owner.seed,
         progress: snapshot.progress.clone(),
         identity: owner.identity.clone(),
@@ -115,7 +117,7 @@ pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot)
         bit_exact: togi_model::engine::BIT_EXACT,
         files,
     };
-    let path = layout::checkpoint_manifest(&owner.job, step, claim);
+    let path = layout::checkpoint_manifest(&owner.job, step, fence);
     store.put_new_json(&path, &manifest).await?;
     Ok(path)
 }
@@ -127,11 +129,11 @@ pub async fn save(store: &Store, owner: &Owner, claim: u64, snapshot: &Snapshot)
 /// [`Error::OtherRun`] if the job's checkpoints belong to other data, another base or another
 /// recipe; the store's.
 pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapshot)>> {
-    for (step, claim, path) in committed(store, &owner.job).await?.into_iter().rev() {
-        match read(store, owner, step, claim).await {
+    for (step, fence, path) in committed(store, &owner.job).await?.into_iter().rev() {
+        match read(store, owner, step, fence).await {
             Ok(snapshot) => return Ok(Some((path, snapshot))),
             Err(Error::Damaged { what, reason }) => {
-                warn!(job = %owner.job, step, claim, %what, %reason, "a damaged checkpoint is passed over");
+                warn!(job = %owner.job, step, %fence, %what, %reason, "a damaged checkpoint is passed over");
             }
             Err(error) => return Err(error),
         }
@@ -147,11 +149,11 @@ pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapsh
 pub async fn prune(store: &Store, job: &JobId) -> Result<()> {
     let committed = committed(store, job).await?;
     let surplus = committed.len().saturating_sub(KEPT);
-    for (step, claim, manifest) in committed.into_iter().take(surplus) {
+    for (step, fence, manifest) in committed.into_iter().take(surplus) {
         store.delete(&manifest).await?;
         for name in [LORA, OPTIMIZER] {
             store
-                .delete(&layout::checkpoint_file(job, step, claim, name))
+                .delete(&layout::checkpoint_file(job, step, fence, name))
                 .await?;
         }
     }
@@ -159,25 +161,25 @@ pub async fn prune(store: &Store, job: &JobId) -> Result<()> {
 }
 
 /// Manifests of a job's checkpoints, oldest step first.
-async fn committed(store: &Store, job: &JobId) -> Result<Vec<(u64, u64, Path)>> {
+async fn committed(store: &Store, job: &JobId) -> Result<Vec<(u64, Fence, Path)>> {
     let objects = store.list(&layout::checkpoints(job)).await?;
-    let mut committed: Vec<(u64, u64, Path)> = objects
+    let mut committed: Vec<(u64, Fence, Path)> = objects
         .into_iter()
         .filter_map(|object| {
             object
                 .location
                 .filename()
                 .filter(|name| *name == MANIFEST)?;
-            let (step, claim) = layout::parse_checkpoint(&object.location)?;
-            Some((step, claim, object.location))
+            let (step, fence) = layout::parse_checkpoint(&object.location)?;
+            Some((step, fence, object.location))
         })
         .collect();
     committed.sort();
     Ok(committed)
 }
 
-async fn read(store: &Store, owner: &Owner, step: u64, claim: u64) -> Result<Snapshot> {
-    let path = layout::checkpoint_manifest(&owner.job, step, claim);
+async fn read(store: &Store, owner: &Owner, step: u64, fence: Fence) -> Result<Snapshot> {
+    let path = layout::checkpoint_manifest(&owner.job, step, fence);
     let bytes = store.get(&path).await?;
     let manifest: Manifest =
         serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))?;
@@ -191,7 +193,7 @@ async fn read(store: &Store, owner: &Owner, step: u64, claim: u64) -> Result<Sna
     if manifest.engine != engine() {
         warn!(checkpoint = %path, made_by = %manifest.engine, "the checkpoint was made by another build: the result may differ in its last bits");
     }
-    let file = |name| layout::checkpoint_file(&owner.job, step, claim, name);
+    let file = |name| layout::checkpoint_file(&owner.job, step, fence, name);
     Ok(Snapshot {
         lora: read_file(store, &file(LORA), manifest.files.get(LORA)).await?,
         optimizer: read_file(store, &file(OPTIMIZER), manifest.files.get(OPTIMIZER)).await?,
@@ -310,7 +312,9 @@ mod tests {
         let (_folder, store) = store().await;
         assert_eq!(newest(&store, &owner()).await.unwrap(), None);
         for step in [9, 10, 100] {
-            save(&store, &owner(), 5, &snapshot(step)).await.unwrap();
+            save(&store, &owner(), Fence(5), &snapshot(step))
+                .await
+                .unwrap();
         }
         assert_eq!(
             newest(&store, &owner()).await.unwrap().unwrap().1,
@@ -318,7 +322,7 @@ mod tests {
         );
         store
             .put(
-                &layout::checkpoint_file(&job(), 100, 5, OPTIMIZER),
+                &layout::checkpoint_file(&job(), 100, Fence(5), OPTIMIZER),
                 Bytes::from_static(b"State"),
             )
             .await
@@ -328,7 +332,7 @@ mod tests {
             snapshot(10)
         );
         store
-            .delete(&layout::checkpoint_file(&job(), 10, 5, LORA))
+            .delete(&layout::checkpoint_file(&job(), 10, Fence(5), LORA))
             .await
             .unwrap();
         assert_eq!(
@@ -336,7 +340,7 @@ mod tests {
             snapshot(9)
         );
         store
-            .delete(&layout::checkpoint_manifest(&job(), 9, 5))
+            .delete(&layout::checkpoint_manifest(&job(), 9, Fence(5)))
             .await
             .unwrap();
         assert_eq!(newest(&store, &owner()).await.unwrap(), None);
@@ -346,7 +350,9 @@ mod tests {
     async fn the_newest_three_are_kept() {
         let (_folder, store) = store().await;
         for step in 1..=5 {
-            save(&store, &owner(), 5, &snapshot(step)).await.unwrap();
+            save(&store, &owner(), Fence(5), &snapshot(step))
+                .await
+                .unwrap();
             prune(&store, &job()).await.unwrap();
         }
         let steps: Vec<u64> = committed(&store, &job())
@@ -369,7 +375,9 @@ mod tests {
     #[tokio::test]
     async fn another_runs_checkpoint_is_refused_by_name() {
         let (_folder, store) = store().await;
-        save(&store, &owner(), 5, &snapshot(1)).await.unwrap();
+        save(&store, &owner(), Fence(5), &snapshot(1))
+            .await
+            .unwrap();
         let (mut other_data, mut other_precision) = (owner(), owner());
         other_data.identity.dataset = "f".repeat(64);
         other_precision.identity.base_precision = "nf4".into();

@@ -54,12 +54,8 @@ pub(crate) async fn publish(
         device: parts.bases.device(),
         ..facts(claim, job, state, &adapter)
     };
-    let start = claim
-        .job
-        .create_time
-        .as_ref()
-        .map_or(0.0, |time| time.seconds as f64);
-    let events = format!("events.out.tfevents.{start:.0}.{}", job.id);
+    let start = claim.job.create_time.as_second();
+    let events = format!("events.out.tfevents.{start}.{}", job.id);
     let papers = [
         (
             layout::job_report(&job.id),
@@ -71,7 +67,7 @@ pub(crate) async fn publish(
         ),
         (
             layout::job_run(&job.id, &events),
-            tensorboard::events_file(start, &report::timed(&lines)),
+            tensorboard::events_file(start as f64, &report::timed(&lines)),
         ),
     ];
     for (path, bytes) in papers {
@@ -107,7 +103,7 @@ pub(crate) async fn promote(
     let span = info_span!("promote", alias, generation);
     retry!(
         lease,
-        registry::promote_once(&parts.aliases, alias, generation, since.as_ref(), gate)
+        registry::promote_once(&parts.aliases, alias, generation, since, gate)
             .instrument(span.clone())
     )
 }

@@ -9,7 +9,7 @@ use togi_proto::events::v1::CheckpointSaved;
 use togi_proto::trainer::v1::Step;
 use togi_runtime::worker::Claim;
 use togi_runtime::worker::lease::Lease;
-use togi_runtime::{JobId, Stopper};
+use togi_runtime::{Fence, JobId, Stopper};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
@@ -57,7 +57,7 @@ type Trained = (State, Result<bool>);
 pub(crate) struct Run {
     job: JobId,
     owner: Owner,
-    claim: u64,
+    fence: Fence,
     parts: Parts,
     log: log::Writer,
     checkpoint: Option<String>,
@@ -113,9 +113,9 @@ impl Run {
         Ok(Run {
             job: job.id.clone(),
             owner: job.owner.clone(),
-            claim: claim.lease.epoch(),
+            fence: claim.lease.fence(),
             parts: parts.clone(),
-            log: log::Writer::new(parts.store.clone(), &job.id, claim.lease.epoch()),
+            log: log::Writer::new(parts.store.clone(), &job.id, claim.lease.fence()),
             checkpoint,
             request,
             updates,
@@ -203,8 +203,8 @@ impl Run {
     /// all.
     async fn save(&mut self, snapshot: Snapshot, lease: &Lease) -> Result<()> {
         retry!(lease, self.log.fold())?;
-        let (store, owner, claim) = (&self.parts.store, &self.owner, self.claim);
-        let manifest = retry!(lease, checkpoint::save(store, owner, claim, &snapshot))?;
+        let (store, owner, fence) = (&self.parts.store, &self.owner, self.fence);
+        let manifest = retry!(lease, checkpoint::save(store, owner, fence, &snapshot))?;
         let step = snapshot.progress.step;
         info!(job = %self.job, step, %manifest, "checkpoint saved");
         self.checkpoint = Some(manifest.to_string());

@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::path::Path;
 use togi_model::optim;
-use togi_proto::job::v1::JobKind;
 use togi_proto::trainer::v1 as proto;
+use togi_runtime::jobs::Kind;
 use togi_runtime::worker::{Admission as Admitted, Claim, Handler, Outcome};
 use togi_tokens::Split;
 use tracing::{Instrument as _, info, info_span};
@@ -39,7 +39,7 @@ pub struct Worker {
 
 #[async_trait]
 impl Handler for Worker {
-    const KIND: JobKind = JobKind::Train;
+    const KIND: Kind = Kind::Train;
 
     async fn handle(&self, claim: Claim) -> Outcome {
         let running = self.parts.metrics.running();

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use futures::StreamExt as _;
 use togi_proto::events::v1::AdapterEvaluated;
-use togi_proto::job::v1::{Job, JobKind, JobState};
+use togi_proto::job::v1::{Job, JobState};
 use togi_proto::trainer::v1::{CreateJobRequest, Gate, GetJobRequest, ListAliasesRequest};
 use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{DEAD_STREAM, EventKind};
-use togi_runtime::jobs::job_id;
+use togi_runtime::jobs::{Kind, job_id};
 use togi_runtime::testing::wait_until;
 use togi_runtime::{Event, JobId, layout};
 use tonic::Code;
@@ -50,7 +50,7 @@ async fn ended_decided(
     decided: AdapterEvaluated,
 ) -> (Job, AdapterEvaluated, AdapterEvaluated) {
     let key = "decided before";
-    let id = job_id(JobKind::Train, key).unwrap();
+    let id = job_id(Kind::Train, key).unwrap();
     let decided = AdapterEvaluated {
         job: id.to_string(),
         ..decided
@@ -361,8 +361,11 @@ async fn a_bare_message_that_comes_again_means_what_it_meant_first() {
     let jobs = togi_runtime::Jobs::new(&process.context.bus, process.store());
     let mut id = String::new();
     wait_until("the message is a job", async || {
-        let listed = jobs.list(JobKind::Train).await.unwrap();
-        id = listed.first().map(|job| job.id.clone()).unwrap_or_default();
+        let listed = jobs.list(Kind::Train).await.unwrap();
+        id = listed
+            .first()
+            .map(|job| job.id.to_string())
+            .unwrap_or_default();
         !id.is_empty()
     })
     .await;

@@ -1,11 +1,11 @@
 //! Which revision a policy trains next, and who else may ask it to train.
 
 use bytes::Bytes;
-use togi_proto::job::v1::{Job, JobKind, JobState};
+use togi_proto::job::v1::{Job, JobState};
 use togi_proto::trainer::v1::{
     ApplyPolicyRequest, CreateJobRequest, Gate, GetAdapterRequest, GetJobRequest, Policy, Trigger,
 };
-use togi_runtime::jobs::job_id;
+use togi_runtime::jobs::{Kind, job_id};
 use togi_runtime::testing::wait_until;
 use togi_runtime::{events, layout};
 use togi_trainer::Role;
@@ -44,7 +44,7 @@ async fn served(process: &Process) -> String {
 /// The policy's job for a revision, the first one.
 async fn job_of(process: &Process, revision: u64) -> Option<Job> {
     let key = format!("policy/fresh-answers/1/{revision}");
-    let id = job_id(JobKind::Train, &key).unwrap().to_string();
+    let id = job_id(Kind::Train, &key).unwrap().to_string();
     let asked = GetJobRequest { job: id };
     let answer = process.trainer().get_job(asked).await;
     match answer {
