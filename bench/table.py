@@ -9,9 +9,9 @@ BY_HAND = "## Correctness"
 # What launches are for, by how their names begin; the first that fits counts.
 PHASES = {
     "matrix products": ("products\0",),
-    "narrow products": ("products, narrow\0", "narrow"),
+    "narrow products": ("products, narrow\0", "narrow", "lora"),
     "attention": ("tile", "attend"),
-    "quantizing": ("to_fp8", "from_fp8", "turn_codes", "nf4", "nested", "int8"),
+    "quantizing": ("to_fp8", "from_fp8", "transpose_codes", "turn_codes", "nf4", "nested", "int8"),
     "loss": ("cross_entropy", "add_losses"),
     "optimizer": ("adamw", "squares", "scale_flat"),
     "elementwise": ("",),

@@ -10,7 +10,7 @@
 //! * `training`: [`Learn`](crate::ops::training::Learn)
 //! * `decoding`: [`Decode`](crate::ops::decoding::Decode)
 //! * `launch`, `products`: launches of kernels and of cuBLASLt
-//! * `array`: memory; `frozen`, `fp8`: weights by precision; `narrow`: LoRA; `heads`: attention
+//! * `array`: memory; `frozen`, `fp8`: weights by precision; `lora`: LoRA; `heads`: attention
 //! * `card`, `opened`: the device; `loading`, `staging`: a base on its way; `bench`, `recorder`: benchmarks
 
 #![allow(unsafe_code)]
@@ -25,7 +25,7 @@ mod frozen;
 mod heads;
 mod launch;
 mod loading;
-mod narrow;
+mod lora;
 mod opened;
 mod operations;
 mod products;
@@ -120,8 +120,8 @@ impl Cuda {
         rows: usize,
         args: &[launch::Arg],
     ) -> Result<()> {
-        let eights = arrays.iter().all(|array| array.by_eights());
-        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
+        let vectorized = arrays.iter().all(|array| array.is_vectorized());
+        let kernel = self.kernel(stem, arrays[0].element, Some(vectorized));
         self.launch_rows(&kernel, rows, args)
     }
 
@@ -133,8 +133,8 @@ impl Cuda {
         (rows, threads): (usize, usize),
         args: &[launch::Arg],
     ) -> Result<()> {
-        let eights = arrays.iter().all(|array| array.by_eights());
-        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
+        let vectorized = arrays.iter().all(|array| array.is_vectorized());
+        let kernel = self.kernel(stem, arrays[0].element, Some(vectorized));
         self.launch(&kernel, (rows, 1), threads, args)
     }
 
@@ -146,9 +146,9 @@ impl Cuda {
         count: usize,
         args: &[launch::Arg],
     ) -> Result<()> {
-        let eights = arrays.iter().all(|array| array.by_eights());
-        let kernel = self.kernel(stem, arrays[0].element, Some(eights));
-        self.launch_values(&kernel, if eights { count / 8 } else { count }, args)
+        let vectorized = arrays.iter().all(|array| array.is_vectorized());
+        let kernel = self.kernel(stem, arrays[0].element, Some(vectorized));
+        self.launch_values(&kernel, if vectorized { count / 8 } else { count }, args)
     }
 
     /// `out = scale × x wᵀ (+ bias) (+ plus)`

@@ -123,7 +123,7 @@ impl Array {
     }
 
     /// Whether rows can be read by eights.
-    pub(super) fn by_eights(&self) -> bool {
+    pub(super) fn is_vectorized(&self) -> bool {
         self.columns.is_multiple_of(8)
             && self
                 .address()

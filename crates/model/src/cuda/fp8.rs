@@ -111,7 +111,7 @@ impl Cuda {
         if can_multiply(&turned, &ones) {
             let args = [(&turned).into(), codes.into(), rows.into(), columns.into()];
             let grid = (columns.div_ceil(64), rows.div_ceil(64));
-            self.launch("turn_codes", grid, 256, &args)?;
+            self.launch("transpose_codes", grid, 256, &args)?;
             back = Some([turned, ones]);
         }
         (eighths.forward, eighths.turned) = (forward, back);
@@ -339,7 +339,7 @@ impl Cuda {
 /// Whether the norms' quantizing kernels take rows of these matrices.
 fn norms_fit(arrays: &[&Array]) -> bool {
     let fits = |array: &&Array| {
-        array.element == Element::Bf16 && array.by_eights() && array.columns <= WIDEST_NORM
+        array.element == Element::Bf16 && array.is_vectorized() && array.columns <= WIDEST_NORM
     };
     arrays.iter().all(fits)
 }

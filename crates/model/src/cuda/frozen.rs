@@ -159,9 +159,9 @@ impl Cuda {
         few: usize,
         args: &[Arg],
     ) -> Result<()> {
-        let eights = out.by_eights();
-        let kernel = self.kernel(stem, out.element, Some(eights));
-        let each = if eights { 4 * 8 } else { few };
+        let vectorized = out.is_vectorized();
+        let kernel = self.kernel(stem, out.element, Some(vectorized));
+        let each = if vectorized { 4 * 8 } else { few };
         self.launch_values(&kernel, out.len().div_ceil(each), args)
     }
 

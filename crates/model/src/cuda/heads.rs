@@ -102,12 +102,12 @@ impl Cuda {
         })
     }
 
-    /// Turns queries and keys of a joint product, in place; or back, with sign −1.
-    fn turn(&self, qkv: &Array, heads: &Heads<Array>, layout: &Layout, sign: f32) -> Result<()> {
+    /// Rotates queries and keys of a joint product in place, or back with sign −1.
+    fn rotate(&self, qkv: &Array, heads: &Heads<Array>, layout: &Layout, sign: f32) -> Result<()> {
         let half = heads.rotary_dims / 2;
-        let eights = [heads.dim, half].iter().all(|size| size.is_multiple_of(8));
+        let vectorized = [heads.dim, half].iter().all(|size| size.is_multiple_of(8));
         let pairs = 2 * layout.rows * heads.count * half;
-        let count = if eights { pairs / 8 } else { pairs };
+        let count = if vectorized { pairs / 8 } else { pairs };
         let args = [
             qkv.into(),
             (&heads.cos).into(),
@@ -119,7 +119,7 @@ impl Cuda {
             sign.into(),
             count.into(),
         ];
-        let kernel = self.kernel("turn", qkv.element, Some(eights));
+        let kernel = self.kernel("rotate", qkv.element, Some(vectorized));
         self.launch_values(&kernel, count, &args)
     }
 
@@ -130,7 +130,7 @@ impl Cuda {
         layout: &Layout,
     ) -> Result<Attended<Array>> {
         check(heads)?;
-        self.turn(&qkv, heads, layout, 1.0)?;
+        self.rotate(&qkv, heads, layout, 1.0)?;
         let rows = layout.rows;
         let out = self.empty(rows, heads.count * heads.dim)?;
         let log_sums = self.empty_of(Element::F32, heads.count, rows)?;
@@ -223,7 +223,7 @@ impl Cuda {
         let kernel = self.kernel("attend_backward", d_out.element, None);
         let grid = (layout.rows.div_ceil(4), heads.count);
         self.launch(&kernel, grid, 128, &args)?;
-        self.turn(&d_qkv, heads, layout, -1.0)?;
+        self.rotate(&d_qkv, heads, layout, -1.0)?;
         Ok(d_qkv)
     }
 
@@ -289,7 +289,7 @@ impl Cuda {
         caches: &mut [&mut Cache],
     ) -> Result<Array> {
         check(heads)?;
-        self.turn(qkv, heads, layout, 1.0)?;
+        self.rotate(qkv, heads, layout, 1.0)?;
         let out = self.empty(layout.rows, heads.count * heads.dim)?;
         let log_sums = self.empty_of(Element::F32, heads.count, layout.rows)?;
         let zeros = self.bring(&vec![0_u32; layout.rows])?;

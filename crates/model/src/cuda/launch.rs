@@ -39,20 +39,22 @@ macro_rules! file {
     };
 }
 
-/// `narrow.cu` for a rank.
-macro_rules! narrow {
+/// `lora.cu` for a rank.
+macro_rules! lora {
     ($rank:literal $($gradient:literal)?) => {
         File {
-            name: concat!("narrow.cu of rank ", $rank),
+            name: concat!("lora.cu of rank ", $rank),
             source: concat!(
                 "#define RANK ", $rank, "\n",
                 include_str!("kernels/common.cuh"),
                 include_str!("kernels/matrix.cuh"),
-                include_str!("kernels/narrow.cu")
+                include_str!("kernels/lora.cu")
             ),
             kernels: &[
-                concat!("narrow_shrink_{w}_{h}_", $rank),
-                concat!("narrow_expand_{w}_{h}_", $rank),
+                concat!("lora_a_{h}_", $rank),
+                concat!("lora_b_{h}_", $rank),
+                concat!("lora_a_backward_{h}_", $rank),
+                concat!("lora_b_backward_{h}_", $rank),
                 $($gradient),*
             ],
         }
@@ -67,15 +69,15 @@ const FILES: [File; 11] = [
         "add_{t}_{v}" "activate_{t}_{v}" "activate_backward_{t}_{v}" "dropout_{t}_{v}" "from_f32_{t}" "to_f32_{t}"
     ),
     file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
-    file!("heads.cu", "turn_{t}_{v}" "attend_{t}" "attend_backward_{t}" "append_{t}"),
+    file!("heads.cu", "rotate_{t}_{v}" "attend_{t}" "attend_backward_{t}" "append_{t}"),
     file!(
         "tiles.cu" after "matrix.cuh" "tiles.cuh",
         "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
     ),
-    narrow!(8 "narrow_gradient_{h}_{c}_8"),
-    narrow!(16 "narrow_gradient_{h}_{c}_16"),
-    narrow!(32),
-    narrow!(64),
+    lora!(8 "lora_gradient_{h}_{c}_8"),
+    lora!(16 "lora_gradient_{h}_{c}_16"),
+    lora!(32),
+    lora!(64),
     file!("quantized.cu", "nf4_{t}_{v}" "int8_{t}_{v}"),
     file!("quantize.cu", "flaws_{t}" "nf4_pack_{t}" "mean_scale" "nest" "int8_rows_{t}"),
 ];
@@ -84,19 +86,18 @@ const FILES: [File; 11] = [
 const FP8_FILE: File = file!(
     "fp8.cu" after "activation.cuh" "norm.cuh",
     "norm_to_fp8_bf16" "norm_backward_to_fp8_bf16" "to_fp8_{t}_{p}" "activate_to_fp8_bf16_{p}" "activate_backward_to_fp8_bf16_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}"
-    "turn_codes"
+    "transpose_codes"
 );
 
 /// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of
-/// tiles, packs of values that a thread keeps, and of narrow products a lane's columns and ways.
-const CHOICES: [(&str, &[&str]); 7] = [
+/// tiles, packs of values that a thread keeps, and columns of a lane in gradients of LoRA.
+const CHOICES: [(&str, &[&str]); 6] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
     ("{v}", &["1", "8"]),
     ("{d}", &["64", "128"]),
     ("{p}", &["1", "2", "4", "8"]),
     ("{c}", &["4", "8"]),
-    ("{w}", &["along", "across"]),
 ];
 
 /// Threads of a block, where nothing speaks for another count.
@@ -262,9 +263,9 @@ fn variants(name: &str) -> Vec<String> {
 
 impl Cuda {
     /// A kernel's name for a type, and if it exists so, for single values or eights.
-    pub(super) fn kernel(&self, stem: &str, element: Element, by_eights: Option<bool>) -> String {
+    pub(super) fn kernel(&self, stem: &str, element: Element, vectorized: Option<bool>) -> String {
         let name = element.name();
-        match by_eights {
+        match vectorized {
             None => format!("{stem}_{name}"),
             Some(true) => format!("{stem}_{name}_8"),
             Some(false) => format!("{stem}_{name}_1"),

@@ -1,10 +1,10 @@
-// The activations and their slopes, for the files that need them.
+// The activations and their derivatives.
 
-// The activations by number: Gelu, GeluTanh, Relu, Silu.
+// Activations by id: Gelu, GeluTanh, Relu, Silu.
 template <int KIND> __device__ __forceinline__ void activation(float x, float &y, float &slope) {
     if (KIND == 0) {
-        // The lower tail of the normal distribution at -|x|, bell t sum(t), to 1.5e-7 (Abramowitz and Stegun 7.1.26); its
-        // exponential is the slope's as well.
+        // The lower tail of the normal distribution at -|x| is bell t sum(t), to 1.5e-7
+        // (Abramowitz and Stegun 7.1.26). The slope needs the same exponential.
         float away = fabsf(x), t = reciprocal(1.0f + 0.23164189f * away), bell = two_to(-0.72134752f * x * x);
         float sum = 0.127414796f + t * (-0.142248368f + t * (0.710706870f + t * (-0.726576013f + t * 0.530702714f)));
         float tail = t * sum;

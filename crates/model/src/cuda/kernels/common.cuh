@@ -1,5 +1,5 @@
-// What every kernel file begins with: number types, loads and stores of several values, sums over a warp or a block.
-// No header of the toolkit is needed, because NVRTC has none at run time.
+// Included by every kernel file: number types, vector loads and stores, sums over a warp or a
+// block. It needs no header of the toolkit, because NVRTC has none at run time.
 
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -34,10 +34,10 @@ template <> __device__ __forceinline__ f16 narrow<f16>(float x) {
     return y;
 }
 
-// The value after a rounding to the type.
+// The value rounded to the type.
 template <typename T> __device__ __forceinline__ float rounded(float x) { return widen(narrow<T>(x)); }
 
-// Functions of the chip, without what the compiler adds for numbers below 2^-126.
+// The hardware's functions, without the code that the compiler adds for subnormal numbers.
 __device__ __forceinline__ float two_to(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -50,7 +50,7 @@ __device__ __forceinline__ float reciprocal(float x) {
     return y;
 }
 
-// V values side by side; of several, the address must be a multiple of their size.
+// V consecutive values; their address must be a multiple of their size together.
 template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
     T at[V];
 };
@@ -68,10 +68,11 @@ template <int V, typename T> __device__ __forceinline__ void store(T *to, const 
     *reinterpret_cast<Pack<T, V> *>(to) = pack;
 }
 
-// A block's number from the end: what was written last is still in cache, and what is written last is for the first that reads it.
+// The block's index counted from the end. The kernel before wrote the end last, so that the end is
+// still in cache; this kernel writes the beginning last, which the next kernel then finds there.
 __device__ __forceinline__ u32 block_from_end() { return gridDim.x - 1 - blockIdx.x; }
 
-// Sums in a fixed tree; every lane gets it.
+// Sums in a fixed tree; every lane gets the sum.
 template <typename F> __device__ __forceinline__ F warp_sum(F x) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
@@ -84,7 +85,7 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// The same over a block of whole warps; every thread gets it.
+// The same over a block of whole warps; every thread gets the sum.
 template <typename F> __device__ __forceinline__ F block_sum(F x) {
     __shared__ F parts[32];
     x = warp_sum(x);
@@ -107,7 +108,7 @@ __device__ __forceinline__ float block_max(float x) {
     return most;
 }
 
-// The finaliser and the stream of random.rs, bit for bit.
+// The finaliser and the stream of random.rs, with the same bits.
 #define GOLDEN 0x9e3779b97f4a7c15ull
 
 __device__ __forceinline__ u64 mix(u64 x) {
@@ -119,7 +120,7 @@ __device__ __forceinline__ u64 mix(u64 x) {
 __device__ __forceinline__ u64 derive(u64 key, u64 value) { return mix((key + GOLDEN) ^ mix(value + GOLDEN)); }
 __device__ __forceinline__ u64 random_at(u64 key, u64 index) { return mix(key + (index + 1) * GOLDEN); }
 
-// Names a kernel once for each element type, alone and by eights.
+// Defines a kernel for each element type, with one value and with eight values at once.
 #define FOR_ALL(K)                                                                                                     \
     K(float, f32, 1) K(float, f32, 8) K(bf16, bf16, 1) K(bf16, bf16, 8) K(f16, f16, 1) K(f16, f16, 8)
 #define FOR_TYPES(K) K(float, f32) K(bf16, bf16) K(f16, f16)

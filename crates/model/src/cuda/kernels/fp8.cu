@@ -1,4 +1,5 @@
-// 8-bit floats (e4m3): rows with a scale each, from any type and back. Compiled for cards that have the type.
+// 8-bit floats (e4m3) with a scale for each row: quantized from any type and back. Compiled only
+// for GPUs that have the type.
 
 __device__ __forceinline__ u16 narrow_pair(float low, float high) {
     u16 codes;
@@ -12,18 +13,18 @@ __device__ __forceinline__ float widen_code(unsigned char code) {
     return widen(f16{(u16)halves});
 }
 
-// Eight values as they came, or were rounded to.
-template <typename T> struct Eight {
+// Eight values in their own type, as loaded or as rounded.
+template <typename T> struct Pack8 {
     uint4 held[sizeof(T) / 2];
 
-    __device__ __forceinline__ void bring(const T *from, bool real) {
+    __device__ __forceinline__ void fetch(const T *from, bool real) {
 #pragma unroll
         for (int i = 0; i < sizeof(T) / 2; i++)
             held[i] = real ? reinterpret_cast<const uint4 *>(from)[i] : make_uint4(0, 0, 0, 0);
     }
 
     __device__ __forceinline__ void read(float (&to)[8]) {
-        // Unknown to the compiler, which would hold twice as much: the values as f32.
+        // Hides the values from the compiler, which would keep them as f32 in twice the registers.
 #pragma unroll
         for (int i = 0; i < sizeof(T) / 2; i++)
             asm volatile("" : "+r"(held[i].x), "+r"(held[i].y), "+r"(held[i].z), "+r"(held[i].w));
@@ -41,7 +42,8 @@ __device__ __forceinline__ void scale_by(const float *factors, int column, float
     for (int j = 0; j < 8; j++) v[j] = __fmul_rn(v[j], f[j]);
 }
 
-// What a scale is made from, as quant/fp8.rs: at least 2^-100, so that a row of zeros has one.
+// The block's largest magnitude, but at least 2^-100, so that a row of zeros has a scale. As in
+// quant/fp8.rs.
 __device__ __forceinline__ float largest(float most) { return fmaxf(block_max(most), __uint_as_float((127 - 100) << 23)); }
 
 __device__ __forceinline__ void write_codes(unsigned char *to, const float (&v)[8], float factor) {
@@ -51,44 +53,46 @@ __device__ __forceinline__ void write_codes(unsigned char *to, const float (&v)[
     *reinterpret_cast<Pack<u16, 4> *>(to) = out;
 }
 
-// What becomes codes: a row itself, its activation, or another row times the activation's slope.
-enum Way { PLAIN, ACTIVATED, SLOPED };
+// The values that are quantized: a row, its activation, or a gradient times the activation's slope
+// at the row.
+enum Source { PLAIN, ACTIVATED, ACTIVATED_BACKWARD };
 
-// A block has a row, which is read once: a thread keeps P packs of eight. Its largest magnitude becomes 448. Its columns are
-// multiplied by factors first, if there are any. Rows from `rows` on fill up the codes and are zeros.
-template <typename T, int P, Way WAY>
+// A block has a row and reads it once: a thread keeps P packs of eight values in registers. Columns
+// are multiplied by `factors` first, unless it is null. The row's largest magnitude becomes 448.
+// Rows from `rows` on are padding: their codes are zeros.
+template <typename T, int P, Source SOURCE>
 __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T *dy, const float *factors, int kind,
                        int rows, int columns) {
     int row = block_from_end();
     u64 at = (u64)row * columns;
-    Eight<T> kept[P];
+    Pack8<T> packs[P];
     float v[8], most = 0;
 #pragma unroll
     for (int p = 0; p < P; p++) {
         int column = (p * blockDim.x + threadIdx.x) * 8;
-        kept[p].bring(x + at + column, row < rows && column < columns);
+        packs[p].fetch(x + at + column, row < rows && column < columns);
     }
 #pragma unroll
     for (int p = 0; p < P; p++) {
         int column = (p * blockDim.x + threadIdx.x) * 8;
         if (column >= columns) continue;
-        if (WAY == PLAIN) {
-            kept[p].read(v);
+        if (SOURCE == PLAIN) {
+            packs[p].read(v);
             scale_by(factors, column, v);
         } else if (row < rows) {
-            Eight<T> gradient;
-            if (WAY == SLOPED) gradient.bring(dy + at + column, true);
+            Pack8<T> gradient;
+            if (SOURCE == ACTIVATED_BACKWARD) gradient.fetch(dy + at + column, true);
             float y[8], slope[8];
-            kept[p].read(v);
+            packs[p].read(v);
             activations<8>(kind, v, y, slope);
-            if (WAY == SLOPED) {
+            if (SOURCE == ACTIVATED_BACKWARD) {
                 gradient.read(v);
 #pragma unroll
                 for (int j = 0; j < 8; j++) v[j] *= slope[j];
                 scale_by(factors, column, v);
             }
-            kept[p].write(WAY == SLOPED ? v : y);
-            kept[p].read(v);
+            packs[p].write(SOURCE == ACTIVATED_BACKWARD ? v : y);
+            packs[p].read(v);
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(v[j]));
@@ -100,24 +104,25 @@ __device__ void to_fp8(unsigned char *codes, float *scales, const T *x, const T 
     for (int p = 0; p < P; p++) {
         int column = (p * blockDim.x + threadIdx.x) * 8;
         if (column >= columns) continue;
-        kept[p].read(v);
-        if (WAY == PLAIN) scale_by(factors, column, v);
+        packs[p].read(v);
+        if (SOURCE == PLAIN) scale_by(factors, column, v);
         write_codes(codes + at + column, v, factor);
     }
 }
 
-// A block's row, of which `norms` makes a norm or a gradient that it hands on: written to `out`, and as codes.
+// Writes a block's row to `out` and quantizes it. `norms` computes the row, a layer norm or its
+// gradient, and passes each pack on.
 template <typename F>
 __device__ void norm_to_fp8(unsigned char *codes, float *scales, bf16 *out, const bf16 *from, const float *factors, int rows,
                             int columns, F norms) {
     int row = blockIdx.x;
     u64 at = (u64)row * columns;
-    NormRow<bf16, 8, NORM_PACKS> kept(from + at, row < rows ? columns : 0);
+    NormRow<bf16, 8, NORM_PACKS> values(from + at, row < rows ? columns : 0);
     float most = 0;
     if (row < rows) {
-        norms(kept, at, [&](int k, int i, float (&v)[8]) {
-            kept.write(k, v);
-            kept.read(k, i, v);
+        norms(values, at, [&](int k, int i, float (&v)[8]) {
+            values.write(k, v);
+            values.read(k, i, v);
             store<8>(out + at + i, v);
             scale_by(factors, i, v);
 #pragma unroll
@@ -128,12 +133,12 @@ __device__ void norm_to_fp8(unsigned char *codes, float *scales, bf16 *out, cons
     float factor = __fdiv_rn(448.0f, most), v[8] = {0};
     if (threadIdx.x == 0) scales[row] = __fmul_rn(most, 1.0f / 448.0f);
     each<8, NORM_PACKS, NORM_THREADS>(columns, [&](int k, int i) {
-        if (row < rows) kept.read(k, i, v), scale_by(factors, i, v);
+        if (row < rows) values.read(k, i, v), scale_by(factors, i, v);
         write_codes(codes + at + i, v, factor);
     });
 }
 
-// A thread has V values of a row, of eights several, whose loads are under way at once.
+// A thread has V values of a row, or four packs of eight, which it loads at the same time.
 template <typename T, int V>
 __device__ void from_fp8(T *out, const unsigned char *codes, const float *scales, int columns, u64 count) {
     const int U = V == 8 ? 4 : 1;
@@ -145,7 +150,7 @@ __device__ void from_fp8(T *out, const unsigned char *codes, const float *scales
         u64 i = first + u * stride;
         if (i >= count) continue;
         pack[u] = *reinterpret_cast<const Pack<unsigned char, V> *>(codes + i);
-        // Divisions of 32 bits where they do.
+        // A 32-bit division is faster where it suffices.
         scale[u] = scales[count >> 32 ? i / columns : (u32)i / (u32)columns];
     }
 #pragma unroll
@@ -159,8 +164,8 @@ __device__ void from_fp8(T *out, const unsigned char *codes, const float *scales
     }
 }
 
-// The codes of the transpose, by tiles of 64 x 64; a block has 64 x 4 threads.
-extern "C" __global__ void turn_codes(unsigned char *out, const unsigned char *codes, int rows, int columns) {
+// Transposes codes by tiles of 64 x 64; a block has 64 x 4 threads.
+extern "C" __global__ void transpose_codes(unsigned char *out, const unsigned char *codes, int rows, int columns) {
     __shared__ unsigned char tile[64][68];
     int across = threadIdx.x % 64, down = threadIdx.x / 64;
     int column = blockIdx.x * 64 + across, row = blockIdx.y * 64 + down;
@@ -172,7 +177,7 @@ extern "C" __global__ void turn_codes(unsigned char *out, const unsigned char *c
         if (column < rows) out[(u64)(row + i) * rows + column] = tile[across][down + i];
 }
 
-// A matrix's rows plus a bias, for a product that cannot have it inside.
+// Adds a bias to each row, for products that cannot add it themselves.
 template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int columns, u64 count) {
     u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= count) return;
@@ -183,11 +188,11 @@ template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int c
     store<V>(y + i, a);
 }
 
-// Threads of a row at most; fp8.rs knows them too.
-#define MOST_THREADS 384
+// The most threads for a row; fp8.rs has the same number.
+#define MAX_THREADS 384
 
 #define TO(T, t, P)                                                                                                    \
-    extern "C" __global__ __launch_bounds__(MOST_THREADS) void to_fp8_##t##_##P(                                       \
+    extern "C" __global__ __launch_bounds__(MAX_THREADS) void to_fp8_##t##_##P(                                        \
         unsigned char *codes, float *scales, const T *x, const float *factors, int rows, int columns) {                \
         to_fp8<T, P, PLAIN>(codes, scales, x, x, factors, 0, rows, columns);                                           \
     }
@@ -195,18 +200,18 @@ template <typename T, int V> __device__ void add_bias(T *y, const T *bias, int c
 FOR_TYPES(FOR_PACKS)
 
 #define FUSED(P)                                                                                                       \
-    extern "C" __global__ __launch_bounds__(MOST_THREADS, P > 4 ? 2 : 3) void activate_to_fp8_bf16_##P(                \
+    extern "C" __global__ __launch_bounds__(MAX_THREADS, P > 4 ? 2 : 3) void activate_to_fp8_bf16_##P(                 \
         unsigned char *codes, float *scales, const bf16 *x, int kind, int rows, int columns) {                         \
         to_fp8<bf16, P, ACTIVATED>(codes, scales, x, x, 0, kind, rows, columns);                                       \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(MOST_THREADS, P > 4 ? 2 : 3) void activate_backward_to_fp8_bf16_##P(       \
+    extern "C" __global__ __launch_bounds__(MAX_THREADS, P > 4 ? 2 : 3) void activate_backward_to_fp8_bf16_##P(        \
         unsigned char *codes, float *scales, const bf16 *x, const bf16 *dy, const float *factors, int kind, int rows,  \
         int columns) {                                                                                                 \
-        to_fp8<bf16, P, SLOPED>(codes, scales, x, dy, factors, kind, rows, columns);                                   \
+        to_fp8<bf16, P, ACTIVATED_BACKWARD>(codes, scales, x, dy, factors, kind, rows, columns);                       \
     }
 FUSED(1) FUSED(2) FUSED(4) FUSED(8)
 
-// Of rows up to 3,072 values wide.
+// For rows of up to 3,072 values.
 extern "C" __global__ __launch_bounds__(NORM_THREADS) void norm_to_fp8_bf16(
     unsigned char *codes, float *scales, bf16 *out, const bf16 *x, const bf16 *weight, const bf16 *bias, float eps, int rows,
     int columns) {

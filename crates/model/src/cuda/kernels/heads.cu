@@ -1,9 +1,10 @@
-// Attention over the joint product (rows, heads, 3, dim): the rotary turn in place; attention in plain loops, of any type and
-// head size; what a cache gets.
+// Attention over the joint product (rows, heads, 3, dim): the rotary embedding in place, attention
+// in plain loops for any type and head size, and the appending to a cache.
 
-// Turns the pairs (i, i + half) of queries and keys by their angles, or back with sign -1. A thread has V pairs.
+// Rotates the pairs (i, i + half) of queries and keys by their angles, or back with sign -1. A
+// thread has V pairs.
 template <typename T, int V>
-__device__ void turn(T *x, const float *cos, const float *sin, const u32 *positions, int heads, int dim, int half,
+__device__ void rotate(T *x, const float *cos, const float *sin, const u32 *positions, int heads, int dim, int half,
                      float sign, u32 count) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
@@ -22,8 +23,8 @@ __device__ void turn(T *x, const float *cos, const float *sin, const u32 *positi
     store<V>(x, left), store<V>(x + half, right);
 }
 
-// A warp has a query from `begin` to `end`: online softmax over its keys. Keys and values lie `key_stride` values from token to
-// token and `head_stride` from head to head.
+// A warp has one query of `begin` to `end`: an online softmax over its keys. Keys and values are
+// `key_stride` values apart from token to token and `head_stride` from head to head.
 template <typename T>
 __device__ void attend(T *out, float *log_sums, const T *q, const T *k, const T *v, const u32 *firsts,
                        const u32 *counts, int begin, int end, int rows, int heads, int dim, u64 key_stride,
@@ -48,7 +49,7 @@ __device__ void attend(T *out, float *log_sums, const T *q, const T *k, const T 
     if (lane == 0) log_sums[(u64)head * rows + row] = most + logf(sum);
 }
 
-// A warp has a row: as a query it sums over its keys, then as a key over its queries.
+// A warp has a row: it sums over its keys as a query, then over its queries as a key.
 template <typename T>
 __device__ void attend_backward(T *d_qkv, const T *qkv, const T *out, const T *d_out, const float *log_sums,
                                 const u32 *firsts, const u32 *counts, const u32 *ends, int rows, int heads, int dim) {
@@ -58,7 +59,7 @@ __device__ void attend_backward(T *d_qkv, const T *qkv, const T *out, const T *d
     const T *q = qkv + (u64)head * 3 * dim, *k = q + dim, *v = k + dim;
     float scale = rsqrtf((float)dim), dq[8] = {0}, dk[8] = {0}, dv[8] = {0};
     const float *lse = log_sums + (u64)head * rows;
-    // What pair (query, key) has: its weight and its slope.
+    // The weight of a pair (query, key), and the gradient of its score.
     auto pair = [&](int query, int key, float &p, float &ds) {
         const T *o = out + ((u64)query * heads + head) * dim, *go = d_out + ((u64)query * heads + head) * dim;
         float score = 0, dp = 0;
@@ -90,7 +91,8 @@ __device__ void attend_backward(T *d_qkv, const T *qkv, const T *out, const T *d
     }
 }
 
-// Copies `len` tokens' keys or values, that lie as `attend` says, behind the tokens of a cache, (heads, capacity, dim).
+// Copies the keys or values of `len` tokens, with the strides of `attend`, behind the `past` tokens
+// of a cache, (heads, capacity, dim).
 template <typename T>
 __device__ void append(T *cache, const T *x, int len, int past, int capacity, int dim, u64 key_stride, u64 head_stride) {
     int i = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y;
@@ -98,12 +100,12 @@ __device__ void append(T *cache, const T *x, int len, int past, int capacity, in
     cache[((u64)head * capacity + past) * dim + i] = x[i / dim * key_stride + head * head_stride + i % dim];
 }
 
-#define TURNS(T, t, V)                                                                                                 \
-    extern "C" __global__ void turn_##t##_##V(T *x, const float *cos, const float *sin, const u32 *positions,          \
+#define ROTATIONS(T, t, V)                                                                                             \
+    extern "C" __global__ void rotate_##t##_##V(T *x, const float *cos, const float *sin, const u32 *positions,        \
                                               int heads, int dim, int half, float sign, u32 count) {                   \
-        turn<T, V>(x, cos, sin, positions, heads, dim, half, sign, count);                                             \
+        rotate<T, V>(x, cos, sin, positions, heads, dim, half, sign, count);                                           \
     }
-FOR_ALL(TURNS)
+FOR_ALL(ROTATIONS)
 
 #define KERNELS(T, t)                                                                                                  \
     extern "C" __global__ void attend_##t(T *out, float *log_sums, const T *q, const T *k, const T *v,                 \

@@ -1,4 +1,4 @@
-// Loss and optimizer: sums in fixed orders, one step of AdamW.
+// Loss and optimizer: sums in a fixed order, one step of AdamW.
 
 // One block.
 extern "C" __global__ void add_losses(double *sum, const float *losses, int count) {
@@ -8,7 +8,7 @@ extern "C" __global__ void add_losses(double *sum, const float *losses, int coun
     if (threadIdx.x == 0) *sum += mine;
 }
 
-// A sum of squares for each block.
+// One sum of squares per block.
 extern "C" __global__ void squares(double *parts, const float *x, u64 count) {
     double mine = 0;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (u64)gridDim.x * blockDim.x)

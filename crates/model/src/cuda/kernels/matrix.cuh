@@ -1,6 +1,9 @@
-// The matrix units' products of 16-bit floats, 16 x 16 by 16 x 8. Of lane l with g = l / 4 and t = l % 4, a left factor's four
-// registers are (row g, columns 2 t and 2 t + 1), the same of row g + 8, then both 8 columns on; a right factor's two are (column
-// g, rows 2 t and 2 t + 1) and 8 rows on; sums are (row g, columns 2 t and 2 t + 1), then row g + 8.
+// The matrix units' products of 16-bit floats, 16 x 16 by 16 x 8. Lane l has, with g = l / 4 and t
+// = l % 4:
+// * of the left factor four registers: row g, columns 2 t and 2 t + 1; the same of row g + 8; then
+//   both again 8 columns to the right
+// * of the right factor two: column g, rows 2 t and 2 t + 1; the same 8 rows below
+// * of the sums: row g, columns 2 t and 2 t + 1; then row g + 8
 
 template <typename H> __device__ u32 pack2(float low, float high);
 template <> __device__ __forceinline__ u32 pack2<bf16>(float low, float high) {
@@ -14,7 +17,7 @@ template <> __device__ __forceinline__ u32 pack2<f16>(float low, float high) {
     return pair;
 }
 
-// c += a b for 16 x 16 by 16 x 8.
+// c += a b: 16 x 16 by 16 x 8.
 template <typename H> __device__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
 #define MULTIPLY(T)                                                                                                    \
     template <> __device__ __forceinline__ void multiply<T>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {        \
@@ -26,7 +29,7 @@ template <typename H> __device__ void multiply(float (&c)[4], const u32 (&a)[4],
 MULTIPLY(bf16)
 MULTIPLY(f16)
 
-// The transpose of 8 x 8 values, of which a lane has row g, columns 2 t and 2 t + 1.
+// Transposes 8 x 8 values; a lane has row g, columns 2 t and 2 t + 1.
 __device__ __forceinline__ u32 transposed(u32 pair) {
     u32 out;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));

@@ -1,7 +1,7 @@
-// A row of a block, in registers, and the norm of one and its gradient, for the files that need them.
+// A block's row in registers, its layer norm and the gradient of that.
 
-// A thread's share of the row of its block of B threads: N packs of 8 16-bit values in registers, or with N = 0 none, so that
-// the row is read again, from cache.
+// A thread's share of the row that its block of B threads has: N packs of eight 16-bit values in
+// registers. With N = 0 there are no registers, and each read comes from cache.
 template <typename T, int V, int N, int B> struct Row {
     const T *from;
     uint4 held[N ? N : 1];
@@ -12,7 +12,7 @@ template <typename T, int V, int N, int B> struct Row {
             if ((k * B + threadIdx.x) * V < columns) held[k] = reinterpret_cast<const uint4 *>(from)[k * B + threadIdx.x];
     }
 
-    // Instead of what it held.
+    // Replaces a pack.
     __device__ __forceinline__ void write(int k, const float (&from)[V]) { store<V>(reinterpret_cast<T *>(&held[k]), from); }
 
     __device__ __forceinline__ void read(int k, int i, float (&to)[V]) {
@@ -20,18 +20,18 @@ template <typename T, int V, int N, int B> struct Row {
             load<V>(from + i, to);
             return;
         }
-        // Unknown to the compiler, which would hold twice as much: the values as f32.
+        // Hides the values from the compiler, which would keep them as f32 in twice the registers.
         uint4 &pack = held[k];
         asm volatile("" : "+r"(pack.x), "+r"(pack.y), "+r"(pack.z), "+r"(pack.w));
         load<V>(reinterpret_cast<const T *>(&pack), to);
     }
 };
 
-// Threads for a row in norms, and the packs by which these hold up to 3,072 values.
+// Threads of a row in norms, and packs of a thread: together up to 3,072 values.
 #define NORM_THREADS 128
 #define NORM_PACKS 3
 
-// Does something with each of a thread's packs: its number and its first column.
+// Calls `body` for each pack of a thread, with its index and its first column.
 template <int V, int N, int B, typename F> __device__ __forceinline__ void each(int columns, F body) {
     if (N) {
 #pragma unroll
@@ -42,7 +42,7 @@ template <int V, int N, int B, typename F> __device__ __forceinline__ void each(
     }
 }
 
-// Mean and reciprocal deviation.
+// The mean and the reciprocal of the standard deviation.
 template <typename T, int V, int N>
 __device__ __forceinline__ void moments(Row<T, V, N, NORM_THREADS> &x, int columns, float eps, float &mean, float &scale) {
     float sum = 0, v[V];
@@ -64,7 +64,7 @@ __device__ __forceinline__ void moments(Row<T, V, N, NORM_THREADS> &x, int colum
 
 template <typename T, int V, int N> using NormRow = Row<T, V, N, NORM_THREADS>;
 
-// Takes what a row becomes: the number of a thread's pack, its first column, its values.
+// The layer norm. `take` gets each pack of the result: its index, its first column, its values.
 template <typename T, int V, int N, typename F>
 __device__ __forceinline__ void norm(NormRow<T, V, N> &x, const T *weight, const T *bias, int columns, float eps, F take) {
     float mean, scale;

@@ -1,6 +1,8 @@
-// Weights on their way into the card: what they must not hold, and their codes, to the bit as the processor makes them.
+// Weights while they are loaded: the check of their values, and their codes, with the same bits as
+// on the CPU.
 
-// Which values a tensor must not have: 1 for those that are not finite, 2 for those beyond a 16-bit type (1 is fp16, 2 bf16).
+// Flags of the forbidden values in a tensor: 1 for values that are not finite, 2 for values beyond
+// the range of a 16-bit type (`through` is 1 for fp16, 2 for bf16).
 template <typename T> __device__ void flaws(u32 *found, const T *x, int through, u64 count) {
     const float infinity = __int_as_float(0x7f800000);
     u32 mine = 0;
@@ -13,7 +15,7 @@ template <typename T> __device__ void flaws(u32 *found, const T *x, int through,
     if (mine) atomicOr(found, mine);
 }
 
-// quant/nf4.rs's levels, whose code is the count of the borders below a share.
+// The code of a value: how many borders between the levels of quant/nf4.rs are below it.
 __device__ __forceinline__ u32 nf4_code(float share) {
     const float levels[16] = {-1.0f,        -0.6961928f,  -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f,
                               -0.091050036f, 0.0f,         0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f,
@@ -24,7 +26,7 @@ __device__ __forceinline__ u32 nf4_code(float share) {
     return code;
 }
 
-// A warp has a block of 64 values, a thread two of them.
+// A warp has a block of 64 values, and a thread two of them.
 template <typename T> __device__ void nf4_pack(unsigned char *packed, float *scales, const T *x, u64 count) {
     u64 block = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, at = block * 64 + threadIdx.x % 32 * 2;
     if (block * 64 >= count) return;
@@ -34,8 +36,11 @@ template <typename T> __device__ void nf4_pack(unsigned char *packed, float *sca
     if (at < count) packed[at / 2] = nf4_code(__fmul_rn(first, factor)) << 4 | nf4_code(__fmul_rn(second, factor));
 }
 
-// The mean of scales as the processor has it, which sums in order in f64. Where no sum of any of them can be rounded, every order
-// is the same: they are whole multiples of the last place of the smallest, and all together less than 2^53 of these. One block.
+// The mean of scales, with the same bits as on the CPU, which sums in order in f64. One block.
+//
+// All scales are multiples of the last place of the smallest. If their sum is less than 2^53 such
+// multiples, no partial sum is rounded, and every order gives the same result. Otherwise one thread
+// sums in order.
 extern "C" __global__ void mean_scale(float *mean, const float *scales, u64 count) {
     double sum = 0;
     float least = __int_as_float(0x7f800000);
@@ -56,7 +61,7 @@ extern "C" __global__ void mean_scale(float *mean, const float *scales, u64 coun
     *mean = (float)(sum / (double)max(count, 1ull));
 }
 
-// The map's code that bitsandbytes' search finds: quant/scales.rs's.
+// The code in the map that the search of bitsandbytes finds, as in quant/scales.rs.
 __device__ __forceinline__ unsigned char nearest(const float *map, float value) {
     int below = 0, at = 127, above = 255;
 #pragma unroll
@@ -71,7 +76,7 @@ __device__ __forceinline__ unsigned char nearest(const float *map, float value) 
     return value < __fmul_rn(__fadd_rn(map[below], map[at]), 0.5f) ? below : at;
 }
 
-// A block of 256 threads has 256 scales.
+// Quantizes scales; a block of 256 threads has 256 of them.
 extern "C" __global__ void nest(unsigned char *codes, float *absmax, const float *scales, const float *mean,
                                 const float *map, u64 count) {
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
@@ -81,7 +86,7 @@ extern "C" __global__ void nest(unsigned char *codes, float *absmax, const float
     if (i < count) codes[i] = nearest(map, __fmul_rn(centred, __fdiv_rn(1.0f, largest)));
 }
 
-// A block has a row, whose values go through fp16.
+// A block has a row; its values are rounded to fp16 first.
 template <typename T> __device__ void int8_rows(signed char *codes, float *absmax, const T *x, int columns) {
     x += (u64)blockIdx.x * columns, codes += (u64)blockIdx.x * columns;
     float largest = 0;
@@ -89,7 +94,7 @@ template <typename T> __device__ void int8_rows(signed char *codes, float *absma
     largest = block_max(largest);
     if (threadIdx.x == 0) absmax[blockIdx.x] = largest;
     float factor = __fdiv_rn(127.0f, largest);
-    // What is not a number, as a row of zeros has, becomes 0.
+    // NaN, which a row of zeros has here, becomes 0.
     for (int i = threadIdx.x; i < columns; i += blockDim.x)
         codes[i] = __float2int_rn(__fmul_rn(rounded<f16>(widen(x[i])), factor));
 }

@@ -1,18 +1,19 @@
-// Weights from their codes, into a scratch that a product then takes.
+// Dequantizes weights into a scratch matrix for the product that follows.
 
-// quant/nf4.rs's levels.
+// The levels of quant/nf4.rs.
 alignas(8) __device__ const float LEVELS[16] = {
     -1.0f,        -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f,
     0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f, 0.44070983f,  0.562617f,    0.72295684f,   1.0f};
 
-// The scales of blocks of 64: in full, or from their own codes, map[code] * absmax of 256 + offset.
+// The scales of blocks of 64 values: plain, or nested, map[code] * absmax + offset with an absmax
+// for 256 scales.
 struct Scales {
     const float *plain;
     const unsigned char *codes;
     const float *absmax, *map, *offset;
 };
 
-// The scales of several blocks from the `first`-th on, all under one absmax; their loads are under way at once.
+// The scales of several blocks from `first` on, all under one absmax. Their loads overlap.
 template <int U>
 __device__ __forceinline__ void scales_of(const Scales &scales, u64 first, const int (&blocks)[U], float (&to)[U]) {
     if (scales.plain) {
@@ -28,7 +29,8 @@ __device__ __forceinline__ void scales_of(const Scales &scales, u64 first, const
     for (int u = 0; u < U; u++) to[u] = __fadd_rn(__fmul_rn(scales.map[codes[u]], absmax), offset);
 }
 
-// A level times its block's scale, rounded to fp16 (1) or bf16 (2) as what was quantized, or not (0).
+// A level times its block's scale, rounded to the type that was quantized: fp16 (1), bf16 (2) or
+// neither (0).
 __device__ __forceinline__ float scaled(float level, float scale, int rounding) {
     float value = __fmul_rn(level, scale);
     if (rounding == 1) value = rounded<f16>(value);
@@ -36,7 +38,7 @@ __device__ __forceinline__ float scaled(float level, float scale, int rounding) 
     return value;
 }
 
-// A value's bits, from shared memory.
+// The bits of a value in shared memory.
 template <typename T> __device__ __forceinline__ u32 bits_at(u32 at) {
     u32 bits;
     if constexpr (sizeof(T) == 2) asm("{.reg .b16 b; ld.shared.b16 b, [%1]; cvt.u32.u16 %0, b;}" : "=r"(bits) : "r"(at) : "memory");
@@ -44,14 +46,15 @@ template <typename T> __device__ __forceinline__ u32 bits_at(u32 at) {
     return bits;
 }
 
-// Said outright, for the compiler makes four stores of one here.
+// In assembly, because the compiler would make four stores of it.
 __device__ __forceinline__ void write16(void *to, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// A warp has four blocks of 64 at a time, UNITS times over, and a lane eight values of one of them. All that a block's codes can
-// stand for are 16 products: its eight lanes make two each, and take what their codes say from the warp's `products`, where blocks
-// of 16-bit values have banks of their own.
+// A warp has UNITS times four blocks of 64, and a lane eight values of one block of each unit. The
+// codes of a block stand for only 16 values, level times scale: its eight lanes compute two of them
+// each, and then look their codes up in the warp's `products`. There each block of 16-bit values
+// has separate banks.
 #define UNITS 4
 #define WARPS 8
 template <typename T>
@@ -67,7 +70,7 @@ __device__ void nf4_by_blocks(T *out, const unsigned char *packed, const Scales 
     float scale[UNITS], pair[2];
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
-        // Behind the end the first values once more, so that no branch parts the loads.
+        // Lanes behind the end load the first values again, so that no branch separates the loads.
         at[u] = u * 256 + lane * 8;
         if (!whole && at[u] >= left) at[u] = 0;
         blocks[u] = at[u] / 64;
@@ -81,7 +84,8 @@ __device__ void nf4_by_blocks(T *out, const unsigned char *packed, const Scales 
         store<2>(products[warp][u] + lane * 2, v);
     }
     __syncwarp();
-    // Four codes at once become the lowest bytes of where their products are; those of a byte's upper half come first.
+    // Four codes at once become the lowest bytes of their products' addresses; the upper half of a
+    // byte is the first code.
     constexpr int SHIFT = sizeof(T) / 2;
     constexpr u32 CODES = 0x0f0f0f0fu << SHIFT;
 #pragma unroll
@@ -105,7 +109,7 @@ __device__ void nf4_by_blocks(T *out, const unsigned char *packed, const Scales 
     }
 }
 
-// A thread has a pair of values, of matrices that have no eights.
+// A thread has a pair of values, for matrices that cannot be read eight values at once.
 template <typename T>
 __device__ void nf4_by_pairs(T *out, const unsigned char *packed, const Scales &scales, int rounding, u64 count) {
     u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 2;
@@ -118,12 +122,12 @@ __device__ void nf4_by_pairs(T *out, const unsigned char *packed, const Scales &
     if (i + 1 < count) out[i + 1] = narrow<T>(scaled(LEVELS[code & 15], scale[0], rounding));
 }
 
-// A thread has V values of a row; more of them at once were slower.
+// A thread has V values of a row; more packs per thread were slower.
 template <typename T, int V>
 __device__ void int8(T *out, const signed char *codes, const float *absmax, int columns, u64 count) {
     u64 i = ((u64)block_from_end() * blockDim.x + threadIdx.x) * V;
     if (i >= count) return;
-    // Divisions of 32 bits where they do.
+    // A 32-bit division is faster where it suffices.
     float unit = __fmul_rn(absmax[count >> 32 ? i / columns : (u32)i / (u32)columns], 1.0f / 127.0f), v[V];
     Pack<signed char, V> pack = *reinterpret_cast<const Pack<signed char, V> *>(codes + i);
 #pragma unroll

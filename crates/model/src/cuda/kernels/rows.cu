@@ -1,5 +1,5 @@
-// Kernels whose unit is a row: copies by number, of which a warp has a row and a block has four; layer norm, cross-entropy and
-// their gradients, of which a block has a row.
+// Kernels over rows. Copies by index: a warp has a row, a block four. Layer norm, cross-entropy and
+// their gradients: a block has a row.
 
 #define ROW()                                                                                                          \
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;                                              \
@@ -23,7 +23,7 @@ __device__ void scatter(T *out, const T *x, const u32 *numbers, int rows, int co
         *reinterpret_cast<Pack<T, V> *>(to + i) = *reinterpret_cast<const Pack<T, V> *>(from + i);
 }
 
-// Threads for a row in losses, and the packs by which these hold up to 32,768 values.
+// Threads of a row in losses, and packs of a thread: together up to 32,768 values.
 #define LOSS_THREADS 512
 #define LOSS_PACKS 8
 
@@ -63,7 +63,7 @@ __device__ void layer_norm_backward(T *dx, const T *dy, const T *x, const T *wei
     norm_row_backward<T, V, 0>(dx + at, dy + at, x + at, weight, columns, eps);
 }
 
-// The row's loss, and softmax minus one-hot, times a factor, over the logits.
+// The row's loss. The logits become their gradient, softmax minus one-hot, times a factor.
 template <typename T, int V, int N>
 __device__ __forceinline__ void cross(T *logits, float *loss, int target, int columns, float factor) {
     float picked = widen(logits[target]), most = __int_as_float(0xff800000), sum = 0, v[V];
@@ -73,7 +73,7 @@ __device__ __forceinline__ void cross(T *logits, float *loss, int target, int co
 #pragma unroll
         for (int j = 0; j < V; j++) most = fmaxf(most, v[j]);
     });
-    // A barrier behind every thread's read of the target's logit.
+    // Its barrier comes after every thread has read the target's logit, which is overwritten below.
     most = block_max(most);
     each<V, N, LOSS_THREADS>(columns, [&](int k, int i) {
         x.read(k, i, v);
@@ -91,7 +91,7 @@ __device__ __forceinline__ void cross(T *logits, float *loss, int target, int co
         }
         store<V>(logits + i, v);
     });
-    // A maximum passes over what is not a number, a sum does not.
+    // `fmaxf` ignores NaN; the sum propagates it.
     if (threadIdx.x == 0) *loss = logf(sum) - (picked - most);
 }
 

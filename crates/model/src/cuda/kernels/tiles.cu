@@ -1,12 +1,17 @@
-// Attention of 16-bit floats by tiles, on the matrix units, over the joint product (rows, heads, 3, dim) with its queries and
-// keys turned. A block has R rows of a sequence and a warp 16 of these, whose sums stay in registers; the rows that they meet
-// come by 32, some of them ahead while others are at work. Heads have up to D values, a multiple of 8. A tile is (first row, end,
-// start and end of its sequence). No sum depends on timing: queries' gradients are summed over keys by one block, and keys' over
-// queries by another, which makes the scores again.
+// Attention of 16-bit floats on the matrix units, over the joint product (rows, heads, 3, dim) with
+// rotated queries and keys.
+//
+// A block has a tile of R rows of a sequence, and a warp 16 of them, whose sums stay in registers.
+// The rows on the other side of the attention are loaded 32 at a time, several loads ahead of the
+// computation. Heads have up to D values, a multiple of 8. A tile is described by its first row,
+// its end, and the start and end of its sequence.
+//
+// No sum depends on timing: one block sums the gradient of queries over keys, another that of keys
+// and values over queries, for which it computes the scores again.
 
-// A block's tile; a lane's place in it, rows own + g and own + g + 8, pairs of columns from 2 t on; the first row of those that
-// are multiplied together.
-#define PLACE()                                                                                                        \
+// Declares a block's tile; the rows of a lane, own + g and own + g + 8, and its pairs of columns
+// from 2 t on; `span`, the first of the rows that are multiplied together with the lane's.
+#define TILE()                                                                                                         \
     uint4 tile = tiles[blockIdx.y];                                                                                    \
     int first = tile.x, last = tile.y, start = tile.z, head = blockIdx.x;                                              \
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own = first + threadIdx.x % (2 * R) / 32 * 16;            \
@@ -15,51 +20,53 @@
     const H *q = qkv + 3 * head * dim, *k = q + dim, *v = k + dim;                                                     \
     const float factor = rsqrtf((float)dim);
 
-// Where tiles lie: of a block's own rows one or two, then S times what comes by 32 rows, then something else.
+// Shared memory: one or two tiles of the block's own rows, then S stages of two tiles of 32 rows,
+// then the rest.
 #define OWN(i) ((i) * 2 * R * D)
-#define COMING(owned, turn, i) (OWN(owned) + (2 * ((turn) % S) + (i)) * 2 * STEP * D)
+#define STAGE(owned, step, i) (OWN(owned) + (2 * ((step) % S) + (i)) * 2 * STEP * D)
 #define BEHIND(owned) (OWN(owned) + S * 4 * STEP * D)
 
-// The first copies of a block: its own rows with the first that come, and those that come ahead.
-#define BRING_AHEAD()                                                                                                  \
-    bring(0);                                                                                                          \
+// The first groups of copies: the block's own rows with the first stage, then the stages ahead.
+#define PREFETCH()                                                                                                     \
+    load_step(0);                                                                                                      \
     commit();                                                                                                          \
     for (int ahead = 1; ahead < S - 1; ahead++) {                                                                      \
-        bring(ahead);                                                                                                  \
+        load_step(ahead);                                                                                              \
         commit();                                                                                                      \
     }
 
-// A turn begins: its rows are there, and with everyone behind the turn before, what that one had is overwritten.
-#define NEXT_TURN()                                                                                                    \
-    arrive<S - 2>();                                                                                                   \
-    bring(turn + S - 1);                                                                                               \
+// Begins a step: its rows have arrived. All threads have finished the step before, so that its
+// stage is loaded again.
+#define NEXT_STEP()                                                                                                    \
+    wait_for_copies<S - 2>();                                                                                          \
+    load_step(step + S - 1);                                                                                           \
     commit();
 
 template <typename H, int D, int R, int S>
 __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tiles, int rows, int heads, int dim) {
-    PLACE()
-    auto bring = [&](int turn) {
-        int from = start + turn * STEP;
+    TILE()
+    auto load_step = [&](int step) {
+        int from = start + step * STEP;
         if (from < last) {
-            fetch<2 * R, D, STEP>(COMING(1, turn, 0), k, joint, from, last, dim);
-            fetch<2 * R, D, STEP>(COMING(1, turn, 1), v, joint, from, last, dim);
+            copy_rows<2 * R, D, STEP>(STAGE(1, step, 0), k, joint, from, last, dim);
+            copy_rows<2 * R, D, STEP>(STAGE(1, step, 1), v, joint, from, last, dim);
         }
     };
-    fetch<2 * R, D, R>(OWN(0), q, joint, first, last, dim);
-    BRING_AHEAD()
+    copy_rows<2 * R, D, R>(OWN(0), q, joint, first, last, dim);
+    PREFETCH()
     float o[D / 8][4] = {0}, most[2], sum[2] = {0, 0};
     most[0] = most[1] = __int_as_float(0xff800000);
     float scale = factor * LOG2_E;
-    for (int turn = 0, key0 = start; key0 < last; turn++, key0 += STEP) {
-        NEXT_TURN()
-        // Else the span's rows see none of these keys, or do not exist.
+    for (int step = 0, key0 = start; key0 < last; step++, key0 += STEP) {
+        NEXT_STEP()
+        // Otherwise the span's rows see none of these keys, or are behind the end.
         if (key0 < span + SPAN && span < last) {
             float s[4][4] = {0}, next[2] = {most[0], most[1]}, keep[2];
-            hold(s);
+            pin(s);
             begin_products();
-            products<H, D, R>(s, OWN(0), span - first, COMING(1, turn, 0));
+            products<H, D, R>(s, OWN(0), span - first, STAGE(1, step, 0));
             end_products();
-            hold(s);
+            pin(s);
             bool edge = key0 + STEP > own;
 #pragma unroll
             for (int i = 0; i < 16; i++) {
@@ -92,11 +99,11 @@ __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tile
             }
             u32 p[2][4];
             as_left<H>(p, s);
-            hold(o);
+            pin(o);
             begin_products();
-            add_rows<H, D>(o, p, COMING(1, turn, 1));
+            add_rows<H, D>(o, p, STAGE(1, step, 1));
             end_products();
-            hold(o);
+            pin(o);
         }
     }
 #pragma unroll
@@ -107,28 +114,28 @@ __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tile
         if (t == 0 && row < last) log_sums[(u64)head * rows + row] = most[h] * factor + log_two(sum[h]) * (1 / LOG2_E);
     }
     __syncthreads();
-    put<H, D, R>(OWN(0), o, 1.0f / sum[0], 1.0f / sum[1]);
-    give<H, D, R>(out + head * dim, width, OWN(0), own, last, dim, {nullptr, nullptr, 0, 0});
+    store_sums<H, D, R>(OWN(0), o, 1.0f / sum[0], 1.0f / sum[1]);
+    write_rows<H, D, R>(out + head * dim, width, OWN(0), own, last, dim, {nullptr, nullptr, 0, 0});
 }
 
-// Each of a warp's rows' sum of output times its gradient, for this kernel and the one after it. A lane has the outputs of each
-// 32nd piece of the warp's rows.
+// The sum of output times its gradient for each of a warp's rows, for this kernel and the next one.
+// A lane has every 32nd piece of the warp's rows.
 template <typename H, int D, int R>
-__device__ __forceinline__ void sum_deltas(float *deltas, float *kept, const Pack<H, 8> (&out)[D / 16], int d_rows,
+__device__ __forceinline__ void sum_deltas(float *deltas, float *warp_deltas, const Pack<H, 8> (&out)[D / 16], int d_rows,
                                            int own, int last) {
     constexpr int PIECES = D / 8;
-    const unsigned char *at = room + d_rows + threadIdx.x % (2 * R) / 32 * 16 * 128;
+    const unsigned char *at = tile_memory + d_rows + threadIdx.x % (2 * R) / 32 * 16 * 128;
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         int row = (i * 32 + threadIdx.x % 32) / PIECES, piece = threadIdx.x % PIECES;
         float sum = 0, d[8];
-        load<8>(reinterpret_cast<const H *>(at + place<R>(row, piece)), d);
+        load<8>(reinterpret_cast<const H *>(at + swizzle<R>(row, piece)), d);
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += widen(out[i].at[j]) * d[j];
 #pragma unroll
         for (int step = PIECES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
         if (piece == 0) {
-            kept[row] = sum;
+            warp_deltas[row] = sum;
             if (own + row < last) deltas[own + row] = sum;
         }
     }
@@ -139,17 +146,17 @@ __device__ __forceinline__ void sum_deltas(float *deltas, float *kept, const Pac
 template <typename H, int D, int R, int S>
 __device__ void queries(H *d_qkv, float *deltas, const H *qkv, const H *out, const H *d_out, const float *log_sums,
                         const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim, int half) {
-    PLACE()
-    auto bring = [&](int turn) {
-        int from = start + turn * STEP;
+    TILE()
+    auto load_step = [&](int step) {
+        int from = start + step * STEP;
         if (from < last) {
-            fetch<2 * R, D, STEP>(COMING(2, turn, 0), k, joint, from, last, dim);
-            fetch<2 * R, D, STEP>(COMING(2, turn, 1), v, joint, from, last, dim);
+            copy_rows<2 * R, D, STEP>(STAGE(2, step, 0), k, joint, from, last, dim);
+            copy_rows<2 * R, D, STEP>(STAGE(2, step, 1), v, joint, from, last, dim);
         }
     };
-    fetch<2 * R, D, R>(OWN(0), q, joint, first, last, dim);
-    fetch<2 * R, D, R>(OWN(1), d_out + head * dim, width, first, last, dim);
-    BRING_AHEAD()
+    copy_rows<2 * R, D, R>(OWN(0), q, joint, first, last, dim);
+    copy_rows<2 * R, D, R>(OWN(1), d_out + head * dim, width, first, last, dim);
+    PREFETCH()
     Pack<H, 8> outs[D / 16];
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
@@ -165,20 +172,20 @@ __device__ void queries(H *d_qkv, float *deltas, const H *qkv, const H *out, con
         int row = own + g + 8 * h;
         lse[h] = row < last ? log_sums[(u64)head * rows + row] * LOG2_E : 0.0f;
     }
-    float *kept = reinterpret_cast<float *>(room + BEHIND(2)) + (own - first);
-    arrive<S - 2>();
-    sum_deltas<H, D, R>(deltas + (u64)head * rows, kept, outs, OWN(1), own, last);
-    delta[0] = kept[g], delta[1] = kept[g + 8];
-    for (int turn = 0, key0 = start; key0 < last; turn++, key0 += STEP) {
-        NEXT_TURN()
+    float *warp_deltas = reinterpret_cast<float *>(tile_memory + BEHIND(2)) + (own - first);
+    wait_for_copies<S - 2>();
+    sum_deltas<H, D, R>(deltas + (u64)head * rows, warp_deltas, outs, OWN(1), own, last);
+    delta[0] = warp_deltas[g], delta[1] = warp_deltas[g + 8];
+    for (int step = 0, key0 = start; key0 < last; step++, key0 += STEP) {
+        NEXT_STEP()
         if (key0 < span + SPAN && span < last) {
             float s[4][4] = {0}, dp[4][4] = {0};
-            hold(s), hold(dp);
+            pin(s), pin(dp);
             begin_products();
-            products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
-            products<H, D, R>(dp, OWN(1), span - first, COMING(2, turn, 1));
+            products<H, D, R>(s, OWN(0), span - first, STAGE(2, step, 0));
+            products<H, D, R>(dp, OWN(1), span - first, STAGE(2, step, 1));
             end_products();
-            hold(s), hold(dp);
+            pin(s), pin(dp);
             bool edge = key0 + STEP > own;
 #pragma unroll
             for (int i = 0; i < 16; i++) {
@@ -189,114 +196,117 @@ __device__ void queries(H *d_qkv, float *deltas, const H *qkv, const H *out, con
             }
             u32 ds[2][4];
             as_left<H>(ds, s);
-            hold(d_query);
+            pin(d_query);
             begin_products();
-            add_rows<H, D>(d_query, ds, COMING(2, turn, 0));
+            add_rows<H, D>(d_query, ds, STAGE(2, step, 0));
             end_products();
-            hold(d_query);
+            pin(d_query);
         }
     }
     __syncthreads();
-    put<H, D, R>(OWN(0), d_query, factor, factor);
-    give<H, D, R>(d_qkv + 3 * head * dim, joint, OWN(0), own, last, dim, {cos, sin, half, start});
+    store_sums<H, D, R>(OWN(0), d_query, factor, factor);
+    write_rows<H, D, R>(d_qkv + 3 * head * dim, joint, OWN(0), own, last, dim, {cos, sin, half, start});
 }
 
-// The gradients of keys, by half of the block, and of values, by the other: here the scores' rows are keys.
+// The gradients of keys, by one half of the block, and of values, by the other. Rows of scores are
+// keys here.
 template <typename H, int D, int R, int S>
 __device__ void keys_and_values(H *d_qkv, const float *deltas, const H *qkv, const H *d_out, const float *log_sums,
                                 const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim,
                                 int half) {
-    PLACE()
+    TILE()
     int end = tile.w;
     bool of_keys = threadIdx.x < 2 * R;
-    const float *lse = reinterpret_cast<const float *>(room + BEHIND(2));
-    auto bring = [&](int turn) {
-        int from = first + turn * STEP;
+    const float *lse = reinterpret_cast<const float *>(tile_memory + BEHIND(2));
+    auto load_step = [&](int step) {
+        int from = first + step * STEP;
         if (from < end) {
-            fetch<4 * R, D, STEP>(COMING(2, turn, 0), q, joint, from, end, dim);
-            fetch<4 * R, D, STEP>(COMING(2, turn, 1), d_out + head * dim, width, from, end, dim);
-            // A warp has the log sums, the next one the deltas.
+            copy_rows<4 * R, D, STEP>(STAGE(2, step, 0), q, joint, from, end, dim);
+            copy_rows<4 * R, D, STEP>(STAGE(2, step, 1), d_out + head * dim, width, from, end, dim);
+            // One warp loads the log sums, the next one the deltas.
             if (threadIdx.x < 2 * STEP) {
                 u64 query = (u64)head * rows + from + lane;
                 const float *of = threadIdx.x < STEP ? log_sums : deltas;
-                copy4(shared(BEHIND(2) + (turn % S * 2 * STEP + threadIdx.x) * 4), of + query, from + lane < end);
+                copy4(shared(BEHIND(2) + (step % S * 2 * STEP + threadIdx.x) * 4), of + query, from + lane < end);
             }
         }
     };
-    fetch<4 * R, D, R>(OWN(0), k, joint, first, last, dim);
-    fetch<4 * R, D, R>(OWN(1), v, joint, first, last, dim);
-    BRING_AHEAD()
+    copy_rows<4 * R, D, R>(OWN(0), k, joint, first, last, dim);
+    copy_rows<4 * R, D, R>(OWN(1), v, joint, first, last, dim);
+    PREFETCH()
     float scale = factor * LOG2_E, sum[D / 8][4] = {0};
-    for (int turn = 0, from = first; from < end; turn++, from += STEP) {
-        NEXT_TURN()
+    for (int step = 0, from = first; from < end; step++, from += STEP) {
+        NEXT_STEP()
         if (from + STEP > span && span < last) {
             float s[4][4] = {0}, dp[4][4] = {0};
-            hold(s), hold(dp);
-            // Twice the same, because nothing may branch between products.
+            pin(s), pin(dp);
+            // Written twice, because no branch may separate the products.
             if (of_keys) {
                 begin_products();
-                products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
-                products<H, D, R>(dp, OWN(1), span - first, COMING(2, turn, 1));
+                products<H, D, R>(s, OWN(0), span - first, STAGE(2, step, 0));
+                products<H, D, R>(dp, OWN(1), span - first, STAGE(2, step, 1));
                 end_products();
             } else {
                 begin_products();
-                products<H, D, R>(s, OWN(0), span - first, COMING(2, turn, 0));
+                products<H, D, R>(s, OWN(0), span - first, STAGE(2, step, 0));
                 end_products();
             }
-            hold(s), hold(dp);
+            pin(s), pin(dp);
             bool edge = from < own + 15;
 #pragma unroll
             for (int i = 0; i < 16; i++) {
-                // Behind the end all is zero, and so is what these sums get of it.
-                int query = i / 4 * 8 + 2 * t + i % 2, at = turn % S * 2 * STEP + query;
+                // Behind the end all values are zero and add nothing.
+                int query = i / 4 * 8 + 2 * t + i % 2, at = step % S * 2 * STEP + query;
                 float p = two_to(s[i / 4][i % 4] * scale - lse[at] * LOG2_E);
                 if (edge && from + query < own + g + 8 * (i / 2 % 2)) p = 0;
                 s[i / 4][i % 4] = of_keys ? p * (dp[i / 4][i % 4] - lse[at + STEP]) : p;
             }
             u32 a[2][4];
             as_left<H>(a, s);
-            hold(sum);
+            pin(sum);
             begin_products();
-            add_rows<H, D>(sum, a, COMING(2, turn, of_keys ? 0 : 1));
+            add_rows<H, D>(sum, a, STAGE(2, step, of_keys ? 0 : 1));
             end_products();
-            hold(sum);
+            pin(sum);
         }
     }
     float by = of_keys ? factor : 1.0f;
     __syncthreads();
-    put<H, D, R>(OWN(of_keys ? 0 : 1), sum, by, by);
+    store_sums<H, D, R>(OWN(of_keys ? 0 : 1), sum, by, by);
     H *to = d_qkv + (3 * head + (of_keys ? 1 : 2)) * dim;
-    give<H, D, R>(to, joint, OWN(of_keys ? 0 : 1), own, last, dim, {cos, sin, of_keys ? half : 0, start});
+    write_rows<H, D, R>(to, joint, OWN(of_keys ? 0 : 1), own, last, dim, {cos, sin, of_keys ? half : 0, start});
 }
 
-// Rows of a block of queries, and of keys, and how often there is room for what comes; heads.rs knows them too.
+// Rows of a tile of queries and of keys, and stages of the copy pipeline. shared_memory.rs has the
+// same numbers.
 #define QUERIES 128
 #define KEYS 64
-#define COMINGS 4
-// Of the gradient of queries, whose own rows take more; groups' units need few enough registers for two blocks of these.
-#ifdef BY_GROUPS
+#define STAGES 4
+// The gradient of queries has two tiles of its own, so that fewer stages fit. With warpgroups it
+// needs few enough registers for two blocks per multiprocessor.
+#ifdef WARPGROUPS
 #define BLOCKS 2
-#define FEW_COMINGS 3
+#define QUERY_STAGES 3
 #else
 #define BLOCKS 1
-#define FEW_COMINGS 2
+#define QUERY_STAGES 2
 #endif
 
 #define KERNELS(H, D)                                                                                                  \
     extern "C" __global__ __launch_bounds__(2 * QUERIES, 2) void tile_forward_##H##_##D(                               \
         H *out, float *log_sums, const H *qkv, const uint4 *tiles, int rows, int heads, int dim) {                     \
-        forward<H, D, QUERIES, COMINGS>(out, log_sums, qkv, tiles, rows, heads, dim);                                  \
+        forward<H, D, QUERIES, STAGES>(out, log_sums, qkv, tiles, rows, heads, dim);                                   \
     }                                                                                                                  \
     extern "C" __global__ __launch_bounds__(2 * QUERIES, BLOCKS) void tile_queries_##H##_##D(                          \
         H *d_qkv, float *deltas, const H *qkv, const H *out, const H *d_out, const float *log_sums,                    \
         const uint4 *tiles, const float *cos, const float *sin, int rows, int heads, int dim, int half) {              \
-        queries<H, D, QUERIES, FEW_COMINGS>(d_qkv, deltas, qkv, out, d_out, log_sums, tiles, cos, sin, rows, heads,    \
+        queries<H, D, QUERIES, QUERY_STAGES>(d_qkv, deltas, qkv, out, d_out, log_sums, tiles, cos, sin, rows, heads,   \
                                             dim, half);                                                                \
     }                                                                                                                  \
     extern "C" __global__ __launch_bounds__(4 * KEYS, 2) void tile_keys_and_values_##H##_##D(                          \
         H *d_qkv, const float *deltas, const H *qkv, const H *d_out, const float *log_sums, const uint4 *tiles,        \
         const float *cos, const float *sin, int rows, int heads, int dim, int half) {                                  \
-        keys_and_values<H, D, KEYS, COMINGS>(d_qkv, deltas, qkv, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);\
+        keys_and_values<H, D, KEYS, STAGES>(d_qkv, deltas, qkv, d_out, log_sums, tiles, cos, sin, rows, heads, dim, half);\
     }
 KERNELS(bf16, 64)
 KERNELS(bf16, 128)

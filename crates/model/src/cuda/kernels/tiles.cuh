@@ -1,9 +1,10 @@
-// Tiles of rows in shared memory, and a block's products with them: by the units of a warp, or where there are such, by those of
-// a group of four warps (sm_90a), which read a tile once for all of them. Either way a warp has 16 rows of sums.
+// Tiles of rows in shared memory, and a block's products with them. A warp multiplies alone, or, on
+// sm_90a, in a warpgroup of four warps, which reads a tile once for all four. Either way a warp has
+// 16 rows of sums.
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define BY_GROUPS
-// Rows that are multiplied together.
+#define WARPGROUPS
+// Rows that one instruction multiplies.
 #define SPAN 64
 #else
 #define SPAN 16
@@ -18,17 +19,18 @@ __device__ __forceinline__ float log_two(float x) {
     return y;
 }
 
-// A tile of R rows lies as slabs of 64 columns, 128 bytes a row. The 16-byte pieces of a slab's row change places by the row's
-// number, so that a column of pieces lies in different banks.
-extern __shared__ __align__(1024) unsigned char room[];
+// A tile of R rows consists of slabs of 64 columns, 128 bytes a row. The 16-byte pieces of a slab's
+// row are permuted by the row's index (a swizzle), so that a column of pieces is in different
+// banks.
+extern __shared__ __align__(1024) unsigned char tile_memory[];
 
-template <int R> __device__ __forceinline__ int place(int row, int piece) {
+template <int R> __device__ __forceinline__ int swizzle(int row, int piece) {
     return (piece / 8 * R + row) * 128 + (piece % 8 ^ row % 8) * 16;
 }
 
-__device__ __forceinline__ u32 shared(int at) { return (u32)__cvta_generic_to_shared(room) + at; }
+__device__ __forceinline__ u32 shared(int at) { return (u32)__cvta_generic_to_shared(tile_memory) + at; }
 
-// Copies that run on; where nothing is to be copied, zeros.
+// Asynchronous copies; without `real` they write zeros.
 __device__ __forceinline__ void copy16(u32 to, const void *from, bool real) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
 }
@@ -40,29 +42,29 @@ __device__ __forceinline__ void copy4(u32 to, const void *from, bool real) {
 // Ends a group of copies.
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits for all groups of copies of all threads but the last `LATER`.
-template <int LATER> __device__ __forceinline__ void arrive() {
+// Waits for the groups of copies of all threads, except the last `LATER`.
+template <int LATER> __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
-#ifdef BY_GROUPS
-    // The groups' units read what was copied past the threads' own view of memory.
+#ifdef WARPGROUPS
+    // The warpgroup's units read memory through another proxy than the threads.
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
     __syncthreads();
 }
 
-// R rows of a matrix from `first` on, up to `end`, by a block of so many threads.
+// Copies R rows of a matrix, from `first` to `end`, to a tile, with THREADS threads.
 template <int THREADS, int D, int R, typename H>
-__device__ __forceinline__ void fetch(int to, const H *from, u64 stride, int first, int end, int dim) {
+__device__ __forceinline__ void copy_rows(int to, const H *from, u64 stride, int first, int end, int dim) {
     constexpr int PIECES = D / 8, PASS = THREADS / PIECES;
     int piece = threadIdx.x % PIECES, row = threadIdx.x / PIECES;
     from += (u64)(first + row) * stride + piece * 8;
-    u32 at = shared(to + place<R>(row, piece));
+    u32 at = shared(to + swizzle<R>(row, piece));
 #pragma unroll
     for (int r = 0; r < R; r += PASS, from += PASS * stride)
         copy16(at + r * 128, from, first + row + r < end && piece * 8 < dim);
 }
 
-// A warp's sums of 16 x 32 values as the left factors of two products.
+// Makes the left factors of two products from a warp's 16 x 32 sums.
 template <typename H> __device__ __forceinline__ void as_left(u32 (&a)[2][4], const float (&s)[4][4]) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
@@ -71,12 +73,13 @@ template <typename H> __device__ __forceinline__ void as_left(u32 (&a)[2][4], co
     }
 }
 
-#ifdef BY_GROUPS
+#ifdef WARPGROUPS
 
 #define FOUR(c) "+f"((c)[0]), "+f"((c)[1]), "+f"((c)[2]), "+f"((c)[3])
 
-// Of a group: c += a b, 64 x 16 by 16 x 32, both with rows of 16 along the sum; and c += a b, 64 x 16 by 16 x 8 N, of
-// which each warp has its 16 rows of a, and b has its rows across the sum.
+// Products of a warpgroup. `units`: c += a b, 64 x 16 by 16 x 32, both in shared memory with the
+// depth along their rows. `add_units`: c += a b, 64 x 16 by 16 x 8 N, with each warp's 16 rows of a
+// in registers, and b in shared memory with the depth down its columns.
 template <typename H> __device__ void units(float (&c)[4][4], u64 a, u64 b);
 template <typename H> __device__ void add_units(float (&c)[8][4], const u32 (&a)[4], u64 b);
 template <typename H> __device__ void add_units(float (&c)[16][4], const u32 (&a)[4], u64 b);
@@ -109,12 +112,12 @@ template <typename H> __device__ void add_units(float (&c)[16][4], const u32 (&a
 UNITS(bf16)
 UNITS(f16)
 
-// How the units find a factor: its first byte, and how far from each other slabs lie and eights of rows.
+// The descriptor of a factor: its first byte, and the strides of slabs and of groups of eight rows.
 __device__ __forceinline__ u64 factor_at(int at, int slab) {
     return (u64)((shared(at) & 0x3ffff) >> 4) | (u64)(slab >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
 }
 
-// Products are asked for between these two; what they change is to be held before and after.
+// Products are issued between these two. `pin` their sums before and after.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void end_products() {
@@ -122,12 +125,12 @@ __device__ __forceinline__ void end_products() {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
-template <int N> __device__ __forceinline__ void hold(float (&c)[N][4]) {
+template <int N> __device__ __forceinline__ void pin(float (&c)[N][4]) {
 #pragma unroll
     for (int n = 0; n < N; n++) asm volatile("" : FOUR(c[n])::"memory");
 }
 
-// s += products of a span's rows of a tile of R, from `row` on, with the 32 rows of another tile.
+// s += SPAN rows of a tile of R rows, from `row` on, times the transposed 32 rows of another tile.
 template <typename H, int D, int R> __device__ __forceinline__ void products(float (&s)[4][4], int tile, int row, int rows) {
     u64 left = factor_at(tile + row * 128, 16), right = factor_at(rows, 16);
 #pragma unroll
@@ -145,7 +148,7 @@ template <typename H, int D> __device__ __forceinline__ void add_rows(float (&c)
 
 __device__ __forceinline__ void begin_products() {}
 __device__ __forceinline__ void end_products() {}
-template <int N> __device__ __forceinline__ void hold(float (&)[N][4]) {}
+template <int N> __device__ __forceinline__ void pin(float (&)[N][4]) {}
 
 __device__ __forceinline__ void read4(u32 (&r)[4], u32 at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -153,18 +156,18 @@ __device__ __forceinline__ void read4(u32 (&r)[4], u32 at) {
                  : "r"(at));
 }
 
-__device__ __forceinline__ void read4_turned(u32 (&r)[4], u32 at) {
+__device__ __forceinline__ void read4_transposed(u32 (&r)[4], u32 at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(at));
 }
 
-// Column 16 k of a slab is at the address of its first column with 32 k exclusively or-ed, because a row begins at a multiple of
-// 128.
+// Because a row begins at a multiple of 128, the address of column 16 k of a slab is that of its
+// first column xor 32 k.
 template <typename H, int D, int R> __device__ __forceinline__ void products(float (&s)[4][4], int tile, int row, int rows) {
     int lane = threadIdx.x % 32;
-    u32 left = shared(tile + row * 128 + place<R>(lane % 16, lane / 16));
-    u32 right = shared(rows + place<STEP>(lane % 8 + lane / 16 * 8, lane / 8 % 2));
+    u32 left = shared(tile + row * 128 + swizzle<R>(lane % 16, lane / 16));
+    u32 right = shared(rows + swizzle<STEP>(lane % 8 + lane / 16 * 8, lane / 8 % 2));
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
         u32 a[4], b[4];
@@ -180,12 +183,12 @@ template <typename H, int D, int R> __device__ __forceinline__ void products(flo
 
 template <typename H, int D> __device__ __forceinline__ void add_rows(float (&c)[D / 8][4], const u32 (&a)[2][4], int rows) {
     int lane = threadIdx.x % 32;
-    u32 right = shared(rows + place<STEP>(lane % 16, lane / 16)), b[4];
+    u32 right = shared(rows + swizzle<STEP>(lane % 16, lane / 16)), b[4];
 #pragma unroll
     for (int n = 0; n < D / 16; n++) {
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            read4_turned(b, (right ^ n % 4 * 32) + (n / 4 * STEP + k * 16) * 128);
+            read4_transposed(b, (right ^ n % 4 * 32) + (n / 4 * STEP + k * 16) * 128);
             multiply<H>(c[2 * n], a[k], b[0], b[1]);
             multiply<H>(c[2 * n + 1], a[k], b[2], b[3]);
         }
@@ -194,43 +197,44 @@ template <typename H, int D> __device__ __forceinline__ void add_rows(float (&c)
 
 #endif
 
-// Puts a warp's 16 rows of sums, each times a factor, into its rows of a tile, which no other warp reads any more.
+// Stores a warp's 16 rows of sums, times a factor each, to its rows of a tile. No other warp may
+// still read these.
 template <typename H, int D, int R>
-__device__ __forceinline__ void put(int tile, const float (&c)[D / 8][4], float upper, float lower) {
+__device__ __forceinline__ void store_sums(int tile, const float (&c)[D / 8][4], float upper, float lower) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    unsigned char *at = room + tile + threadIdx.x % (2 * R) / 32 * 16 * 128;
+    unsigned char *at = tile_memory + tile + threadIdx.x % (2 * R) / 32 * 16 * 128;
     __syncwarp();
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
-        u32 *pair = reinterpret_cast<u32 *>(at + place<R>(g, n) + 4 * t);
+        u32 *pair = reinterpret_cast<u32 *>(at + swizzle<R>(g, n) + 4 * t);
         pair[0] = pack2<H>(c[n][0] * upper, c[n][1] * upper);
         pair[8 * 32] = pack2<H>(c[n][2] * lower, c[n][3] * lower);
     }
     __syncwarp();
 }
 
-// The angles of a sequence that begins at row `start`, of the leading 2 `half` dimensions.
-struct Turn {
+// The rotary angles of a sequence that begins at row `start`, for the leading 2 `half` dimensions.
+struct Rotation {
     const float *cos, *sin;
     int half, start;
 };
 
-// Writes a warp's rows of a tile, from row `own` up to `last`, turned back.
+// Writes a warp's rows of a tile, from row `own` to `last`, and undoes their rotation.
 template <typename H, int D, int R>
-__device__ __forceinline__ void give(H *to, u64 stride, int tile, int own, int last, int dim, Turn turn) {
-    const unsigned char *at = room + tile + threadIdx.x % (2 * R) / 32 * 16 * 128;
+__device__ __forceinline__ void write_rows(H *to, u64 stride, int tile, int own, int last, int dim, Rotation rotation) {
+    const unsigned char *at = tile_memory + tile + threadIdx.x % (2 * R) / 32 * 16 * 128;
     for (int i = threadIdx.x % 32; i < 2 * D; i += 32) {
         int row = i / (D / 8), piece = i % (D / 8), d = piece * 8;
         if (own + row >= last || d >= dim) continue;
         float x[8];
-        load<8>(reinterpret_cast<const H *>(at + place<R>(row, piece)), x);
-        if (d < 2 * turn.half) {
-            bool left = d < turn.half;
-            int pair = left ? d : d - turn.half;
-            u64 angle = (u64)(own + row - turn.start) * turn.half + pair;
+        load<8>(reinterpret_cast<const H *>(at + swizzle<R>(row, piece)), x);
+        if (d < 2 * rotation.half) {
+            bool left = d < rotation.half;
+            int pair = left ? d : d - rotation.half;
+            u64 angle = (u64)(own + row - rotation.start) * rotation.half + pair;
             float other[8], cos[8], sin[8];
-            load<8>(reinterpret_cast<const H *>(at + place<R>(row, (left ? d + turn.half : pair) / 8)), other);
-            load<8>(turn.cos + angle, cos), load<8>(turn.sin + angle, sin);
+            load<8>(reinterpret_cast<const H *>(at + swizzle<R>(row, (left ? d + rotation.half : pair) / 8)), other);
+            load<8>(rotation.cos + angle, cos), load<8>(rotation.sin + angle, sin);
 #pragma unroll
             for (int j = 0; j < 8; j++) x[j] = x[j] * cos[j] + (left ? other[j] : -other[j]) * sin[j];
         }

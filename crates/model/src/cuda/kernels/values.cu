@@ -1,4 +1,4 @@
-// Kernels whose unit is a value: sums, activations, dropout, changes of type.
+// Kernels over single values: sums, activations, dropout, casts.
 
 #define VALUE()                                                                                                        \
     u64 i = ((u64)block_from_end() * blockDim.x + threadIdx.x) * V;                                                    \
@@ -31,12 +31,13 @@ template <typename T, int V> __device__ void activate_backward(T *dy, const T *x
     store<V>(dy + i, d);
 }
 
-// out = base + scale * mask * x: the mask is dropout.rs's. Two channels share 64 bits.
+// out = base + mask_scale * mask * x, with the mask of dropout.rs. Two channels share 64 random
+// bits.
 template <typename T, int V>
-__device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u64 key, u32 threshold, float kept,
+__device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u64 key, u32 threshold, float mask_scale,
                         int columns, u64 count) {
     VALUE()
-    // Divisions of 32 bits where they do.
+    // A 32-bit division is faster where it suffices.
     u64 row = count >> 32 ? i / columns : (u32)i / (u32)columns;
     u64 stream = derive(key, places[row]), bits = 0;
     int channel = i - row * columns;
@@ -47,7 +48,7 @@ __device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u6
     for (int j = 0; j < V; j++) {
         if (j % 2 == 0) bits = random_at(stream, (channel + j) / 2);
         u32 half = (channel + j) % 2 ? (u32)(bits >> 32) : (u32)bits;
-        v[j] = half >= threshold ? v[j] * kept : 0.0f;
+        v[j] = half >= threshold ? v[j] * mask_scale : 0.0f;
         if (base) v[j] += b[j];
     }
     store<V>(out + i, v);
@@ -62,8 +63,8 @@ __device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u6
         activate_backward<T, V>(dy, x, kind, count);                                                                   \
     }                                                                                                                  \
     extern "C" __global__ void dropout_##t##_##V(T *out, const T *base, const T *x, const u64 *places, u64 key,        \
-                                                 u32 threshold, float kept, int columns, u64 count) {                  \
-        dropout<T, V>(out, base, x, places, key, threshold, kept, columns, count);                                     \
+                                                 u32 threshold, float mask_scale, int columns, u64 count) {            \
+        dropout<T, V>(out, base, x, places, key, threshold, mask_scale, columns, count);                               \
     }
 FOR_ALL(KERNELS)
 

@@ -1,7 +1,7 @@
-// Products with a side as narrow as an adapter's rank, which the file is compiled for, of 16-bit floats: each reads the wide
-// matrix once, by 16 bytes a lane. A product does not care in which order it is summed or its columns are named, so a lane's 8
-// values side by side serve as parts of several of the units' factors, and nothing goes through shared memory but sums. No sum
-// depends on timing.
+// LoRA's products of 16-bit floats, compiled for one rank. Each kernel reads the wide matrix once,
+// 16 bytes per lane. The depth of a product may be permuted, if it is permuted in both factors; its
+// columns may be permuted as well. A lane therefore uses its 8 consecutive values directly as parts
+// of several factors, and only sums go through shared memory. No sum depends on timing.
 
 __device__ __forceinline__ uint4 read16(const void *from, bool real) {
     return real ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
@@ -11,22 +11,22 @@ template <typename H> __device__ __forceinline__ u32 read_pair(const H *from, bo
     return real ? *reinterpret_cast<const u32 *>(from) : 0;
 }
 
-// Dropout's mask, dropout.rs's; without places there is none.
+// Dropout's mask, as in dropout.rs; null `places` mean no mask.
 struct Mask {
     const u64 *places;
     u64 key;
     u32 threshold;
-    float kept;
+    float scale;
 };
 
-// Where a row's stream is at an even channel; each pair of channels is GOLDEN further than the one before.
+// The state of a row's stream at an even channel; each pair of channels advances it by GOLDEN.
 __device__ __forceinline__ u64 state_at(u64 stream, int channel) { return stream + (u64)((u32)channel / 2 + 1) * GOLDEN; }
 
 // Masks two channels.
 __device__ __forceinline__ void mask_pair(float &low, float &high, u64 state, const Mask &mask) {
     u64 bits = mix(state);
-    low = (u32)bits >= mask.threshold ? low * mask.kept : 0.0f;
-    high = (u32)(bits >> 32) >= mask.threshold ? high * mask.kept : 0.0f;
+    low = (u32)bits >= mask.threshold ? low * mask.scale : 0.0f;
+    high = (u32)(bits >> 32) >= mask.threshold ? high * mask.scale : 0.0f;
 }
 
 template <typename H> __device__ __forceinline__ u32 masked_pair(u32 pair, u64 state, const Mask &mask) {
@@ -37,17 +37,18 @@ template <typename H> __device__ __forceinline__ u32 masked_pair(u32 pair, u64 s
     return pack2<H>(low, high);
 }
 
-// Pieces of a row that are read before the first of them is at work.
+// Pieces of a row that are loaded before the first of them is used.
 #define AHEAD 4
 
-// out = x wᵀ, (rows, depth) by (R, depth), and if there is a mask, of x masked, which is written as well; or across x w, by
-// (depth, R). A block has 16 rows, its eight warps take turns along the depth, a multiple of 32.
-template <typename H, int R, bool ACROSS>
-__device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__restrict__ x, const H *__restrict__ w,
+// Forward of A: out = x wᵀ, (rows, depth) by (R, depth); with a mask, x is masked first, and the
+// masked x is written as well. Backward of B: out = x w, (rows, depth) by (depth, R). A block has
+// 16 rows; its eight warps alternate along the depth, a multiple of 32.
+template <typename H, int R, bool BACKWARD>
+__device__ void to_rank(H *__restrict__ out, H *__restrict__ masked, const H *__restrict__ x, const H *__restrict__ w,
                        Mask mask, int rows, int depth) {
     __shared__ float parts[8][16][R];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, row = blockIdx.x * 16 + g;
-    bool real[2] = {row < rows, row + 8 < rows}, masking = !ACROSS && mask.places;
+    bool real[2] = {row < rows, row + 8 < rows}, masking = !BACKWARD && mask.places;
     u64 at[2] = {(u64)row * depth + t * 8, (u64)(row + 8) * depth + t * 8}, streams[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) streams[h] = masking && real[h] ? derive(mask.key, mask.places[row + 8 * h]) : 0;
@@ -78,7 +79,7 @@ __device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__r
 #pragma unroll
             for (int q = 0; q < R / 8; q++) {
                 u32 b[4];
-                if (ACROSS) {
+                if (BACKWARD) {
                     const H *from = w + (u64)(k + g / 2 * 8 + g % 2) * R + q * 8 + 2 * t;
 #pragma unroll
                     for (int j = 0; j < 4; j++) b[j] = transposed(read_pair(from + 2 * j * R, true));
@@ -105,15 +106,16 @@ __device__ void shrink(H *__restrict__ out, H *__restrict__ masked, const H *__r
     }
 }
 
-// y += scale * s wᵀ, (rows, R) by (columns, R); or across s w, by (R, columns), masked if there is a mask. A block has
-// 64 rows, a warp 32 of their columns, which are a multiple of 8.
-template <typename H, int R, bool ACROSS>
-__device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns,
+// Forward of B: y += scale * s wᵀ, (rows, R) by (columns, R). Backward of A: y += scale * s w,
+// (rows, R) by (R, columns), masked if there is a mask. A block has 64 rows, and a warp 32 of their
+// columns. The number of columns is a multiple of 8.
+template <typename H, int R, bool BACKWARD>
+__device__ void from_rank(H *y, const H *__restrict__ s, const H *__restrict__ w, Mask mask, int rows, int columns,
                        float scale) {
     constexpr int DEPTHS = (R + 15) / 16;
     __shared__ u64 streams[64];
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
-    bool masking = ACROSS && mask.places;
+    bool masking = BACKWARD && mask.places;
     if (masking) {
         int row = blockIdx.y * 64 + threadIdx.x;
         if (threadIdx.x < 64 && row < rows) streams[threadIdx.x] = derive(mask.key, mask.places[row]);
@@ -123,7 +125,7 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
     u32 b[DEPTHS][4][2] = {0};
 #pragma unroll
     for (int q = 0; q < R / 8; q++) {
-        if (ACROSS) {
+        if (BACKWARD) {
             uint4 read = read16(w + (u64)(q * 8 + g) * columns + column + t * 8, column + t * 8 < columns);
             u32 v[4] = {read.x, read.y, read.z, read.w};
 #pragma unroll
@@ -177,8 +179,9 @@ __device__ void expand(H *y, const H *__restrict__ s, const H *__restrict__ w, M
     }
 }
 
-// out += scale * xᵀ s, (rows, columns) by (rows, rank), f32; it lies by two strides. A lane reads C columns of a row,
-// a block has 8 C of them and R of the rank, its 32 warps take turns along the rows.
+// out += scale * xᵀ s, (rows, columns) by (rows, rank); `out` is f32 and has two strides. A lane
+// reads C columns of a row. A block has 8 C columns and R of the rank; its 32 warps alternate along
+// the rows.
 template <typename H, int R, int C>
 __device__ void gradient(float *out, const H *__restrict__ x, const H *__restrict__ s, int rows, int columns, int rank,
                          int column_stride, int rank_stride, float scale) {
@@ -189,11 +192,11 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
     bool inside = column < columns;
     s += blockIdx.y * R;
     float c[C / 2][R / 8][4] = {0};
-    constexpr int TOGETHER = R == 8 ? 2 : 1;
-    for (int first = warp * 16; first < rows; first += TOGETHER * 32 * 16) {
-        u32 v[TOGETHER][4][C / 2], pairs[TOGETHER][R / 4];
+    constexpr int STEPS = R == 8 ? 2 : 1;
+    for (int first = warp * 16; first < rows; first += STEPS * 32 * 16) {
+        u32 v[STEPS][4][C / 2], pairs[STEPS][R / 4];
 #pragma unroll
-        for (int n = 0; n < TOGETHER; n++) {
+        for (int n = 0; n < STEPS; n++) {
             int row = first + n * 32 * 16;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -210,13 +213,13 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
             }
         }
 #pragma unroll
-        for (int n = 0; n < TOGETHER; n++) {
+        for (int n = 0; n < STEPS; n++) {
             u32 b[R / 4];
 #pragma unroll
             for (int i = 0; i < R / 4; i++) b[i] = transposed(pairs[n][i]);
 #pragma unroll
             for (int m = 0; m < C / 2; m++) {
-                // Two columns, of two rows each.
+                // Two columns of two rows each.
                 u32 a[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++)
@@ -226,13 +229,13 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
             }
         }
     }
-    for (int turn = 0; turn < 4; turn++) {
-        if (warp / 8 == turn) {
+    for (int step = 0; step < 4; step++) {
+        if (warp / 8 == step) {
 #pragma unroll
             for (int i = 0; i < C * R / 4; i++) {
                 int m = i / (R / 2), q = i / 4 % (R / 8);
                 float &part = parts[warp % 8][g * C + 2 * m + i / 2 % 2][q * 8 + 2 * t + i % 2];
-                part = turn ? part + c[m][q][i % 4] : c[m][q][i % 4];
+                part = step ? part + c[m][q][i % 4] : c[m][q][i % 4];
             }
         }
         __syncthreads();
@@ -246,20 +249,20 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
     }
 }
 
-#define WAYS(H, R, ACROSS, way)                                                                                        \
-    extern "C" __global__ __launch_bounds__(256, R <= 16 ? 3 : 2) void narrow_shrink_##way##_##H##_##R(                \
-        H *out, H *masked, const H *x, const H *w, const u64 *places, u64 key, u32 threshold, float kept, int rows,    \
-        int depth) {                                                                                                   \
-        shrink<H, R, ACROSS>(out, masked, x, w, {places, key, threshold, kept}, rows, depth);                          \
+#define PRODUCTS(H, R, BACKWARD, to, from)                                                                             \
+    extern "C" __global__ __launch_bounds__(256, R <= 16 ? 3 : 2) void to##_##H##_##R(                                 \
+        H *out, H *masked, const H *x, const H *w, const u64 *places, u64 key, u32 threshold, float mask_scale,        \
+        int rows, int depth) {                                                                                         \
+        to_rank<H, R, BACKWARD>(out, masked, x, w, {places, key, threshold, mask_scale}, rows, depth);                 \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(256) void narrow_expand_##way##_##H##_##R(                                 \
-        H *y, const H *s, const H *w, const u64 *places, u64 key, u32 threshold, float kept, int rows, int columns,    \
-        float scale) {                                                                                                 \
-        expand<H, R, ACROSS>(y, s, w, {places, key, threshold, kept}, rows, columns, scale);                           \
+    extern "C" __global__ __launch_bounds__(256) void from##_##H##_##R(                                                \
+        H *y, const H *s, const H *w, const u64 *places, u64 key, u32 threshold, float mask_scale, int rows,           \
+        int columns, float scale) {                                                                                    \
+        from_rank<H, R, BACKWARD>(y, s, w, {places, key, threshold, mask_scale}, rows, columns, scale);                \
     }
 #if RANK <= 16
 #define GRADIENTS(H, R, C)                                                                                             \
-    extern "C" __global__ __launch_bounds__(1024) void narrow_gradient_##H##_##C##_##R(                                \
+    extern "C" __global__ __launch_bounds__(1024) void lora_gradient_##H##_##C##_##R(                                  \
         float *out, const H *x, const H *s, int rows, int columns, int rank, int column_stride, int rank_stride,       \
         float scale) {                                                                                                 \
         gradient<H, R, C>(out, x, s, rows, columns, rank, column_stride, rank_stride, scale);                          \
@@ -268,6 +271,10 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
 #define GRADIENTS(H, R, C)
 #endif
 
-#define KERNELS(H, R) WAYS(H, R, false, along) WAYS(H, R, true, across) GRADIENTS(H, R, 4) GRADIENTS(H, R, 8)
+#define KERNELS(H, R)                                                                                                  \
+    PRODUCTS(H, R, false, lora_a, lora_b)                                                                              \
+    PRODUCTS(H, R, true, lora_b_backward, lora_a_backward)                                                             \
+    GRADIENTS(H, R, 4)                                                                                                 \
+    GRADIENTS(H, R, 8)
 KERNELS(bf16, RANK)
 KERNELS(f16, RANK)

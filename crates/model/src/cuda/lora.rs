@@ -1,27 +1,18 @@
-//! Products with a side as narrow as an adapter's rank: by kernels of our own if they have the rank
-//! and the type, which read the wide side once; by the library otherwise.
+//! LoRA's products, in which one side is as narrow as the adapter's rank. The kernels, for some ranks
+//! and 16-bit types, read the wide side once; all other products are the library's.
 
 use super::Cuda;
-use super::array::Array;
+use super::array::{Array, Element};
 use super::heads::Layout;
 use super::launch::Arg;
 use super::products::Product;
 use crate::dropout::Mask;
 use crate::error::Result;
 
-/// Ranks that the kernels were compiled for.
+/// The ranks that the kernels are compiled for.
 const RANKS: [usize; 4] = [8, 16, 32, 64];
-/// The most that a block sums a gradient for.
+/// The largest part of a rank that a block sums a gradient for.
 const GRADIENT_RANK: usize = 16;
-
-/// How the narrow factor lies.
-#[derive(Clone, Copy)]
-enum Way {
-    /// Rows of the rank along the sum, or along the result.
-    Along,
-    /// Rows as short as the rank.
-    Across,
-}
 
 impl Cuda {
     /// `x̃` and `x̃ aᵀ`: (m, k) (rank, k).
@@ -37,7 +28,7 @@ impl Cuda {
         };
         let out = self.empty(x.rows, a.rows)?;
         if x.columns.is_multiple_of(32) && has_kernels(a.rows, &[x, a]) {
-            self.shrink_by_kernel(Way::Along, (&out, Some(&masked)), (x, a), a.rows, mask)?;
+            self.launch_to_rank("lora_a", (&out, Some(&masked)), (x, a), mask)?;
             return Ok((masked, out));
         }
         if let Some((mask, layout)) = mask {
@@ -47,35 +38,35 @@ impl Cuda {
         Ok((masked, out))
     }
 
-    /// `x b`: (m, k) (k, rank); none if there is no kernel for it.
+    /// `x b`: (m, k) (k, rank); `None` if there is no kernel for it.
     pub(super) fn lora_b_backward(&self, x: &Array, b: &Array) -> Result<Option<Array>> {
         if !x.columns.is_multiple_of(32) || !has_kernels(b.columns, &[x, b]) {
             return Ok(None);
         }
         let out = self.empty(x.rows, b.columns)?;
-        self.shrink_by_kernel(Way::Across, (&out, None), (x, b), b.columns, None)?;
+        self.launch_to_rank("lora_b_backward", (&out, None), (x, b), None)?;
         Ok(Some(out))
     }
 
-    fn shrink_by_kernel(
+    /// Launches a product whose result is as narrow as the rank.
+    fn launch_to_rank(
         &self,
-        way: Way,
+        stem: &str,
         (out, masked): (&Array, Option<&Array>),
-        (x, narrow): (&Array, &Array),
-        rank: usize,
+        (x, w): (&Array, &Array),
         mask: Option<(&Mask, &Layout)>,
     ) -> Result<()> {
-        let args = [out.into(), pointer(masked), x.into(), narrow.into()];
+        let args = [out.into(), pointer(masked), x.into(), w.into()];
         let sizes = [x.rows.into(), x.columns.into()];
         let args = [&args[..], &mask_args(mask), &sizes].concat();
-        let kernel = name("shrink", way, out, rank);
+        let kernel = format!("{stem}_{}_{}", out.element.name(), out.columns);
         self.launch(&kernel, (x.rows.div_ceil(16), 1), 256, &args)
     }
 
     /// `y += scale × x bᵀ`: (m, rank) (n, rank).
     pub(super) fn lora_b_into(&self, y: &Array, x: &Array, b: &Array, scale: f32) -> Result<()> {
         if has_kernels(x.columns, &[y, x, b]) {
-            return self.expand_by_kernel(Way::Along, y, (x, b), scale, None);
+            return self.launch_from_rank("lora_b", y, (x, b), scale, None);
         }
         self.linear_into(y, (x, b), None, Some(y), scale)
     }
@@ -89,7 +80,7 @@ impl Cuda {
         mask: Option<(&Mask, &Layout)>,
     ) -> Result<()> {
         if has_kernels(x.columns, &[y, x, a]) {
-            return self.expand_by_kernel(Way::Across, y, (x, a), scale, mask);
+            return self.launch_from_rank("lora_a_backward", y, (x, a), scale, mask);
         }
         let Some((mask, layout)) = mask else {
             return self.product_into(y, (x, a), Some(y), scale);
@@ -99,24 +90,24 @@ impl Cuda {
         self.masked(y, Some(y), &product, mask, layout)
     }
 
-    fn expand_by_kernel(
+    /// Launches a product whose depth is the rank.
+    fn launch_from_rank(
         &self,
-        way: Way,
+        stem: &str,
         y: &Array,
-        (x, narrow): (&Array, &Array),
+        (x, w): (&Array, &Array),
         scale: f32,
         mask: Option<(&Mask, &Layout)>,
     ) -> Result<()> {
-        let args = [y.into(), x.into(), narrow.into()];
+        let args = [y.into(), x.into(), w.into()];
         let sizes = [y.rows.into(), y.columns.into(), scale.into()];
         let args = [&args[..], &mask_args(mask), &sizes].concat();
-        let kernel = name("expand", way, y, x.columns);
+        let kernel = format!("{stem}_{}_{}", y.element.name(), x.columns);
         let grid = (y.columns.div_ceil(256), y.rows.div_ceil(64));
         self.launch(&kernel, grid, 256, &args)
     }
 
-    /// `out += scale × aᵀ b`, f32, of which one is narrow: (m, k) (m, n), to (k, n) from an address
-    /// on.
+    /// `out += scale × aᵀ b`, with one narrow factor: (m, k) (m, n), to f32 (k, n) at an address.
     pub(super) fn sum_gradient(&self, out: u64, a: &Array, b: &Array, scale: f32) -> Result<()> {
         let (wide, narrow, strides) = if RANKS.contains(&b.columns) {
             (a, b, [b.columns, 1])
@@ -131,7 +122,7 @@ impl Cuda {
                 transposed: [false, true],
                 sizes: [b.columns, a.columns, a.rows],
                 result: out,
-                result_element: super::Element::F32,
+                result_element: Element::F32,
                 scale,
                 plus: Some(out),
                 bias: None,
@@ -149,18 +140,15 @@ impl Cuda {
             strides[1].into(),
             scale.into(),
         ];
-        let at_once = rank.min(GRADIENT_RANK);
-        // Fewer columns a block where there would be fewer blocks than a card has processors.
+        let part = rank.min(GRADIENT_RANK);
+        // With fewer columns per block there are enough blocks for all multiprocessors.
         let columns = if wide.columns < 8 * 8 * 128 { 4 } else { 8 };
-        let kernel = format!(
-            "narrow_gradient_{}_{columns}_{at_once}",
-            wide.element.name()
-        );
-        let grid = (wide.columns.div_ceil(8 * columns), rank / at_once);
+        let kernel = format!("lora_gradient_{}_{columns}_{part}", wide.element.name());
+        let grid = (wide.columns.div_ceil(8 * columns), rank / part);
         self.launch(&kernel, grid, 1024, &args)
     }
 
-    /// `out = mask ∘ x`, plus another matrix if there is one.
+    /// `out = mask ∘ x (+ base)`
     fn masked(
         &self,
         out: &Array,
@@ -176,25 +164,17 @@ impl Cuda {
     }
 }
 
-/// Whether kernels take these matrices, one side of a product being as narrow as `rank`.
+/// Whether there are kernels for these matrices and this rank.
 fn has_kernels(rank: usize, arrays: &[&Array]) -> bool {
-    let takes = |array: &&Array| array.element.bytes() == 2 && array.by_eights();
-    RANKS.contains(&rank) && arrays.iter().all(takes)
-}
-
-fn name(stem: &str, way: Way, array: &Array, rank: usize) -> String {
-    let way = match way {
-        Way::Along => "along",
-        Way::Across => "across",
-    };
-    format!("narrow_{stem}_{way}_{}_{rank}", array.element.name())
+    let fits = |array: &&Array| array.element.bytes() == 2 && array.is_vectorized();
+    RANKS.contains(&rank) && arrays.iter().all(fits)
 }
 
 fn pointer(array: Option<&Array>) -> Arg {
     array.map_or(0_u64.into(), Into::into)
 }
 
-/// The rows' places, which are none without a mask, and the mask.
+/// The places of a pass's rows and the mask; a null pointer means no mask.
 fn mask_args(mask: Option<(&Mask, &Layout)>) -> [Arg; 4] {
     match mask {
         Some((mask, layout)) => [
