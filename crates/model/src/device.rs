@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::base::Base;
 #[cfg(feature = "cuda")]
-use crate::cuda::Opened;
+use crate::cuda::OpenGpu;
 use crate::cut::Cut;
 use crate::error::{Error, Result};
 use crate::float::Float;
@@ -53,7 +53,7 @@ pub struct Gpu {
     name: String,
     uuid: String,
     #[cfg(feature = "cuda")]
-    opened: Opened,
+    opened: OpenGpu,
 }
 
 impl DeviceName {
@@ -100,7 +100,7 @@ impl DeviceName {
 impl Gpu {
     #[cfg(feature = "cuda")]
     fn open(ordinal: usize) -> Result<Self> {
-        let opened = Opened::new(ordinal)?;
+        let opened = OpenGpu::new(ordinal)?;
         let (name, uuid) = opened.names()?;
         Ok(Self { name, uuid, opened })
     }

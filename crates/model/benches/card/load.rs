@@ -1,4 +1,5 @@
-//! How fast a base's folder reaches the card in each form, beside a plain copy of as many bytes.
+//! Measures how fast a base is loaded to the GPU in each precision, beside a plain copy of as many
+//! bytes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,27 +9,27 @@ use serde_json::{Value, json};
 use togi_model::engine::bench::LoadTimes;
 use togi_model::{Base, DeviceName, Engine, Precision};
 
-/// The forms, that of the usual files first.
-const FORMS: [Precision; 4] = [
+/// The precisions; the first is that of the usual files.
+const PRECISIONS: [Precision; 4] = [
     Precision::Bf16,
     Precision::Nf4,
     Precision::Int8,
     Precision::Fp8,
 ];
-/// How often each is loaded.
+/// Repetitions of each load.
 const ROUNDS: usize = 3;
 
-/// Loads a folder and tells a line of JSON: medians, in seconds, and in GB of the files a second.
+/// Loads a folder and prints a line of JSON: medians in seconds and in GB of the files per second.
 pub(crate) fn run(folder: &Path) {
     let bytes = weight_bytes(folder);
     let mut copies = Vec::new();
     let mut forms: BTreeMap<&str, Value> = BTreeMap::new();
-    for precision in FORMS {
+    for precision in PRECISIONS {
         let mut times: Vec<f64> = Vec::new();
         for _ in 0..ROUNDS {
             let base = Base::open(folder, precision).expect("a base");
             let device = DeviceName::Cuda { ordinal: 0 }.device(precision);
-            let engine = Engine::on(Arc::new(base), device).expect("a card");
+            let engine = Engine::on(Arc::new(base), device).expect("a GPU");
             let LoadTimes {
                 total,
                 filling,

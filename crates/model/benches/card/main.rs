@@ -1,8 +1,7 @@
-//! Training on a card, measured: an epoch of records, packed, over a base of any size in one of the
-//! forms.
+//! Measures training on a GPU: an epoch of packed records over a base in one of the precisions.
 //!
-//! `card MODE --base FOLDER [--ids FILE] [--steps N]` tells a line of JSON; `tools/bench-gpu` runs
-//! it beside its peers. `card load FOLDER` tells how fast a base reaches the card.
+//! `card MODE --base FOLDER [--ids FILE] [--steps N]` prints a line of JSON; `tools/bench-gpu` runs
+//! it beside other programs. `card load FOLDER` measures how fast a base is copied to the GPU.
 
 #![allow(clippy::print_stdout)]
 
@@ -21,31 +20,30 @@ use togi_model::{
     memory,
 };
 
-/// Steps before the first that counts.
+/// Steps that are not measured.
 const WARM_UP: usize = 4;
-/// Steps whose speed stands beside the peers', who run as many.
+/// Steps whose speed is compared with the other programs', which run as many.
 const COMPARED: usize = 48;
-/// How often the step that is looked at closely runs.
+/// Repetitions of the step that is profiled.
 const ROUNDS: usize = 5;
 
-/// A form of the base, with the records of a micro-batch and the micro-batches of a step that go
-/// with it.
+/// A precision of the base, with the records of a micro-batch and the micro-batches of a step.
 struct Mode {
     precision: Precision,
     micro: usize,
     accumulation: usize,
 }
 
-/// What the command line asks for.
-struct Wanted {
+/// The command line.
+struct Args {
     mode: Mode,
     base: PathBuf,
     ids: Option<PathBuf>,
     steps: usize,
 }
 
-impl Wanted {
-    fn from_args() -> Self {
+impl Args {
+    fn read() -> Self {
         let args: Vec<String> = std::env::args()
             .skip(1)
             .filter(|arg| arg != "--bench")
@@ -55,7 +53,7 @@ impl Wanted {
             args.get(at + 1).cloned()
         };
         let name = args.first().expect("card MODE --base FOLDER");
-        let precision = Precision::from_name(name).expect("a mode is the name of a form");
+        let precision = Precision::from_name(name).expect("a mode is the name of a precision");
         let (micro, accumulation) = match precision {
             Precision::Nf4 => (16, 2),
             Precision::Int8 => (4, 4),
@@ -74,21 +72,21 @@ impl Wanted {
     }
 }
 
-/// A step as it was taken.
-struct Taken {
+/// The figures of a step.
+struct StepFigures {
     tokens: usize,
     records: usize,
     seconds: f64,
     loss: f64,
 }
 
-impl Taken {
+impl StepFigures {
     fn ms_per_1000_tokens(&self) -> f64 {
         self.seconds * 1e6 / self.tokens as f64
     }
 }
 
-/// The median, the tenth's border, and the mean of the slowest tenth.
+/// The median, the fastest of the slowest tenth, and the mean of the slowest tenth.
 fn spread(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     let slowest = &values[values.len() * 9 / 10..];
@@ -96,7 +94,7 @@ fn spread(mut values: Vec<f64>) -> [f64; 3] {
     [values[values.len() / 2], slowest[0], mean]
 }
 
-/// Takes a step over a window, and waits for it.
+/// Runs a step over a window, and waits for it.
 fn step(training: &mut Training<'_>, window: &[Batch], number: u64) -> togi_model::Result<f64> {
     let dropout = Dropout {
         p: 0.1,
@@ -110,10 +108,10 @@ fn step(training: &mut Training<'_>, window: &[Batch], number: u64) -> togi_mode
     Ok(loss.mean())
 }
 
-fn take(training: &mut Training<'_>, window: &[Batch], number: u64) -> Taken {
+fn measure(training: &mut Training<'_>, window: &[Batch], number: u64) -> StepFigures {
     let began = Instant::now();
     let loss = step(training, window, number).expect("a step");
-    Taken {
+    StepFigures {
         tokens: window.iter().map(Batch::tokens).sum(),
         records: window.iter().map(Batch::records).sum(),
         seconds: began.elapsed().as_secs_f64(),
@@ -126,13 +124,13 @@ fn main() {
     if words.next().is_some_and(|word| word == "load") {
         return load::run(words.next().expect("card load FOLDER").as_ref());
     }
-    let wanted = Wanted::from_args();
+    let args = Args::read();
     let Mode {
         precision,
         micro,
         accumulation,
-    } = wanted.mode;
-    let records = wanted
+    } = args.mode;
+    let records = args
         .ids
         .as_deref()
         .map_or_else(records::random, records::read);
@@ -145,8 +143,8 @@ fn main() {
         })
         .collect();
     let began = Instant::now();
-    let base = Base::open(&wanted.base, precision).expect("a base");
-    let engine = Engine::on(Arc::new(base), device).expect("a card");
+    let base = Base::open(&args.base, precision).expect("a base");
+    let engine = Engine::on(Arc::new(base), device).expect("a GPU");
     eprintln!(
         "the base is there after {:.1} s",
         began.elapsed().as_secs_f64()
@@ -155,8 +153,8 @@ fn main() {
     let lora = Lora::init(engine.config(), &settings, 1).expect("an adapter");
     let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
     let mut training = Training::new(&engine, &lora, &optimizer, World::ALONE).expect("a training");
-    // The window of the largest pass and the longest, so that the peak of memory is the epoch's,
-    // however few steps are asked for.
+    // Warms up with the longest windows and that of the largest pass, so that the peak of memory is
+    // that of an epoch, even if only a few steps follow.
     let longest = by_tokens(&windows).into_iter().rev().take(WARM_UP);
     let widest = windows
         .iter()
@@ -164,7 +162,7 @@ fn main() {
         .max_by_key(|window| largest_pass(window));
     let warm_up = longest.chain(widest);
     for (number, window) in warm_up.enumerate() {
-        let taken = take(&mut training, window, number as u64);
+        let taken = measure(&mut training, window, number as u64);
         eprintln!(
             "warm-up: {:.1} ms, loss {:.4}",
             taken.seconds * 1e3,
@@ -172,42 +170,43 @@ fn main() {
         );
     }
     let began = Instant::now();
-    let taken: Vec<Taken> = windows
+    let taken: Vec<StepFigures> = windows
         .iter()
-        .take(wanted.steps)
+        .take(args.steps)
         .zip(0..)
-        .map(|(window, number)| take(&mut training, window, number))
+        .map(|(window, number)| measure(&mut training, window, number))
         .collect();
     let seconds = began.elapsed().as_secs_f64();
     let memory = engine.device_memory();
     let passes = windows.iter().map(|window| largest_pass(window));
     let tokens = passes.max().unwrap_or(0);
     let plan = memory::plan(engine.config(), &settings, tokens, precision, device);
-    let mut said = told(&taken, seconds);
-    said["mode"] = precision.name().into();
-    said["is_epoch"] = (taken.len() == windows.len()).into();
+    let mut report = figures(&taken, seconds);
+    report["mode"] = precision.name().into();
+    report["is_epoch"] = (taken.len() == windows.len()).into();
     if let Some((used, total)) = memory {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        said["peak_gib"] = gib(used).into();
-        said["plan_gib"] = gib(plan.total()).into();
-        said["card_gib"] = gib(total).into();
+        report["peak_gib"] = gib(used).into();
+        report["plan_gib"] = gib(plan.total()).into();
+        report["card_gib"] = gib(total).into();
     }
-    said["step"] = closely(
+    report["step"] = profile(
         &engine,
         &mut training,
         by_tokens(&windows)[windows.len() / 2],
     );
-    println!("{said}");
+    println!("{report}");
 }
 
 /// The figures of a run of steps.
-fn told(taken: &[Taken], seconds: f64) -> Value {
-    let rate = |steps: &[Taken], of: fn(&Taken) -> usize| {
+fn figures(taken: &[StepFigures], seconds: f64) -> Value {
+    let rate = |steps: &[StepFigures], of: fn(&StepFigures) -> usize| {
         let seconds: f64 = steps.iter().map(|step| step.seconds).sum();
         steps.iter().map(of).sum::<usize>() as f64 / seconds
     };
     let compared = &taken[..taken.len().min(COMPARED)];
-    let [median, border, slowest] = spread(taken.iter().map(Taken::ms_per_1000_tokens).collect());
+    let [median, border, slowest] =
+        spread(taken.iter().map(StepFigures::ms_per_1000_tokens).collect());
     let losses: Vec<f64> = taken.iter().map(|step| step.loss).collect();
     json!({
         "steps": taken.len(),
@@ -223,7 +222,7 @@ fn told(taken: &[Taken], seconds: f64) -> Value {
     })
 }
 
-/// What is trained: the numbers of the original and of its peers.
+/// The adapter, as in the programs that it is compared with.
 fn settings() -> LoraConfig {
     LoraConfig {
         rank: 8,
@@ -245,10 +244,9 @@ fn by_tokens(windows: &[Vec<Batch>]) -> Vec<&[Batch]> {
     sorted
 }
 
-/// One step looked at closely: its time as it is, each launch by itself, and its wide products
-/// alone.
-fn closely(engine: &Engine, training: &mut Training<'_>, window: &[Batch]) -> Value {
-    let times = (0..ROUNDS).map(|_| take(training, window, 0).seconds * 1e3);
+/// One step in detail: its time, the time of each launch, and the time of its wide products alone.
+fn profile(engine: &Engine, training: &mut Training<'_>, window: &[Batch]) -> Value {
+    let times = (0..ROUNDS).map(|_| measure(training, window, 0).seconds * 1e3);
     let [ms, ..] = spread(times.collect());
     let profile = engine
         .profile(|| step(training, window, 0).map(|_| ()))

@@ -1,5 +1,4 @@
-//! The records that are trained on: lines of token ids, in the order of the file, or made up where
-//! there is no file.
+//! The records of the training: token ids from a file, in its order, or random ones.
 
 use std::ops::Range;
 use std::path::Path;
@@ -9,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use togi_model::Batch;
 
-/// Of Dolly-ja's records, in tokens; what is made up is as long.
+/// Lengths of Dolly-ja's records in tokens; random records have the same.
 const MEAN: f64 = 166.0;
 const LONGEST: usize = 512;
 const COUNT: usize = 15_015;
@@ -30,8 +29,8 @@ pub(crate) fn read(file: &Path) -> Vec<Vec<u32>> {
     lines.map(|line| line.expect("ids").ids).collect()
 }
 
-/// Random ids; lengths are exponential from 24 up, cut at the longest, so that their mean is near
-/// Dolly-ja's.
+/// Random ids. Lengths are exponential from 24 up and cut at the longest, so that their mean is
+/// near that of Dolly-ja.
 pub(crate) fn random() -> Vec<Vec<u32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let record = |_| {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::result;
 
-use super::Cuda;
+use super::context::Cuda;
 use super::recorder::{SavedProduct, event};
 use super::staging::{Pinned, Times};
 use crate::error::{Error, Result};
@@ -49,7 +49,7 @@ impl Cuda {
         let products = self.recorder.take_products();
         done?;
         let most = products.iter().map(SavedProduct::bytes).max().unwrap_or(0);
-        let mut result = self.room::<u8>(most)?;
+        let mut result = self.alloc::<u8>(most)?;
         self.zero(&mut result)?;
         let event = || {
             let reason = "gives no event";
@@ -79,7 +79,7 @@ impl Cuda {
     /// Seconds of a copy of this many bytes from pinned memory to the GPU.
     pub(crate) fn copy_plainly(&self, bytes: usize) -> Result<f64> {
         let pinned = self.check(Pinned::new(&self.context, COPY_PARTS * COPY_PART))?;
-        let to = self.room::<u8>(bytes.max(COPY_PART))?;
+        let to = self.alloc::<u8>(bytes.max(COPY_PART))?;
         self.check(self.stream.synchronize())?;
         let began = Instant::now();
         for (number, start) in (0..bytes).step_by(COPY_PART).enumerate() {

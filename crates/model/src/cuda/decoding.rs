@@ -1,16 +1,17 @@
 //! The GPU's operations of decoding.
 
-use super::Cuda;
 use super::array::Array;
-use super::heads::{Cache, Layout};
+use super::cache::Cache;
+use super::context::Cuda;
 use super::launch::activation_id;
+use super::layout::Layout;
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::Heads;
 use crate::ops::decoding::Decode;
 
-/// 8-bit integers are dequantized before a product, and 8-bit floats get their scales row by row:
-/// no row depends on another.
+/// No row depends on another, because 8-bit integers are dequantized before a product, and 8-bit
+/// floats have a scale for each row.
 impl Decode for Cuda {
     type Cache = Cache;
 

@@ -1,69 +1,69 @@
-//! Weights in 8-bit floats on the card, and products of their codes by the codes of activations and
-//! gradients, which get a scale a row. A card, or a shape, that has no such product multiplies by
-//! the dequantized weight.
+//! Weights in 8-bit floats, and products of their codes with those of activations and gradients,
+//! which are quantized with a scale for each row. Where a GPU or a shape has no such product, the
+//! weight is dequantized.
 
-use super::Cuda;
 use super::array::{Array, Element, ROWS};
+use super::context::Cuda;
 use super::launch::{Arg, activation_id};
-use super::products::Product;
+use super::library::Product;
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::Norm;
 use crate::quant::Fp8;
 
-/// Threads of the quantizing kernel at most, and packs of eight values that each can keep.
-const THREADS: usize = 384;
+/// The most threads of the quantizing kernel, and the numbers of packs of eight values that a
+/// thread can keep.
+const MAX_THREADS: usize = 384;
 const PACKS: [usize; 4] = [1, 2, 4, 8];
-/// Columns of the widest row that it keeps.
-const WIDEST: usize = 8 * 8 * THREADS;
-/// Threads of a row's norm, and columns of the widest row that is normed and quantized at once.
+/// Columns of the widest row that fits.
+const WIDEST: usize = 8 * 8 * MAX_THREADS;
+/// Threads of a row in the norms' quantizing kernels, and columns of the widest row that fits.
 const NORM_THREADS: usize = 128;
 const WIDEST_NORM: usize = 3 * 8 * NORM_THREADS;
-/// Rows of a product that is asked for to learn whether there are any.
-const MANY: usize = 4096;
+/// Rows of the product that probes whether the library has products of codes.
+const PROBE_ROWS: usize = 4096;
 
-/// Codes, and a scale for each row.
-pub(crate) struct Eighths {
+/// A weight's codes, and a scale for each row.
+pub(crate) struct Fp8Codes {
     /// (outputs, inputs)
     codes: Array,
     /// (1, outputs)
     scales: Array,
-    /// Whether the forward multiplies codes.
+    /// Whether forward multiplies codes.
     forward: bool,
-    /// For a backward that does: the transposed codes, (inputs, outputs), because only codes that
-    /// lie along the depth can be multiplied, and as many ones as there are inputs.
-    turned: Option<[Array; 2]>,
+    /// For a backward that multiplies codes: the transposed codes, (inputs, outputs), because the
+    /// depth has to be along the rows of both factors; and ones as their scales, (1, inputs).
+    transposed: Option<[Array; 2]>,
 }
 
-/// A matrix's codes, and a scale for each row.
+/// The codes of a product's other factor, and a scale for each row.
 struct Quantized {
     codes: Array,
     scales: Array,
 }
 
-/// What is added to a product: a bias to each row, and another matrix.
+/// Summands of a product: a bias for each row, and another matrix.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Added<'a> {
     pub(super) bias: Option<&'a Array>,
     pub(super) plus: Option<&'a Array>,
 }
 
-/// What becomes codes.
+/// The values that are quantized.
 #[derive(Clone, Copy)]
 enum Source<'a> {
-    /// A matrix as it is.
+    /// A matrix.
     Plain(&'a Array),
-    /// Its columns times factors.
+    /// A matrix, its columns times factors.
     Scaled(&'a Array, &'a Array),
-    /// Its activation.
+    /// The activation of a matrix.
     Activated(&'a Array, Activation),
-    /// A gradient times the activation's slope at a matrix, and its columns times factors.
-    Sloped(&'a Array, &'a Array, Activation, &'a Array),
-    /// Its norm, which is written to the first matrix.
+    /// A gradient times the activation's derivative at a matrix, its columns times factors.
+    ActivationBackward(&'a Array, &'a Array, Activation, &'a Array),
+    /// The norm of the second matrix, which is written to the first.
     Normed(&'a Array, &'a Array, &'a Norm<Array>),
-    /// The gradient of a norm of a matrix, added to the first matrix, and the columns of that times
-    /// factors.
-    NormedBack([&'a Array; 3], &'a Norm<Array>, &'a Array),
+    /// The first matrix after the gradient of a norm is added to it, its columns times factors.
+    NormBackward([&'a Array; 3], &'a Norm<Array>, &'a Array),
 }
 
 impl<'a> Source<'a> {
@@ -71,74 +71,79 @@ impl<'a> Source<'a> {
     fn rows(self) -> &'a Array {
         match self {
             Self::Plain(x) | Self::Scaled(x, _) | Self::Activated(x, _) => x,
-            Self::Sloped(dy, ..) => dy,
-            Self::Normed(out, ..) | Self::NormedBack([out, ..], ..) => out,
+            Self::ActivationBackward(dy, ..) => dy,
+            Self::Normed(out, ..) | Self::NormBackward([out, ..], ..) => out,
         }
     }
 }
 
 impl Cuda {
-    pub(super) fn eighths(&self, fp8: &Fp8) -> Result<Eighths> {
+    pub(super) fn fp8_codes(&self, fp8: &Fp8) -> Result<Fp8Codes> {
         let [rows, columns] = fp8.shape();
         let codes = self.adopt_bytes(Element::E4m3, fp8.codes(), rows, columns)?;
         let scales = self.upload_as(Element::F32, fp8.scales(), 1, rows)?;
-        self.eighths_of(codes, scales)
+        self.fp8_codes_of(codes, scales)
     }
 
-    fn eighths_of(&self, codes: Array, scales: Array) -> Result<Eighths> {
-        let mut eighths = Eighths {
+    fn fp8_codes_of(&self, codes: Array, scales: Array) -> Result<Fp8Codes> {
+        let mut weight = Fp8Codes {
             codes,
             scales,
             forward: false,
-            turned: None,
+            transposed: None,
         };
-        let (rows, columns) = (eighths.codes.rows, eighths.codes.columns);
+        let (rows, columns) = (weight.codes.rows, weight.codes.columns);
         let fits = |size: usize| size.is_multiple_of(ROWS) && size <= WIDEST;
         if self.element != Element::Bf16 || !fits(rows) || !fits(columns) {
-            return Ok(eighths);
+            return Ok(weight);
         }
         let out = self.empty(1, 1)?;
         let x = self.empty_of(Element::E4m3, 1, 1)?;
         let can_multiply = |codes: &Array, scales: &Array| {
-            let x = x.part(0, MANY, codes.columns);
+            let x = x.part(0, PROBE_ROWS, codes.columns);
             self.can_multiply(&of_codes(&out, (codes, scales), (&x, scales)))
         };
-        let Eighths { codes, scales, .. } = &eighths;
+        let Fp8Codes { codes, scales, .. } = &weight;
         let forward = can_multiply(codes, scales);
-        let turned = self.empty_of(Element::E4m3, columns, rows)?;
+        let transposed = self.empty_of(Element::E4m3, columns, rows)?;
         let ones = self.upload_as(Element::F32, &vec![1.0; columns], 1, columns)?;
-        let mut back = None;
-        if can_multiply(&turned, &ones) {
-            let args = [(&turned).into(), codes.into(), rows.into(), columns.into()];
+        let mut backward = None;
+        if can_multiply(&transposed, &ones) {
+            let args = [
+                (&transposed).into(),
+                codes.into(),
+                rows.into(),
+                columns.into(),
+            ];
             let grid = (columns.div_ceil(64), rows.div_ceil(64));
             self.launch("transpose_codes", grid, 256, &args)?;
-            back = Some([turned, ones]);
+            backward = Some([transposed, ones]);
         }
-        (eighths.forward, eighths.turned) = (forward, back);
-        Ok(eighths)
+        (weight.forward, weight.transposed) = (forward, backward);
+        Ok(weight)
     }
 
-    /// Whether the quantizing kernel takes rows of so many columns.
+    /// Whether the quantizing kernel takes rows with this many columns.
     pub(super) fn quantizes_fp8(&self, columns: usize) -> bool {
         columns.is_multiple_of(8) && columns <= WIDEST
     }
 
     /// Quantizes a weight.
-    pub(super) fn weight_to_fp8(&self, raw: &Array) -> Result<Eighths> {
-        let quantized = self.room_for_codes(raw.rows, raw.columns)?;
-        self.to_fp8(&quantized, Source::Plain(raw))?;
-        self.eighths_of(quantized.codes, quantized.scales)
+    pub(super) fn weight_to_fp8(&self, raw: &Array) -> Result<Fp8Codes> {
+        let quantized = self.alloc_quantized(raw.rows, raw.columns)?;
+        self.quantize_fp8(&quantized, Source::Plain(raw))?;
+        self.fp8_codes_of(quantized.codes, quantized.scales)
     }
 
-    fn room_for_codes(&self, rows: usize, columns: usize) -> Result<Quantized> {
+    fn alloc_quantized(&self, rows: usize, columns: usize) -> Result<Quantized> {
         Ok(Quantized {
             codes: self.empty_of(Element::E4m3, rows, columns)?,
             scales: self.empty_of(Element::F32, 1, rows)?,
         })
     }
 
-    /// Quantizes rows, and fills the codes up with zeros.
-    fn to_fp8(&self, to: &Quantized, from: Source<'_>) -> Result<()> {
+    /// Quantizes rows. The codes of further rows are zeros.
+    fn quantize_fp8(&self, to: &Quantized, from: Source<'_>) -> Result<()> {
         let Quantized { codes, scales } = to;
         let mut args: Vec<Arg> = vec![codes.into(), scales.into()];
         let x = from.rows();
@@ -155,7 +160,7 @@ impl Cuda {
                 args.extend([Arg::from(x), activation_id(kind).into()]);
                 "activate_to_fp8"
             }
-            Source::Sloped(dy, x, kind, factors) => {
+            Source::ActivationBackward(dy, x, kind, factors) => {
                 args.extend([Arg::from(x), dy.into(), factors.into()]);
                 args.push(activation_id(kind).into());
                 "activate_backward_to_fp8"
@@ -165,7 +170,7 @@ impl Cuda {
                 args.push(norm.eps.into());
                 "norm_to_fp8"
             }
-            Source::NormedBack(arrays, norm, factors) => {
+            Source::NormBackward(arrays, norm, factors) => {
                 args.extend(arrays.map(Arg::from));
                 args.extend([&norm.weight, factors].map(Arg::from));
                 args.push(norm.eps.into());
@@ -173,70 +178,68 @@ impl Cuda {
             }
         };
         args.extend([x.rows, x.columns].map(Arg::from));
-        if let Source::Normed(..) | Source::NormedBack(..) = from {
+        if let Source::Normed(..) | Source::NormBackward(..) = from {
             let kernel = self.kernel(name, x.element, None);
             return self.launch(&kernel, (codes.rows, 1), NORM_THREADS, &args);
         }
         let packs = x.columns / 8;
-        let each = PACKS
-            .into_iter()
-            .find(|each| packs.div_ceil(*each) <= THREADS);
-        let each = each.unwrap_or(PACKS[3]);
+        let fits = |each: &usize| packs.div_ceil(*each) <= MAX_THREADS;
+        let each = PACKS.into_iter().find(fits).unwrap_or(PACKS[3]);
         let kernel = format!("{name}_{}_{each}", x.element.name());
         let threads = packs.div_ceil(each).next_multiple_of(32);
         self.launch(&kernel, (codes.rows, 1), threads, &args)
     }
 
-    /// `x wᵀ`, and what is added.
-    pub(super) fn fp8_linear(&self, x: &Array, w: &Eighths, added: Added<'_>) -> Result<Array> {
+    /// `x wᵀ`, plus summands.
+    pub(super) fn fp8_linear(&self, x: &Array, w: &Fp8Codes, added: Added<'_>) -> Result<Array> {
         if let Some(out) = self.codes_linear(Source::Plain(x), w, added)? {
             return Ok(out);
         }
-        let w = self.expand_fp8(w)?;
+        let w = self.dequantize_fp8(w)?;
         let out = self.empty(x.rows, w.rows)?;
         self.linear_into(&out, (x, &w), added.bias, added.plus, 1.0)?;
         Ok(out)
     }
 
-    /// The same of the activation of `x`, which is not formed; none if there is no product of
+    /// The same of the activation of `x`, which is not stored; `None` if there is no product of
     /// codes.
     pub(super) fn fp8_activated(
         &self,
         (x, kind): (&Array, Activation),
-        w: &Eighths,
+        w: &Fp8Codes,
         added: Added<'_>,
     ) -> Result<Option<Array>> {
         self.codes_linear(Source::Activated(x, kind), w, added)
     }
 
-    /// `dy w`: the scales of w's rows go into dy before it is quantized, so that the same codes are
-    /// multiplied as forward.
-    pub(super) fn fp8_product(&self, dy: &Array, w: &Eighths) -> Result<Array> {
+    /// `dy w`. The scales of w's rows multiply dy before it is quantized, so that backward
+    /// multiplies the same codes of w as forward.
+    pub(super) fn fp8_product(&self, dy: &Array, w: &Fp8Codes) -> Result<Array> {
         if let Some(out) = self.codes_product(Source::Scaled(dy, &w.scales), w)? {
             return Ok(out);
         }
-        let w = self.expand_fp8(w)?;
+        let w = self.dequantize_fp8(w)?;
         let out = self.empty(dy.rows, w.columns)?;
         self.product_into(&out, (dy, &w), None, 1.0)?;
         Ok(out)
     }
 
-    /// The same of `dy` times the activation's slope at `x`, which is not formed; none if there is
-    /// no product of codes.
-    pub(super) fn fp8_sloped(
+    /// The same of `dy` times the activation's derivative at `x`, which is not stored; `None` if
+    /// there is no product of codes.
+    pub(super) fn fp8_activation_backward(
         &self,
         dy: &Array,
         (x, kind): (&Array, Activation),
-        w: &Eighths,
+        w: &Fp8Codes,
     ) -> Result<Option<Array>> {
-        self.codes_product(Source::Sloped(dy, x, kind, &w.scales), w)
+        self.codes_product(Source::ActivationBackward(dy, x, kind, &w.scales), w)
     }
 
-    /// The norm of `x` and `norm wᵀ`, and what is added; none if there is no product of codes.
+    /// The norm of `x`, and `norm wᵀ` plus a bias; `None` if there is no product of codes.
     pub(super) fn fp8_normed(
         &self,
         (x, norm): (&Array, &Norm<Array>),
-        w: &Eighths,
+        w: &Fp8Codes,
         bias: Option<&Array>,
     ) -> Result<Option<(Array, Array)>> {
         if !norms_fit(&[x, &norm.weight, &norm.bias]) {
@@ -248,21 +251,21 @@ impl Cuda {
         Ok(y.map(|y| (normed, y)))
     }
 
-    /// Adds the gradient of a norm to `dx`, and multiplies what it becomes as
-    /// [`Cuda::fp8_product`]; none if there is no product of codes, and nothing is added then.
-    pub(super) fn fp8_normed_back(
+    /// Adds the gradient of a norm to `dx`, and multiplies the sum as [`Cuda::fp8_product`]. If
+    /// there is no product of codes, it adds nothing and returns `None`.
+    pub(super) fn fp8_norm_backward(
         &self,
         (dx, dy): (&Array, &Array),
         (x, norm): (&Array, &Norm<Array>),
-        w: &Eighths,
+        w: &Fp8Codes,
     ) -> Result<Option<Array>> {
         if !norms_fit(&[dx, dy, x, &norm.weight]) {
             return Ok(None);
         }
-        self.codes_product(Source::NormedBack([dx, dy, x], norm, &w.scales), w)
+        self.codes_product(Source::NormBackward([dx, dy, x], norm, &w.scales), w)
     }
 
-    fn codes_linear(&self, x: Source<'_>, w: &Eighths, added: Added<'_>) -> Result<Option<Array>> {
+    fn codes_linear(&self, x: Source<'_>, w: &Fp8Codes, added: Added<'_>) -> Result<Option<Array>> {
         if w.forward {
             self.product_of_codes(x, (&w.codes, &w.scales), added)
         } else {
@@ -270,14 +273,14 @@ impl Cuda {
         }
     }
 
-    fn codes_product(&self, dy: Source<'_>, w: &Eighths) -> Result<Option<Array>> {
-        match &w.turned {
-            Some([turned, ones]) => self.product_of_codes(dy, (turned, ones), Added::default()),
+    fn codes_product(&self, dy: Source<'_>, w: &Fp8Codes) -> Result<Option<Array>> {
+        match &w.transposed {
+            Some([codes, ones]) => self.product_of_codes(dy, (codes, ones), Added::default()),
             None => Ok(None),
         }
     }
 
-    /// `x wᵀ` of codes, and what is added; none if the library has no such product.
+    /// `x wᵀ` of codes, plus summands; `None` if the library has no such product.
     fn product_of_codes(
         &self,
         x: Source<'_>,
@@ -285,14 +288,14 @@ impl Cuda {
         Added { bias, plus }: Added<'_>,
     ) -> Result<Option<Array>> {
         let Array { rows, columns, .. } = *x.rows();
-        let quantized = self.room_for_codes(rows.next_multiple_of(ROWS), columns)?;
+        let quantized = self.alloc_quantized(rows.next_multiple_of(ROWS), columns)?;
         let Quantized { codes, scales } = &quantized;
         let out = self.empty(codes.rows, weight.0.rows)?;
         let (plus, plus_after) = match plus {
             Some(plus) if plus.has_room(codes.rows) => (Some(plus.address()), None),
             other => (None, other),
         };
-        // Not every shape can have its bias inside.
+        // Not every shape can add its bias in the product.
         for (bias, bias_after) in [(bias, None), (None, bias)] {
             let product = Product {
                 bias,
@@ -302,7 +305,7 @@ impl Cuda {
             if !self.can_multiply(&product) {
                 continue;
             }
-            self.to_fp8(&quantized, x)?;
+            self.quantize_fp8(&quantized, x)?;
             self.multiply(&product)?;
             let out = out.part(0, rows, out.columns);
             if let Some(bias) = bias_after {
@@ -316,13 +319,8 @@ impl Cuda {
         Ok(None)
     }
 
-    fn add_bias(&self, y: &Array, bias: &Array) -> Result<()> {
-        let args = [y.into(), bias.into(), y.columns.into(), y.len().into()];
-        self.by_values("add_bias", &[y, bias], y.len(), &args)
-    }
-
     /// The matrix in the engine's type.
-    pub(super) fn expand_fp8(&self, w: &Eighths) -> Result<Array> {
+    pub(super) fn dequantize_fp8(&self, w: &Fp8Codes) -> Result<Array> {
         let out = self.empty(w.codes.rows, w.codes.columns)?;
         let args = [
             (&out).into(),
@@ -331,12 +329,12 @@ impl Cuda {
             out.columns.into(),
             out.len().into(),
         ];
-        self.launch_expanding("from_fp8", &out, 1, &args)?;
+        self.launch_dequantizing("from_fp8", &out, 1, &args)?;
         Ok(out)
     }
 }
 
-/// Whether the norms' quantizing kernels take rows of these matrices.
+/// Whether the norms' quantizing kernels take these matrices.
 fn norms_fit(arrays: &[&Array]) -> bool {
     let fits = |array: &&Array| {
         array.element == Element::Bf16 && array.is_vectorized() && array.columns <= WIDEST_NORM
@@ -344,7 +342,7 @@ fn norms_fit(arrays: &[&Array]) -> bool {
     arrays.iter().all(fits)
 }
 
-/// A weight and a matrix as codes with the scales of their rows, to be multiplied.
+/// The product of a weight and a matrix, both as codes with the scales of their rows.
 fn of_codes<'a>(
     out: &Array,
     (codes, scales): (&'a Array, &'a Array),

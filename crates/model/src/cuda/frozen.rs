@@ -1,11 +1,11 @@
-//! Frozen weights on the card: in full, or packed and dequantized into a scratch just before each
-//! product.
+//! Frozen weights on the GPU: unquantized, or quantized and then dequantized into a scratch matrix
+//! before each product.
 
 use std::sync::Arc;
 
-use super::Cuda;
 use super::array::{Array, Buffer, Element};
-use super::fp8::Eighths;
+use super::context::Cuda;
+use super::fp8::Fp8Codes;
 use super::launch::Arg;
 use crate::error::Result;
 use crate::float::Float;
@@ -16,20 +16,20 @@ use crate::weight::{Halves, Weight};
 /// A frozen matrix.
 pub(crate) enum Frozen {
     Full(Array),
-    Nf4(Packed),
-    Int8(Codes),
-    Fp8(Eighths),
+    Nf4(Nf4Codes),
+    Int8(Int8Codes),
+    Fp8(Fp8Codes),
 }
 
-/// Two codes a byte, and a scale for each block.
-pub(crate) struct Packed {
+/// Two 4-bit codes per byte, and a scale for each block.
+pub(crate) struct Nf4Codes {
     pub(super) shape: [usize; 2],
     pub(super) float: Float,
     pub(super) packed: Buffer<u8>,
     pub(super) scales: BlockScales,
 }
 
-/// The scales of blocks in f32, or quantized once more.
+/// The scales of blocks, in f32 or quantized as well.
 pub(super) enum BlockScales {
     Plain(Buffer<f32>),
     Nested {
@@ -41,8 +41,8 @@ pub(super) enum BlockScales {
     },
 }
 
-/// Codes, and a scale for each row.
-pub(crate) struct Codes {
+/// 8-bit codes, and a scale for each row.
+pub(crate) struct Int8Codes {
     pub(super) shape: [usize; 2],
     pub(super) codes: Buffer<u8>,
     pub(super) absmax: Buffer<f32>,
@@ -55,7 +55,7 @@ impl Cuda {
             Weight::Half(halves) => Frozen::Full(self.halves(halves)?),
             Weight::Nf4(nf4) => Frozen::Nf4(self.pack(nf4)?),
             Weight::Int8(int8) => Frozen::Int8(self.codes(int8)?),
-            Weight::Fp8(fp8) => Frozen::Fp8(self.eighths(fp8)?),
+            Weight::Fp8(fp8) => Frozen::Fp8(self.fp8_codes(fp8)?),
         })
     }
 
@@ -69,7 +69,7 @@ impl Cuda {
         self.upload_as(self.element, &values, rows, columns)
     }
 
-    fn pack(&self, nf4: &Nf4) -> Result<Packed> {
+    fn pack(&self, nf4: &Nf4) -> Result<Nf4Codes> {
         let scales = match nf4.scales() {
             Scales::Plain(scales) => BlockScales::Plain(self.bring(scales)?),
             Scales::Nested(nested) => BlockScales::Nested {
@@ -79,7 +79,7 @@ impl Cuda {
                 offset: self.bring(&[nested.offset()])?,
             },
         };
-        Ok(Packed {
+        Ok(Nf4Codes {
             shape: nf4.shape(),
             float: nf4.float(),
             packed: self.bring(nf4.packed())?,
@@ -87,23 +87,23 @@ impl Cuda {
         })
     }
 
-    fn codes(&self, int8: &Int8) -> Result<Codes> {
+    fn codes(&self, int8: &Int8) -> Result<Int8Codes> {
         let codes = int8.codes();
-        // SAFETY: an i8's bits are a u8's.
+        // SAFETY: every i8 is a valid u8.
         let codes = unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) };
-        Ok(Codes {
+        Ok(Int8Codes {
             shape: int8.shape(),
             codes: self.bring(codes)?,
             absmax: self.bring(int8.absmax())?,
         })
     }
 
-    /// The matrix in the engine's type: itself if it is in full.
+    /// The matrix in the engine's type; an unquantized one is shared.
     pub(super) fn dequantized(&self, weight: &Frozen, rounding: Rounding) -> Result<Array> {
         match weight {
             Frozen::Full(array) => Ok(array.clone()),
-            Frozen::Nf4(packed) => self.expand_nf4(packed, rounding),
-            Frozen::Fp8(eighths) => self.expand_fp8(eighths),
+            Frozen::Nf4(packed) => self.dequantize_nf4(packed, rounding),
+            Frozen::Fp8(codes) => self.dequantize_fp8(codes),
             Frozen::Int8(codes) => {
                 let [rows, columns] = codes.shape;
                 let out = self.empty(rows, columns)?;
@@ -120,7 +120,7 @@ impl Cuda {
         }
     }
 
-    fn expand_nf4(&self, weight: &Packed, rounding: Rounding) -> Result<Array> {
+    fn dequantize_nf4(&self, weight: &Nf4Codes, rounding: Rounding) -> Result<Array> {
         let [rows, columns] = weight.shape;
         let out = self.empty(rows, columns)?;
         let scales: [u64; 5] = match &weight.scales {
@@ -146,23 +146,8 @@ impl Cuda {
         let mut args: Vec<Arg> = vec![(&out).into(), weight.packed.address.into()];
         args.extend(scales.map(Arg::from));
         args.extend([rounding, out.len()].map(Arg::from));
-        self.launch_expanding("nf4", &out, 2, &args)?;
+        self.launch_dequantizing("nf4", &out, 2, &args)?;
         Ok(out)
-    }
-
-    /// Launches a kernel that fills a matrix: a thread has four packs of eight values, or `few`
-    /// values of a matrix that has no eights.
-    pub(super) fn launch_expanding(
-        &self,
-        stem: &str,
-        out: &Array,
-        few: usize,
-        args: &[Arg],
-    ) -> Result<()> {
-        let vectorized = out.is_vectorized();
-        let kernel = self.kernel(stem, out.element, Some(vectorized));
-        let each = if vectorized { 4 * 8 } else { few };
-        self.launch_values(&kernel, out.len().div_ceil(each), args)
     }
 
     pub(super) fn adopt_tensor(

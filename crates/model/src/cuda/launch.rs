@@ -1,106 +1,15 @@
-//! The kernels: compiled when an engine is made, found by name, and launched in the engine's one
-//! stream.
+//! Launches of kernels in the engine's one stream.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ffi::c_void;
 
-use cudarc::driver::sys::CUfunction_attribute as Attribute;
-use cudarc::driver::{CudaContext, CudaFunction, DriverError, result};
-use cudarc::nvrtc::result::{self as nvrtc, NvrtcError};
-use cudarc::nvrtc::{Ptx, sys};
-use rayon::prelude::*;
+use cudarc::driver::result;
 
 use super::array::{Array, Element};
-use super::heads::most_room;
-use super::{Cuda, card};
+use super::context::Cuda;
 use crate::activation::Activation;
 use crate::error::{Error, Result};
 
-/// A file of kernels, after what it begins with.
-struct File {
-    name: &'static str,
-    source: &'static str,
-    /// The names of its kernels, with what [`CHOICES`] stands for.
-    kernels: &'static [&'static str],
-}
-
-macro_rules! file {
-    ($name:literal $(after $($before:literal)+)?, $($kernel:literal)*) => {
-        File {
-            name: $name,
-            source: concat!(
-                include_str!("kernels/common.cuh"),
-                $($(include_str!(concat!("kernels/", $before)),)+)?
-                include_str!(concat!("kernels/", $name))
-            ),
-            kernels: &[$($kernel),*],
-        }
-    };
-}
-
-/// `lora.cu` for a rank.
-macro_rules! lora {
-    ($rank:literal $($gradient:literal)?) => {
-        File {
-            name: concat!("lora.cu of rank ", $rank),
-            source: concat!(
-                "#define RANK ", $rank, "\n",
-                include_str!("kernels/common.cuh"),
-                include_str!("kernels/matrix.cuh"),
-                include_str!("kernels/lora.cu")
-            ),
-            kernels: &[
-                concat!("lora_a_{h}_", $rank),
-                concat!("lora_b_{h}_", $rank),
-                concat!("lora_a_backward_{h}_", $rank),
-                concat!("lora_b_backward_{h}_", $rank),
-                $($gradient),*
-            ],
-        }
-    };
-}
-
-const FILES: [File; 11] = [
-    file!("rows.cu" after "norm.cuh", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
-        "cross_entropy_{t}_{v}"),
-    file!(
-        "values.cu" after "activation.cuh",
-        "add_{t}_{v}" "activate_{t}_{v}" "activate_backward_{t}_{v}" "dropout_{t}_{v}" "from_f32_{t}" "to_f32_{t}"
-    ),
-    file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
-    file!("heads.cu", "rotate_{t}_{v}" "attend_{t}" "attend_backward_{t}" "append_{t}"),
-    file!(
-        "tiles.cu" after "matrix.cuh" "tiles.cuh",
-        "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
-    ),
-    lora!(8 "lora_gradient_{h}_{c}_8"),
-    lora!(16 "lora_gradient_{h}_{c}_16"),
-    lora!(32),
-    lora!(64),
-    file!("quantized.cu", "nf4_{t}_{v}" "int8_{t}_{v}"),
-    file!("quantize.cu", "flaws_{t}" "nf4_pack_{t}" "mean_scale" "nest" "int8_rows_{t}"),
-];
-
-/// The file for cards that have 8-bit floats.
-const FP8_FILE: File = file!(
-    "fp8.cu" after "activation.cuh" "norm.cuh",
-    "norm_to_fp8_bf16" "norm_backward_to_fp8_bf16" "to_fp8_{t}_{p}" "activate_to_fp8_bf16_{p}" "activate_backward_to_fp8_bf16_{p}" "from_fp8_{t}_{v}" "add_bias_{t}_{v}"
-    "transpose_codes"
-);
-
-/// What a kernel's name has a variant for: types, 16-bit types, values at once, head sizes of
-/// tiles, packs of values that a thread keeps, and columns of a lane in gradients of LoRA.
-const CHOICES: [(&str, &[&str]); 6] = [
-    ("{t}", &["f32", "bf16", "f16"]),
-    ("{h}", &["bf16", "f16"]),
-    ("{v}", &["1", "8"]),
-    ("{d}", &["64", "128"]),
-    ("{p}", &["1", "2", "4", "8"]),
-    ("{c}", &["4", "8"]),
-];
-
-/// Threads of a block, where nothing speaks for another count.
+/// Threads of a block, unless a kernel needs another number.
 const THREADS: usize = 256;
 
 /// A kernel's argument: its bits, in the lowest bytes.
@@ -119,7 +28,7 @@ impl From<u64> for Arg {
     }
 }
 
-/// Taken by `int` as well as by `u64`.
+/// For a parameter of type `int` or `u64`.
 impl From<usize> for Arg {
     fn from(value: usize) -> Self {
         Self(value as u64)
@@ -138,131 +47,9 @@ impl From<f32> for Arg {
     }
 }
 
-/// Compiles all kernels for a card.
-pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, CudaFunction>> {
-    let (major, minor) = capability(context)?;
-    let with_fp8 = card::has_fp8(context)?.then_some(FP8_FILE);
-    let files: Vec<File> = FILES.into_iter().chain(with_fp8).collect();
-    // What is a generation's own has this letter.
-    let own = if by_groups(context)? { "a" } else { "" };
-    let images = images(&files, &format!("sm_{major}{minor}{own}"))?;
-    let mut functions = HashMap::new();
-    for (file, image) in files.iter().zip(images) {
-        let failed = |error: DriverError| file.failed(format!("{error:?}"));
-        let module = context.load_module(Ptx::from_binary(image));
-        let module = module.map_err(failed)?;
-        for name in file.kernels.iter().flat_map(|name| variants(name)) {
-            let function = module.load_function(&name).map_err(failed)?;
-            if file.name == "tiles.cu" {
-                let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // As much of the cache as shared memory as there can be, so that several blocks
-                // fit.
-                let share = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-                let bytes = most_room(by_groups(context)?) as i32;
-                for (attribute, value) in [(most, bytes), (share, 100)] {
-                    function.set_attribute(attribute, value).map_err(failed)?;
-                }
-            }
-            functions.insert(name, function);
-        }
-    }
-    Ok(functions)
-}
-
-/// Whether the card's units multiply by groups of warps: those of Hopper do.
-pub(super) fn by_groups(context: &CudaContext) -> Result<bool> {
-    Ok(capability(context)? == (9, 0))
-}
-
-fn capability(context: &CudaContext) -> Result<(i32, i32)> {
-    let said = |error: DriverError| Error::device("cuda", format!("{error:?}"));
-    context.compute_capability().map_err(said)
-}
-
-/// The files as a kind of card runs them (cubin), each compiled once in a process.
-fn images(files: &[File], arch: &str) -> Result<Vec<Vec<u8>>> {
-    type Key = (String, &'static str);
-    static COMPILED: Mutex<BTreeMap<Key, Vec<u8>>> = Mutex::new(BTreeMap::new());
-    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = |file: &File| (arch.to_owned(), file.name);
-    let missing: Vec<&File> = files
-        .iter()
-        .filter(|file| !compiled.contains_key(&key(file)))
-        .collect();
-    let made: Result<Vec<_>> = missing
-        .into_par_iter()
-        .map(|file| Ok((key(file), file.compiled(arch)?)))
-        .collect();
-    compiled.extend(made?);
-    let images = files.iter().filter_map(|file| compiled.get(&key(file)));
-    Ok(images.cloned().collect())
-}
-
-impl File {
-    fn failed(&self, reason: String) -> Error {
-        Error::device(format!("cuda, kernels {}", self.name), reason)
-    }
-
-    fn compiled(&self, arch: &str) -> Result<Vec<u8>> {
-        let failed = |error: NvrtcError| self.failed(format!("{error:?}"));
-        let (source, name) = (CString::new(self.source), CString::new(self.name));
-        let (Ok(source), Ok(name)) = (source, name) else {
-            return Err(self.failed("has a byte 0".into()));
-        };
-        let program = nvrtc::create_program(&source, Some(&name)).map_err(failed)?;
-        // SAFETY: the program lives until it is destroyed, and is this thread's alone.
-        unsafe {
-            let image = image(program, arch);
-            let log = nvrtc::get_program_log(program);
-            nvrtc::destroy_program(program).map_err(failed)?;
-            image.map_err(|error| match log {
-                Ok(log) => self.failed(log.iter().map(|&c| char::from(c as u8)).collect()),
-                Err(_) => failed(error),
-            })
-        }
-    }
-}
-
-/// Compiles a program to what a kind of card runs.
-///
-/// # Safety
-/// The program lives.
-unsafe fn image(
-    program: sys::nvrtcProgram,
-    arch: &str,
-) -> std::result::Result<Vec<u8>, NvrtcError> {
-    // SAFETY: the buffer has the size that the library asks for.
-    unsafe {
-        let options = [
-            format!("--gpu-architecture={arch}"),
-            // Closures too: this compiler, unlike nvcc, takes those for the host's.
-            "--device-as-default-execution-space".to_owned(),
-        ];
-        nvrtc::compile_program(program, &options)?;
-        let mut bytes = 0;
-        sys::nvrtcGetCUBINSize(program, &raw mut bytes).result()?;
-        let mut image = vec![0_u8; bytes];
-        sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result()?;
-        Ok(image)
-    }
-}
-
-/// The names that one of a file's stands for.
-fn variants(name: &str) -> Vec<String> {
-    let mut names = vec![name.to_owned()];
-    for (place, choices) in CHOICES.iter().filter(|(place, _)| name.contains(place)) {
-        let chosen = |name: String| {
-            choices
-                .iter()
-                .map(move |choice| name.replace(place, choice))
-        };
-        names = names.into_iter().flat_map(chosen).collect();
-    }
-    names
-}
-
 impl Cuda {
-    /// A kernel's name for a type, and if it exists so, for single values or eights.
+    /// The name of a kernel for a type; if it has variants for one value and for eight values at
+    /// once, of one of these.
     pub(super) fn kernel(&self, stem: &str, element: Element, vectorized: Option<bool>) -> String {
         let name = element.name();
         match vectorized {
@@ -272,17 +59,17 @@ impl Cuda {
         }
     }
 
-    /// Launches a kernel with a thread for each of so many values.
+    /// Launches one thread per value.
     pub(super) fn launch_values(&self, kernel: &str, count: usize, args: &[Arg]) -> Result<()> {
         self.launch(kernel, (count.div_ceil(THREADS), 1), THREADS, args)
     }
 
-    /// Launches a kernel with a warp for each of so many rows.
+    /// Launches one warp per row.
     pub(super) fn launch_rows(&self, kernel: &str, rows: usize, args: &[Arg]) -> Result<()> {
         self.launch(kernel, (rows.div_ceil(4), 1), 128, args)
     }
 
-    /// Launches a kernel over a grid of blocks.
+    /// Launches a grid of blocks.
     pub(super) fn launch(
         &self,
         kernel: &str,
@@ -293,10 +80,10 @@ impl Cuda {
         self.launch_in(0, kernel, grid, threads, args)
     }
 
-    /// The same with `room` bytes of shared memory for each block.
+    /// The same with dynamic shared memory, in bytes per block.
     pub(super) fn launch_in(
         &self,
-        room: usize,
+        shared_bytes: usize,
         kernel: &str,
         (width, height): (usize, usize),
         threads: usize,
@@ -316,56 +103,86 @@ impl Cuda {
         self.check(self.context.bind_to_thread())?;
         #[cfg(feature = "bench")]
         let _recording = self.recorder.launch(&self.stream, kernel);
-        // SAFETY: every caller gives the arguments that its kernel declares, in order; buffers are
-        // freed in the same stream, so after the kernel; and no kernel reaches beyond the shapes
-        // that it is given.
+        // SAFETY: every caller passes the arguments that its kernel declares, in order; buffers are
+        // freed in the same stream, and therefore after the kernel; no kernel accesses memory
+        // outside the shapes that it is given.
         let launched = unsafe {
             result::launch_kernel(
                 function.cu_function(),
                 (width as u32, height as u32, 1),
                 (threads as u32, 1, 1),
-                room as u32,
+                shared_bytes as u32,
                 self.stream.cu_stream(),
                 &mut pointers,
             )
         };
         self.check(launched)
     }
+
+    /// Launches one warp per row of a kernel that reads eight values at once if all matrices can be
+    /// read so.
+    pub(super) fn by_rows(
+        &self,
+        stem: &str,
+        arrays: &[&Array],
+        rows: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        let kernel = self.kernel(stem, arrays[0].element, Some(all_vectorized(arrays)));
+        self.launch_rows(&kernel, rows, args)
+    }
+
+    /// The same with one block of this many threads per row.
+    pub(super) fn by_blocks(
+        &self,
+        stem: &str,
+        arrays: &[&Array],
+        (rows, threads): (usize, usize),
+        args: &[Arg],
+    ) -> Result<()> {
+        let kernel = self.kernel(stem, arrays[0].element, Some(all_vectorized(arrays)));
+        self.launch(&kernel, (rows, 1), threads, args)
+    }
+
+    /// The same with one thread per value, or per eight values.
+    pub(super) fn by_values(
+        &self,
+        stem: &str,
+        arrays: &[&Array],
+        count: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        let vectorized = all_vectorized(arrays);
+        let kernel = self.kernel(stem, arrays[0].element, Some(vectorized));
+        self.launch_values(&kernel, if vectorized { count / 8 } else { count }, args)
+    }
+
+    /// Launches a kernel that dequantizes a matrix. A thread has four packs of eight values, or
+    /// `few` values of a matrix that cannot be read eight values at once.
+    pub(super) fn launch_dequantizing(
+        &self,
+        stem: &str,
+        out: &Array,
+        few: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        let vectorized = out.is_vectorized();
+        let kernel = self.kernel(stem, out.element, Some(vectorized));
+        let each = if vectorized { 4 * 8 } else { few };
+        self.launch_values(&kernel, out.len().div_ceil(each), args)
+    }
 }
 
-/// The activation's number in the kernels.
+fn all_vectorized(arrays: &[&Array]) -> bool {
+    arrays.iter().all(|array| array.is_vectorized())
+}
+
+/// The id of an activation in the kernels.
 pub(super) fn activation_id(kind: Activation) -> usize {
     match kind {
         Activation::Gelu => 0,
         Activation::GeluTanh => 1,
         Activation::Relu => 2,
         Activation::Silu => 3,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// By the compiler alone, without a card.
-    fn compile_for(arch: &str, files: &[File]) {
-        let images = images(files, arch).unwrap();
-        assert_eq!(images.len(), files.len());
-        for (file, image) in files.iter().zip(images) {
-            for name in file.kernels.iter().flat_map(|name| variants(name)) {
-                let name = [b"\0".as_slice(), name.as_bytes(), b"\0"].concat();
-                let found = image.windows(name.len()).any(|bytes| bytes == name);
-                assert!(found, "{} has no {}", file.name, name.escape_ascii());
-            }
-        }
-    }
-
-    #[test]
-    fn every_kernel_compiles_for_cards_with_and_without_8_bit_floats() {
-        compile_for("sm_80", &FILES);
-        let all: Vec<File> = FILES.into_iter().chain([FP8_FILE]).collect();
-        for arch in ["sm_90a", "sm_120"] {
-            compile_for(arch, &all);
-        }
     }
 }

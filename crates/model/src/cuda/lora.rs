@@ -1,11 +1,11 @@
-//! LoRA's products, in which one side is as narrow as the adapter's rank. The kernels, for some ranks
-//! and 16-bit types, read the wide side once; all other products are the library's.
+//! LoRA's products, in which one side is as narrow as the adapter's rank. The kernels, for some
+//! ranks and 16-bit types, read the wide side once; all other products are the library's.
 
-use super::Cuda;
 use super::array::{Array, Element};
-use super::heads::Layout;
+use super::context::Cuda;
 use super::launch::Arg;
-use super::products::Product;
+use super::layout::Layout;
+use super::library::Product;
 use crate::dropout::Mask;
 use crate::error::Result;
 

@@ -1,12 +1,12 @@
-//! The GPU's arrays, products and norms: which kernel or product each one is.
+//! The GPU's arrays, products and norms: the kernels and products that each one launches.
 
 use std::ops::Range;
 
-use super::array::{Array, Element};
+use super::array::{Array, Element, Flat};
+use super::context::Cuda;
 use super::fp8::Added;
 use super::frozen::Frozen;
-use super::heads::Layout;
-use super::{Cuda, Flat};
+use super::layout::Layout;
 use crate::base::stored::StoredForm;
 use crate::dropout::{Mask, MaskRow};
 use crate::error::Result;
@@ -19,7 +19,7 @@ impl Ops for Cuda {
     type Layout = Layout;
     type Flat = Flat;
 
-    /// In f32: what is uploaded are tables.
+    /// In f32, because only tables are uploaded.
     fn upload(&self, values: &[f32], rows: usize, columns: usize) -> Result<Array> {
         self.upload_as(Element::F32, values, rows, columns)
     }
@@ -58,7 +58,7 @@ impl Ops for Cuda {
         Ok(out)
     }
 
-    /// A view, because nothing changes what it is a part of.
+    /// A view, because nothing changes the matrix that it is a part of.
     fn rows(&self, x: &Array, range: Range<usize>) -> Result<Array> {
         Ok(x.part(range.start * x.columns, range.len(), x.columns))
     }
@@ -140,13 +140,5 @@ impl Ops for Cuda {
             .iter()
             .map(|slot| all.part(slot.range.start, slot.rows, slot.columns))
             .collect())
-    }
-}
-
-impl Cuda {
-    /// `y += x`
-    pub(super) fn add(&self, y: &Array, x: &Array) -> Result<()> {
-        let args = [y.into(), x.into(), x.len().into()];
-        self.by_values("add", &[y, x], x.len(), &args)
     }
 }

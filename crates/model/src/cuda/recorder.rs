@@ -7,7 +7,7 @@ use std::time::Duration;
 use cudarc::driver::{CudaEvent, CudaStream, sys};
 
 use super::array::{Array, Element};
-use super::products::Product;
+use super::library::Product;
 use super::staging::Times;
 
 /// Products with a smaller side count as narrow.

@@ -1,6 +1,5 @@
-//! The way of a base's bytes to the card: threads fill pinned memory, each its own, while the card
-//! fetches what they have filled before. Nobody waits for anybody but the card, so that what limits
-//! is its link alone.
+//! Copies a base's bytes to the GPU. Each thread fills its own slots of pinned memory while the GPU
+//! copies the full ones. No thread waits for another one, so that only the bus limits the speed.
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -12,31 +11,32 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 
+use super::gpu;
 use crate::error::Error;
 use crate::mapped::Bytes;
 
-/// Bytes that a thread fills before the card fetches them, and how many such slots it has. The card
-/// fetches slowly what still lies in a core's cache: on an H200 two slots of 2 MiB a thread loaded
-/// at 49 GB/s, of 512 KiB at 31, of 256 KiB at 19.
+/// Bytes of a slot, and slots of a thread. The GPU copies slowly from memory that is still in a
+/// core's cache: on an H200 two slots of 2 MiB per thread loaded at 49 GB/s, of 512 KiB at 31, of
+/// 256 KiB at 19.
 const SLOT: usize = 2 << 20;
 const SLOTS: usize = 2;
-/// Threads at most: 64 MiB of pinned memory.
+/// The most threads; they have 64 MiB of pinned memory.
 const LANES: usize = 16;
 
-/// Memory of the host that the card fetches from by itself.
+/// Host memory that the GPU can copy from directly.
 pub(super) struct Pinned {
     context: Arc<CudaContext>,
     address: *mut c_void,
     len: usize,
 }
 
-// SAFETY: it is plain memory, of which each part has one user at a time.
+// SAFETY: it is plain memory, and each part of it has one user at a time.
 unsafe impl Send for Pinned {}
 // SAFETY: as above.
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// Whatever is in it.
+    /// Pinned memory with arbitrary contents.
     pub(super) fn new(
         context: &Arc<CudaContext>,
         len: usize,
@@ -52,40 +52,39 @@ impl Pinned {
     }
 
     /// # Safety
-    /// Nobody else uses these bytes as long as they are borrowed.
+    /// Nothing else uses these bytes while they are borrowed.
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn bytes(&self, start: usize, len: usize) -> &mut [u8] {
-        assert!(start + len <= self.len, "the bytes are there");
-        // SAFETY: there are that many bytes; pages that the system gives to the driver have values.
+        assert!(start + len <= self.len, "the bytes are inside");
+        // SAFETY: the bytes are inside of the allocation, and the system initialised its pages.
         unsafe { std::slice::from_raw_parts_mut(self.address.cast::<u8>().add(start), len) }
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // What the driver says on the way out changes nothing.
+        // An error changes nothing here.
         let _ = self.context.bind_to_thread();
-        // SAFETY: it was made by the same library, and whoever drops it has waited for what fetches
-        // from it.
+        // SAFETY: the driver allocated it, and its owner has waited for all copies from it.
         let _ = unsafe { result::free_host(self.address) };
     }
 }
 
-/// Threads with their slots, and what they are to bring.
+/// The threads with their slots, and the transfers that wait for them.
 pub(super) struct Staging {
     queue: Arc<Queue>,
     lanes: Vec<Lane>,
 }
 
-/// A thread, and the events that stand behind its last fetches.
+/// A thread, and the events after the last copies from its slots.
 struct Lane {
     thread: Option<JoinHandle<()>>,
     #[cfg(feature = "bench")]
     times: Arc<Mutex<Times>>,
-    fetched: [Arc<CudaEvent>; SLOTS],
+    copied: [Arc<CudaEvent>; SLOTS],
 }
 
-/// Time spent filling slots, and waiting for the card to fetch from them.
+/// Time spent on filling slots, and on waiting for the GPU to copy from them.
 #[cfg(feature = "bench")]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Times {
@@ -102,52 +101,52 @@ struct Queue {
 #[derive(Default)]
 struct Waiting {
     transfers: VecDeque<Arc<Transfer>>,
-    /// Bytes of the first of them that a thread has taken.
+    /// Bytes of the first transfer that threads have taken.
     taken: usize,
     closed: bool,
 }
 
-/// Bytes on their way to a place on the card.
+/// A copy of bytes to an address on the GPU.
 pub(super) struct Transfer {
     bytes: Bytes,
     to: u64,
-    /// After it the place may be written.
+    /// After this event the target may be written.
     free: CudaEvent,
     left: Mutex<Left>,
     done: Condvar,
 }
 
-/// What has not been given to the card yet, and what went wrong first.
+/// The bytes whose copy is not issued yet, and the first failure.
 struct Left {
     bytes: usize,
     failed: Option<Failure>,
 }
 
-/// Why bytes are not on the card.
+/// The reason why bytes are not on the GPU.
 pub(super) enum Failure {
     File(io::Error),
-    Card(DriverError),
+    Driver(DriverError),
 }
 
 impl From<DriverError> for Failure {
     fn from(error: DriverError) -> Self {
-        Self::Card(error)
+        Self::Driver(error)
     }
 }
 
 impl Failure {
-    /// The error of bringing what has a name to a card.
-    pub(super) fn told(self, name: &str, ordinal: usize) -> Error {
+    /// The error of copying a named tensor.
+    pub(super) fn into_error(self, name: &str, ordinal: usize) -> Error {
         match self {
             Self::File(error) => Error::file(name, error),
-            Self::Card(error) => super::failed(ordinal, &error),
+            Self::Driver(error) => gpu::failed(ordinal, &error),
         }
     }
 }
 
 impl Staging {
-    /// Starts a thread for each core but an eighth, which is left to whoever launches kernels
-    /// meanwhile: with all 16 of a machine 7.2 GB took 160 to 190 ms, with 14 155 to 160.
+    /// Starts threads on seven eighths of the cores; the rest is for launching kernels. With all 16
+    /// cores of a machine 7.2 GB took 160 to 190 ms, with 14 of them 155 to 160.
     pub(super) fn start(context: &Arc<CudaContext>) -> Result<Self, Failure> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = (cores - cores / 8).min(LANES);
@@ -159,14 +158,14 @@ impl Staging {
         for lane in 0..lanes {
             let stream = context.new_stream()?;
             let event = || context.new_event(None).map(Arc::new);
-            let fetched = [event()?, event()?];
+            let copied = [event()?, event()?];
             #[cfg(feature = "bench")]
             let times = Arc::<Mutex<Times>>::default();
             let filler = Filler {
                 pinned: Arc::clone(&pinned),
                 first: lane * SLOTS * SLOT,
                 stream,
-                fetched: fetched.clone(),
+                copied: copied.clone(),
                 #[cfg(feature = "bench")]
                 times: Arc::clone(&times),
             };
@@ -175,7 +174,7 @@ impl Staging {
             let thread = thread.spawn(move || filler.run(&queue));
             staging.lanes.push(Lane {
                 thread: Some(thread.map_err(Failure::File)?),
-                fetched,
+                copied,
                 #[cfg(feature = "bench")]
                 times,
             });
@@ -183,8 +182,8 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Begins to bring bytes to a place that is free once the stream has done what it was given so
-    /// far.
+    /// Begins to copy bytes to an address, which may be written once the stream has done all its
+    /// work so far.
     pub(super) fn begin(
         &self,
         stream: &CudaStream,
@@ -211,17 +210,17 @@ impl Staging {
         Ok(transfer)
     }
 
-    /// Has the stream wait for the bytes.
+    /// Makes the stream wait for the bytes of a transfer.
     pub(super) fn finish(&self, stream: &CudaStream, transfer: &Transfer) -> Result<(), Failure> {
         let mut left = lock(&transfer.left);
         while left.bytes > 0 {
             let waited = transfer.done.wait(left);
             left = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        // An event may stand behind a later fetch by now, which waits for nothing that this stream
-        // is yet to be given. Also after a failure: the place must not be given back under
-        // a fetch.
-        for event in self.lanes.iter().flat_map(|lane| &lane.fetched) {
+        // An event may already be that of a later copy, but such a copy does not wait for later
+        // work of this stream. The stream waits after a failure too, because the target must not be
+        // freed during a copy.
+        for event in self.lanes.iter().flat_map(|lane| &lane.copied) {
             stream.wait(event)?;
         }
         left.failed.take().map_or(Ok(()), Err)
@@ -261,8 +260,8 @@ impl Drop for Staging {
 }
 
 impl Queue {
-    /// The next part of a transfer that nobody has taken, its first byte and its length; none if
-    /// there is to be no more.
+    /// Takes the next part of a transfer: the transfer, the part's first byte, its length. `None`
+    /// after the end.
     fn take(&self) -> Option<(Arc<Transfer>, usize, usize)> {
         let mut waiting = lock(&self.waiting);
         loop {
@@ -286,7 +285,7 @@ impl Queue {
 }
 
 impl Transfer {
-    /// So many bytes have been given to the card, or never will be.
+    /// Counts bytes whose copy is issued or has failed.
     fn passed(&self, bytes: usize, outcome: Result<(), Failure>) {
         let mut left = lock(&self.left);
         left.bytes -= bytes;
@@ -299,13 +298,13 @@ impl Transfer {
     }
 }
 
-/// What a thread has.
+/// A thread's part of the pinned memory, with its stream.
 struct Filler {
     pinned: Arc<Pinned>,
-    /// Its first byte of the pinned memory.
+    /// The first byte of its slots.
     first: usize,
     stream: Arc<CudaStream>,
-    fetched: [Arc<CudaEvent>; SLOTS],
+    copied: [Arc<CudaEvent>; SLOTS],
     #[cfg(feature = "bench")]
     times: Arc<Mutex<Times>>,
 }
@@ -314,31 +313,31 @@ impl Filler {
     fn run(self, queue: &Queue) {
         let mut slot = 0;
         while let Some((transfer, start, len)) = queue.take() {
-            let outcome = self.bring(slot, &transfer, start, len);
+            let outcome = self.copy(slot, &transfer, start, len);
             transfer.passed(len, outcome);
             slot = (slot + 1) % SLOTS;
         }
-        // Before the memory is given back. What the driver says on the way out changes nothing.
+        // The memory is freed after this. An error changes nothing here.
         let _ = self.stream.synchronize();
     }
 
-    fn bring(
+    fn copy(
         &self,
         slot: usize,
         transfer: &Transfer,
         start: usize,
         len: usize,
     ) -> Result<(), Failure> {
-        let fetched = &self.fetched[slot];
+        let copied = &self.copied[slot];
         #[cfg(feature = "bench")]
         let began = Instant::now();
-        fetched.synchronize()?;
+        copied.synchronize()?;
         #[cfg(feature = "bench")]
         let free = Instant::now();
-        // SAFETY: the slot is this thread's, and what was fetched from it last has been fetched.
+        // SAFETY: only this thread uses the slot, and the last copy from it has ended.
         let part = unsafe { self.pinned.bytes(self.first + slot * SLOT, len) };
-        let copied = transfer.bytes.copy_to(start, part);
-        copied.map_err(Failure::File)?;
+        let filled = transfer.bytes.copy_to(start, part);
+        filled.map_err(Failure::File)?;
         #[cfg(feature = "bench")]
         {
             let mut times = lock(&self.times);
@@ -347,10 +346,10 @@ impl Filler {
         }
         self.stream.wait(&transfer.free)?;
         let to = transfer.to + start as u64;
-        // SAFETY: the place has room for the bytes, and whoever owns it waits for the event; the
-        // slot is not changed before it has passed.
+        // SAFETY: the target has space for the bytes, and its owner waits for the event; the slot
+        // is not changed before the event has passed.
         unsafe { result::memcpy_htod_async(to, part, self.stream.cu_stream()) }?;
-        fetched.record(&self.stream)?;
+        copied.record(&self.stream)?;
         Ok(())
     }
 }

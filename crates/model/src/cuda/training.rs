@@ -1,13 +1,13 @@
-//! The GPU's operations of training: which kernel or product each one is.
+//! The GPU's operations of training: the kernels and products that each one launches.
 
 use std::ops::Range;
 
-use super::array::{Array, Element};
+use super::array::{Array, Element, Flat, Sum};
+use super::context::Cuda;
 use super::fp8::Added;
 use super::frozen::Frozen;
-use super::heads::Layout;
 use super::launch::activation_id;
-use super::{Cuda, Flat, Sum};
+use super::layout::Layout;
 use crate::activation::Activation;
 use crate::dropout::Mask;
 use crate::error::Result;
@@ -17,7 +17,7 @@ use crate::ops::{Affine, Heads, Norm, Ops};
 use crate::optim::Coefficients;
 use crate::quant::rows::Rounding;
 
-/// Blocks, and so partial sums, of a flat buffer's norm.
+/// Blocks of a flat buffer's norm; each makes a partial sum.
 const NORM_BLOCKS: usize = 256;
 
 impl Learn for Cuda {
@@ -101,8 +101,10 @@ impl Learn for Cuda {
                     d_norm,
                     x,
                     norm,
-                } => self.fp8_normed_back((sum, d_norm), (x, norm), w)?,
-                Upstream::Activated { dy, slope, kind } => self.fp8_sloped(dy, (slope, kind), w)?,
+                } => self.fp8_norm_backward((sum, d_norm), (x, norm), w)?,
+                Upstream::Activated { dy, slope, kind } => {
+                    self.fp8_activation_backward(dy, (slope, kind), w)?
+                }
             };
             if let Some(out) = fused {
                 return Ok(out);
@@ -155,7 +157,8 @@ impl Learn for Cuda {
         self.by_blocks("layer_norm_backward", &arrays, (x.rows, 128), &args)
     }
 
-    /// Keeps the input: its derivative is made again, which costs less than to write and read it.
+    /// Saves the input. Computing the derivative from it again is cheaper than writing and reading
+    /// the derivative.
     fn activate_keeping(&self, x: Array, kind: Activation) -> Result<(Array, Array)> {
         let out = self.empty(x.rows, x.columns)?;
         let args = [
@@ -178,7 +181,7 @@ impl Learn for Cuda {
         self.by_values("activate_backward", &[dy, x], x.len(), &args)
     }
 
-    /// Turns queries and keys in place, and keeps them so.
+    /// Rotates queries and keys in place, and saves them rotated.
     fn attention(
         &self,
         qkv: Array,
@@ -213,12 +216,12 @@ impl Learn for Cuda {
         targets: &[u32],
         factor: f32,
     ) -> Result<()> {
-        let losses = self.room::<f32>(targets.len())?;
-        let brought = self.bring(targets)?;
+        let losses = self.alloc::<f32>(targets.len())?;
+        let on_gpu = self.bring(targets)?;
         let args = [
             logits.into(),
             losses.address.into(),
-            brought.address.into(),
+            on_gpu.address.into(),
             logits.columns.into(),
             factor.into(),
         ];
@@ -245,7 +248,7 @@ impl Learn for Cuda {
     }
 
     fn l2_norm(&self, flat: &Flat) -> Result<f64> {
-        let parts = self.room::<f64>(NORM_BLOCKS)?;
+        let parts = self.alloc::<f64>(NORM_BLOCKS)?;
         let args = [
             parts.address.into(),
             flat.0.address.into(),

@@ -1,0 +1,35 @@
+//! The state of a GPU's engine, on which the operations in the files above are implemented.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
+
+use super::array::Element;
+use super::gpu;
+use super::library::Library;
+use super::loading::Loading;
+#[cfg(feature = "bench")]
+use super::recorder::Recorder;
+use crate::error::Result;
+
+/// A GPU with its one stream.
+pub(crate) struct Cuda {
+    pub(super) context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+    /// The kernels by name.
+    pub(super) functions: HashMap<String, CudaFunction>,
+    pub(super) library: Library,
+    /// The type of activations and of weights that are not quantized.
+    pub(super) element: Element,
+    /// The base that is being loaded; `None` once it is there.
+    pub(super) loading: Mutex<Option<Loading>>,
+    #[cfg(feature = "bench")]
+    pub(super) recorder: Recorder,
+}
+
+impl Cuda {
+    pub(super) fn check<T>(&self, done: std::result::Result<T, DriverError>) -> Result<T> {
+        done.map_err(|error| gpu::failed(self.context.ordinal(), &error))
+    }
+}

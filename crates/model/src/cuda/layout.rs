@@ -1,0 +1,69 @@
+//! The rows of a pass as attention and dropout need them: positions, sequences, tiles.
+
+use super::array::Buffer;
+use super::context::Cuda;
+use super::shared_memory::{KEYS, QUERIES};
+use crate::dropout::MaskRow;
+use crate::error::Result;
+use crate::ops::Span;
+
+/// A pass's sequences, and for each row its position, its first key, the number of its keys, the
+/// end of its sequence, and its place for dropout.
+pub(crate) struct Layout {
+    pub(super) spans: Vec<Span>,
+    pub(super) rows: usize,
+    pub(super) positions: Buffer<u32>,
+    pub(super) firsts: Buffer<u32>,
+    pub(super) counts: Buffer<u32>,
+    pub(super) ends: Buffer<u32>,
+    pub(super) places: Buffer<u64>,
+    /// Four numbers for each tile of queries: its first row, its end, the start and the end of its
+    /// sequence. Tiles with the most keys come first, so that the last blocks on the GPU are short.
+    pub(super) query_tiles: Buffer<u32>,
+    /// The same for tiles of keys; those with the most queries come first.
+    pub(super) key_tiles: Buffer<u32>,
+}
+
+impl Cuda {
+    pub(super) fn lay_out(&self, spans: &[Span], places: &[MaskRow]) -> Result<Layout> {
+        let (mut positions, mut firsts, mut counts, mut ends) = (vec![], vec![], vec![], vec![]);
+        for span in spans {
+            for row in 0..span.len {
+                let position = (span.past + row) as u32;
+                positions.push(position);
+                counts.push(position + 1);
+                // Over a cache, keys are counted from the cache's start.
+                firsts.push(if span.past == 0 { span.start as u32 } else { 0 });
+                ends.push((span.start + span.len) as u32);
+            }
+        }
+        let places: Vec<u64> = places
+            .iter()
+            .map(|place| u64::from(place.slot) << 32 | u64::from(place.token))
+            .collect();
+        Ok(Layout {
+            rows: positions.len(),
+            positions: self.bring(&positions)?,
+            firsts: self.bring(&firsts)?,
+            counts: self.bring(&counts)?,
+            ends: self.bring(&ends)?,
+            places: self.bring(&places)?,
+            query_tiles: self.bring(&tiles(spans, QUERIES, |[_, end, start, _]| end - start))?,
+            key_tiles: self.bring(&tiles(spans, KEYS, |[first, _, _, end]| end - first))?,
+            spans: spans.to_vec(),
+        })
+    }
+}
+
+/// The tiles of all sequences with this many rows each, those with the most work first.
+fn tiles(spans: &[Span], rows: usize, work: impl Fn(&[usize; 4]) -> usize) -> Vec<u32> {
+    let of = |span: &Span| {
+        let (start, end) = (span.start, span.start + span.len);
+        (start..end)
+            .step_by(rows)
+            .map(move |first| [first, end.min(first + rows), start, end])
+    };
+    let mut tiles: Vec<_> = spans.iter().flat_map(of).collect();
+    tiles.sort_by_key(|tile| std::cmp::Reverse(work(tile)));
+    tiles.iter().flatten().map(|&row| row as u32).collect()
+}

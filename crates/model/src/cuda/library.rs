@@ -1,0 +1,348 @@
+//! Matrix products by cuBLASLt. They sum in f32, and add a bias and another matrix in the same
+//! launch.
+//!
+//! The library's matrices are stored by columns, so that ours are their transposes there: `y = a b`
+//! becomes `yᵀ = bᵀ aᵀ`.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::ffi::c_void;
+use std::mem::size_of_val;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::cublaslt::result::{self as lt, CublasError};
+use cudarc::cublaslt::sys;
+use cudarc::driver::CudaStream;
+
+use super::array::{Array, Buffer, Element};
+use crate::error::{Error, Result};
+use crate::gpu_limits::GPU_WORKSPACE;
+
+/// Everything that the plan of a product depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    /// Rows and columns of the result, and the depth, by columns: m, n, k.
+    sizes: [usize; 3],
+    /// Whether the library's A and B are transposed.
+    transposed: [bool; 2],
+    element: Element,
+    result: Element,
+    has_bias: bool,
+    has_scales: bool,
+    /// The largest power of two, up to 256, that divides all addresses.
+    alignment: u32,
+}
+
+/// A product's descriptors and its algorithm.
+struct Plan {
+    product: sys::cublasLtMatmulDesc_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
+    result: sys::cublasLtMatrixLayout_t,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// The library, with the plans that were made so far.
+pub(super) struct Library {
+    state: Mutex<State>,
+    workspace: Buffer<u8>,
+}
+
+struct State {
+    handle: sys::cublasLtHandle_t,
+    plans: HashMap<Shape, Plan>,
+    /// The shapes that the library has no product for.
+    refused: HashSet<Shape>,
+}
+
+// SAFETY: the library's objects belong to no thread; the lock lets one thread at a time change or
+// use them.
+unsafe impl Send for State {}
+
+/// A product by columns: `result = scale × op(a) op(b) (+ bias) (+ plus)`.
+pub(super) struct Product<'a> {
+    pub(super) a: &'a Array,
+    pub(super) b: &'a Array,
+    pub(super) transposed: [bool; 2],
+    pub(super) sizes: [usize; 3],
+    pub(super) result: u64,
+    pub(super) result_element: Element,
+    pub(super) scale: f32,
+    /// The address of the matrix that is added, of the result's type; it may be the result.
+    pub(super) plus: Option<u64>,
+    pub(super) bias: Option<&'a Array>,
+    /// For codes: a scale for each row of `op(a)`, and for each column of `op(b)`.
+    pub(super) scales: Option<[&'a Array; 2]>,
+}
+
+impl Library {
+    pub(super) fn new(workspace: Buffer<u8>) -> Result<Self> {
+        let handle = checked(lt::create_handle(), "a handle")?;
+        Ok(Self {
+            state: Mutex::new(State {
+                handle,
+                plans: HashMap::new(),
+                refused: HashSet::new(),
+            }),
+            workspace,
+        })
+    }
+
+    /// Whether the library has a product.
+    pub(super) fn has(&self, product: &Product<'_>) -> bool {
+        let shape = product.shape();
+        let mut state = self.lock();
+        if state.refused.contains(&shape) {
+            return false;
+        }
+        let has_plan = state.plan(&shape, product.scales).is_ok();
+        if !has_plan {
+            state.refused.insert(shape);
+        }
+        has_plan
+    }
+
+    /// Launches a product. The context of the stream is current on this thread.
+    pub(super) fn multiply(&self, product: &Product<'_>, stream: &CudaStream) -> Result<()> {
+        let mut state = self.lock();
+        let handle = state.handle;
+        let plan = state.plan(&product.shape(), product.scales)?;
+        if let Some(bias) = product.bias {
+            set(plan.product, BIAS_POINTER, &bias.address())?;
+        }
+        if let Some(scales) = product.scales {
+            set_scales(plan.product, scales)?;
+        }
+        let beta = if product.plus.is_some() { 1.0_f32 } else { 0.0 };
+        let pointer = |address: u64| address as *mut c_void;
+        // SAFETY: shapes and types are those of the matrices, which live until the stream has
+        // passed the product; scale and beta are read before the call returns.
+        let made = unsafe {
+            lt::matmul(
+                handle,
+                plan.product,
+                std::ptr::from_ref(&product.scale).cast(),
+                std::ptr::from_ref(&beta).cast(),
+                pointer(product.a.address()),
+                plan.a,
+                pointer(product.b.address()),
+                plan.b,
+                pointer(product.plus.unwrap_or(product.result)),
+                plan.result,
+                pointer(product.result),
+                plan.result,
+                &plan.algorithm,
+                pointer(self.workspace.address),
+                GPU_WORKSPACE,
+                stream.cu_stream().cast(),
+            )
+        };
+        checked(made, &format!("a product of {:?}", product.sizes))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn plan(&mut self, shape: &Shape, scales: Option<[&Array; 2]>) -> Result<&Plan> {
+        Ok(match self.plans.entry(*shape) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Plan::new(self.handle, shape, scales)?),
+        })
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for plan in state.plans.values() {
+            plan.destroy();
+        }
+        // SAFETY: nothing uses the handle any more. An error changes nothing here.
+        let _ = unsafe { lt::destroy_handle(state.handle) };
+    }
+}
+
+impl Product<'_> {
+    fn shape(&self) -> Shape {
+        let addresses = [
+            self.a.address(),
+            self.b.address(),
+            self.result,
+            self.plus.unwrap_or(0),
+            self.bias.map_or(0, Array::address),
+        ];
+        let zeros = addresses.map(u64::trailing_zeros).into_iter().min();
+        Shape {
+            sizes: self.sizes,
+            transposed: self.transposed,
+            element: self.a.element,
+            result: self.result_element,
+            has_bias: self.bias.is_some(),
+            has_scales: self.scales.is_some(),
+            alignment: 1 << zeros.unwrap_or(0).min(8),
+        }
+    }
+}
+
+const BIAS_POINTER: sys::cublasLtMatmulDescAttributes_t =
+    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+
+impl Plan {
+    /// Describes a product and takes the first algorithm that the library proposes. It is always
+    /// the same one, so that a run repeats bit for bit.
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        shape: &Shape,
+        scales: Option<[&Array; 2]>,
+    ) -> Result<Self> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let [m, n, k] = shape.sizes;
+        let product = lt::create_matmul_desc(
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cudaDataType_t::CUDA_R_32F,
+        );
+        let product = checked(product, "a description")?;
+        let layout = |element, rows: usize, columns: usize| {
+            let made = lt::create_matrix_layout(
+                type_of(element),
+                rows as u64,
+                columns as u64,
+                rows as i64,
+            );
+            checked(made, "a layout")
+        };
+        let [transpose_a, transpose_b] = shape.transposed;
+        let (a_rows, a_columns) = if transpose_a { (k, m) } else { (m, k) };
+        let (b_rows, b_columns) = if transpose_b { (n, k) } else { (k, n) };
+        let a = layout(shape.element, a_rows, a_columns)?;
+        let b = layout(shape.element, b_rows, b_columns)?;
+        let result = layout(shape.result, m, n)?;
+        // 1 means transposed.
+        set(
+            product,
+            Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
+            &i32::from(transpose_a),
+        )?;
+        set(
+            product,
+            Attribute::CUBLASLT_MATMUL_DESC_TRANSB,
+            &i32::from(transpose_b),
+        )?;
+        if shape.has_bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+            set(product, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            let bias = type_of(shape.result);
+            set(
+                product,
+                Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
+                &bias,
+            )?;
+        }
+        if let Some(scales) = scales {
+            let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+            set(product, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
+            set(product, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
+            set(product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1_i8)?;
+            set_scales(product, scales)?;
+        }
+        let algorithm = algorithm(handle, product, [a, b, result], shape)?;
+        Ok(Self {
+            product,
+            a,
+            b,
+            result,
+            algorithm,
+        })
+    }
+
+    fn destroy(&self) {
+        // SAFETY: the plan owns its objects and is not used again. An error changes nothing here.
+        unsafe {
+            let _ = lt::destroy_matmul_desc(self.product);
+            for layout in [self.a, self.b, self.result] {
+                let _ = lt::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+fn algorithm(
+    handle: sys::cublasLtHandle_t,
+    product: sys::cublasLtMatmulDesc_t,
+    [a, b, result]: [sys::cublasLtMatrixLayout_t; 3],
+    shape: &Shape,
+) -> Result<sys::cublasLtMatmulAlgo_t> {
+    use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+    let preference = checked(lt::create_matmul_pref(), "a preference")?;
+    let alignments = [
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+    ];
+    let (workspace, alignment) = (GPU_WORKSPACE, shape.alignment);
+    let prefer = |attribute, value: *const c_void, size| {
+        // SAFETY: the value has the size, and is copied.
+        unsafe { lt::set_matmul_pref_attribute(preference, attribute, value, size) }
+    };
+    let found = prefer(
+        Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+        std::ptr::from_ref(&workspace).cast(),
+        size_of_val(&workspace),
+    )
+    .and_then(|()| {
+        alignments.into_iter().try_for_each(|attribute| {
+            let value = std::ptr::from_ref(&alignment).cast();
+            prefer(attribute, value, size_of_val(&alignment))
+        })
+    })
+    .and_then(|()| {
+        // SAFETY: all objects were made above and live.
+        unsafe { lt::get_matmul_algo_heuristic(handle, product, a, b, result, result, preference) }
+    });
+    // SAFETY: it is not used again.
+    let _ = unsafe { lt::destroy_matmul_pref(preference) };
+    Ok(checked(found, &format!("an algorithm for {shape:?}"))?.algo)
+}
+
+/// Sets the addresses of a product's scales.
+fn set_scales(product: sys::cublasLtMatmulDesc_t, [a, b]: [&Array; 2]) -> Result<()> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    let at_a = Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER;
+    let at_b = Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER;
+    set(product, at_a, &a.address())?;
+    set(product, at_b, &b.address())
+}
+
+fn set<T>(
+    product: sys::cublasLtMatmulDesc_t,
+    attribute: sys::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> Result<()> {
+    // SAFETY: the description lives, and the value, of the attribute's type, is copied.
+    let done = unsafe {
+        lt::set_matmul_desc_attribute(
+            product,
+            attribute,
+            std::ptr::from_ref(value).cast(),
+            size_of_val(value),
+        )
+    };
+    checked(done, "an attribute")
+}
+
+fn type_of(element: Element) -> sys::cudaDataType {
+    match element {
+        Element::F32 => sys::cudaDataType_t::CUDA_R_32F,
+        Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        Element::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        Element::E4m3 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
+    }
+}
+
+fn checked<T>(done: std::result::Result<T, CublasError>, what: &str) -> Result<T> {
+    done.map_err(|error| Error::device("cuda, cublaslt", format!("{what}: {:?}", error.0)))
+}
