@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
+use togi_testing::{free_port, poll, poll_until};
 
-use crate::system::{program, try_togi, wait_for, wait_until, workspace};
+use crate::system::{program, try_togi, workspace};
 
 /// Returns the tool that `tools/install` unpacked.
 ///
@@ -27,12 +28,6 @@ pub fn tool(name: &str) -> PathBuf {
         .status();
     assert!(starts.is_ok(), "{name} is missing: tools/install test");
     found
-}
-
-/// Returns a port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
 }
 
 /// A child process that is killed on drop.
@@ -60,7 +55,7 @@ impl Process {
             .args(["-TERM", &pid])
             .status()
             .expect("kill runs");
-        let status = wait_until("the process to stop", || self.0.try_wait().ok().flatten());
+        let status = poll_until("the process to stop", || self.0.try_wait().ok().flatten());
         assert!(status.success(), "the process ended with {status}");
     }
 }
@@ -120,12 +115,12 @@ impl S3 {
                 .arg(format!("-s3.config={}", identities.display())),
             &folder.path().join("weed.log"),
         );
-        wait_until("the S3 server", || {
+        poll_until("the S3 server", || {
             std::net::TcpStream::connect(("127.0.0.1", s3)).ok()
         });
         // The request fails before a volume exists, and also if the bucket exists already. Only the
         // list of buckets tells the two apart.
-        wait_until("the S3 server's bucket", || {
+        poll_until("the S3 server's bucket", || {
             bucket_exists(&weed, master).then_some(())
         });
         let environment = [
@@ -171,7 +166,7 @@ fn bucket_exists(weed: &Path, master: u16) -> bool {
 /// The three services as processes.
 pub struct Cluster {
     services: Vec<Process>,
-    _nats: togi_runtime::testing::NatsServer,
+    _nats: togi_testing::NatsServer,
     _s3: S3,
     folder: TempDir,
     data_prep: String,
@@ -183,7 +178,7 @@ impl Cluster {
     /// Starts the services with the demo's base; they export traces to `otlp_endpoint`.
     pub fn start(otlp_endpoint: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let nats = togi_runtime::testing::NatsServer::start();
+        let nats = togi_testing::NatsServer::start();
         let s3 = S3::start();
         let base = url::Url::from_directory_path(workspace().join("demo/base")).expect("a path");
         let ports: Vec<u16> = (0..6).map(|_| free_port()).collect();
@@ -227,7 +222,7 @@ impl Cluster {
             ),
         )
         .expect("the client's configuration");
-        let ready = wait_for(|| ports[3..].iter().all(|port| is_ready(*port)).then_some(()));
+        let ready = poll(|| ports[3..].iter().all(|port| is_ready(*port)).then_some(()));
         assert!(
             ready.is_some(),
             "waited a minute for the services:\n{}",

@@ -6,4 +6,4 @@ mod system;
 
 pub use cluster::{Cluster, S3, tool};
 pub use otlp::{Receiver, Span};
-pub use system::{System, program, run_python, wait_for, wait_until, workspace};
+pub use system::{System, program, run_python, workspace};

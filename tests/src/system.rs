@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use togi_testing::poll_until;
 
 /// The workspace's folder.
 #[must_use]
@@ -30,23 +31,6 @@ pub fn program() -> PathBuf {
         program.display()
     );
     program
-}
-
-/// Repeats `condition` until it returns a value, and fails with `what` after a minute.
-pub fn wait_until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
-    wait_for(condition).unwrap_or_else(|| panic!("waited a minute for {what}"))
-}
-
-/// Repeats `condition` until it returns a value, for at most a minute.
-pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while Instant::now() < deadline {
-        if let Some(value) = condition() {
-            return Some(value);
-        }
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-    None
 }
 
 /// A running `togi up`, stopped and removed on drop.
@@ -92,7 +76,7 @@ impl System {
     }
 
     fn when_up(mut child: Child, folder: TempDir) -> Self {
-        let state = wait_until("togi up", || {
+        let state = poll_until("togi up", || {
             if let Ok(Some(status)) = child.try_wait() {
                 let log = std::fs::read_to_string(folder.path().join("up.log"));
                 panic!("togi up ended with {status}: {}", log.unwrap_or_default());
@@ -112,7 +96,7 @@ impl System {
             nats: field(&state["nats"]["url"]),
             folder,
         };
-        wait_until("the services to be ready", || {
+        poll_until("the services to be ready", || {
             system
                 .try_togi(&["datasets", "list"])
                 .status

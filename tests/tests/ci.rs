@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use togi_runtime::testing::NatsServer;
+use togi_testing::NatsServer;
 use togi_tests::workspace;
 
 fn workflow(name: &str) -> String {

@@ -6,7 +6,8 @@
 use std::process::Command;
 
 use serde_json::Value;
-use togi_tests::{System, wait_until, workspace};
+use togi_testing::poll_until;
+use togi_tests::{System, workspace};
 
 const RECIPE: &str = r#"
 name = "sixty-steps"
@@ -48,7 +49,7 @@ fn train(system: &System) -> String {
 }
 
 fn ended(system: &System, job: &str) -> Value {
-    wait_until("the job to end", || {
+    poll_until("the job to end", || {
         let output = system.try_togi(&["jobs", "show", job, "--output", "json"]);
         let shown: Value = serde_json::from_slice(&output.stdout).ok()?;
         let record = if shown["job"].is_object() {
@@ -78,7 +79,7 @@ fn a_killed_system_resumes_and_ends_with_the_same_generation() {
     assert_eq!(undisturbed["state"], "JOB_STATE_SUCCEEDED", "{undisturbed}");
 
     let job = train(&system);
-    wait_until("a checkpoint", || {
+    poll_until("a checkpoint", || {
         has_checkpoint(&system, &job).then_some(())
     });
     // A short lease, so that the job is free again soon after its worker was killed.
@@ -107,7 +108,7 @@ fn nats_may_die_and_forget_everything() {
     let system = System::start(&[]);
     prepare(&system);
     let job = train(&system);
-    wait_until("a checkpoint", || {
+    poll_until("a checkpoint", || {
         has_checkpoint(&system, &job).then_some(())
     });
     let state = std::fs::read_to_string(system.data().join("up.json")).unwrap();
@@ -137,7 +138,7 @@ fn nats_may_die_and_forget_everything() {
     };
     let again = ended(&system, &job);
     assert_eq!(again["result"], done["result"], "{again}");
-    wait_until("the adapter to be served", || {
+    poll_until("the adapter to be served", || {
         let generate = [
             "generate",
             "--adapter",

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use togi_tests::{System, wait_for, wait_until, workspace};
+use togi_testing::{poll, poll_until};
+use togi_tests::{System, workspace};
 
 const RECIPE: &str = r#"
 name = "ten-epochs"
@@ -128,9 +129,9 @@ fn a_poisoned_revision_is_refused_and_the_one_before_it_served() {
     );
     let fourth = &digests[4];
 
-    let done = wait_for(|| (state(&jobs(&system), fourth) == "JOB_STATE_SUCCEEDED").then_some(()))
+    let done = poll(|| (state(&jobs(&system), fourth) == "JOB_STATE_SUCCEEDED").then_some(()))
         .or_else(|| {
-            wait_for(|| (state(&jobs(&system), fourth) == "JOB_STATE_SUCCEEDED").then_some(()))
+            poll(|| (state(&jobs(&system), fourth) == "JOB_STATE_SUCCEEDED").then_some(()))
         });
     let all = jobs(&system);
     assert!(done.is_some(), "{all:#?}\n{}", system.log());
@@ -147,7 +148,7 @@ fn a_poisoned_revision_is_refused_and_the_one_before_it_served() {
         says.contains(&format!("refused generation {bad}")),
         "{says}"
     );
-    wait_until("the fourth is served", || {
+    poll_until("the fourth is served", || {
         serves(&system, good).then_some(())
     });
 
@@ -173,7 +174,7 @@ fn a_poisoned_revision_is_refused_and_the_one_before_it_served() {
 
     // Back to the one before, and there again.
     system.togi(&["adapters", "rollback", "mine"]);
-    wait_until("the first is served again", || {
+    poll_until("the first is served again", || {
         serves(&system, oldest).then_some(())
     });
 }

@@ -7,8 +7,8 @@
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
 
-use togi_runtime::testing::NatsServer;
-use togi_tests::{program, wait_until, workspace};
+use togi_testing::{NatsServer, poll_until};
+use togi_tests::{program, workspace};
 
 const CONFIGURATION: i32 = 64;
 const NOBODY: &str = "127.0.0.1:9";
@@ -217,7 +217,7 @@ impl Running {
 
     /// Waits until the service is alive, not ready, and names the missing part.
     fn waits(&mut self, says: &str) {
-        wait_until(says, || self.log().contains(says).then_some(()));
+        poll_until(says, || self.log().contains(says).then_some(()));
         assert_eq!(self.probe("/livez"), Some(true), "{}", self.log());
         assert_eq!(self.probe("/readyz"), Some(false), "{}", self.log());
         assert!(self.child.try_wait().unwrap().is_none(), "{}", self.log());
@@ -251,12 +251,12 @@ fn without_nats_a_service_waits_says_so_and_is_ready_when_it_comes() {
     }
     nats.resume();
     for service in &waiting {
-        wait_until("ready", || service.probe("/readyz").filter(|ready| *ready));
+        poll_until("ready", || service.probe("/readyz").filter(|ready| *ready));
     }
     // A replica answers without NATS: the store is the truth.
     let folder = tempfile::tempdir().unwrap();
     let inference = Running::start(service("inference", folder.path()), folder.path());
-    wait_until("ready", || {
+    poll_until("ready", || {
         inference.probe("/readyz").filter(|ready| *ready)
     });
     assert!(inference.log().contains("the bus is not there"));

@@ -6,7 +6,8 @@
 use std::process::Command;
 
 use serde_json::Value;
-use togi_tests::{System, run_python, tool, wait_until, workspace};
+use togi_testing::poll_until;
+use togi_tests::{System, run_python, tool, workspace};
 
 const RECIPE: &str = r#"
 name = "three-steps"
@@ -190,7 +191,7 @@ fn training_by_message(system: &System) {
         run_python("publish.py", &[&system.nats, line]);
     }
     let aliases = || system.togi_json(&["adapters", "aliases"]).to_string();
-    wait_until("the adapter is promoted", || {
+    poll_until("the adapter is promoted", || {
         aliases().contains("asked").then_some(())
     });
     let jobs = system.togi_json(&["jobs", "list"]);

@@ -4,7 +4,8 @@
 // The configuration's exception for tests sees test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
 
-use togi_tests::{Cluster, Receiver, Span, wait_for, workspace};
+use togi_testing::poll;
+use togi_tests::{Cluster, Receiver, Span, workspace};
 
 const POLICY: &str = r#"
 name = "retrain"
@@ -67,7 +68,7 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
     ]);
 
     // The policy trains, promotion follows, and inference answers with what came out of it.
-    let promoted = wait_for(|| {
+    let promoted = poll(|| {
         let listed = cluster.togi(&["adapters", "aliases", "--output", "json"]);
         listed.contains("\"traced\"").then_some(())
     });

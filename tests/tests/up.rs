@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
-use togi_tests::{program, wait_until, workspace};
+use togi_testing::poll_until;
+use togi_tests::{program, workspace};
 
 /// Where the processes listen: each of `tools/up`'s ports from here, and 10,000 above, which is
 /// below those that the system lends to clients.
@@ -169,13 +170,13 @@ impl Prometheus {
 
     /// Checks that all three services are scraped and that their metrics can be queried.
     fn sees_everything(&self) {
-        wait_until("Prometheus to see the three services", || {
+        poll_until("Prometheus to see the three services", || {
             let seen = self.ask("targets")?;
             let targets = seen["data"]["activeTargets"].as_array()?;
             let up = targets.iter().filter(|target| target["health"] == "up");
             (up.count() == 3).then_some(())
         });
-        wait_until("the jobs that run", || {
+        poll_until("the jobs that run", || {
             let seen = self.ask("query?query=togi_trainer_jobs_running")?;
             let result = seen["data"]["result"].as_array()?;
             (!result.is_empty()).then_some(())
@@ -282,7 +283,7 @@ fn the_deployed_topology_trains_serves_shows_its_metrics_and_goes() {
         "mine",
         "--watch",
     ]);
-    wait_until("the adapter to be served", || {
+    poll_until("the adapter to be served", || {
         up.metrics()
             .contains("togi_inference_adapter_info")
             .then_some(())
@@ -294,7 +295,7 @@ fn the_deployed_topology_trains_serves_shows_its_metrics_and_goes() {
         "--instruction",
         "富士山の高さは？",
     ]);
-    wait_until("what was promoted", || {
+    poll_until("what was promoted", || {
         up.metrics()
             .contains("togi_trainer_alias_info")
             .then_some(())

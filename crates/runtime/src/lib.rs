@@ -16,7 +16,6 @@ pub mod registry;
 pub mod rpc;
 pub mod store;
 pub mod telemetry;
-pub mod testing;
 pub mod worker;
 
 pub use bus::Bus;

@@ -22,6 +22,7 @@ use self::normalizer::Symbol;
 use self::vocabulary::Role;
 use crate::decoder::{Decoder, Detokenizer};
 use crate::error::Result;
+
 /// A SentencePiece unigram model. Text never yields a control id: `</s>` typed by a user is
 /// ordinary text.
 #[derive(Debug, Clone)]

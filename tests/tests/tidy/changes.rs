@@ -29,7 +29,7 @@ const fn change(
 }
 
 /// One or more for each rule.
-pub(crate) const ALL: [Change; 17] = [
+pub(crate) const ALL: [Change; 18] = [
     change(
         rules::without_purpose,
         "crates/tokens/src/row.rs",
@@ -101,6 +101,12 @@ pub(crate) const ALL: [Change; 17] = [
         "crates/tokens/Cargo.toml",
         "[build-dependencies]\ntogi-runtime = \"1\"\n",
         "must not have togi-runtime",
+    ),
+    change(
+        dependencies::wrong_ways,
+        "services/trainer/Cargo.toml",
+        "[dependencies]\ntogi-testing = \"1\"\n",
+        "must not have togi-testing in dependencies",
     ),
     change(
         dependencies::wrong_ways,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use togi_runtime::registry::aliases::Aliases;
 use togi_runtime::registry::revisions::BaseMismatch::{Allowed, Refused};
-use togi_runtime::testing::Rig;
 use togi_runtime::{Class, Context, layout};
+use togi_testing::Rig;
 
 async fn publish(context: &Context, n: u8) -> String {
     let generation = hex::encode([n; 32]);

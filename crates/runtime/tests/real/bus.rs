@@ -10,8 +10,8 @@ use togi_proto::events::v1::{AdapterPromoted, DatasetReady};
 use togi_runtime::bus::reader::{EventStream, Start};
 use togi_runtime::events::{self, EventKind};
 use togi_runtime::registry::replicas;
-use togi_runtime::testing::{NatsServer, Rig, wait_until};
 use togi_runtime::{Bus, Class, Event, JobId, Stopper};
+use togi_testing::{NatsServer, Rig, wait_until};
 use tokio::sync::watch;
 
 fn ready(dataset: &str) -> Event {

@@ -8,8 +8,8 @@ use togi_proto::trainer::v1::adapter_service_server::{AdapterService, AdapterSer
 use togi_proto::trainer::v1::{ListAliasesRequest, ListAliasesResponse};
 use togi_runtime::process::admin;
 use togi_runtime::rpc::server::Services;
-use togi_runtime::testing::wait_until;
 use togi_runtime::{Error, Readiness, Stopper, rpc, telemetry};
+use togi_testing::wait_until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status};

@@ -6,9 +6,9 @@ use async_nats::jetstream;
 use futures::StreamExt as _;
 use togi_runtime::bus::reader::{EventStream, Received, Start};
 use togi_runtime::jobs::{Kind, State};
-use togi_runtime::testing::{Rig, wait_until};
 use togi_runtime::worker::Outcome;
 use togi_runtime::{Class, Context, Error, Event, Fence, JobId, events, jobs, layout};
+use togi_testing::{Rig, wait_until};
 
 use crate::workers::{Scripted, all, reach, submit, work, work_on};
 

@@ -1,9 +1,9 @@
 //! Lost leases, a server that is killed, a stream folder that is wiped.
 
 use togi_runtime::jobs::{Kind, State};
-use togi_runtime::testing::{Rig, wait_until};
 use togi_runtime::worker::Outcome;
 use togi_runtime::{Bus, Class, Stopper, jobs, layout};
+use togi_testing::{Rig, wait_until};
 
 use crate::workers::{Scripted, all, reach, submit, work};
 

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use togi_runtime::jobs::{Job, Kind, State};
-use togi_runtime::testing::wait_until;
 use togi_runtime::worker::{self, Claim, Handler, Outcome};
 use togi_runtime::{Context, JobId, Jobs, Result, jobs};
+use togi_testing::wait_until;
 use tokio::task::JoinHandle;
 
 type Behaviour = dyn Fn(Claim, u32) -> futures::future::BoxFuture<'static, Outcome> + Send + Sync;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use togi_runtime::config::StoreConfig;
-use togi_runtime::testing::NatsServer;
+use togi_testing::NatsServer;
 
 use super::served::Served;
 use super::world::{Ran, togi};

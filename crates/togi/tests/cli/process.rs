@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 use togi::up::state::{UpState, start_time};
 
-use super::world::{command, togi, wait_until};
+use super::world::{command, togi};
+use togi_testing::poll_until;
 
 /// A `togi up` that is stopped when the test ends, however it ends.
 struct Up {
@@ -50,7 +51,7 @@ fn start_at(folder: &Path, listen: &str) -> (Up, UpState) {
         .unwrap();
     let up = Up { child };
     // What it prints on standard output is printed when it is ready.
-    let state = wait_until("togi up", || {
+    let state = poll_until("togi up", || {
         serde_json::from_str(&std::fs::read_to_string(folder.join("up.out")).ok()?).ok()
     });
     (up, state)
@@ -130,14 +131,14 @@ fn a_dead_nats_server_is_started_again_and_an_orphan_is_stopped() {
     let data = folder.path().join(".togi");
     let (mut up, first) = start(folder.path());
     signal("KILL", first.nats.pid);
-    let second = wait_until("the restart", || {
+    let second = poll_until("the restart", || {
         UpState::read(&data).filter(|state| state.nats.pid != first.nats.pid)
     });
     assert_eq!(
         second.nats.url, first.nats.url,
         "clients find it where it was"
     );
-    wait_until("jobs are answered again", || {
+    poll_until("jobs are answered again", || {
         let ran = togi(folder.path(), &["jobs", "list", "-o", "json"], "");
         (ran.code == 0).then_some(())
     });
@@ -224,12 +225,12 @@ fn a_watch_goes_on_when_killed_services_come_back() {
             .filter_map(|update| update["step"]["step"].as_str()?.parse().ok())
             .collect()
     };
-    wait_until("the first steps", || (steps().len() > 30).then_some(()));
+    poll_until("the first steps", || (steps().len() > 30).then_some(()));
     up.child.kill().unwrap();
     up.child.wait().unwrap();
     assert!(steps().len() < 1600, "killed in the middle");
     let (_up, _) = start_at(folder.path(), &port);
-    let status = wait_until("the job's end", || watch.try_wait().unwrap());
+    let status = poll_until("the job's end", || watch.try_wait().unwrap());
     assert!(status.success());
     assert_eq!(steps(), (1..=1600).collect::<Vec<_>>(), "every step once");
 }

@@ -1,12 +1,8 @@
-//! What the tests share: running the binary, and waiting for a condition.
+//! What the tests share: running the binary.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-/// Long enough for a loaded machine; a condition that never comes true fails the test.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What the binary did.
 pub(crate) struct Ran {
@@ -79,17 +75,5 @@ pub(crate) fn togi(folder: &Path, words: &[&str], input: &str) -> Ran {
         code: status.code().unwrap_or(-1),
         stdout: String::from_utf8(stdout).unwrap(),
         stderr: String::from_utf8(stderr).unwrap(),
-    }
-}
-
-/// Waits until a condition has a value.
-pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "{what} does not come true");
-        std::thread::park_timeout(Duration::from_millis(20));
     }
 }

@@ -243,7 +243,7 @@ async fn one_reader_too_many_is_refused_at_once() {
     let refused = flight.do_get(ticket()).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     drop(reading);
-    togi_runtime::testing::wait_until("the first reader's place is free", async || {
+    togi_testing::wait_until("the first reader's place is free", async || {
         system.flight().await.do_get(ticket()).await.is_ok()
     })
     .await;

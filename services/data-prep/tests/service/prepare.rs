@@ -7,8 +7,8 @@ use togi_proto::job::v1::JobState;
 use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{Event, EventKind};
 use togi_runtime::jobs::{Kind, State};
-use togi_runtime::testing::wait_until;
 use togi_runtime::{JobId, Jobs, layout};
+use togi_testing::wait_until;
 use togi_tokens::manifest::Split;
 
 use crate::rig::{System, lines, records};

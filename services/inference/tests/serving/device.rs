@@ -2,8 +2,9 @@
 
 use togi_model::DeviceName;
 use togi_runtime::Class;
+use togi_testing::within;
 
-use crate::harness::{Answer, BaseKind, Setup, greedy, question, within};
+use crate::harness::{Answer, BaseKind, Setup, greedy, question};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_whose_card_is_not_there_ends_and_says_so() {

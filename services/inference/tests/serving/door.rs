@@ -2,10 +2,11 @@
 //! finish.
 
 use togi_proto::inference::v1::inference_service_server::InferenceService as _;
+use togi_testing::{wait_until, within};
 use tonic::{Code, Request};
 
 use crate::bases::TABLE_LONGEST;
-use crate::harness::{BaseKind, Setup, System, greedy, raw, wait_until, within};
+use crate::harness::{BaseKind, Setup, System, greedy, raw};
 
 /// Long enough that it does not end while a test looks.
 const LONG: u32 = TABLE_LONGEST as u32;
@@ -23,7 +24,7 @@ async fn beyond_the_queue_requests_are_refused_at_once() {
     let mut first = system.open(raw("", "か", greedy(LONG))).await.unwrap();
     first.first_text().await;
     let second = system.open(raw("", "か", greedy(4))).await.unwrap();
-    wait_until("one waits", || {
+    wait_until("one waits", async || {
         (system.active(), system.waiting()) == (1, 1)
     })
     .await;
@@ -34,7 +35,7 @@ async fn beyond_the_queue_requests_are_refused_at_once() {
     let mut second = second;
     within("the second answer", second.rest()).await.unwrap();
     assert_eq!(second.whole().unwrap().text, "きくけこ");
-    wait_until("all places are free", || {
+    wait_until("all places are free", async || {
         system.active() + system.waiting() == 0
     })
     .await;
@@ -55,7 +56,7 @@ async fn a_client_that_goes_away_stops_the_work() {
     running.push(system.open(raw("", "か", greedy(LONG))).await.unwrap());
     assert_eq!((system.active(), system.waiting()), (2, 1));
     drop(running);
-    wait_until("nobody is inside", || {
+    wait_until("nobody is inside", async || {
         system.active() + system.waiting() == 0
     })
     .await;

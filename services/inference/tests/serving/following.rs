@@ -6,10 +6,10 @@ use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{Event, EventKind};
 use togi_runtime::registry::aliases::Aliases;
 use togi_runtime::registry::revisions::BaseMismatch;
-use togi_runtime::testing::wait_until as wait_until_async;
+use togi_testing::{wait_until, within};
 
 use crate::adapters::{promote, publish_good, roll_back};
-use crate::harness::{BaseKind, Setup, greedy, question, wait_until, within};
+use crate::harness::{BaseKind, Setup, greedy, question};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_starts_reaches_the_declared_set_and_follows_events() {
@@ -43,7 +43,7 @@ async fn a_replica_that_starts_reaches_the_declared_set_and_follows_events() {
 
     roll_back(&system.store, Some(&system.bus), "one", &first).await;
     system.until_serving("one", &first).await;
-    wait_until("the third generation is dropped", || {
+    wait_until("the third generation is dropped", async || {
         system.replica.resident() == 2
     })
     .await;
@@ -130,8 +130,14 @@ async fn without_a_bus_the_store_alone_is_followed() {
     // An alias that is declared no more is served no more.
     let key = togi_runtime::layout::alias_revision("other", 1);
     system.store.delete(&key).await.unwrap();
-    wait_until("the alias is gone", || system.serving("other").is_none()).await;
-    wait_until("its adapter is gone", || system.replica.resident() == 1).await;
+    wait_until("the alias is gone", async || {
+        system.serving("other").is_none()
+    })
+    .await;
+    wait_until("its adapter is gone", async || {
+        system.replica.resident() == 1
+    })
+    .await;
     system.stop().await.unwrap();
 }
 
@@ -190,7 +196,7 @@ async fn a_bus_that_comes_late_and_goes_away_is_used_while_it_is_there() {
     system.ask(question("", "問", greedy(5))).await.unwrap();
     system.nats_mut().resume();
     let generation = publish_good(&system.store, &system.base_folder, 1).await;
-    wait_until_async("the bus is there", async || {
+    wait_until("the bus is there", async || {
         system.bus.health().await.is_ok()
     })
     .await;
@@ -201,7 +207,7 @@ async fn a_bus_that_comes_late_and_goes_away_is_used_while_it_is_there() {
     assert_eq!(answer.started.generation, generation);
     system.nats_mut().resume();
     let next = publish_good(&system.store, &system.base_folder, 2).await;
-    wait_until_async("the bus is back", async || {
+    wait_until("the bus is back", async || {
         system.bus.health().await.is_ok()
     })
     .await;

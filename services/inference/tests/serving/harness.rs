@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use togi_inference::{Config, Replica};
 use togi_proto::inference::v1::generate_request::Prompt;
@@ -15,8 +14,8 @@ use togi_proto::inference::v1::{
 };
 use togi_runtime::config::{NatsConfig, StoreConfig};
 use togi_runtime::rpc::server::Services;
-use togi_runtime::testing::NatsServer;
 use togi_runtime::{Bus, Context, Readiness, Stopper, Store, Tasks, rpc};
+use togi_testing::{NatsServer, wait_until, within};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
@@ -208,7 +207,10 @@ impl System {
 
     pub async fn until_serving(&self, alias: &str, generation: &str) {
         let what = format!("{alias} serves {generation}");
-        wait_until(&what, || self.serving(alias).as_deref() == Some(generation)).await;
+        wait_until(&what, async || {
+            self.serving(alias).as_deref() == Some(generation)
+        })
+        .await;
     }
 
     pub fn active(&self) -> usize {
@@ -336,19 +338,4 @@ pub fn greedy(max_new_tokens: u32) -> Options {
         max_new_tokens: Some(max_new_tokens),
         ..Options::default()
     }
-}
-
-/// Waits for a condition; a minute is long enough for any machine.
-pub async fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Waits for a future; a minute is long enough for any machine.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(Duration::from_secs(60), future).await;
-    waited.unwrap_or_else(|_| panic!("waited in vain: {what}"))
 }

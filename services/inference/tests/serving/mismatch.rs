@@ -7,11 +7,12 @@ use togi_proto::events::v1::{AdapterLoaded, BaseMismatch};
 use togi_runtime::bus::reader::{EventStream, Start};
 use togi_runtime::events::{Event, EventKind};
 use togi_runtime::registry::model_card;
+use togi_testing::within;
 use togi_tokens::{Tokenizer, prompt};
 use tonic::Code;
 
 use crate::adapters::{draft, promote, promote_over_any_base, publish};
-use crate::harness::{BaseKind, Setup, System, greedy, question, within};
+use crate::harness::{BaseKind, Setup, System, greedy, question};
 
 /// Publishes an adapter that was trained over a precision, with a card of these samples.
 async fn publish_trained_over(

@@ -5,10 +5,11 @@ use futures::StreamExt;
 use togi_model::Config;
 use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{Event, EventKind};
+use togi_testing::{wait_until, within};
 use tonic::Code;
 
 use crate::adapters::{Draft, draft, files, promote, publish, publish_good};
-use crate::harness::{BaseKind, Setup, System, greedy, question, wait_until, within};
+use crate::harness::{BaseKind, Setup, System, greedy, question};
 
 /// Changes the JSON header of a safetensors file and keeps its data.
 fn edit_header(tensors: &mut Vec<u8>, edit: impl FnOnce(String) -> String) {
@@ -195,7 +196,7 @@ async fn a_bad_adapter_at_the_start_blocks_no_other() {
     promote(&setup.store, None, "c-empty", &"0".repeat(64)).await;
     let system = setup.ready().await;
     assert_eq!(system.serving("b-good").as_deref(), Some(good.as_str()));
-    wait_until("both are refused", || {
+    wait_until("both are refused", async || {
         system
             .replica
             .served()
@@ -234,7 +235,7 @@ async fn no_more_adapters_are_held_than_allowed() {
     promote(&system.store, None, "two", &generations[1]).await;
     system.until_serving("two", &generations[1]).await;
     promote(&system.store, None, "three", &generations[2]).await;
-    wait_until("the third is refused", || {
+    wait_until("the third is refused", async || {
         system
             .replica
             .served()

@@ -1,8 +1,10 @@
 //! Adapters change under running answers: each answer is one generation's from its first token to
 //! its last.
 
+use togi_testing::wait_until;
+
 use crate::adapters::{promote, publish_good};
-use crate::harness::{BaseKind, Setup, greedy, question, wait_until};
+use crate::harness::{BaseKind, Setup, greedy, question};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_during_swaps_are_entirely_the_one_or_the_other() {
@@ -87,7 +89,7 @@ async fn an_answer_keeps_the_generation_that_it_started_with() {
         assert_eq!(answer.started.generation, a);
         assert_eq!((&answer.text, &answer.ids), (&alone.text, &alone.ids));
     }
-    wait_until("the old generation is dropped", || {
+    wait_until("the old generation is dropped", async || {
         system.replica.resident() == 1
     })
     .await;
@@ -117,7 +119,7 @@ async fn a_reloaded_adapter_never_reuses_a_cached_state() {
     let swap = async |generation: &str| {
         promote(&system.store, Some(&system.bus), "main", generation).await;
         system.until_serving("main", generation).await;
-        let others_are_gone = || system.replica.resident() == 1;
+        let others_are_gone = async || system.replica.resident() == 1;
         wait_until("the other generation is unloaded", others_are_gone).await;
         let served = system.replica.served().unwrap();
         served.aliases["main"].generation.loaded()

@@ -251,20 +251,12 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Vec<Step>> {
 
 #[cfg(test)]
 mod tests {
-    use togi_runtime::config::StoreConfig;
+    use togi_testing::folder_store;
 
     use super::*;
 
     fn job() -> JobId {
         JobId::parse("job").unwrap()
-    }
-
-    async fn store() -> (tempfile::TempDir, Store) {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&StoreConfig::folder(folder.path()).unwrap())
-            .await
-            .unwrap();
-        (folder, store)
     }
 
     /// Lines whose loss says which claim wrote them.
@@ -298,7 +290,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_later_claims_lines_replace_an_earlier_ones_from_where_they_begin() {
-        let (_folder, store) = store().await;
+        let (_folder, store) = folder_store().await;
         write(&store, Fence(3), 1..=7, 2).await;
         write(&store, Fence(9), 5..=6, 1).await;
         let expected = [(1, 3), (2, 3), (3, 3), (4, 3), (5, 9), (6, 9)];
@@ -314,7 +306,7 @@ mod tests {
 
     #[tokio::test]
     async fn finishing_late_takes_no_line_of_a_later_claim() {
-        let (_folder, store) = store().await;
+        let (_folder, store) = folder_store().await;
         write(&store, Fence(3), 1..=7, 2).await;
         let late = Gathered::from(&store, &job()).await.unwrap();
         write(&store, Fence(9), 5..=6, 1).await;
@@ -325,7 +317,7 @@ mod tests {
 
     #[tokio::test]
     async fn folding_keeps_every_line_and_leaves_one_segment() {
-        let (_folder, store) = store().await;
+        let (_folder, store) = folder_store().await;
         let mut writer = write(&store, Fence(3), 1..=5, 1).await;
         writer.fold().await.unwrap();
         writer.fold().await.unwrap();
@@ -335,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn finishing_again_after_it_was_cut_short_gives_the_same_log() {
-        let (_folder, store) = store().await;
+        let (_folder, store) = folder_store().await;
         write(&store, Fence(3), 1..=7, 2).await;
         write(&store, Fence(9), 5..=9, 2).await;
         let whole = shape(&read(&store, &job(), 1).await.unwrap());

@@ -259,7 +259,7 @@ fn engine() -> String {
 
 #[cfg(test)]
 mod tests {
-    use togi_runtime::config::StoreConfig;
+    use togi_testing::folder_store;
 
     use super::*;
 
@@ -299,17 +299,9 @@ mod tests {
         }
     }
 
-    async fn store() -> (tempfile::TempDir, Store) {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&StoreConfig::folder(folder.path()).unwrap())
-            .await
-            .unwrap();
-        (folder, store)
-    }
-
     #[tokio::test]
     async fn the_newest_sound_checkpoint_is_resumed() {
-        let (_folder, store) = store().await;
+        let (_folder, store) = folder_store().await;
         assert_eq!(newest(&store, &owner()).await.unwrap(), None);
         for step in [9, 10, 100] {
             save(&store, &owner(), Fence(5), &snapshot(step))
@@ -348,7 +340,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_three_are_kept() {
-        let (_folder, store) = store().await;
+        let (_folder, store) = folder_store().await;
         for step in 1..=5 {
             save(&store, &owner(), Fence(5), &snapshot(step))
                 .await
@@ -374,7 +366,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_runs_checkpoint_is_refused_by_name() {
-        let (_folder, store) = store().await;
+        let (_folder, store) = folder_store().await;
         save(&store, &owner(), Fence(5), &snapshot(1))
             .await
             .unwrap();

@@ -286,15 +286,13 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
-    use togi_runtime::config::StoreConfig;
+    use togi_testing::folder_store;
 
     use super::*;
 
     #[tokio::test]
     async fn a_decision_over_a_loss_that_is_no_number_is_read_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = StoreConfig::folder(folder.path()).unwrap();
-        let store = Store::open(&config).await.unwrap();
+        let (_folder, store) = folder_store().await;
         let job = JobId::parse("job").unwrap();
         let measured = HeldOut {
             loss: Some(f64::NAN),
@@ -316,9 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_decision_of_before_whose_loss_was_no_number_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = StoreConfig::folder(folder.path()).unwrap();
-        let store = Store::open(&config).await.unwrap();
+        let (_folder, store) = folder_store().await;
         let job = JobId::parse("job").unwrap();
         let written = br#"{"generation":"g","heldOut":[{"loss":null}]}"#;
         let key = layout::job_evaluation(&job);

@@ -9,8 +9,8 @@ use togi_proto::trainer::v1::{CreateJobRequest, Gate, GetJobRequest, ListAliases
 use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{DEAD_STREAM, EventKind};
 use togi_runtime::jobs::{Kind, job_id};
-use togi_runtime::testing::wait_until;
 use togi_runtime::{Event, JobId, layout};
+use togi_testing::wait_until;
 use tonic::Code;
 
 use crate::harness::{A_WHILE, Process, System};

@@ -21,8 +21,8 @@ use togi_proto::trainer::v1::{CreateJobRequest, GetJobRequest, Step, WatchJobReq
 use togi_runtime::config::{BaseConfig, NatsConfig};
 use togi_runtime::rpc::client::Client;
 use togi_runtime::rpc::server::Services;
-use togi_runtime::testing::{Rig, wait_until};
 use togi_runtime::{Bus, Context, JobId, Readiness, Stopper, Store, Tasks, rpc};
+use togi_testing::{Rig, wait_until};
 use togi_trainer::Role;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;

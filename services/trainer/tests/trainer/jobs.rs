@@ -4,8 +4,8 @@ use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{
     CancelJobRequest, ListJobsRequest, PromoteAdapterRequest, RollbackAliasRequest,
 };
-use togi_runtime::testing::wait_until;
 use togi_runtime::{JobId, layout};
+use togi_testing::wait_until;
 use togi_trainer::Role;
 use tonic::Code;
 

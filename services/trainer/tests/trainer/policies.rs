@@ -10,8 +10,8 @@ use togi_proto::trainer::v1::{
 };
 use togi_runtime::config::TelemetryConfig;
 use togi_runtime::registry::revisions::AliasRevision;
-use togi_runtime::testing::wait_until;
 use togi_runtime::{layout, telemetry};
+use togi_testing::wait_until;
 use togi_trainer::Role;
 use tonic::Code;
 use tracing::Instrument as _;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::ListAliasesRequest;
 use togi_runtime::config::NatsConfig;
-use togi_runtime::testing::wait_until;
 use togi_runtime::{JobId, Store, layout};
+use togi_testing::wait_until;
 use togi_trainer::Role;
 use tokio::net::{TcpListener, TcpStream};
 

@@ -6,8 +6,8 @@ use togi_proto::trainer::v1::{
     ApplyPolicyRequest, CreateJobRequest, Gate, GetAdapterRequest, GetJobRequest, Policy, Trigger,
 };
 use togi_runtime::jobs::{Kind, job_id};
-use togi_runtime::testing::wait_until;
 use togi_runtime::{events, layout};
+use togi_testing::wait_until;
 use togi_trainer::Role;
 use tonic::Code;
 

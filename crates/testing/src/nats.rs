@@ -1,24 +1,14 @@
-//! Real parts for tests: a nats-server of one's own, a store in a temporary folder, waiting for a
-//! condition. Not for services.
+//! A nats-server as a child process.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use togi_runtime::config::NatsConfig;
 
-use crate::bus::Bus;
-use crate::config::{NatsConfig, StoreConfig};
-use crate::context::Context;
-use crate::error::Result;
-use crate::life::readiness::Readiness;
-use crate::life::stop::Stopper;
-use crate::store::Store;
-
-/// How long [`wait_until`] waits.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+use crate::wait::{free_port, poll};
 
 /// Returns the nats-server to run: `TOGI_NATS_SERVER`, else the one on `PATH`, else
 /// `.tools/bin/nats-server` of the workspace.
@@ -44,7 +34,7 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// Starts one.
+    /// Starts a server.
     ///
     /// # Panics
     /// If there is no nats-server, or it does not start.
@@ -56,7 +46,7 @@ impl NatsServer {
             port: 0,
             child: None,
         };
-        // Somebody may take the port between finding and using it.
+        // Another process may take the port before the server binds it.
         for _ in 0..5 {
             server.port = free_port();
             if server.try_resume() {
@@ -75,8 +65,7 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Returns a configuration for it whose times suit tests: leases of 2 seconds, retries after 50
-    /// milliseconds.
+    /// Returns a configuration with short times: leases of 2 seconds, retries after 50 ms.
     #[must_use]
     pub fn config(&self) -> NatsConfig {
         NatsConfig {
@@ -106,7 +95,7 @@ impl NatsServer {
         );
     }
 
-    /// Deletes all that JetStream has stored; to be called after [`NatsServer::kill`].
+    /// Deletes all data of JetStream. Call [`NatsServer::kill`] first.
     ///
     /// # Panics
     /// If the folder cannot be deleted.
@@ -147,94 +136,23 @@ impl NatsServer {
             .spawn()
             .unwrap_or_else(|error| panic!("{} cannot be run: {error}", binary.display()));
         let child = self.child.insert(child);
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
+        let started = poll(|| {
             if child.try_wait().ok().flatten().is_some() {
-                break;
+                return Some(false);
             }
-            if std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
-                return true;
-            }
-            std::thread::park_timeout(Duration::from_millis(10));
+            TcpStream::connect(("127.0.0.1", self.port))
+                .ok()
+                .map(|_| true)
+        });
+        if started != Some(true) {
+            self.kill();
         }
-        self.kill();
-        false
+        started == Some(true)
     }
 }
 
 impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener
-        .local_addr()
-        .expect("a bound listener has an address")
-        .port()
-}
-
-/// A server, a store in a temporary folder, and contexts over both.
-#[derive(Debug)]
-pub struct Rig {
-    /// The server.
-    pub nats: NatsServer,
-    /// The store's folder.
-    pub folder: TempDir,
-}
-
-impl Rig {
-    /// Starts the server and makes the folder.
-    ///
-    /// # Panics
-    /// As [`NatsServer::start`].
-    #[must_use]
-    pub fn start() -> Self {
-        crate::life::crypto::install_crypto();
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        Self {
-            nats: NatsServer::start(),
-            folder,
-        }
-    }
-
-    /// Returns the store's configuration.
-    ///
-    /// # Panics
-    /// If the folder's path has no URL.
-    #[must_use]
-    pub fn store_config(&self) -> StoreConfig {
-        StoreConfig::folder(self.folder.path()).expect("a temporary folder has a URL")
-    }
-
-    /// Returns a context of a process of its own: own connection, own stopper, own name.
-    ///
-    /// # Errors
-    /// If bus or store cannot be opened.
-    pub async fn context(&self, instance: &str) -> Result<Context> {
-        let stopper = Stopper::new();
-        let store = Store::open(&self.store_config()).await?;
-        let bus = Bus::connect(&self.nats.config(), instance, &stopper).await?;
-        Ok(Context {
-            stopper,
-            bus,
-            store,
-            readiness: Readiness::new(),
-            instance: instance.to_owned(),
-        })
-    }
-}
-
-/// Waits until a condition holds.
-///
-/// # Panics
-/// If it does not hold after [`PATIENCE`]; `what` says what was waited for.
-pub async fn wait_until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < deadline, "waited too long until {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
