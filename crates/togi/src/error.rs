@@ -107,9 +107,9 @@ impl Error {
                 io::ErrorKind::NotFound => 3,
                 _ => 1,
             },
-            Self::Service { code, .. } => code_of(*code),
+            Self::Service { code, .. } => Class::from_code(*code).exit_code(),
             Self::Job { code, .. } => job_code(code),
-            Self::Runtime(error) => code_of(class_code(error.class())),
+            Self::Runtime(error) => error.class().exit_code(),
         }
     }
 
@@ -198,36 +198,11 @@ impl From<io::Error> for Error {
     }
 }
 
-/// Maps a gRPC code to an exit code.
-fn code_of(code: Code) -> u8 {
-    match code {
-        Code::Ok => 0,
-        Code::InvalidArgument | Code::OutOfRange => 2,
-        Code::NotFound => 3,
-        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted => 4,
-        Code::FailedPrecondition => 5,
-        _ => 1,
-    }
-}
-
-/// Maps a class of the runtime's errors to the gRPC code that stands for it.
-fn class_code(class: Class) -> Code {
-    match class {
-        Class::InvalidArgument => Code::InvalidArgument,
-        Class::NotFound => Code::NotFound,
-        Class::FailedPrecondition => Code::FailedPrecondition,
-        Class::ResourceExhausted => Code::ResourceExhausted,
-        Class::Unavailable => Code::Unavailable,
-        Class::DeadlineExceeded => Code::DeadlineExceeded,
-        _ => Code::Internal,
-    }
-}
-
-/// Maps the code's name in a failed job's record to an exit code. The job was accepted, so every
-/// code counts as a failure except the gate's refusal.
+/// Maps the class's name in a failed job's record to an exit code. The job was accepted, so every
+/// class counts as a failure except the gate's refusal.
 fn job_code(name: &str) -> u8 {
-    match name {
-        "FAILED_PRECONDITION" => 5,
+    match Class::from_name(name) {
+        Some(Class::FailedPrecondition) => Class::FailedPrecondition.exit_code(),
         _ => 1,
     }
 }
@@ -267,6 +242,9 @@ mod tests {
             (service(Code::Internal), 1),
             (service(Code::Aborted), 1),
             (service(Code::AlreadyExists), 1),
+            (service(Code::Unknown), 1),
+            (service(Code::Cancelled), 130),
+            (Error::Runtime(togi_runtime::Error::precondition("x")), 5),
             (Error::Usage("x".into()), 2),
             (Error::Configuration("x".into()), 64),
             (Error::unfit("base", "x", "it is none"), 5),

@@ -1,32 +1,10 @@
-//! What other crates' errors are to us, and ours to gRPC.
+//! Conversions: other crates' errors into ours, and ours to gRPC and back.
 
-use tonic::{Code, Status};
+use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Class, Error, scrub};
-
-impl Class {
-    /// The one table of what a class means outside: gRPC code, HTTP status, exit code of a
-    /// service's process.
-    pub(super) const fn answer(self) -> (Code, u16, u8) {
-        match self {
-            Class::InvalidArgument => (Code::InvalidArgument, 400, 1),
-            Class::NotFound => (Code::NotFound, 404, 3),
-            Class::AlreadyExists => (Code::AlreadyExists, 409, 1),
-            Class::FailedPrecondition => (Code::FailedPrecondition, 400, 1),
-            Class::ResourceExhausted => (Code::ResourceExhausted, 429, 1),
-            Class::Unavailable => (Code::Unavailable, 503, 4),
-            Class::Aborted => (Code::Aborted, 409, 1),
-            Class::Cancelled => (Code::Cancelled, 499, 130),
-            Class::DataLoss => (Code::DataLoss, 500, 1),
-            Class::DeadlineExceeded => (Code::DeadlineExceeded, 504, 4),
-            Class::Unimplemented => (Code::Unimplemented, 501, 1),
-            Class::Unauthenticated => (Code::Unauthenticated, 401, 1),
-            Class::PermissionDenied => (Code::PermissionDenied, 403, 1),
-            Class::Internal => (Code::Internal, 500, 1),
-        }
-    }
-}
+use crate::error::class::Class;
+use crate::error::{Error, scrub};
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -62,9 +40,9 @@ impl From<object_store::Error> for Error {
 }
 
 impl Error {
-    /// Returns the error of an operation on an object; the key may be empty where there is none.
-    /// The store's own texts may hold URLs with signatures and paths of the machine: they stay
-    /// in the cause, scrubbed.
+    /// Returns the error of an operation on an object. `key` is empty where the operation has no
+    /// object. The store's texts may hold signed URLs and paths of the machine, so they are scrubbed
+    /// and kept as the cause.
     #[must_use]
     pub fn of_object(key: &str, error: object_store::Error) -> Self {
         use object_store::Error as E;
