@@ -203,11 +203,11 @@ impl Cuda {
             ("queries", &queries[..], of_queries, (QUERIES, query_stages)),
             ("keys_and_values", &keys, of_keys, (KEYS, STAGES)),
         ];
-        for (stem, args, tiles, (rows, stages)) in passes {
+        for (stem, arrays, tiles, (rows, stages)) in passes {
             let kernel = format!("tile_{stem}_{}_{size}", qkv.element.name());
             let bytes = tile_bytes(2 * rows, stages, size);
             let grid = (heads.count, tiles.len() / 4);
-            let args = [args, &shape].concat();
+            let args = [arrays, &shape].concat();
             self.launch_in(bytes, &kernel, grid, TILE_THREADS, &args)?;
         }
         Ok(())
@@ -229,8 +229,8 @@ pub(super) fn part(qkv: &Array, heads: &Heads<Array>, which: usize) -> Array {
 
 /// The smallest head size of the tiles' kernels that the heads fit; `None` if they fit none.
 fn tiled(qkv: &Array, heads: &Heads<Array>) -> Option<usize> {
-    let sizes = [heads.dim, heads.rotary_dims / 2];
-    let fits = qkv.element != Element::F32 && sizes.iter().all(|size| size.is_multiple_of(8));
+    let widths = [heads.dim, heads.rotary_dims / 2];
+    let fits = qkv.element != Element::F32 && widths.iter().all(|width| width.is_multiple_of(8));
     let sizes = if fits { &[64, 128][..] } else { &[] };
     sizes.iter().copied().find(|&size| heads.dim <= size)
 }

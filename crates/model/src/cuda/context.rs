@@ -1,4 +1,4 @@
-//! The state of a GPU's engine, on which the operations in the files above are implemented.
+//! The state of a GPU's engine. The files that use this one implement its methods.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ pub(crate) struct Cuda {
     pub(super) library: Library,
     /// The type of activations and of weights that are not quantized.
     pub(super) element: Element,
-    /// The base that is being loaded; `None` once it is there.
+    /// The base that is being loaded; `None` once it is loaded.
     pub(super) loading: Mutex<Option<Loading>>,
     #[cfg(feature = "bench")]
     pub(super) recorder: Recorder,

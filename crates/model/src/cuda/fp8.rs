@@ -100,8 +100,8 @@ impl Cuda {
         let out = self.empty(1, 1)?;
         let x = self.empty_of(Element::E4m3, 1, 1)?;
         let can_multiply = |codes: &Array, scales: &Array| {
-            let x = x.part(0, PROBE_ROWS, codes.columns);
-            self.can_multiply(&of_codes(&out, (codes, scales), (&x, scales)))
+            let probe = x.part(0, PROBE_ROWS, codes.columns);
+            self.can_multiply(&codes_product(&out, (codes, scales), (&probe, scales)))
         };
         let Fp8Codes { codes, scales, .. } = &weight;
         let forward = can_multiply(codes, scales);
@@ -142,7 +142,7 @@ impl Cuda {
         })
     }
 
-    /// Quantizes rows. The codes of further rows are zeros.
+    /// Quantizes rows. The codes of padding rows are zeros.
     fn quantize_fp8(&self, to: &Quantized, from: Source<'_>) -> Result<()> {
         let Quantized { codes, scales } = to;
         let mut args: Vec<Arg> = vec![codes.into(), scales.into()];
@@ -192,47 +192,47 @@ impl Cuda {
 
     /// `x wᵀ`, plus summands.
     pub(super) fn fp8_linear(&self, x: &Array, w: &Fp8Codes, added: Added<'_>) -> Result<Array> {
-        if let Some(out) = self.codes_linear(Source::Plain(x), w, added)? {
+        if let Some(out) = self.linear_by_codes(Source::Plain(x), w, added)? {
             return Ok(out);
         }
-        let w = self.dequantize_fp8(w)?;
-        let out = self.empty(x.rows, w.rows)?;
-        self.linear_into(&out, (x, &w), added.bias, added.plus, 1.0)?;
+        let dense = self.dequantize_fp8(w)?;
+        let out = self.empty(x.rows, dense.rows)?;
+        self.linear_into(&out, (x, &dense), added.bias, added.plus, 1.0)?;
         Ok(out)
     }
 
-    /// The same of the activation of `x`, which is not stored; `None` if there is no product of
-    /// codes.
+    /// [`Cuda::fp8_linear`] of the activation of `x`, without storing the activation; `None` if
+    /// there is no product of codes.
     pub(super) fn fp8_activated(
         &self,
         (x, kind): (&Array, Activation),
         w: &Fp8Codes,
         added: Added<'_>,
     ) -> Result<Option<Array>> {
-        self.codes_linear(Source::Activated(x, kind), w, added)
+        self.linear_by_codes(Source::Activated(x, kind), w, added)
     }
 
     /// `dy w`. The scales of w's rows multiply dy before it is quantized, so that backward
     /// multiplies the same codes of w as forward.
     pub(super) fn fp8_product(&self, dy: &Array, w: &Fp8Codes) -> Result<Array> {
-        if let Some(out) = self.codes_product(Source::Scaled(dy, &w.scales), w)? {
+        if let Some(out) = self.product_by_codes(Source::Scaled(dy, &w.scales), w)? {
             return Ok(out);
         }
-        let w = self.dequantize_fp8(w)?;
-        let out = self.empty(dy.rows, w.columns)?;
-        self.product_into(&out, (dy, &w), None, 1.0)?;
+        let dense = self.dequantize_fp8(w)?;
+        let out = self.empty(dy.rows, dense.columns)?;
+        self.product_into(&out, (dy, &dense), None, 1.0)?;
         Ok(out)
     }
 
-    /// The same of `dy` times the activation's derivative at `x`, which is not stored; `None` if
-    /// there is no product of codes.
+    /// [`Cuda::fp8_product`] of `dy` times the activation's derivative at `x`, without storing this
+    /// gradient; `None` if there is no product of codes.
     pub(super) fn fp8_activation_backward(
         &self,
         dy: &Array,
         (x, kind): (&Array, Activation),
         w: &Fp8Codes,
     ) -> Result<Option<Array>> {
-        self.codes_product(Source::ActivationBackward(dy, x, kind, &w.scales), w)
+        self.product_by_codes(Source::ActivationBackward(dy, x, kind, &w.scales), w)
     }
 
     /// The norm of `x`, and `norm wᵀ` plus a bias; `None` if there is no product of codes.
@@ -247,7 +247,7 @@ impl Cuda {
         }
         let normed = self.empty(x.rows, x.columns)?;
         let added = Added { bias, plus: None };
-        let y = self.codes_linear(Source::Normed(&normed, x, norm), w, added)?;
+        let y = self.linear_by_codes(Source::Normed(&normed, x, norm), w, added)?;
         Ok(y.map(|y| (normed, y)))
     }
 
@@ -262,26 +262,31 @@ impl Cuda {
         if !norms_fit(&[dx, dy, x, &norm.weight]) {
             return Ok(None);
         }
-        self.codes_product(Source::NormBackward([dx, dy, x], norm, &w.scales), w)
+        self.product_by_codes(Source::NormBackward([dx, dy, x], norm, &w.scales), w)
     }
 
-    fn codes_linear(&self, x: Source<'_>, w: &Fp8Codes, added: Added<'_>) -> Result<Option<Array>> {
+    fn linear_by_codes(
+        &self,
+        x: Source<'_>,
+        w: &Fp8Codes,
+        added: Added<'_>,
+    ) -> Result<Option<Array>> {
         if w.forward {
-            self.product_of_codes(x, (&w.codes, &w.scales), added)
+            self.multiply_codes(x, (&w.codes, &w.scales), added)
         } else {
             Ok(None)
         }
     }
 
-    fn codes_product(&self, dy: Source<'_>, w: &Fp8Codes) -> Result<Option<Array>> {
+    fn product_by_codes(&self, dy: Source<'_>, w: &Fp8Codes) -> Result<Option<Array>> {
         match &w.transposed {
-            Some([codes, ones]) => self.product_of_codes(dy, (codes, ones), Added::default()),
+            Some([codes, ones]) => self.multiply_codes(dy, (codes, ones), Added::default()),
             None => Ok(None),
         }
     }
 
     /// `x wᵀ` of codes, plus summands; `None` if the library has no such product.
-    fn product_of_codes(
+    fn multiply_codes(
         &self,
         x: Source<'_>,
         weight: (&Array, &Array),
@@ -290,7 +295,7 @@ impl Cuda {
         let Array { rows, columns, .. } = *x.rows();
         let quantized = self.alloc_quantized(rows.next_multiple_of(ROWS), columns)?;
         let Quantized { codes, scales } = &quantized;
-        let out = self.empty(codes.rows, weight.0.rows)?;
+        let padded = self.empty(codes.rows, weight.0.rows)?;
         let (plus, plus_after) = match plus {
             Some(plus) if plus.has_room(codes.rows) => (Some(plus.address()), None),
             other => (None, other),
@@ -300,14 +305,14 @@ impl Cuda {
             let product = Product {
                 bias,
                 plus,
-                ..of_codes(&out, weight, (codes, scales))
+                ..codes_product(&padded, weight, (codes, scales))
             };
             if !self.can_multiply(&product) {
                 continue;
             }
             self.quantize_fp8(&quantized, x)?;
             self.multiply(&product)?;
-            let out = out.part(0, rows, out.columns);
+            let out = padded.part(0, rows, padded.columns);
             if let Some(bias) = bias_after {
                 self.add_bias(&out, bias)?;
             }
@@ -343,7 +348,7 @@ fn norms_fit(arrays: &[&Array]) -> bool {
 }
 
 /// The product of a weight and a matrix, both as codes with the scales of their rows.
-fn of_codes<'a>(
+fn codes_product<'a>(
     out: &Array,
     (codes, scales): (&'a Array, &'a Array),
     (x, x_scales): (&'a Array, &'a Array),

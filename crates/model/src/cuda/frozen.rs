@@ -90,10 +90,10 @@ impl Cuda {
     fn codes(&self, int8: &Int8) -> Result<Int8Codes> {
         let codes = int8.codes();
         // SAFETY: every i8 is a valid u8.
-        let codes = unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) };
+        let bytes = unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) };
         Ok(Int8Codes {
             shape: int8.shape(),
-            codes: self.bring(codes)?,
+            codes: self.bring(bytes)?,
             absmax: self.bring(int8.absmax())?,
         })
     }
@@ -138,14 +138,14 @@ impl Cuda {
                 offset.address,
             ],
         };
-        let rounding: usize = match (rounding, weight.float) {
+        let rounding_id: usize = match (rounding, weight.float) {
             (Rounding::None, _) | (_, Float::F32) => 0,
             (Rounding::AsQuantized, Float::Fp16) => 1,
             (Rounding::AsQuantized, Float::Bf16) => 2,
         };
         let mut args: Vec<Arg> = vec![(&out).into(), weight.packed.address.into()];
         args.extend(scales.map(Arg::from));
-        args.extend([rounding, out.len()].map(Arg::from));
+        args.extend([rounding_id, out.len()].map(Arg::from));
         self.launch_dequantizing("nf4", &out, 2, &args)?;
         Ok(out)
     }

@@ -112,8 +112,8 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
     let mut functions = HashMap::new();
     for (file, image) in files.iter().zip(images) {
         let failed = |error: DriverError| file.failed(format!("{error:?}"));
-        let module = context.load_module(Ptx::from_binary(image));
-        let module = module.map_err(failed)?;
+        let loaded = context.load_module(Ptx::from_binary(image));
+        let module = loaded.map_err(failed)?;
         for name in file.kernels.iter().flat_map(|name| variants(name)) {
             let function = module.load_function(&name).map_err(failed)?;
             if file.name == "tiles.cu" {
@@ -227,9 +227,9 @@ mod tests {
         assert_eq!(images.len(), files.len());
         for (file, image) in files.iter().zip(images) {
             for name in file.kernels.iter().flat_map(|name| variants(name)) {
-                let name = [b"\0".as_slice(), name.as_bytes(), b"\0"].concat();
-                let found = image.windows(name.len()).any(|bytes| bytes == name);
-                assert!(found, "{} has no {}", file.name, name.escape_ascii());
+                let symbol = [b"\0".as_slice(), name.as_bytes(), b"\0"].concat();
+                let found = image.windows(symbol.len()).any(|bytes| bytes == symbol);
+                assert!(found, "{} has no {}", file.name, name);
             }
         }
     }

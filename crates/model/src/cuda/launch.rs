@@ -48,8 +48,8 @@ impl From<f32> for Arg {
 }
 
 impl Cuda {
-    /// The name of a kernel for a type; if it has variants for one value and for eight values at
-    /// once, of one of these.
+    /// A kernel's name for a type. `vectorized` picks the variant for eight values at once or that
+    /// for one value; it is `None` for a kernel without variants.
     pub(super) fn kernel(&self, stem: &str, element: Element, vectorized: Option<bool>) -> String {
         let name = element.name();
         match vectorized {
@@ -80,7 +80,7 @@ impl Cuda {
         self.launch_in(0, kernel, grid, threads, args)
     }
 
-    /// The same with dynamic shared memory, in bytes per block.
+    /// [`Cuda::launch`] with dynamic shared memory, in bytes per block.
     pub(super) fn launch_in(
         &self,
         shared_bytes: usize,
@@ -119,8 +119,7 @@ impl Cuda {
         self.check(launched)
     }
 
-    /// Launches one warp per row of a kernel that reads eight values at once if all matrices can be
-    /// read so.
+    /// Launches one warp per row. The kernel reads eight values at once if all matrices allow it.
     pub(super) fn by_rows(
         &self,
         stem: &str,
@@ -132,7 +131,7 @@ impl Cuda {
         self.launch_rows(&kernel, rows, args)
     }
 
-    /// The same with one block of this many threads per row.
+    /// [`Cuda::by_rows`] with one block per row.
     pub(super) fn by_blocks(
         &self,
         stem: &str,
@@ -144,7 +143,7 @@ impl Cuda {
         self.launch(&kernel, (rows, 1), threads, args)
     }
 
-    /// The same with one thread per value, or per eight values.
+    /// [`Cuda::by_rows`] with one thread per value, or per eight values.
     pub(super) fn by_values(
         &self,
         stem: &str,

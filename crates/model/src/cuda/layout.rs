@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::ops::Span;
 
 /// A pass's sequences, and for each row its position, its first key, the number of its keys, the
-/// end of its sequence, and its place for dropout.
+/// end of its sequence, and its row of the dropout mask.
 pub(crate) struct Layout {
     pub(super) spans: Vec<Span>,
     pub(super) rows: usize,
@@ -16,7 +16,7 @@ pub(crate) struct Layout {
     pub(super) firsts: Buffer<u32>,
     pub(super) counts: Buffer<u32>,
     pub(super) ends: Buffer<u32>,
-    pub(super) places: Buffer<u64>,
+    pub(super) mask_rows: Buffer<u64>,
     /// Four numbers for each tile of queries: its first row, its end, the start and the end of its
     /// sequence. Tiles with the most keys come first, so that the last blocks on the GPU are short.
     pub(super) query_tiles: Buffer<u32>,
@@ -25,7 +25,7 @@ pub(crate) struct Layout {
 }
 
 impl Cuda {
-    pub(super) fn lay_out(&self, spans: &[Span], places: &[MaskRow]) -> Result<Layout> {
+    pub(super) fn lay_out(&self, spans: &[Span], mask_rows: &[MaskRow]) -> Result<Layout> {
         let (mut positions, mut firsts, mut counts, mut ends) = (vec![], vec![], vec![], vec![]);
         for span in spans {
             for row in 0..span.len {
@@ -37,9 +37,9 @@ impl Cuda {
                 ends.push((span.start + span.len) as u32);
             }
         }
-        let places: Vec<u64> = places
+        let packed: Vec<u64> = mask_rows
             .iter()
-            .map(|place| u64::from(place.slot) << 32 | u64::from(place.token))
+            .map(|row| u64::from(row.slot) << 32 | u64::from(row.token))
             .collect();
         Ok(Layout {
             rows: positions.len(),
@@ -47,7 +47,7 @@ impl Cuda {
             firsts: self.bring(&firsts)?,
             counts: self.bring(&counts)?,
             ends: self.bring(&ends)?,
-            places: self.bring(&places)?,
+            mask_rows: self.bring(&packed)?,
             query_tiles: self.bring(&tiles(spans, QUERIES, |[_, end, start, _]| end - start))?,
             key_tiles: self.bring(&tiles(spans, KEYS, |[first, _, _, end]| end - first))?,
             spans: spans.to_vec(),

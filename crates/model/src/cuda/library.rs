@@ -200,11 +200,11 @@ impl Plan {
     ) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let [m, n, k] = shape.sizes;
-        let product = lt::create_matmul_desc(
+        let created = lt::create_matmul_desc(
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             sys::cudaDataType_t::CUDA_R_32F,
         );
-        let product = checked(product, "a description")?;
+        let product = checked(created, "a description")?;
         let layout = |element, rows: usize, columns: usize| {
             let made = lt::create_matrix_layout(
                 type_of(element),

@@ -1,5 +1,5 @@
-//! The state while a base is loaded: its matrices are copied from their files by [`Staging`], the
-//! next ones while one is quantized.
+//! The state of loading a base. [`Staging`] copies its matrices from their files; while one matrix
+//! is quantized, the next ones are copied.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::staging::{Staging, Transfer};
 use crate::mapped::Bytes;
 use crate::precision::Precision;
 
-/// Bytes that are copied ahead of the matrix that is asked for: some milliseconds of the bus.
+/// Bytes that are copied ahead of the requested matrix: a few milliseconds of the bus.
 const AHEAD: usize = 128 << 20;
 
 /// A base that is being loaded.
@@ -19,7 +19,7 @@ pub(super) struct Loading {
     // The first field is dropped first, so that no copy is running when its target is freed.
     pub(super) staging: Staging,
     transfers: VecDeque<Pending>,
-    /// Matrices that are not begun, in the order in which they will be asked for.
+    /// Matrices that are not begun, in the order in which they will be requested.
     waiting: VecDeque<(String, Bytes)>,
     /// A number for each checked tensor: its forbidden values.
     pub(super) flaws: Buffer<u32>,
@@ -56,7 +56,7 @@ impl Loading {
         }
     }
 
-    /// The transfer of a matrix, if it was begun; otherwise the matrix waits no longer.
+    /// Takes the transfer of a matrix. A matrix that was not begun leaves the queue instead.
     pub(super) fn take(&mut self, name: &str) -> Option<Pending> {
         let index = self.transfers.iter().position(|other| other.name == name);
         if index.is_none() {

@@ -56,9 +56,9 @@ impl Cuda {
         (x, w): (&Array, &Array),
         mask: Option<(&Mask, &Layout)>,
     ) -> Result<()> {
-        let args = [out.into(), pointer(masked), x.into(), w.into()];
+        let matrices = [out.into(), pointer(masked), x.into(), w.into()];
         let sizes = [x.rows.into(), x.columns.into()];
-        let args = [&args[..], &mask_args(mask), &sizes].concat();
+        let args = [&matrices[..], &mask_args(mask), &sizes].concat();
         let kernel = format!("{stem}_{}_{}", out.element.name(), out.columns);
         self.launch(&kernel, (x.rows.div_ceil(16), 1), 256, &args)
     }
@@ -99,9 +99,9 @@ impl Cuda {
         scale: f32,
         mask: Option<(&Mask, &Layout)>,
     ) -> Result<()> {
-        let args = [y.into(), x.into(), w.into()];
+        let matrices = [y.into(), x.into(), w.into()];
         let sizes = [y.rows.into(), y.columns.into(), scale.into()];
-        let args = [&args[..], &mask_args(mask), &sizes].concat();
+        let args = [&matrices[..], &mask_args(mask), &sizes].concat();
         let kernel = format!("{stem}_{}_{}", y.element.name(), x.columns);
         let grid = (y.columns.div_ceil(256), y.rows.div_ceil(64));
         self.launch(&kernel, grid, 256, &args)
@@ -157,9 +157,9 @@ impl Cuda {
         mask: &Mask,
         layout: &Layout,
     ) -> Result<()> {
-        let args = [out.into(), pointer(base), x.into()];
+        let matrices = [out.into(), pointer(base), x.into()];
         let sizes = [x.columns.into(), x.len().into()];
-        let args = [&args[..], &mask_args(Some((mask, layout))), &sizes].concat();
+        let args = [&matrices[..], &mask_args(Some((mask, layout))), &sizes].concat();
         self.by_values("dropout", &[x, out, base.unwrap_or(x)], x.len(), &args)
     }
 }
@@ -174,11 +174,11 @@ fn pointer(array: Option<&Array>) -> Arg {
     array.map_or(0_u64.into(), Into::into)
 }
 
-/// The places of a pass's rows and the mask; a null pointer means no mask.
+/// The mask of a pass's rows as arguments; a null pointer means no mask.
 fn mask_args(mask: Option<(&Mask, &Layout)>) -> [Arg; 4] {
     match mask {
         Some((mask, layout)) => [
-            layout.places.address.into(),
+            layout.mask_rows.address.into(),
             mask.key.into(),
             mask.threshold.into(),
             mask.scale.into(),

@@ -36,8 +36,8 @@ impl Ops for Cuda {
         self.end_loading()
     }
 
-    fn layout(&self, spans: &[Span], places: &[MaskRow]) -> Result<Layout> {
-        self.lay_out(spans, places)
+    fn layout(&self, spans: &[Span], mask_rows: &[MaskRow]) -> Result<Layout> {
+        self.lay_out(spans, mask_rows)
     }
 
     fn download(&self, x: &Array) -> Result<Vec<f32>> {
@@ -46,11 +46,11 @@ impl Ops for Cuda {
 
     fn gather(&self, table: &Array, numbers: &[u32]) -> Result<Array> {
         let out = self.empty(numbers.len(), table.columns)?;
-        let numbers = self.bring(numbers)?;
+        let on_gpu = self.bring(numbers)?;
         let args = [
             (&out).into(),
             table.into(),
-            numbers.address.into(),
+            on_gpu.address.into(),
             out.rows.into(),
             out.columns.into(),
         ];
@@ -71,12 +71,12 @@ impl Ops for Cuda {
 
     fn frozen_linear(&self, x: &Array, w: &Affine<Self>, plus: Option<&Array>) -> Result<Array> {
         let bias = w.bias.as_ref();
-        if let Frozen::Fp8(w) = &w.weight {
-            return self.fp8_linear(x, w, Added { bias, plus });
+        if let Frozen::Fp8(codes) = &w.weight {
+            return self.fp8_linear(x, codes, Added { bias, plus });
         }
-        let w = self.dequantized(&w.weight, Rounding::None)?;
-        let out = self.empty(x.rows, w.rows)?;
-        self.linear_into(&out, (x, &w), bias, plus, 1.0)?;
+        let dense = self.dequantized(&w.weight, Rounding::None)?;
+        let out = self.empty(x.rows, dense.rows)?;
+        self.linear_into(&out, (x, &dense), bias, plus, 1.0)?;
         Ok(out)
     }
 
@@ -108,8 +108,8 @@ impl Ops for Cuda {
     }
 
     fn add_lora_b(&self, y: &Array, first: usize, x: &Array, b: &Array, scale: f32) -> Result<()> {
-        let y = y.part(first * y.columns, x.rows, y.columns);
-        self.lora_b_into(&y, x, b, scale)
+        let rows = y.part(first * y.columns, x.rows, y.columns);
+        self.lora_b_into(&rows, x, b, scale)
     }
 
     fn layer_norm(&self, x: &Array, norm: &Norm<Array>) -> Result<Array> {

@@ -65,8 +65,7 @@ impl Cuda {
         }
     }
 
-    /// A matrix from its file. The copies of the matrices that follow are begun before it is waited
-    /// for.
+    /// Copies a matrix from its file. Begins to copy the next matrices before it waits.
     fn staged(&self, name: &str, bytes: &Bytes) -> Result<Buffer<u8>> {
         let mut guard = self.loading();
         let loading = guard.as_mut().ok_or_else(not_loading)?;

@@ -151,7 +151,7 @@ impl SavedProduct {
     }
 }
 
-/// An event that measures time, behind all that the stream has to do so far.
+/// Records a timing event after the stream's work so far.
 pub(super) fn event(stream: &CudaStream) -> Option<CudaEvent> {
     let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
     stream.record_event(Some(flags)).ok()

@@ -24,15 +24,15 @@ impl Cuda {
         gpu::check_memory(&context, base, element.bytes() as u64)?;
         let stream = gpu::stream(&context)?;
         // Pinning memory takes long, and compiling takes longer.
-        let (staging, functions) = std::thread::scope(|scope| {
+        let (joined, functions) = std::thread::scope(|scope| {
             let staging = scope.spawn(|| Staging::start(&context));
             let functions = kernels::compile(&context);
             (staging.join(), functions)
         });
-        let staging = staging.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let staging = staging.map_err(|failure| failure.into_error("staging", ordinal))?;
-        let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE);
-        let workspace = workspace.map_err(|error| gpu::failed(ordinal, &error))?;
+        let started = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let staging = started.map_err(|failure| failure.into_error("staging", ordinal))?;
+        let allocated = stream.alloc_zeros::<u8>(GPU_WORKSPACE);
+        let workspace = allocated.map_err(|error| gpu::failed(ordinal, &error))?;
         let cuda = Self {
             functions: functions?,
             library: Library::new(Buffer::of(workspace, &stream))?,
@@ -49,7 +49,7 @@ impl Cuda {
         Ok(cuda)
     }
 
-    /// The most bytes that were in use at once, and all that the GPU has.
+    /// The most bytes in use at once, and the GPU's total.
     pub(crate) fn memory(&self) -> Option<(u64, u64)> {
         let (_, total) = self.context.mem_get_info().ok()?;
         let peak = pool::peak(&self.context).ok()?;

@@ -170,8 +170,8 @@ impl Staging {
                 times: Arc::clone(&times),
             };
             let queue = Arc::clone(&staging.queue);
-            let thread = std::thread::Builder::new().name("staging".into());
-            let thread = thread.spawn(move || filler.run(&queue));
+            let builder = std::thread::Builder::new().name("staging".into());
+            let thread = builder.spawn(move || filler.run(&queue));
             staging.lanes.push(Lane {
                 thread: Some(thread.map_err(Failure::File)?),
                 copied,
@@ -226,7 +226,7 @@ impl Staging {
         left.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Waits for all threads and all fetches, and drops the transfers that no thread has begun.
+    /// Waits for all threads and all copies, and drops the transfers that no thread has begun.
     pub(super) fn end(&mut self) {
         lock(&self.queue.waiting).closed = true;
         self.queue.changed.notify_all();

@@ -34,11 +34,11 @@ impl Learn for Cuda {
     }
 
     fn scatter(&self, into: &Array, x: &Array, numbers: &[u32]) -> Result<()> {
-        let numbers = self.bring(numbers)?;
+        let on_gpu = self.bring(numbers)?;
         let args = [
             into.into(),
             x.into(),
-            numbers.address.into(),
+            on_gpu.address.into(),
             x.rows.into(),
             x.columns.into(),
         ];
@@ -72,8 +72,8 @@ impl Learn for Cuda {
             }
             Input::Activated(x, kind) => {
                 let bias = w.bias.as_ref();
-                if let Frozen::Fp8(w) = &w.weight
-                    && let Some(y) = self.fp8_activated((&x, kind), w, Added { bias, plus })?
+                if let Frozen::Fp8(codes) = &w.weight
+                    && let Some(y) = self.fp8_activated((&x, kind), codes, Added { bias, plus })?
                 {
                     return Ok(Product {
                         y,
@@ -93,7 +93,7 @@ impl Learn for Cuda {
     }
 
     fn frozen_backward(&self, dy: &Upstream<'_, Array>, w: &Frozen) -> Result<Array> {
-        if let Frozen::Fp8(w) = w {
+        if let Frozen::Fp8(codes) = w {
             let fused = match *dy {
                 Upstream::Plain(_) => None,
                 Upstream::PlusNorm {
@@ -101,9 +101,9 @@ impl Learn for Cuda {
                     d_norm,
                     x,
                     norm,
-                } => self.fp8_norm_backward((sum, d_norm), (x, norm), w)?,
+                } => self.fp8_norm_backward((sum, d_norm), (x, norm), codes)?,
                 Upstream::Activated { dy, slope, kind } => {
-                    self.fp8_activation_backward(dy, (slope, kind), w)?
+                    self.fp8_activation_backward(dy, (slope, kind), codes)?
                 }
             };
             if let Some(out) = fused {
@@ -112,7 +112,7 @@ impl Learn for Cuda {
         }
         self.settle(dy)?;
         match w {
-            Frozen::Fp8(w) => self.fp8_product(dy.matrix(), w),
+            Frozen::Fp8(codes) => self.fp8_product(dy.matrix(), codes),
             w => self.product(dy.matrix(), &self.dequantized(w, Rounding::AsQuantized)?),
         }
     }

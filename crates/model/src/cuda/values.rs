@@ -23,13 +23,13 @@ impl Cuda {
         Ok(out)
     }
 
-    /// A matrix's values in f32; waits for them.
+    /// Waits for a matrix's values, and returns them in f32.
     pub(super) fn download_all(&self, x: &Array) -> Result<Vec<f32>> {
-        let values = self.alloc::<f32>(x.len())?;
+        let on_gpu = self.alloc::<f32>(x.len())?;
         let kernel = self.kernel("to_f32", x.element, None);
-        let args = [values.address.into(), x.into(), x.len().into()];
+        let args = [on_gpu.address.into(), x.into(), x.len().into()];
         self.launch_values(&kernel, x.len(), &args)?;
-        let mut values = self.fetch(&values)?;
+        let mut values = self.fetch(&on_gpu)?;
         values.truncate(x.len());
         Ok(values)
     }

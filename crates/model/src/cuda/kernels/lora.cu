@@ -11,9 +11,9 @@ template <typename H> __device__ __forceinline__ u32 read_pair(const H *from, bo
     return real ? *reinterpret_cast<const u32 *>(from) : 0;
 }
 
-// Dropout's mask, as in dropout.rs; null `places` mean no mask.
+// Dropout's mask, as in dropout.rs; a null pointer means no mask.
 struct Mask {
-    const u64 *places;
+    const u64 *rows;
     u64 key;
     u32 threshold;
     float scale;
@@ -48,10 +48,10 @@ __device__ void to_rank(H *__restrict__ out, H *__restrict__ masked, const H *__
                        Mask mask, int rows, int depth) {
     __shared__ float parts[8][16][R];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, row = blockIdx.x * 16 + g;
-    bool real[2] = {row < rows, row + 8 < rows}, masking = !BACKWARD && mask.places;
+    bool real[2] = {row < rows, row + 8 < rows}, masking = !BACKWARD && mask.rows;
     u64 at[2] = {(u64)row * depth + t * 8, (u64)(row + 8) * depth + t * 8}, streams[2];
 #pragma unroll
-    for (int h = 0; h < 2; h++) streams[h] = masking && real[h] ? derive(mask.key, mask.places[row + 8 * h]) : 0;
+    for (int h = 0; h < 2; h++) streams[h] = masking && real[h] ? derive(mask.key, mask.rows[row + 8 * h]) : 0;
     float c[R / 8][4] = {0};
     for (int first = warp * 32; first < depth; first += AHEAD * 8 * 32) {
         uint4 read[AHEAD][2];
@@ -115,10 +115,10 @@ __device__ void from_rank(H *y, const H *__restrict__ s, const H *__restrict__ w
     constexpr int DEPTHS = (R + 15) / 16;
     __shared__ u64 streams[64];
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
-    bool masking = BACKWARD && mask.places;
+    bool masking = BACKWARD && mask.rows;
     if (masking) {
         int row = blockIdx.y * 64 + threadIdx.x;
-        if (threadIdx.x < 64 && row < rows) streams[threadIdx.x] = derive(mask.key, mask.places[row]);
+        if (threadIdx.x < 64 && row < rows) streams[threadIdx.x] = derive(mask.key, mask.rows[row]);
         __syncthreads();
     }
     if (column >= columns) return;
@@ -251,14 +251,14 @@ __device__ void gradient(float *out, const H *__restrict__ x, const H *__restric
 
 #define PRODUCTS(H, R, BACKWARD, to, from)                                                                             \
     extern "C" __global__ __launch_bounds__(256, R <= 16 ? 3 : 2) void to##_##H##_##R(                                 \
-        H *out, H *masked, const H *x, const H *w, const u64 *places, u64 key, u32 threshold, float mask_scale,        \
+        H *out, H *masked, const H *x, const H *w, const u64 *mask_rows, u64 key, u32 threshold, float mask_scale,     \
         int rows, int depth) {                                                                                         \
-        to_rank<H, R, BACKWARD>(out, masked, x, w, {places, key, threshold, mask_scale}, rows, depth);                 \
+        to_rank<H, R, BACKWARD>(out, masked, x, w, {mask_rows, key, threshold, mask_scale}, rows, depth);              \
     }                                                                                                                  \
     extern "C" __global__ __launch_bounds__(256) void from##_##H##_##R(                                                \
-        H *y, const H *s, const H *w, const u64 *places, u64 key, u32 threshold, float mask_scale, int rows,           \
+        H *y, const H *s, const H *w, const u64 *mask_rows, u64 key, u32 threshold, float mask_scale, int rows,        \
         int columns, float scale) {                                                                                    \
-        from_rank<H, R, BACKWARD>(y, s, w, {places, key, threshold, mask_scale}, rows, columns, scale);                \
+        from_rank<H, R, BACKWARD>(y, s, w, {mask_rows, key, threshold, mask_scale}, rows, columns, scale);             \
     }
 #if RANK <= 16
 #define GRADIENTS(H, R, C)                                                                                             \

@@ -34,12 +34,12 @@ template <typename T, int V> __device__ void activate_backward(T *dy, const T *x
 // out = base + mask_scale * mask * x, with the mask of dropout.rs. Two channels share 64 random
 // bits.
 template <typename T, int V>
-__device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u64 key, u32 threshold, float mask_scale,
+__device__ void dropout(T *out, const T *base, const T *x, const u64 *mask_rows, u64 key, u32 threshold, float mask_scale,
                         int columns, u64 count) {
     VALUE()
     // A 32-bit division is faster where it suffices.
     u64 row = count >> 32 ? i / columns : (u32)i / (u32)columns;
-    u64 stream = derive(key, places[row]), bits = 0;
+    u64 stream = derive(key, mask_rows[row]), bits = 0;
     int channel = i - row * columns;
     float v[V], b[V];
     load<V>(x + i, v);
@@ -62,9 +62,9 @@ __device__ void dropout(T *out, const T *base, const T *x, const u64 *places, u6
     extern "C" __global__ void activate_backward_##t##_##V(T *dy, const T *x, int kind, u64 count) {                   \
         activate_backward<T, V>(dy, x, kind, count);                                                                   \
     }                                                                                                                  \
-    extern "C" __global__ void dropout_##t##_##V(T *out, const T *base, const T *x, const u64 *places, u64 key,        \
+    extern "C" __global__ void dropout_##t##_##V(T *out, const T *base, const T *x, const u64 *mask_rows, u64 key,     \
                                                  u32 threshold, float mask_scale, int columns, u64 count) {            \
-        dropout<T, V>(out, base, x, places, key, threshold, mask_scale, columns, count);                               \
+        dropout<T, V>(out, base, x, mask_rows, key, threshold, mask_scale, columns, count);                            \
     }
 FOR_ALL(KERNELS)
 
