@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::sampling::{Options, Sampler};
 use togi_model::{
-    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Step, Target, Training,
+    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Segment, Target, Training,
     World, base,
 };
 
@@ -142,7 +142,7 @@ fn decode(c: &mut Criterion) {
                 } else {
                     &prompt[step..=step]
                 };
-                let steps = caches.iter_mut().map(|cache| Step {
+                let steps = caches.iter_mut().map(|cache| Segment {
                     cache,
                     ids,
                     adapter: Some(&adapter),

@@ -1,4 +1,7 @@
-//! Decoding: new tokens of several sequences at once, each over its cache and with its own adapter.
+//! Decoding: new tokens of several sequences at once, each over its cache and with its adapter.
 
+mod decoder;
 pub(crate) mod forward;
 pub(crate) mod groups;
+
+pub use decoder::{Choice, Decoder, End, Sequence, Share, max_len};

@@ -3,12 +3,13 @@
 //!
 //! The crate is pure: it computes, and reads and writes only the files that it is given. The flow
 //! of training is [`Base`] → [`Training`] over [`Batch`]es → [`adapter::to_files`]; that of serving
-//! is [`adapter::from_files`] → [`Engine::adapter`] → [`Engine::decode`] → [`sampling::Sampler`].
+//! is [`adapter::from_files`] → [`Engine::adapter`] → [`decode::Decoder`] → [`sampling::Sampler`].
 
 pub mod adapter;
 pub mod base;
 pub mod batch;
 pub mod config;
+pub mod decode;
 pub mod device;
 pub mod engine;
 pub mod error;
@@ -29,7 +30,6 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod cut;
-mod decode;
 mod dropout;
 mod gpu_limits;
 mod mapped;
@@ -45,7 +45,7 @@ pub use batch::{Batch, WindowLoss};
 pub use config::Config;
 pub use device::{Device, DeviceName, Gpu};
 pub use dropout::Dropout;
-pub use engine::{Adapter, Cache, Engine, Step};
+pub use engine::{Adapter, Cache, Engine, Segment};
 pub use error::{Error, Result};
 pub use float::Float;
 pub use gpu_limits::GpuMemory;

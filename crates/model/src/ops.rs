@@ -62,7 +62,7 @@ pub(crate) struct Affine<O: Ops> {
 /// is shared; the network hands over only matrices that it has just made and not shared.
 pub(crate) trait Ops: Send + Sync + Sized {
     /// A matrix on the device; clones share it.
-    type Array: Clone + Send + Sync;
+    type Array: Clone + Send + Sync + 'static;
     /// A frozen matrix on the device, in the base's precision.
     type Weight: Send + Sync;
     /// A pass's rows, in the form that the operations need.

@@ -6,7 +6,7 @@ use crate::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
 use crate::dropout::Dropout;
-use crate::engine::{Engine, Networks, on};
+use crate::engine::{Engine, OnDevice, on};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
@@ -59,10 +59,10 @@ impl<'a> Training<'a> {
             let reason = format!("is rank {} of {}; one is built", world.rank, world.size);
             return Err(Error::field("world", reason));
         }
-        let state = match engine.networks() {
-            Networks::Cpu(network) => States::Cpu(State::new(network, lora, optimizer)?),
+        let state = match engine.on_device() {
+            OnDevice::Cpu(on) => States::Cpu(State::new(&on.network, lora, optimizer)?),
             #[cfg(feature = "cuda")]
-            Networks::Cuda(network) => States::Cuda(State::new(network, lora, optimizer)?),
+            OnDevice::Cuda(on) => States::Cuda(State::new(&on.network, lora, optimizer)?),
         };
         Ok(Self {
             lora: lora.clone(),

@@ -1,30 +1,81 @@
-//! The forward of decoding: as in training, but attention is over caches, each group of rows has
-//! its own adapter, and nothing is kept for a backward.
+//! The forward of decoding: as in training, but attention is over caches, each sequence has its own
+//! adapter, and nothing is saved for a backward.
 
-use crate::decode::groups::Groups;
+use crate::decode::groups::{Group, Groups};
 use crate::error::Result;
 use crate::network::Network;
 use crate::network::block::Block;
+use crate::network::factors::Factors;
 use crate::network::linear::Linear;
 use crate::network::pass::Shared;
-use crate::ops::Norm;
 use crate::ops::decoding::Decode;
+use crate::ops::{Norm, Span};
 
-/// The sequences of one decoding pass.
-pub(crate) struct DecodingPass<'a, O: Decode> {
-    /// Token ids of all spans.
+/// One sequence's part of a decoding pass.
+pub(crate) struct Part<'a, O: Decode> {
     pub(crate) ids: &'a [u32],
+    /// Tokens in the cache.
+    pub(crate) past: usize,
+    pub(crate) cache: &'a mut O::Cache,
+    /// None for the base alone.
+    pub(crate) factors: Option<&'a Factors<O::Array>>,
+}
+
+/// The rows of a pass, and what they run with.
+struct DecodingPass<'a, O: Decode> {
+    ids: &'a [u32],
     /// Where the rows stand.
-    pub(crate) layout: &'a O::Layout,
-    pub(crate) groups: Groups<'a, O>,
-    /// A cache for each span.
-    pub(crate) caches: Vec<&'a mut O::Cache>,
+    layout: &'a O::Layout,
+    groups: Groups<'a, O>,
+    /// A cache for each sequence.
+    caches: Vec<&'a mut O::Cache>,
 }
 
 impl<O: Decode> Network<O> {
-    /// The residual stream after the last layer, before the final norm: (rows, hidden). Appends the
-    /// rows' keys and values to the caches.
-    pub(crate) fn decode_hidden(&self, pass: &mut DecodingPass<'_, O>) -> Result<O::Array> {
+    /// The logits after the last id of each part. Appends the keys and values of all ids to the
+    /// caches.
+    pub(crate) fn decode<'a>(
+        &self,
+        parts: impl Iterator<Item = Part<'a, O>>,
+    ) -> Result<Vec<Vec<f32>>>
+    where
+        O: 'a,
+    {
+        let (mut ids, mut spans, mut groups, mut caches) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            let span = Span {
+                start: ids.len(),
+                len: part.ids.len(),
+                past: part.past,
+            };
+            ids.extend_from_slice(part.ids);
+            groups.extend(part.factors.map(|factors| Group {
+                rows: span.start..ids.len(),
+                factors,
+            }));
+            spans.push(span);
+            caches.push(part.cache);
+        }
+        let layout = self.ops().layout(&spans, &[])?;
+        let mut pass = DecodingPass {
+            ids: &ids,
+            layout: &layout,
+            groups: Groups::new(groups, ids.len()),
+            caches,
+        };
+        let hidden = self.decode_hidden(&mut pass)?;
+        let last: Vec<u32> = spans
+            .iter()
+            .map(|span| u32::try_from(span.start + span.len - 1).unwrap_or(0))
+            .collect();
+        let logits = self.logits(&hidden, &last)?;
+        let rows = logits.chunks(self.config().vocab_size);
+        Ok(rows.map(<[f32]>::to_vec).collect())
+    }
+
+    /// The residual stream after the last layer, before the final norm: (rows, hidden).
+    fn decode_hidden(&self, pass: &mut DecodingPass<'_, O>) -> Result<O::Array> {
         let mut x = self.ops().gather(&self.embedding, pass.ids)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.decode(&self.shared, layer, x, pass)?;

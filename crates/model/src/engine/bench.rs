@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Engine, Networks};
+use super::{Engine, OnDevice};
 use crate::cuda::Cuda;
 use crate::error::{Error, Result};
 
@@ -66,9 +66,9 @@ impl Engine {
     }
 
     fn gpu(&self) -> Result<&Cuda> {
-        match self.networks() {
-            Networks::Cpu(_) => Err(Error::device("cpu", "only a GPU is measured")),
-            Networks::Cuda(network) => Ok(network.ops()),
+        match self.on_device() {
+            OnDevice::Cpu(_) => Err(Error::device("cpu", "only a GPU is measured")),
+            OnDevice::Cuda(resident) => Ok(resident.network.ops()),
         }
     }
 }

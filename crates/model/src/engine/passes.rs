@@ -1,26 +1,14 @@
-//! Passes through the network on any device: batches and sequences in, losses and logits out.
+//! Passes of training and evaluation on any device: batches in, losses and gradients out.
 
 use crate::batch::{Batch, WindowLoss};
 use crate::cut::Cut;
-use crate::decode::forward::DecodingPass;
-use crate::decode::groups::{Group, Groups};
 use crate::dropout::{Dropout, MaskRow};
 use crate::error::Result;
 use crate::network::factors::Factors;
 use crate::network::pass::Pass;
 use crate::network::{Network, Tape};
-use crate::ops::decoding::Decode;
 use crate::ops::training::Learn;
 use crate::ops::{Ops, Span};
-
-/// One sequence's share of a decoding pass.
-pub(super) struct Share<'a, O: Decode> {
-    pub(super) ids: &'a [u32],
-    /// Tokens in the cache.
-    pub(super) past: usize,
-    pub(super) cache: &'a mut O::Cache,
-    pub(super) factors: Option<&'a Factors<O::Array>>,
-}
 
 impl<O: Learn> Network<O> {
     /// Takes a batch through the device in one pass and adds `factor` times the gradient of the sum
@@ -113,43 +101,6 @@ impl<O: Learn> Network<O> {
         let hidden = self.forward(&pass, None)?;
         let rows: Vec<u32> = (0..len as u32).collect();
         self.logits(&hidden, &rows)
-    }
-}
-
-impl<O: Decode> Network<O> {
-    /// The logits after the last token of each sequence.
-    pub(super) fn decode(&self, shares: Vec<Share<'_, O>>) -> Result<Vec<Vec<f32>>> {
-        let (mut ids, mut spans, mut groups, mut caches) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for share in shares {
-            let span = Span {
-                start: ids.len(),
-                len: share.ids.len(),
-                past: share.past,
-            };
-            ids.extend_from_slice(share.ids);
-            groups.extend(share.factors.map(|factors| Group {
-                rows: span.start..ids.len(),
-                factors,
-            }));
-            spans.push(span);
-            caches.push(share.cache);
-        }
-        let layout = self.ops().layout(&spans, &[])?;
-        let mut pass = DecodingPass {
-            ids: &ids,
-            layout: &layout,
-            groups: Groups::new(groups, ids.len()),
-            caches,
-        };
-        let hidden = self.decode_hidden(&mut pass)?;
-        let last: Vec<u32> = spans
-            .iter()
-            .map(|span| u32::try_from(span.start + span.len - 1).unwrap_or(0))
-            .collect();
-        let logits = self.logits(&hidden, &last)?;
-        let rows = logits.chunks(self.config().vocab_size);
-        Ok(rows.map(<[f32]>::to_vec).collect())
     }
 }
 

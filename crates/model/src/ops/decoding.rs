@@ -7,7 +7,7 @@ use crate::error::Result;
 /// A device's operations of decoding.
 pub(crate) trait Decode: Ops {
     /// Keys and values of one sequence, all layers.
-    type Cache: Send;
+    type Cache: Send + 'static;
 
     /// An empty cache.
     fn cache(&self, layers: usize, heads: usize) -> Self::Cache;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use togi_model::{Base, Config, Engine, Precision, Step, Target, base};
+use togi_model::decode::{Decoder, End, Sequence, Share};
+use togi_model::sampling::Options;
+use togi_model::{Base, Config, Engine, Precision, Segment, Target, base};
 
 use crate::support::{self, On, on_each_device};
 
@@ -12,6 +14,8 @@ on_each_device!(
     decoding_gives_the_loss_of_the_training_pass,
     sequences_with_different_adapters_run_in_one_pass,
     what_does_not_fit_is_refused_and_the_cache_stays,
+    the_loop_writes_the_same_in_chunks_and_together_as_alone,
+    an_error_ends_only_its_own_sequence,
 );
 
 const IDS: [u32; 9] = [4, 8, 15, 16, 23, 30, 7, 1, 36];
@@ -114,7 +118,7 @@ fn sequences_with_different_adapters_run_in_one_pass(on: &On) {
             let ids: Vec<Vec<u32>> = lens.iter().map(|&len| ids(len)).collect();
             let steps = caches.iter_mut().zip(&ids).zip(adapters);
             let mut steps: Vec<_> = steps
-                .map(|((cache, ids), adapter)| Step {
+                .map(|((cache, ids), adapter)| Segment {
                     cache,
                     ids,
                     adapter,
@@ -143,6 +147,105 @@ fn what_does_not_fit_is_refused_and_the_cache_stays(on: &On) {
     engine.decode(&mut cache, &[1; 55], None).unwrap();
 }
 
+/// Runs rounds until every sequence has ended; returns their tokens and ends.
+fn write_all(
+    decoder: &Decoder<'_>,
+    sequences: Vec<Sequence>,
+    chunk: usize,
+) -> Vec<(Vec<u32>, End)> {
+    let mut writing: Vec<_> = sequences
+        .into_iter()
+        .map(|sequence| (sequence, Vec::new(), None))
+        .collect();
+    while writing.iter().any(|(_, _, end)| end.is_none()) {
+        let open = || |(_, _, end): &&mut (Sequence, Vec<u32>, Option<End>)| end.is_none();
+        let mut shares: Vec<_> = writing
+            .iter_mut()
+            .filter(open())
+            .map(|(sequence, _, _)| Share {
+                sequence,
+                tokens: chunk,
+            })
+            .collect();
+        let choices = decoder.run(&mut shares);
+        for ((_, ids, end), choice) in writing.iter_mut().filter(open()).zip(choices) {
+            if let Some(choice) = choice.unwrap() {
+                ids.push(choice.id);
+                *end = choice.end;
+            }
+        }
+    }
+    let ended = |(_, ids, end): (_, _, Option<End>)| (ids, end.unwrap());
+    writing.into_iter().map(ended).collect()
+}
+
+fn the_loop_writes_the_same_in_chunks_and_together_as_alone(on: &On) {
+    let engine = on.engine(&support::config());
+    let lora = support::lora(engine.config(), &Target::ALL);
+    let adapter = engine.adapter(&lora).unwrap();
+    let options = Options {
+        greedy: true,
+        no_repeat_ngram_size: 0,
+        max_new_tokens: 6,
+        ..Options::default()
+    };
+    let begin = |decoder: &Decoder<'_>| -> Vec<Sequence> {
+        [(9, None), (3, Some(&adapter)), (1, Some(&adapter))]
+            .map(|(len, adapter)| decoder.begin(&IDS[..len], adapter.cloned(), &options))
+            .map(Result::unwrap)
+            .into()
+    };
+    let decoder = Decoder::new(&engine, None);
+    let expected: Vec<_> = begin(&decoder)
+        .into_iter()
+        .map(|sequence| write_all(&decoder, vec![sequence], usize::MAX).remove(0))
+        .collect();
+    for (ids, end) in &expected {
+        assert_eq!((ids.len(), *end), (6, End::Length));
+    }
+    for chunk in [1, 4, usize::MAX] {
+        let together = write_all(&decoder, begin(&decoder), chunk);
+        assert_eq!(together, expected, "chunks of {chunk}");
+    }
+    // The third token of the first answer ends it there, and wherever it comes first elsewhere.
+    let eos = expected[0].0[2];
+    let until_eos = write_all(&Decoder::new(&engine, Some(eos)), begin(&decoder), 4);
+    for ((ids, end), (whole, _)) in until_eos.into_iter().zip(&expected) {
+        let (len, reason) = match whole.iter().position(|&id| id == eos) {
+            Some(at) => (at + 1, End::Eos),
+            None => (whole.len(), End::Length),
+        };
+        assert_eq!((&ids[..], end), (&whole[..len], reason));
+    }
+}
+
+fn an_error_ends_only_its_own_sequence(on: &On) {
+    let engine = on.engine(&support::config());
+    let other_engine = on.engine(&support::config());
+    let lora = support::lora(engine.config(), &Target::ALL);
+    let foreign = other_engine.adapter(&lora).unwrap();
+    let decoder = Decoder::new(&engine, None);
+    let options = Options::default();
+    let begin = |ids: &[u32], adapter| decoder.begin(ids, adapter, &options).unwrap();
+    let mut sequences = [
+        begin(&IDS, None),
+        begin(&[37], None),
+        begin(&IDS, Some(foreign)),
+        begin(&IDS[..2], None),
+    ];
+    let mut shares: Vec<_> = sequences
+        .iter_mut()
+        .map(|sequence| Share {
+            sequence,
+            tokens: 16,
+        })
+        .collect();
+    let results: Vec<bool> = decoder.run(&mut shares).iter().map(Result::is_ok).collect();
+    assert_eq!(results, [true, false, false, true]);
+    assert_eq!(sequences.map(|s| s.unread()), [0, 1, 9, 0]);
+    assert!(decoder.run(&mut []).is_empty());
+}
+
 /// Outliers are chosen for each row separately, so that an answer does not depend on the others of
 /// its pass.
 #[test]
@@ -168,7 +271,7 @@ fn in_int8_a_sequence_has_the_same_logits_alone_and_beside_others() {
     let mut steps: Vec<_> = caches
         .iter_mut()
         .zip(prompts)
-        .map(|(cache, ids)| Step {
+        .map(|(cache, ids)| Segment {
             cache,
             ids,
             adapter: None,

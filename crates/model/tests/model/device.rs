@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use togi_model::{
-    Base, Batch, Config, Device, Dropout, Engine, Float, Lora, LoraConfig, Precision, Step, Target,
+    Base, Batch, Config, Device, Dropout, Engine, Float, Lora, LoraConfig, Precision, Segment,
+    Target,
 };
 
 use crate::support;
@@ -274,12 +275,12 @@ fn decoding_is_the_cpus_alone_and_beside_others() {
                 for split in [0..30, 30..31, 31..32] {
                     let [one, two] = &mut caches;
                     let steps = &mut [
-                        Step {
+                        Segment {
                             cache: one,
                             ids: &ids[split.clone()],
                             adapter: Some(&adapter),
                         },
-                        Step {
+                        Segment {
                             cache: two,
                             ids: &ids[split.start / 2..split.end / 2 + 1],
                             adapter: None,

@@ -1,6 +1,7 @@
 //! The candidates of transformers' `generate`, their probabilities, and its greedy answers.
 
 use serde::Deserialize;
+use togi_model::decode::{Decoder, Share};
 use togi_model::sampling::{Options, Sampler};
 
 use crate::fixtures::{self, Tensors, path, workspace};
@@ -104,14 +105,14 @@ fn greedy_answers_are_those_of_transformers_for_256_tokens() {
             no_repeat_ngram_size: ngram,
             ..Options::default()
         };
-        let mut sampler = Sampler::new(&options, &prompt).unwrap();
-        let mut cache = engine.cache();
-        let mut logits = engine.decode(&mut cache, &prompt, None).unwrap();
+        let decoder = Decoder::new(&engine, None);
+        let mut sequence = decoder.begin(&prompt, None, &options).unwrap();
         let mut got = Vec::new();
         while got.len() < answer.len() {
-            let id = sampler.next(&mut logits).unwrap();
-            got.push(id);
-            logits = engine.decode(&mut cache, &[id], None).unwrap();
+            let tokens = prompt.len();
+            let sequence = &mut sequence;
+            let choices = decoder.run(&mut [Share { sequence, tokens }]);
+            got.extend(choices.into_iter().filter_map(Result::unwrap).map(|c| c.id));
         }
         assert_eq!(got, answer, "ban of {ngram}, prompt {prompt:?}");
     }

@@ -38,6 +38,20 @@ pub(crate) struct Loader {
 }
 
 impl Loader {
+    /// Loads from the same store over the same base in another precision, that of `engine`.
+    pub(super) fn over(&self, engine: Arc<Engine>) -> Self {
+        let base_precision = engine.base().precision().name().to_owned();
+        Self {
+            store: self.store.clone(),
+            engine,
+            expected: Expected {
+                base_precision,
+                ..self.expected.clone()
+            },
+            max_bytes: self.max_bytes,
+        }
+    }
+
     /// Loads a generation.
     ///
     /// # Errors

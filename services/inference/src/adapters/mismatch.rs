@@ -1,37 +1,38 @@
-//! What it changes that an adapter is served over another representation of its base than in
-//! training: the logits that follow its card's sample prompts, over the one and over the other. The
-//! base is read once more for that, and let go again.
+//! Measures what serving an adapter over another base precision changes: the difference of the
+//! logits after its model card's sample prompts. Base and adapter are loaded once more for it, in
+//! the precision of the training, and freed afterwards.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use togi_model::{DeviceName, Engine, Precision};
 use togi_runtime::process::memory;
+use togi_runtime::registry::revisions::BaseMismatch;
 use togi_tokens::Tokenizer;
 
 use super::loader::{Loader, with_cause};
 use crate::engine::door::Door;
 use crate::served_adapter::ServedAdapter;
 
-/// An adapter over another representation of its base.
+/// An adapter over another precision of its base than in training.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Mismatch {
-    /// How the base was held in training.
+    /// The base's precision in training.
     pub(crate) trained_over: String,
-    /// How it is held here.
+    /// The base's precision here.
     pub(crate) served_over: String,
-    /// What that changes, or why it was not measured.
+    /// The effect, or the reason that it was not measured.
     pub(crate) difference: Result<Difference, String>,
 }
 
-/// Absolute differences of logits, over all ids of the vocabulary and all samples.
+/// Absolute differences of the logits of all ids, after all samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Difference {
     /// The largest.
     pub(crate) max: f64,
     /// Their mean.
     pub(crate) mean: f64,
-    /// Prompts that were measured.
+    /// Count of prompts.
     pub(crate) samples: usize,
 }
 
@@ -45,8 +46,7 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// Measures what the mismatch of a generation changes. It is served already: nothing here fails
-    /// it.
+    /// Measures the mismatch of a generation, which is served already: a failure is only reported.
     pub(crate) async fn measure(&self, generation: &Arc<ServedAdapter>) -> Mismatch {
         let mismatch = Mismatch {
             trained_over: generation.trained_over().to_owned(),
@@ -84,26 +84,40 @@ impl Gauge {
         }
         let precision = generation.trained_over();
         let precision = Precision::from_name(precision).map_err(|error| error.to_string())?;
-        let other = self.other_base(precision).await?;
+        let trained = self.as_trained(generation, precision).await?;
         let mut differences = Differences::default();
         for sample in &samples {
             let prompt = self.tokenizer.encode(sample);
-            let logits = async |engine: &Arc<Engine>| {
+            let logits = async |engine: &Arc<Engine>, adapter: &Arc<ServedAdapter>| {
                 let logits = self
                     .door
-                    .probe(engine.clone(), generation.clone(), prompt.clone());
+                    .probe(engine.clone(), adapter.clone(), prompt.clone());
                 logits.await.map_err(|error| with_cause(&error))
             };
-            let served = logits(&self.loader.engine).await?;
-            differences.add(&served, &logits(&other).await?);
+            let served = logits(&self.loader.engine, generation).await?;
+            let (engine, adapter) = &trained;
+            differences.add(&served, &logits(engine, adapter).await?);
         }
         differences.over(samples.len())
     }
 
-    /// Reads the base as it was held in training.
+    /// Loads the base in the precision of the training, and the adapter over it.
+    async fn as_trained(
+        &self,
+        generation: &ServedAdapter,
+        precision: Precision,
+    ) -> Result<(Arc<Engine>, Arc<ServedAdapter>), String> {
+        let engine = self.other_base(precision).await?;
+        let loader = self.loader.over(engine.clone());
+        let adapter = loader.load(generation.digest(), BaseMismatch::Refused);
+        let adapter = adapter.await.map_err(|error| with_cause(&error))?;
+        Ok((engine, adapter))
+    }
+
+    /// Reads the base in the precision of the training.
     async fn other_base(&self, precision: Precision) -> Result<Arc<Engine>, String> {
         let (name, device) = (self.device, self.device.device(precision));
-        // A GPU refuses a base that does not fit.
+        // A GPU's allocator refuses a base that does not fit.
         if name == DeviceName::Cpu {
             let needed =
                 togi_model::memory::weights(self.loader.engine.config(), precision, device);
@@ -126,7 +140,7 @@ impl Gauge {
     }
 }
 
-/// Whether there is memory for the second representation; where the system does not say, there is.
+/// Checks that the second base fits; where the system does not report its memory, it does.
 fn check_room(needed: u64, available: Option<u64>) -> Result<(), String> {
     match available {
         Some(available) if available < needed => Err(format!(
@@ -156,7 +170,7 @@ impl Differences {
 
     fn over(&self, samples: usize) -> Result<Difference, String> {
         let mean = self.sum / self.count as f64;
-        // The largest alone would hide a logit that is no number.
+        // The maximum alone would hide a NaN.
         if !mean.is_finite() {
             return Err("a logit is not a finite number".into());
         }

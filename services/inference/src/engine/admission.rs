@@ -64,8 +64,7 @@ impl Admission {
         let span = self.span(&request, adapter.as_deref());
         let prompt = self.tokenize(&request).await?;
         let options = request.options;
-        let max_positions = self.engine.config().max_position_embeddings;
-        let capacity = sequence::max_events(prompt.len(), &options, max_positions);
+        let capacity = sequence::max_events(prompt.len(), &options, self.engine.config());
         let (events, answer) = mpsc::channel(capacity);
         let generation = adapter.as_deref().map_or("", ServedAdapter::digest);
         let started = Event::Started(Started {

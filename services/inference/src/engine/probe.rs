@@ -13,6 +13,7 @@ use crate::served_adapter::ServedAdapter;
 pub(crate) struct Probe {
     /// An engine on the device of the thread, not necessarily the one that serves.
     pub(crate) engine: Arc<Engine>,
+    /// On the same engine.
     pub(crate) adapter: Arc<ServedAdapter>,
     /// The prompt's ids.
     pub(crate) prompt: Vec<u32>,

@@ -1,11 +1,11 @@
-//! One answer while it is written: what it needs from the network next, and what the network's
-//! logits do to it. It knows nothing of the other answers.
+//! One answer while it is written: its tokens become text and events for its client. It knows
+//! nothing of the other answers.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use togi_model::sampling::Sampler;
-use togi_model::{Cache, Engine, Step};
+use togi_model::Config;
+use togi_model::decode::{self, Choice, Decoder, End, Share};
 use togi_tokens::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Span;
@@ -64,12 +64,8 @@ impl Job {
 /// An answer that progresses.
 pub(crate) struct Sequence {
     job: Job,
-    cache: Cache,
-    sampler: Sampler,
+    decoding: decode::Sequence,
     answer: Answer,
-    /// The length of prompt and answer in tokens at which the answer must end.
-    max_len: usize,
-    eos: Option<u32>,
     first_token: Option<Instant>,
 }
 
@@ -78,19 +74,13 @@ impl Sequence {
     ///
     /// # Errors
     /// [`Error::Network`] for options that the sampler refuses.
-    pub(crate) fn new(
-        job: Job,
-        engine: &Engine,
-        tokenizer: &Arc<Tokenizer>,
-        eos: Option<u32>,
-    ) -> Result<Self> {
-        let max_positions = engine.config().max_position_embeddings;
+    pub(crate) fn new(job: Job, decoder: &Decoder<'_>, tokenizer: &Arc<Tokenizer>) -> Result<Self> {
+        let adapter = job.adapter.as_ref();
+        let adapter = adapter.map(|served| served.adapter().clone());
+        let decoding = decoder.begin(&job.prompt, adapter, &job.options.sampling);
         Ok(Self {
-            cache: engine.cache(),
-            sampler: Sampler::new(&job.options.sampling, &job.prompt).map_err(Error::Network)?,
+            decoding: decoding.map_err(Error::Network)?,
             answer: Answer::new(tokenizer.decoder(), job.options.stop.clone()),
-            max_len: max_len(job.prompt.len(), &job.options, max_positions),
-            eos,
             first_token: None,
             job,
         })
@@ -104,7 +94,7 @@ impl Sequence {
     pub(crate) fn entry(&self) -> Entry {
         Entry {
             ticket: self.ticket(),
-            unread: self.job.prompt.len().saturating_sub(self.cache.len()),
+            unread: self.decoding.unread(),
         }
     }
 
@@ -113,38 +103,28 @@ impl Sequence {
         self.job.is_abandoned()
     }
 
-    /// Returns what the network reads next: at most `tokens` ids of the prompt, or the last token.
-    pub(crate) fn step(&mut self, tokens: usize) -> Step<'_> {
-        let (ids, read) = (self.sampler.history(), self.cache.len());
-        let end = ids.len().min(read + tokens);
-        Step {
-            ids: &ids[read..end],
-            cache: &mut self.cache,
-            adapter: self.job.adapter.as_deref().map(ServedAdapter::adapter),
+    /// Returns the sequence's share of a round: at most `tokens` of its prompt, or its last token.
+    pub(crate) fn share(&mut self, tokens: usize) -> Share<'_> {
+        Share {
+            sequence: &mut self.decoding,
+            tokens,
         }
     }
 
-    /// Takes the logits after a step. Returns the end of the answer, or `None` if it goes on.
-    pub(crate) fn advance(&mut self, logits: &mut [f32]) -> Result<Option<Finished>> {
-        if self.cache.len() < self.sampler.history().len() {
-            return Ok(None); // A part of the prompt is still unread.
-        }
-        let id = self.sampler.next(logits).map_err(Error::Network)?;
+    /// Takes the next token. Returns the end of the answer, or `None` if it goes on.
+    pub(crate) fn advance(&mut self, Choice { id, end }: Choice) -> Option<Finished> {
         self.first_token.get_or_insert_with(Instant::now);
-        if Some(id) == self.eos {
-            return Ok(Some(self.finish(Some(id), Reason::Eos)));
+        if end == Some(End::Eos) {
+            return Some(self.finish(Some(id), Reason::Eos));
         }
         let progress = self.answer.push(id);
         self.show(progress.piece);
         if progress.stopped {
             let rest = self.answer.unreported();
             self.show(rest);
-            return Ok(Some(self.finished(Reason::Stop)));
+            return Some(self.finished(Reason::Stop));
         }
-        if self.sampler.history().len() >= self.max_len {
-            return Ok(Some(self.finish(None, Reason::Length)));
-        }
-        Ok(None)
+        end.map(|_| self.finish(None, Reason::Length))
     }
 
     /// Sends the end to the client, once the cache and the permit are free again: a client that
@@ -178,22 +158,16 @@ impl Sequence {
         Finished {
             reason,
             prompt_tokens: self.job.prompt.len(),
-            completion_tokens: self.sampler.generated(),
+            completion_tokens: self.decoding.generated(),
             to_first_token: self.first_token.unwrap_or(now) - self.job.arrived,
             total: now - self.job.arrived,
         }
     }
 }
 
-/// Returns the length of prompt and answer in tokens at which the answer must end.
-fn max_len(prompt: usize, options: &Options, max_positions: usize) -> usize {
-    prompt
-        .saturating_add(options.sampling.max_new_tokens as usize)
-        .min(max_positions)
-}
-
 /// Returns the most events that an answer can have: the start, a piece for each token, the rest of
 /// the text, and the end.
-pub(crate) fn max_events(prompt: usize, options: &Options, max_positions: usize) -> usize {
-    max_len(prompt, options, max_positions).saturating_sub(prompt) + 3
+pub(crate) fn max_events(prompt: usize, options: &Options, config: &Config) -> usize {
+    let max_len = decode::max_len(prompt, &options.sampling, config);
+    max_len.saturating_sub(prompt) + 3
 }

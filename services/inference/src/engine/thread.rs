@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use togi_model::{Engine, Step};
+use togi_model::Engine;
+use togi_model::decode::Decoder;
 use togi_tokens::Tokenizer;
 
 use crate::base::Loaded;
@@ -16,7 +17,7 @@ use crate::engine::event::Finished;
 use crate::engine::load::Load;
 use crate::engine::scheduler::{self, Limits, Round, State};
 use crate::engine::sequence::{Job, Sequence};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::semconv;
 
@@ -64,13 +65,14 @@ impl EngineThread {
 
     /// Works until the door is closed and every request inside has ended.
     pub(crate) fn run(self) {
+        let decoder = Decoder::new(&self.engine, self.eos);
         let mut requests = Requests::default();
         while self.receive(&mut requests) {
             self.end_early(&mut requests);
             let round = scheduler::plan(&requests.state(), &self.limits);
-            self.admit(&round, &mut requests);
+            self.admit(&decoder, &round, &mut requests);
             self.load.set_active(requests.active.len());
-            self.step(&round, &mut requests.active);
+            self.advance(&decoder, &round, &mut requests.active);
             self.load.set_active(requests.active.len());
         }
     }
@@ -110,7 +112,7 @@ impl EngineThread {
     }
 
     /// Makes the round's admissions active.
-    fn admit(&self, round: &Round, requests: &mut Requests) {
+    fn admit(&self, decoder: &Decoder<'_>, round: &Round, requests: &mut Requests) {
         for ticket in &round.admit {
             let is_admitted = |job: &Job| job.ticket() == *ticket;
             let position = requests.waiting.iter().position(is_admitted);
@@ -118,7 +120,7 @@ impl EngineThread {
                 continue;
             };
             let events = job.events.clone();
-            match Sequence::new(job, &self.engine, &self.tokenizer, self.eos) {
+            match Sequence::new(job, decoder, &self.tokenizer) {
                 Ok(sequence) => requests.active.push(sequence),
                 Err(error) => {
                     self.metrics.failed(&error);
@@ -130,39 +132,22 @@ impl EngineThread {
     }
 
     /// Runs the round's pass and lets each sequence that took part in it advance.
-    fn step(&self, round: &Round, active: &mut Vec<Sequence>) {
-        let mut steps = Vec::with_capacity(active.len());
+    fn advance(&self, decoder: &Decoder<'_>, round: &Round, active: &mut Vec<Sequence>) {
+        let mut shares = Vec::with_capacity(active.len());
         for sequence in active.iter_mut() {
             if let Some(tokens) = round.tokens(sequence.ticket()) {
-                steps.push(sequence.step(tokens));
+                shares.push(sequence.share(tokens));
             }
         }
-        if steps.is_empty() {
-            return;
-        }
-        let mut logits = self.pass(steps).into_iter();
+        let mut choices = decoder.run(&mut shares).into_iter();
         self.end_where(active, |sequence| {
             round.tokens(sequence.ticket())?;
-            logits
-                .next()?
-                .and_then(|mut logits| sequence.advance(&mut logits))
-                .map_err(End::Failed)
-                .transpose()
+            let choice = match choices.next()? {
+                Ok(choice) => choice,
+                Err(error) => return Some(Err(End::Failed(Error::Network(error)))),
+            };
+            sequence.advance(choice?).map(Ok)
         });
-    }
-
-    /// Returns the logits of each step. One pass over all of them reads the weights once. If it
-    /// fails, each runs alone, so that an error ends only its own answer.
-    fn pass(&self, mut steps: Vec<Step<'_>>) -> Vec<Result<Vec<f32>>> {
-        if let Ok(logits) = self.engine.decode_batch(&mut steps) {
-            return logits.into_iter().map(Ok).collect();
-        }
-        let alone = |step: Step<'_>| {
-            self.engine
-                .decode(step.cache, step.ids, step.adapter)
-                .map_err(Error::Network)
-        };
-        steps.into_iter().map(alone).collect()
     }
 
     /// Takes out the sequences that have ended; the others keep their order.

@@ -3,8 +3,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use togi_model::sampling::{self, Sampler};
-use togi_model::{Adapter, Batch, Cache, Engine, Lora, Step, WindowLoss};
+use togi_model::decode::{self, Choice, End, Sequence, Share};
+use togi_model::{Adapter, Batch, Engine, Lora, WindowLoss, sampling};
 use togi_tokens::{Decoder, Row, Tokenizer, prompt};
 
 use super::questions::{Question, is_right};
@@ -89,14 +89,10 @@ impl Measure<'_> {
         max_new_tokens: u32,
     ) -> Result<Measured<u64>> {
         let right = |lora: &Lora| {
-            let adapter = self.engine.adapter(lora)?;
+            let writer = Writer::new(self.engine, tokenizer, lora, max_new_tokens)?;
             let mut right = 0;
             for some in questions.chunks(TOGETHER) {
-                let mut answers: Vec<Answer> = some
-                    .iter()
-                    .map(|question| Answer::new(self.engine, tokenizer, question, max_new_tokens))
-                    .collect::<Result<_>>()?;
-                self.finish(&mut answers, &adapter)?;
+                let answers = self.write(&writer, some)?;
                 let pairs = some.iter().zip(&answers);
                 right += pairs
                     .filter(|(question, answer)| is_right(&answer.text, &question.output))
@@ -111,19 +107,31 @@ impl Measure<'_> {
     }
 
     /// Writes all answers to their ends, a token of each in a pass.
-    fn finish(&self, answers: &mut [Answer], adapter: &Adapter) -> Result<()> {
+    fn write(&self, writer: &Writer<'_>, questions: &[Question]) -> Result<Vec<Answer>> {
+        let answers = questions.iter().map(|question| writer.begin(question));
+        let mut answers: Vec<Answer> = answers.collect::<Result<_>>()?;
         loop {
             self.go_on()?;
-            let mut open: Vec<&mut Answer> =
-                answers.iter_mut().filter(|answer| !answer.ended).collect();
-            if open.is_empty() {
-                return Ok(());
+            let sequences = answers
+                .iter_mut()
+                .filter_map(|answer| answer.sequence.as_mut());
+            let mut shares: Vec<_> = sequences
+                .map(|sequence| Share {
+                    sequence,
+                    tokens: usize::MAX,
+                })
+                .collect();
+            if shares.is_empty() {
+                return Ok(answers);
             }
-            let mut steps: Vec<Step<'_>> =
-                open.iter_mut().map(|answer| answer.step(adapter)).collect();
-            let logits = self.engine.decode_batch(&mut steps)?;
-            for (answer, mut logits) in open.into_iter().zip(logits) {
-                answer.take(&mut logits)?;
+            let choices = writer.decoder.run(&mut shares);
+            let open = answers
+                .iter_mut()
+                .filter(|answer| answer.sequence.is_some());
+            for (answer, choice) in open.zip(choices) {
+                if let Some(choice) = choice? {
+                    answer.push(choice);
+                }
             }
         }
     }
@@ -137,66 +145,69 @@ impl Measure<'_> {
     }
 }
 
-/// A greedy answer while it is written.
-struct Answer {
-    sampler: Sampler,
-    cache: Cache,
-    decoder: Decoder,
-    eos: Option<u32>,
-    /// Tokens of prompt and answer at which it ends.
-    longest: usize,
-    text: String,
-    ended: bool,
+/// Writes greedy answers with one adapter.
+struct Writer<'a> {
+    decoder: decode::Decoder<'a>,
+    adapter: Adapter,
+    tokenizer: &'a Tokenizer,
+    options: sampling::Options,
+    max_positions: usize,
 }
 
-impl Answer {
+impl<'a> Writer<'a> {
     fn new(
-        engine: &Engine,
-        tokenizer: &Tokenizer,
-        question: &Question,
+        engine: &'a Engine,
+        tokenizer: &'a Tokenizer,
+        lora: &Lora,
         max_new_tokens: u32,
-    ) -> Result<Answer> {
-        let prompt = prompt::generation(&question.instruction, &question.input);
-        let ids = tokenizer.encode(&prompt);
-        let most = engine.config().max_position_embeddings;
-        let options = sampling::Options {
-            greedy: true,
-            no_repeat_ngram_size: 0,
-            max_new_tokens,
-            ..sampling::Options::default()
-        };
-        Ok(Answer {
-            longest: ids.len().saturating_add(max_new_tokens as usize).min(most),
-            // What the model cannot read has no answer, which is not right.
-            ended: ids.len() >= most,
-            sampler: Sampler::new(&options, &ids)?,
-            cache: engine.cache(),
-            decoder: tokenizer.decoder(),
-            eos: tokenizer.eos().or(engine.config().eos_token_id),
-            text: String::new(),
+    ) -> Result<Self> {
+        let config = engine.config();
+        Ok(Self {
+            decoder: decode::Decoder::new(engine, tokenizer.eos().or(config.eos_token_id)),
+            adapter: engine.adapter(lora)?,
+            tokenizer,
+            options: sampling::Options {
+                greedy: true,
+                no_repeat_ngram_size: 0,
+                max_new_tokens,
+                ..sampling::Options::default()
+            },
+            max_positions: config.max_position_embeddings,
         })
     }
 
-    fn step<'a>(&'a mut self, adapter: &'a Adapter) -> Step<'a> {
-        let read = self.cache.len();
-        Step {
-            ids: &self.sampler.history()[read..],
-            cache: &mut self.cache,
-            adapter: Some(adapter),
-        }
+    /// Begins an answer. A prompt that fills the model's longest sequence gets none.
+    fn begin(&self, question: &Question) -> Result<Answer> {
+        let prompt = prompt::generation(&question.instruction, &question.input);
+        let ids = self.tokenizer.encode(&prompt);
+        let begin = || {
+            self.decoder
+                .begin(&ids, Some(self.adapter.clone()), &self.options)
+        };
+        Ok(Answer {
+            sequence: (ids.len() < self.max_positions).then(begin).transpose()?,
+            decoder: self.tokenizer.decoder(),
+            text: String::new(),
+        })
     }
+}
 
-    fn take(&mut self, logits: &mut [f32]) -> Result<()> {
-        let id = self.sampler.next(logits)?;
-        if Some(id) == self.eos {
-            self.ended = true;
-        } else {
+/// An answer while it is written.
+struct Answer {
+    /// None once the answer has ended.
+    sequence: Option<Sequence>,
+    decoder: Decoder,
+    text: String,
+}
+
+impl Answer {
+    fn push(&mut self, Choice { id, end }: Choice) {
+        if end != Some(End::Eos) {
             self.text.push_str(&self.decoder.push(id));
-            self.ended = self.sampler.history().len() >= self.longest;
         }
-        if self.ended {
+        if end.is_some() {
             self.text.push_str(&self.decoder.finish());
+            self.sequence = None;
         }
-        Ok(())
     }
 }
