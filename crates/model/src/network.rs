@@ -28,7 +28,7 @@ pub(crate) struct Network<O: Ops> {
     head: O::Array,
 }
 
-/// What backward needs of a forward: nothing for the layers below the first adapted one.
+/// The values of a forward that backward needs: none of the layers below the first adapted one.
 pub(crate) struct Tape<A> {
     layers: Vec<Option<LayerTape<A>>>,
 }
@@ -43,8 +43,7 @@ impl<O: Ops> Network<O> {
     /// Brings a base onto the device.
     pub(crate) fn new(ops: O, base: &Base) -> Result<Self> {
         let config = base.config().clone();
-        // In the order of `shapes`, so that the next tensors are on their way before they are asked
-        // for.
+        // In the order of `shapes`, because the next tensors of that order are fetched ahead.
         let embedding = base.array(&ops, "gpt_neox.embed_in.weight")?;
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| Block::new(&ops, base, layer))
@@ -106,7 +105,7 @@ impl<O: Ops> Network<O> {
 
 impl<O: Learn> Network<O> {
     /// The residual stream after the last layer, before the final norm: (rows, hidden). Fills the
-    /// tape with what backward needs.
+    /// tape.
     pub(crate) fn forward(
         &self,
         pass: &Pass<'_, O>,
@@ -115,19 +114,19 @@ impl<O: Learn> Network<O> {
         let first = pass.first_adapted();
         let mut x = self.ops().gather(&self.embedding, pass.ids)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (next, kept) = block.forward(&self.shared, layer, x, pass)?;
+            let (next, saved) = block.forward(&self.shared, layer, x, pass)?;
             x = next;
             if let Some(tape) = &mut tape {
                 let is_needed = first.is_some_and(|first| layer >= first);
-                tape.layers.push(is_needed.then_some(kept));
+                tape.layers.push(is_needed.then_some(saved));
             }
         }
         Ok(x)
     }
 
-    /// Adds the gradient of what `d_hidden` belongs to onto `grads`. It goes down to the first
-    /// adapted layer and there to its first adapted product: nothing frozen gets a gradient, and no
-    /// input that nothing trainable lies below.
+    /// Adds the adapter's gradients to `grads`, from the residual stream's gradient `d_hidden`. It
+    /// ends at the first adapted product of the first adapted layer, because nothing below it is
+    /// trainable.
     pub(crate) fn backward(
         &self,
         pass: &Pass<'_, O>,
@@ -141,7 +140,7 @@ impl<O: Learn> Network<O> {
         let mut dx = Gradient::from(d_hidden);
         for (layer, block) in self.blocks.iter().enumerate().skip(first).rev() {
             // Popped, so that a layer's tape is freed as soon as it has been used.
-            let Some(kept) = tape.layers.pop().flatten() else {
+            let Some(saved) = tape.layers.pop().flatten() else {
                 return Ok(());
             };
             let below = if layer > first {
@@ -155,7 +154,7 @@ impl<O: Learn> Network<O> {
                 pass,
                 grads,
             };
-            let Some(next) = block.backward(&self.shared, &mut backward, kept, dx, below)? else {
+            let Some(next) = block.backward(&self.shared, &mut backward, saved, dx, below)? else {
                 return Ok(());
             };
             dx = next;
@@ -174,8 +173,8 @@ impl<O: Learn> Network<O> {
         self.ops().read_sum(&sum)
     }
 
-    /// [`Network::loss`] and `factor` times its gradient with respect to the residual stream of
-    /// `total` rows. Rows that predict nothing that is learned never meet the head.
+    /// [`Network::loss`], and `factor` times its gradient with respect to the residual stream of
+    /// `total` rows. Only rows with a target go through the head.
     pub(crate) fn loss_with_gradient(
         &self,
         hidden: &O::Array,

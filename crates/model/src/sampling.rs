@@ -174,6 +174,13 @@ mod tests {
                 },
             ),
             (
+                "temperature",
+                Options {
+                    temperature: 1e-40,
+                    ..plain()
+                },
+            ),
+            (
                 "top_p",
                 Options {
                     top_p: f32::NAN,

@@ -1,5 +1,5 @@
-//! Adapters over the base: what is declared ([`follower`]) becomes what is served, one load at a
-//! time ([`plan`] says which), and requests find their generation here.
+//! The adapters of a replica. It loads what is declared ([`follower`]) one generation at a time, in
+//! the order of [`plan`], and finds the generation of each request.
 
 pub(crate) mod announcer;
 pub(crate) mod follower;
@@ -11,13 +11,14 @@ pub(crate) mod served;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::{Class, Stopper, telemetry};
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::Instrument;
 
 pub(crate) use self::loader::{Expected, Loader};
-use self::plan::{Declaration, Declared, Deferred, Step, next_step, still_says};
+use self::plan::{Action, Again, Declaration, Declared, Deferred, next_action, still_says};
 use self::served::{Refusal, Serving, Shelf};
 use crate::adapters::announcer::News;
 use crate::engine::request::Answerer;
@@ -26,8 +27,8 @@ use crate::metrics::Metrics;
 use crate::semconv;
 use crate::served_adapter::ServedAdapter;
 
-/// First delay before a load is tried again that failed for a reason that may pass; it doubles up
-/// to the reconcile period.
+/// First wait before a load is repeated that failed for a reason that may pass. It doubles up to
+/// the reconcile period.
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest reason in an event: a file can have any number of unknown tensors.
 const MAX_REASON_CHARS: usize = 1000;
@@ -75,7 +76,7 @@ impl Adapters {
         }
         let is_known = match &*self.declared.borrow() {
             Some(declared) => declared.contains_key(alias),
-            None => true, // Nobody can tell yet.
+            None => true, // The store has not been read yet.
         };
         Err(if is_known {
             Error::StillLoading(alias.to_owned())
@@ -99,8 +100,8 @@ impl Adapters {
         }
     }
 
-    /// What the promotions say of a generation that is asked for by its digest: one that allows a
-    /// mismatch is enough.
+    /// Whether a generation that is named by its digest may be served over another precision of its
+    /// base: one promotion that allows it is enough.
     fn base_mismatch(&self, digest: &str) -> BaseMismatch {
         let declared = self.declared.borrow();
         let mut declarations = declared.iter().flat_map(Declared::values);
@@ -118,7 +119,7 @@ impl Adapters {
         replaces: bool,
     ) -> Result<Arc<ServedAdapter>> {
         if let Some(generation) = self.shelf.find(digest) {
-            // It may be in memory for an alias that says something else.
+            // Another alias, which allows a mismatch, may have brought it into memory.
             self.loader
                 .admit(generation.trained_over(), base_mismatch)?;
             return Ok(generation);
@@ -143,30 +144,30 @@ impl Adapters {
             .map_err(late)?
     }
 
-    /// Brings what is served to what is declared, again and again, until the stop. `caught_up` is
-    /// called once, when everything that was declared at the start has been tried.
+    /// Serves what is declared until the stop. `caught_up` is called once, when every declaration
+    /// of the start has been tried.
     pub(crate) async fn keep_up(&self, stopper: &Stopper, caught_up: impl FnOnce()) {
         let mut changes = self.declared.subscribe();
         let mut deferred = Deferred::new();
         let mut caught_up = Some(caught_up);
         while !stopper.is_stopped() {
             let declared = changes.borrow_and_update().clone();
-            let step = match &declared {
+            let action = match &declared {
                 Some(declared) => {
                     let served = self.shelf.served();
-                    next_step(declared, &served, &deferred, Instant::now())
+                    next_action(declared, &served, &deferred, Instant::now())
                 }
-                None => Step::Wait(None),
+                None => Action::Wait(None),
             };
-            match (step, declared) {
-                (Step::Load(alias), Some(declared)) => {
+            match (action, declared) {
+                (Action::Load(alias), Some(declared)) => {
                     let serve = self.serve(&alias, &declared[&alias], &mut deferred);
                     stopper.run(serve).await;
                 }
-                (Step::Drop(alias), _) => self.drop_alias(&alias),
-                (Step::Wait(until), declared) => {
+                (Action::Drop(alias), _) => self.drop_alias(&alias),
+                (Action::Wait(until), declared) => {
                     if declared.is_some() {
-                        caught_up.take().into_iter().for_each(|tell| tell());
+                        caught_up.take().into_iter().for_each(|call| call());
                     }
                     let due = async {
                         match until {
@@ -181,7 +182,7 @@ impl Adapters {
                         () = due => {}
                     }
                 }
-                (Step::Load(_), None) => {}
+                (Action::Load(_), None) => {}
             }
         }
     }
@@ -194,7 +195,7 @@ impl Adapters {
         });
     }
 
-    /// Loads what an alias names and lets the alias serve it, in one change.
+    /// Loads the generation that an alias names, and lets the alias serve it.
     async fn serve(&self, alias: &str, declaration: &Declaration, deferred: &mut Deferred) {
         let span = tracing::info_span!(
             "load adapter",
@@ -256,7 +257,7 @@ impl Adapters {
             seconds,
             "adapter serves"
         );
-        self.tell(News::Loaded {
+        self.announce(News::Loaded {
             alias: alias.to_owned(),
             generation: generation.clone(),
             mismatched,
@@ -264,8 +265,8 @@ impl Adapters {
         });
     }
 
-    /// A load failed: refuses what cannot be served, puts off what may be served later. Returns the
-    /// outcome's word.
+    /// Refuses an adapter that cannot be served, and defers one whose load may succeed later.
+    /// Returns the name of the outcome.
     fn failed(
         &self,
         alias: &str,
@@ -275,10 +276,11 @@ impl Adapters {
     ) -> &'static str {
         let verdict = Verdict::of(error);
         if verdict != Verdict::Refused {
-            let delay = deferred
-                .get(alias)
-                .map_or(RETRY, |last| (last.delay * 2).min(self.retry_period));
-            let again = plan::Again::after(declaration.revision, delay);
+            let backoff = deferred.remove(alias).map_or_else(
+                || Backoff::new(RETRY.min(self.retry_period), self.retry_period),
+                |last| last.backoff,
+            );
+            let again = Again::after(declaration.revision, backoff);
             deferred.insert(alias.to_owned(), again);
         }
         let generation = &declaration.generation;
@@ -298,7 +300,7 @@ impl Adapters {
             self.shelf.change(|served| {
                 served.refused.insert(alias.to_owned(), refusal);
             });
-            self.tell(News::Rejected {
+            self.announce(News::Rejected {
                 alias: alias.to_owned(),
                 generation: generation.clone(),
                 reason,
@@ -308,31 +310,31 @@ impl Adapters {
         "rejected"
     }
 
-    fn tell(&self, news: News) {
-        // Events are hints: with the bus away for long, the oldest news are the ones worth keeping.
+    fn announce(&self, news: News) {
+        // Events are hints. If the bus is away for long, the oldest are kept.
         if self.news.try_send(news).is_err() {
             tracing::warn!("too much news waits for the bus; one is left out");
         }
     }
 }
 
-/// What a failed load means.
+/// The consequence of a failed load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Refused for good: objects never change.
+    /// Refused finally: objects never change.
     Refused,
-    /// Refused, and tried again: somebody may bring the missing bytes, or make room.
+    /// Refused, and tried again: missing files may appear, or memory may become free.
     RefusedForNow,
-    /// Nothing is said about the adapter: the store did not answer.
+    /// Tried again: the store did not answer.
     Deferred,
 }
 
 impl Verdict {
-    fn of(error: &Error) -> Verdict {
+    fn of(error: &Error) -> Self {
         match error.class() {
-            Class::FailedPrecondition | Class::InvalidArgument => Verdict::Refused,
-            Class::DataLoss | Class::NotFound | Class::ResourceExhausted => Verdict::RefusedForNow,
-            _ => Verdict::Deferred,
+            Class::FailedPrecondition | Class::InvalidArgument => Self::Refused,
+            Class::DataLoss | Class::NotFound | Class::ResourceExhausted => Self::RefusedForNow,
+            _ => Self::Deferred,
         }
     }
 }

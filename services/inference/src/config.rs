@@ -161,7 +161,7 @@ impl Config {
             }
         }
         let seconds = self.adapters.reconcile_seconds;
-        if Duration::try_from_secs_f64(seconds).is_err() || seconds <= 0.0 {
+        if Duration::try_from_secs_f64(seconds).map_or(true, |period| period.is_zero()) {
             return Err(Error::Setting {
                 setting: "adapters.reconcile_seconds".into(),
                 reason: format!("must be over 0, not {seconds}"),

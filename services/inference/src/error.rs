@@ -1,5 +1,7 @@
 //! The failures of this crate, each with its class. The class alone decides the gRPC code.
 
+use std::borrow::Cow;
+
 use togi_runtime::error::Class;
 
 /// A failure of the inference service.
@@ -9,7 +11,7 @@ pub enum Error {
     #[error("{field}: {reason}")]
     Field {
         /// The field's path, for example `options.temperature`.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// What is wrong, with figures.
         reason: String,
     },
@@ -92,9 +94,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// A wrong field, named by its path in the request.
-    pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
+    pub(crate) fn field(field: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
         Self::Field {
-            field,
+            field: field.into(),
             reason: reason.into(),
         }
     }

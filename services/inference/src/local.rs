@@ -1,5 +1,5 @@
-//! Answers without a service: one base and at most one adapter in this process, with the engine of
-//! a replica. Only the source of the adapter differs.
+//! Answers without a service: one base and at most one adapter in this process, with a replica's
+//! engine.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::served_adapter::ServedAdapter;
 
-/// Longest prompt in bytes that is tokenized at all.
+/// Longest prompt in bytes.
 pub(crate) const MAX_PROMPT_BYTES: usize = 256 << 10;
 /// One answer at a time; the other limits are the defaults of a replica.
 const LIMITS: EngineConfig = EngineConfig {
@@ -74,7 +74,7 @@ impl Local {
     }
 
     /// Answers with an adapter from now on. Its generation here is the SHA-256 of its tensors as
-    /// this build writes them, whatever file they came from.
+    /// this build writes them.
     ///
     /// # Errors
     /// [`Error::BadAdapter`] if it does not fit the base.
@@ -83,7 +83,7 @@ impl Local {
         let tensors = adapter::to_files(lora, "").map_err(bad)?.tensors;
         let engine = &self.admission.engine;
         let adapter = engine.adapter(lora).map_err(bad)?;
-        // A folder does not say over which precision the adapter was trained.
+        // An adapter's folder does not have the precision that it was trained over.
         let precision = engine.base().precision().name().to_owned();
         let served = ServedAdapter::new(Digest::of(&tensors).to_string(), precision, adapter);
         self.adapter = Some(Arc::new(served));

@@ -1,5 +1,5 @@
 //! One replica: the base, the engine's thread, the adapters, and the tasks that follow the
-//! registry. It exists before the base is loaded, and answers then that it is loading.
+//! registry. Until the base is loaded, it refuses requests as unavailable.
 
 mod gauges;
 
@@ -107,7 +107,7 @@ impl Replica {
             device: self.config.device,
             precision: self.config.precision(name)?,
         };
-        // Before the base is copied here, which may take long.
+        // A wrong device is reported before the base is copied, which may take long.
         tokio::task::spawn_blocking(move || choice.device.open())
             .await
             .map_err(|error| Error::Broken(format!("opening the device: {error}")))?
@@ -140,7 +140,7 @@ impl Replica {
                 door,
             },
         };
-        // Only this task sets it, and once.
+        // This task alone sets it, once.
         let _ = self.ready.set(ready);
         drop(base_latch);
         let serve = async {

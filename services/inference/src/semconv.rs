@@ -1,6 +1,5 @@
-//! Names of span and metric attributes, once. The `gen_ai.*` names restate OpenTelemetry's
-//! conventions for generative AI (status "development", so that the published Rust constants are
-//! deprecated); `togi.*` names are our own.
+//! Names of span and metric attributes. `gen_ai.*` are OpenTelemetry's conventions for generative
+//! AI, repeated here because the Rust constants are deprecated while their status is "development".
 
 /// The operation: `text_completion`.
 pub const GEN_AI_OPERATION_NAME: &str = "gen_ai.operation.name";
@@ -16,11 +15,11 @@ pub const GEN_AI_REQUEST_TOP_P: &str = "gen_ai.request.top_p";
 pub const GEN_AI_REQUEST_TOP_K: &str = "gen_ai.request.top_k";
 /// Requested limit of the answer, in tokens.
 pub const GEN_AI_REQUEST_MAX_TOKENS: &str = "gen_ai.request.max_tokens";
-/// The seed that is used.
+/// The seed of the draws.
 pub const GEN_AI_REQUEST_SEED: &str = "gen_ai.request.seed";
 /// The answering generation, or the name of the base.
 pub const GEN_AI_RESPONSE_MODEL: &str = "gen_ai.response.model";
-/// Why the answer ended.
+/// The reason of the answer's end.
 pub const GEN_AI_RESPONSE_FINISH_REASONS: &str = "gen_ai.response.finish_reasons";
 /// Tokens in the prompt.
 pub const GEN_AI_USAGE_INPUT_TOKENS: &str = "gen_ai.usage.input_tokens";
@@ -41,7 +40,7 @@ pub use togi_runtime::telemetry::semconv::{ALIAS, GENERATION};
 pub const REVISION: &str = "togi.alias.revision";
 /// This replica.
 pub const REPLICA: &str = "togi.replica";
-/// How something ended: `loaded`, `rejected`, `deferred`.
+/// The outcome of a load: `loaded`, `rejected`, `deferred` or `overtaken`.
 pub const OUTCOME: &str = "togi.outcome";
-/// Why an answer ended, as a label.
+/// The reason of an answer's end, as a label.
 pub const FINISH_REASON: &str = "togi.finish_reason";

@@ -24,7 +24,7 @@ pub(crate) struct Part<'a, O: Decode> {
 /// The rows of a pass, and what they run with.
 struct DecodingPass<'a, O: Decode> {
     ids: &'a [u32],
-    /// Where the rows stand.
+    /// The positions of the rows.
     layout: &'a O::Layout,
     groups: Groups<'a, O>,
     /// A cache for each sequence.

@@ -35,17 +35,17 @@ pub(crate) struct Block<O: Ops> {
     pub(crate) down: Linear<O>,
 }
 
-/// What a layer's backward needs. On a GPU this is for each token 10 h values where the
-/// intermediate width is 4 h: x and mid h each, queries, keys and values 3 h, attention's output h,
-/// and the activation's input 4 h. Beside it there are an f32 for each head, and for each adapted
-/// product its input and as many values as its rank.
+/// The values that a layer's backward needs. On a GPU, with an intermediate size of 4 h, these are
+/// 10 h values a token: h each of x, mid and attention's output, 3 h of queries, keys and values,
+/// and 4 h of the activation's input. Each head adds an f32, and each adapted product adds its
+/// input and a value for each rank.
 pub(super) struct LayerTape<A> {
     /// The layer's input: (rows, hidden).
     x: A,
     /// The MLP norm's input; the same matrix as `x` in the parallel arrangement.
     mid: A,
     attended: Attended<A>,
-    /// What the activation's derivative is made from: (rows, intermediate).
+    /// The source of the activation's derivative: (rows, intermediate).
     slope: Option<A>,
     query_key_value: Option<Saved<A>>,
     dense: Option<Saved<A>>,
@@ -127,7 +127,7 @@ impl<O: Ops> Block<O> {
 }
 
 impl<O: Learn> Block<O> {
-    /// Runs the layer; returns its output and what backward needs.
+    /// Runs the layer; returns its output and the values for backward.
     pub(super) fn forward(
         &self,
         shared: &Shared<O>,
@@ -178,7 +178,7 @@ impl<O: Learn> Block<O> {
     ) -> Result<Option<Gradient<'a, O::Array>>> {
         let Shared { ops, config, heads } = shared;
         let parallel = config.use_parallel_residual;
-        // What lies below each product decides how far its gradient has to go.
+        // A product passes its gradient on only if something trainable lies below it.
         let through_layer = below == Need::Input;
         let into_attention = through_layer || tape.query_key_value.is_some();
         let attention_has_factors = into_attention || tape.dense.is_some();

@@ -13,22 +13,23 @@ pub(crate) struct Linear<O: Ops> {
     pub(crate) affine: Affine<O>,
 }
 
-/// What a module's backward needs: its masked input (rows, inputs) and A times it (rows, rank).
+/// The values that a module's backward needs: its masked input (rows, inputs), and A times it
+/// (rows, rank).
 pub(super) struct Saved<A> {
     input: A,
     shrunk: A,
 }
 
-/// A product, (rows, outputs), and what its backward needs.
+/// A product, (rows, outputs), and the values for its backward.
 pub(super) struct Output<A> {
     pub(super) y: A,
     /// None of a product without an adapter.
     pub(super) saved: Option<Saved<A>>,
-    /// What the derivative is made from of an activation that was the input.
+    /// The source of the derivative of an activation that was the input.
     pub(super) slope: Option<A>,
 }
 
-/// The gradients that a backward is asked for.
+/// The gradients that a backward computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
     /// Those of the factors, and of the input.
@@ -37,7 +38,7 @@ pub(super) enum Need {
     Factors,
 }
 
-/// What a layer's backward carries along.
+/// The arguments that a layer's backward passes to its products.
 pub(super) struct Backward<'a, 'p, O: Ops> {
     pub(super) ops: &'a O,
     pub(super) layer: usize,
@@ -71,8 +72,8 @@ impl<O: Learn> Linear<O> {
         let input = match input {
             // The adapter reads the activation itself, so it cannot stay fused.
             Input::Activated(x, kind) if factor.is_some() => {
-                let (activated, kept) = ops.activate_keeping(x, kind)?;
-                slope = Some(kept);
+                let (activated, source) = ops.activate_keeping(x, kind)?;
+                slope = Some(source);
                 Input::Plain(&*formed.insert(activated))
             }
             input => input,

@@ -1,4 +1,5 @@
-//! What a pass of training or evaluation runs on, and what all layers share.
+//! The rows and the adapter of a pass of training or evaluation, and the parts that all layers
+//! share.
 
 use crate::config::Config;
 use crate::dropout::{Dropout, Mask};
@@ -6,7 +7,7 @@ use crate::network::factors::{Factor, Factors};
 use crate::ops::{Heads, Ops};
 use crate::target::Target;
 
-/// What all layers of a network share.
+/// The parts that all layers of a network share.
 pub(crate) struct Shared<O: Ops> {
     pub(crate) ops: O,
     pub(crate) config: Config,
@@ -17,7 +18,7 @@ pub(crate) struct Shared<O: Ops> {
 pub(crate) struct Pass<'a, O: Ops> {
     /// Token ids of all spans.
     pub(crate) ids: &'a [u32],
-    /// Where the rows stand.
+    /// The positions of the rows.
     pub(crate) layout: &'a O::Layout,
     /// None for the base alone.
     pub(crate) factors: Option<&'a Factors<O::Array>>,

@@ -44,26 +44,28 @@ impl Options {
     /// # Errors
     /// [`Error::Field`] that names the first field out of its range.
     pub fn validate(&self) -> Result<()> {
-        for (field, value) in [
-            ("temperature", self.temperature),
-            ("repetition_penalty", self.repetition_penalty),
-        ] {
-            if !value.is_finite() {
-                return Err(Error::field(field, format!("{value} is not finite")));
-            }
-            if value <= 0.0 {
-                return Err(Error::field(field, format!("{value} is not over 0")));
-            }
-        }
+        check_positive("temperature", self.temperature)?;
         if !(0.0..=1.0).contains(&self.top_p) {
-            let reason = format!("{} is not from 0 to 1", self.top_p);
+            let reason = format!("must be from 0 to 1, not {}", self.top_p);
             return Err(Error::field("top_p", reason));
         }
+        check_positive("repetition_penalty", self.repetition_penalty)?;
         if self.max_new_tokens == 0 {
-            return Err(Error::field("max_new_tokens", "is 0"));
+            return Err(Error::field("max_new_tokens", "must be at least 1"));
         }
         Ok(())
     }
+}
+
+fn check_positive(field: &'static str, value: f32) -> Result<()> {
+    if !value.is_finite() {
+        return Err(Error::field(field, format!("must be finite, not {value}")));
+    }
+    // Divided by less than the smallest normal number, logits overflow.
+    if value < f32::MIN_POSITIVE {
+        return Err(Error::field(field, format!("must be over 0, not {value}")));
+    }
+    Ok(())
 }
 
 /// A token that may come next.

@@ -1,11 +1,12 @@
-//! Says what this replica serves: events when an adapter was loaded or refused, and its entry in
-//! `togi_replicas`. Nothing waits for it: with the bus away, news wait, and serving goes on.
+//! Announces what this replica serves: an event for each adapter that was loaded or refused, and
+//! the replica's entry in `togi_replicas`. While the bus is away, news wait and serving continues.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::replicas;
 use togi_runtime::{Bus, Event, Stopper};
 use tokio::sync::{mpsc, watch};
@@ -15,8 +16,8 @@ use crate::adapters::served::{Refusal, Served, Serving, Shelf};
 use crate::rpc::events;
 use crate::served_adapter::ServedAdapter;
 
-/// Wait before the next attempt to reach the bus.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// First and longest wait between two attempts to publish an event.
+const WAITS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// Something that happened to an alias here.
 #[derive(Debug, Clone)]
@@ -25,8 +26,8 @@ pub(crate) enum News {
     Loaded {
         alias: String,
         generation: String,
-        /// The generation, if the base is held otherwise than in its training: that is measured
-        /// before it is said.
+        /// The generation, if its base has another precision here than in training: the effect is
+        /// measured before the event.
         mismatched: Option<Arc<ServedAdapter>>,
         traceparent: Option<String>,
     },
@@ -39,7 +40,7 @@ pub(crate) enum News {
     },
 }
 
-/// What a replica's entry says.
+/// A replica's entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaEntry {
     /// The replica.
@@ -54,7 +55,7 @@ pub struct ReplicaEntry {
     pub rejected: BTreeMap<String, String>,
 }
 
-/// Says the news and keeps the entry.
+/// Publishes the news and keeps the entry.
 pub(crate) struct Announcer {
     pub(crate) bus: Bus,
     pub(crate) replica: String,
@@ -64,7 +65,7 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    /// Works until the stop; then takes the entry away.
+    /// Works until the stop; then removes the entry.
     pub(crate) async fn run(
         self,
         mut news: mpsc::Receiver<News>,
@@ -85,17 +86,16 @@ impl Announcer {
                 entries.send_replace(self.entry(&served.borrow_and_update()));
             }
         };
-        let say = async {
+        let publish = async {
             while let Some(Some(news)) = stopper.run(news.recv()).await {
-                // Measured here, so that nothing but the news waits for it, and they keep their
-                // order.
+                // A mismatch is measured here, so that only news wait for it, in their order.
                 let Some((event, traceparent)) = stopper.run(self.event(news)).await else {
                     return;
                 };
                 self.publish(event, traceparent, stopper).await;
             }
         };
-        let (announced, (), ()) = tokio::join!(announce, renew, say);
+        let (announced, (), ()) = tokio::join!(announce, renew, publish);
         announced
     }
 
@@ -114,7 +114,7 @@ impl Announcer {
         }
     }
 
-    /// Returns the event that says the news, and the trace that it belongs to.
+    /// Returns the event of the news, and the trace that it belongs to.
     async fn event(&self, news: News) -> (Event, Option<String>) {
         let replica = self.replica.clone();
         match news {
@@ -145,6 +145,7 @@ impl Announcer {
 
     /// Publishes until it is stored, or the stop.
     async fn publish(&self, event: Event, traceparent: Option<String>, stopper: &Stopper) {
+        let mut backoff = Backoff::new(WAITS.0, WAITS.1);
         while let Some(Err(error)) = stopper
             .run(self.bus.publish_in(event.clone(), traceparent.as_deref()))
             .await
@@ -154,7 +155,7 @@ impl Announcer {
                 return;
             }
             tracing::debug!(error = error.chain(), "an event waits for the bus");
-            stopper.wait(PATIENCE).await;
+            backoff.wait(stopper).await;
         }
     }
 }

@@ -1,6 +1,5 @@
-//! Follows the registry: turns what the store's aliases name, at the start, after each event and
-//! now and then in any case, into what is declared. Without events, or with all of them lost, the
-//! same set comes out.
+//! Follows the registry: reads the store's aliases at the start, after each event and periodically,
+//! so that the declared set is right even if every event is lost.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,14 +35,14 @@ impl Follower {
     }
 }
 
-/// What is declared now; an alias that names what it named was heard of before.
+/// The declared set after a listing. A revision that is known keeps the time when it was heard of.
 fn next(known: Option<&Declared>, list: Vec<Alias>) -> Declared {
     let now = Instant::now();
     let declaration = |alias: Alias| {
         let before = known.and_then(|known| known.get(alias.name()));
         let heard = before
             .filter(|before| before.revision == alias.revision)
-            .map_or(now, |b| b.heard);
+            .map_or(now, |before| before.heard);
         let Alias { revision, said } = alias;
         let declaration = Declaration {
             generation: said.generation,

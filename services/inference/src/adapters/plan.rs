@@ -1,25 +1,26 @@
-//! Facts in, decision out: from what the registry declares and what this replica serves to the next
-//! thing to do. Pure, so that every order of events ends in the same set.
+//! Facts in, decision out: the next action, from what the registry declares and what this replica
+//! serves. Pure, so that every order of events ends in the same set.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
 
 use super::served::Served;
 
-/// What the registry says that an alias names.
+/// An alias as the registry declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Declaration {
     /// The generation.
     pub(crate) generation: String,
     /// The alias's revision, from 1.
     pub(crate) revision: u64,
-    /// Whether it may be served over a base that is held otherwise than in training.
+    /// Whether it may be served over another precision of its base than in training.
     pub(crate) base_mismatch: BaseMismatch,
     /// Trace context of the promotion.
     pub(crate) traceparent: Option<String>,
-    /// When this replica heard of it: the newest is loaded first, as somebody waits for it.
+    /// When this replica heard of it. The newest is loaded first, because somebody waits for it.
     pub(crate) heard: Instant,
 }
 
@@ -30,51 +31,50 @@ pub(crate) type Declared = BTreeMap<String, Declaration>;
 pub(crate) type Deferred = BTreeMap<String, Again>;
 
 /// When a load is tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Again {
     /// The alias's revision that failed; another one is tried at once.
     pub(crate) revision: u64,
-    /// The delay.
-    pub(crate) delay: Duration,
-    /// Its end.
     pub(crate) until: Instant,
+    /// The waits after further failures.
+    pub(crate) backoff: Backoff,
 }
 
 impl Again {
-    pub(crate) fn after(revision: u64, delay: Duration) -> Again {
-        Again {
+    pub(crate) fn after(revision: u64, mut backoff: Backoff) -> Self {
+        Self {
             revision,
-            delay,
-            until: Instant::now() + delay,
+            until: Instant::now() + backoff.step(),
+            backoff,
         }
     }
 }
 
-/// The next thing to do.
+/// The next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Load what the alias names, then let the alias serve it.
+pub(crate) enum Action {
+    /// Load the generation that the alias names, and let the alias serve it.
     Load(String),
-    /// The alias is no longer declared: serve it no more.
+    /// Stop serving the alias: it is no longer declared.
     Drop(String),
-    /// Nothing until the registry changes, or until then.
+    /// Wait until the registry changes, or until a time.
     Wait(Option<Instant>),
 }
 
-/// Returns the next step from what is served to what is declared: what nobody declares goes first
-/// (it costs nothing), then the declaration heard of last.
-pub(crate) fn next_step(
+/// Returns the next action towards the declared set: first a drop, because it costs nothing, then
+/// the load of the declaration heard of last.
+pub(crate) fn next_action(
     declared: &Declared,
     served: &Served,
     deferred: &Deferred,
     now: Instant,
-) -> Step {
+) -> Action {
     let known = served.aliases.keys().chain(served.refused.keys());
     if let Some(alias) = known
         .into_iter()
         .find(|alias| !declared.contains_key(*alias))
     {
-        return Step::Drop(alias.clone());
+        return Action::Drop(alias.clone());
     }
     let mut due: Option<(&String, &Declaration)> = None;
     let mut earliest: Option<Instant> = None;
@@ -92,11 +92,12 @@ pub(crate) fn next_step(
             _ => {}
         }
     }
-    due.map_or(Step::Wait(earliest), |(alias, _)| Step::Load(alias.clone()))
+    due.map_or(Action::Wait(earliest), |(alias, _)| {
+        Action::Load(alias.clone())
+    })
 }
 
-/// Whether an alias still says what it said when a load began: who has moved it meanwhile may have
-/// had a reason.
+/// Whether an alias still names the revision that it named when a load began.
 pub(crate) fn still_says(
     declared: Option<&Declared>,
     alias: &str,
@@ -106,7 +107,7 @@ pub(crate) fn still_says(
     now.is_some_and(|now| now.revision == declaration.revision)
 }
 
-/// Whether this revision is served, or was refused for good.
+/// Whether this revision is served, or its refusal is final.
 fn is_settled(alias: &str, declaration: &Declaration, served: &Served) -> bool {
     let is_served = served.aliases.get(alias).is_some_and(|serving| {
         serving.revision == declaration.revision
@@ -121,6 +122,8 @@ fn is_settled(alias: &str, declaration: &Declaration, served: &Served) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::adapters::served::Refusal;
 
@@ -155,8 +158,8 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let declared = declare(&[("a", 1, now), ("b", 7, later), ("c", 1, now)]);
-        let step = next_step(&declared, &Served::default(), &Deferred::new(), later);
-        assert_eq!(step, Step::Load("b".into()));
+        let action = next_action(&declared, &Served::default(), &Deferred::new(), later);
+        assert_eq!(action, Action::Load("b".into()));
     }
 
     #[test]
@@ -165,13 +168,13 @@ mod tests {
         let served = refuse("a", 1, true);
         let same = declare(&[("a", 1, now)]);
         assert_eq!(
-            next_step(&same, &served, &Deferred::new(), now),
-            Step::Wait(None)
+            next_action(&same, &served, &Deferred::new(), now),
+            Action::Wait(None)
         );
         let next = declare(&[("a", 2, now)]);
         assert_eq!(
-            next_step(&next, &served, &Deferred::new(), now),
-            Step::Load("a".into())
+            next_action(&next, &served, &Deferred::new(), now),
+            Action::Load("a".into())
         );
     }
 
@@ -199,30 +202,30 @@ mod tests {
         let declared = declare(&[("a", 1, now), ("b", 1, now)]);
         let again = |until| Again {
             revision: 1,
-            delay: Duration::ZERO,
             until,
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(1)),
         };
         let mut deferred = Deferred::from([("a".into(), again(until))]);
         let served = Served::default();
         assert_eq!(
-            next_step(&declared, &served, &deferred, now),
-            Step::Load("b".into())
+            next_action(&declared, &served, &deferred, now),
+            Action::Load("b".into())
         );
         deferred.insert("b".into(), again(until + Duration::from_secs(1)));
         assert_eq!(
-            next_step(&declared, &served, &deferred, now),
-            Step::Wait(Some(until))
+            next_action(&declared, &served, &deferred, now),
+            Action::Wait(Some(until))
         );
         assert_eq!(
-            next_step(&declared, &served, &deferred, until),
-            Step::Load("a".into())
+            next_action(&declared, &served, &deferred, until),
+            Action::Load("a".into())
         );
     }
 
     #[test]
     fn what_nobody_declares_is_dropped() {
         let served = refuse("gone", 1, true);
-        let step = next_step(&Declared::new(), &served, &Deferred::new(), Instant::now());
-        assert_eq!(step, Step::Drop("gone".into()));
+        let action = next_action(&Declared::new(), &served, &Deferred::new(), Instant::now());
+        assert_eq!(action, Action::Drop("gone".into()));
     }
 }

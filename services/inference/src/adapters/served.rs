@@ -1,5 +1,5 @@
-//! What this replica serves: an immutable picture that readers take by `Arc` and the loader
-//! replaces whole, and the generations that are in memory, whoever holds them.
+//! What this replica serves: an immutable snapshot that readers take by `Arc` and the loader
+//! replaces whole; and the generations in memory, no matter what holds them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::served_adapter::ServedAdapter;
 
-/// A picture of what is served.
+/// A snapshot of what is served.
 #[derive(Debug, Clone, Default)]
 pub struct Served {
     /// By alias.
@@ -25,7 +25,7 @@ pub struct Serving {
     pub generation: Arc<ServedAdapter>,
     /// The alias's revision that named it.
     pub revision: u64,
-    /// Since when it is served.
+    /// When it began to be served.
     pub since: SystemTime,
 }
 
@@ -38,11 +38,11 @@ pub struct Refusal {
     pub revision: u64,
     /// Why.
     pub reason: String,
-    /// Whether no further try can change it: objects never change.
+    /// Whether it is not tried again, because objects never change.
     pub is_final: bool,
 }
 
-/// The current picture, and what is in memory.
+/// The current snapshot, and the generations in memory.
 pub(crate) struct Shelf {
     served: watch::Sender<Arc<Served>>,
     resident: Mutex<Resident>,
@@ -53,30 +53,30 @@ pub(crate) struct Shelf {
 struct Resident {
     // Weak: a generation lives as long as an alias, a running answer or `recent` holds it.
     all: HashMap<String, Weak<ServedAdapter>>,
-    // Generations that were asked for by their digest, most recent last: kept while there is room.
+    // Generations that requests named by digest, the most recent last; kept while there is room.
     recent: VecDeque<Arc<ServedAdapter>>,
 }
 
 impl Shelf {
-    pub(crate) fn new(max_resident: usize) -> Shelf {
-        Shelf {
+    pub(crate) fn new(max_resident: usize) -> Self {
+        Self {
             served: watch::Sender::default(),
             resident: Mutex::default(),
             max_resident,
         }
     }
 
-    /// Returns the current picture.
+    /// Returns the current snapshot.
     pub(crate) fn served(&self) -> Arc<Served> {
         self.served.borrow().clone()
     }
 
-    /// Returns the picture as it changes.
+    /// Returns the snapshot as it changes.
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<Served>> {
         self.served.subscribe()
     }
 
-    /// Replaces the picture by a changed copy; readers see the old one or the new one.
+    /// Replaces the snapshot by a changed copy; readers see the old one or the new one.
     pub(crate) fn change(&self, edit: impl FnOnce(&mut Served)) {
         self.served
             .send_modify(|served| edit(Arc::make_mut(served)));
@@ -87,9 +87,9 @@ impl Shelf {
         self.resident().all.get(digest).and_then(Weak::upgrade)
     }
 
-    /// Makes room for one more generation: forgets recent ones that nobody else holds, oldest
-    /// first. `replaces` says that the newcomer takes an alias from another generation. Returns
-    /// whether there is room.
+    /// Makes room for one more generation by dropping recent ones that nothing else holds, the
+    /// oldest first. With `replaces` one more is allowed, because it takes an alias from another.
+    /// Returns false if there is no room.
     pub(crate) fn make_room(&self, replaces: bool) -> bool {
         let limit = self.max_resident + usize::from(replaces);
         let mut resident = self.resident();
@@ -111,7 +111,7 @@ impl Shelf {
             .insert(generation.digest().to_owned(), Arc::downgrade(generation));
     }
 
-    /// Keeps a generation that was asked for by its digest while there is room.
+    /// Keeps a generation that a request named by digest while there is room.
     pub(crate) fn keep(&self, generation: &Arc<ServedAdapter>) {
         let mut resident = self.resident();
         resident

@@ -1,5 +1,5 @@
-//! From a request to a stream of events: it takes a permit, its prompt becomes tokens, and the job
-//! goes to the engine. A replica has one [`Admission`], and so has [`crate::local::Local`].
+//! Admits a request: it takes a permit, tokenizes the prompt and hands the job to the engine. A
+//! replica has one [`Admission`], and so has [`crate::local::Local`].
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,7 +34,7 @@ pub(crate) struct Admitted {
 }
 
 impl Admission {
-    /// Takes a permit for a request: before any costly work is done for it.
+    /// Takes a permit for a request, before any costly work.
     ///
     /// # Errors
     /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
@@ -86,8 +86,8 @@ impl Admission {
         Ok(event::stream(answer))
     }
 
-    /// Tokenizes the prompt on a thread; checks that it has tokens, and that the longest sequence
-    /// of the model has room for at least one more.
+    /// Tokenizes the prompt on a thread. Checks that it has a token, and that the model's longest
+    /// sequence has room for one more.
     async fn tokenize(&self, request: &Request) -> Result<Vec<u32>> {
         let (tokenizer, text) = (self.tokenizer.clone(), request.prompt.clone());
         let encode = move || Tokenizer::encode(&tokenizer, &text);

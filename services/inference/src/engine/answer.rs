@@ -1,5 +1,5 @@
-//! From token ids to the text of an answer: whole characters, `<NL>` as a newline, stop texts found
-//! and cut out, and every id reported once.
+//! Turns token ids into the text of an answer: whole characters, `<NL>` as a newline, without stop
+//! texts, and every id reported once.
 
 use togi_tokens::Decoder;
 

@@ -1,6 +1,6 @@
-//! The door to the engine: a bounded number of permits, given at once or not at all, and the
-//! channel for jobs. A permit is held from the request's arrival until its answer has ended, so
-//! that nothing grows without bound behind the door.
+//! The door to the engine: a fixed number of permits, and the channel for jobs. A request gets a
+//! permit immediately or is refused, and holds it until its answer has ended, so that nothing grows
+//! without bound.
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -69,8 +69,8 @@ impl Door {
         self.send(Work::Answer(Box::new(job)))
     }
 
-    /// Returns the logits after a prompt, from any engine on the same device. A probe needs no
-    /// permit: only one runs at a time.
+    /// Returns the logits after a prompt, from an engine on the thread's device that has the
+    /// adapter. A probe needs no permit, because only one runs at a time.
     ///
     /// # Errors
     /// [`Error::Stopping`] when the door is closed, [`Error::Network`] for a prompt that the
@@ -99,7 +99,7 @@ impl Door {
             .map_err(|_| Error::Stopping)
     }
 
-    /// Lets nobody in any more; the engine's thread ends when it has finished the requests inside.
+    /// Refuses further requests. The engine's thread ends after those inside.
     pub(crate) fn close(&self) {
         self.work().take();
     }

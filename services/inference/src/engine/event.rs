@@ -1,4 +1,4 @@
-//! The events of one answer: what the engine tells a client, in order.
+//! The events of one answer, in the order in which a client receives them.
 
 use std::pin::Pin;
 use std::time::Duration;

@@ -1,5 +1,4 @@
-//! How tokens are chosen and what ends an answer, checked field by field. Code behind this type
-//! does not check again.
+//! The options of a request, checked field by field. Code behind this type does not check again.
 
 use togi_model::sampling;
 
@@ -13,7 +12,7 @@ pub(crate) const MAX_STOP_BYTES: usize = 256;
 /// Valid options.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Options {
-    /// How the next token is chosen, and how many are.
+    /// How tokens are drawn, and the most of them.
     pub(crate) sampling: sampling::Options,
     /// Texts that end the answer.
     pub(crate) stop: Vec<String>,
@@ -25,30 +24,15 @@ impl Options {
     /// # Errors
     /// [`Error::Field`] naming the first wrong field by its path in the request.
     pub(crate) fn new(sampling: sampling::Options, stop: Vec<String>) -> Result<Self> {
-        check_positive("options.temperature", sampling.temperature)?;
-        let top_p = sampling.top_p;
-        if !(0.0..=1.0).contains(&top_p) {
-            let reason = format!("must be from 0 to 1, not {top_p}");
-            return Err(Error::field("options.top_p", reason));
-        }
-        check_positive("options.repetition_penalty", sampling.repetition_penalty)?;
-        if sampling.max_new_tokens == 0 {
-            return Err(Error::field("options.max_new_tokens", "must be at least 1"));
-        }
+        sampling.validate().map_err(|error| match error {
+            togi_model::Error::Field { field, reason } => {
+                Error::field(format!("options.{field}"), reason)
+            }
+            other => Error::Network(other),
+        })?;
         check_stops(&stop)?;
         Ok(Self { sampling, stop })
     }
-}
-
-fn check_positive(field: &'static str, value: f32) -> Result<()> {
-    if !value.is_finite() {
-        return Err(Error::field(field, format!("must be finite, not {value}")));
-    }
-    // Divided by less than the smallest normal number, logits overflow.
-    if value < f32::MIN_POSITIVE {
-        return Err(Error::field(field, format!("must be over 0, not {value}")));
-    }
-    Ok(())
 }
 
 fn check_stops(stops: &[String]) -> Result<()> {
@@ -99,7 +83,7 @@ mod tests {
             ("options.stop", |o| o.stop = vec![String::new()]),
             ("options.stop", |o| o.stop = vec!["x".repeat(257)]),
             ("options.stop", |o| o.stop = vec!["x".into(); 9]),
-            // Options that greedy decoding does not use are checked all the same.
+            // Also checked where greedy decoding does not use them.
             ("options.top_p", |o| {
                 o.sampling.top_p = 2.0;
                 o.sampling.greedy = true;

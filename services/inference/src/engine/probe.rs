@@ -1,5 +1,5 @@
-//! The logits that follow a prompt, computed between two rounds of the engine's thread: no token is
-//! drawn, and no client waits.
+//! The logits after a prompt, computed as an answer's are, between two rounds of the engine's
+//! thread.
 
 use std::sync::Arc;
 

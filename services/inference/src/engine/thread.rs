@@ -77,8 +77,8 @@ impl EngineThread {
         }
     }
 
-    /// Takes the work that has arrived, and blocks while there is none. Returns false when the door
-    /// is closed and nobody is inside.
+    /// Takes the work that has arrived, and blocks while no request is inside. Returns false when
+    /// the door is closed and no request is inside.
     fn receive(&self, requests: &mut Requests) -> bool {
         if requests.is_empty() {
             match self.work.recv() {
@@ -204,7 +204,7 @@ impl Requests {
 
 type Ended = std::result::Result<Finished, End>;
 
-/// How an answer ends that does not finish.
+/// The end of an answer that does not finish.
 enum End {
     Abandoned,
     Failed(Error),

@@ -1,4 +1,4 @@
-//! The gauges of a replica, read whenever metrics are collected.
+//! The gauges of a replica, read at each collection of metrics.
 
 use std::sync::Arc;
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use togi_proto::inference::v1 as proto;
-use togi_proto::inference::v1::inference_service_server::InferenceService;
+use togi_proto::inference::v1::inference_service_server::{
+    InferenceService, InferenceServiceServer,
+};
+use togi_runtime::rpc::server::Services;
 use tonic::{Request, Response, Status};
 
 use crate::adapters::served::{Refusal, Serving};
@@ -25,6 +28,11 @@ impl Service {
     pub fn new(replica: Arc<Replica>) -> Self {
         Self { replica }
     }
+}
+
+/// Adds the service of a replica to those of a process.
+pub(crate) fn add(services: &mut Services, replica: Arc<Replica>) {
+    services.add(InferenceServiceServer::new(Service::new(replica)));
 }
 
 #[tonic::async_trait]

@@ -144,7 +144,7 @@ pub async fn publish_good(store: &Store, base_folder: &Path, seed: u64) -> Strin
     publish(store, draft(base_folder, seed)).await
 }
 
-/// Lets an alias name a generation in the store, and says so on the bus if there is one; returns
+/// Lets an alias name a generation in the store, publishes it if there is a bus, and returns
 /// the revision.
 pub async fn promote(store: &Store, bus: Option<&Bus>, alias: &str, generation: &str) -> u64 {
     say(store, bus, revision(alias, generation)).await

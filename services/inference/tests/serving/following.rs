@@ -98,7 +98,7 @@ async fn a_rollback_reaches_every_replica_also_one_that_was_down() {
     assert_eq!((back.revision, back.generation()), (3, first.as_str()));
     one.until_serving("main", &first).await;
     let two = one.beside("replica-2").ready().await;
-    // Ready is whoever serves what is declared.
+    // A replica is ready when it serves what is declared.
     assert_eq!(two.serving("main").as_deref(), Some(first.as_str()));
     // Both hear of the next one.
     let third = publish_good(&one.store, &folder, 3).await;
