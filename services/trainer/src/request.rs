@@ -100,3 +100,62 @@ pub fn normal(request: &proto::CreateJobRequest) -> Result<proto::CreateJobReque
         ..request.clone()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use togi_common::canonical;
+
+    use super::*;
+
+    /// A request as the store has it. Jobs of earlier versions are read for ever, and the same key
+    /// must give the same bytes, so this spelling never changes.
+    const STORED: &str = concat!(
+        r#"{"identity":{"base":"b","base_precision":"nf4","dataset":"d","recipe":"r","#,
+        r#""template":"p","tokenizer":"t"},"#,
+        r#""origin":{"by":"trigger","policy":"nightly","revision":2,"version":1},"#,
+        r#""request":{"alias":"kana","base":"tiny","dataset":"d","gate":{"answerTolerance":0.05,"#,
+        r#""leastRight":0.0,"lossTolerance":0.5,"maxNewTokens":64,"#,
+        r#""questions":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"},"#,
+        r#""idempotencyKey":"k","policy":"nightly","#,
+        r#""recipe":{"accumulation":1,"adamBeta1":0.9,"adamBeta2":0.999,"adamEpsilon":1e-8,"#,
+        r#""basePrecision":"nf4","batchSize":4,"checkpointEvery":"100","epochs":1,"#,
+        r#""learningRate":0.0002,"lora":{"alpha":32.0,"dropout":0.1,"rank":8,"#,
+        r#""targetModules":["query_key_value","dense_h_to_4h"]},"maxGradientNorm":1.0,"#,
+        r#""maxSteps":"0","name":"n","promote":"manual","seed":"18446744073709551615","#,
+        r#""shuffle":true,"warmupSteps":"0","weightDecay":0.0}},"#,
+        r#""rows":16,"steps":4}"#,
+    );
+
+    #[test]
+    fn a_stored_request_keeps_its_spelling() {
+        let request = JobRequest::from_json(STORED.as_bytes()).unwrap();
+        let written = String::from_utf8(canonical::json(&request).unwrap()).unwrap();
+        assert_eq!(written, STORED);
+    }
+
+    #[test]
+    fn what_is_not_set_is_not_stored() {
+        let stored = STORED
+            .replace(r#""alias":"kana","#, "")
+            .replace(r#""idempotencyKey":"k","policy":"nightly","#, "")
+            .replace(r#""name":"n","#, "")
+            .replace(r#","questions":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa""#, "");
+        let request = JobRequest::from_json(stored.as_bytes()).unwrap();
+        let written = String::from_utf8(canonical::json(&request).unwrap()).unwrap();
+        assert_eq!(written, stored);
+        assert_eq!(request.gate().unwrap().unwrap().questions, None);
+    }
+
+    #[test]
+    fn a_request_of_before_a_field_existed_has_its_default() {
+        let stored = STORED
+            .replace(r#""basePrecision":"nf4","#, "")
+            .replace(r#""shuffle":true,"#, "")
+            .replace(r#""answerTolerance":0.05,"#, "");
+        let request = JobRequest::from_json(stored.as_bytes()).unwrap();
+        let recipe = request.recipe().unwrap();
+        assert_eq!(recipe.precision, crate::recipe::Precision::F32);
+        assert!(recipe.shuffle);
+        assert_eq!(request.gate().unwrap().unwrap().answer_tolerance, 0.05);
+    }
+}

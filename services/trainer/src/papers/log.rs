@@ -348,4 +348,21 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_stored_line_keeps_its_spelling() {
+        let lines = concat!(
+            r#"{"step":"3","steps":"10","loss":1.5,"gradientNorm":0.25,"learningRate":0.0002,"#,
+            r#""epoch":0.75,"tokensPerSecond":50.0,"samplesPerSecond":2.5,"memoryBytes":"4096","#,
+            r#""secondsLeft":7.0,"tokens":"150","deviceMemoryBytes":"9","#,
+            r#""gpuUtilizationPercent":99.0,"gpuPowerWatts":500.0,"gpuMemoryBytes":"0","#,
+            r#""skippedSteps":"1"}"#,
+            "\n",
+            r#"{"step":"4","deviceMemoryBytes":"0"}"#,
+            "\n",
+        );
+        let steps = decode(&layout::job_log(&job()), lines.as_bytes()).unwrap();
+        assert_eq!(encode(&steps).unwrap(), lines);
+        assert_eq!((steps[0].loss, steps[1].loss), (1.5, 0.0));
+    }
 }

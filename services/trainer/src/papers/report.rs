@@ -286,4 +286,34 @@ mod tests {
             .collect();
         assert_eq!(seconds, [2.0, 3.0]);
     }
+
+    #[test]
+    fn a_report_spells_the_recipe_as_the_contract_does() {
+        let facts = RunSummary {
+            job: String::new(),
+            generation: String::new(),
+            rows: 0,
+            samples: 0,
+            seconds: 0.0,
+            failed_attempts: 0,
+            worker: String::new(),
+            device: String::new(),
+            peak_memory_bytes: 0,
+            adapter_bytes: 0,
+            trainable_parameters: 0,
+            base_parameters: 0,
+        };
+        let recipe = Recipe::from_toml("max_steps = 3").unwrap();
+        let spelled = report(&facts, &recipe, &[])["recipe"].take();
+        let expected = json!({
+            "basePrecision": "f32", "epochs": 1, "maxSteps": "3", "batchSize": 4,
+            "accumulation": 1, "learningRate": 2e-4, "warmupSteps": "0", "adamBeta1": 0.9,
+            "adamBeta2": 0.999, "adamEpsilon": 1e-8, "weightDecay": 0.0, "maxGradientNorm": 1.0,
+            "seed": "42", "shuffle": true, "checkpointEvery": "100", "promote": "auto",
+            "lora": {
+                "rank": 8, "alpha": 32.0, "dropout": 0.1, "targetModules": ["query_key_value"],
+            },
+        });
+        assert_eq!(spelled, expected);
+    }
 }

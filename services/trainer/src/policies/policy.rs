@@ -421,4 +421,49 @@ mod tests {
         // Nothing new was there, but what there was had not been tried.
         assert_eq!(due(false, every_hour, 5, late), [4]);
     }
+
+    /// A version as the store has it: its spelling never changes.
+    const STORED: &str = concat!(
+        r#"{"policy":{"alias":"kana","base":"tiny","dataset":"questions","#,
+        r#""gate":{"answerTolerance":0.05,"leastRight":0.0,"lossTolerance":0.05,"#,
+        r#""maxNewTokens":64},"name":"nightly","#,
+        r#""recipe":{"accumulation":1,"adamBeta1":0.9,"adamBeta2":0.999,"adamEpsilon":1e-8,"#,
+        r#""basePrecision":"f32","batchSize":4,"checkpointEvery":"100","epochs":1,"#,
+        r#""learningRate":0.0002,"lora":{"alpha":32.0,"dropout":0.1,"rank":8,"#,
+        r#""targetModules":["query_key_value"]},"maxGradientNorm":1.0,"#,
+        r#""maxSteps":"7","promote":"auto","seed":"42","#,
+        r#""shuffle":true,"warmupSteps":"0","weightDecay":0.0},"#,
+        r#""trigger":{"newRevision":false,"schedule":"30 3 * * *"}},"#,
+        r#""seen":3,"since":"2026-01-01T02:30:00Z"}"#,
+    );
+
+    fn written(version: &Version) -> String {
+        String::from_utf8(togi_common::canonical::json(version).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_stored_policy_keeps_its_spelling() {
+        let version: Version = serde_json::from_str(STORED).unwrap();
+        assert_eq!(written(&version), STORED);
+        let by_revision = STORED
+            .replace(r#""newRevision":false,"#, r#""newRevision":true"#)
+            .replace(r#""schedule":"30 3 * * *""#, "");
+        let version: Version = serde_json::from_str(&by_revision).unwrap();
+        assert_eq!(written(&version), by_revision);
+        let ended = r#"{"policy":null,"seen":3,"since":null}"#;
+        let version: Version = serde_json::from_str(ended).unwrap();
+        assert_eq!(written(&version), ended);
+    }
+
+    #[test]
+    fn a_policy_of_before_gates_and_triggers_has_the_defaults() {
+        let stored = concat!(
+            r#"{"policy":{"alias":"kana","base":"tiny","dataset":"questions","#,
+            r#""name":"nightly","recipe":{"epochs":2}},"seen":3}"#,
+        );
+        let version: Version = serde_json::from_str(stored).unwrap();
+        let policy = version.into_policy(1).unwrap();
+        let time = policy.time(Timestamp::MIN).unwrap();
+        assert!(time.new_revision && policy.since.is_none());
+    }
 }

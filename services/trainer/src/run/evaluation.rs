@@ -322,4 +322,27 @@ mod tests {
         let found = find(&store, &job).await.unwrap().unwrap();
         assert_eq!(found.held_out, [HeldOut::default()]);
     }
+
+    #[tokio::test]
+    async fn a_stored_decision_keeps_its_spelling() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig::folder(folder.path()).unwrap();
+        let store = Store::open(&config).await.unwrap();
+        let stored = concat!(
+            r#"{"alias":"kana","answers":{"asked":"20","right":"19","servingRight":"0"},"#,
+            r#""generation":"g","heldOut":[{"dataset":"d","loss":1.5,"rows":"3","#,
+            r#""servingLoss":0.0},{"dataset":"e","rows":"4"}],"job":"first","passed":true,"#,
+            r#""reason":"r","serving":"s"}"#,
+        );
+        for (job, stored) in [("whole", stored), ("first", r#"{"generation":"g"}"#)] {
+            let id = JobId::parse(job).unwrap();
+            let key = layout::job_evaluation(&id);
+            store.put_new(&key, stored.to_owned()).await.unwrap();
+            let found = find(&store, &id).await.unwrap().unwrap();
+            let copy = JobId::parse(&format!("{job}-again")).unwrap();
+            keep(&store, &copy, &found).await.unwrap();
+            let written = store.get(&layout::job_evaluation(&copy)).await.unwrap();
+            assert_eq!(written, stored);
+        }
+    }
 }
