@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use togi_model::{Base, DeviceName, Engine, Precision};
+use togi_base::CheckedBase;
+use togi_model::{DeviceName, Engine, Precision};
 use togi_runtime::Stopper;
 use togi_runtime::config::BaseConfig;
 use togi_runtime::store::folder;
@@ -68,63 +69,49 @@ pub(crate) async fn load(
 
 async fn read(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loaded> {
     let owned_name = name.to_owned();
-    let loaded = tokio::task::spawn_blocking(move || read_folder(&owned_name, folder, choice))
+    let DeviceChoice { device, precision } = choice;
+    let reading = tokio::task::spawn_blocking(move || {
+        let checked = CheckedBase::read(&folder, device, precision);
+        let checked = checked.map_err(|error| unusable(&owned_name, &error))?;
+        on_device(&owned_name, folder, checked, device)
+    });
+    let loaded = reading
         .await
         .map_err(|error| Error::Broken(format!("loading the base ended: {error}")))??;
     let parameters = loaded.engine.config().parameters();
     tracing::info!(
         base = name,
         digest = loaded.digest,
-        precision = choice.precision.name(),
-        device = %choice.device,
+        precision = precision.name(),
+        %device,
         parameters,
         "base loaded"
     );
     Ok(loaded)
 }
 
-fn read_folder(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loaded> {
-    let base = choice
-        .device
-        .read(&folder, choice.precision)
-        .map_err(|error| unusable(name, error.to_string()))?;
-    with_tokenizer(name, folder, base, choice.device)
-}
-
-/// Puts a base onto its device, and reads the tokenizer in its folder.
+/// Puts a base onto its device.
 ///
 /// # Errors
-/// [`Error::Base`] for a tokenizer that is missing or does not fit, or a base that the device
-/// refuses; [`Error::Device`] for a device that cannot be used.
-pub(crate) fn with_tokenizer(
+/// [`Error::Base`] for a base that the device refuses; [`Error::Device`] for a device that cannot
+/// be used.
+pub(crate) fn on_device(
     name: &str,
     folder: PathBuf,
-    base: Base,
+    checked: CheckedBase,
     device: DeviceName,
 ) -> Result<Loaded> {
-    let unusable = |reason: String| unusable(name, reason);
-    let bytes = base
-        .tokenizer()
-        .ok_or_else(|| unusable("its folder has no spiece.model and no tokenizer.model".into()))?;
-    let tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| unusable(error.to_string()))?;
-    let (pieces, rows) = (tokenizer.vocab_size(), base.config().vocab_size);
-    if pieces > rows {
-        return Err(unusable(format!(
-            "its tokenizer has {pieces} pieces, its network {rows}"
-        )));
-    }
-    let precision = base.precision();
-    let eos = tokenizer.eos().or(base.config().eos_token_id);
-    let engine =
-        Engine::on(Arc::new(base), device.device(precision)).map_err(|error| match error {
-            error @ togi_model::Error::Device { .. } => Error::Device(error),
-            other => unusable(other.to_string()),
-        })?;
+    let (precision, eos) = (checked.base.precision(), checked.eos());
+    let engine = Engine::on(Arc::new(checked.base), device.device(precision));
+    let engine = engine.map_err(|error| match error {
+        error @ togi_model::Error::Device { .. } => Error::Device(error),
+        other => unusable(name, &other),
+    })?;
     // Only now: where the files went straight to the GPU, this waits until they are hashed.
     let digest = engine.base().digest().to_owned();
     Ok(Loaded {
         engine: Arc::new(engine),
-        tokenizer: Arc::new(tokenizer),
+        tokenizer: Arc::new(checked.tokenizer),
         digest,
         device,
         precision,
@@ -133,9 +120,10 @@ pub(crate) fn with_tokenizer(
     })
 }
 
-fn unusable(name: &str, reason: String) -> Error {
+/// Returns the error of a base that cannot be used.
+pub(crate) fn unusable(name: &str, reason: &impl ToString) -> Error {
     Error::Base {
         name: name.to_owned(),
-        reason,
+        reason: reason.to_string(),
     }
 }

@@ -120,6 +120,29 @@ impl Error {
     }
 }
 
+/// Errors of reading an adapter.
+impl From<togi_base::Error> for Error {
+    fn from(error: togi_base::Error) -> Self {
+        match error {
+            togi_base::Error::NotPublished(generation) => Error::UnknownAdapter(generation),
+            togi_base::Error::Damaged(reason) => Error::BrokenAdapter(reason),
+            togi_base::Error::Runtime(error) => Error::Runtime(error),
+            unfit => Error::BadAdapter(with_cause(&unfit)),
+        }
+    }
+}
+
+/// Returns an error and its causes in one line.
+pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 impl From<Error> for togi_runtime::Error {
     fn from(error: Error) -> togi_runtime::Error {
         match error {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use togi_base::CheckedBase;
 use togi_common::Digest;
 use togi_model::{Base, Config, DeviceName, Lora, adapter};
 
@@ -47,7 +48,8 @@ impl Local {
     /// refuses.
     pub fn new(folder: &Path, base: Base, device: DeviceName) -> Result<Self> {
         let name = folder.display().to_string();
-        let loaded = base::with_tokenizer(&name, folder.to_owned(), base, device)?;
+        let checked = CheckedBase::new(base).map_err(|error| base::unusable(&name, &error))?;
+        let loaded = base::on_device(&name, folder.to_owned(), checked, device)?;
         let (door, engine_thread) = EngineThread::new(&loaded, &LIMITS, Metrics::new());
         let abort = engine_thread.abort.clone();
         let thread = thread::Builder::new()

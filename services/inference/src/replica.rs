@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use togi_base::adapter::MadeFor;
 use togi_runtime::{Context, Latch, Stopper};
 use togi_tokens::prompt;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -161,10 +162,12 @@ impl Replica {
             store: self.context.store.clone(),
             engine: loaded.engine.clone(),
             expected: Expected {
-                base: loaded.digest.clone(),
+                made_for: MadeFor {
+                    base: loaded.digest.clone(),
+                    tokenizer: loaded.tokenizer.digest().to_owned(),
+                    template: prompt::template_digest().to_owned(),
+                },
                 base_precision: loaded.precision.name().to_owned(),
-                tokenizer: loaded.tokenizer.digest().to_owned(),
-                template: prompt::template_digest().to_owned(),
             },
             max_bytes: self.config.adapters.max_bytes,
         }

@@ -33,15 +33,7 @@ impl Adapter {
         recipe: &Recipe,
     ) -> Result<Adapter> {
         let files = adapter::to_files(lora, base_name)?;
-        let made_of = adapter::Identity {
-            base: identity.base.clone(),
-            tokenizer: identity.tokenizer.clone(),
-            template: identity.template.clone(),
-            dataset: identity.dataset.clone(),
-            recipe: identity.recipe.clone(),
-            base_precision: identity.base_precision.clone(),
-        };
-        let generation = adapter::generation(&files, &made_of)?;
+        let generation = adapter::generation(&files, &togi_base::adapter::identity(identity))?;
         let card = model_card::card(base_name, identity, &generation, recipe);
         let files = [
             (adapter::CONFIG_FILE, Bytes::from(files.config)),

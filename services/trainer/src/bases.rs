@@ -3,16 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use togi_model::base::quantized_as;
+use togi_base::CheckedBase;
 use togi_model::memory::weights;
 use togi_model::{Base, Config, Device, DeviceName, Engine, Gpu, Precision};
 use togi_runtime::config::{BaseConfig, BasesConfig};
 use togi_runtime::layout;
 use togi_runtime::process::memory;
-use togi_runtime::store::folder;
-use tokio::sync::OnceCell;
+use tokio::sync::RwLock;
 
 use crate::error::{Error, Result};
 
@@ -35,11 +34,10 @@ pub struct BaseInfo {
 pub struct Bases(Arc<Inner>);
 
 struct Inner {
-    configured: BasesConfig,
+    bases: BTreeMap<String, Slot>,
     cache: PathBuf,
     device: DeviceName,
     weight_use: WeightUse,
-    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     engine: tokio::sync::Mutex<Option<Loaded>>,
     /// Bytes that the GPU had available when this process held nothing on it.
     gpu_available: Mutex<Option<u64>>,
@@ -62,26 +60,13 @@ struct Loaded {
     engine: Arc<Engine>,
 }
 
-/// The loaded parts of one base. `info` never waits for a load of another precision, so that
-/// requests are checked while a job loads its base.
-#[derive(Default)]
+/// One base. Its properties are outside the lock, so that requests are checked while a job loads
+/// the weights in another precision.
 struct Slot {
-    info: OnceCell<Arc<BaseInfo>>,
-    weights: Mutex<Option<Arc<Base>>>,
-    /// Taken while the base is read, so that memory never holds it twice.
-    load_lock: tokio::sync::Mutex<()>,
-}
-
-/// A base as it was read.
-struct Read {
-    base: Base,
-    quantized_as: Option<Precision>,
-}
-
-impl Slot {
-    fn weights(&self) -> std::sync::MutexGuard<'_, Option<Arc<Base>>> {
-        self.weights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    config: BaseConfig,
+    info: OnceLock<Arc<BaseInfo>>,
+    /// Locked for writing while the files are read, so that memory never holds the base twice.
+    weights: RwLock<Option<Arc<Base>>>,
 }
 
 impl Bases {
@@ -93,35 +78,28 @@ impl Bases {
         device: DeviceName,
         weight_use: WeightUse,
     ) -> Self {
+        let slot = |config| Slot {
+            config,
+            info: OnceLock::new(),
+            weights: RwLock::default(),
+        };
+        let bases = configured.into_iter();
         Self(Arc::new(Inner {
-            configured,
+            bases: bases.map(|(name, config)| (name, slot(config))).collect(),
             cache,
             device,
             weight_use,
-            slots: Mutex::default(),
             engine: tokio::sync::Mutex::default(),
             gpu_available: Mutex::default(),
         }))
     }
 
-    /// Returns a base's configuration.
+    /// Checks that a base is configured.
     ///
     /// # Errors
     /// `NotFound` with field `base`.
-    pub fn configured(&self, name: &str) -> Result<&BaseConfig> {
-        layout::validate_name("base", name)?;
-        self.0.configured.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.0.configured.keys().map(String::as_str).collect();
-            let known = if known.is_empty() {
-                "none".to_owned()
-            } else {
-                known.join(", ")
-            };
-            let message = format!("base {name:?} is not configured; configured are: {known}");
-            togi_runtime::Error::not_found(message)
-                .with_field("base")
-                .into()
-        })
+    pub fn check_name(&self, name: &str) -> Result<()> {
+        self.slot(name).map(drop)
     }
 
     /// Returns the properties of a base. The first call reads and checks its files, in the
@@ -131,19 +109,11 @@ impl Bases {
     /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are not a
     /// usable base, with field `recipe.base_precision` if they are quantized otherwise.
     pub async fn info(&self, name: &str, precision: Precision) -> Result<Arc<BaseInfo>> {
-        let configured = self.configured(name)?;
-        let slot = self.slot(name);
-        let read = async || {
-            let _loading = slot.load_lock.lock().await;
-            let read = self.read(name, configured, precision).await?;
-            let info = info(name, configured, &read)?;
-            if let WeightUse::Training { .. } = self.0.weight_use {
-                *slot.weights() = Some(Arc::new(read.base));
-            }
-            Ok::<_, Error>(Arc::new(info))
+        let slot = self.slot(name)?;
+        let info = match slot.info.get() {
+            Some(info) => info,
+            None => self.first_info(name, slot, precision).await?,
         };
-        // An error is not kept: the next request tries again.
-        let info = slot.info.get_or_try_init(read).await?;
         match info.quantized_as {
             Some(held) if held != precision => Err(cannot_be(
                 precision.name(),
@@ -151,6 +121,32 @@ impl Bases {
             )),
             _ => Ok(Arc::clone(info)),
         }
+    }
+
+    async fn first_info<'a>(
+        &self,
+        name: &str,
+        slot: &'a Slot,
+        precision: Precision,
+    ) -> Result<&'a Arc<BaseInfo>> {
+        let mut weights = slot.weights.write().await;
+        if let Some(info) = slot.info.get() {
+            return Ok(info);
+        }
+        // An error is not kept: the next request tries again.
+        let (checked, quantized_as) = self.read(name, slot, precision).await?;
+        let CheckedBase { base, tokenizer } = checked;
+        let info = BaseInfo {
+            config: base.config().clone(),
+            digest: base.digest().to_owned(),
+            tokenizer_digest: tokenizer.digest().to_owned(),
+            public_name: public_name(name, &slot.config.url),
+            quantized_as,
+        };
+        if let WeightUse::Training { .. } = self.0.weight_use {
+            *weights = Some(Arc::new(base));
+        }
+        Ok(slot.info.get_or_init(|| Arc::new(info)))
     }
 
     /// Returns the engine over a base on the worker's device. The last one is kept; another base,
@@ -162,23 +158,22 @@ impl Bases {
         let WeightUse::Training { gpu } = &self.0.weight_use else {
             return Err(togi_runtime::Error::internal("this process does not train").into());
         };
-        let mut held = self.0.engine.lock().await;
-        if let Some(held) = &*held
-            && held.base == name
-            && held.engine.base().precision() == precision
+        let mut loaded = self.0.engine.lock().await;
+        if let Some(loaded) = &*loaded
+            && loaded.base == name
+            && loaded.engine.base().precision() == precision
         {
-            return Ok(Arc::clone(&held.engine));
+            return Ok(Arc::clone(&loaded.engine));
         }
-        held.take();
+        loaded.take();
         if let Some(gpu) = gpu {
             *self.gpu_available() = Some(gpu.memory()?.available);
         }
         let base = self.weights(name, precision).await?;
         let device = self.0.device.device(precision);
         let making = tokio::task::spawn_blocking(move || Engine::on(base, device));
-        let engine = making.await.map_err(|_| Error::ThreadGone)??;
-        let engine = Arc::new(engine);
-        *held = Some(Loaded {
+        let engine = Arc::new(making.await.map_err(|_| Error::ThreadGone)??);
+        *loaded = Some(Loaded {
             base: name.to_owned(),
             engine: Arc::clone(&engine),
         });
@@ -201,17 +196,15 @@ impl Bases {
                 gpu_available.or_else(|| Some(gpu?.memory().ok()?.available))
             }
             (DeviceName::Cpu, _) => {
-                let slot = self.slot(name);
-                let resident = match &*slot.weights() {
-                    Some(base) => weights(base.config(), base.precision(), Device::Cpu),
-                    None => 0,
-                };
+                let resident = self.resident(name).map_or(0, |base| {
+                    weights(base.config(), base.precision(), Device::Cpu)
+                });
                 memory::available_bytes().map(|bytes| bytes.saturating_add(resident))
             }
         }
     }
 
-    /// Returns the device's name, a gpu's maker's for it included.
+    /// Returns the device's name, with a GPU's product name.
     #[must_use]
     pub fn device(&self) -> String {
         match self.gpu() {
@@ -236,58 +229,54 @@ impl Bases {
 
     /// Returns a base's weights. Weights in another precision are dropped first.
     async fn weights(&self, name: &str, precision: Precision) -> Result<Arc<Base>> {
-        let configured = self.configured(name)?;
-        let slot = self.slot(name);
-        let _loading = slot.load_lock.lock().await;
-        if let Some(base) = &*slot.weights()
+        let slot = self.slot(name)?;
+        let mut weights = slot.weights.write().await;
+        if let Some(base) = &*weights
             && base.precision() == precision
         {
             return Ok(Arc::clone(base));
         }
-        slot.weights().take();
-        let base = Arc::new(self.read(name, configured, precision).await?.base);
-        *slot.weights() = Some(Arc::clone(&base));
-        Ok(base)
+        weights.take();
+        let (checked, _) = self.read(name, slot, precision).await?;
+        Ok(Arc::clone(weights.insert(Arc::new(checked.base))))
     }
 
-    /// Returns in which precision this process holds a base's weights, if it does.
-    #[must_use]
-    pub fn held(&self, name: &str) -> Option<Precision> {
-        let slot = self.slot(name);
-        slot.weights().as_ref().map(|base| base.precision())
+    /// Returns the weights of a base that memory holds; none while they are being read.
+    fn resident(&self, name: &str) -> Option<Arc<Base>> {
+        let weights = self.0.bases.get(name)?.weights.try_read().ok()?;
+        weights.clone()
     }
 
-    fn slot(&self, name: &str) -> Arc<Slot> {
-        let slots = self.0.slots.lock();
-        let mut slots = slots.unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(slots.entry(name.to_owned()).or_default())
+    fn slot(&self, name: &str) -> Result<&Slot> {
+        layout::validate_name("base", name)?;
+        self.0.bases.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.0.bases.keys().map(String::as_str).collect();
+            let known = if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            };
+            let message = format!("base {name:?} is not configured; configured are: {known}");
+            togi_runtime::Error::not_found(message)
+                .with_field("base")
+                .into()
+        })
     }
 
     async fn read(
         &self,
         name: &str,
-        configured: &BaseConfig,
+        slot: &Slot,
         precision: Precision,
-    ) -> Result<Read> {
-        let local = folder::materialize(configured, &self.0.cache).await;
-        let local = local.map_err(|error| error.with_field("base"))?;
-        tracing::info!(
-            base = name,
-            precision = precision.name(),
-            "reading the base"
-        );
-        let device = self.0.device;
-        let reading = tokio::task::spawn_blocking(move || {
-            Ok(Read {
-                quantized_as: quantized_as(&local)?,
-                base: device.read(&local, precision)?,
-            })
-        });
-        let read = reading
-            .await
-            .map_err(|_| Error::unfit("base", "could not be read"))?;
-        read.map_err(|error| match error {
-            togi_model::Error::Precision { precision, reason } => cannot_be(precision, &reason),
+    ) -> Result<(CheckedBase, Option<Precision>)> {
+        let precision_name = precision.name();
+        tracing::info!(base = name, precision = precision_name, "reading the base");
+        let reading = CheckedBase::fetch(&slot.config, &self.0.cache, self.0.device, precision);
+        reading.await.map_err(|error| match error {
+            togi_base::Error::Runtime(error) => error.with_field("base").into(),
+            togi_base::Error::Model(togi_model::Error::Precision { precision, reason }) => {
+                cannot_be(precision, &reason)
+            }
             error => Error::unfit("base", format!("{name:?} is not usable: {error}")),
         })
     }
@@ -296,37 +285,6 @@ impl Bases {
 fn cannot_be(precision: &str, reason: &str) -> Error {
     let reason = format!("cannot be {precision}: {reason}");
     Error::unfit("recipe.base_precision", reason)
-}
-
-/// Returns the properties of a base; its tokenizer must fit its network.
-fn info(name: &str, configured: &BaseConfig, read: &Read) -> Result<BaseInfo> {
-    let base = &read.base;
-    let Some(tokenizer) = base.tokenizer() else {
-        return Err(Error::unfit(
-            "base",
-            format!("{name:?} has no spiece.model or tokenizer.model"),
-        ));
-    };
-    let tokenizer = togi_tokens::Tokenizer::from_bytes(tokenizer).map_err(|error| {
-        Error::unfit(
-            "base",
-            format!("{name:?} has an invalid tokenizer: {error}"),
-        )
-    })?;
-    let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
-    if pieces > ids {
-        return Err(Error::unfit(
-            "base",
-            format!("{name:?} has {pieces} pieces in its tokenizer and {ids} ids in its network"),
-        ));
-    }
-    Ok(BaseInfo {
-        config: base.config().clone(),
-        digest: base.digest().to_owned(),
-        tokenizer_digest: tokenizer.digest().to_owned(),
-        public_name: public_name(name, &configured.url),
-        quantized_as: read.quantized_as,
-    })
 }
 
 fn public_name(name: &str, url: &str) -> String {
@@ -382,11 +340,12 @@ mod tests {
     #[tokio::test]
     async fn memory_holds_one_representation_of_a_base() {
         let (_folder, bases) = bases();
-        assert_eq!(bases.held("tiny"), None);
+        let held = || Some(bases.resident("tiny")?.precision());
+        assert_eq!(held(), None);
         bases.info("tiny", Precision::F32).await.unwrap();
         // Reading the properties loads nothing again.
         bases.info("tiny", Precision::Nf4).await.unwrap();
-        assert_eq!(bases.held("tiny"), Some(Precision::F32));
+        assert_eq!(held(), Some(Precision::F32));
         let full = bases.engine("tiny", Precision::F32).await.unwrap();
         let again = bases.engine("tiny", Precision::F32).await.unwrap();
         assert!(Arc::ptr_eq(&full, &again));
@@ -394,7 +353,7 @@ mod tests {
         drop((full, again));
         let quantized = bases.engine("tiny", Precision::Nf4).await.unwrap();
         assert_eq!(quantized.base().precision(), Precision::Nf4);
-        assert_eq!(bases.held("tiny"), Some(Precision::Nf4));
+        assert_eq!(held(), Some(Precision::Nf4));
         assert!(gone.upgrade().is_none(), "the other was let go");
     }
 

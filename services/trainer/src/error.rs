@@ -139,6 +139,15 @@ impl Error {
         }
     }
 
+    /// A base's or an adapter's file that cannot be read. A difference from its manifest is damage.
+    pub(crate) fn unreadable(what: &str, error: togi_base::Error) -> Error {
+        match error {
+            togi_base::Error::Model(error) => error.into(),
+            togi_base::Error::Runtime(error) => error.into(),
+            damage => Error::damaged(what, damage),
+        }
+    }
+
     /// The error's class.
     #[must_use]
     pub fn class(&self) -> Class {

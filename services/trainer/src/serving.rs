@@ -1,11 +1,11 @@
 //! The generation that an alias names, read for being measured beside a new one.
 
-use bytes::Bytes;
-use togi_common::Digest;
-use togi_model::{Config, Lora, adapter};
+use togi_base::adapter::{self, Difference, MadeFor};
+use togi_model::{Config, Lora};
+use togi_runtime::Store;
 use togi_runtime::registry::adapter_manifest::{AdapterManifest, Identity};
 use togi_runtime::registry::aliases::Aliases;
-use togi_runtime::{Class, Store, layout};
+use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
 
@@ -44,36 +44,20 @@ pub(crate) async fn at(
     let Some(alias) = aliases.current(alias).await? else {
         return Ok(Current::None);
     };
-    let path = layout::adapter_manifest(alias.generation());
-    let manifest: AdapterManifest = serde_json::from_slice(&store.get(&path).await?)
-        .map_err(|error| Error::damaged(path.to_string(), error))?;
-    let theirs = &manifest.identity;
-    let other = [
-        ("base", theirs.base != ours.base),
-        ("tokenizer", theirs.tokenizer != ours.tokenizer),
-        ("prompt template", theirs.template != ours.template),
-    ];
-    if let Some((what, _)) = other.into_iter().find(|(_, differs)| *differs) {
-        return Ok(Current::Incomparable(Box::new(manifest), what));
+    let generation = alias.generation();
+    let unreadable = |error| Error::unreadable(&format!("adapter {generation}"), error);
+    let manifest = adapter::manifest(store, generation).await;
+    let manifest = manifest.map_err(unreadable)?;
+    if let Some(Difference { part, .. }) = MadeFor::from(ours).difference(&manifest.identity) {
+        return Ok(Current::Incomparable(Box::new(manifest), part));
     }
-    let settings = file(store, &manifest, adapter::CONFIG_FILE).await?;
-    let tensors = file(store, &manifest, adapter::TENSORS_FILE).await?;
-    let lora = adapter::from_files(&settings, &tensors, config)?;
-    Ok(Current::Comparable(Box::new(Serving { manifest, lora })))
-}
-
-async fn file(store: &Store, manifest: &AdapterManifest, name: &str) -> Result<Bytes> {
-    let path = layout::adapter_file(&manifest.generation, name);
-    let bytes = match store.get(&path).await {
-        Err(error) if error.class() == Class::NotFound => {
-            return Err(Error::damaged(path.to_string(), "it is missing"));
-        }
-        read => read?,
-    };
-    let expected = manifest.files.get(name).map(|file| file.sha256.as_str());
-    if expected != Some(Digest::of(&bytes).to_string().as_str()) {
-        let reason = "its bytes are not those of the manifest";
-        return Err(Error::damaged(path.to_string(), reason));
-    }
-    Ok(bytes)
+    let files = adapter::files(store, &manifest, u64::MAX).await;
+    let files = files.map_err(unreadable)?;
+    let config = config.clone();
+    let reading = spawn_blocking(move || {
+        let lora = adapter::lora(&manifest, &files, &config)?;
+        Ok(Box::new(Serving { manifest, lora }))
+    });
+    let read = reading.await.map_err(|_| Error::ThreadGone)?;
+    read.map(Current::Comparable).map_err(unreadable)
 }

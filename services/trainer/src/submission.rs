@@ -66,7 +66,7 @@ impl Admission {
             layout::validate_name("alias", &asked.alias)?;
         }
         check_key(asked)?;
-        self.bases.configured(&asked.base)?;
+        self.bases.check_name(&asked.base)?;
         Ok(recipe)
     }
 

@@ -1,32 +1,25 @@
-//! Brings one generation from the store into memory: manifest, sizes, digests of the very bytes
-//! that are used, identity, then the strict tensor check. Whatever is wrong, the generation is
-//! refused whole and nothing else changes.
+//! Brings one generation from the store onto the device: manifest, sizes, digests of the very bytes
+//! that are used, identity, then the strict tensor check. Any fault refuses the generation whole,
+//! and nothing else changes.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use togi_common::Digest;
-use togi_model::{Engine, adapter};
-use togi_runtime::registry::adapter_manifest::{
-    ADAPTER_MANIFEST_VERSION, AdapterManifest, Identity,
-};
+use togi_base::adapter::{self, Difference, MadeFor};
+use togi_model::Engine;
+use togi_model::adapter::Files;
+use togi_runtime::Store;
+use togi_runtime::registry::adapter_manifest::AdapterManifest;
 use togi_runtime::registry::model_card;
 use togi_runtime::registry::revisions::BaseMismatch;
-use togi_runtime::{Class, Store, layout};
 
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
 
-/// Largest manifest, `adapter_config.json` and model card, in bytes.
-const MAX_TEXT_BYTES: u64 = 1 << 20;
-
-/// What an adapter must have been made from to be served here: digests, and how the base is held.
+/// What an adapter must have been made from to be served here, and over which precision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Expected {
-    pub(crate) base: String,
+    pub(crate) made_for: MadeFor,
     pub(crate) base_precision: String,
-    pub(crate) tokenizer: String,
-    pub(crate) template: String,
 }
 
 /// Loads generations over one base.
@@ -65,14 +58,9 @@ impl Loader {
     ) -> Result<Arc<ServedAdapter>> {
         let manifest = self.manifest(digest).await?;
         self.admit(&manifest.identity.base_precision, base_mismatch)?;
-        let config = self
-            .file(&manifest, adapter::CONFIG_FILE, MAX_TEXT_BYTES)
-            .await?;
-        let tensors = self
-            .file(&manifest, adapter::TENSORS_FILE, self.max_bytes)
-            .await?;
+        let files = adapter::files(&self.store, &manifest, self.max_bytes).await?;
         let engine = self.engine.clone();
-        let build = move || build(&engine, &manifest, config, tensors);
+        let build = move || build(&engine, manifest, &files);
         tokio::task::spawn_blocking(build)
             .await
             .map_err(|error| Error::Broken(format!("the check of an adapter ended: {error}")))?
@@ -99,157 +87,36 @@ impl Loader {
         generation.trained_over() == self.expected.base_precision
     }
 
-    /// Returns the sample prompts of a generation's card.
+    /// Returns the sample prompts of a generation's model card.
     ///
     /// # Errors
     /// As [`Loader::load`].
     pub(crate) async fn samples(&self, digest: &str) -> Result<Vec<String>> {
         let manifest = self.manifest(digest).await?;
-        let card = self
-            .file(&manifest, model_card::CARD_FILE, MAX_TEXT_BYTES)
-            .await?;
-        check_digest(&manifest, model_card::CARD_FILE, &card)?;
+        let (name, most) = (model_card::CARD_FILE, adapter::MAX_TEXT_BYTES);
+        let card = adapter::file(&self.store, &manifest, name, most).await?;
         Ok(model_card::samples(&String::from_utf8_lossy(&card)))
     }
 
     async fn manifest(&self, digest: &str) -> Result<AdapterManifest> {
-        let key = layout::adapter_manifest(digest);
-        let bytes =
-            self.store
-                .get_bounded(&key, MAX_TEXT_BYTES)
-                .await
-                .map_err(|error| match error.class() {
-                    Class::NotFound => Error::UnknownAdapter(digest.to_owned()),
-                    Class::ResourceExhausted => {
-                        Error::BadAdapter("its manifest is too large".into())
-                    }
-                    _ => error.into(),
-                })?;
-        let manifest: AdapterManifest = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::BadAdapter(format!("its manifest is not readable: {error}")))?;
-        check_manifest(digest, &manifest, &self.expected)?;
-        Ok(manifest)
-    }
-
-    /// Reads a file that has the size that the manifest says, within the limit.
-    async fn file(&self, manifest: &AdapterManifest, name: &str, max_bytes: u64) -> Result<Bytes> {
-        let entry = manifest
-            .files
-            .get(name)
-            .ok_or_else(|| Error::BadAdapter(format!("its manifest does not name {name}")))?;
-        if entry.bytes > max_bytes {
-            let reason = format!("{name} has {} bytes, more than {max_bytes}", entry.bytes);
-            return Err(Error::BadAdapter(reason));
-        }
-        let key = layout::adapter_file(&manifest.generation, name);
-        let bytes = self
-            .store
-            .get_bounded(&key, entry.bytes)
-            .await
-            .map_err(|error| match error.class() {
-                Class::NotFound => Error::BrokenAdapter(format!("{name} is missing")),
-                Class::ResourceExhausted => {
-                    Error::BrokenAdapter(format!("{name} is larger than its manifest says"))
-                }
-                _ => error.into(),
-            })?;
-        if bytes.len() as u64 != entry.bytes {
-            let got = bytes.len();
-            let reason = format!("{name} has {got} bytes, its manifest says {}", entry.bytes);
-            return Err(Error::BrokenAdapter(reason));
-        }
-        Ok(bytes)
-    }
-}
-
-fn check_manifest(digest: &str, manifest: &AdapterManifest, expected: &Expected) -> Result<()> {
-    if manifest.schema_version != ADAPTER_MANIFEST_VERSION {
-        let reason = format!(
-            "its manifest has schema version {}, not {ADAPTER_MANIFEST_VERSION}",
-            manifest.schema_version
-        );
-        return Err(Error::BadAdapter(reason));
-    }
-    let identity = &manifest.identity;
-    let pairs = [
-        ("generation", manifest.generation.as_str(), digest),
-        ("base", &identity.base, &expected.base),
-        ("tokenizer", &identity.tokenizer, &expected.tokenizer),
-        ("template", &identity.template, &expected.template),
-    ];
-    for (what, got, want) in pairs {
-        if got != want {
-            let reason = format!("wrong {what}: it was made for {got}, this replica has {want}");
-            return Err(Error::BadAdapter(reason));
+        let manifest = adapter::manifest(&self.store, digest).await?;
+        match self.expected.made_for.difference(&manifest.identity) {
+            None => Ok(manifest),
+            Some(Difference { part, theirs, ours }) => Err(Error::BadAdapter(format!(
+                "wrong {part}: it was made for {theirs}, this replica has {ours}"
+            ))),
         }
     }
-    Ok(())
 }
 
-/// The part that computes: digests, then tensors. Runs on a thread of its own.
-fn build(
-    engine: &Engine,
-    manifest: &AdapterManifest,
-    config: Bytes,
-    tensors: Bytes,
-) -> Result<ServedAdapter> {
-    check_digest(manifest, adapter::CONFIG_FILE, &config)?;
-    check_digest(manifest, adapter::TENSORS_FILE, &tensors)?;
-    let bad = |error: togi_model::Error| Error::BadAdapter(with_cause(&error));
-    let files = adapter::Files {
-        config: config.into(),
-        tensors: tensors.into(),
-    };
-    let lora = adapter::from_files(&files.config, &files.tensors, engine.config()).map_err(bad)?;
-    let got = adapter::generation(&files, &identity(&manifest.identity)).map_err(bad)?;
-    if got != manifest.generation {
-        let reason = format!("its files and identity have the digest {got}, not its name");
-        return Err(Error::BadAdapter(reason));
-    }
-    let adapter = engine.adapter(&lora).map_err(bad)?;
-    let trained_over = manifest.identity.base_precision.clone();
-    Ok(ServedAdapter::new(got, trained_over, adapter))
-}
-
-fn check_digest(manifest: &AdapterManifest, name: &str, bytes: &[u8]) -> Result<()> {
-    let got = Digest::of(bytes).to_string();
-    let want = manifest
-        .files
-        .get(name)
-        .map_or("", |entry| entry.sha256.as_str());
-    if got == want {
-        return Ok(());
-    }
-    let reason = format!("{name} has sha-256 {got}, its manifest says {want}");
-    Err(Error::BrokenAdapter(reason))
-}
-
-fn identity(identity: &Identity) -> adapter::Identity {
-    let Identity {
-        base,
-        base_precision,
-        tokenizer,
-        template,
-        dataset,
-        recipe,
-    } = identity.clone();
-    adapter::Identity {
-        base,
-        tokenizer,
-        template,
-        dataset,
-        recipe,
-        base_precision,
-    }
-}
-
-/// An error and its causes in one line.
-pub(super) fn with_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+/// Checks the tensors and brings them onto the device. Not for async code.
+fn build(engine: &Engine, manifest: AdapterManifest, files: &Files) -> Result<ServedAdapter> {
+    let lora = adapter::lora(&manifest, files, engine.config())?;
+    let adapter = engine.adapter(&lora).map_err(togi_base::Error::from)?;
+    let trained_over = manifest.identity.base_precision;
+    Ok(ServedAdapter::new(
+        manifest.generation,
+        trained_over,
+        adapter,
+    ))
 }

@@ -10,8 +10,9 @@ use togi_runtime::process::memory;
 use togi_runtime::registry::revisions::BaseMismatch;
 use togi_tokens::Tokenizer;
 
-use super::loader::{Loader, with_cause};
+use super::loader::Loader;
 use crate::engine::door::Door;
+use crate::error::with_cause;
 use crate::served_adapter::ServedAdapter;
 
 /// An adapter over another precision of its base than in training.
@@ -133,7 +134,7 @@ impl Gauge {
             .await
             .map_err(|error| format!("reading the base ended: {error}"))?
             .map_err(|error| with_cause(&error))?;
-        if engine.base().digest() != self.loader.expected.base {
+        if engine.base().digest() != self.loader.expected.made_for.base {
             return Err("the base's files have changed since it was loaded".into());
         }
         Ok(Arc::new(engine))

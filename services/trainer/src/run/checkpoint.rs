@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
+use togi_base::file;
 use togi_common::Digest;
 use togi_runtime::registry::adapter_manifest::{AdapterFile, Identity};
-use togi_runtime::{Class, Fence, JobId, Store, layout};
+use togi_runtime::{Fence, JobId, Store, layout};
 use tracing::warn;
 
 use crate::error::{Error, Result};
@@ -193,11 +194,15 @@ async fn read(store: &Store, owner: &Owner, step: u64, fence: Fence) -> Result<S
     if manifest.engine != engine() {
         warn!(checkpoint = %path, made_by = %manifest.engine, "the checkpoint was made by another build: the result may differ in its last bits");
     }
-    let file = |name| layout::checkpoint_file(&owner.job, step, fence, name);
+    let file = async |name| {
+        let key = layout::checkpoint_file(&owner.job, step, fence, name);
+        let read = file::read(store, &key, name, manifest.files.get(name), u64::MAX).await;
+        read.map_err(|error| Error::unreadable(key.as_ref(), error))
+    };
     Ok(Snapshot {
-        lora: read_file(store, &file(LORA), manifest.files.get(LORA)).await?,
-        optimizer: read_file(store, &file(OPTIMIZER), manifest.files.get(OPTIMIZER)).await?,
-        progress: manifest.progress,
+        lora: file(LORA).await?,
+        optimizer: file(OPTIMIZER).await?,
+        progress: manifest.progress.clone(),
     })
 }
 
@@ -223,29 +228,6 @@ fn check_owner(path: &Path, manifest: &Manifest, owner: &Owner) -> Result<()> {
         }),
         None => Ok(()),
     }
-}
-
-async fn read_file(store: &Store, path: &Path, file: Option<&AdapterFile>) -> Result<Bytes> {
-    let Some(file) = file else {
-        return Err(Error::damaged(
-            path.to_string(),
-            "the manifest does not name it",
-        ));
-    };
-    let bytes = match store.get(path).await {
-        Ok(bytes) => bytes,
-        Err(error) if error.class() == Class::NotFound => {
-            return Err(Error::damaged(path.to_string(), "it is missing"));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if bytes.len() as u64 != file.bytes || Digest::of(&bytes).to_string() != file.sha256 {
-        return Err(Error::damaged(
-            path.to_string(),
-            "its bytes are not those of the manifest",
-        ));
-    }
-    Ok(bytes)
 }
 
 /// What computes: bits may differ between builds and kinds of CPU.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use clap::Args;
-use togi_model::{Base, DeviceName};
+use togi_base::CheckedBase;
+use togi_model::DeviceName;
 use togi_proto::trainer::v1::Step;
 use togi_tokens::{Learn, Settings, Tokenizer};
 use togi_trainer::Recipe;
@@ -75,9 +76,9 @@ impl Training {
     pub(super) fn work(self, output: &Output) -> Result<()> {
         let out = self.options.out.clone().unwrap_or_default();
         let recipe = Recipe::from_proto(&recipe::recipe(&self.recipe)?).map_err(refused)?;
-        let base = Arc::new(local::base(&self.base, self.device, recipe.precision)?);
+        let CheckedBase { base, tokenizer } = self.base(&recipe)?;
         recipe.check_base(base.config()).map_err(refused)?;
-        let tokenizer = Arc::new(self.tokenizer(&base)?);
+        let (base, tokenizer) = (Arc::new(base), Arc::new(tokenizer));
         let records = self.records(&tokenizer)?;
         if records.rejected > 0 {
             let (count, file) = (records.rejected, out.join("rejects.jsonl"));
@@ -118,21 +119,21 @@ impl Training {
         })
     }
 
-    fn tokenizer(&self, base: &Base) -> Result<Tokenizer> {
-        let (from, tokenizer) = match &self.options.tokenizer {
-            Some(file) => (file, local::tokenizer(file)?),
-            None => (&self.base, local::tokenizer_of(&self.base)?),
+    fn base(&self, recipe: &Recipe) -> Result<CheckedBase> {
+        let base = local::base(&self.base, self.device, recipe.precision)?;
+        let (from, checked) = match &self.options.tokenizer {
+            Some(file) => (
+                file,
+                CheckedBase::with_tokenizer(base, local::tokenizer(file)?),
+            ),
+            None => (&self.base, CheckedBase::new(base)),
         };
-        if tokenizer.eos().is_none() {
+        let checked = checked.map_err(|error| Error::unfit("tokenizer", from, error))?;
+        if checked.tokenizer.eos().is_none() {
             let reason = "it has no end-of-sequence piece";
             return Err(Error::unfit("tokenizer", from, reason));
         }
-        let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
-        if pieces > ids {
-            let reason = format!("it has {pieces} pieces, the base has {ids} ids");
-            return Err(Error::unfit("tokenizer", from, reason));
-        }
-        Ok(tokenizer)
+        Ok(checked)
     }
 
     fn records(&self, tokenizer: &Arc<Tokenizer>) -> Result<records::Records> {

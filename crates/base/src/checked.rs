@@ -1,0 +1,83 @@
+//! A base with its tokenizer. The two belong together: ids that the tokenizer makes must have rows
+//! in the network.
+
+use std::path::Path;
+
+use togi_model::base::quantized_as;
+use togi_model::{Base, DeviceName, Precision};
+use togi_runtime::config::BaseConfig;
+use togi_runtime::store::folder;
+use togi_tokens::Tokenizer;
+use tokio::task::spawn_blocking;
+
+use crate::error::{Error, Result};
+
+/// A base and the tokenizer that fits it.
+pub struct CheckedBase {
+    /// The base.
+    pub base: Base,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl CheckedBase {
+    /// Brings a configured base to a local folder and reads it for a device. The second value is
+    /// the precision of files that are quantized already.
+    ///
+    /// # Errors
+    /// Those of [`folder::materialize`] and [`CheckedBase::read`].
+    pub async fn fetch(
+        config: &BaseConfig,
+        cache: &Path,
+        device: DeviceName,
+        precision: Precision,
+    ) -> Result<(Self, Option<Precision>)> {
+        let folder = folder::materialize(config, cache).await?;
+        let reading = spawn_blocking(move || {
+            Ok((
+                Self::read(&folder, device, precision)?,
+                quantized_as(&folder)?,
+            ))
+        });
+        reading
+            .await
+            .map_err(|error| togi_runtime::Error::internal(format!("reading a base: {error}")))?
+    }
+
+    /// Reads a base's folder for a device. Not for async code.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the folder is not a base that can be held in this precision; as
+    /// [`CheckedBase::new`].
+    pub fn read(folder: &Path, device: DeviceName, precision: Precision) -> Result<Self> {
+        Self::new(device.read(folder, precision)?)
+    }
+
+    /// Checks a base that was read, with the tokenizer of its folder.
+    ///
+    /// # Errors
+    /// [`Error::NoTokenizer`], [`Error::Tokenizer`] or [`Error::Vocabulary`].
+    pub fn new(base: Base) -> Result<Self> {
+        let bytes = base.tokenizer().ok_or(Error::NoTokenizer)?;
+        let tokenizer = Tokenizer::from_bytes(bytes).map_err(Error::Tokenizer)?;
+        Self::with_tokenizer(base, tokenizer)
+    }
+
+    /// Checks a base with a tokenizer from elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Vocabulary`].
+    pub fn with_tokenizer(base: Base, tokenizer: Tokenizer) -> Result<Self> {
+        let (pieces, ids) = (tokenizer.vocab_size(), base.config().vocab_size);
+        if pieces > ids {
+            return Err(Error::Vocabulary { pieces, ids });
+        }
+        Ok(Self { base, tokenizer })
+    }
+
+    /// Returns the token that ends an answer.
+    #[must_use]
+    pub fn eos(&self) -> Option<u32> {
+        self.tokenizer.eos().or(self.base.config().eos_token_id)
+    }
+}
