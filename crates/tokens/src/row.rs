@@ -25,6 +25,9 @@ pub enum Learn {
 }
 
 impl Learn {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::All, Self::Answer];
+
     /// The name in settings and metadata.
     pub fn name(self) -> &'static str {
         match self {
@@ -35,9 +38,7 @@ impl Learn {
 
     /// Reads its name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::All, Self::Answer]
-            .into_iter()
-            .find(|learn| learn.name() == name)
+        Self::ALL.into_iter().find(|learn| learn.name() == name)
     }
 }
 
@@ -53,6 +54,9 @@ pub enum OverLong {
 }
 
 impl OverLong {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::Truncate, Self::Reject];
+
     /// The name in settings.
     pub fn name(self) -> &'static str {
         match self {
@@ -63,7 +67,7 @@ impl OverLong {
 
     /// Reads its name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Truncate, Self::Reject]
+        Self::ALL
             .into_iter()
             .find(|over_long| over_long.name() == name)
     }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use serde::Deserialize;
 use tempfile::NamedTempFile;
 use togi_common::Hasher;
 use togi_tokens::digest::DatasetHasher;
@@ -36,12 +37,33 @@ use crate::tokenize::{Fate, Tokenized, Tokenizing};
 const IN_FLIGHT: usize = 2;
 
 /// What a bad record does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnBadRecord {
     /// It is left out and listed.
     Skip,
     /// It fails the preparation.
     Fail,
+}
+
+impl OnBadRecord {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::Skip, Self::Fail];
+
+    /// The name in requests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::Fail => "fail",
+        }
+    }
+
+    /// Reads its name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|choice| choice.name() == name)
+    }
 }
 
 /// How to prepare.

@@ -5,14 +5,16 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::{Deserialize, Deserializer};
+use togi_data_prep::pipeline::OnBadRecord;
 use togi_proto::dataprep::v1::{
     Dataset, GetDatasetRequest, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource,
     record_source, tokenizer_source,
 };
 use togi_proto::job::v1::Job;
+use togi_tokens::{Learn, OverLong};
 
 use crate::client::{present, succeeded};
-use crate::commands::choices::{Learn, OnBadRecord, OverLong, word};
+use crate::commands::choices::choice;
 use crate::commands::{datasets, job_lines, watch};
 use crate::error::{Error, Result};
 use crate::progress::seconds;
@@ -60,20 +62,35 @@ pub struct Prepare {
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<u32>,
     /// What is learned: all or answer [default: all]
-    #[arg(long, value_name = "PART", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "PART",
+        hide_possible_values = true,
+        value_parser = choice(Learn::ALL.map(Learn::name), Learn::from_name)
+    )]
     pub learn: Option<Learn>,
     /// Share of the records kept for validation, from 0 up to 1 [default: 0]
     #[arg(long, value_name = "SHARE")]
     pub validation_share: Option<f64>,
     /// What becomes of records longer than --max-length: truncate or reject [default: truncate]
-    #[arg(long, value_name = "CHOICE", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "CHOICE",
+        hide_possible_values = true,
+        value_parser = choice(OverLong::ALL.map(OverLong::name), OverLong::from_name)
+    )]
     pub over_long: Option<OverLong>,
     /// Rows in a shard [default: 4096]
     #[arg(long, value_name = "ROWS")]
     pub rows_per_shard: Option<u32>,
     /// What a bad record does: skip (and be named in rejects.jsonl) or fail the job [default:
     /// skip]
-    #[arg(long, value_name = "CHOICE", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "CHOICE",
+        hide_possible_values = true,
+        value_parser = choice(OnBadRecord::ALL.map(OnBadRecord::name), OnBadRecord::from_name)
+    )]
     pub on_bad_record: Option<OnBadRecord>,
     /// Tokenizing threads [default: the service's configuration]
     #[arg(long, value_name = "THREADS")]
@@ -147,12 +164,12 @@ impl Prepare {
             }),
             settings: Some(PrepareSettings {
                 max_length: self.max_length,
-                learn: word(self.learn),
+                learn: self.learn.map_or("", Learn::name).to_owned(),
                 validation_share: self.validation_share,
-                over_long: word(self.over_long),
+                over_long: self.over_long.map_or("", OverLong::name).to_owned(),
                 rows_per_shard: self.rows_per_shard,
             }),
-            on_bad_record: word(self.on_bad_record),
+            on_bad_record: self.on_bad_record.map_or("", OnBadRecord::name).to_owned(),
             workers: self.workers,
             idempotency_key: self.idempotency_key.clone().unwrap_or_default(),
         })

@@ -14,7 +14,8 @@ use togi_tokens::{Learn, Settings, Tokenizer};
 use togi_trainer::Recipe;
 use togi_trainer::local::{Run, Trained};
 
-use crate::commands::{choices, job_lines};
+use crate::commands::choices::choice;
+use crate::commands::job_lines;
 use crate::error::{Error, Result};
 use crate::local::records;
 use crate::output::Output;
@@ -49,9 +50,10 @@ pub struct Local {
         long,
         value_name = "PART",
         requires = "local",
-        hide_possible_values = true
+        hide_possible_values = true,
+        value_parser = choice(Learn::ALL.map(Learn::name), Learn::from_name)
     )]
-    pub learn: Option<choices::Learn>,
+    pub learn: Option<Learn>,
     /// A PEFT folder with the values to start from; rank, alpha and targets must be the recipe's
     #[arg(long, value_name = "FOLDER", requires = "local")]
     pub init_adapter: Option<PathBuf>,
@@ -138,10 +140,7 @@ impl Training {
 
     fn records(&self, tokenizer: &Arc<Tokenizer>) -> Result<records::Records> {
         let mut settings = Settings {
-            learn: match self.options.learn {
-                None | Some(choices::Learn::All) => Learn::All,
-                Some(choices::Learn::Answer) => Learn::Answer,
-            },
+            learn: self.options.learn.unwrap_or_default(),
             ..Settings::default()
         };
         settings.max_length = self.options.max_length.unwrap_or(settings.max_length);
