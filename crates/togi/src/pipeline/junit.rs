@@ -45,7 +45,12 @@ fn case(pipeline: &str, done: &Done) -> TestCase {
 fn unsuccessful(kind: NonSuccessKind, name: &str, done: &Done) -> TestCaseStatus {
     let mut status = TestCaseStatus::non_success(kind);
     status.set_type(name);
-    status.set_message(done.message.as_deref().unwrap_or_default());
+    let message = done.message.as_deref().unwrap_or_default();
+    status.set_message(message);
+    // XML reads a line break in an attribute as a blank, but keeps it in an element's text.
+    if message.contains('\n') {
+        status.set_description(message);
+    }
     status
 }
 
@@ -75,5 +80,14 @@ mod tests {
             assert!(xml.contains(part), "{part}\n{xml}");
         }
         assert_eq!((report.exit_code, report.outcome), (1, Outcome::Failed));
+    }
+
+    #[test]
+    fn line_breaks_of_a_message_are_kept_in_the_text() {
+        let mut report = Report::new("mine");
+        report.finish(&Err(Error::Failed("line 1 < 2\n  | ^ here".into())));
+        let xml = xml(&report).unwrap();
+        let text = " type=\"togi\">line 1 &lt; 2\n  | ^ here</error>";
+        assert!(xml.contains(text), "{xml}");
     }
 }

@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::settings::BaseSection;
-use crate::up::Options;
+use crate::up::options::Options;
 use crate::up::state::DataFolder;
 
 const SERVICES: [&str; 3] = ["data-prep", "trainer", "inference"];
