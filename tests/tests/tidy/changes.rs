@@ -1,7 +1,7 @@
 //! Changed copies of files: what each changes, and that its rule sees it.
 
 use crate::source::File;
-use crate::{circles, dependencies, imports, rules};
+use crate::{circles, dependencies, imports, map, rules};
 
 /// A rule: the places in these files that break it.
 type Rule = fn(&[File]) -> Vec<String>;
@@ -65,6 +65,12 @@ pub(crate) const ALL: [Change; 18] = [
         "services/trainer/src/error.rs",
         "use togi_proto::trainer::v1::Job;\n",
         "error.rs:1",
+    ),
+    change(
+        map::wrong_paths,
+        "ARCHITECTURE.md",
+        "`crates/model/src/wheel.rs` turns.\n",
+        "names crates/model/src/wheel.rs",
     ),
     change(
         rules::unsafe_code,

@@ -106,7 +106,7 @@ pub(crate) fn re_exports(bare: &str) -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// The dialect of imports: one `use` for a module, no braces in braces.
+/// Returns the imports with braces in braces: each module has its own `use`.
 pub(crate) fn nested(files: &[File]) -> Vec<String> {
     let mut offenders = Vec::new();
     for file in files {

@@ -8,6 +8,7 @@ mod changes;
 mod circles;
 mod dependencies;
 mod imports;
+mod map;
 mod rules;
 mod source;
 
@@ -59,6 +60,12 @@ fn each_rule_sees_what_breaks_it() {
             change.reported
         );
     }
+}
+
+#[test]
+fn the_map_of_the_code_is_complete_and_names_what_exists() {
+    let offenders = map::wrong_paths(&source::written());
+    refuse("the map of the code is wrong", &offenders);
 }
 
 #[test]
