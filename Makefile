@@ -13,7 +13,7 @@ help:
 	@echo "make lint    formatting, clippy, licences, duplicate and unused dependencies, the wire contract"
 	@echo "make bench   one table of speeds on this machine"
 	@echo "make k8s-check      the Kubernetes manifests against the API's schemas and our rules"
-	@echo "make compose-check  deploy/compose.yaml brought up for real in a Docker engine of its own; needs root"
+	@echo "make compose-check  deploy/compose.yaml brought up for real in its own Docker engine; needs root"
 	@echo "make test-gpu, make bench-gpu: the same of the engine on an NVIDIA GPU, with the driver and libraries of CUDA 13"
 
 demo:

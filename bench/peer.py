@@ -4,7 +4,7 @@
     bench/peer.py MODE --base FOLDER --ids FILE [--steps N] [--seconds S]
 
     bf16-compiled  32 records of like length a step, padded to the longest, under torch.compile
-    bf16-layers    the same with each layer compiled by itself, which takes seconds instead of minutes
+    bf16-layers    the same with each layer compiled apart, which takes seconds instead of minutes
     bf16-grouped   the same without compiling
     nf4-512        4-bit normal floats with double quantization, fp16, 16 records x 2, in the order of the file
     int8-512       LLM.int8(), fp16, 4 records x 4, in the order of the file

@@ -1,4 +1,4 @@
-"""bench/gpu.md from results: the card, the table of figures, the phases of a step. What people wrote below stays.
+"""bench/gpu.md from results: the GPU, the table of figures, the phases of a step. What people wrote below stays.
 
 A row is of the newest call that measured both it and its peer; without one, of the newest calls of each, and says so.
 """
@@ -18,10 +18,10 @@ PHASES = {
 }
 FORMS = ["bf16", "fp16", "fp8", "nf4", "int8"]
 INTRODUCTION = """\
-# Training on a card
+# Training on a GPU
 
 LoRA (rank 8, alpha 32, dropout 0.1, `query_key_value`) on a random base of rinna-3.6b's exact shape, {records}, cut at 512
-ids, in a seeded order. Figures count only within one call on one card. `tools/bench-gpu` writes all down to "Correctness"; speeds are of
+ids, in a seeded order. Figures count only within one call on one GPU. `tools/bench-gpu` writes all down to "Correctness"; speeds are of
 the first 48 steps after a warm-up, ours as the peers'.
 """
 
@@ -133,7 +133,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def about(results: Results) -> str:
-    """Cards and versions, with the parts that ran on each in a call."""
+    """GPUs and versions, with the parts that ran on each in a call."""
     calls: dict[int, list[dict]] = {}
     for line in results.good:
         calls.setdefault(line["call"], []).append(line)
@@ -177,8 +177,8 @@ def write(path: pathlib.Path, lines: list[dict]) -> None:
         INTRODUCTION.format(records=records)
         + "\n## Figures\n\n" + about(results)
         + "\n" + table(["what", "peer", "ratio or value", "bar", "ours", "peer's figure"], rows(results))
-        + "\n## A step, in ms\n\nOne step of median length. Each launch by itself, as the profiler times it; idle is what the step takes beyond"
+        + "\n## A step, in ms\n\nOne step of median length. Each launch alone, as the profiler times it; idle is what the step takes beyond"
         + " their sum. Narrow products are those of rank 8.\n\n" + steps(results)
-        + "\n## Memory, in GiB\n\nThe peak of what is lent from the card over the epoch's longest steps, and what the plan at submission says of it.\n\n"
+        + "\n## Memory, in GiB\n\nThe peak of GPU memory in the epoch's longest steps, and the plan's figure at submission.\n\n"
         + memory(results)
         + "\n" + BY_HAND + by_hand)

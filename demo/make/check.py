@@ -1,6 +1,6 @@
 """Fine-tunes LoRA adapters on the demo's records, as the trainer does, and counts right answers: what the demo may promise.
 
-An answer is right if it equals the expected one after NFKC, whole, and ends by itself. Greedy, no n-gram ban. The first adapter
+An answer is right if it equals the expected one after NFKC, whole, and ends with the end of sequence. Greedy, no n-gram ban. The first adapter
 learns from the records, the second from the records and the ten new ones. Exits with 1 if a bar is missed.
 """
 

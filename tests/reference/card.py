@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs of the finished program on a card, held against f32, against PEFT, and against themselves.
+"""Runs of the finished program on a GPU, held against f32, against PEFT, and against themselves.
 
     card.py losses --togi PROGRAM                     the demo's base, every step of a full run: bf16 and fp8 within 0.02 of f32; a line
                                                       more for what has other values than f32, against f32 over its own
@@ -59,7 +59,7 @@ def losses(words, folder):
         log = run(precision, precision)
         worst = max(worst, compare(f"{precision} against f32", log, full))
         if precision == "fp8":
-            # The processor computes in f32 whatever the weights are held as.
+            # The CPU computes in f32 whatever the weights are held as.
             compare("fp8 against f32 over its values", log, run(precision, "values", "cpu"))
     return worst <= 0.02
 

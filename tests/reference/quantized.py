@@ -22,7 +22,7 @@ FLOATS = {"f32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def normal(seed, *shape, scale=1.0):
-    """Normal numbers from a seed of their own, on the CPU, so that no case depends on another."""
+    """Normal numbers from their own seed, on the CPU, so that no case depends on another."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator) * scale
 

@@ -1,4 +1,4 @@
-"""Holds the objects of a rendered overlay whose kinds Kubernetes does not know itself against schemas of our own.
+"""Holds the objects of a rendered overlay whose kinds Kubernetes does not know itself against our own schemas.
 
   python custom_resources.py FOLDER_OF_SCHEMAS FILE.yaml
 

@@ -172,7 +172,7 @@ fn a_poisoned_revision_is_refused_and_the_one_before_it_served() {
     assert_eq!(evaluated[1]["passed"], true);
     one_trace_from_preparation_to_service(&events, fourth, good);
 
-    // Back to the one before, and there again.
+    // Roll back to the generation before, and promote the newer one again.
     system.togi(&["adapters", "rollback", "mine"]);
     poll_until("the first is served again", || {
         serves(&system, oldest).then_some(())

@@ -67,7 +67,7 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
         "0.1",
     ]);
 
-    // The policy trains, promotion follows, and inference answers with what came out of it.
+    // The policy trains, promotion follows, and inference answers with the new adapter.
     let promoted = poll(|| {
         let listed = cluster.togi(&["adapters", "aliases", "--output", "json"]);
         listed.contains("\"traced\"").then_some(())

@@ -1,4 +1,4 @@
-//! The surroundings of a command.
+//! The settings, output and connections of a command.
 
 use crate::client::Clients;
 use crate::error::Result;
@@ -6,7 +6,7 @@ use crate::globals::Flags;
 use crate::output::Output;
 use crate::settings::Settings;
 
-/// What every command gets.
+/// The parts that every command gets.
 #[derive(Clone, Debug)]
 pub struct Session {
     /// Addresses, folders and the device.

@@ -32,7 +32,7 @@ pub struct Fetch {
     pub cache: Option<PathBuf>,
 }
 
-/// What is there now.
+/// The result.
 #[derive(Serialize)]
 struct Fetched {
     folder: PathBuf,

@@ -1,4 +1,4 @@
-//! Without any service: usage, configuration, help, and what is said when nothing answers.
+//! Without any service: usage, configuration, help, and the message when nothing answers.
 
 use std::fs;
 

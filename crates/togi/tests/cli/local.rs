@@ -182,7 +182,7 @@ fn training_starts_from_an_adapter_and_keeps_the_files_order() {
     assert!(other.stderr.contains(says), "{}", other.stderr);
 }
 
-/// The steps in which what an fp8 base's weights lose shows most: the loss is still far from its
+/// The early steps, in which the rounding of an fp8 base's weights shows most: the loss is far from its
 /// end.
 #[test]
 fn losses_over_an_fp8_base_stay_near_those_over_f32() {

@@ -1,4 +1,4 @@
-//! `togi run`: a pipeline in one call, with services of its own or given ones, its reports and exit
+//! `togi run`: a pipeline in one call, with its own services or given ones, its reports and exit
 //! codes.
 
 use std::fs;
@@ -213,7 +213,7 @@ fn a_given_nats_and_store_are_used_and_left() {
 
 #[test]
 fn a_nats_server_that_does_not_answer_is_named_and_reported() {
-    // One that refuses and one that takes the connection and never says a word.
+    // One address refuses connections; the other accepts them and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let gone = TcpListener::bind("127.0.0.1:0").unwrap();
     let addresses = [&silent, &gone].map(|port| port.local_addr().unwrap());

@@ -18,7 +18,7 @@ struct Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        // Asked rather than killed: its nats-server must go too.
+        // SIGTERM and not a kill: its nats-server must end too.
         if matches!(self.child.try_wait(), Ok(None)) {
             signal("TERM", self.child.id());
         }
@@ -42,7 +42,7 @@ fn start_at(folder: &Path, listen: &str) -> (Up, UpState) {
             "-o",
             "json",
         ])
-        // What a killed worker held is another's soon.
+        // Another worker may soon claim the jobs of a killed one.
         .env("TOGI_NATS__ACK_WAIT_SECONDS", "2")
         .stdin(Stdio::null())
         .stdout(File::create(folder.join("up.out")).unwrap())
@@ -50,7 +50,7 @@ fn start_at(folder: &Path, listen: &str) -> (Up, UpState) {
         .spawn()
         .unwrap();
     let up = Up { child };
-    // What it prints on standard output is printed when it is ready.
+    // It prints to standard output only when it is ready.
     let state = poll_until("togi up", || {
         serde_json::from_str(&std::fs::read_to_string(folder.join("up.out")).ok()?).ok()
     });
@@ -105,7 +105,7 @@ fn a_folder_and_a_port_have_one_owner() {
         "{}",
         second.stderr
     );
-    // Clients in the folder find it by themselves.
+    // Clients in the folder find it without an option.
     togi(folder.path(), &["datasets", "list", "-o", "json"], "").expect(0);
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -179,7 +179,7 @@ fn a_stranger_with_the_noted_pid_is_left_alone() {
 #[test]
 fn a_watch_goes_on_when_killed_services_come_back() {
     let folder = tempfile::tempdir().unwrap();
-    // A port of our own choice, to come back at; free a moment ago.
+    // A fixed port, so that the server can return at it; it was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::bench::Bench;
 
-/// Runs each line and checks its exit code, what it says, and that it gives no data.
+/// Runs each line and checks its exit code, its message, and that it gives no data.
 fn refused(bench: &Bench, cases: &[(&str, i32, &str)]) {
     for (line, code, says) in cases {
         let ran = bench.run(line);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// What the binary did.
+/// A finished run of the binary.
 pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) stdout: String,
@@ -12,7 +12,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// Returns standard output's lines as JSON, or says what was there instead.
+    /// Returns standard output's lines as JSON; fails with the text if it is something else.
     pub(crate) fn json_lines(&self) -> Vec<serde_json::Value> {
         let parse = |line: &str| {
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))

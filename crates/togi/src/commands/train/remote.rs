@@ -1,4 +1,4 @@
-//! Training by the service: a job is created, then followed or left to itself.
+//! Training by the service: creates a job, then follows it or returns.
 
 use clap::Args;
 use togi_proto::trainer::v1::{CreateJobRequest, CreateJobResponse};
