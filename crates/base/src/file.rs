@@ -74,10 +74,11 @@ mod tests {
             bytes,
             ..good.clone()
         };
-        let read = async |entry: Option<&AdapterFile>| match read(&store, &path, "file", entry, 6).await {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) => error.to_string(),
-        };
+        let read =
+            async |entry: Option<&AdapterFile>| match read(&store, &path, "file", entry, 6).await {
+                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                Err(error) => error.to_string(),
+            };
         assert_eq!(read(None).await, "its manifest does not name file");
         assert_eq!(read(Some(&good)).await, "file is missing");
         store.put(&path, Bytes::from("bytes")).await.unwrap();
