@@ -114,7 +114,9 @@ macro_rules! events {
             }
 
             fn decode(kind: EventKind, body: &[u8]) -> Result<Event> {
-                Ok(match kind { $(EventKind::$name => Event::$name(serde_json::from_slice(body)?),)* })
+                Ok(match kind {
+                    $(EventKind::$name => Event::$name(serde_json::from_slice(body)?),)*
+                })
             }
         }
 

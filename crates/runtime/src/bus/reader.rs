@@ -133,7 +133,8 @@ impl Reader {
                 Some(messages) => {
                     let message = tokio::select! {
                         message = messages.next() => message,
-                        // The consumer lived in the server's memory: do not wait until its silence is noticed.
+                        // The consumer lived in the server's memory: do not wait until its
+                        // silence is noticed.
                         Ok(()) = connections.changed() => None,
                     };
                     match message {

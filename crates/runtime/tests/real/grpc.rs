@@ -20,6 +20,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1alpha;
 use tonic_types::StatusExt as _;
 
 /// Answers `ListAliases` with the trace that it was asked in, and refuses all else.
@@ -184,13 +185,11 @@ async fn reflection_lists_what_is_served_and_only_that() {
         tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(
             rpc::client::channel(&running.endpoint).unwrap(),
         );
-    let request = tonic_reflection::pb::v1alpha::ServerReflectionRequest {
+    let symbol = "togi.trainer.v1.AdapterService".to_owned();
+    let asked = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(symbol);
+    let request = v1alpha::ServerReflectionRequest {
         host: String::new(),
-        message_request: Some(
-            tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
-                "togi.trainer.v1.AdapterService".to_owned(),
-            ),
-        ),
+        message_request: Some(asked),
     };
     let mut answers = old
         .server_reflection_info(futures::stream::iter([request]))
