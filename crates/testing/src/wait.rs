@@ -44,7 +44,7 @@ pub fn poll<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
 /// Blocks until `condition` returns a value.
 ///
 /// # Panics
-/// If there is none after [`PATIENCE`].
+/// If it returns no value within [`PATIENCE`].
 pub fn poll_until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     poll(condition).unwrap_or_else(|| panic!("waited too long: {what}"))
 }

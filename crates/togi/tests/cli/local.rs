@@ -182,8 +182,8 @@ fn training_starts_from_an_adapter_and_keeps_the_files_order() {
     assert!(other.stderr.contains(says), "{}", other.stderr);
 }
 
-/// The early steps, in which the rounding of an fp8 base's weights shows most: the loss is far from its
-/// end.
+/// The early steps, in which the rounding of an fp8 base's weights shows most: the loss is still
+/// high.
 #[test]
 fn losses_over_an_fp8_base_stay_near_those_over_f32() {
     let bench = Bench::new();
