@@ -56,15 +56,13 @@ pub async fn read(
 
 #[cfg(test)]
 mod tests {
-    use togi_runtime::config::StoreConfig;
+    use togi_testing::folder_store;
 
     use super::*;
 
     #[tokio::test]
     async fn a_file_is_read_only_as_its_manifest_describes_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = StoreConfig::folder(folder.path()).unwrap();
-        let store = Store::open(&config).await.unwrap();
+        let (_folder, store) = folder_store().await;
         let path = Path::from("folder/file");
         let good = AdapterFile {
             bytes: 5,
