@@ -1,5 +1,5 @@
-//! Records a second from JSON Lines to shards, and rows a second over Flight on the loopback: on
-//! Dolly-ja where `TOGI_DOLLY_JA` and `TOGI_TOKENIZERS` (a folder) name it and the models, else on
+//! Records per second from JSON Lines to shards, and rows per second over Flight on the loopback:
+//! of Dolly-ja if `TOGI_DOLLY_JA` and `TOGI_TOKENIZERS` (a folder) name it and the models, else of
 //! the embedded base's records.
 
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use arrow_flight::flight_service_server::FlightServiceServer;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::TryStreamExt;
 use togi_data_prep::Config;
-use togi_data_prep::flight::Flight;
 use togi_data_prep::metrics::Metrics;
-use togi_data_prep::pipeline::{LocalFiles, OnBadRecord, Plan, Prepared, prepare};
+use togi_data_prep::pipeline::{OnBadRecord, Plan, Prepared, local_files, prepare};
 use togi_data_prep::progress::Progress;
+use togi_data_prep::rpc::flight::Flight;
 use togi_data_prep::shards::{self, Form};
 use togi_runtime::config::StoreConfig;
 use togi_runtime::{Readiness, Stopper, Store, layout, rpc, telemetry};
@@ -27,7 +27,7 @@ use togi_tokens::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Copies of the embedded records: enough that starting threads is no part of the figure.
+/// Copies of the embedded records; enough to make the start of threads negligible.
 const COPIES: usize = 50;
 
 struct Work {
@@ -76,7 +76,7 @@ impl Work {
             progress: &progress,
             metrics: &self.metrics,
         };
-        let prepared = prepare(&plan, &mut LocalFiles(self.files.clone())).expect("records");
+        let prepared = prepare(&plan, local_files(self.files.clone())).expect("records");
         let form = Form {
             tokenizer_digest: self.tokenizer.digest(),
             settings: &plan.settings,
@@ -156,7 +156,7 @@ fn benches(criterion: &mut Criterion) {
         work.serve(&manifest, store, &stopper).await
     });
     let rows = manifest.rows(Split::Train);
-    // Ids and labels, four bytes each: what is read, without Arrow's own.
+    // Ids and labels have four bytes each; Arrow's overhead is not counted.
     let bytes = 8 * manifest.tokens(Split::Train);
     let mut group = criterion.benchmark_group("flight");
     for (name, throughput) in [

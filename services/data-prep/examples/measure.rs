@@ -1,6 +1,5 @@
-//! Prepares a local file into a store in a folder and prints what it took:
-//! `measure TOKENIZER RECORDS STORE [WORKERS] [COPIES]`. For the bars of time and memory; a bench
-//! cannot see the peak.
+//! Prepares a local file into a store in a folder, and prints the time and the peak of memory, which
+//! a benchmark cannot see: `measure TOKENIZER RECORDS STORE [WORKERS] [COPIES]`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use togi_data_prep::metrics::Metrics;
-use togi_data_prep::pipeline::{LocalFiles, OnBadRecord, Plan, prepare};
+use togi_data_prep::pipeline::{OnBadRecord, Plan, local_files, prepare};
 use togi_data_prep::progress::Progress;
 use togi_data_prep::shards::{self, Form, write};
 use togi_runtime::config::StoreConfig;
@@ -50,7 +49,7 @@ fn main() -> anyhow::Result<()> {
         progress: &progress,
         metrics: &metrics,
     };
-    let prepared = prepare(&plan, &mut LocalFiles(vec![records; copies]))?;
+    let prepared = prepare(&plan, local_files(vec![records; copies]))?;
     let tokenized = started.elapsed();
     let form = Form {
         tokenizer_digest: tokenizer.digest(),

@@ -1,31 +1,29 @@
-//! The data sets in the object store: what is committed, and what it is called. Everything is read
-//! from the store each time; nothing here outlives a request.
+//! The committed data sets in the object store, and their names. Everything is read from the store
+//! at each request.
 
 use jiff::Timestamp;
 use togi_common::canonical;
-use togi_proto::dataprep::v1 as proto;
 use togi_runtime::layout::{self, validate_digest, validate_name};
 use togi_runtime::registry::revisions::NameRevision;
-use togi_runtime::{Class, Error, Store};
-use togi_tokens::manifest::{DatasetManifest, Split};
-use togi_tokens::row::Learn;
+use togi_runtime::{Class, Store};
+use togi_tokens::manifest::DatasetManifest;
 use tracing::warn;
 
-use crate::Result;
+use crate::error::{Error, Result};
 
 /// Most bytes of a manifest.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
-/// A data set under the name that it was asked for by.
+/// A data set with the name in its request.
 #[derive(Clone, Debug)]
 pub struct Named {
-    /// The name; empty where the data set was asked for by its digest.
+    /// The name; empty if the request has the digest.
     pub name: String,
-    /// The name's revision; 0 where there is no name.
+    /// The name's revision; 0 without a name.
     pub revision: u64,
     /// When the revision was made.
     pub create_time: Option<Timestamp>,
-    /// What the data set consists of.
+    /// The content.
     pub manifest: DatasetManifest,
 }
 
@@ -41,10 +39,10 @@ impl Catalog {
         Self { store }
     }
 
-    /// Returns a data set by digest, or by name its newest revision.
+    /// Returns a data set by its digest, or the newest revision of a name.
     ///
     /// # Errors
-    /// `InvalidArgument` where `dataset` is neither, `NotFound` where there is none, each with the
+    /// `InvalidArgument` if `dataset` is neither, `NotFound` if it does not exist; both with the
     /// field.
     pub async fn get(&self, dataset: &str) -> Result<Named> {
         if validate_digest("dataset", dataset).is_ok() {
@@ -63,7 +61,7 @@ impl Catalog {
     /// Returns the manifest of a digest.
     ///
     /// # Errors
-    /// `NotFound` with the field, `DataLoss` where the manifest is none.
+    /// `NotFound` with the field; `DataLoss` if the manifest cannot be read.
     pub async fn manifest(&self, digest: &str) -> Result<DatasetManifest> {
         let path = layout::dataset_manifest(digest);
         let bytes = match self.store.get_bounded(&path, MAX_MANIFEST_BYTES).await {
@@ -71,18 +69,18 @@ impl Catalog {
             found => found?,
         };
         let manifest = DatasetManifest::from_json(&bytes).map_err(|e| {
-            Error::data_loss(format!("the manifest of {digest} cannot be read")).with_source(e)
+            let text = format!("the manifest of {digest} cannot be read");
+            togi_runtime::Error::data_loss(text).with_source(e)
         })?;
         if manifest.dataset != digest {
-            return Err(Error::data_loss(format!(
-                "the manifest of {digest} names another data set"
-            )));
+            let text = format!("the manifest of {digest} names another data set");
+            return Err(togi_runtime::Error::data_loss(text).into());
         }
         Ok(manifest)
     }
 
-    /// Returns a page of names in their order, beginning behind `after`, and whether more follow. A
-    /// name whose newest revision cannot be read is left out and logged: it hides no other.
+    /// Returns a page of the names after `after`, in their order, and whether more follow. A name
+    /// whose newest revision cannot be read is left out and logged, so that it hides no other.
     pub async fn page(&self, after: &str, most: usize) -> Result<(Vec<Named>, bool)> {
         let mut names = self.store.list_dirs(&layout::names()).await?;
         names.retain(|name| name.as_str() > after);
@@ -94,7 +92,10 @@ impl Catalog {
             match self.newest(name).await {
                 Ok(newest) => found.extend(newest),
                 Err(error) if error.class().retryable() => return Err(error),
-                Err(error) => warn!(name, error = error.chain(), "data set cannot be read"),
+                Err(error) => {
+                    let error = togi_runtime::Error::from(error);
+                    warn!(name, error = error.chain(), "data set cannot be read");
+                }
             }
         }
         Ok((found, false))
@@ -125,9 +126,9 @@ impl Catalog {
         Ok(Some((number, self.store.get_json(&path).await?)))
     }
 
-    /// Makes a job's digest its name's newest revision and returns its number. Unless it is that
-    /// already, or the job has made it one `since` it was asked for: a second attempt must not
-    /// take back what came after the first.
+    /// Makes a job's data set the newest revision of its name, and returns the revision's number.
+    /// If it is the newest already, or the job has made a revision `since` it was accepted, no
+    /// revision is made: a second attempt must not undo a revision that followed the first.
     pub async fn name(&self, ours: &NameRevision, since: Option<Timestamp>) -> Result<u64> {
         let name = &ours.name;
         loop {
@@ -138,8 +139,8 @@ impl Catalog {
             let next = match newest {
                 None => 1,
                 Some((number, _)) => {
-                    let says = self.readable(name, number).await?;
-                    if says.is_some_and(|says| says.dataset == ours.dataset) {
+                    let current = self.readable(name, number).await?;
+                    if current.is_some_and(|current| current.dataset == ours.dataset) {
                         return Ok(number);
                     }
                     match self.made_before(number, ours, since).await? {
@@ -153,7 +154,7 @@ impl Catalog {
                 ..ours.clone()
             };
             let bytes = canonical::json(&revision)?.into();
-            // Another preparation may have been faster, perhaps with this very digest: look again.
+            // If another preparation was faster, look again: it may have the same digest.
             if self
                 .store
                 .put_revision(&layout::name_revisions(name), next, bytes)
@@ -164,7 +165,7 @@ impl Catalog {
         }
     }
 
-    /// Returns what a revision says; a broken one is gone over.
+    /// Returns a revision, or nothing if it is damaged.
     async fn readable(&self, name: &str, revision: u64) -> Result<Option<NameRevision>> {
         let key = layout::name_revision(name, revision);
         match self.store.get_json(&key).await {
@@ -173,8 +174,8 @@ impl Catalog {
         }
     }
 
-    /// Returns the revision that a job has made, looking back from the newest to the time when the
-    /// job was asked for.
+    /// Returns the revision that a job has made, searching back from the newest to the time when
+    /// the job was accepted.
     async fn made_before(
         &self,
         newest: u64,
@@ -198,37 +199,5 @@ impl Catalog {
 }
 
 fn absent(dataset: &str) -> Error {
-    Error::not_found(format!("no data set {dataset:?}")).with_field("dataset")
-}
-
-impl From<Named> for proto::Dataset {
-    fn from(named: Named) -> Self {
-        let Named {
-            name,
-            revision,
-            create_time,
-            manifest,
-        } = named;
-        Self {
-            name,
-            revision,
-            rows: manifest.rows(Split::Train),
-            validation_rows: manifest.rows(Split::Validation),
-            tokens: manifest.tokens(Split::Train),
-            records_read: manifest.records_read,
-            rejected: manifest.rejected,
-            max_length: manifest.settings.max_length,
-            learn: match manifest.settings.learn {
-                Learn::All => "all".to_owned(),
-                Learn::Answer => "answer".to_owned(),
-            },
-            digest: manifest.dataset,
-            tokenizer_digest: manifest.tokenizer_digest,
-            template_digest: manifest.template_digest,
-            create_time: create_time.map(|time| pbjson_types::Timestamp {
-                seconds: time.as_second(),
-                nanos: time.subsec_nanosecond(),
-            }),
-        }
-    }
+    Error::not_found("dataset", format!("no data set {dataset:?}"))
 }

@@ -1,31 +1,32 @@
 //! Makes a prepared data set visible: shards, then rejects, then the manifest (the commit point),
-//! then the name, then the event. Each step may find that it was done before, by an earlier attempt
-//! or another preparation of the same content.
+//! then the name, then the event. Each step may be done already, by an earlier attempt or by another
+//! preparation of the same content.
 
 use std::path::Path;
 
-use togi_proto::events::v1::DatasetReady;
 use togi_runtime::jobs::Job;
 use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::worker::lease::Lease;
 use togi_runtime::{Class, Context, layout, telemetry};
-use togi_tokens::manifest::{DatasetManifest, Split};
+use togi_tokens::manifest::DatasetManifest;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
-use crate::{Error, Result, shards};
+use crate::error::{Error, Result};
+use crate::rpc::conversion::dataset_ready;
+use crate::shards;
 
-/// One preparation's way into the store.
+/// The parts of one preparation's commit.
 pub(crate) struct Commit<'a> {
     pub(crate) context: &'a Context,
     pub(crate) job: &'a Job,
-    /// Checked before each step that others see.
+    /// Checked before each visible step.
     pub(crate) lease: &'a Lease,
     pub(crate) stop: &'a CancellationToken,
 }
 
 impl Commit<'_> {
-    /// Returns the manifest of a digest that is committed already.
+    /// Returns the manifest of a digest if it is committed already.
     pub(crate) async fn committed(&self, digest: &str) -> Result<Option<DatasetManifest>> {
         match self.catalog().manifest(digest).await {
             Ok(manifest) => Ok(Some(manifest)),
@@ -63,30 +64,21 @@ impl Commit<'_> {
         Ok(())
     }
 
-    /// Names a committed data set and says so.
+    /// Gives a committed data set its name and publishes the event.
     pub(crate) async fn name(&self, name: &str, manifest: &DatasetManifest) -> Result<()> {
         self.lease.check().await?;
-        let digest = &manifest.dataset;
         let ours = NameRevision {
             name: name.to_owned(),
-            dataset: digest.clone(),
+            dataset: manifest.dataset.clone(),
             time: String::new(),
             traceparent: telemetry::current_traceparent(),
             job: Some(self.job.id.to_string()),
         };
         let since = Some(self.job.create_time);
         let revision = self.catalog().name(&ours, since).await?;
-        // Also where the revision is an old one: the attempt that made it may have ended before it
-        // said so.
-        let ready = DatasetReady {
-            dataset: digest.clone(),
-            name: name.to_owned(),
-            revision,
-            manifest: layout::dataset_manifest(digest).to_string(),
-            rows: manifest.rows(Split::Train),
-            rejected: manifest.rejected,
-        };
-        self.context.bus.publish(ready).await
+        // Also for an old revision: the attempt that made it may have ended before it published.
+        let ready = dataset_ready(name, revision, manifest);
+        Ok(self.context.bus.publish(ready).await?)
     }
 
     fn catalog(&self) -> Catalog {

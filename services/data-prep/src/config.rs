@@ -1,17 +1,15 @@
-//! The service's configuration; `default.toml` says what each key means.
+//! The service's configuration; `default.toml` explains each key.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use togi_runtime::Error;
 use togi_runtime::config::{BasesConfig, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
 use togi_runtime::layout::validate_name;
 use togi_runtime::process::Sections;
+use togi_runtime::{Error, Result};
 
-use crate::Result;
-
-/// The settings that files and the environment change.
+/// The default settings, which files and the environment change.
 pub const DEFAULTS: &str = include_str!("../default.toml");
 
 /// The whole configuration.
@@ -32,7 +30,7 @@ pub struct Config {
     pub flight: FlightConfig,
     /// Bases whose tokenizer a request may name.
     pub bases: BasesConfig,
-    /// Sources that a request may name: an object, or with a slash at the end all objects below.
+    /// Sources that a request may name: an object, or all objects below a URL that ends in a slash.
     pub sources: BTreeMap<String, StoreConfig>,
 }
 
@@ -42,13 +40,13 @@ pub struct Config {
 pub struct PrepareConfig {
     /// Preparations at the same time.
     pub jobs: usize,
-    /// Tokenizing threads; 0: one a core.
+    /// Tokenizing threads; 0 means one per core.
     pub workers: usize,
-    /// Folder for rows that wait; empty: the system's temporary one.
+    /// Folder for spooled rows; empty means the system's temporary folder.
     pub scratch: PathBuf,
     /// Most bytes of an upload.
     pub max_upload_bytes: u64,
-    /// Most bytes of a source's file once unpacked.
+    /// Most bytes of a source's file after unpacking.
     pub max_source_bytes: u64,
     /// Most files of a source.
     pub max_source_files: usize,
@@ -64,7 +62,7 @@ impl PrepareConfig {
         }
     }
 
-    /// Returns how many threads tokenize when the request does not say.
+    /// Returns the number of tokenizing threads of a request that has none.
     pub fn workers(&self) -> usize {
         match self.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -77,7 +75,7 @@ impl PrepareConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FlightConfig {
-    /// Bytes of decoded shards that are kept.
+    /// Most bytes of decoded shards in the cache.
     pub cache_bytes: usize,
     /// Rows looked up at a time.
     pub window_rows: usize,

@@ -1,17 +1,19 @@
-//! What can go wrong between a source and a data set, and the class of each.
+//! The crate's error. Its class decides the gRPC code and what becomes of a job.
 
 use std::io;
 
-use thiserror::Error;
 use togi_runtime::Class;
 
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
 /// Why a preparation, an upload or a read failed.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The source's bytes are not what its format says.
+    /// The source's bytes do not have the form of its format.
     #[error("{what}")]
     Malformed {
-        /// What is wrong and where.
+        /// The fault and its position.
         what: String,
     },
     /// The source is larger than the configuration allows.
@@ -23,23 +25,23 @@ pub enum Error {
     /// A table lacks a column that every record needs.
     #[error("the table has no column {column:?}")]
     NoColumn {
-        /// The column, by the file's own name.
+        /// The column, by the file's name.
         column: String,
     },
     /// A table's column holds neither text nor numbers.
     #[error("column {column:?} is of type {kind}; text or a number is needed")]
     ColumnType {
-        /// The column, by the file's own name.
+        /// The column, by the file's name.
         column: String,
-        /// Its type in Arrow's words.
+        /// The Arrow name of its type.
         kind: String,
     },
-    /// A bad record, where the request says that one fails the job.
+    /// A bad record, if the request lets it fail the job.
     #[error("record {number} was rejected: {reason}")]
     BadRecord {
-        /// Its line or place in the source, from 1.
+        /// Its line or position in the source, from 1.
         number: u64,
-        /// Why.
+        /// Why it was rejected.
         reason: String,
     },
     /// There is nothing to prepare.
@@ -50,7 +52,7 @@ pub enum Error {
     AllRejected {
         /// Records read.
         read: u64,
-        /// The first one's line or place.
+        /// The line or position of the first one.
         number: u64,
         /// Why the first one was rejected.
         reason: String,
@@ -61,7 +63,7 @@ pub enum Error {
         /// The request's share.
         share: f64,
     },
-    /// A shard's bytes are not those that its manifest names.
+    /// A shard's bytes do not have the digest in its manifest.
     #[error("object {path} is not the one that its manifest names")]
     Damaged {
         /// The object's key.
@@ -73,16 +75,16 @@ pub enum Error {
     /// Text, rows or shards were refused.
     #[error(transparent)]
     Tokens(#[from] togi_tokens::Error),
-    /// A part of the runtime failed.
+    /// A request or an object was refused, or a part of the runtime failed.
     #[error(transparent)]
     Runtime(#[from] togi_runtime::Error),
     /// A thread ended by a panic.
     #[error("a {thread} thread panicked")]
     Panicked {
-        /// Which.
+        /// The thread's task.
         thread: &'static str,
     },
-    /// Somebody asked for the end.
+    /// The work was stopped from outside.
     #[error("stopped")]
     Stopped,
 }
@@ -92,21 +94,36 @@ impl Error {
         Self::Malformed { what: what.into() }
     }
 
-    /// The request's field that is at fault; empty where none is.
-    fn field(&self) -> &'static str {
-        match self {
-            Self::Malformed { .. }
-            | Self::SourceTooLarge { .. }
-            | Self::BadRecord { .. }
-            | Self::Empty
-            | Self::AllRejected { .. } => "records",
-            Self::NoColumn { .. } | Self::ColumnType { .. } => "records.columns",
-            Self::NothingToTrainOn { .. } => "settings.validation_share",
-            _ => "",
-        }
+    /// An `InvalidArgument` about a request's field.
+    pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Self {
+        togi_runtime::Error::invalid(field, message).into()
     }
 
-    fn class(&self) -> Class {
+    /// A `NotFound` of the thing that a request's field names.
+    pub(crate) fn not_found(field: &str, message: impl Into<String>) -> Self {
+        togi_runtime::Error::not_found(message)
+            .with_field(field)
+            .into()
+    }
+
+    /// A `FailedPrecondition` of the thing that a request's field names.
+    pub(crate) fn precondition(field: &str, message: impl Into<String>) -> Self {
+        togi_runtime::Error::precondition(message)
+            .with_field(field)
+            .into()
+    }
+
+    /// Replaces the store's `NotFound` by one about a request's field; keeps any other error.
+    pub(crate) fn missing(error: togi_runtime::Error, field: &str, message: &str) -> Self {
+        if error.class() != Class::NotFound {
+            return error.into();
+        }
+        let missing = togi_runtime::Error::not_found(message).with_field(field);
+        missing.with_source(error).into()
+    }
+
+    /// Returns the error's class.
+    pub fn class(&self) -> Class {
         match self {
             Self::Malformed { .. }
             | Self::SourceTooLarge { .. }
@@ -123,10 +140,24 @@ impl Error {
             Self::Stopped => Class::Aborted,
         }
     }
+
+    /// Returns the request's field at fault.
+    fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::Malformed { .. }
+            | Self::SourceTooLarge { .. }
+            | Self::BadRecord { .. }
+            | Self::Empty
+            | Self::AllRejected { .. } => Some("records"),
+            Self::NoColumn { .. } | Self::ColumnType { .. } => Some("records.columns"),
+            Self::NothingToTrainOn { .. } => Some("settings.validation_share"),
+            _ => None,
+        }
+    }
 }
 
-/// What a reader says: our own error carried through it, a failing disk, or, from an unpacker,
-/// bytes that are broken.
+/// An error of a reader: our own error that it passed on, a failing disk, or broken bytes from an
+/// unpacker.
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         if error.raw_os_error().is_some() {
@@ -141,16 +172,20 @@ impl From<io::Error> for Error {
 
 impl From<Error> for togi_runtime::Error {
     fn from(error: Error) -> Self {
-        match error {
-            Error::Runtime(error) => error,
-            error => {
-                let told = Self::new(error.class(), error.to_string());
-                let told = match error.field() {
-                    "" => told,
-                    field => told.with_field(field),
-                };
-                told.with_source(error)
-            }
+        let field = match error {
+            Error::Runtime(error) => return error,
+            ref error => error.field(),
+        };
+        let converted = Self::new(error.class(), error.to_string()).with_source(error);
+        match field {
+            Some(field) => converted.with_field(field),
+            None => converted,
         }
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        togi_runtime::Error::from(error).into()
     }
 }

@@ -1,9 +1,11 @@
-//! Cuts a source's bytes into chunks of records: tells the format, unpacks it, and hands out pieces
-//! of bounded size. Nothing here knows what a record means; a record that is no JSON comes out like
-//! any other.
+//! Cuts a source's bytes into chunks of records: detects the format, unpacks it, and returns pieces
+//! of bounded size. The meaning of records is not known here; a record that is not JSON is returned
+//! like any other.
 
 mod array;
+mod chunk;
 mod lines;
+mod parquet;
 mod table;
 mod unpack;
 
@@ -12,20 +14,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::str::FromStr;
 
-use crate::Error;
+use self::unpack::unpack;
+use crate::error::Error;
 
+pub use chunk::{Chunk, Chunks, MAX_RECORD_BYTES, Text, TextRecord};
 pub use table::Table;
 
-/// Longest record in bytes, as written in the source; a longer one is rejected without being kept
-/// in memory.
-pub const MAX_RECORD_BYTES: usize = 1 << 20;
-/// Bytes that are kept of a record that is too long: enough to recognise it by.
-const KEPT_OF_OVER_LONG: usize = 1 << 10;
-/// A chunk is full at this many records,
-const CHUNK_RECORDS: usize = 64;
-/// or at this many bytes of text, whichever comes first.
-const CHUNK_BYTES: usize = 128 << 10;
-/// Bytes looked at to tell a format.
+/// Bytes that the detection of a format reads.
 const PREFIX_BYTES: usize = 4 << 10;
 
 /// How a file holds its records.
@@ -33,7 +28,7 @@ const PREFIX_BYTES: usize = 4 << 10;
 pub enum Format {
     /// One JSON array of objects.
     Json,
-    /// One JSON object a line; blank lines are no records.
+    /// One JSON object a line; blank lines are skipped.
     JsonLines,
     /// A Parquet table.
     Parquet,
@@ -52,102 +47,31 @@ impl FromStr for Format {
     }
 }
 
-/// A run of records in the source's order.
-pub enum Chunk {
-    /// Records as JSON text.
-    Text(Text),
-    /// Records as rows of a table.
-    Table(Table),
-}
-
-/// Records as JSON text in one buffer.
-#[derive(Default)]
-pub struct Text {
-    bytes: Vec<u8>,
-    spans: Vec<Span>,
-}
-
-struct Span {
-    number: u64,
-    start: usize,
-    end: usize,
-    over_long: bool,
-}
-
-/// One record of a [`Text`].
-pub struct TextRecord<'a> {
-    /// Its line (JSON Lines) or its place (a JSON array), from 1.
-    pub number: u64,
-    /// Its bytes; only the first of them when `over_long`.
-    pub bytes: &'a [u8],
-    /// It has more than [`MAX_RECORD_BYTES`].
-    pub over_long: bool,
-}
-
-impl Text {
-    /// Returns the records in order.
-    pub fn records(&self) -> impl Iterator<Item = TextRecord<'_>> {
-        self.spans.iter().map(|span| TextRecord {
-            number: span.number,
-            bytes: &self.bytes[span.start..span.end],
-            over_long: span.over_long,
-        })
-    }
-
-    fn is_full(&self) -> bool {
-        self.spans.len() >= CHUNK_RECORDS || self.bytes.len() >= CHUNK_BYTES
-    }
-
-    /// Ends the record that began at `start`: what is behind it in the buffer, less white space
-    /// around it.
-    fn end_record(&mut self, number: u64, start: usize) {
-        let over_long = self.bytes.len() - start > MAX_RECORD_BYTES;
-        if over_long {
-            self.bytes.truncate(start + KEPT_OF_OVER_LONG);
-        }
-        let text = &self.bytes[start..];
-        let lead = text.len() - text.trim_ascii_start().len();
-        let end = start + lead + text.trim_ascii().len();
-        self.spans.push(Span {
-            number,
-            start: start + lead,
-            end,
-            over_long,
-        });
-    }
-}
-
-/// A source of chunks.
-pub trait Chunks {
-    /// Returns the next records, or nothing at the end.
-    fn next_chunk(&mut self) -> Result<Option<Chunk>, Error>;
-}
-
 /// One file to read records from.
 pub struct Input {
     /// Its bytes from the start.
     pub reader: Box<dyn Read + Send>,
-    /// The same bytes as a local file, where there is one: a Parquet table is then read in place.
+    /// The same bytes as a local file, if they are one: a Parquet table is then read in place.
     pub file: Option<File>,
 }
 
 /// How to open an input.
 pub struct Options<'a> {
-    /// The format; told from the bytes if not set.
+    /// The format; detected from the bytes if not set.
     pub format: Option<Format>,
-    /// The file's own names of the columns that matter; a table's other columns are not read.
+    /// The columns of a table that are read, by the file's names.
     pub columns: &'a [String],
-    /// Columns that a table must have, by the file's own names.
+    /// The columns that a table must have, by the file's names.
     pub required: &'a [String],
-    /// Most bytes of a source once unpacked.
+    /// Most bytes of a file after unpacking.
     pub max_bytes: u64,
-    /// Where a packed Parquet table is unpacked to.
+    /// The folder in which a packed Parquet table is unpacked.
     pub scratch: &'a Path,
 }
 
-/// Opens an input. gzip and zstd are recognised by their first bytes, whatever the format.
+/// Opens an input. gzip and zstd are recognised by their first bytes in every format.
 pub fn open(input: Input, options: &Options<'_>) -> Result<Box<dyn Chunks + Send>, Error> {
-    let mut unpacked = unpack::unpack(input.reader, options.max_bytes)?;
+    let mut unpacked = unpack(input.reader, options.max_bytes)?;
     let mut prefix = Vec::with_capacity(PREFIX_BYTES);
     unpacked
         .reader
@@ -169,7 +93,11 @@ pub fn open(input: Input, options: &Options<'_>) -> Result<Box<dyn Chunks + Send
                 Some(file) if !unpacked.was_packed => file,
                 _ => spill(whole, options.scratch)?,
             };
-            Box::new(table::Rows::open(file, options.columns, options.required)?)
+            Box::new(parquet::Rows::open(
+                file,
+                options.columns,
+                options.required,
+            )?)
         }
     })
 }
@@ -189,7 +117,7 @@ fn buffered(reader: impl Read + Send + 'static) -> Box<dyn BufRead + Send> {
     Box::new(BufReader::with_capacity(64 << 10, reader))
 }
 
-/// Copies a stream to an unnamed local file: a Parquet table begins at its end.
+/// Copies a stream to an unnamed local file, because a Parquet table is read from its end.
 fn spill(mut reader: impl Read, scratch: &Path) -> Result<File, Error> {
     let mut file = tempfile::tempfile_in(scratch).map_err(Error::Scratch)?;
     let mut buffer = vec![0; 256 << 10];
@@ -204,6 +132,7 @@ fn spill(mut reader: impl Read, scratch: &Path) -> Result<File, Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::chunk::{CHUNK_BYTES, KEPT_OF_OVER_LONG};
     use super::*;
 
     fn read(bytes: &[u8], format: Option<Format>) -> Result<Vec<(u64, String, bool)>, Error> {

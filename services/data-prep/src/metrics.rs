@@ -1,4 +1,4 @@
-//! What the service counts, by OpenTelemetry.
+//! The service's OpenTelemetry counters.
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Meter};
@@ -44,7 +44,7 @@ impl Metrics {
         }
     }
 
-    /// Counts records and the ids that they became.
+    /// Counts records and the ids of their rows.
     pub(crate) fn records(&self, accepted: u64, rejected: u64, tokens: u64) {
         for (outcome, count) in [("accepted", accepted), ("rejected", rejected)] {
             if count > 0 {
@@ -60,12 +60,12 @@ impl Metrics {
         self.source_bytes.add(bytes, &[]);
     }
 
-    /// Counts rows that left over Flight.
+    /// Counts rows that were sent over Flight.
     pub(crate) fn flight_rows(&self, rows: u64) {
         self.flight_rows.add(rows, &[]);
     }
 
-    /// Counts a shard that was asked for: `"cache"` or `"store"`.
+    /// Counts a requested shard by its origin: `"cache"` or `"store"`.
     pub(crate) fn shard(&self, from: &'static str) {
         self.flight_cache.add(1, &[KeyValue::new("from", from)]);
     }

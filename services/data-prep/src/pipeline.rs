@@ -1,5 +1,5 @@
-//! From a source's bytes to rows on the local disk: one thread reads and cuts, several tokenize,
-//! and the calling one writes, in the source's order.
+//! From a source's bytes to rows on the local disk: one thread reads and cuts, several tokenize, and
+//! the calling one writes in the source's order.
 //!
 //! ```text
 //! reader ─┬─▶ thread 0 ─┬─▶ writer
@@ -7,12 +7,12 @@
 //!         └─▶ …        ─┘
 //! ```
 //!
-//! Chunk n goes to thread n mod threads, and the writer takes it from there again, so that order
-//! needs no sorting. A channel holds at most `IN_FLIGHT` chunks, however long the source is.
+//! Chunk n goes to thread n mod threads, and the writer takes chunks from the threads in the same
+//! rotation, so that nothing has to be sorted. A channel holds at most `IN_FLIGHT` chunks.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -26,21 +26,21 @@ use togi_tokens::row::{Encoder, Settings};
 use togi_tokens::tokenizer::Tokenizer;
 use tokio_util::sync::CancellationToken;
 
-use crate::Error;
+use crate::error::{Error, Result};
 use crate::input::{self, Chunk, Format, Input};
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::spool::{self, Spool};
 use crate::tokenize::{Fate, Tokenized, Tokenizing};
 
-/// Chunks that one channel holds; each thread has one channel before it and one behind it.
+/// Chunks in one channel. Each thread has a channel before and a channel after it.
 const IN_FLIGHT: usize = 2;
 
-/// What a bad record does.
+/// The effect of a bad record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadRecord {
-    /// It is left out and listed.
+    /// It is left out and listed in the rejects.
     Skip,
     /// It fails the preparation.
     Fail,
@@ -68,39 +68,31 @@ impl OnBadRecord {
 
 /// How to prepare.
 pub struct Plan<'a> {
-    /// What cuts the text.
+    /// Turns text into ids.
     pub tokenizer: Arc<Tokenizer>,
     /// How records become rows.
     pub settings: Settings,
-    /// What the source calls our columns.
+    /// The source's names of our columns.
     pub columns: Columns,
-    /// The source's format; told from its bytes if not set.
+    /// The source's format; detected from its bytes if not set.
     pub format: Option<Format>,
-    /// What a bad record does.
+    /// The effect of a bad record.
     pub on_bad_record: OnBadRecord,
     /// Tokenizing threads, at least 1.
     pub workers: usize,
-    /// Most bytes of one file once unpacked.
+    /// Most bytes of one file after unpacking.
     pub max_bytes: u64,
-    /// A folder for what does not fit into memory.
+    /// A folder for rows and rejects.
     pub scratch: &'a Path,
     /// Ends the preparation early.
     pub stop: &'a CancellationToken,
-    /// Counts as it goes.
+    /// The counts of this preparation.
     pub progress: &'a Progress,
-    /// Counts for good.
+    /// The counts of the process.
     pub metrics: &'a Metrics,
 }
 
-/// A file of a source, opened when its turn comes.
-pub trait Source: Send {
-    /// Returns the files' count.
-    fn files(&self) -> usize;
-    /// Opens a file and returns its name with it.
-    fn open(&mut self, file: usize) -> Result<(String, Input), Error>;
-}
-
-/// Everything that a data set consists of, before it has its form.
+/// The content of a data set, before it is written as shards.
 #[derive(Debug)]
 pub struct Prepared {
     /// The data set's digest.
@@ -109,17 +101,17 @@ pub struct Prepared {
     pub train: Spool,
     /// Rows kept for validation.
     pub validation: Spool,
-    /// One line a rejected record.
+    /// One line for each rejected record.
     pub rejects: Rejects,
     /// Records read.
     pub read: u64,
     /// Records that became rows.
     pub accepted: u64,
-    /// Records that did not.
+    /// Records that were rejected.
     pub rejected: u64,
 }
 
-/// `rejects.jsonl` on the local disk; gone when dropped.
+/// `rejects.jsonl` on the local disk; deleted on drop.
 #[derive(Debug)]
 pub struct Rejects {
     /// The file.
@@ -133,8 +125,15 @@ struct Numbered {
     file: Option<Arc<str>>,
 }
 
-/// Reads a source to its end. Takes as long as it takes: for a thread of its own.
-pub fn prepare(plan: &Plan<'_>, source: &mut impl Source) -> Result<Prepared, Error> {
+/// Reads a source's files, which are opened one by one, each with its name. The call blocks until
+/// the end of the source.
+///
+/// # Errors
+/// When the source cannot be read or its content is refused; [`Error::Stopped`] after a stop.
+pub fn prepare<F>(plan: &Plan<'_>, files: F) -> Result<Prepared>
+where
+    F: ExactSizeIterator<Item = Result<(String, Input)>> + Send,
+{
     let encoder = Encoder::new(plan.tokenizer.clone(), plan.settings.clone())?;
     thread::scope(|scope| {
         let (mut inlets, mut outlets, mut threads) = (Vec::new(), Vec::new(), Vec::new());
@@ -146,9 +145,9 @@ pub fn prepare(plan: &Plan<'_>, source: &mut impl Source) -> Result<Prepared, Er
             inlets.push(inlet);
             outlets.push(outlet);
         }
-        let reader = scope.spawn(move || read(plan, source, &inlets));
+        let reader = scope.spawn(move || read(plan, files, &inlets));
         let written = write(plan, &outlets);
-        // The channels' ends are what makes the other threads end, too, after an error here.
+        // After an error here, the closed channels end the other threads.
         drop(outlets);
         let read = reader
             .join()
@@ -158,7 +157,7 @@ pub fn prepare(plan: &Plan<'_>, source: &mut impl Source) -> Result<Prepared, Er
                 thread: "tokenizing",
             })?;
         }
-        // An error of the writer concerns an earlier record than one of the reader.
+        // An error of the writer is about an earlier record than an error of the reader.
         let gathered = written?;
         read??;
         gathered.finish(plan)
@@ -167,11 +166,11 @@ pub fn prepare(plan: &Plan<'_>, source: &mut impl Source) -> Result<Prepared, Er
 
 fn read(
     plan: &Plan<'_>,
-    source: &mut impl Source,
+    files: impl ExactSizeIterator<Item = Result<(String, Input)>>,
     inlets: &[SyncSender<Numbered>],
-) -> Result<(), Error> {
+) -> Result<()> {
     let names = plan.columns.names();
-    // Only these two have to be there: instruction and output.
+    // Only instruction and output are required.
     let required = [0, 2].map(|at| names[at].clone());
     debug_assert_eq!([COLUMNS[0], COLUMNS[2]], ["instruction", "output"]);
     let options = input::Options {
@@ -181,26 +180,22 @@ fn read(
         max_bytes: plan.max_bytes,
         scratch: plan.scratch,
     };
-    let mut turns = inlets.iter().cycle();
-    for file in 0..source.files() {
-        let (name, input) = source.open(file)?;
-        let name: Option<Arc<str>> = (source.files() > 1).then(|| name.into());
+    let mut rotation = inlets.iter().cycle();
+    let several = files.len() > 1;
+    for file in files {
+        let (name, input) = file?;
+        let file: Option<Arc<str>> = several.then(|| name.into());
         let mut chunks = input::open(input, &options)?;
         while let Some(chunk) = chunks.next_chunk()? {
             if plan.stop.is_cancelled() {
                 return Err(Error::Stopped);
             }
-            let Some(inlet) = turns.next() else {
-                return Ok(());
-            };
-            if inlet
-                .send(Numbered {
-                    chunk,
-                    file: name.clone(),
-                })
-                .is_err()
-            {
-                // The other end is gone: it has an error of its own to tell.
+            let file = file.clone();
+            let sent = rotation
+                .next()
+                .is_some_and(|inlet| inlet.send(Numbered { chunk, file }).is_ok());
+            if !sent {
+                // The other end was closed after its own error, which is returned.
                 return Ok(());
             }
         }
@@ -223,16 +218,16 @@ fn tokenize(
     }
 }
 
-fn write(plan: &Plan<'_>, outlets: &[Receiver<Tokenized>]) -> Result<Gathered, Error> {
+fn write(plan: &Plan<'_>, outlets: &[Receiver<Tokenized>]) -> Result<Gathered> {
     let mut gathered = Gathered::new(plan)?;
-    let mut turns = outlets.iter().cycle();
-    while let Some(Ok(tokenized)) = turns.next().map(Receiver::recv) {
+    let mut rotation = outlets.iter().cycle();
+    while let Some(Ok(tokenized)) = rotation.next().map(Receiver::recv) {
         gathered.add(plan, tokenized)?;
     }
     Ok(gathered)
 }
 
-/// What the writer has so far.
+/// The output of the writer so far.
 struct Gathered {
     hasher: DatasetHasher,
     train: spool::Writer,
@@ -245,7 +240,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn new(plan: &Plan<'_>) -> Result<Self, Error> {
+    fn new(plan: &Plan<'_>) -> Result<Self> {
         let rejects = NamedTempFile::new_in(plan.scratch).map_err(Error::Scratch)?;
         Ok(Self {
             hasher: DatasetHasher::new(&plan.tokenizer, &plan.settings),
@@ -259,7 +254,7 @@ impl Gathered {
         })
     }
 
-    fn add(&mut self, plan: &Plan<'_>, tokenized: Tokenized) -> Result<(), Error> {
+    fn add(&mut self, plan: &Plan<'_>, tokenized: Tokenized) -> Result<()> {
         let (before_accepted, before_rejected) = (self.accepted, self.rejected);
         for fate in tokenized.fates {
             match fate {
@@ -295,7 +290,7 @@ impl Gathered {
         self.validation.append(&tokenized.validation)
     }
 
-    fn finish(self, plan: &Plan<'_>) -> Result<Prepared, Error> {
+    fn finish(self, plan: &Plan<'_>) -> Result<Prepared> {
         let read = self.accepted + self.rejected;
         if self.accepted == 0 {
             return Err(match self.first_rejected {
@@ -330,29 +325,17 @@ impl Gathered {
     }
 }
 
-/// A source of local files, in the order given.
-pub struct LocalFiles(pub Vec<std::path::PathBuf>);
-
-impl Source for LocalFiles {
-    fn files(&self) -> usize {
-        self.0.len()
-    }
-
-    fn open(&mut self, file: usize) -> Result<(String, Input), Error> {
-        let path = &self.0[file];
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let opened = File::open(path).map_err(Error::Scratch)?;
-        let reader = Box::new(opened.try_clone().map_err(Error::Scratch)?);
-        Ok((
-            name,
-            Input {
-                reader,
-                file: Some(opened),
-            },
-        ))
-    }
+/// Opens local files one by one, each with its name, for [`prepare`].
+pub fn local_files(
+    paths: Vec<PathBuf>,
+) -> impl ExactSizeIterator<Item = Result<(String, Input)>> + Send {
+    paths.into_iter().map(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let opened = File::open(&path).map_err(Error::Scratch)?;
+        let input = Input {
+            reader: Box::new(opened.try_clone().map_err(Error::Scratch)?),
+            file: Some(opened),
+        };
+        Ok((name.into_owned(), input))
+    })
 }

@@ -1,5 +1,5 @@
-//! The handler of preparation jobs: from a claimed job to a committed data set. What it does twice
-//! gives the same objects.
+//! The handler of preparation jobs: from a claimed job to a committed data set. A repeated job gives
+//! the same objects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tempfile::TempDir;
-use togi_proto::dataprep::v1 as proto;
 use togi_runtime::jobs::Kind;
 use togi_runtime::worker::lease::Lease;
 use togi_runtime::worker::{Admission, Claim, Handler, Outcome};
-use togi_runtime::{Bus, Context, Error};
+use togi_runtime::{Bus, Context};
+use togi_tokens::DatasetManifest;
 use togi_tokens::tokenizer::Tokenizer;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -20,13 +20,14 @@ use tracing::{Span, info, instrument, warn};
 
 use crate::commit::Commit;
 use crate::config::PrepareConfig;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Plan, Prepared};
 use crate::progress::Progress;
-use crate::request::Request;
-use crate::source::{Located, Opener};
-use crate::submission::Submissions;
-use crate::{Error as Fault, Result, shards};
+use crate::request::{Request, Resolver};
+use crate::rpc::conversion::request_from_json;
+use crate::shards;
+use crate::source::{Located, Reading};
 
 /// How often progress is published.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
@@ -34,12 +35,12 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 /// Prepares data sets.
 pub struct Preparer {
     context: Context,
-    submissions: Submissions,
+    resolver: Resolver,
     config: PrepareConfig,
     metrics: Metrics,
 }
 
-/// What a preparation works with once its request is understood.
+/// The inputs of a preparation whose request is resolved.
 struct Work {
     request: Request,
     located: Located,
@@ -53,13 +54,13 @@ impl Preparer {
     /// Prepares with a process's bus and store.
     pub fn new(
         context: &Context,
-        submissions: Submissions,
+        resolver: Resolver,
         config: PrepareConfig,
         metrics: Metrics,
     ) -> Self {
         Self {
             context: context.clone(),
-            submissions,
+            resolver,
             config,
             metrics,
         }
@@ -68,16 +69,17 @@ impl Preparer {
     /// Prepares a data set and returns its digest.
     async fn prepare(&self, claim: &Claim, stop: &CancellationToken) -> Result<String> {
         let work = stop
-            .run_until_cancelled(self.understand(&claim.request))
-            .await;
-        let work = Arc::new(work.ok_or(Fault::Stopped)??);
+            .run_until_cancelled(self.resolve(&claim.request))
+            .await
+            .ok_or(Error::Stopped)??;
+        let work = Arc::new(work);
         let prepared = {
             let reading = self.read(work.clone(), stop);
             tokio::pin!(reading);
-            let telling = tell_progress(&self.context.bus, &claim.lease, &work.progress);
+            let publishing = publish_progress(&self.context.bus, &claim.lease, &work.progress);
             tokio::select! {
                 prepared = &mut reading => prepared?,
-                () = telling => reading.await?,
+                () = publishing => reading.await?,
             }
         };
         let (read, rejected) = (prepared.read, prepared.rejected);
@@ -92,24 +94,21 @@ impl Preparer {
         Ok(digest)
     }
 
-    async fn understand(&self, request: &[u8]) -> Result<Work> {
-        let request: proto::PrepareRequest = serde_json::from_slice(request)
-            .map_err(|e| Error::invalid("request", format!("not a preparation's request: {e}")))?;
-        let request = Request::try_from(request)?;
-        let located = self.submissions.finder.find(&request.records).await?;
-        let tokenizer = self.submissions.tokenizers.load(&request.tokenizer).await?;
+    async fn resolve(&self, request: &[u8]) -> Result<Work> {
+        let request = request_from_json(request)?;
+        let (located, tokenizer) = self.resolver.resolve(&request).await?;
         let scratch = self.config.scratch();
         let scratch = spawn_blocking(move || {
             std::fs::create_dir_all(&scratch)
                 .and_then(|()| TempDir::with_prefix_in("togi-prepare-", &scratch))
-        });
-        let scratch = scratch
-            .await
-            .map_err(|_| Fault::Panicked { thread: "scratch" })?;
+        })
+        .await
+        .map_err(|_| Error::Panicked { thread: "scratch" })?
+        .map_err(Error::Scratch)?;
         Ok(Work {
             workers: request.workers.unwrap_or_else(|| self.config.workers()),
             progress: Arc::new(Progress::new(located.bytes)),
-            scratch: scratch.map_err(Fault::Scratch)?,
+            scratch,
             request,
             located,
             tokenizer,
@@ -118,14 +117,12 @@ impl Preparer {
 
     #[instrument(name = "tokenize_records", skip_all)]
     async fn read(&self, work: Arc<Work>, stop: &CancellationToken) -> Result<Prepared> {
-        let (metrics, stop) = (self.metrics.clone(), stop.clone());
         let max_bytes = self.config.max_source_bytes;
-        let mut source = Opener {
-            located: work.located.clone(),
+        let reading = Reading {
             handle: Handle::current(),
             stop: stop.clone(),
             progress: work.progress.clone(),
-            metrics: metrics.clone(),
+            metrics: self.metrics.clone(),
         };
         let prepared = on_thread(move || {
             let request = &work.request;
@@ -138,16 +135,16 @@ impl Preparer {
                 workers: work.workers,
                 max_bytes,
                 scratch: work.scratch.path(),
-                stop: &stop,
+                stop: &reading.stop,
                 progress: &work.progress,
-                metrics: &metrics,
+                metrics: &reading.metrics,
             };
-            pipeline::prepare(&plan, &mut source)
+            pipeline::prepare(&plan, work.located.open(reading.clone()))
         });
         prepared.await
     }
 
-    /// Writes what is missing in the store, in the order in which a reader may rely on it.
+    /// Writes the objects that the store lacks, in an order that readers can rely on.
     #[instrument(name = "commit_dataset", skip_all, fields(dataset = prepared.digest))]
     async fn finish(
         &self,
@@ -190,7 +187,7 @@ impl Preparer {
         work: Arc<Work>,
         prepared: Arc<Prepared>,
         stop: &CancellationToken,
-    ) -> Result<togi_tokens::DatasetManifest> {
+    ) -> Result<DatasetManifest> {
         let stop = stop.clone();
         on_thread(move || {
             let form = shards::Form {
@@ -212,13 +209,16 @@ impl Handler for Preparer {
 
     async fn handle(&self, claim: Claim) -> Outcome {
         let stop = CancellationToken::new();
-        // If this future is dropped, its threads end, too.
+        // If this future is dropped, its threads end too.
         let _guard = stop.clone().drop_guard();
         let work = self.prepare(&claim, &stop);
         tokio::pin!(work);
         let interrupted = tokio::select! {
             done = &mut work => {
-                return done.map_or_else(Outcome::from, |result| Outcome::Succeeded { result });
+                return match done {
+                    Ok(result) => Outcome::Succeeded { result },
+                    Err(error) => togi_runtime::Error::from(error).into(),
+                };
             }
             () = claim.lease.lost() => Outcome::LeaseLost,
             () = claim.lease.cancelled() => Outcome::Cancelled,
@@ -226,23 +226,22 @@ impl Handler for Preparer {
         };
         stop.cancel();
         match work.await {
-            // It was committed before it could stop.
+            // It was committed before the stop.
             Ok(result) if claim.lease.is_held() => Outcome::Succeeded { result },
             _ => interrupted,
         }
     }
 
-    async fn admit(&self, request: Bytes) -> Result<Admission> {
+    async fn admit(&self, request: Bytes) -> togi_runtime::Result<Admission> {
         let admission = Admission::from_json(&request)?;
-        let request: proto::PrepareRequest = serde_json::from_slice(&request)
-            .map_err(|e| Error::invalid("request", format!("not a preparation's request: {e}")))?;
-        self.submissions.check(request).await?;
+        self.resolver.check(&request_from_json(&request)?).await?;
         Ok(admission)
     }
 }
 
-/// Publishes progress until it is dropped. It never fails a job: it is gone with the next one.
-async fn tell_progress(bus: &Bus, lease: &Lease, progress: &Progress) {
+/// Publishes progress until it is dropped. An error never fails the job, because the next message
+/// replaces this one.
+async fn publish_progress(bus: &Bus, lease: &Lease, progress: &Progress) {
     let mut ticks = tokio::time::interval(PROGRESS_PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -253,13 +252,13 @@ async fn tell_progress(bus: &Bus, lease: &Lease, progress: &Progress) {
     }
 }
 
-/// Runs CPU work beside the async runtime, in the span of its caller.
+/// Runs CPU work on a thread, in the span of the caller.
 async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> std::result::Result<T, Fault> + Send + 'static,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let span = Span::current();
     let done = spawn_blocking(move || span.in_scope(work)).await;
-    Ok(done.map_err(|_| Fault::Panicked {
+    done.map_err(|_| Error::Panicked {
         thread: "preparing",
-    })??)
+    })?
 }

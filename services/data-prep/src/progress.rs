@@ -1,4 +1,4 @@
-//! How far a preparation is: counted by the threads that work, read by those who tell it on.
+//! The progress of a preparation: the working threads count it, and the worker publishes it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,19 +12,19 @@ pub struct Progress {
     bytes_total: AtomicU64,
 }
 
-/// The counts at one moment; what a worker publishes and a watcher reads.
+/// The counts at one moment, as a worker publishes them and a watcher reads them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Records read.
     pub records: u64,
-    /// Bytes of the source read, as they are stored.
+    /// Bytes of the source read, before unpacking.
     pub bytes: u64,
-    /// Bytes of the source; 0 where not known.
+    /// Bytes of the source; 0 if unknown.
     pub bytes_total: u64,
 }
 
 impl Progress {
-    /// Starts at nothing of `bytes_total`.
+    /// Starts at zero bytes of `bytes_total`.
     pub fn new(bytes_total: u64) -> Self {
         Self {
             bytes_total: bytes_total.into(),

@@ -1,5 +1,5 @@
-//! From waiting rows to shards: Parquet files on the local disk, several at a time, the same bytes
-//! whoever writes them.
+//! Writes spooled rows as shards: Parquet files on the local disk, several at a time. The bytes do
+//! not depend on the number of threads.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -15,7 +15,7 @@ use togi_tokens::row::Settings;
 use togi_tokens::shard::{Metadata, Writer};
 use tokio_util::sync::CancellationToken;
 
-use crate::Error;
+use crate::error::{Error, Result};
 use crate::pipeline::Prepared;
 use crate::spool::Spool;
 
@@ -33,9 +33,12 @@ pub struct Form<'a> {
     pub stop: &'a CancellationToken,
 }
 
-/// Writes a data set's shards into a folder, under the names that its manifest has for them, and
-/// returns the manifest.
-pub fn write(form: &Form<'_>, prepared: &Prepared) -> Result<DatasetManifest, Error> {
+/// Writes a data set's shards into a folder, under their names in the manifest, and returns the
+/// manifest.
+///
+/// # Errors
+/// When a file cannot be written; [`Error::Stopped`] after a stop.
+pub fn write(form: &Form<'_>, prepared: &Prepared) -> Result<DatasetManifest> {
     let spools = [
         (Split::Train, &prepared.train),
         (Split::Validation, &prepared.validation),
@@ -89,7 +92,7 @@ pub fn write(form: &Form<'_>, prepared: &Prepared) -> Result<DatasetManifest, Er
     })
 }
 
-/// Returns where a part is on the local disk.
+/// Returns the path of a part on the local disk.
 pub fn local(folder: &Path, part: &Part) -> PathBuf {
     folder.join(&part.path)
 }
@@ -101,7 +104,7 @@ fn write_one(
     split: Split,
     spool: &Spool,
     shard: usize,
-) -> Result<Part, Error> {
+) -> Result<Part> {
     let path = layout::part_name(number);
     let file = File::create(form.folder.join(&path)).map_err(Error::Scratch)?;
     let sink = Hashing {
@@ -134,7 +137,7 @@ fn write_one(
     })
 }
 
-/// A file whose bytes are hashed as they go by.
+/// A file whose bytes are hashed while they are written.
 struct Hashing {
     file: BufWriter<File>,
     hasher: Hasher,

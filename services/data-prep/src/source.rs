@@ -1,6 +1,6 @@
-//! Where records are: finds a source's files in an object store or on a hub, and opens them one
-//! after the other. A stored object is read in ranges, each of which holds its version: one that is
-//! replaced meanwhile fails, rather than mixes.
+//! Finds a source's files in an object store or on a hub, and opens them one after the other. An
+//! object is read in ranges of one version, so that a replaced object fails instead of being mixed
+//! with its successor.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,32 +15,49 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 use togi_runtime::config::StoreConfig;
 use togi_runtime::store::hub::{Hub, HubRef};
 use togi_runtime::store::{connect, connect_object};
-use togi_runtime::{Class, Store, layout};
+use togi_runtime::{Store, layout};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
-use crate::request::RecordsFrom;
-use crate::{Error, Result, pipeline};
 
-/// Bytes of an object that one request asks for.
+/// Bytes of one read of an object.
 const RANGE_BYTES: u64 = 4 << 20;
-/// File names that hold records, where a source is a folder.
+/// Endings of the files with records, if a source is a folder.
 const ENDINGS: [&str; 3] = [".json", ".jsonl", ".parquet"];
 const PACKED_ENDINGS: [&str; 3] = [".gz", ".zst", ".zstd"];
+/// Files that libraries store beside the records.
+const DESCRIPTIONS: [&str; 4] = [
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "dataset_info.json",
+];
+
+/// Where records come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordsFrom {
+    /// An upload, by its SHA-256.
+    Upload(String),
+    /// A source of the configuration, by its name.
+    Configured(String),
+    /// A hub's data set, `hf://datasets/OWNER/NAME[@REVISION]`.
+    Hub(HubRef),
+}
 
 /// The files of a source, found but not opened.
 #[derive(Clone)]
 pub struct Located {
-    files: Vec<Place>,
+    files: Vec<Location>,
     /// Bytes in all files, as they are stored.
     pub bytes: u64,
 }
 
 #[derive(Clone)]
-enum Place {
+enum Location {
     Object {
         store: Arc<dyn ObjectStore>,
         meta: ObjectMeta,
@@ -51,7 +68,7 @@ enum Place {
     },
 }
 
-/// Where to look.
+/// Finds the files of sources.
 #[derive(Clone)]
 pub struct Finder {
     /// The store of uploads.
@@ -66,16 +83,17 @@ impl Finder {
     /// Finds a source's files.
     ///
     /// # Errors
-    /// `NotFound` with the field where the source, its object or its data set does not exist.
+    /// `NotFound` with the field if the source, its object or its data set does not exist.
     pub async fn find(&self, from: &RecordsFrom) -> Result<Located> {
         match from {
             RecordsFrom::Upload(id) => {
                 let meta = self.store.head(&layout::upload(id)).await;
-                let meta = meta.map_err(|e| missing(e, "records.upload", "no such upload"))?;
+                let absent = |e| Error::missing(e, "records.upload", "no such upload");
+                let meta = meta.map_err(absent)?;
                 let store = self.store.inner();
                 Ok(Located {
                     bytes: meta.size,
-                    files: vec![Place::Object { store, meta }],
+                    files: vec![Location::Object { store, meta }],
                 })
             }
             RecordsFrom::Configured(name) => self.configured(name).await,
@@ -83,10 +101,10 @@ impl Finder {
         }
     }
 
-    /// Checks that a source can be found, without fetching anything of it.
+    /// Checks that a source exists, without fetching any of it.
     ///
     /// # Errors
-    /// As [`Finder::find`], but a hub is not asked: it may be slow, and its answer is the job's.
+    /// As [`Finder::find`]. A hub may be slow, so that only the job asks it.
     pub async fn check(&self, from: &RecordsFrom) -> Result<()> {
         match from {
             RecordsFrom::Hub(_) => Ok(()),
@@ -98,21 +116,21 @@ impl Finder {
     fn source(&self, name: &str) -> Result<&StoreConfig> {
         self.sources.get(name).ok_or_else(|| {
             let text = format!("no source {name:?} is configured");
-            togi_runtime::Error::not_found(text).with_field("records.configured")
+            Error::not_found("records.configured", text)
         })
     }
 
     async fn configured(&self, name: &str) -> Result<Located> {
         const FIELD: &str = "records.configured";
         let source = self.source(name)?;
-        // The configuration's fault, not the request's; but it is this field that stands for it.
+        // The configuration is at fault, but this field of the request names it.
         let wrong = |e: togi_runtime::Error| {
             let text = format!("source {name:?} is configured wrongly: {}", e.message());
             togi_runtime::Error::precondition(text)
                 .with_field(FIELD)
                 .with_source(e)
         };
-        let absent = |error| missing(error, FIELD, "the source's object does not exist");
+        let absent = |error| Error::missing(error, FIELD, "the source's object does not exist");
         let options = source.all_options().map_err(wrong)?;
         let (store, metas) = if source.url.ends_with('/') {
             let store = connect(&source.url, &options).map_err(wrong)?;
@@ -131,7 +149,7 @@ impl Finder {
         };
         self.bounded(metas.len(), FIELD)?;
         let bytes = metas.iter().map(|meta| meta.size).sum();
-        let files = metas.into_iter().map(|meta| Place::Object {
+        let files = metas.into_iter().map(|meta| Location::Object {
             store: store.clone(),
             meta,
         });
@@ -149,8 +167,9 @@ impl Finder {
         self.bounded(found.len(), FIELD)?;
         let (mut files, mut bytes) = (Vec::new(), 0);
         for (name, path) in found {
-            bytes += tokio::fs::metadata(&path).await?.len();
-            files.push(Place::File { path, name });
+            let metadata = tokio::fs::metadata(&path).await;
+            bytes += metadata.map_err(togi_runtime::Error::from)?.len();
+            files.push(Location::File { path, name });
         }
         Ok(Located { files, bytes })
     }
@@ -158,26 +177,17 @@ impl Finder {
     fn bounded(&self, files: usize, field: &str) -> Result<()> {
         if files == 0 {
             let text = "the source has no .json, .jsonl or .parquet file";
-            return Err(togi_runtime::Error::not_found(text).with_field(field));
+            return Err(Error::not_found(field, text));
         }
         if files > self.max_files {
             let text = format!("the source has {files} files, more than {}", self.max_files);
-            return Err(togi_runtime::Error::invalid(field, text));
+            return Err(Error::invalid(field, text));
         }
         Ok(())
     }
 }
 
-fn missing(error: togi_runtime::Error, field: &str, text: &str) -> togi_runtime::Error {
-    if error.class() == Class::NotFound {
-        return togi_runtime::Error::not_found(text)
-            .with_field(field)
-            .with_source(error);
-    }
-    error
-}
-
-/// Whether a file of a folder or a hub's data set holds records, by its name alone.
+/// Returns whether a file of a folder or of a hub's data set has records, by its name.
 fn holds_records(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let packed = PACKED_ENDINGS
@@ -185,88 +195,64 @@ fn holds_records(name: &str) -> bool {
         .find_map(|ending| name.strip_suffix(ending));
     let plain = packed.unwrap_or(&name);
     let file = plain.rsplit('/').next().unwrap_or_default();
-    // What libraries keep beside the records.
-    let about = [
-        "dataset_infos.json",
-        "dataset_dict.json",
-        "state.json",
-        "dataset_info.json",
-    ];
     ENDINGS.iter().any(|ending| plain.ends_with(ending))
         && !file.starts_with('.')
-        && !about.contains(&file)
+        && !DESCRIPTIONS.contains(&file)
 }
 
-/// Opens located files in their order, on a thread that may wait.
-pub struct Opener {
-    /// The files.
-    pub located: Located,
-    /// The runtime that the object store works on.
+/// The state that the readers of a source share.
+#[derive(Clone)]
+pub struct Reading {
+    /// The runtime of the object store.
     pub handle: Handle,
-    /// Ends a read that waits.
+    /// Ends a waiting read.
     pub stop: CancellationToken,
-    /// Counts the bytes.
+    /// Counts the bytes of this preparation.
     pub progress: Arc<Progress>,
-    /// Counts the bytes, too.
+    /// Counts the bytes of the process.
     pub metrics: Metrics,
 }
 
-impl pipeline::Source for Opener {
-    fn files(&self) -> usize {
-        self.located.files.len()
+impl Located {
+    /// Opens the files one by one in their order, each with its name, on a thread that may wait.
+    pub fn open(
+        &self,
+        reading: Reading,
+    ) -> impl ExactSizeIterator<Item = Result<(String, Input)>> + Send {
+        let files = self.files.iter();
+        files.map(move |location| location.open(&reading))
     }
+}
 
-    fn open(&mut self, file: usize) -> Result<(String, Input), Error> {
-        let counter = Counter {
-            progress: self.progress.clone(),
-            metrics: self.metrics.clone(),
-        };
-        match &self.located.files[file] {
-            Place::Object { store, meta } => {
-                let name = meta.location.filename().unwrap_or_default().to_owned();
+impl Location {
+    fn open(&self, reading: &Reading) -> Result<(String, Input)> {
+        let (name, reader, file): (_, Box<dyn Read + Send>, _) = match self {
+            Self::Object { store, meta } => {
                 let reader = ObjectReader {
                     store: store.clone(),
                     meta: meta.clone(),
                     at: 0,
                     buffer: Bytes::new(),
-                    handle: self.handle.clone(),
-                    stop: self.stop.clone(),
-                    counter,
+                    reading: reading.clone(),
                 };
-                Ok((
-                    name,
-                    Input {
-                        reader: Box::new(reader),
-                        file: None,
-                    },
-                ))
+                let name = meta.location.filename().unwrap_or_default();
+                (name.to_owned(), Box::new(reader), None)
             }
-            Place::File { path, name } => {
+            Self::File { path, name } => {
                 let opened = File::open(path).map_err(Error::Scratch)?;
-                let reader = opened.try_clone().map_err(Error::Scratch)?;
-                let reader = Box::new(FileReader {
-                    file: reader,
-                    counter,
-                });
-                Ok((
-                    name.clone(),
-                    Input {
-                        reader,
-                        file: Some(opened),
-                    },
-                ))
+                let reader = FileReader {
+                    file: opened.try_clone().map_err(Error::Scratch)?,
+                    reading: reading.clone(),
+                };
+                (name.clone(), Box::new(reader), Some(opened))
             }
-        }
+        };
+        Ok((name, Input { reader, file }))
     }
 }
 
-struct Counter {
-    progress: Arc<Progress>,
-    metrics: Metrics,
-}
-
-impl Counter {
-    fn add(&self, bytes: u64) {
+impl Reading {
+    fn count(&self, bytes: u64) {
         self.progress.add_bytes(bytes);
         self.metrics.source_bytes(bytes);
     }
@@ -274,13 +260,13 @@ impl Counter {
 
 struct FileReader {
     file: File,
-    counter: Counter,
+    reading: Reading,
 }
 
 impl Read for FileReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
-        self.counter.add(read as u64);
+        self.reading.count(read as u64);
         Ok(read)
     }
 }
@@ -290,13 +276,11 @@ struct ObjectReader {
     meta: ObjectMeta,
     at: u64,
     buffer: Bytes,
-    handle: Handle,
-    stop: CancellationToken,
-    counter: Counter,
+    reading: Reading,
 }
 
 impl ObjectReader {
-    fn fetch(&mut self) -> Result<(), Error> {
+    fn fetch(&mut self) -> Result<()> {
         let end = (self.at + RANGE_BYTES).min(self.meta.size);
         let options = GetOptions {
             range: Some(GetRange::Bounded(self.at..end)),
@@ -305,9 +289,10 @@ impl ObjectReader {
         };
         let (store, path): (_, &Path) = (&self.store, &self.meta.location);
         let get = async { store.get_opts(path, options).await?.bytes().await };
-        let got = self.handle.block_on(self.stop.run_until_cancelled(get));
+        let Reading { handle, stop, .. } = &self.reading;
+        let got = handle.block_on(stop.run_until_cancelled(get));
         let bytes = got.ok_or(Error::Stopped)?.map_err(|error| match error {
-            // Of a class of its own: a lost race is not what this is.
+            // `Precondition` alone would mean a lost race and end the job.
             object_store::Error::Precondition { .. } => togi_runtime::Error::unavailable(
                 "the source was replaced while it was read; it is read again from the start",
             ),
@@ -317,7 +302,7 @@ impl ObjectReader {
             let short = togi_runtime::Error::unavailable("the object store sent too few bytes");
             return Err(short.into());
         }
-        self.counter.add(bytes.len() as u64);
+        self.reading.count(bytes.len() as u64);
         self.at = end;
         self.buffer = bytes;
         Ok(())
@@ -340,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_told_by_their_files_names() {
+    fn records_are_recognised_by_their_files_names() {
         for name in [
             "a.json",
             "data/train-00000-of-00001.parquet",

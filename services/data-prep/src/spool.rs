@@ -1,10 +1,9 @@
-//! Rows on the local disk, between the tokenizing and the shards: a shard names its data set's
-//! digest, which is known only when the last record has been read, so that rows have to wait
-//! somewhere that is not memory.
+//! Rows on the local disk, between tokenizing and shards. A shard names the digest of its data set,
+//! which is known only after the last record, and the rows may not fit into memory until then.
 //!
-//! A row is its fields behind one another, little-endian: sample id (u32 length, bytes), category
-//! (likewise), count of ids (u32), ids (u32 each), labels (i32 each). The files never outlive the
-//! job.
+//! A row is its fields in this order, little-endian: sample id (u32 length, bytes), category
+//! (likewise), number of ids (u32), ids (u32 each), labels (i32 each). The files are deleted with
+//! the job.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -13,13 +12,13 @@ use std::path::Path;
 
 use togi_tokens::Row;
 
-use crate::Error;
+use crate::error::{Error, Result};
 
-/// Rows as bytes, made by a tokenizing thread.
+/// Rows as bytes; a tokenizing thread makes them.
 #[derive(Default)]
 pub(crate) struct Packed {
     bytes: Vec<u8>,
-    /// Where each row ends in the bytes.
+    /// The end of each row in the bytes.
     ends: Vec<usize>,
     pub(crate) tokens: u64,
 }
@@ -48,7 +47,7 @@ impl Packed {
     }
 }
 
-/// A file that takes rows, and remembers where each shard's rows begin.
+/// Writes rows into a file, and notes the start of each shard's rows.
 pub(crate) struct Writer {
     file: BufWriter<File>,
     rows_per_shard: u64,
@@ -58,7 +57,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn create(scratch: &Path, rows_per_shard: u32) -> Result<Self, Error> {
+    pub(crate) fn create(scratch: &Path, rows_per_shard: u32) -> Result<Self> {
         let file = tempfile::tempfile_in(scratch).map_err(Error::Scratch)?;
         let file = BufWriter::with_capacity(256 << 10, file);
         let rows_per_shard = u64::from(rows_per_shard.max(1));
@@ -71,7 +70,7 @@ impl Writer {
         })
     }
 
-    pub(crate) fn append(&mut self, packed: &Packed) -> Result<(), Error> {
+    pub(crate) fn append(&mut self, packed: &Packed) -> Result<()> {
         self.file.write_all(&packed.bytes).map_err(Error::Scratch)?;
         let mut start = 0;
         for &end in &packed.ends {
@@ -85,7 +84,7 @@ impl Writer {
         Ok(())
     }
 
-    pub(crate) fn finish(self) -> Result<Spool, Error> {
+    pub(crate) fn finish(self) -> Result<Spool> {
         let Self {
             file,
             rows_per_shard,
@@ -105,32 +104,29 @@ impl Writer {
     }
 }
 
-/// Rows that wait to become shards.
+/// Rows that are not shards yet.
 #[derive(Debug)]
 pub struct Spool {
     file: File,
     rows_per_shard: u64,
     starts: Vec<u64>,
-    /// How many.
+    /// The number of rows.
     pub rows: u64,
 }
 
 impl Spool {
-    /// Returns how many shards the rows fill.
+    /// Returns the number of shards that the rows fill.
     pub fn shards(&self) -> usize {
         self.starts.len()
     }
 
-    /// Returns all rows in their order.
-    ///
-    /// # Errors
-    /// The local disk's, as an item.
-    pub fn read(&self) -> impl Iterator<Item = Result<Row, Error>> + '_ {
+    /// Returns all rows in their order. A failed read of the local disk is an item.
+    pub fn read(&self) -> impl Iterator<Item = Result<Row>> + '_ {
         (0..self.shards()).flat_map(|shard| self.shard(shard))
     }
 
     /// Returns a shard's rows in their order. Several threads may read at the same time.
-    pub(crate) fn shard(&self, shard: usize) -> impl Iterator<Item = Result<Row, Error>> + '_ {
+    pub(crate) fn shard(&self, shard: usize) -> impl Iterator<Item = Result<Row>> + '_ {
         let before = self.rows_per_shard * shard as u64;
         let rows = self.rows_per_shard.min(self.rows.saturating_sub(before));
         let from = At {
@@ -146,7 +142,7 @@ impl Spool {
     }
 }
 
-/// Reads a file from a place on, without the file's own position.
+/// Reads a file from an offset, without the file's shared position.
 struct At<'a> {
     file: &'a File,
     at: u64,
@@ -166,7 +162,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn row(&mut self) -> Result<Row, Error> {
+    fn row(&mut self) -> Result<Row> {
         let sample_id = self.text()?;
         let category = self.text()?;
         let count = self.length()?;
@@ -180,19 +176,19 @@ impl Reader<'_> {
         })
     }
 
-    fn length(&mut self) -> Result<usize, Error> {
+    fn length(&mut self) -> Result<usize> {
         let mut bytes = [0; 4];
         self.file.read_exact(&mut bytes).map_err(Error::Scratch)?;
         Ok(u32::from_le_bytes(bytes) as usize)
     }
 
-    fn text(&mut self) -> Result<String, Error> {
+    fn text(&mut self) -> Result<String> {
         let mut bytes = vec![0; self.length()?];
         self.file.read_exact(&mut bytes).map_err(Error::Scratch)?;
         String::from_utf8(bytes).map_err(|e| Error::Scratch(std::io::Error::other(e)))
     }
 
-    fn words(&mut self, count: usize) -> Result<impl Iterator<Item = [u8; 4]> + '_, Error> {
+    fn words(&mut self, count: usize) -> Result<impl Iterator<Item = [u8; 4]> + '_> {
         self.scratch.resize(count * 4, 0);
         self.file
             .read_exact(&mut self.scratch)

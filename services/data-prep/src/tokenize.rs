@@ -1,6 +1,5 @@
-//! What a tokenizing thread does to a chunk: each record is read, validated and turned into a row,
-//! or rejected with its reason. A pure function of the chunk, so that any number of threads gives
-//! the same.
+//! Turns a chunk into rows: each record is read, validated and encoded, or rejected with its reason.
+//! The result depends only on the chunk, so that any number of threads gives the same data set.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -11,13 +10,13 @@ use togi_tokens::row::{Encoder, is_validation};
 use crate::input::{Chunk, MAX_RECORD_BYTES};
 use crate::spool::Packed;
 
-/// Most bytes of a rejected record that are shown.
+/// Most bytes of a rejected record in `rejects.jsonl`.
 const SAMPLE_BYTES: usize = 256;
 
-/// What became of a chunk.
+/// The result of a chunk.
 #[derive(Default)]
 pub(crate) struct Tokenized {
-    /// Each record's fate, in the source's order.
+    /// The result of each record, in the source's order.
     pub(crate) fates: Vec<Fate>,
     /// Rows to train on.
     pub(crate) train: Packed,
@@ -25,11 +24,11 @@ pub(crate) struct Tokenized {
     pub(crate) validation: Packed,
 }
 
-/// What became of a record.
+/// The result of a record.
 pub(crate) enum Fate {
-    /// It is a row; the record's digest.
+    /// A row was made; this is the record's digest.
     Accepted(Digest),
-    /// It is a line of `rejects.jsonl`, without its newline.
+    /// No row was made; `line` is the record's line in `rejects.jsonl`, without its newline.
     Rejected {
         number: u64,
         reason: String,
@@ -40,20 +39,20 @@ pub(crate) enum Fate {
 /// A line of `rejects.jsonl`.
 #[derive(Serialize)]
 struct RejectLine<'a> {
-    /// The line (JSON Lines) or the place (array, table) in its file, from 1.
+    /// The line (JSON Lines) or the position (array, table) in its file, from 1.
     line: u64,
-    /// The file, where the source has more than one.
+    /// The file, if the source has more than one.
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'a str>,
     /// The column at fault, by our name.
     #[serde(skip_serializing_if = "str::is_empty")]
     field: &'a str,
     reason: &'a str,
-    /// How the record begins, as given.
+    /// The beginning of the record as written.
     sample: &'a str,
 }
 
-/// Turns chunks into rows; one for each thread.
+/// Turns chunks into rows. Each thread has its own.
 pub(crate) struct Tokenizing {
     encoder: Encoder,
     columns: Columns,
@@ -155,7 +154,7 @@ fn within_length(value: &Value) -> Result<(), Reject> {
     Ok(())
 }
 
-/// The bytes that a sample can show; a character more than it keeps, which `cut` takes off whole.
+/// The bytes that a sample may need: `cut` shortens them to whole characters.
 fn head(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(SAMPLE_BYTES + 4)]
 }

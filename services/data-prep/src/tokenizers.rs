@@ -1,4 +1,4 @@
-//! Finds the tokenizer that a request names: a base's own, or an uploaded one.
+//! Finds the tokenizer that a request names: an upload, or the tokenizer of a base.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,19 +8,27 @@ use object_store::ObjectStoreExt;
 use togi_runtime::config::{BaseConfig, BasesConfig};
 use togi_runtime::store::connect;
 use togi_runtime::store::hub::{Hub, HubRef};
-use togi_runtime::{Class, Error, Store, layout};
+use togi_runtime::{Class, Store, layout};
 use togi_tokens::tokenizer::Tokenizer;
 use tokio::task::spawn_blocking;
 
-use crate::request::TokenizerFrom;
-use crate::{Error as Fault, Result};
+use crate::error::{Error, Result};
 
 /// Most bytes of a SentencePiece model.
 const MAX_MODEL_BYTES: u64 = 64 << 20;
-/// What a base's folder calls its tokenizer, the first that is there.
+/// File names of a tokenizer in a base's folder; the first one that exists is read.
 const NAMES: [&str; 2] = ["spiece.model", "tokenizer.model"];
 
-/// Loads tokenizers; one that is in use is not loaded again.
+/// Where a tokenizer comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TokenizerFrom {
+    /// A base of the configuration, by its name.
+    Base(String),
+    /// An upload, by its SHA-256.
+    Upload(String),
+}
+
+/// Loads tokenizers. A tokenizer in use is shared instead of being loaded again.
 #[derive(Clone)]
 pub struct Tokenizers {
     store: Store,
@@ -41,9 +49,8 @@ impl Tokenizers {
     /// Returns a tokenizer that can end a sequence.
     ///
     /// # Errors
-    /// `NotFound` where the upload or base does not exist, `InvalidArgument` where the file is no
-    /// SentencePiece model that can be used, `FailedPrecondition` where a base has none: each
-    /// with the field.
+    /// With the field: `NotFound` if the upload or base does not exist, `InvalidArgument` if the
+    /// file is not a usable SentencePiece model, `FailedPrecondition` if a base has no tokenizer.
     pub async fn load(&self, from: &TokenizerFrom) -> Result<Arc<Tokenizer>> {
         if let Some(tokenizer) = self.known(from) {
             return Ok(tokenizer);
@@ -53,10 +60,11 @@ impl Tokenizers {
             TokenizerFrom::Base(name) => ("tokenizer.base", self.of_base(name).await?),
         };
         let parsed = spawn_blocking(move || Tokenizer::from_bytes(&model)).await;
-        let parsed = parsed.map_err(|_| Fault::Panicked {
-            thread: "tokenizer",
-        })?;
-        let tokenizer = parsed.map_err(|e| Error::invalid(field, e.to_string()))?;
+        let tokenizer = parsed
+            .map_err(|_| Error::Panicked {
+                thread: "tokenizer",
+            })?
+            .map_err(|e| Error::invalid(field, e.to_string()))?;
         if tokenizer.eos().is_none() {
             let text = "the tokenizer has no end-of-sequence piece";
             return Err(Error::invalid(field, text));
@@ -81,40 +89,36 @@ impl Tokenizers {
             .await;
         match bytes {
             Ok(bytes) => Ok(bytes.into()),
-            Err(error) if error.class() == Class::NotFound => {
-                Err(Error::not_found("no such upload")
-                    .with_field(FIELD)
-                    .with_source(error))
-            }
             Err(error) if error.class() == Class::ResourceExhausted => Err(Error::invalid(
                 FIELD,
                 "the upload is too large for a tokenizer",
             )),
-            Err(error) => Err(error),
+            Err(error) => Err(Error::missing(error, FIELD, "no such upload")),
         }
     }
 
     async fn of_base(&self, name: &str) -> Result<Vec<u8>> {
         const FIELD: &str = "tokenizer.base";
-        let base = self.bases.get(name).ok_or_else(|| {
-            Error::not_found(format!("no base {name:?} is configured")).with_field(FIELD)
-        })?;
-        let named = |e: Error| e.with_field(FIELD);
+        let base = self
+            .bases
+            .get(name)
+            .ok_or_else(|| Error::not_found(FIELD, format!("no base {name:?} is configured")))?;
         let found = if base.url.starts_with("hf://") {
-            from_hub(&base.url).await.map_err(named)?
+            from_hub(&base.url).await
         } else {
-            from_store(base).await.map_err(named)?
+            from_store(base).await
         };
-        if let Some(model) = found {
-            return Ok(model);
-        }
-        let text = format!("base {name:?} has neither {} nor {}", NAMES[0], NAMES[1]);
-        Err(Error::precondition(text).with_field(FIELD))
+        found
+            .map_err(|error| error.with_field(FIELD))?
+            .ok_or_else(|| {
+                let text = format!("base {name:?} has neither {} nor {}", NAMES[0], NAMES[1]);
+                Error::precondition(FIELD, text)
+            })
     }
 }
 
-/// Fetches the tokenizer alone: the weights beside it are not needed here.
-async fn from_hub(url: &str) -> Result<Option<Vec<u8>>> {
+/// Fetches the tokenizer without the weights beside it.
+async fn from_hub(url: &str) -> togi_runtime::Result<Option<Vec<u8>>> {
     let reference = HubRef::parse("url", url)?;
     let snapshot = Hub::from_environment()?
         .snapshot(&reference, |name| NAMES.contains(&name))
@@ -127,7 +131,7 @@ async fn from_hub(url: &str) -> Result<Option<Vec<u8>>> {
     Ok(None)
 }
 
-async fn from_store(base: &BaseConfig) -> Result<Option<Vec<u8>>> {
+async fn from_store(base: &BaseConfig) -> togi_runtime::Result<Option<Vec<u8>>> {
     let store = connect(&base.url, &base.options)?;
     for name in NAMES {
         match store.get(&name.into()).await {
@@ -142,13 +146,13 @@ async fn from_store(base: &BaseConfig) -> Result<Option<Vec<u8>>> {
     Ok(None)
 }
 
-async fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+async fn read(path: &Path) -> togi_runtime::Result<Option<Vec<u8>>> {
     if tokio::fs::metadata(path).await?.len() > MAX_MODEL_BYTES {
         return Err(too_large());
     }
     Ok(Some(tokio::fs::read(path).await?))
 }
 
-fn too_large() -> Error {
-    Error::precondition("the base's tokenizer is too large")
+fn too_large() -> togi_runtime::Error {
+    togi_runtime::Error::precondition("the base's tokenizer is too large")
 }

@@ -1,4 +1,5 @@
-//! Uploads: a client's file, hashed on its way to the local disk and then stored under its hash.
+//! Takes uploads: a client's file is hashed while it is written to the local disk, and then stored
+//! under its hash.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,29 +8,28 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tempfile::NamedTempFile;
 use togi_common::Hasher;
-use togi_runtime::{Class, Error, Store, layout};
+use togi_runtime::{Class, Store, layout};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tonic::Status;
 
-use crate::{Error as Fault, Result};
+use crate::error::{Error, Result};
 
 /// Most bytes of one message.
 const MAX_CHUNK_BYTES: usize = 1 << 20;
-/// Messages that wait for the disk.
+/// Messages that may wait for the disk.
 const IN_FLIGHT: usize = 4;
 
-/// What was stored.
+/// A stored upload.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Uploaded {
     pub(crate) id: String,
     pub(crate) bytes: u64,
 }
 
-/// Takes one file of at most `max_bytes` and stores it, unless it is there already.
+/// Takes one file of at most `max_bytes` and stores it, unless the store has it already.
 pub(crate) async fn take(
     store: &Store,
-    chunks: impl Stream<Item = Result<Bytes, Status>>,
+    chunks: impl Stream<Item = Result<Bytes>>,
     scratch: PathBuf,
     max_bytes: u64,
 ) -> Result<Uploaded> {
@@ -38,8 +38,8 @@ pub(crate) async fn take(
     let sent = send(chunks, sender, max_bytes).await;
     let (file, hash) = writing
         .await
-        .map_err(|_| Fault::Panicked { thread: "upload" })??;
-    // First what the client did wrong: the writer only saw an end.
+        .map_err(|_| Error::Panicked { thread: "upload" })??;
+    // A client's error comes here: the writer only saw an end of the chunks.
     let bytes = sent?;
     let key = layout::upload(&hash);
     if !store.exists(&key).await? {
@@ -49,7 +49,7 @@ pub(crate) async fn take(
 }
 
 async fn send(
-    chunks: impl Stream<Item = Result<Bytes, Status>>,
+    chunks: impl Stream<Item = Result<Bytes>>,
     sender: mpsc::Sender<Bytes>,
     max_bytes: u64,
 ) -> Result<u64> {
@@ -64,10 +64,11 @@ async fn send(
         total += chunk.len() as u64;
         if total > max_bytes {
             let text = format!("a file may have at most {max_bytes} bytes");
-            return Err(Error::new(Class::ResourceExhausted, text).with_field("chunk"));
+            let error = togi_runtime::Error::new(Class::ResourceExhausted, text);
+            return Err(error.with_field("chunk").into());
         }
         if sender.send(chunk).await.is_err() {
-            // The disk failed; the writer says how.
+            // The disk failed, and the writer has the error.
             return Ok(total);
         }
     }
@@ -77,16 +78,13 @@ async fn send(
     Ok(total)
 }
 
-fn write(
-    mut chunks: mpsc::Receiver<Bytes>,
-    scratch: PathBuf,
-) -> Result<(NamedTempFile, String), Fault> {
-    std::fs::create_dir_all(&scratch).map_err(Fault::Scratch)?;
-    let mut file = NamedTempFile::new_in(scratch).map_err(Fault::Scratch)?;
+fn write(mut chunks: mpsc::Receiver<Bytes>, scratch: PathBuf) -> Result<(NamedTempFile, String)> {
+    std::fs::create_dir_all(&scratch).map_err(Error::Scratch)?;
+    let mut file = NamedTempFile::new_in(scratch).map_err(Error::Scratch)?;
     let mut hasher = Hasher::new();
     while let Some(chunk) = chunks.blocking_recv() {
         hasher.update(&chunk);
-        file.write_all(&chunk).map_err(Fault::Scratch)?;
+        file.write_all(&chunk).map_err(Error::Scratch)?;
     }
     Ok((file, hasher.finish().to_string()))
 }

@@ -1,4 +1,5 @@
-//! Memory does not grow with the data set. Alone in its process, whose peak it reads.
+//! Memory does not grow with the data set. The test reads the peak of its process, and is therefore
+//! alone in it.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,10 +9,9 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use togi_data_prep::Error;
 use togi_data_prep::input::Input;
 use togi_data_prep::metrics::Metrics;
-use togi_data_prep::pipeline::{OnBadRecord, Plan, Source, prepare};
+use togi_data_prep::pipeline::{OnBadRecord, Plan, prepare};
 use togi_data_prep::progress::Progress;
 use togi_data_prep::shards::{Form, write};
 use togi_tokens::record::Columns;
@@ -19,7 +19,7 @@ use togi_tokens::row::Settings;
 use togi_tokens::tokenizer::Tokenizer;
 use tokio_util::sync::CancellationToken;
 
-/// Generates records as JSON Lines, a bad one now and then.
+/// Generates records as JSON Lines, some of them bad.
 struct Generated {
     next: u64,
     records: u64,
@@ -50,27 +50,16 @@ impl Read for Generated {
     }
 }
 
-struct Records(u64);
-
-impl Source for Records {
-    fn files(&self) -> usize {
-        1
-    }
-
-    fn open(&mut self, _: usize) -> Result<(String, Input), Error> {
-        let reader = Generated {
-            next: 0,
-            records: self.0,
-            line: Vec::new(),
-            at: 0,
-        };
-        Ok((
-            "generated".into(),
-            Input {
-                reader: Box::new(reader),
-                file: None,
-            },
-        ))
+fn generated(records: u64) -> Input {
+    let reader = Generated {
+        next: 0,
+        records,
+        line: Vec::new(),
+        at: 0,
+    };
+    Input {
+        reader: Box::new(reader),
+        file: None,
     }
 }
 
@@ -97,7 +86,8 @@ fn prepare_and_write(records: u64) {
         progress: &progress,
         metrics: &metrics,
     };
-    let prepared = prepare(&plan, &mut Records(records)).unwrap();
+    let file = ("generated".to_owned(), generated(records));
+    let prepared = prepare(&plan, [Ok(file)].into_iter()).unwrap();
     assert_eq!(prepared.read, records);
     assert_eq!(prepared.accepted + prepared.rejected, records);
     let form = Form {
@@ -114,7 +104,7 @@ fn prepare_and_write(records: u64) {
     );
 }
 
-/// The process's highest resident set so far, in KiB, where the system says it.
+/// The peak of the process's resident set in KiB, if the system has it.
 fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use togi_data_prep::metrics::Metrics;
 use togi_data_prep::pipeline;
-use togi_data_prep::pipeline::{LocalFiles, OnBadRecord, Plan, Prepared};
+use togi_data_prep::pipeline::{OnBadRecord, Plan, Prepared, local_files};
 use togi_data_prep::progress::Progress;
 use togi_runtime::telemetry;
 use togi_tokens::{Columns, Row, Settings, Tokenizer};
@@ -60,8 +60,8 @@ pub fn read(file: &Path, tokenizer: &Arc<Tokenizer>, settings: Settings) -> Resu
         progress: &Progress::default(),
         metrics: &Metrics::new(&telemetry::meter()),
     };
-    let mut source = LocalFiles(vec![file.to_owned()]);
-    let prepared = pipeline::prepare(&plan, &mut source).map_err(togi_runtime::Error::from)?;
+    let files = local_files(vec![file.to_owned()]);
+    let prepared = pipeline::prepare(&plan, files).map_err(togi_runtime::Error::from)?;
     collect(prepared)
 }
 

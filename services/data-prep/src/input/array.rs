@@ -1,26 +1,26 @@
-//! One JSON array, cut into its elements' text as it goes by. The elements are not parsed here:
-//! strings and brackets are followed just far enough to see which commas are the array's own.
+//! Cuts one JSON array into the texts of its elements while it streams by. Elements are not parsed:
+//! only strings and brackets are followed, to find the commas between elements.
 
 use std::io::BufRead;
 
-use super::{Chunk, Chunks, MAX_RECORD_BYTES, Text};
-use crate::Error;
+use super::chunk::{Chunk, Chunks, MAX_RECORD_BYTES, Text};
+use crate::error::Error;
 
 pub(super) struct Array {
     reader: Box<dyn BufRead + Send>,
-    place: Place,
+    state: State,
     element: u64,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+enum State {
     Outside,
     BeforeFirst,
     AfterComma,
     Ended,
 }
 
-/// What stands behind an element.
+/// The token after an element.
 #[derive(PartialEq)]
 enum Ending {
     Comma,
@@ -31,12 +31,12 @@ impl Array {
     pub(super) fn new(reader: Box<dyn BufRead + Send>) -> Self {
         Self {
             reader,
-            place: Place::Outside,
+            state: State::Outside,
             element: 0,
         }
     }
 
-    /// Returns the next byte that is no white space, without taking it.
+    /// Returns the next byte that is not white space, without consuming it.
     fn peek(&mut self) -> Result<Option<u8>, Error> {
         loop {
             let buffer = self.reader.fill_buf()?;
@@ -58,20 +58,20 @@ impl Array {
             return Err(Error::malformed("the source is not one JSON array"));
         }
         self.reader.consume(1);
-        self.place = Place::BeforeFirst;
+        self.state = State::BeforeFirst;
         Ok(())
     }
 
     fn leave(&mut self) -> Result<(), Error> {
-        self.place = Place::Ended;
+        self.state = State::Ended;
         match self.peek()? {
             None => Ok(()),
             Some(_) => Err(Error::malformed("the source goes on behind its JSON array")),
         }
     }
 
-    /// Appends one element's text, at most a byte more than a record may have, and takes what ends
-    /// it.
+    /// Appends one element's text, at most one byte more than a record may have, and consumes the
+    /// token after it.
     fn element(&mut self, text: &mut Vec<u8>) -> Result<Ending, Error> {
         let start = text.len();
         let (mut depth, mut quoted, mut escaped) = (0_u64, false, false);
@@ -118,27 +118,27 @@ impl Array {
 
 impl Chunks for Array {
     fn next_chunk(&mut self) -> Result<Option<Chunk>, Error> {
-        if self.place == Place::Outside {
+        if self.state == State::Outside {
             self.enter()?;
         }
         let mut text = Text::default();
-        while self.place != Place::Ended && !text.is_full() {
-            if self.place == Place::BeforeFirst && self.peek()? == Some(b']') {
+        while self.state != State::Ended && !text.is_full() {
+            if self.state == State::BeforeFirst && self.peek()? == Some(b']') {
                 self.reader.consume(1);
                 self.leave()?;
                 break;
             }
-            // White space before an element is none of its length.
+            // White space before an element does not count for its length.
             self.peek()?;
             let start = text.bytes.len();
             let ending = self.element(&mut text.bytes)?;
             self.element += 1;
             text.end_record(self.element, start);
-            self.place = Place::AfterComma;
+            self.state = State::AfterComma;
             if ending == Ending::Bracket {
                 self.leave()?;
             }
         }
-        Ok((!text.spans.is_empty()).then_some(Chunk::Text(text)))
+        Ok((!text.is_empty()).then_some(Chunk::Text(text)))
     }
 }

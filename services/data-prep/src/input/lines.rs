@@ -1,9 +1,9 @@
-//! JSON Lines.
+//! Cuts JSON Lines into the texts of its records.
 
 use std::io::{BufRead, Read};
 
-use super::{Chunk, Chunks, MAX_RECORD_BYTES, Text};
-use crate::Error;
+use super::chunk::{Chunk, Chunks, MAX_RECORD_BYTES, Text};
+use crate::error::Error;
 
 pub(super) struct Lines {
     reader: Box<dyn BufRead + Send>,
@@ -35,7 +35,7 @@ impl Chunks for Lines {
         let mut text = Text::default();
         while !text.is_full() {
             let start = text.bytes.len();
-            // One byte more than a record may have, and its newline: more than that is over-long.
+            // One byte more than a record may have, and a newline. A longer line is over-long.
             let most = MAX_RECORD_BYTES as u64 + 2;
             let read = self
                 .reader
@@ -60,6 +60,6 @@ impl Chunks for Lines {
                 text.end_record(self.line, start);
             }
         }
-        Ok((!text.spans.is_empty()).then_some(Chunk::Text(text)))
+        Ok((!text.is_empty()).then_some(Chunk::Text(text)))
     }
 }

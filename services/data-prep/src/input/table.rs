@@ -1,9 +1,4 @@
-//! Parquet: row group by row group, the columns that matter, with every size checked before it is
-//! trusted.
-
-use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+//! Rows of a table as JSON objects.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -12,35 +7,13 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, RecordBatch};
 use arrow_schema::DataType;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
-    ParquetRecordBatchReaderBuilder,
-};
-use parquet::errors::ParquetError;
 use serde_json::{Map, Value};
-use togi_tokens::shard::{self, Caps};
 
-use super::{Chunk, Chunks};
-use crate::Error;
-
-/// What a file may ask for; wider than a shard, as statistics make headers long.
-const CAPS: Caps = Caps {
-    footer_bytes: 16 << 20,
-    columns: 4096,
-    row_groups: 100_000,
-    group_rows: 1 << 24,
-    chunk_bytes: 1 << 30,
-    page_bytes: 64 << 20,
-    header_bytes: 1 << 20,
-};
-/// Rows decoded at a time.
-const BATCH_ROWS: usize = 64;
-
-/// Records as rows of a table, by the file's own column names.
+/// Records as rows of a table with the file's column names.
 pub struct Table {
-    batch: RecordBatch,
-    first: u64,
+    pub(super) batch: RecordBatch,
+    /// The number of the first row.
+    pub(super) first: u64,
 }
 
 impl Table {
@@ -57,91 +30,7 @@ impl Table {
     }
 }
 
-/// The rows of a file.
-pub(super) struct Rows {
-    reader: ParquetRecordBatchReader,
-    next: u64,
-}
-
-impl Rows {
-    /// Opens a file for the named columns; those of `required` must be in it.
-    pub(super) fn open(file: File, columns: &[String], required: &[String]) -> Result<Self, Error> {
-        let metadata = guarded(|| {
-            let footer = shard::check(&file, &CAPS).map_err(unreadable)?;
-            // The embedded Arrow schema could ask for any type; the Parquet one is enough.
-            let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-            ArrowReaderMetadata::try_new(Arc::new(footer), options).map_err(broken)
-        })?;
-        let schema = metadata.schema();
-        if let Some(missing) = required.iter().find(|name| schema.index_of(name).is_err()) {
-            return Err(Error::NoColumn {
-                column: missing.clone(),
-            });
-        }
-        let mut roots = Vec::new();
-        for (index, field) in schema.fields().iter().enumerate() {
-            if columns.contains(field.name()) {
-                if !readable(field.data_type()) {
-                    let kind = field.data_type().to_string();
-                    return Err(Error::ColumnType {
-                        column: field.name().clone(),
-                        kind,
-                    });
-                }
-                roots.push(index);
-            }
-        }
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
-        let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-        let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
-        let reader = guarded(|| builder.build().map_err(broken))?;
-        Ok(Self { reader, next: 1 })
-    }
-}
-
-impl Chunks for Rows {
-    fn next_chunk(&mut self) -> Result<Option<Chunk>, Error> {
-        let reader = &mut self.reader;
-        let batch = guarded(|| {
-            let batch = reader.next().transpose();
-            batch.map_err(|e| Error::malformed(format!("the parquet file is broken: {e}")))
-        })?;
-        let Some(batch) = batch else { return Ok(None) };
-        let first = self.next;
-        self.next += batch.num_rows() as u64;
-        Ok(Some(Chunk::Table(Table { batch, first })))
-    }
-}
-
-/// Runs the decoder; a broken file may make it panic, which is then that file's error and nobody
-/// else's.
-fn guarded<T>(read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(Error::malformed("the parquet file is broken")))
-}
-
-fn unreadable(error: togi_tokens::Error) -> Error {
-    match error {
-        togi_tokens::Error::Shard { reason } => {
-            Error::malformed(format!("not a readable parquet file: {reason}"))
-        }
-        other => Error::malformed(format!("not a readable parquet file: {other}")),
-    }
-}
-
-fn broken(error: ParquetError) -> Error {
-    Error::malformed(format!("the parquet file is broken: {error}"))
-}
-
-fn readable(kind: &DataType) -> bool {
-    use DataType as D;
-    matches!(
-        kind,
-        D::Utf8 | D::LargeUtf8 | D::Binary | D::Boolean | D::Float32 | D::Float64 | D::Null
-    ) || kind.is_integer()
-}
-
-/// Returns a cell as JSON; bytes that are no UTF-8 become null, which no field takes for text.
+/// Returns a cell as JSON. Bytes that are not UTF-8 become null, which no field takes for text.
 fn cell(column: &ArrayRef, row: usize) -> Value {
     use DataType as D;
     if column.is_null(row) {
@@ -172,112 +61,4 @@ where
     Value: From<T::Native>,
 {
     Value::from(column.as_primitive::<T>().value(row))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use arrow_array::{Int64Array, ListArray, StringArray};
-    use parquet::arrow::ArrowWriter;
-    use parquet::file::properties::WriterProperties;
-
-    use super::*;
-
-    fn file(bytes: &[u8]) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        file
-    }
-
-    fn parquet(rows: usize) -> Vec<u8> {
-        let output =
-            StringArray::from_iter((0..rows).map(|n| (n != 3).then(|| format!("text {n}"))));
-        let index = Int64Array::from_iter_values((0..rows).map(|n| n as i64));
-        let lists = ListArray::from_iter_primitive::<Int64Type, _, _>(
-            (0..rows).map(|n| Some(vec![Some(n as i64)])),
-        );
-        let batch = RecordBatch::try_from_iter([
-            ("response", Arc::new(output) as ArrayRef),
-            ("index", Arc::new(index)),
-            ("extra", Arc::new(lists)),
-        ]);
-        let batch = batch.unwrap();
-        let properties = WriterProperties::builder()
-            .set_max_row_group_row_count(Some(50))
-            .build();
-        let mut bytes = Vec::new();
-        let mut writer =
-            ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
-        writer.write(&batch).unwrap();
-        writer.close().unwrap();
-        bytes
-    }
-
-    fn names(names: &[&str]) -> Vec<String> {
-        names.iter().map(|&name| name.to_owned()).collect()
-    }
-
-    fn rows(bytes: &[u8]) -> Result<Vec<(u64, Value)>, Error> {
-        let mut rows = Rows::open(
-            file(bytes),
-            &names(&["response", "index"]),
-            &names(&["response"]),
-        )?;
-        let mut found = Vec::new();
-        while let Some(chunk) = rows.next_chunk()? {
-            let Chunk::Table(table) = chunk else {
-                panic!("not a table")
-            };
-            assert!(table.batch.num_rows() <= BATCH_ROWS);
-            found.extend(table.records());
-        }
-        Ok(found)
-    }
-
-    #[test]
-    fn rows_come_as_objects_of_the_columns_that_matter() {
-        let found = rows(&parquet(170)).unwrap();
-        assert_eq!(found.len(), 170);
-        assert_eq!(found[2].0, 3);
-        assert_eq!(
-            found[169].1,
-            serde_json::json!({"response": "text 169", "index": 169})
-        );
-        assert_eq!(
-            found[3].1,
-            serde_json::json!({"response": null, "index": 3})
-        );
-    }
-
-    #[test]
-    fn a_missing_or_nested_column_is_named() {
-        let missing = Rows::open(file(&parquet(5)), &names(&["a"]), &names(&["a"])).err();
-        assert!(matches!(missing, Some(Error::NoColumn { column }) if column == "a"));
-        let nested = Rows::open(file(&parquet(5)), &names(&["extra"]), &[]).err();
-        assert!(matches!(nested, Some(Error::ColumnType { column, .. }) if column == "extra"));
-    }
-
-    #[test]
-    fn a_file_that_is_cut_or_lies_about_its_sizes_is_refused() {
-        let whole = parquet(170);
-        for cut in [0, 3, 8, whole.len() / 2, whole.len() - 1] {
-            assert!(rows(&whole[..cut]).is_err(), "cut at {cut}");
-        }
-        let mut footer = whole.clone();
-        let at = footer.len() - 8;
-        footer[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(rows(&footer).is_err());
-    }
-
-    #[test]
-    fn no_flipped_byte_makes_the_reader_panic() {
-        let whole = parquet(60);
-        for at in (0..whole.len()).step_by(3) {
-            let mut broken = whole.clone();
-            broken[at] ^= 0xff;
-            // Either outcome is right: what matters is that there is one.
-            drop(rows(&broken));
-        }
-    }
 }

@@ -1,11 +1,10 @@
-//! gzip and zstd, recognised by their first bytes, with a bound on what comes out.
+//! Unpacks gzip and zstd, recognised by their first bytes, up to a limit of unpacked bytes.
 
 use std::io::{self, BufReader, Cursor, Read};
 
-use crate::Error;
+use crate::error::Error;
 
-/// Largest zstd window that is followed, as a power of two: 32 MiB, which every level below
-/// `--ultra` stays under.
+/// The largest zstd window, as a power of two: 32 MiB. Every level below `--ultra` stays under it.
 const ZSTD_WINDOW_LOG: u32 = 25;
 
 pub(super) struct Unpacked {
@@ -13,7 +12,7 @@ pub(super) struct Unpacked {
     pub(super) was_packed: bool,
 }
 
-/// Returns the stream behind the packing, if there is one.
+/// Returns the unpacked stream; a stream that is not packed stays as it is.
 pub(super) fn unpack(mut reader: Box<dyn Read + Send>, max_bytes: u64) -> Result<Unpacked, Error> {
     let mut magic = Vec::with_capacity(4);
     reader.by_ref().take(4).read_to_end(&mut magic)?;
@@ -43,7 +42,7 @@ pub(super) fn unpack(mut reader: Box<dyn Read + Send>, max_bytes: u64) -> Result
     })
 }
 
-/// Fails, rather than ends, at the limit: a source is read whole or not at all.
+/// Fails at the limit instead of ending, because a source must be read completely.
 struct Limited {
     reader: Box<dyn Read + Send>,
     left: u64,

@@ -1,4 +1,4 @@
-//! Requests that are wrong: the right code and the field, and nothing is queued.
+//! Wrong requests are refused with the right code and field, and nothing is queued.
 
 use serde_json::{Value, json};
 use togi_proto::dataprep::v1 as proto;

@@ -1,4 +1,4 @@
-//! Arrow Flight: rows in the documented order, from any row on, for any client.
+//! Arrow Flight: rows in the documented order from any row, for any client.
 
 use arrow_array::RecordBatch;
 use arrow_flight::decode::FlightRecordBatchStream;
@@ -45,7 +45,7 @@ async fn prepared(system: &System) -> String {
     system.prepare(&lines(&records(0, 1000)), settings).await
 }
 
-/// Small enough that shards leave the cache and windows end within a data set.
+/// Limits so small that shards leave the cache and windows end within a data set.
 async fn cramped() -> System {
     System::start_with(|config| {
         config.flight.cache_bytes = 150_000;

@@ -1,4 +1,4 @@
-//! Every form of the same records is the same data set, wherever it lies.
+//! The same records are the same data set in every format and at every location.
 
 use std::io::Write;
 use std::sync::Arc;

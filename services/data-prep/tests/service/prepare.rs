@@ -1,4 +1,4 @@
-//! Preparing: what is rejected, what is repeated, what is named, and what it says on the way.
+//! Preparations: rejects, repeated requests, names, events and progress.
 
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -74,7 +74,7 @@ async fn every_rejected_record_is_listed_with_its_line_and_reason() {
         let sample = reject["sample"].as_str().unwrap();
         assert!(!sample.is_empty() && sample.len() <= 256, "{reject}");
     }
-    // Cut, the wide one is a row: another data set.
+    // If it is cut, the wide record becomes a row, and the data set is another.
     let cut = system.prepare(&with_bad_ones(), json!({})).await;
     assert_eq!(system.manifest(&cut).await.accepted, 4);
     assert_ne!(cut, digest);
@@ -148,7 +148,7 @@ async fn any_number_of_workers_writes_the_same_bytes_and_a_repetition_writes_not
         first == (system.objects("datasets"), system.objects("names")),
         "something was written"
     );
-    // In another store, from nothing, by more workers: the same bytes.
+    // In another, empty store more workers make the same bytes.
     let other = System::start().await;
     assert_eq!(other.prepare(&all, edits(8)).await, digest);
     let bytes = |objects: std::collections::BTreeMap<_, (Vec<u8>, _)>| {
@@ -288,7 +288,7 @@ async fn the_same_key_and_body_is_the_same_job_and_another_body_is_refused() {
     let one = system.submit(request.clone()).await.unwrap();
     assert_eq!(system.end_of(&one.id).await.state(), JobState::Succeeded);
     assert_eq!(system.submit(request.clone()).await.unwrap().id, one.id);
-    // Also when its records are gone.
+    // This also holds after its records were deleted.
     let records = layout::upload(&upload);
     system.context.store.delete(&records).await.unwrap();
     assert_eq!(system.submit(request).await.unwrap().id, one.id);
@@ -306,8 +306,8 @@ async fn a_second_attempt_takes_no_name_back() {
     let upload = system.upload(&lines(&records(0, 5))).await;
     let first = system.run(system.request(&upload, json!({}))).await;
     let second = system.prepare(&lines(&records(0, 6)), json!({})).await;
-    // As it is when the first one's worker died before it wrote down the end, and NATS was lost
-    // with it.
+    // This is the state after the first job's worker died before it wrote the end, and NATS was
+    // lost too.
     system.rig.nats.kill();
     system.rig.nats.wipe();
     let id = JobId::parse(&first.id).unwrap();
@@ -336,7 +336,7 @@ async fn a_second_attempt_takes_no_name_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preparation_tells_its_progress_and_ends_when_cancelled() {
     let system = System::start().await;
-    // Enough to be still at work when the end is asked for.
+    // There are enough records that the job still runs when it is cancelled.
     let upload = system.upload(&lines(&records(0, 400_000))).await;
     let job = system
         .submit(system.request(&upload, json!({"workers": 1})))

@@ -1,4 +1,4 @@
-//! The service in this process, with clients, and records to give it.
+//! The service in this process, its clients, and records for it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ impl System {
         self.try_upload(bytes).await.unwrap()
     }
 
-    /// The request for an upload's records with this system's tokenizer; `edits` go over it.
+    /// The request for an upload's records with this system's tokenizer, changed by `edits`.
     pub(crate) fn request(&self, upload: &str, edits: Value) -> proto::PrepareRequest {
         let mut request = json!({
             "name": "songs",
@@ -211,7 +211,7 @@ pub(crate) fn tokenizer() -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// Records number `from` to `to`.
+/// The records of a range of numbers.
 pub(crate) fn records(from: usize, to: usize) -> Vec<Value> {
     let record = |n: usize| {
         json!({

@@ -1,16 +1,12 @@
-//! Arrow Flight: every committed data set, in any order, from any row on. Tickets are stateless: a
-//! reader that lost its connection comes back with the offset that it had reached.
-
-mod cache;
-mod rows;
-mod ticket;
+//! Arrow Flight: every committed data set in any order from any row. The service keeps no state of
+//! readers: after a lost connection a reader sends the offset that it had reached.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
-use arrow_flight::flight_service_server::FlightService;
+use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo,
     HandshakeRequest, HandshakeResponse, IpcMessage, PollInfo, PutResult, SchemaAsIpc,
@@ -18,23 +14,23 @@ use arrow_flight::{
 };
 use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
-use togi_runtime::{Error, Store};
+use togi_runtime::{Class, Error, Result, Store};
 use togi_tokens::manifest::Split;
 use togi_tokens::shard;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, info_span};
 
-use crate::Result;
+use super::ticket::{Wanted, split_name};
 use crate::catalog::{Catalog, Named};
 use crate::config::FlightConfig;
 use crate::metrics::Metrics;
-use cache::Cache;
-use rows::{Rows, Shards};
-use ticket::{Wanted, split_name};
+use crate::rows::{Rows, Shards};
 
-/// Data sets whose information is fetched at a time while they are listed.
+/// Data sets that a listing reads from the store at a time.
 const LIST_PAGE: usize = 64;
+/// Most bytes of a request.
+const MAX_REQUEST_BYTES: usize = 64 << 10;
 
 /// The Flight service.
 #[derive(Clone)]
@@ -46,15 +42,9 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// Serves what is committed in a store.
+    /// Serves the committed data sets of a store.
     pub fn new(store: &Store, config: FlightConfig, metrics: &Metrics) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let shards = Shards {
-            store: store.clone(),
-            cache: Cache::new(config.cache_bytes),
-            decoding: Semaphore::new(cores),
-            metrics: metrics.clone(),
-        };
+        let shards = Shards::new(store, config.cache_bytes, metrics);
         Self {
             catalog: Catalog::new(store.clone()),
             shards: Arc::new(shards),
@@ -63,43 +53,40 @@ impl Flight {
         }
     }
 
+    /// Returns the gRPC server of this service.
+    pub(crate) fn into_server(self) -> FlightServiceServer<Self> {
+        FlightServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
+    }
+
     async fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
         let wanted = Wanted::from_descriptor(&descriptor)?;
         let named = self.catalog.get(&wanted.dataset).await?;
         flight_info(descriptor, &named, &wanted)
     }
 
-    async fn rows(
-        &self,
-        ticket: &Ticket,
-    ) -> Result<BoxStream<'static, Result<FlightData, Status>>> {
+    async fn rows(&self, ticket: &Ticket) -> Result<BoxStream<'static, Answer<FlightData>>> {
         let wanted = Wanted::from_ticket(ticket)?;
         let manifest = self.catalog.manifest(&wanted.dataset).await?;
-        check_offset(&wanted, manifest.rows(wanted.split))?;
+        check_offset(&wanted, manifest.rows(wanted.selection.split))?;
         let permit = self.readers.clone().try_acquire_owned().map_err(|_| {
             let text = "too many readers at the same time; try again later";
-            Error::new(togi_runtime::Class::ResourceExhausted, text)
+            Error::new(Class::ResourceExhausted, text)
         })?;
         let span = info_span!(
             "read_rows",
             dataset = wanted.dataset,
-            offset = wanted.offset
+            offset = wanted.selection.offset
         );
-        let FlightConfig {
-            window_rows,
-            batch_rows,
-            ..
-        } = self.config;
-        let shards = self.shards.clone();
-        let rows = Rows::new(shards, Arc::new(manifest), &wanted, window_rows, batch_rows);
+        let rows = Rows::new(
+            self.shards.clone(),
+            Arc::new(manifest),
+            &wanted.selection,
+            &self.config,
+        );
         let schema = wanted.schema()?;
         let windows = stream::try_unfold((rows, permit), move |(mut rows, permit)| {
             let next = async move {
-                let window = rows
-                    .next_window()
-                    .await
-                    .map_err(Error::from)
-                    .map_err(Status::from)?;
+                let window = rows.next_window().await?;
                 Ok::<_, Status>((!window.is_empty()).then_some((window, (rows, permit))))
             };
             next.instrument(span.clone())
@@ -119,8 +106,9 @@ impl Flight {
         Ok(encoder.build(batches).map_err(Status::from).boxed())
     }
 
-    /// Every name's newest revision, page by page, each with one information a split that has rows.
-    fn all(self, prefix: String) -> impl Stream<Item = Result<FlightInfo, Status>> {
+    /// Lists the newest revision of every name with a prefix, with one entry for each split that
+    /// has rows.
+    fn all(self, prefix: String) -> impl Stream<Item = Answer<FlightInfo>> {
         stream::try_unfold(Some(String::new()), move |after| {
             let (flight, prefix) = (self.clone(), prefix.clone());
             async move {
@@ -151,46 +139,40 @@ fn listed(named: &Named, split: Split) -> Result<FlightInfo> {
     if split != Split::Train {
         path.push(split_name(split).to_owned());
     }
-    let wanted = Wanted {
-        dataset: named.name.clone(),
-        split,
-        shuffle: None,
-        offset: 0,
-        columns: Vec::new(),
-    };
+    let wanted = Wanted::all(named.name.clone(), split);
     flight_info(FlightDescriptor::new_path(path), named, &wanted)
 }
 
 fn flight_info(descriptor: FlightDescriptor, named: &Named, wanted: &Wanted) -> Result<FlightInfo> {
     let manifest = &named.manifest;
-    let rows = manifest.rows(wanted.split);
+    let split = wanted.selection.split;
+    let rows = manifest.rows(split);
     check_offset(wanted, rows)?;
-    let bytes: u64 = manifest.of(wanted.split).map(|part| part.size_bytes).sum();
+    let bytes: u64 = manifest.of(split).map(|part| part.size_bytes).sum();
     let ticket = wanted.to_ticket(&manifest.dataset)?;
     let info = FlightInfo::new()
         .try_with_schema(wanted.schema()?.as_ref())
         .map_err(|e| Error::internal("the schema could not be written").with_source(e))?
         .with_descriptor(descriptor)
-        // No location: at the same service.
+        // Without a location the rows are at this service.
         .with_endpoint(FlightEndpoint::new().with_ticket(ticket))
-        .with_total_records(i64::try_from(rows - wanted.offset).unwrap_or(i64::MAX))
+        .with_total_records(i64::try_from(rows - wanted.selection.offset).unwrap_or(i64::MAX))
         .with_total_bytes(i64::try_from(bytes).unwrap_or(i64::MAX))
         .with_ordered(true);
     Ok(info)
 }
 
 fn check_offset(wanted: &Wanted, rows: u64) -> Result<()> {
-    if wanted.offset > rows {
-        let text = format!(
-            "offset {} is behind the end: the split has {rows} rows",
-            wanted.offset
-        );
+    let offset = wanted.selection.offset;
+    if offset > rows {
+        let text = format!("offset {offset} is behind the end: the split has {rows} rows");
         return Err(Error::invalid("ticket.offset", text));
     }
     Ok(())
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = std::result::Result<T, Status>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Answer<T>> + Send>>;
 
 fn not_offered(what: &str) -> Status {
     Status::unimplemented(format!("{what} is not offered: data sets are read only"))
@@ -209,7 +191,7 @@ impl FlightService for Flight {
     async fn list_flights(
         &self,
         request: Request<Criteria>,
-    ) -> Result<Response<Self::ListFlightsStream>, Status> {
+    ) -> Answer<Response<Self::ListFlightsStream>> {
         let prefix = String::from_utf8(request.into_inner().expression.into()).map_err(|_| {
             Error::invalid(
                 "criteria.expression",
@@ -222,14 +204,14 @@ impl FlightService for Flight {
     async fn get_flight_info(
         &self,
         request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
+    ) -> Answer<Response<FlightInfo>> {
         Ok(Response::new(self.info(request.into_inner()).await?))
     }
 
     async fn get_schema(
         &self,
         request: Request<FlightDescriptor>,
-    ) -> Result<Response<SchemaResult>, Status> {
+    ) -> Answer<Response<SchemaResult>> {
         self.info(request.into_inner()).await?;
         let options = IpcWriteOptions::default();
         let schema = shard::schema();
@@ -239,52 +221,40 @@ impl FlightService for Flight {
         Ok(Response::new(SchemaResult { schema }))
     }
 
-    async fn do_get(
-        &self,
-        request: Request<Ticket>,
-    ) -> Result<Response<Self::DoGetStream>, Status> {
+    async fn do_get(&self, request: Request<Ticket>) -> Answer<Response<Self::DoGetStream>> {
         Ok(Response::new(self.rows(request.get_ref()).await?))
     }
 
     async fn handshake(
         &self,
         _: Request<Streaming<HandshakeRequest>>,
-    ) -> Result<Response<Self::HandshakeStream>, Status> {
+    ) -> Answer<Response<Self::HandshakeStream>> {
         Err(not_offered("a handshake"))
     }
 
-    async fn poll_flight_info(
-        &self,
-        _: Request<FlightDescriptor>,
-    ) -> Result<Response<PollInfo>, Status> {
+    async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Answer<Response<PollInfo>> {
         Err(not_offered("polling"))
     }
 
     async fn do_put(
         &self,
         _: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Self::DoPutStream>, Status> {
+    ) -> Answer<Response<Self::DoPutStream>> {
         Err(not_offered("writing"))
     }
 
     async fn do_exchange(
         &self,
         _: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Self::DoExchangeStream>, Status> {
+    ) -> Answer<Response<Self::DoExchangeStream>> {
         Err(not_offered("an exchange"))
     }
 
-    async fn do_action(
-        &self,
-        _: Request<Action>,
-    ) -> Result<Response<Self::DoActionStream>, Status> {
+    async fn do_action(&self, _: Request<Action>) -> Answer<Response<Self::DoActionStream>> {
         Err(not_offered("an action"))
     }
 
-    async fn list_actions(
-        &self,
-        _: Request<Empty>,
-    ) -> Result<Response<Self::ListActionsStream>, Status> {
+    async fn list_actions(&self, _: Request<Empty>) -> Answer<Response<Self::ListActionsStream>> {
         Ok(Response::new(Box::pin(stream::empty())))
     }
 }

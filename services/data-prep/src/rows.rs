@@ -1,6 +1,7 @@
-//! Rows of a data set in any order, with bounded memory: a window of positions is looked up at a
-//! time, shard by shard, so that one decoded shard, the window itself and the shared cache are all
-//! that is held.
+//! Reads the rows of a data set in any order with bounded memory. A window of positions is looked up
+//! shard by shard, so that only one decoded shard, the window and the shared cache are in memory.
+
+mod cache;
 
 use std::sync::Arc;
 
@@ -17,9 +18,9 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tracing::instrument;
 
-use super::cache::Cache;
-use super::ticket::Wanted;
-use crate::Error;
+use self::cache::Cache;
+use crate::config::FlightConfig;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 
 /// Most bytes of ids and labels in a message; gRPC readers refuse 4 MiB by default.
@@ -27,20 +28,30 @@ const MAX_BATCH_BYTES: u64 = 1 << 20;
 /// Most bytes of ids and labels in a window.
 const MAX_WINDOW_BYTES: u64 = 64 << 20;
 
-/// What readers share.
+/// Decoded shards, shared by all readers.
 pub(crate) struct Shards {
-    pub(crate) store: Store,
-    pub(crate) cache: Cache,
-    /// Shards that are decoded at the same time.
-    pub(crate) decoding: Semaphore,
-    pub(crate) metrics: Metrics,
+    store: Store,
+    cache: Cache,
+    /// Bounds the shards that are decoded at the same time.
+    decoding: Semaphore,
+    metrics: Metrics,
 }
 
-/// A reader's way through a data set.
+/// The rows that a reader wants, and their order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Selection {
+    pub(crate) split: Split,
+    /// Seed and epoch of the permutation; the stored order if not set.
+    pub(crate) shuffle: Option<(u64, u64)>,
+    /// Rows to skip in that order.
+    pub(crate) offset: u64,
+}
+
+/// The position of a reader in a data set.
 pub(crate) struct Rows {
     shards: Arc<Shards>,
     manifest: Arc<DatasetManifest>,
-    /// The split's parts, by their place in the manifest, each with its first row.
+    /// The split's parts by their index in the manifest, each with the number of its first row.
     parts: Vec<(usize, u64)>,
     order: Option<Permutation>,
     total: u64,
@@ -50,37 +61,36 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    /// Starts at `wanted.offset`, which must be at most the split's rows.
+    /// Starts at the selection's offset, which must be at most the number of the split's rows.
     pub(crate) fn new(
         shards: Arc<Shards>,
         manifest: Arc<DatasetManifest>,
-        wanted: &Wanted,
-        window_rows: usize,
-        batch_rows: usize,
+        selection: &Selection,
+        config: &FlightConfig,
     ) -> Self {
-        let total = manifest.rows(wanted.split);
+        let total = manifest.rows(selection.split);
         let row_bytes = 8 * u64::from(manifest.settings.max_length);
         let within = |rows: usize, bytes: u64| {
             let most = usize::try_from(bytes / row_bytes).unwrap_or(usize::MAX);
             rows.min(most).max(1)
         };
-        let batch = within(batch_rows, MAX_BATCH_BYTES);
+        let batch = within(config.batch_rows, MAX_BATCH_BYTES);
         Self {
-            parts: places(&manifest, wanted.split),
-            order: wanted
+            parts: parts(&manifest, selection.split),
+            order: selection
                 .shuffle
                 .map(|(seed, epoch)| Permutation::new(total, seed, epoch)),
             total,
-            next: wanted.offset,
-            window: within(window_rows, MAX_WINDOW_BYTES).max(batch),
+            next: selection.offset,
+            window: within(config.window_rows, MAX_WINDOW_BYTES).max(batch),
             batch,
             shards,
             manifest,
         }
     }
 
-    /// Returns the next rows as batches in their order; none at the end.
-    pub(crate) async fn next_window(&mut self) -> Result<Vec<RecordBatch>, Error> {
+    /// Returns the next rows as batches in their order; no batch at the end.
+    pub(crate) async fn next_window(&mut self) -> Result<Vec<RecordBatch>> {
         let end = self.total.min(self.next + self.window as u64);
         let rows: Vec<u64> = (self.next..end)
             .map(|position| self.row(position))
@@ -88,7 +98,8 @@ impl Rows {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        // For each shard of the window, its rows there; for each row, where it is among those.
+        // For each shard its rows in the window; for each row of the window its shard and its index
+        // among the shard's rows.
         let mut wanted: Vec<Vec<u64>> = vec![Vec::new(); self.parts.len()];
         let mut places = Vec::with_capacity(rows.len());
         for row in rows {
@@ -135,48 +146,59 @@ impl Rows {
     }
 }
 
-/// Returns each part of a split that has rows, by its place in the manifest, with the number of its
+/// Returns the index in the manifest of each part of a split that has rows, with the number of its
 /// first row.
-fn places(manifest: &DatasetManifest, split: Split) -> Vec<(usize, u64)> {
+fn parts(manifest: &DatasetManifest, split: Split) -> Vec<(usize, u64)> {
     let mut first = 0;
-    let mut places = Vec::new();
-    for (place, part) in manifest.parts.iter().enumerate() {
+    let mut parts = Vec::new();
+    for (index, part) in manifest.parts.iter().enumerate() {
         if part.split == split && part.rows > 0 {
-            places.push((place, first));
+            parts.push((index, first));
             first += part.rows;
         }
     }
-    places
+    parts
 }
 
-fn take(shard: &RecordBatch, rows: Vec<u64>) -> Result<RecordBatch, Error> {
+fn take(shard: &RecordBatch, rows: Vec<u64>) -> Result<RecordBatch> {
     let rows = arrow_array::UInt64Array::from(rows);
     Ok(take_record_batch(shard, &rows).map_err(togi_tokens::Error::from)?)
 }
 
 async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     spawn_blocking(work)
         .await
         .map_err(|_| Error::Panicked { thread: "flight" })?
 }
 
 impl Shards {
-    /// Returns a part, decoded: from the cache, or from the store with its digest checked first.
-    async fn get(&self, manifest: &DatasetManifest, place: usize) -> Result<RecordBatch, Error> {
-        let key = (manifest.dataset.clone(), place);
+    /// Reads from a store, and caches up to `cache_bytes`.
+    pub(crate) fn new(store: &Store, cache_bytes: usize, metrics: &Metrics) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            store: store.clone(),
+            cache: Cache::new(cache_bytes),
+            decoding: Semaphore::new(cores),
+            metrics: metrics.clone(),
+        }
+    }
+
+    /// Returns a decoded part from the cache, or from the store after a check of its digest.
+    async fn get(&self, manifest: &DatasetManifest, index: usize) -> Result<RecordBatch> {
+        let key = (manifest.dataset.clone(), index);
         if let Some(shard) = self.cache.get(&key) {
             self.metrics.shard("cache");
             return Ok(shard);
         }
         let _permit = self.decoding.acquire().await.map_err(|_| Error::Stopped)?;
-        // Another reader may have decoded it while this one waited.
+        // Another reader may have decoded it during the wait.
         if let Some(shard) = self.cache.get(&key) {
             self.metrics.shard("cache");
             return Ok(shard);
         }
-        let part = manifest.parts[place].clone();
+        let part = manifest.parts[index].clone();
         let shard = self.load(&manifest.dataset, part).await?;
         self.metrics.shard("store");
         self.cache.put(key, shard.clone());
@@ -184,7 +206,7 @@ impl Shards {
     }
 
     #[instrument(level = "debug", skip_all, fields(dataset, part = part.path))]
-    async fn load(&self, dataset: &str, part: Part) -> Result<RecordBatch, Error> {
+    async fn load(&self, dataset: &str, part: Part) -> Result<RecordBatch> {
         let path = layout::dataset_file(dataset, &part.path);
         let bytes = self.store.get_bounded(&path, part.size_bytes).await?;
         let path = path.to_string();

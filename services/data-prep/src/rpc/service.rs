@@ -1,4 +1,4 @@
-//! `DataPrepService`: uploads, preparations, data sets. Protobuf types end here.
+//! `DataPrepService`: uploads, preparations and data sets.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,23 +7,22 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use togi_proto::dataprep::v1 as proto;
-use togi_proto::dataprep::v1::data_prep_service_server::DataPrepService;
+use togi_proto::dataprep::v1::data_prep_service_server::{DataPrepService, DataPrepServiceServer};
 use togi_runtime::jobs::{Job, Kind, job_id};
-use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs};
+use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs, Result};
 use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::Result;
 use crate::catalog::Catalog;
 use crate::config::PrepareConfig;
 use crate::progress::Snapshot;
-use crate::submission::Submissions;
+use crate::request::Resolver;
 use crate::upload::{self, Uploaded};
 
 /// Uploads at the same time.
 const MAX_UPLOADS: usize = 32;
-/// How often a watcher looks for progress.
+/// The period in which a watcher reads the progress.
 const WATCH_PERIOD: Duration = Duration::from_millis(300);
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
@@ -34,25 +33,30 @@ pub struct Service {
     context: Context,
     jobs: Jobs,
     catalog: Catalog,
-    submissions: Submissions,
+    resolver: Resolver,
     config: PrepareConfig,
     uploads: Arc<Semaphore>,
 }
 
 impl Service {
     /// Serves with a process's bus and store.
-    pub fn new(context: &Context, submissions: Submissions, config: PrepareConfig) -> Self {
+    pub fn new(context: &Context, resolver: Resolver, config: PrepareConfig) -> Self {
         Self {
             jobs: Jobs::new(&context.bus, &context.store),
             catalog: Catalog::new(context.store.clone()),
             uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
             context: context.clone(),
-            submissions,
+            resolver,
             config,
         }
     }
 
-    /// Returns a preparation; a job of another kind is none.
+    /// Returns the gRPC server of this service.
+    pub(crate) fn into_server(self) -> DataPrepServiceServer<Self> {
+        DataPrepServiceServer::new(self)
+    }
+
+    /// Returns a preparation. A job of another kind is not found.
     async fn preparation(&self, id: &str) -> Result<(JobId, Job)> {
         let id = JobId::parse(id)?;
         let job = self.jobs.get(&id).await?;
@@ -67,7 +71,7 @@ impl Service {
     async fn follow(
         &self,
         id: JobId,
-    ) -> Result<BoxStream<'static, Result<proto::WatchPreparationResponse, Status>>> {
+    ) -> Result<BoxStream<'static, Answer<proto::WatchPreparationResponse>>> {
         let changes = self.jobs.watch(&id).await?;
         let mut ticks = tokio::time::interval(WATCH_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -77,74 +81,74 @@ impl Service {
             changes,
             ticks,
             job: None,
-            told: Snapshot::default(),
+            sent: Snapshot::default(),
         };
         Ok(futures::stream::unfold(watch, Watch::next).boxed())
     }
 }
 
-/// A watcher's view: the job's record as it changes, and the newest progress.
+/// A watcher's stream: the changes of the job's record, and the progress.
 struct Watch {
     context: Context,
     id: JobId,
     changes: Pin<Box<dyn Stream<Item = Job> + Send>>,
     ticks: Interval,
     job: Option<Job>,
-    told: Snapshot,
+    /// The progress in the last update.
+    sent: Snapshot,
 }
 
 impl Watch {
-    async fn next(mut self) -> Option<(Result<proto::WatchPreparationResponse, Status>, Self)> {
+    async fn next(mut self) -> Option<(Answer<proto::WatchPreparationResponse>, Self)> {
         loop {
             tokio::select! {
                 change = self.changes.next() => {
                     self.job = Some(change?);
-                    self.told = self.progress().await;
+                    self.sent = self.progress().await;
                 }
                 _ = self.ticks.tick(), if self.job.is_some() => {
                     let news = self.progress().await;
-                    if news == self.told {
+                    if news == self.sent {
                         continue;
                     }
-                    self.told = news;
+                    self.sent = news;
                 }
             }
-            let told = proto::WatchPreparationResponse {
+            let update = proto::WatchPreparationResponse {
                 job: self.job.clone().map(Into::into),
-                records_read: self.told.records,
-                bytes_read: self.told.bytes,
-                bytes_total: self.told.bytes_total,
+                records_read: self.sent.records,
+                bytes_read: self.sent.bytes,
+                bytes_total: self.sent.bytes_total,
             };
-            return Some((Ok(told), self));
+            return Some((Ok(update), self));
         }
     }
 
-    /// Returns the newest progress, or what was told last where nobody knows.
+    /// Returns the newest progress, or the one that was sent last if it cannot be read.
     async fn progress(&mut self) -> Snapshot {
         let queued = self
             .job
             .as_ref()
             .is_none_or(|job| !job.state.is_final() && job.fence == Fence::default());
         if queued {
-            return self.told;
+            return self.sent;
         }
         let body = self.context.bus.progress(&self.id).await.ok().flatten();
         body.and_then(|body| serde_json::from_slice(&body).ok())
-            .unwrap_or(self.told)
+            .unwrap_or(self.sent)
     }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+type Answer<T> = std::result::Result<T, Status>;
 
 #[tonic::async_trait]
 impl DataPrepService for Service {
-    type WatchPreparationStream =
-        BoxStream<'static, Result<proto::WatchPreparationResponse, Status>>;
+    type WatchPreparationStream = BoxStream<'static, Answer<proto::WatchPreparationResponse>>;
 
     async fn upload(
         &self,
         request: Request<Streaming<proto::UploadRequest>>,
-    ) -> Answer<proto::UploadResponse> {
+    ) -> Answer<Response<proto::UploadResponse>> {
         let _permit = self.uploads.try_acquire().map_err(|_| {
             Error::new(
                 Class::ResourceExhausted,
@@ -153,15 +157,10 @@ impl DataPrepService for Service {
         })?;
         let chunks = request
             .into_inner()
-            .map(|message| message.map(|message| message.chunk.into()));
-        let scratch = self.config.scratch();
-        let taken = upload::take(
-            &self.context.store,
-            chunks,
-            scratch,
-            self.config.max_upload_bytes,
-        );
-        let Uploaded { id, bytes } = taken.await?;
+            .map(|message| Ok(message.map_err(Error::from)?.chunk.into()));
+        let (scratch, limit) = (self.config.scratch(), self.config.max_upload_bytes);
+        let Uploaded { id, bytes } =
+            upload::take(&self.context.store, chunks, scratch, limit).await?;
         tracing::info!(upload = id, bytes, "upload stored");
         Ok(Response::new(proto::UploadResponse {
             upload: id,
@@ -172,17 +171,17 @@ impl DataPrepService for Service {
     async fn prepare(
         &self,
         request: Request<proto::PrepareRequest>,
-    ) -> Answer<proto::PrepareResponse> {
+    ) -> Answer<Response<proto::PrepareResponse>> {
         let request = request.into_inner();
         let id = job_id(Kind::Prepare, &request.idempotency_key)?;
-        // What it was made from may be gone since.
+        // A repeated request is not checked again: its records may have been deleted since.
         let accepted = self.jobs.accepted(Kind::Prepare, &id, &request);
         if let Some(job) = accepted.await? {
             return Ok(Response::new(proto::PrepareResponse {
                 job: Some(job.into()),
             }));
         }
-        self.submissions.check(request.clone()).await?;
+        self.resolver.check(&request.clone().try_into()?).await?;
         let job = self.jobs.submit(Kind::Prepare, &id, &request).await?;
         tracing::info!(job = %job.id, name = request.name, "preparation accepted");
         Ok(Response::new(proto::PrepareResponse {
@@ -193,7 +192,7 @@ impl DataPrepService for Service {
     async fn get_preparation(
         &self,
         request: Request<proto::GetPreparationRequest>,
-    ) -> Answer<proto::GetPreparationResponse> {
+    ) -> Answer<Response<proto::GetPreparationResponse>> {
         let (_, job) = self.preparation(&request.get_ref().job).await?;
         Ok(Response::new(proto::GetPreparationResponse {
             job: Some(job.into()),
@@ -203,7 +202,7 @@ impl DataPrepService for Service {
     async fn watch_preparation(
         &self,
         request: Request<proto::WatchPreparationRequest>,
-    ) -> Answer<Self::WatchPreparationStream> {
+    ) -> Answer<Response<Self::WatchPreparationStream>> {
         let (id, _) = self.preparation(&request.get_ref().job).await?;
         Ok(Response::new(self.follow(id).await?))
     }
@@ -211,7 +210,7 @@ impl DataPrepService for Service {
     async fn cancel_preparation(
         &self,
         request: Request<proto::CancelPreparationRequest>,
-    ) -> Answer<proto::CancelPreparationResponse> {
+    ) -> Answer<Response<proto::CancelPreparationResponse>> {
         let (id, _) = self.preparation(&request.get_ref().job).await?;
         let job = self.jobs.cancel(&id).await?;
         Ok(Response::new(proto::CancelPreparationResponse {
@@ -222,7 +221,7 @@ impl DataPrepService for Service {
     async fn get_dataset(
         &self,
         request: Request<proto::GetDatasetRequest>,
-    ) -> Answer<proto::GetDatasetResponse> {
+    ) -> Answer<Response<proto::GetDatasetResponse>> {
         let dataset = self.catalog.get(&request.get_ref().dataset).await?;
         Ok(Response::new(proto::GetDatasetResponse {
             dataset: Some(dataset.into()),
@@ -232,7 +231,7 @@ impl DataPrepService for Service {
     async fn list_datasets(
         &self,
         request: Request<proto::ListDatasetsRequest>,
-    ) -> Answer<proto::ListDatasetsResponse> {
+    ) -> Answer<Response<proto::ListDatasetsResponse>> {
         let proto::ListDatasetsRequest {
             page_size,
             page_token,
@@ -258,7 +257,7 @@ fn page_rows(asked: i32) -> Result<usize> {
     }
 }
 
-/// A page's token: the last name on it, in a form that invites nobody to write one.
+/// A page's token: its last name, encoded so that clients treat it as opaque.
 fn token(last: &str) -> String {
     hex::encode(format!("after:{last}"))
 }

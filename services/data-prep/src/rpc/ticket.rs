@@ -1,4 +1,4 @@
-//! What a Flight ticket and a descriptor say. A ticket is the proto3 JSON of `DatasetTicket`.
+//! Flight tickets and descriptors. A ticket is the proto3 JSON of `DatasetTicket`.
 
 use std::sync::Arc;
 
@@ -7,31 +7,41 @@ use arrow_flight::{FlightDescriptor, Ticket};
 use arrow_schema::{Schema, SchemaRef};
 use bytes::Bytes;
 use togi_proto::dataprep::v1::DatasetTicket;
-use togi_runtime::Error;
 use togi_runtime::layout::{validate_digest, validate_name};
+use togi_runtime::{Error, Result};
 use togi_tokens::manifest::Split;
 use togi_tokens::shard::schema;
 
-use crate::Result;
+use crate::rows::Selection;
 
 /// Most bytes of a ticket.
 const MAX_BYTES: usize = 4 << 10;
 
-/// Rows in an order, as asked for.
+/// The rows and columns that a reader wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// A digest or, in a descriptor, a name.
     pub(crate) dataset: String,
-    pub(crate) split: Split,
-    /// Seed and epoch of the permutation; the stored order if not set.
-    pub(crate) shuffle: Option<(u64, u64)>,
-    pub(crate) offset: u64,
-    /// Places of the wanted columns in a shard's schema; all if there is none.
+    pub(crate) selection: Selection,
+    /// The indices of the columns in a shard's schema; empty means all.
     pub(crate) columns: Vec<usize>,
 }
 
 impl Wanted {
-    /// Reads a ticket; it names the data set by its digest.
+    /// Returns all rows of a split in their stored order.
+    pub(crate) fn all(dataset: String, split: Split) -> Self {
+        Self {
+            dataset,
+            selection: Selection {
+                split,
+                shuffle: None,
+                offset: 0,
+            },
+            columns: Vec::new(),
+        }
+    }
+
+    /// Reads a ticket, which names the data set by its digest.
     pub(crate) fn from_ticket(ticket: &Ticket) -> Result<Self> {
         let wanted = Self::from_json(&ticket.ticket, "ticket")?;
         validate_digest("ticket.dataset", &wanted.dataset)?;
@@ -39,7 +49,7 @@ impl Wanted {
     }
 
     /// Reads a descriptor: a path `[data set]` or `[data set, split]`, or a ticket's JSON as a
-    /// command. Either may name the data set by its name.
+    /// command. Both may have the data set's name instead of its digest.
     pub(crate) fn from_descriptor(descriptor: &FlightDescriptor) -> Result<Self> {
         let wanted = match descriptor.r#type() {
             DescriptorType::Cmd => Self::from_json(&descriptor.cmd, "descriptor.cmd")?,
@@ -52,14 +62,7 @@ impl Wanted {
                         return Err(Error::invalid("descriptor.path", text));
                     }
                 };
-                let split = self::split("descriptor.path", split)?;
-                Self {
-                    dataset: dataset.clone(),
-                    split,
-                    shuffle: None,
-                    offset: 0,
-                    columns: Vec::new(),
-                }
+                Self::all(dataset.clone(), split_named("descriptor.path", split)?)
             }
             DescriptorType::Unknown => {
                 let text = "descriptor must be a path or a command";
@@ -86,15 +89,17 @@ impl Wanted {
             )
         })?;
         Ok(Self {
-            split: self::split(&format!("{field}.split"), &ticket.split)?,
+            selection: Selection {
+                split: split_named(&format!("{field}.split"), &ticket.split)?,
+                shuffle: ticket.shuffle.then_some((ticket.seed, ticket.epoch)),
+                offset: ticket.offset,
+            },
             columns: columns(&format!("{field}.columns"), &ticket.columns)?,
-            shuffle: ticket.shuffle.then_some((ticket.seed, ticket.epoch)),
             dataset: ticket.dataset,
-            offset: ticket.offset,
         })
     }
 
-    /// Returns the columns of the rows.
+    /// Returns the schema of the wanted columns.
     pub(crate) fn schema(&self) -> Result<SchemaRef> {
         if self.columns.is_empty() {
             return Ok(schema());
@@ -106,14 +111,19 @@ impl Wanted {
 
     /// Returns the ticket for these rows of a data set.
     pub(crate) fn to_ticket(&self, digest: &str) -> Result<Ticket> {
-        let (seed, epoch) = self.shuffle.unwrap_or_default();
+        let Selection {
+            split,
+            shuffle,
+            offset,
+        } = self.selection;
+        let (seed, epoch) = shuffle.unwrap_or_default();
         let ticket = DatasetTicket {
             dataset: digest.to_owned(),
-            split: split_name(self.split).to_owned(),
+            split: split_name(split).to_owned(),
             seed,
             epoch,
-            offset: self.offset,
-            shuffle: self.shuffle.is_some(),
+            offset,
+            shuffle: shuffle.is_some(),
             columns: match self.columns.as_slice() {
                 [] => Vec::new(),
                 _ => names(self.schema()?.as_ref()),
@@ -134,17 +144,17 @@ fn names(schema: &Schema) -> Vec<String> {
 
 fn columns(field: &str, wanted: &[String]) -> Result<Vec<usize>> {
     let known = names(&schema());
-    let place = |name: &String| {
-        let place = known.iter().position(|known| known == name);
-        place.ok_or_else(|| {
+    let index = |name: &String| {
+        let index = known.iter().position(|known| known == name);
+        index.ok_or_else(|| {
             let text = format!("{field} has {name:?}; known are {}", known.join(", "));
             Error::invalid(field, text)
         })
     };
-    wanted.iter().map(place).collect()
+    wanted.iter().map(index).collect()
 }
 
-/// Returns a split's word.
+/// Returns a split's name on the wire.
 pub(crate) fn split_name(split: Split) -> &'static str {
     match split {
         Split::Train => "train",
@@ -152,7 +162,7 @@ pub(crate) fn split_name(split: Split) -> &'static str {
     }
 }
 
-fn split(field: &str, word: &str) -> Result<Split> {
+fn split_named(field: &str, word: &str) -> Result<Split> {
     match word {
         "" | "train" => Ok(Split::Train),
         "validation" => Ok(Split::Validation),
@@ -185,15 +195,44 @@ mod tests {
             let wanted = Wanted {
                 columns,
                 dataset: digest.clone(),
-                split: Split::Validation,
-                shuffle,
-                offset: 9,
+                selection: Selection {
+                    split: Split::Validation,
+                    shuffle,
+                    offset: 9,
+                },
             };
             assert_eq!(
                 Wanted::from_ticket(&wanted.to_ticket(&digest).unwrap()).unwrap(),
                 wanted
             );
         }
+    }
+
+    /// Clients store tickets and write their own.
+    #[test]
+    fn a_ticket_keeps_its_spelling() {
+        let digest = "ab".repeat(32);
+        let wanted = Wanted {
+            columns: vec![1, 0],
+            dataset: digest.clone(),
+            selection: Selection {
+                split: Split::Validation,
+                shuffle: Some((u64::MAX, 3)),
+                offset: 9,
+            },
+        };
+        let json: serde_json::Value =
+            serde_json::from_slice(&wanted.to_ticket(&digest).unwrap().ticket).unwrap();
+        let expected = serde_json::json!({
+            "dataset": digest,
+            "split": "validation",
+            "seed": "18446744073709551615",
+            "epoch": "3",
+            "offset": "9",
+            "shuffle": true,
+            "columns": ["input_ids", "sample_id"],
+        });
+        assert_eq!(json, expected);
     }
 
     #[test]
@@ -230,9 +269,9 @@ mod tests {
             let parts = parts.iter().map(|&part| part.to_owned()).collect();
             Wanted::from_descriptor(&FlightDescriptor::new_path(parts))
         };
-        assert_eq!(path(&["dolly"]).unwrap().split, Split::Train);
+        assert_eq!(path(&["dolly"]).unwrap().selection.split, Split::Train);
         assert_eq!(
-            path(&["dolly", "validation"]).unwrap().split,
+            path(&["dolly", "validation"]).unwrap().selection.split,
             Split::Validation
         );
         for bad in [&[][..], &["a", "b", "c"], &["../x"], &["a", "test"]] {
@@ -240,6 +279,9 @@ mod tests {
         }
         let cmd =
             FlightDescriptor::new_cmd("{\"dataset\":\"dolly\",\"seed\":\"5\",\"shuffle\":true}");
-        assert_eq!(Wanted::from_descriptor(&cmd).unwrap().shuffle, Some((5, 0)));
+        assert_eq!(
+            Wanted::from_descriptor(&cmd).unwrap().selection.shuffle,
+            Some((5, 0))
+        );
     }
 }
