@@ -1,5 +1,5 @@
-//! Prepares a local file into a store in a folder, and prints the time and the peak of memory, which
-//! a benchmark cannot see: `measure TOKENIZER RECORDS STORE [WORKERS] [COPIES]`.
+//! Prepares a local file into a store in a folder, and prints the time and the peak memory, which a
+//! benchmark cannot see: `measure TOKENIZER RECORDS STORE [WORKERS] [COPIES]`.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -153,7 +153,9 @@ impl Catalog {
                 time: Timestamp::now().to_string(),
                 ..ours.clone()
             };
-            let bytes = canonical::json(&revision)?.into();
+            let bytes = canonical::json(&revision)
+                .map_err(togi_runtime::Error::from)?
+                .into();
             // If another preparation was faster, look again: it may have the same digest.
             if self
                 .store

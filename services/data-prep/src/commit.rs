@@ -1,6 +1,6 @@
 //! Makes a prepared data set visible: shards, then rejects, then the manifest (the commit point),
-//! then the name, then the event. Each step may be done already, by an earlier attempt or by another
-//! preparation of the same content.
+//! then the name, then the event. An earlier attempt, or another preparation of the same content,
+//! may have done any step already.
 
 use std::path::Path;
 

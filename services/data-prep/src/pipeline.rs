@@ -1,5 +1,5 @@
-//! From a source's bytes to rows on the local disk: one thread reads and cuts, several tokenize, and
-//! the calling one writes in the source's order.
+//! From a source's bytes to rows on the local disk. One thread reads and cuts, several tokenize,
+//! and the calling thread writes in the source's order.
 //!
 //! ```text
 //! reader ─┬─▶ thread 0 ─┬─▶ writer

@@ -1,5 +1,5 @@
-//! The handler of preparation jobs: from a claimed job to a committed data set. A repeated job gives
-//! the same objects.
+//! The handler of preparation jobs: from a claimed job to a committed data set. A repeated job
+//! makes the same objects.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Reads the rows of a data set in any order with bounded memory. A window of positions is looked up
-//! shard by shard, so that only one decoded shard, the window and the shared cache are in memory.
+//! Reads the rows of a data set in any order with bounded memory. Rows are looked up a window at a
+//! time, shard by shard: one decoded shard, the window and the shared cache are in memory.
 
 mod cache;
 

@@ -1,5 +1,5 @@
-//! The gRPC edge: `DataPrepService` and Arrow Flight. Protobuf types are converted to ours here, and
-//! errors to the runtime's.
+//! The gRPC edge: `DataPrepService` and Arrow Flight. Protobuf types stop here, and errors become
+//! statuses.
 
 pub mod conversion;
 pub mod flight;

@@ -1,4 +1,4 @@
-//! Turns a chunk into rows: each record is read, validated and encoded, or rejected with its reason.
+//! Turns a chunk into rows. Each record is read, checked and encoded, or rejected with its reason.
 //! The result depends only on the chunk, so that any number of threads gives the same data set.
 
 use serde::Serialize;
