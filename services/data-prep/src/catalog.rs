@@ -129,7 +129,7 @@ impl Catalog {
     /// Makes a job's data set the newest revision of its name, and returns the revision's number.
     /// If it is the newest already, or the job has made a revision `since` it was accepted, no
     /// revision is made: a second attempt must not undo a revision that followed the first.
-    pub async fn name(&self, ours: &NameRevision, since: Option<Timestamp>) -> Result<u64> {
+    pub async fn name(&self, ours: &NameRevision, since: Timestamp) -> Result<u64> {
         let name = &ours.name;
         loop {
             let newest = self
@@ -182,7 +182,7 @@ impl Catalog {
         &self,
         newest: u64,
         ours: &NameRevision,
-        since: Option<Timestamp>,
+        since: Timestamp,
     ) -> Result<Option<u64>> {
         for number in (1..=newest).rev() {
             let Some(theirs) = self.readable(&ours.name, number).await? else {
@@ -192,7 +192,7 @@ impl Catalog {
                 return Ok(Some(number));
             }
             let time: Option<Timestamp> = theirs.time.parse().ok();
-            if time < since {
+            if time.is_none_or(|time| time < since) {
                 break;
             }
         }

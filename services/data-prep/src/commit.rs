@@ -74,7 +74,7 @@ impl Commit<'_> {
             traceparent: telemetry::current_traceparent(),
             job: Some(self.job.id.to_string()),
         };
-        let since = Some(self.job.create_time);
+        let since = self.job.create_time;
         let revision = self.catalog().name(&ours, since).await?;
         // Also for an old revision: the attempt that made it may have ended before it published.
         let ready = dataset_ready(name, revision, manifest);
