@@ -325,9 +325,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stored_decision_keeps_its_spelling() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = StoreConfig::folder(folder.path()).unwrap();
-        let store = Store::open(&config).await.unwrap();
+        let (_folder, store) = folder_store().await;
         let stored = concat!(
             r#"{"alias":"kana","answers":{"asked":"20","right":"19","servingRight":"0"},"#,
             r#""generation":"g","heldOut":[{"dataset":"d","loss":1.5,"rows":"3","#,
