@@ -2,6 +2,7 @@
 //! is wrong refuses the whole adapter.
 
 use bytes::Bytes;
+use togi_common::Generation;
 use togi_model::adapter::{self, CONFIG_FILE, Files, TENSORS_FILE};
 use togi_model::{Config, Lora};
 use togi_runtime::registry::adapter_manifest::{
@@ -80,11 +81,11 @@ pub fn identity(identity: &Identity) -> adapter::Identity {
 /// # Errors
 /// [`Error::NotPublished`]; [`Error::Manifest`] if it cannot be parsed or is of another
 /// generation; the store's.
-pub async fn manifest(store: &Store, generation: &str) -> Result<AdapterManifest> {
+pub async fn manifest(store: &Store, generation: Generation) -> Result<AdapterManifest> {
     let path = layout::adapter_manifest(generation);
     let read = store.get_bounded(&path, MAX_TEXT_BYTES).await;
     let bytes = read.map_err(|error| match error.class() {
-        Class::NotFound => Error::NotPublished(generation.to_owned()),
+        Class::NotFound => Error::NotPublished(generation),
         Class::ResourceExhausted => Error::Manifest("its manifest is too large".into()),
         _ => error.into(),
     })?;
@@ -97,7 +98,7 @@ pub async fn manifest(store: &Store, generation: &str) -> Result<AdapterManifest
         )));
     }
     if manifest.generation != generation {
-        let other = &manifest.generation;
+        let other = manifest.generation;
         let reason = format!("wrong generation: its manifest is of {other}, not of {generation}");
         return Err(Error::Manifest(reason));
     }
@@ -114,7 +115,7 @@ pub async fn file(
     name: &str,
     max_bytes: u64,
 ) -> Result<Bytes> {
-    let path = layout::adapter_file(&manifest.generation, name);
+    let path = layout::adapter_file(manifest.generation, name);
     file::read(store, &path, name, manifest.files.get(name), max_bytes).await
 }
 

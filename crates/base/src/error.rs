@@ -1,5 +1,7 @@
 //! Why a base or an adapter cannot be used. The caller gives the error its class.
 
+use togi_common::Generation;
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -22,7 +24,7 @@ pub enum Error {
     },
     /// No adapter of this generation was published.
     #[error("generation {0} is not published")]
-    NotPublished(String),
+    NotPublished(Generation),
     /// The manifest cannot be read, or names the wrong files.
     #[error("{0}")]
     Manifest(String),

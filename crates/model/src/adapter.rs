@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use togi_common::{Hasher, canonical};
+use togi_common::{Generation, Hasher, canonical};
 
 use crate::base::read;
 use crate::config::Config;
@@ -238,7 +238,7 @@ fn shapes(settings: &Settings, found: &Found, config: &Config) -> Result<Vec<Sha
 ///
 /// # Errors
 /// The configuration is not JSON.
-pub fn generation(files: &Files, identity: &Identity) -> Result<String> {
+pub fn generation(files: &Files, identity: &Identity) -> Result<Generation> {
     let config: Value = serde_json::from_slice(&files.config).map_err(of_json(CONFIG_FILE))?;
     let mut hasher = Hasher::new();
     for part in [
@@ -252,7 +252,7 @@ pub fn generation(files: &Files, identity: &Identity) -> Result<String> {
     ] {
         hasher.frame(part);
     }
-    Ok(hasher.finish().to_string())
+    Ok(hasher.finish().into())
 }
 
 fn of_json(what: &str) -> impl FnOnce(serde_json::Error) -> Error {

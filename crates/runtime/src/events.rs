@@ -6,12 +6,11 @@ use std::time::SystemTime;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use togi_common::Hasher;
+use togi_common::{Hasher, JobId};
 use togi_proto::events::v1;
 
 use crate::error::{Error, Result};
 use crate::jobs::job::Kind;
-use crate::layout::JobId;
 
 mod cloud;
 mod published;

@@ -5,13 +5,13 @@
 use async_nats::{HeaderMap, jetstream};
 use serde::Serialize;
 use serde_json::Value;
-use togi_common::{Hasher, canonical};
+use togi_common::{Hasher, JobId, canonical};
 
 use crate::bus::Bus;
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
 use crate::jobs::record::{Envelope, Record};
-use crate::layout::{self, JobId};
+use crate::layout;
 use crate::store::{Store, random_hex};
 use crate::telemetry;
 
@@ -39,13 +39,13 @@ pub struct Jobs {
 /// When the system has no randomness.
 pub fn job_id(kind: Kind, idempotency_key: &str) -> Result<JobId> {
     if idempotency_key.is_empty() {
-        return JobId::parse(&random_hex()?);
+        return layout::parse("job", &random_hex()?);
     }
     let mut hash = Hasher::new();
     hash.update(kind.name());
     hash.update([0]);
     hash.update(idempotency_key);
-    JobId::parse(&hash.finish().to_string()[..20])
+    layout::parse("job", &hash.finish().to_string()[..20])
 }
 
 impl Jobs {

@@ -2,75 +2,29 @@
 //! file knows the store.
 
 use std::fmt;
+use std::str::FromStr;
 
 use object_store::path::Path;
-use serde::{Deserialize, Serialize};
+use togi_common::{AliasName, Digest, Generation, JobId, name};
 
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 
-/// A job's id: a valid name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct JobId(String);
-
-impl JobId {
-    /// Returns the id, if the text has a name's form.
-    ///
-    /// # Errors
-    /// `InvalidArgument` of field `job`.
-    pub fn parse(text: &str) -> Result<Self> {
-        validate_name("job", text)?;
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Returns the id's text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for JobId {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        Self::parse(&text)
-    }
-}
-
-impl From<JobId> for String {
-    fn from(id: JobId) -> Self {
-        id.0
-    }
-}
-
-/// Checks a name (data set, alias, policy, job, base): `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`.
+/// Reads an id or a checked name, such as [`JobId`] or [`Generation`].
 ///
 /// # Errors
 /// `InvalidArgument` with the field's name.
-pub fn validate_name(field: &str, name: &str) -> Result<()> {
-    let bytes = name.as_bytes();
-    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
-    let valid = (1..=63).contains(&bytes.len())
-        && bytes.iter().all(inner)
-        && !name.starts_with('-')
-        && !name.ends_with('-');
-    if valid {
-        return Ok(());
-    }
-    Err(Error::invalid(
-        field,
-        format!(
-            "{field} must have 1 to 63 characters of a-z, 0-9 and \"-\", with no \"-\" at either end"
-        ),
-    ))
+pub fn parse<T: FromStr<Err: fmt::Display>>(field: &str, text: &str) -> Result<T> {
+    let parsed = text.parse::<T>();
+    parsed.map_err(|error| Error::invalid(field, format!("{field} {error}")))
+}
+
+/// Checks a name that has no type: of a data set, a policy or a base.
+///
+/// # Errors
+/// `InvalidArgument` with the field's name.
+pub fn validate_name(field: &str, text: &str) -> Result<()> {
+    name::check(text).map_err(|error| Error::invalid(field, format!("{field} {error}")))
 }
 
 /// Checks a SHA-256 in lower-case hex: 64 digits.
@@ -78,17 +32,7 @@ pub fn validate_name(field: &str, name: &str) -> Result<()> {
 /// # Errors
 /// `InvalidArgument` with the field's name.
 pub fn validate_digest(field: &str, digest: &str) -> Result<()> {
-    let valid = digest.len() == 64
-        && digest
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    if valid {
-        return Ok(());
-    }
-    Err(Error::invalid(
-        field,
-        format!("{field} must be 64 lower-case hex digits"),
-    ))
+    parse::<Digest>(field, digest).map(drop)
 }
 
 /// A file's name inside a folder: our own constants and checked manifest entries; anything else
@@ -323,19 +267,19 @@ pub fn adapters() -> Path {
 
 /// `adapters/<generation>/`
 #[must_use]
-pub fn adapter(generation: &str) -> Path {
-    file(&["adapters", generation])
+pub fn adapter(generation: Generation) -> Path {
+    file(&["adapters", &generation.to_string()])
 }
 
 /// `adapters/<generation>/<name>`
 #[must_use]
-pub fn adapter_file(generation: &str, name: &str) -> Path {
-    file(&["adapters", generation, name])
+pub fn adapter_file(generation: Generation, name: &str) -> Path {
+    adapter(generation).join(name)
 }
 
 /// `adapters/<generation>/manifest.json`
 #[must_use]
-pub fn adapter_manifest(generation: &str) -> Path {
+pub fn adapter_manifest(generation: Generation) -> Path {
     adapter_file(generation, "manifest.json")
 }
 
@@ -347,13 +291,13 @@ pub fn aliases() -> Path {
 
 /// `aliases/<alias>/`
 #[must_use]
-pub fn alias_revisions(alias: &str) -> Path {
-    file(&["aliases", alias])
+pub fn alias_revisions(alias: &AliasName) -> Path {
+    file(&["aliases", alias.as_str()])
 }
 
 /// `aliases/<alias>/<n>.json`
 #[must_use]
-pub fn alias_revision(alias: &str, n: u64) -> Path {
+pub fn alias_revision(alias: &AliasName, n: u64) -> Path {
     revision(&alias_revisions(alias), n)
 }
 
@@ -389,40 +333,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_the_table() {
-        let long = "a".repeat(63);
-        for good in ["a", "0", "dolly-ja", "a-b", "a--b", long.as_str()] {
-            assert!(validate_name("name", good).is_ok(), "{good}");
-        }
-        let longer = "a".repeat(64);
-        let bad = [
-            "",
-            "-",
-            "-a",
-            "a-",
-            "A",
-            "a_b",
-            "a.b",
-            "..",
-            "../x",
-            "a/b",
-            "a b",
-            "日本",
-            "a\n",
-            "%2e",
-            "a\0",
-            longer.as_str(),
-        ];
-        for bad in bad {
-            let error = validate_name("alias", bad).unwrap_err();
-            assert_eq!(error.field(), Some("alias"), "{bad}");
-        }
+    fn a_refused_text_names_its_field() {
+        let error = validate_name("name", "a_b").unwrap_err();
+        assert_eq!(error.field(), Some("name"));
+        let error = parse::<AliasName>("alias", "").unwrap_err();
+        assert_eq!(error.field(), Some("alias"));
+        let expected = "alias must have 1 to 63 characters of a-z, 0-9 and \"-\"";
+        assert!(error.to_string().contains(expected), "{error}");
+        let error = parse::<Generation>("generation", "AB").unwrap_err();
+        let expected = "generation must be 64 lower-case hex digits";
+        assert!(error.to_string().contains(expected), "{error}");
     }
 
     #[test]
     fn keys_are_the_documented_ones() {
-        let job = JobId::parse("j1").unwrap();
+        let job: JobId = "j1".parse().unwrap();
         let digest = "ab".repeat(32);
+        let generation: Generation = digest.parse().unwrap();
         assert!(validate_digest("upload", &digest).is_ok());
         assert!(validate_digest("upload", &digest.to_uppercase()).is_err());
         assert_eq!(
@@ -443,8 +370,12 @@ mod tests {
             parse_job_log_segment(&job_log_segment(&job, 1, 20, Fence(9))),
             Some((1, 20, Fence(9)))
         );
-        assert_eq!(adapter_manifest("g").as_ref(), "adapters/g/manifest.json");
-        assert_eq!(alias_revision("main", 1).as_ref(), "aliases/main/1.json");
+        assert_eq!(
+            adapter_manifest(generation).as_ref(),
+            format!("adapters/{digest}/manifest.json")
+        );
+        let alias = "main".parse().unwrap();
+        assert_eq!(alias_revision(&alias, 1).as_ref(), "aliases/main/1.json");
         for (key, n) in [
             ("1.json", Some(1)),
             ("01.json", None),

@@ -10,6 +10,7 @@ use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::{self};
 use futures::StreamExt as _;
 use serde_json::Value;
+use togi_common::JobId;
 use tracing::Instrument as _;
 
 use crate::bus::streams;
@@ -17,7 +18,6 @@ use crate::context::Context;
 use crate::error::{Class, Error, Result};
 use crate::events;
 use crate::jobs::Jobs;
-use crate::layout::JobId;
 use crate::life::backoff::Backoff;
 use crate::telemetry;
 use crate::worker::claim::Decision;
@@ -230,7 +230,7 @@ impl<H: Handler> Slot<H> {
     async fn find(&self, delivery: &Delivery) -> Result<Option<(JobId, Option<Bare>)>> {
         let message = &delivery.message;
         if !delivery.is_bare() {
-            return match delivery.header("ce-subject").map(|id| JobId::parse(&id)) {
+            return match delivery.header("ce-subject").map(|id| id.parse()) {
                 Some(Ok(id)) => Ok(Some((id, None))),
                 _ => {
                     let error = Error::invalid("ce-subject", "the message names no job");

@@ -11,7 +11,7 @@ mod reach;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
-use togi_runtime::{JobId, layout};
+use togi_runtime::layout;
 
 use crate::error::Result;
 
@@ -117,7 +117,8 @@ fn unfinished_jobs<'a>(keys: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
         }
     });
     let has_ended = |job: &str| {
-        JobId::parse(job).is_ok_and(|id| keys.contains(layout::job_final(&id).as_ref()))
+        job.parse()
+            .is_ok_and(|id| keys.contains(layout::job_final(&id).as_ref()))
     };
     asked.filter(|job| !has_ended(job)).collect()
 }

@@ -124,7 +124,9 @@ impl Error {
 impl From<togi_base::Error> for Error {
     fn from(error: togi_base::Error) -> Self {
         match error {
-            togi_base::Error::NotPublished(generation) => Error::UnknownAdapter(generation),
+            togi_base::Error::NotPublished(generation) => {
+                Error::UnknownAdapter(generation.to_string())
+            }
             togi_base::Error::Damaged(reason) => Error::BrokenAdapter(reason),
             togi_base::Error::Runtime(error) => Error::Runtime(error),
             unfit => Error::BadAdapter(with_cause(&unfit)),

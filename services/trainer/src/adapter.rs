@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use togi_common::Generation;
 use togi_model::{Lora, adapter};
 use togi_runtime::registry::adapter_manifest::Identity;
 use togi_runtime::registry::model_card::CARD_FILE;
@@ -16,7 +17,7 @@ use crate::recipe::Recipe;
 #[derive(Debug)]
 pub struct Adapter {
     /// Its name: the digest of the tensors and of what they are made of.
-    pub generation: String,
+    pub generation: Generation,
     /// The folder's files by name.
     pub files: BTreeMap<&'static str, Bytes>,
 }
@@ -34,7 +35,7 @@ impl Adapter {
     ) -> Result<Adapter> {
         let files = adapter::to_files(lora, base_name)?;
         let generation = adapter::generation(&files, &togi_base::adapter::identity(identity))?;
-        let card = model_card::card(base_name, identity, &generation, recipe);
+        let card = model_card::card(base_name, identity, generation, recipe);
         let files = [
             (adapter::CONFIG_FILE, Bytes::from(files.config)),
             (adapter::TENSORS_FILE, Bytes::from(files.tensors)),

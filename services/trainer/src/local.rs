@@ -183,7 +183,7 @@ impl Run {
         let config = self.base.config();
         let facts = RunSummary {
             job: String::new(),
-            generation: adapter.generation.clone(),
+            generation: adapter.generation.to_string(),
             rows: self.rows.len() as u64,
             samples: state.progress.samples,
             seconds: state.progress.seconds,

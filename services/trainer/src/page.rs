@@ -13,7 +13,7 @@ const MOST_ENTRIES: i32 = 1000;
 /// [`Error::Invalid`] with `page_size` or `page_token`.
 pub fn page<T>(
     entries: Vec<T>,
-    key: impl Fn(&T) -> &str,
+    key: impl Fn(&T) -> String,
     size: i32,
     token: &str,
 ) -> Result<(Vec<T>, String)> {
@@ -35,10 +35,7 @@ pub fn page<T>(
     };
     let more = entries.len() > start + size;
     let page: Vec<T> = entries.into_iter().skip(start).take(size).collect();
-    let next = page
-        .last()
-        .filter(|_| more)
-        .map_or_else(String::new, |entry| key(entry).to_owned());
+    let next = page.last().filter(|_| more).map_or_else(String::new, key);
     Ok((page, next))
 }
 
@@ -49,16 +46,16 @@ mod tests {
     #[test]
     fn pages_follow_one_another_without_a_gap() {
         let entries = || vec!["a", "b", "c"];
-        let (first, token) = page(entries(), |e| e, 2, "").unwrap();
+        let (first, token) = page(entries(), |e| (*e).to_owned(), 2, "").unwrap();
         assert_eq!((first, token.as_str()), (vec!["a", "b"], "b"));
         assert_eq!(
-            page(entries(), |e| e, 2, &token).unwrap(),
+            page(entries(), |e| (*e).to_owned(), 2, &token).unwrap(),
             (vec!["c"], String::new())
         );
-        assert_eq!(page(entries(), |e| e, 0, "").unwrap().1, "");
+        assert_eq!(page(entries(), |e| (*e).to_owned(), 0, "").unwrap().1, "");
         for wrong in [-1, 1001] {
             assert!(matches!(
-                page(entries(), |e| e, wrong, ""),
+                page(entries(), |e| (*e).to_owned(), wrong, ""),
                 Err(Error::Invalid {
                     field: "page_size",
                     ..
@@ -66,7 +63,7 @@ mod tests {
             ));
         }
         assert!(matches!(
-            page(entries(), |e| e, 2, "z"),
+            page(entries(), |e| (*e).to_owned(), 2, "z"),
             Err(Error::Invalid {
                 field: "page_token",
                 ..

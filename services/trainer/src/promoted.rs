@@ -27,8 +27,8 @@ pub(crate) async fn observe(aliases: Aliases, period: Duration, stopper: Stopper
             };
             for alias in &*promoted.lock().unwrap_or_else(PoisonError::into_inner) {
                 let labels = [
-                    KeyValue::new(semconv::ALIAS, alias.name().to_owned()),
-                    KeyValue::new(semconv::GENERATION, alias.generation().to_owned()),
+                    KeyValue::new(semconv::ALIAS, alias.name().to_string()),
+                    KeyValue::new(semconv::GENERATION, alias.generation().to_string()),
                 ];
                 observer.observe(1, &labels);
             }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use object_store::ObjectMeta;
 use pbjson_types::Timestamp;
+use togi_common::{AliasName, Generation};
 use togi_proto::events::v1::AdapterEvaluated;
 use togi_proto::trainer::v1 as proto;
 use togi_runtime::registry::adapter_manifest::AdapterManifest;
@@ -21,7 +22,7 @@ const SHORTEST_PREFIX: usize = 8;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Published {
     /// The generation.
-    pub generation: String,
+    pub generation: Generation,
     /// When its manifest was written.
     pub time: Timestamp,
 }
@@ -56,16 +57,16 @@ pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Pub
         togi_runtime::Error::not_found(format!("adapter {adapter:?} does not exist"))
             .with_field("adapter")
     };
-    if layout::validate_digest("adapter", adapter).is_ok() {
-        return match store.head(&layout::adapter_manifest(adapter)).await {
+    if let Ok(generation) = adapter.parse() {
+        return match store.head(&layout::adapter_manifest(generation)).await {
             Ok(object) => manifest_of(&object).ok_or_else(|| unknown().into()),
             Err(error) if error.class() == Class::NotFound => Err(unknown().into()),
             Err(error) => Err(error.into()),
         };
     }
-    layout::validate_name("adapter", adapter)?;
+    let alias = layout::parse("adapter", adapter)?;
     let published = list(store).await?;
-    if let Some(alias) = aliases.current(adapter).await? {
+    if let Some(alias) = aliases.current(&alias).await? {
         let named = published
             .into_iter()
             .find(|published| published.generation == alias.generation());
@@ -75,7 +76,7 @@ pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Pub
         adapter.len() >= SHORTEST_PREFIX && adapter.bytes().all(|byte| byte.is_ascii_hexdigit());
     let mut fitting = published
         .into_iter()
-        .filter(|published| prefix && published.generation.starts_with(adapter));
+        .filter(|published| prefix && published.generation.to_string().starts_with(adapter));
     match (fitting.next(), fitting.next()) {
         (Some(one), None) => Ok(one),
         (Some(_), Some(_)) => Err(Error::invalid(
@@ -93,9 +94,9 @@ pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Pub
 pub async fn describe(
     store: &Store,
     published: &Published,
-    aliases: &BTreeMap<String, Vec<String>>,
+    aliases: &BTreeMap<Generation, Vec<AliasName>>,
 ) -> Result<proto::Adapter> {
-    let path = layout::adapter_manifest(&published.generation);
+    let path = layout::adapter_manifest(published.generation);
     let bytes = store.get(&path).await?;
     let manifest: AdapterManifest =
         serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))?;
@@ -114,12 +115,11 @@ pub async fn describe(
             .map_or(0, |file| file.bytes),
         job: manifest.job,
         create_time: Some(published.time),
-        aliases: aliases
-            .get(&published.generation)
-            .cloned()
-            .unwrap_or_default(),
+        aliases: (aliases.get(&published.generation).into_iter().flatten())
+            .map(AliasName::to_string)
+            .collect(),
         recipe_name: manifest.recipe_name,
-        generation: manifest.generation,
+        generation: manifest.generation.to_string(),
     })
 }
 
@@ -127,8 +127,8 @@ pub async fn describe(
 ///
 /// # Errors
 /// The store's.
-pub async fn named(aliases: &Aliases) -> Result<BTreeMap<String, Vec<String>>> {
-    let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
+pub async fn named(aliases: &Aliases) -> Result<BTreeMap<Generation, Vec<AliasName>>> {
+    let mut named: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for alias in aliases.list().await? {
         named
             .entry(alias.said.generation)
@@ -144,8 +144,8 @@ pub fn to_proto(alias: Alias) -> proto::Alias {
     let Alias { revision, said } = alias;
     let time = said.time.parse::<jiff::Timestamp>().ok();
     proto::Alias {
-        name: said.alias,
-        generation: said.generation,
+        name: said.alias.into(),
+        generation: said.generation.into(),
         revision,
         allow_base_mismatch: said.base_mismatch.into(),
         update_time: time.map(|time| Timestamp {
@@ -164,8 +164,8 @@ pub fn to_proto(alias: Alias) -> proto::Alias {
 /// The store's.
 pub async fn promote_once(
     aliases: &Aliases,
-    alias: &str,
-    generation: &str,
+    alias: &AliasName,
+    generation: Generation,
     since: jiff::Timestamp,
     gate: Option<&AdapterEvaluated>,
 ) -> Result<Option<Alias>> {
@@ -182,7 +182,7 @@ pub async fn promote_once(
             promoted.await?
         }
         Some(AdapterEvaluated { serving, .. }) => {
-            let over = Some(serving.as_str()).filter(|serving| !serving.is_empty());
+            let over = serving.parse().ok();
             aliases.promote_over(over, alias, generation).await?
         }
     };
@@ -194,8 +194,9 @@ fn manifest_of(object: &ObjectMeta) -> Option<Published> {
     let [_, generation, file] = parts.as_slice() else {
         return None;
     };
+    let generation = generation.as_ref().parse().ok()?;
     (file.as_ref() == "manifest.json").then(|| Published {
-        generation: generation.as_ref().to_owned(),
+        generation,
         time: Timestamp {
             seconds: object.last_modified.timestamp(),
             nanos: i32::try_from(object.last_modified.timestamp_subsec_nanos()).unwrap_or_default(),

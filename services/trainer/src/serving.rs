@@ -2,9 +2,9 @@
 
 use togi_base::adapter::{self, Difference, MadeFor};
 use togi_model::{Config, Lora};
-use togi_runtime::Store;
 use togi_runtime::registry::adapter_manifest::{AdapterManifest, Identity};
 use togi_runtime::registry::aliases::Aliases;
+use togi_runtime::{Store, layout};
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
@@ -41,7 +41,8 @@ pub(crate) async fn at(
     if alias.is_empty() {
         return Ok(Current::None);
     }
-    let Some(alias) = aliases.current(alias).await? else {
+    let alias = layout::parse("alias", alias)?;
+    let Some(alias) = aliases.current(&alias).await? else {
         return Ok(Current::None);
     };
     let generation = alias.generation();

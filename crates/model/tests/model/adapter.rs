@@ -353,7 +353,8 @@ fn a_generation_is_the_digest_of_the_files_and_the_identity() {
     assert_eq!(identity.base_precision, "nf4");
     // Computed in Python.
     let expected = "7ba456649c5093c9c2943d2b7af9eb93af7126d7ab1230edd2c4510b719778bc";
-    assert_eq!(adapter::generation(&files, &identity).unwrap(), expected);
+    let generation = adapter::generation(&files, &identity).unwrap();
+    assert_eq!(generation.to_string(), expected);
 }
 
 #[test]
@@ -369,7 +370,6 @@ fn the_generation_depends_on_every_part_and_not_on_the_configurations_layout() {
         base_precision: text("f32"),
     };
     let generation = adapter::generation(&plain, &identity).unwrap();
-    assert_eq!(generation.len(), 64);
     let spread: Value = serde_json::from_slice(&plain.config).unwrap();
     let compact = Files {
         config: spread.to_string().into_bytes(),

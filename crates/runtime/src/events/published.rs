@@ -1,10 +1,10 @@
 //! The events of jobs and aliases, made from our own types.
 
+use togi_common::{AliasName, Generation, JobId};
 use togi_proto::events::v1;
 
 use crate::events::Event;
 use crate::jobs::job::{Job, Kind, State};
-use crate::layout::JobId;
 
 impl Event {
     pub(crate) fn job_queued(job: &JobId, kind: Kind) -> Self {
@@ -54,19 +54,27 @@ impl Event {
         })
     }
 
-    pub(crate) fn adapter_promoted(alias: &str, generation: &str, revision: u64) -> Self {
+    pub(crate) fn adapter_promoted(
+        alias: &AliasName,
+        generation: Generation,
+        revision: u64,
+    ) -> Self {
         v1::AdapterPromoted {
-            alias: alias.to_owned(),
-            generation: generation.to_owned(),
+            alias: alias.to_string(),
+            generation: generation.to_string(),
             revision,
         }
         .into()
     }
 
-    pub(crate) fn adapter_rolled_back(alias: &str, generation: &str, revision: u64) -> Self {
+    pub(crate) fn adapter_rolled_back(
+        alias: &AliasName,
+        generation: Generation,
+        revision: u64,
+    ) -> Self {
         v1::AdapterRolledBack {
-            alias: alias.to_owned(),
-            generation: generation.to_owned(),
+            alias: alias.to_string(),
+            generation: generation.to_string(),
             revision,
         }
         .into()

@@ -5,14 +5,14 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use togi_common::canonical;
+use togi_common::{JobId, canonical};
 
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
 use crate::jobs::Jobs;
 use crate::jobs::job::{Job, Kind, State};
 use crate::jobs::record::Record;
-use crate::layout::{self, JobId};
+use crate::layout;
 use crate::telemetry;
 
 impl Jobs {

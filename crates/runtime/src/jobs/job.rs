@@ -1,10 +1,10 @@
 //! A job's record, in our own types. `record.rs` has its written forms.
 
 use jiff::Timestamp;
+use togi_common::JobId;
 
 use crate::error::{Class, Error};
 use crate::fence::Fence;
-use crate::layout::JobId;
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

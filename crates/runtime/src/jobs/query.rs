@@ -4,13 +4,13 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
-use togi_common::canonical;
+use togi_common::{JobId, canonical};
 
 use crate::error::{Class, Error, Result};
 use crate::jobs::Jobs;
 use crate::jobs::job::{Job, Kind, State};
 use crate::jobs::record::{Envelope, Record};
-use crate::layout::{self, JobId};
+use crate::layout;
 
 impl Jobs {
     /// Returns a job, with its place in the queue.

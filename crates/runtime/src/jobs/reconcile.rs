@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use togi_common::JobId;
+
 use crate::error::{Class, Result};
 use crate::jobs::Jobs;
 use crate::jobs::job::Kind;
 use crate::jobs::record::{Envelope, Record};
-use crate::layout::{self, JobId};
+use crate::layout;
 use crate::life::stop::Stopper;
 
 const PERIOD: Duration = Duration::from_secs(30);
@@ -39,7 +41,7 @@ impl Jobs {
             .map(|(record, _)| (record.job.id.clone(), record))
             .collect();
         for name in self.store.list_dirs(&layout::jobs()).await? {
-            let Ok(id) = JobId::parse(&name) else {
+            let Ok(id) = name.parse() else {
                 continue;
             };
             let result = match records.get(&id) {

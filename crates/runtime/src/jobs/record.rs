@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+use togi_common::JobId;
 use togi_proto::job::v1 as proto;
 
 use crate::error::{Class, Error, Result};
 use crate::fence::Fence;
 use crate::jobs::job::{Failure, Job, Kind, State};
-use crate::layout::JobId;
 
 /// `jobs/<job>/request.json`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -184,7 +184,10 @@ impl TryFrom<proto::Job> for Job {
             create_time: time(job.create_time)?.ok_or_else(|| damaged("create time"))?,
             start_time: time(job.start_time)?,
             end_time: time(job.end_time)?,
-            id: JobId::parse(&job.id).map_err(|error| damaged("valid id").with_source(error))?,
+            id: job
+                .id
+                .parse()
+                .map_err(|error| damaged("valid id").with_source(error))?,
             failure: job.error.map(Failure::from),
             result: job.result,
             cancel_requested: job.cancel_requested,
@@ -236,7 +239,7 @@ mod tests {
             worker: "w".into(),
             traceparent: "00-1".into(),
             refusal: "worse".into(),
-            ..Job::queued(JobId::parse("j").unwrap(), Kind::Train)
+            ..Job::queued("j".parse().unwrap(), Kind::Train)
         }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use togi_common::Generation;
 
 /// Version of [`AdapterManifest`] that is written and read.
 pub const ADAPTER_MANIFEST_VERSION: u32 = 1;
@@ -14,8 +15,8 @@ pub const ADAPTER_MANIFEST_VERSION: u32 = 1;
 pub struct AdapterManifest {
     /// [`ADAPTER_MANIFEST_VERSION`].
     pub schema_version: u32,
-    /// Digest of canonical adapter config, tensor bytes and identity: 64 lower-case hex digits.
-    pub generation: String,
+    /// Digest of canonical adapter config, tensor bytes and identity.
+    pub generation: Generation,
     /// What the adapter was made from; part of the generation.
     pub identity: Identity,
     /// The low-rank part's rank.

@@ -6,13 +6,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
-use togi_common::canonical;
+use togi_common::{AliasName, Generation, canonical};
 
 use crate::bus::Bus;
 use crate::bus::reader::{EventStream, Start};
 use crate::error::{Class, Error, Result};
 use crate::events::{Event, EventKind};
-use crate::layout::{self, validate_digest, validate_name};
+use crate::layout;
 use crate::registry::revisions::{AliasRevision, BaseMismatch};
 use crate::store::Store;
 use crate::telemetry;
@@ -29,14 +29,14 @@ pub struct Alias {
 impl Alias {
     /// Returns the alias's name.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &AliasName {
         &self.said.alias
     }
 
     /// Returns the generation that it names.
     #[must_use]
-    pub fn generation(&self) -> &str {
-        &self.said.generation
+    pub fn generation(&self) -> Generation {
+        self.said.generation
     }
 }
 
@@ -60,9 +60,8 @@ impl Aliases {
     /// Returns what an alias names, if there is such an alias.
     ///
     /// # Errors
-    /// `InvalidArgument` if it is no name; `DataLoss`; `Unavailable`.
-    pub async fn current(&self, alias: &str) -> Result<Option<Alias>> {
-        validate_name("alias", alias)?;
+    /// `DataLoss`; `Unavailable`.
+    pub async fn current(&self, alias: &AliasName) -> Result<Option<Alias>> {
         match self
             .store
             .newest_revision(&layout::alias_revisions(alias))
@@ -73,12 +72,12 @@ impl Aliases {
         }
     }
 
-    async fn read(&self, alias: &str, revision: u64) -> Result<Alias> {
+    async fn read(&self, alias: &AliasName, revision: u64) -> Result<Alias> {
         let said: AliasRevision = self
             .store
             .get_json(&layout::alias_revision(alias, revision))
             .await?;
-        if said.alias != alias {
+        if said.alias != *alias {
             let message = format!("revision {revision} of alias \"{alias}\" is another alias's");
             return Err(Error::data_loss(message));
         }
@@ -89,7 +88,7 @@ impl Aliases {
     ///
     /// # Errors
     /// As [`Aliases::current`].
-    pub async fn history(&self, alias: &str) -> Result<Vec<Alias>> {
+    pub async fn history(&self, alias: &AliasName) -> Result<Vec<Alias>> {
         let newest = self.current(alias).await?.map_or(0, |alias| alias.revision);
         let mut revisions = Vec::new();
         for revision in 1..=newest {
@@ -115,12 +114,17 @@ impl Aliases {
     async fn list_after(&self, last: &[Alias]) -> Result<Vec<Alias>> {
         let mut aliases = Vec::new();
         for name in self.store.list_dirs(&layout::aliases()).await? {
-            match self.current(&name).await {
+            let current = async { self.current(&layout::parse("alias", &name)?).await };
+            match current.await {
                 Ok(found) => aliases.extend(found),
                 Err(error) if error.class().retryable() => return Err(error),
                 Err(error) => {
                     tracing::warn!(alias = name, error = error.chain(), "alias cannot be read");
-                    aliases.extend(last.iter().find(|alias| alias.name() == name).cloned());
+                    aliases.extend(
+                        last.iter()
+                            .find(|alias| alias.name().as_str() == name)
+                            .cloned(),
+                    );
                 }
             }
         }
@@ -131,11 +135,11 @@ impl Aliases {
     /// one is gone over.
     ///
     /// # Errors
-    /// `NotFound` if no such adapter was published; `InvalidArgument`; `Unavailable`.
+    /// `NotFound` if no such adapter was published; `Unavailable`.
     pub async fn promote(
         &self,
-        alias: &str,
-        generation: &str,
+        alias: &AliasName,
+        generation: Generation,
         base_mismatch: BaseMismatch,
     ) -> Result<Alias> {
         self.promote_where(alias, generation, base_mismatch, |_| true)
@@ -150,9 +154,9 @@ impl Aliases {
     /// As [`Aliases::promote`].
     pub async fn promote_over(
         &self,
-        over: Option<&str>,
-        alias: &str,
-        generation: &str,
+        over: Option<Generation>,
+        alias: &AliasName,
+        generation: Generation,
     ) -> Result<Alias> {
         let may_go = |current: &Alias| {
             let current = Some(current.generation());
@@ -165,13 +169,11 @@ impl Aliases {
     /// Promotes over what may go; what may not is returned instead.
     async fn promote_where(
         &self,
-        alias: &str,
-        generation: &str,
+        alias: &AliasName,
+        generation: Generation,
         base_mismatch: BaseMismatch,
         may_go: impl Fn(&Alias) -> bool,
     ) -> Result<Alias> {
-        validate_name("alias", alias)?;
-        validate_digest("generation", generation)?;
         if !self
             .store
             .exists(&layout::adapter_manifest(generation))
@@ -204,8 +206,8 @@ impl Aliases {
                 }
             }
             let said = AliasRevision {
-                alias: alias.to_owned(),
-                generation: generation.to_owned(),
+                alias: alias.clone(),
+                generation,
                 rollback: false,
                 base_mismatch,
                 time: jiff::Timestamp::now().to_string(),
@@ -223,7 +225,7 @@ impl Aliases {
     /// # Errors
     /// `NotFound` if there is no such alias; `FailedPrecondition` if it named nothing before;
     /// `Unavailable`.
-    pub async fn rollback(&self, alias: &str) -> Result<Alias> {
+    pub async fn rollback(&self, alias: &AliasName) -> Result<Alias> {
         loop {
             let history = self.history(alias).await?;
             let Some(newest) = history.last() else {
@@ -270,14 +272,14 @@ impl Aliases {
             Ok(bytes) => self
                 .bus
                 .aliases()
-                .put(alias.name(), bytes)
+                .put(alias.name().as_str(), bytes)
                 .await
                 .map(|_| ()),
             Err(error) => Err(error.into()),
         };
         if let Err(error) = mirrored {
             tracing::warn!(
-                alias = alias.name(),
+                alias = alias.name().as_str(),
                 error = error.chain(),
                 "alias was not mirrored"
             );
@@ -294,7 +296,7 @@ impl Aliases {
             .await
         {
             tracing::warn!(
-                alias = alias.name(),
+                alias = alias.name().as_str(),
                 error = error.chain(),
                 "alias's event was not published"
             );
@@ -397,14 +399,20 @@ impl Following {
 
 #[cfg(test)]
 mod tests {
+    use togi_common::Digest;
+
     use super::*;
 
-    fn history(says: &[(&str, bool)]) -> Vec<Alias> {
-        let alias = |(revision, (generation, rollback)): (u64, &(&str, bool))| Alias {
+    fn generation(n: u8) -> Generation {
+        Digest::from([n; 32]).into()
+    }
+
+    fn history(says: &[(u8, bool)]) -> Vec<Alias> {
+        let alias = |(revision, (n, rollback)): (u64, &(u8, bool))| Alias {
             revision,
             said: AliasRevision {
-                alias: "a".into(),
-                generation: (*generation).into(),
+                alias: "a".parse().unwrap(),
+                generation: generation(*n),
                 rollback: *rollback,
                 base_mismatch: BaseMismatch::default(),
                 time: String::new(),
@@ -416,24 +424,18 @@ mod tests {
 
     #[test]
     fn a_rollback_goes_further_back_each_time() {
-        type Says = &'static [(&'static str, bool)];
-        let table: [(Says, Option<&str>); 5] = [
-            (&[("1", false)], None),
-            (&[("1", false), ("2", false)], Some("1")),
-            (&[("1", false), ("2", false), ("1", true)], None),
-            (
-                &[("1", false), ("2", false), ("3", false), ("2", true)],
-                Some("1"),
-            ),
-            (
-                &[("1", false), ("2", false), ("1", true), ("3", false)],
-                Some("1"),
-            ),
+        type Says = &'static [(u8, bool)];
+        let table: [(Says, Option<u8>); 5] = [
+            (&[(1, false)], None),
+            (&[(1, false), (2, false)], Some(1)),
+            (&[(1, false), (2, false), (1, true)], None),
+            (&[(1, false), (2, false), (3, false), (2, true)], Some(1)),
+            (&[(1, false), (2, false), (1, true), (3, false)], Some(1)),
         ];
         for (says, expected) in table {
             let history = history(says);
             let found = before(&history).map(Alias::generation);
-            assert_eq!(found, expected, "{says:?}");
+            assert_eq!(found, expected.map(generation), "{says:?}");
         }
     }
 }

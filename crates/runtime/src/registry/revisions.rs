@@ -2,14 +2,15 @@
 //! name means. Keys are layout's, bytes are canonical JSON.
 
 use serde::{Deserialize, Serialize};
+use togi_common::{AliasName, Generation};
 
 /// `aliases/<alias>/<n>.json`: what the alias names from its n-th revision on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AliasRevision {
     /// The alias.
-    pub alias: String,
+    pub alias: AliasName,
     /// The generation that it names.
-    pub generation: String,
+    pub generation: Generation,
     /// Whether this is a rollback: it names again what an earlier revision named.
     #[serde(default)]
     pub rollback: bool,
@@ -81,4 +82,26 @@ pub struct NameRevision {
     /// not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use togi_common::canonical;
+
+    use super::*;
+
+    #[test]
+    fn revisions_keep_their_spelling() {
+        let digest = "0123456789abcdef".repeat(4);
+        let alias = format!(
+            r#"{{"alias":"main","allow_base_mismatch":true,"generation":"{digest}","rollback":false,"time":"2026-01-01T00:00:00Z"}}"#
+        );
+        let read: AliasRevision = serde_json::from_str(&alias).unwrap();
+        assert_eq!(canonical::json(&read).unwrap(), alias.as_bytes());
+        let name = format!(
+            r#"{{"dataset":"{digest}","job":"j1","name":"dolly","time":"2026-01-01T00:00:00Z"}}"#
+        );
+        let read: NameRevision = serde_json::from_str(&name).unwrap();
+        assert_eq!(canonical::json(&read).unwrap(), name.as_bytes());
+    }
 }

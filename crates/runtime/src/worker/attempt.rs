@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use opentelemetry::KeyValue;
+use togi_common::JobId;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
 use crate::jobs::MAX_ATTEMPTS;
 use crate::jobs::job::{Failure, Job, State};
-use crate::layout::JobId;
 use crate::life::backoff::Backoff;
 use crate::telemetry::{self, semconv};
 use crate::worker::delivery::{Delivery, nak};

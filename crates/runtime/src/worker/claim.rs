@@ -1,13 +1,14 @@
 //! Whether a message means work, and whose: facts in, decision out, then one compare-and-set.
 
 use jiff::Timestamp;
+use togi_common::JobId;
 
 use crate::error::{Class, Error, Result};
 use crate::fence::Fence;
 use crate::jobs::MAX_ATTEMPTS;
 use crate::jobs::job::{Failure, Job, State};
 use crate::jobs::record::{Envelope, Record};
-use crate::layout::{self, JobId};
+use crate::layout;
 use crate::worker::delivery::{Bare, Delivery, nak};
 use crate::worker::handler::Handler;
 use crate::worker::slot::Slot;
@@ -213,7 +214,7 @@ mod tests {
         let job = Job {
             state,
             cancel_requested,
-            ..Job::queued(JobId::parse("j").unwrap(), Kind::Train)
+            ..Job::queued("j".parse().unwrap(), Kind::Train)
         };
         Record { job, message }
     }

@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value;
+use togi_common::JobId;
 
 use crate::error::{Class, Error, Result};
 use crate::jobs::job::{Job, Kind};
-use crate::layout::JobId;
 use crate::life::stop::Stopper;
 use crate::worker::lease::Lease;
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::Subject;
 use futures::StreamExt as _;
+use togi_common::JobId;
 use tokio::sync::watch;
 
 use crate::error::{Class, Error, Result};
@@ -14,7 +15,6 @@ use crate::fence::Fence;
 use crate::jobs::Jobs;
 use crate::jobs::job::State as JobState;
 use crate::jobs::record::Record;
-use crate::layout::JobId;
 
 /// A lease. Clones are the same lease.
 #[derive(Clone, Debug)]
@@ -280,7 +280,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lease_without_confirmation_is_lost_by_the_clock_and_stays_lost() {
-        let lease = Lease::unmanaged(JobId::parse("j").unwrap(), Fence(3));
+        let lease = Lease::unmanaged("j".parse().unwrap(), Fence(3));
         assert!(lease.is_held() && !lease.is_cancelled());
         lease.check().await.unwrap();
         lease.set_deadline(Duration::ZERO);

@@ -10,7 +10,7 @@ use togi_proto::events::v1::{AdapterPromoted, DatasetReady};
 use togi_runtime::bus::reader::{EventStream, Start};
 use togi_runtime::events::{self, EventKind};
 use togi_runtime::registry::replicas;
-use togi_runtime::{Bus, Class, Event, JobId, Stopper};
+use togi_runtime::{Bus, Class, Event, Stopper};
 use togi_testing::{NatsServer, Rig, wait_until};
 use tokio::sync::watch;
 
@@ -132,7 +132,7 @@ async fn a_bucket_takes_one_writer_at_a_time() {
 async fn progress_is_the_newest_message_of_each_job() {
     let rig = Rig::start();
     let context = rig.context("one").await.unwrap();
-    let (a, b) = (JobId::parse("a").unwrap(), JobId::parse("b").unwrap());
+    let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
     assert!(context.bus.progress(&a).await.unwrap().is_none());
     for step in 1..=5 {
         context

@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use togi_runtime::bus::reader::{EventStream, Received, Start};
 use togi_runtime::jobs::{Kind, State};
 use togi_runtime::worker::Outcome;
-use togi_runtime::{Class, Context, Error, Event, Fence, JobId, events, jobs, layout};
+use togi_runtime::{Class, Context, Error, Event, Fence, events, jobs, layout};
 use togi_testing::{Rig, wait_until};
 
 use crate::workers::{Scripted, all, reach, submit, work, work_on};
@@ -192,7 +192,7 @@ async fn a_queued_job_is_cancelled_at_once_and_never_done() {
     assert_eq!(handler.calls(), 1);
     let error = all(&context).cancel(&other).await.unwrap_err();
     assert_eq!(error.class(), Class::FailedPrecondition);
-    let nobody = JobId::parse("nobody").unwrap();
+    let nobody = "nobody".parse().unwrap();
     assert_eq!(
         all(&context).cancel(&nobody).await.unwrap_err().class(),
         Class::NotFound

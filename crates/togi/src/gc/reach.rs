@@ -40,7 +40,7 @@ pub(super) fn reached<'a>(
             }
             ["aliases", ..] => {
                 let revision: revisions::AliasRevision = parse(key, bytes)?;
-                let manifest = layout::adapter_manifest(&revision.generation);
+                let manifest = layout::adapter_manifest(revision.generation);
                 must_exist(key, manifest.as_ref(), keys)?;
                 continue;
             }

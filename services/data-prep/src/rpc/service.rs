@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use togi_proto::dataprep::v1 as proto;
 use togi_proto::dataprep::v1::data_prep_service_server::{DataPrepService, DataPrepServiceServer};
 use togi_runtime::jobs::{Job, Kind, job_id};
-use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs, Result};
+use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs, Result, layout};
 use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status, Streaming};
@@ -58,7 +58,7 @@ impl Service {
 
     /// Returns a preparation. A job of another kind is not found.
     async fn preparation(&self, id: &str) -> Result<(JobId, Job)> {
-        let id = JobId::parse(id)?;
+        let id = layout::parse("job", id)?;
         let job = self.jobs.get(&id).await?;
         if job.kind != Kind::Prepare {
             return Err(

@@ -310,7 +310,7 @@ async fn a_second_attempt_takes_no_name_back() {
     // lost too.
     system.rig.nats.kill();
     system.rig.nats.wipe();
-    let id = JobId::parse(&first.id).unwrap();
+    let id: JobId = first.id.parse().unwrap();
     let store = system.context.store.clone();
     store.delete(&layout::job_final(&id)).await.unwrap();
     system.rig.nats.resume();

@@ -99,7 +99,9 @@ impl Loader {
     }
 
     async fn manifest(&self, digest: &str) -> Result<AdapterManifest> {
-        let manifest = adapter::manifest(&self.store, digest).await?;
+        let generation = digest.parse();
+        let generation = generation.map_err(|_| Error::UnknownAdapter(digest.to_owned()))?;
+        let manifest = adapter::manifest(&self.store, generation).await?;
         match self.expected.made_for.difference(&manifest.identity) {
             None => Ok(manifest),
             Some(Difference { part, theirs, ours }) => Err(Error::BadAdapter(format!(
@@ -115,7 +117,7 @@ fn build(engine: &Engine, manifest: AdapterManifest, files: &Files) -> Result<Se
     let adapter = engine.adapter(&lora).map_err(togi_base::Error::from)?;
     let trained_over = manifest.identity.base_precision;
     Ok(ServedAdapter::new(
-        manifest.generation,
+        manifest.generation.to_string(),
         trained_over,
         adapter,
     ))

@@ -90,7 +90,7 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
         base_precision: identity.base_precision.clone(),
     };
     let generation = match is_misnamed {
-        true => Digest::of([files.config.as_slice(), &files.tensors].concat()).to_string(),
+        true => Digest::of([files.config.as_slice(), &files.tensors].concat()).into(),
         false => adapter::generation(&files, &said).unwrap(),
     };
     let entry = |bytes: &[u8]| AdapterFile {
@@ -106,7 +106,7 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
     }
     let manifest = AdapterManifest {
         schema_version: ADAPTER_MANIFEST_VERSION,
-        generation: generation.clone(),
+        generation,
         identity,
         rank: 4,
         alpha: 16.0,
@@ -123,7 +123,7 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
     }
     let put = async |name: &str, bytes: Vec<u8>| {
         store
-            .put_new(&layout::adapter_file(&generation, name), bytes)
+            .put_new(&layout::adapter_file(generation, name), bytes)
             .await
             .unwrap();
     };
@@ -133,10 +133,10 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
         put(CARD_FILE, card.into_bytes()).await;
     }
     store
-        .put_new_json(&layout::adapter_manifest(&generation), &manifest)
+        .put_new_json(&layout::adapter_manifest(generation), &manifest)
         .await
         .unwrap();
-    generation
+    generation.to_string()
 }
 
 /// Publishes a good adapter; returns the generation's name.
@@ -175,8 +175,8 @@ pub async fn roll_back(store: &Store, bus: Option<&Bus>, alias: &str, generation
 
 fn revision(alias: &str, generation: &str) -> AliasRevision {
     AliasRevision {
-        alias: alias.into(),
-        generation: generation.into(),
+        alias: alias.parse().unwrap(),
+        generation: generation.parse().unwrap(),
         rollback: false,
         base_mismatch: BaseMismatch::Refused,
         time: "2026-01-01T00:00:00Z".into(),
@@ -197,6 +197,7 @@ async fn say(store: &Store, bus: Option<&Bus>, said: AliasRevision) -> u64 {
         .append_revision(&folder, |_| Ok(bytes.clone().into()))
         .await
         .unwrap();
+    let (alias, generation) = (alias.into(), generation.into());
     if let Some(bus) = bus {
         let event: Event = match rollback {
             true => togi_proto::events::v1::AdapterRolledBack {

@@ -87,26 +87,31 @@ async fn a_rollback_reaches_every_replica_also_one_that_was_down() {
     let one = setup.ready().await;
     let two = one.beside("replica-2").ready().await;
     let aliases = Aliases::new(&one.bus, &one.store);
+    let main = "main".parse().unwrap();
     for generation in [&first, &second] {
-        let promoted = aliases.promote("main", generation, BaseMismatch::Refused);
+        let generation = generation.parse().unwrap();
+        let promoted = aliases.promote(&main, generation, BaseMismatch::Refused);
         promoted.await.unwrap();
     }
     one.until_serving("main", &second).await;
     two.until_serving("main", &second).await;
     two.stop().await.unwrap();
-    let back = aliases.rollback("main").await.unwrap();
-    assert_eq!((back.revision, back.generation()), (3, first.as_str()));
+    let back = aliases.rollback(&main).await.unwrap();
+    assert_eq!(
+        (back.revision, back.generation().to_string()),
+        (3, first.clone())
+    );
     one.until_serving("main", &first).await;
     let two = one.beside("replica-2").ready().await;
     // A replica is ready when it serves what is declared.
     assert_eq!(two.serving("main").as_deref(), Some(first.as_str()));
     // Both hear of the next one.
     let third = publish_good(&one.store, &folder, 3).await;
-    let promoted = aliases.promote("main", &third, BaseMismatch::Refused);
+    let promoted = aliases.promote(&main, third.parse().unwrap(), BaseMismatch::Refused);
     promoted.await.unwrap();
     one.until_serving("main", &third).await;
     two.until_serving("main", &third).await;
-    aliases.rollback("main").await.unwrap();
+    aliases.rollback(&main).await.unwrap();
     one.until_serving("main", &first).await;
     two.until_serving("main", &first).await;
     two.stop().await.unwrap();
@@ -128,7 +133,7 @@ async fn without_a_bus_the_store_alone_is_followed() {
     system.until_serving("main", &second).await;
     system.until_serving("other", &first).await;
     // An alias that is declared no more is served no more.
-    let key = togi_runtime::layout::alias_revision("other", 1);
+    let key = togi_runtime::layout::alias_revision(&"other".parse().unwrap(), 1);
     system.store.delete(&key).await.unwrap();
     wait_until("the alias is gone", async || {
         system.serving("other").is_none()

@@ -7,7 +7,7 @@ use togi_proto::trainer::v1::{
     RollbackAliasRequest, RollbackAliasResponse,
 };
 use togi_runtime::registry::aliases::Aliases;
-use togi_runtime::{Class, Store};
+use togi_runtime::{Class, Store, layout};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::warn;
 
@@ -55,8 +55,12 @@ impl AdapterService for AdapterApi {
             page_token,
         } = request.into_inner();
         let published = registry::list(&self.store).await?;
-        let (published, next_page_token) =
-            page(published, |one| &one.generation, page_size, &page_token)?;
+        let (published, next_page_token) = page(
+            published,
+            |one| one.generation.to_string(),
+            page_size,
+            &page_token,
+        )?;
         let adapters = self.describe(&published).await?;
         Ok(Response::new(ListAdaptersResponse {
             adapters,
@@ -86,12 +90,14 @@ impl AdapterService for AdapterApi {
             generation,
             allow_base_mismatch,
         } = request.into_inner();
-        let alias = self
+        let alias = layout::parse("alias", &alias)?;
+        let generation = layout::parse("generation", &generation)?;
+        let promoted = self
             .aliases
-            .promote(&alias, &generation, allow_base_mismatch.into())
+            .promote(&alias, generation, allow_base_mismatch.into())
             .await?;
         Ok(Response::new(PromoteAdapterResponse {
-            alias: Some(registry::to_proto(alias)),
+            alias: Some(registry::to_proto(promoted)),
         }))
     }
 
@@ -99,9 +105,10 @@ impl AdapterService for AdapterApi {
         &self,
         request: Request<RollbackAliasRequest>,
     ) -> Result<Response<RollbackAliasResponse>, Status> {
-        let alias = self.aliases.rollback(&request.into_inner().alias).await?;
+        let alias = layout::parse("alias", &request.into_inner().alias)?;
+        let rolled_back = self.aliases.rollback(&alias).await?;
         Ok(Response::new(RollbackAliasResponse {
-            alias: Some(registry::to_proto(alias)),
+            alias: Some(registry::to_proto(rolled_back)),
         }))
     }
 

@@ -10,7 +10,7 @@ use togi_proto::trainer::v1::{
     GetJobResponse, ListJobsRequest, ListJobsResponse, WatchJobRequest, WatchJobResponse,
 };
 use togi_runtime::jobs::{Job, Kind};
-use togi_runtime::{Error, JobId, Stopper, Store};
+use togi_runtime::{Error, JobId, Stopper, Store, layout};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::page::page;
@@ -33,7 +33,7 @@ pub struct TrainerApi {
 impl TrainerApi {
     /// Jobs of other kinds are not ours to show.
     async fn job(&self, id: &str) -> Result<(JobId, Job), Error> {
-        let id = JobId::parse(id)?;
+        let id = layout::parse("job", id)?;
         let job = self.queue.jobs().get(&id).await?;
         if job.kind == Kind::Train {
             return Ok((id, job));
@@ -79,7 +79,7 @@ impl TrainerService for TrainerApi {
             page_token,
         } = request.into_inner();
         let jobs = self.queue.jobs().list(Kind::Train).await?;
-        let (jobs, next_page_token) = page(jobs, |job| job.id.as_str(), page_size, &page_token)?;
+        let (jobs, next_page_token) = page(jobs, |job| job.id.to_string(), page_size, &page_token)?;
         Ok(Response::new(ListJobsResponse {
             jobs: jobs.into_iter().map(Into::into).collect(),
             next_page_token,

@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     fn job() -> JobId {
-        JobId::parse("job").unwrap()
+        "job".parse().unwrap()
     }
 
     /// Lines whose loss says which claim wrote them.

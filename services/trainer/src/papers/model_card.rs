@@ -1,6 +1,7 @@
 //! The model card: a README.md with the front matter that PEFT writes. A pure function of what the
 //! generation is made of, so that two jobs that make the same generation write the same card.
 
+use togi_common::Generation;
 use togi_runtime::registry::adapter_manifest::Identity;
 use togi_runtime::registry::model_card::widget;
 use togi_tokens::prompt;
@@ -32,7 +33,7 @@ const SAMPLES: [(&str, &str); 5] = [
 pub(crate) fn card(
     base_name: &str,
     identity: &Identity,
-    generation: &str,
+    generation: Generation,
     recipe: &Recipe,
 ) -> String {
     let targets: Vec<String> = recipe
@@ -143,10 +144,11 @@ mod tests {
             dataset: "d0".into(),
             recipe: "r0".into(),
         };
+        let generation = "ab".repeat(32);
         let card = card(
             "rinna/japanese-gpt-neox-3.6b",
             &identity,
-            "g0",
+            generation.parse().unwrap(),
             &Recipe::from_toml("").unwrap(),
         );
         let front = card
@@ -162,7 +164,7 @@ mod tests {
             assert!(front.lines().any(|l| l == line), "{line} in {front}");
         }
         for part in [
-            "`g0`",
+            &format!("`{generation}`"),
             "`b0`, held as f32",
             "`d0`",
             "rank 8, alpha 32, dropout 0.1, on `query_key_value`",

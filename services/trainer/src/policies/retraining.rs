@@ -243,12 +243,10 @@ fn candidates(fates: &[Fate]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use togi_runtime::JobId;
-
     use super::*;
 
     fn queued() -> Job {
-        Job::queued(JobId::parse("j").unwrap(), Kind::Train)
+        Job::queued("j".parse().unwrap(), Kind::Train)
     }
 
     #[test]

@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     fn job() -> JobId {
-        JobId::parse("job").unwrap()
+        "job".parse().unwrap()
     }
 
     fn owner() -> Owner {

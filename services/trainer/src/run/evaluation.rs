@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use togi_common::Generation;
 use togi_model::{Engine, Lora};
 use togi_proto::events::v1::{AdapterEvaluated, Answers, HeldOut};
 use togi_runtime::worker::Claim;
@@ -30,7 +31,7 @@ pub(crate) struct Candidate<'a> {
     pub(crate) job: &'a Job,
     pub(crate) gate: &'a Gate,
     pub(crate) lora: &'a Lora,
-    pub(crate) generation: &'a str,
+    pub(crate) generation: Generation,
 }
 
 impl Candidate<'_> {
@@ -43,7 +44,7 @@ impl Candidate<'_> {
         let (store, lease) = (&self.parts.store, &self.claim.lease);
         let (job, generation) = (&self.job.id, self.generation);
         let known = retry!(lease, find(store, job))?;
-        let evaluated = match known.filter(|known| known.generation == generation) {
+        let evaluated = match known.filter(|known| known.generation == generation.to_string()) {
             Some(known) => known,
             None => {
                 let measured = self.measure().await?;
@@ -57,7 +58,7 @@ impl Candidate<'_> {
             ..
         } = &evaluated;
         self.parts.metrics.evaluated(*passed);
-        info!(%job, generation, serving, passed, reason, "adapter evaluated");
+        info!(%job, %generation, serving, passed, reason, "adapter evaluated");
         self.parts.announce(evaluated.clone().into()).await;
         Ok(evaluated)
     }
@@ -75,7 +76,7 @@ impl Candidate<'_> {
             serving::at(store, &parts.aliases, alias, identity, config)
         )?;
         let mut evaluated = AdapterEvaluated {
-            generation: self.generation.to_owned(),
+            generation: self.generation.to_string(),
             alias: alias.clone(),
             job: job.id.to_string(),
             ..Default::default()
@@ -88,13 +89,13 @@ impl Candidate<'_> {
                     "the generation that {alias:?} names was trained with another {what}, so that the two cannot be compared; \
                      `togi adapters promote` decides by hand"
                 );
-                evaluated.serving = manifest.generation;
+                evaluated.serving = manifest.generation.to_string();
                 return Ok(evaluated);
             }
         };
         let mut held_out = vec![retry!(lease, rows(parts, &identity.dataset))?];
         if let Some(serving) = &serving {
-            evaluated.serving.clone_from(&serving.manifest.generation);
+            evaluated.serving = serving.manifest.generation.to_string();
             let theirs = &serving.manifest.identity.dataset;
             if *theirs != identity.dataset {
                 held_out.extend(retry!(lease, rows_if_any(parts, theirs))?);
@@ -293,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn a_decision_over_a_loss_that_is_no_number_is_read_again() {
         let (_folder, store) = folder_store().await;
-        let job = JobId::parse("job").unwrap();
+        let job = "job".parse().unwrap();
         let measured = HeldOut {
             loss: Some(f64::NAN),
             serving_loss: Some(1.5),
@@ -315,7 +316,7 @@ mod tests {
     #[tokio::test]
     async fn a_decision_of_before_whose_loss_was_no_number_is_read() {
         let (_folder, store) = folder_store().await;
-        let job = JobId::parse("job").unwrap();
+        let job = "job".parse().unwrap();
         let written = br#"{"generation":"g","heldOut":[{"loss":null}]}"#;
         let key = layout::job_evaluation(&job);
         store.put_new(&key, written.to_vec()).await.unwrap();
@@ -333,11 +334,11 @@ mod tests {
             r#""reason":"r","serving":"s"}"#,
         );
         for (job, stored) in [("whole", stored), ("first", r#"{"generation":"g"}"#)] {
-            let id = JobId::parse(job).unwrap();
+            let id = job.parse().unwrap();
             let key = layout::job_evaluation(&id);
             store.put_new(&key, stored.to_owned()).await.unwrap();
             let found = find(&store, &id).await.unwrap().unwrap();
-            let copy = JobId::parse(&format!("{job}-again")).unwrap();
+            let copy = format!("{job}-again").parse().unwrap();
             keep(&store, &copy, &found).await.unwrap();
             let written = store.get(&layout::job_evaluation(&copy)).await.unwrap();
             assert_eq!(written, stored);

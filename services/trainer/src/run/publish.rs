@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use object_store::path::Path;
-use togi_common::Digest;
+use togi_common::{AliasName, Digest, Generation};
 use togi_model::engine::BIT_EXACT;
 use togi_model::memory::trainable;
 use togi_proto::events::v1::{AdapterEvaluated, AdapterPublished};
@@ -37,7 +37,7 @@ pub(crate) async fn publish(
     claim: &Claim,
     job: &Job,
     state: &State,
-) -> Result<String> {
+) -> Result<Generation> {
     let (store, lease) = (&parts.store, &claim.lease);
     let adapter = Adapter::new(
         &state.lora,
@@ -45,7 +45,7 @@ pub(crate) async fn publish(
         &job.request.identity,
         &job.recipe,
     )?;
-    let generation = adapter.generation.clone();
+    let generation = adapter.generation;
     let manifest = manifest(job, &adapter);
     retry!(lease, check(lease))?;
     let lines = retry!(lease, log::finish(store, &job.id))?;
@@ -74,11 +74,11 @@ pub(crate) async fn publish(
         let bytes = Bytes::from(bytes);
         retry!(lease, put_first(store, &path, bytes.clone()))?;
     }
-    info!(job = %job.id, generation, "adapter published");
+    info!(job = %job.id, %generation, "adapter published");
     let event = AdapterPublished {
-        generation: generation.clone(),
+        generation: generation.to_string(),
         job: job.id.to_string(),
-        manifest: layout::adapter_manifest(&generation).to_string(),
+        manifest: layout::adapter_manifest(generation).to_string(),
     };
     parts.announce(event.into()).await;
     Ok(generation)
@@ -93,17 +93,17 @@ pub(crate) async fn promote(
     parts: &Parts,
     claim: &Claim,
     job: &Job,
-    generation: &str,
+    generation: Generation,
     gate: Option<&AdapterEvaluated>,
 ) -> Result<Option<Alias>> {
     let lease = &claim.lease;
-    let alias = &job.request.request.alias;
+    let alias: AliasName = layout::parse("alias", &job.request.request.alias)?;
     let since = claim.job.create_time;
     retry!(lease, check(lease))?;
-    let span = info_span!("promote", alias, generation);
+    let span = info_span!("promote", alias = alias.as_str(), %generation);
     retry!(
         lease,
-        registry::promote_once(&parts.aliases, alias, generation, since, gate)
+        registry::promote_once(&parts.aliases, &alias, generation, since, gate)
             .instrument(span.clone())
     )
 }
@@ -117,7 +117,7 @@ fn manifest(job: &Job, adapter: &Adapter) -> AdapterManifest {
     let recipe = &job.recipe;
     AdapterManifest {
         schema_version: ADAPTER_MANIFEST_VERSION,
-        generation: adapter.generation.clone(),
+        generation: adapter.generation,
         identity: job.request.identity.clone(),
         rank: u32::try_from(recipe.lora.rank).unwrap_or(u32::MAX),
         alpha: recipe.lora.alpha,
@@ -137,12 +137,12 @@ async fn write(store: &Store, adapter: &Adapter, manifest: &AdapterManifest) -> 
     for (name, bytes) in &adapter.files {
         store
             .put_new(
-                &layout::adapter_file(&adapter.generation, name),
+                &layout::adapter_file(adapter.generation, name),
                 bytes.clone(),
             )
             .await?;
     }
-    let path = layout::adapter_manifest(&adapter.generation);
+    let path = layout::adapter_manifest(adapter.generation);
     match store.put_new_json(&path, manifest).await {
         Ok(_) => Ok(()),
         // Another job has made the same generation: it keeps its name on it, the rest must agree.
@@ -175,7 +175,7 @@ fn described(bytes: &[u8]) -> AdapterFile {
 fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> RunSummary {
     RunSummary {
         job: job.id.to_string(),
-        generation: adapter.generation.clone(),
+        generation: adapter.generation.to_string(),
         rows: job.request.rows,
         samples: state.progress.samples,
         seconds: state.progress.seconds,

@@ -4,6 +4,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::path::Path;
+use togi_common::Generation;
 use togi_model::optim;
 use togi_proto::trainer::v1 as proto;
 use togi_runtime::jobs::Kind;
@@ -44,9 +45,11 @@ impl Handler for Worker {
     async fn handle(&self, claim: Claim) -> Outcome {
         let running = self.parts.metrics.running();
         let outcome = match self.work(&claim).await {
-            Ok(Ended::Published(generation)) => Outcome::Succeeded { result: generation },
+            Ok(Ended::Published(generation)) => Outcome::Succeeded {
+                result: generation.to_string(),
+            },
             Ok(Ended::Refused(generation, reason)) => Outcome::Refused {
-                result: generation,
+                result: generation.to_string(),
                 reason,
             },
             Ok(Ended::Stopped) => Outcome::HandBack,
@@ -75,9 +78,9 @@ impl Handler for Worker {
 }
 
 enum Ended {
-    Published(String),
+    Published(Generation),
     /// Published all the same, but not promoted, for this reason.
-    Refused(String, String),
+    Refused(Generation, String),
     Stopped,
     Cancelled,
     Lost,
@@ -130,14 +133,14 @@ impl Worker {
         let generation = published.instrument(span).await?;
         let mut evaluated = None;
         if let Some(gate) = job.request.gate()? {
-            let span = info_span!("evaluate", job = %job.id, generation);
+            let span = info_span!("evaluate", job = %job.id, %generation);
             let candidate = Candidate {
                 parts: &self.parts,
                 claim,
                 job,
                 gate: &gate,
                 lora: &state.lora,
-                generation: &generation,
+                generation,
             };
             let verdict = match candidate.evaluate().instrument(span).await {
                 Err(_) if claim.stopper.is_stopped() => return Ok(Ended::Stopped),
@@ -155,12 +158,12 @@ impl Worker {
         }
         if job.recipe.promote == Promote::Auto
             && let Some(other) =
-                publish::promote(&self.parts, claim, job, &generation, evaluated.as_ref()).await?
+                publish::promote(&self.parts, claim, job, generation, evaluated.as_ref()).await?
         {
             let reason = format!(
                 "{:?} has come to name {} while the adapter was measured beside what it named before; `togi adapters promote` decides \
                  by hand",
-                other.name(),
+                other.name().as_str(),
                 other.generation()
             );
             return Ok(Ended::Refused(generation, reason));

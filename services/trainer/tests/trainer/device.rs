@@ -4,7 +4,7 @@
 use togi_model::DeviceName;
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{CreateJobRequest, Step};
-use togi_runtime::{Class, JobId, layout};
+use togi_runtime::{Class, layout};
 use togi_trainer::Role;
 
 use crate::harness::{Shape, System};
@@ -84,7 +84,7 @@ async fn trained(system: &System, device: DeviceName) -> Option<(Vec<Step>, serd
     let again = process.create(asked("questions", 3)).await;
     let (_, ended_again) = process.watch(&again, 1, usize::MAX).await;
     assert_eq!(ended_again.result, ended.result, "the same bits");
-    let report = layout::job_report(&JobId::parse(&id).unwrap());
+    let report = layout::job_report(&id.parse().unwrap());
     let report = process.store().get_json(&report).await.unwrap();
     process.stop().await;
     Some((lines, report))

@@ -9,7 +9,7 @@ use togi_proto::trainer::v1::{CreateJobRequest, Gate, GetJobRequest, ListAliases
 use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{DEAD_STREAM, EventKind};
 use togi_runtime::jobs::{Kind, job_id};
-use togi_runtime::{Event, JobId, layout};
+use togi_runtime::{Event, layout};
 use togi_testing::wait_until;
 use tonic::Code;
 
@@ -161,7 +161,7 @@ async fn what_does_not_pass_is_published_but_not_promoted() {
         served(&process).await.as_deref(),
         Some(good.result.as_str())
     );
-    let published = layout::adapter_manifest(&evaluated.generation);
+    let published = layout::adapter_manifest(evaluated.generation.parse().unwrap());
     assert!(process.store().exists(&published).await.unwrap());
     // Who hears of the job alone hears it too, and nobody is told that something is broken.
     let ends = [EventKind::JobSucceeded, EventKind::JobFailed];
@@ -382,7 +382,7 @@ async fn a_bare_message_that_comes_again_means_what_it_meant_first() {
         since.elapsed() > A_WHILE
     })
     .await;
-    let id = JobId::parse(&id).unwrap();
+    let id = id.parse().unwrap();
     let request = back.store().get(&layout::job_request(&id)).await.unwrap();
     assert!(String::from_utf8_lossy(&request).contains(&first));
     back.stop().await;

@@ -21,7 +21,7 @@ use togi_proto::trainer::v1::{CreateJobRequest, GetJobRequest, Step, WatchJobReq
 use togi_runtime::config::{BaseConfig, NatsConfig};
 use togi_runtime::rpc::client::Client;
 use togi_runtime::rpc::server::Services;
-use togi_runtime::{Bus, Context, JobId, Readiness, Stopper, Store, Tasks, rpc};
+use togi_runtime::{Bus, Context, Readiness, Stopper, Store, Tasks, rpc};
 use togi_testing::{Rig, wait_until};
 use togi_trainer::Role;
 use tokio::net::TcpListener;
@@ -352,7 +352,7 @@ impl Process {
 
     /// Waits until a job's log has a step.
     pub(crate) async fn wait_for_step(&self, id: &str, step: u64) {
-        let id = JobId::parse(id).unwrap();
+        let id = id.parse().unwrap();
         wait_until("the job has taken steps", async || {
             let lines = togi_trainer::papers::log::read(self.store(), &id, step)
                 .await

@@ -4,7 +4,7 @@ use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{
     CancelJobRequest, ListJobsRequest, PromoteAdapterRequest, RollbackAliasRequest,
 };
-use togi_runtime::{JobId, layout};
+use togi_runtime::layout;
 use togi_testing::wait_until;
 use togi_trainer::Role;
 use tonic::Code;
@@ -120,7 +120,7 @@ async fn a_cancelled_job_stops_where_it_is_and_an_ended_one_cannot_be_cancelled(
         .job
         .unwrap();
     assert_eq!(again.state(), JobState::Cancelled);
-    let log = layout::job_log(&JobId::parse(&id).unwrap());
+    let log = layout::job_log(&id.parse().unwrap());
     assert!(process.store().exists(&log).await.unwrap());
 
     let done = process.create(asked("questions", 1)).await;

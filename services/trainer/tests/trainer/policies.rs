@@ -260,7 +260,7 @@ async fn the_trace_of_the_preparation_goes_on_to_the_promotion() {
     assert!(job.traceparent.contains(trace), "{}", job.traceparent);
     let alias: AliasRevision = process
         .store()
-        .get_json(&layout::alias_revision(ALIAS, 1))
+        .get_json(&layout::alias_revision(&ALIAS.parse().unwrap(), 1))
         .await
         .unwrap();
     assert!(

@@ -20,7 +20,7 @@ fn recipe(name: &str) -> Recipe {
 }
 
 async fn manifest(process: &Process, generation: &str) -> AdapterManifest {
-    let path = layout::adapter_manifest(generation);
+    let path = layout::adapter_manifest(generation.parse().unwrap());
     process.store().get_json(&path).await.unwrap()
 }
 
@@ -44,7 +44,7 @@ async fn the_recipes_over_quantized_bases_are_accepted_and_trained() {
         let ended = process.wait_for(&id, JobState::Succeeded).await;
         let manifest = manifest(&process, &ended.result).await;
         assert_eq!(manifest.identity.base_precision, precision);
-        let card = layout::adapter_file(&ended.result, "README.md");
+        let card = layout::adapter_file(manifest.generation, "README.md");
         let card = process.store().get(&card).await.unwrap();
         assert!(
             !togi_runtime::registry::model_card::samples(std::str::from_utf8(&card).unwrap())

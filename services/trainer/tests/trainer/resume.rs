@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::ListAliasesRequest;
 use togi_runtime::config::NatsConfig;
-use togi_runtime::{JobId, Store, layout};
+use togi_runtime::{Store, layout};
 use togi_testing::wait_until;
 use togi_trainer::Role;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,7 +26,7 @@ async fn undisturbed(process: &Process) -> String {
 
 async fn has_ended(store: &Store, id: &str) -> bool {
     store
-        .exists(&layout::job_final(&JobId::parse(id).unwrap()))
+        .exists(&layout::job_final(&id.parse().unwrap()))
         .await
         .unwrap()
 }

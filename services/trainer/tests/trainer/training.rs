@@ -2,8 +2,8 @@
 
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{GetAdapterRequest, ListAdaptersRequest, ListAliasesRequest};
+use togi_runtime::layout;
 use togi_runtime::registry::adapter_manifest::AdapterManifest;
-use togi_runtime::{JobId, layout};
 
 use crate::harness::{Process, System};
 use crate::inputs::{ALIAS, RECORDS, asked, config, numbers, steps};
@@ -48,11 +48,14 @@ async fn a_run_repeats_its_losses_and_leaves_a_complete_adapter() {
 async fn check_objects(process: &Process, id: &str, generation: &str, dataset: &str) {
     let store = process.store();
     let manifest: AdapterManifest = store
-        .get_json(&layout::adapter_manifest(generation))
+        .get_json(&layout::adapter_manifest(generation.parse().unwrap()))
         .await
         .unwrap();
     assert_eq!(
-        (manifest.generation.as_str(), manifest.job.as_str()),
+        (
+            manifest.generation.to_string().as_str(),
+            manifest.job.as_str()
+        ),
         (generation, id)
     );
     assert_eq!(manifest.identity.dataset, dataset);
@@ -61,7 +64,7 @@ async fn check_objects(process: &Process, id: &str, generation: &str, dataset: &
     for name in manifest.files.keys() {
         files.push(
             store
-                .get(&layout::adapter_file(generation, name))
+                .get(&layout::adapter_file(manifest.generation, name))
                 .await
                 .unwrap(),
         );
@@ -75,7 +78,7 @@ async fn check_objects(process: &Process, id: &str, generation: &str, dataset: &
         ]
     );
     togi_model::adapter::from_files(&files[1], &files[2], &config()).unwrap();
-    let job = JobId::parse(id).unwrap();
+    let job = id.parse().unwrap();
     let report: serde_json::Value = store.get_json(&layout::job_report(&job)).await.unwrap();
     assert_eq!(
         (&report["steps"], &report["samples"]),
