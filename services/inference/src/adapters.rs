@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tracing::Instrument;
 
 pub(crate) use self::loader::{Expected, Loader};
-use self::plan::{Action, Again, Declaration, Declared, Deferred, next_action, still_says};
+use self::plan::{Action, Again, Declaration, Declared, Deferred, is_current, next_action};
 use self::served::{Refusal, Serving, Shelf};
 use crate::adapters::announcer::News;
 use crate::engine::request::Answerer;
@@ -214,7 +214,7 @@ impl Adapters {
             .get(&declaration.generation, declaration.base_mismatch, replaces)
             .instrument(span.clone())
             .await;
-        let still_says = still_says(self.declared.borrow().as_ref(), alias, declaration);
+        let still_says = is_current(self.declared.borrow().as_ref(), alias, declaration);
         let outcome = span.in_scope(|| match result {
             _ if !still_says => {
                 let generation = &declaration.generation;

@@ -9,13 +9,14 @@ use togi_base::CheckedBase;
 use togi_model::{DeviceName, Engine, Precision};
 use togi_runtime::Stopper;
 use togi_runtime::config::BaseConfig;
+use togi_runtime::life::backoff::Backoff;
 use togi_runtime::store::folder;
 use togi_tokens::Tokenizer;
 
 use crate::error::{Error, Result};
 
-/// Time between two attempts to reach the base's source.
-const RETRY: Duration = Duration::from_secs(5);
+/// Waits between two attempts to reach the base's source.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
 
 /// A base in memory, on its device.
 pub(crate) struct Loaded {
@@ -46,6 +47,7 @@ pub(crate) async fn load(
     cache: &Path,
     stopper: &Stopper,
 ) -> Result<Option<Loaded>> {
+    let mut backoff = BACKOFF;
     loop {
         let Some(folder) = stopper.run(folder::materialize(config, cache)).await else {
             return Ok(None);
@@ -61,7 +63,7 @@ pub(crate) async fn load(
             }
             Err(error) => return Err(error.into()),
         }
-        if !stopper.wait(RETRY).await {
+        if !backoff.wait(stopper).await {
             return Ok(None);
         }
     }

@@ -114,7 +114,7 @@ impl Sections for Config {
         &self.listen
     }
 
-    /// Serving goes on without events: the store is the truth.
+    /// Serving continues without events: the store has the truth.
     fn waits_for_bus(&self) -> bool {
         false
     }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_is_held_as_its_section_says() {
+    fn a_base_has_the_precision_of_its_section() {
         let with = |precision: &str| {
             load(&format!(
                 "{BASE}other = {{ url = \"file:///o\", precision = {precision:?} }}\n"

@@ -70,12 +70,12 @@ impl Replica {
             .map(|ready| ready.admission.door.load().clone())
     }
 
-    /// Returns what is served now; `None` while the base is loading.
+    /// Returns the current snapshot; `None` while the base is loading.
     pub fn served(&self) -> Option<Arc<Served>> {
         self.ready.get().map(|ready| ready.adapters.shelf.served())
     }
 
-    /// Returns how many adapters are in memory, including those that only a running answer holds.
+    /// Returns how many adapters are in memory, including those that only a running answer needs.
     pub fn resident(&self) -> usize {
         self.ready
             .get()

@@ -16,8 +16,8 @@ use crate::adapters::served::{Refusal, Served, Serving, Shelf};
 use crate::rpc::events;
 use crate::served_adapter::ServedAdapter;
 
-/// First and longest wait between two attempts to publish an event.
-const WAITS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+/// Waits between two attempts to publish an event.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(2));
 
 /// Something that happened to an alias here.
 #[derive(Debug, Clone)]
@@ -145,7 +145,7 @@ impl Announcer {
 
     /// Publishes until it is stored, or the stop.
     async fn publish(&self, event: Event, traceparent: Option<String>, stopper: &Stopper) {
-        let mut backoff = Backoff::new(WAITS.0, WAITS.1);
+        let mut backoff = BACKOFF;
         while let Some(Err(error)) = stopper
             .run(self.bus.publish_in(event.clone(), traceparent.as_deref()))
             .await

@@ -35,7 +35,7 @@ impl Follower {
     }
 }
 
-/// The declared set after a listing. A revision that is known keeps the time when it was heard of.
+/// The declared set after a listing. A known revision keeps the time when it was first read.
 fn next(known: Option<&Declared>, list: Vec<Alias>) -> Declared {
     let now = Instant::now();
     let declaration = |alias: Alias| {

@@ -1,6 +1,6 @@
-//! Brings one generation from the store onto the device: manifest, sizes, digests of the very bytes
-//! that are used, identity, then the strict tensor check. Any fault refuses the generation whole,
-//! and nothing else changes.
+//! Brings one generation from the store onto the device. It checks the manifest, the sizes, the
+//! digests of the bytes in memory, the identity, then the tensors. One fault refuses the whole
+//! generation.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use togi_runtime::registry::revisions::BaseMismatch;
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
 
-/// What an adapter must have been made from to be served here, and over which precision.
+/// The identity that an adapter must have to be served here: digests, and the base's precision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Expected {
     pub(crate) made_for: MadeFor,
@@ -67,7 +67,7 @@ impl Loader {
             .map(Arc::new)
     }
 
-    /// Checks that an adapter may be served over the base as it is held here.
+    /// Checks that an adapter may be served over the base's precision here.
     ///
     /// # Errors
     /// [`Error::BadAdapter`] with both precisions.
@@ -82,7 +82,7 @@ impl Loader {
         )))
     }
 
-    /// Whether the base is held here as it was in the generation's training.
+    /// Whether the base has the precision of the generation's training.
     pub(crate) fn holds_base_of(&self, generation: &ServedAdapter) -> bool {
         generation.trained_over() == self.expected.base_precision
     }

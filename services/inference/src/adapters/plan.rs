@@ -20,7 +20,7 @@ pub(crate) struct Declaration {
     pub(crate) base_mismatch: BaseMismatch,
     /// Trace context of the promotion.
     pub(crate) traceparent: Option<String>,
-    /// When this replica heard of it. The newest is loaded first, because somebody waits for it.
+    /// When this replica first read it. The newest is loaded first, because it is awaited.
     pub(crate) heard: Instant,
 }
 
@@ -62,7 +62,7 @@ pub(crate) enum Action {
 }
 
 /// Returns the next action towards the declared set: first a drop, because it costs nothing, then
-/// the load of the declaration heard of last.
+/// the load of the newest declaration.
 pub(crate) fn next_action(
     declared: &Declared,
     served: &Served,
@@ -98,7 +98,7 @@ pub(crate) fn next_action(
 }
 
 /// Whether an alias still names the revision that it named when a load began.
-pub(crate) fn still_says(
+pub(crate) fn is_current(
     declared: Option<&Declared>,
     alias: &str,
     declaration: &Declaration,
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_loaded_counts_only_while_the_alias_says_it() {
+    fn a_load_counts_only_while_the_alias_names_its_revision() {
         let now = Instant::now();
         let began = declare(&[("a", 2, now)]);
         let began = &began["a"];
@@ -190,8 +190,8 @@ mod tests {
             (None, false),
         ];
         for (declared, expected) in table {
-            let says = still_says(declared.as_ref(), "a", began);
-            assert_eq!(says, expected, "{declared:?}");
+            let current = is_current(declared.as_ref(), "a", began);
+            assert_eq!(current, expected, "{declared:?}");
         }
     }
 
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_declares_is_dropped() {
+    fn an_undeclared_alias_is_dropped() {
         let served = refuse("gone", 1, true);
         let action = next_action(&Declared::new(), &served, &Deferred::new(), Instant::now());
         assert_eq!(action, Action::Drop("gone".into()));

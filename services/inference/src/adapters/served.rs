@@ -1,5 +1,5 @@
-//! What this replica serves: an immutable snapshot that readers take by `Arc` and the loader
-//! replaces whole; and the generations in memory, no matter what holds them.
+//! The generations of this replica: an immutable snapshot of those that aliases serve, which the
+//! loader replaces whole, and all generations in memory.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -9,12 +9,12 @@ use tokio::sync::watch;
 
 use crate::served_adapter::ServedAdapter;
 
-/// A snapshot of what is served.
+/// A snapshot of the served aliases.
 #[derive(Debug, Clone, Default)]
 pub struct Served {
     /// By alias.
     pub aliases: BTreeMap<String, Serving>,
-    /// Declared, and refused here; the alias may still serve an earlier generation.
+    /// Aliases whose declared generation is refused; one may still serve an earlier generation.
     pub refused: BTreeMap<String, Refusal>,
 }
 
@@ -36,7 +36,7 @@ pub struct Refusal {
     pub generation: String,
     /// The alias's revision that named it.
     pub revision: u64,
-    /// Why.
+    /// The reason.
     pub reason: String,
     /// Whether it is not tried again, because objects never change.
     pub is_final: bool,

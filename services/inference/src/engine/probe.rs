@@ -1,5 +1,4 @@
-//! The logits after a prompt, computed as an answer's are, between two rounds of the engine's
-//! thread.
+//! The logits after a prompt, computed as for an answer, between two rounds of the engine's thread.
 
 use std::sync::Arc;
 

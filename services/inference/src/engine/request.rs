@@ -1,6 +1,7 @@
-//! A valid request: who answers, the text of the prompt, the options. Only the prompt's length in
+//! A valid request: the answerer, the text of the prompt, the options. Only the prompt's length in
 //! tokens is not checked yet.
 
+use togi_common::Digest;
 use togi_runtime::layout;
 
 use crate::engine::options::Options;
@@ -12,12 +13,12 @@ pub(crate) struct Request {
     pub(crate) answerer: Answerer,
     /// The whole prompt, newlines written `<NL>`.
     pub(crate) prompt: String,
-    /// The field that the prompt came in, for errors about it.
+    /// The field of the prompt, for errors about it.
     pub(crate) prompt_field: &'static str,
     pub(crate) options: Options,
 }
 
-/// Who answers.
+/// The base or the adapter that answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answerer {
     /// The base alone.
@@ -37,7 +38,7 @@ impl Answerer {
         if name.is_empty() {
             return Ok(Self::Base);
         }
-        if is_digest(&name) {
+        if name.parse::<Digest>().is_ok() {
             return Ok(Self::Generation(name));
         }
         layout::validate_name("adapter", &name)?;
@@ -51,11 +52,6 @@ impl Answerer {
             Self::Alias(name) | Self::Generation(name) => name,
         }
     }
-}
-
-/// Whether a name has a generation's form: 64 lower-case hex digits.
-fn is_digest(name: &str) -> bool {
-    name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]

@@ -75,11 +75,12 @@ impl Sequence {
     /// # Errors
     /// [`Error::Network`] for options that the sampler refuses.
     pub(crate) fn new(job: Job, decoder: &Decoder<'_>, tokenizer: &Arc<Tokenizer>) -> Result<Self> {
-        let adapter = job.adapter.as_ref();
-        let adapter = adapter.map(|served| served.adapter().clone());
-        let decoding = decoder.begin(&job.prompt, adapter, &job.options.sampling);
+        let served = job.adapter.as_deref();
+        let adapter = served.map(|served| served.adapter().clone());
         Ok(Self {
-            decoding: decoding.map_err(Error::Network)?,
+            decoding: decoder
+                .begin(&job.prompt, adapter, &job.options.sampling)
+                .map_err(Error::Network)?,
             answer: Answer::new(tokenizer.decoder(), job.options.stop.clone()),
             first_token: None,
             job,

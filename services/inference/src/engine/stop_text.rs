@@ -1,5 +1,5 @@
 //! Finds the first stop text in a text that arrives in pieces, and holds back an end of the text
-//! that may become one. It knows nothing of tokens: whole UTF-8 text goes in and comes out.
+//! that may become one. It knows nothing of tokens: its input and output are whole UTF-8 text.
 
 /// Looks for stop texts.
 #[derive(Debug, Clone)]

@@ -1,4 +1,4 @@
-//! Adapters as a trainer would leave them in the store, and ones that nobody should serve.
+//! Adapters as a trainer writes them to the store, and broken ones that must be refused.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,22 +14,22 @@ use togi_runtime::registry::model_card::CARD_FILE;
 use togi_runtime::registry::revisions::{AliasRevision, BaseMismatch};
 use togi_runtime::{Bus, Store, layout};
 
-/// What a test may change before an adapter is published.
+/// An adapter that a test may change before it is published.
 pub struct Draft {
     /// The files' bytes.
     pub files: Files,
-    /// What it says that it was made from.
+    /// The identity in its manifest.
     pub identity: Identity,
-    /// Its model card, if it has one.
+    /// The model card.
     pub card: Option<String>,
-    /// The folder's bytes differ from what the manifest says.
+    /// Whether the folder's bytes differ from the manifest's digests.
     pub is_corrupt: bool,
-    /// The folder's name differs from its digest.
+    /// Whether the folder's name differs from its digest.
     pub is_misnamed: bool,
 }
 
-/// Makes an adapter for the base in a folder; another seed, another adapter. It changes every
-/// answer: B is not zero.
+/// Makes an adapter for the base in a folder, another one for each seed. Its B is not zero, so that
+/// it changes every answer.
 pub fn draft(base_folder: &Path, seed: u64) -> Draft {
     let base = Base::load(base_folder).unwrap();
     let tokenizer = togi_tokens::Tokenizer::from_bytes(base.tokenizer().unwrap()).unwrap();
@@ -150,7 +150,7 @@ pub async fn promote(store: &Store, bus: Option<&Bus>, alias: &str, generation: 
     say(store, bus, revision(alias, generation)).await
 }
 
-/// As [`promote`], over any representation of the base.
+/// As [`promote`], over any precision of the base.
 pub async fn promote_over_any_base(
     store: &Store,
     bus: Option<&Bus>,
@@ -164,7 +164,7 @@ pub async fn promote_over_any_base(
     say(store, bus, said).await
 }
 
-/// Lets an alias name again what it named before.
+/// Lets an alias name an earlier generation again.
 pub async fn roll_back(store: &Store, bus: Option<&Bus>, alias: &str, generation: &str) -> u64 {
     let said = AliasRevision {
         rollback: true,

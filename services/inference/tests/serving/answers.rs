@@ -1,4 +1,4 @@
-//! What comes out: text, ids, the end; and what is refused before anything is done.
+//! The text, ids and end of answers, and requests that are refused.
 
 use togi_proto::inference::v1::{FinishReason, GenerateRequest, Options};
 use tonic::Code;
@@ -19,11 +19,11 @@ async fn newlines_bytes_and_the_end_come_out_as_text() {
     assert_eq!(answer.text, "あい\nあい\nあい");
     assert_eq!(answer.finished.reason(), FinishReason::Length);
     assert_eq!(answer.started.prompt_tokens, answer.finished.prompt_tokens);
-    // <NL> in three pieces is a newline too, and what only begins like it is not lost at the end.
+    // <NL> in three pieces is a newline too; text that only begins like it is not lost at the end.
     let answer = system.ask(raw("", "さ", greedy(9))).await.unwrap();
     assert_eq!(answer.text, "\nさ\nさ<");
     assert_eq!(answer.ids.len(), 9);
-    // Three bytes are one character; two of them are none yet.
+    // Three bytes are one character; two alone show nothing.
     let answer = system.ask(raw("", "た", greedy(4))).await.unwrap();
     assert_eq!(answer.text, "日た");
     // EOS ends; its id is reported, it has no text.
@@ -44,7 +44,7 @@ async fn newlines_of_a_raw_prompt_are_those_of_training() {
     let written = system.ask(raw("", "問<NL>", greedy(3))).await.unwrap();
     assert_eq!(typed.text, "あい\n");
     assert_eq!((typed.text, typed.ids), (written.text, written.ids));
-    // Text that looks like EOS is text: the prompt goes on after it.
+    // Text that looks like EOS does not end the prompt.
     let answer = system.ask(raw("", "</s>か", greedy(1))).await.unwrap();
     assert_eq!(answer.text, "き");
     assert!(answer.finished.prompt_tokens > 2);
@@ -79,7 +79,7 @@ async fn stop_texts_end_the_answer_and_are_not_in_it() {
         "the ids of the stop text are reported: {:?}",
         answer.ids
     );
-    // What only begins like a stop text comes out in the end.
+    // Text that only begins like a stop text is shown at the end.
     let answer = ask(&["けこけ"], 4).await;
     assert_eq!(
         (answer.text.as_str(), answer.finished.reason()),
@@ -160,7 +160,7 @@ async fn the_same_seed_gives_the_same_answer_alone_and_in_company() {
     );
     let other = system.ask(question("", "問0", options(6))).await.unwrap();
     assert_ne!(other.ids, alone.ids, "another seed, another draw");
-    // A seed of the clock's is told, so that the answer can be had again.
+    // A seed from the clock is reported, so that the answer can be repeated.
     let first = system
         .ask(question(
             "",

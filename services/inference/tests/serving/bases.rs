@@ -1,6 +1,6 @@
-//! Two small bases, written to a folder. One is random: what it says depends on everything before,
-//! and adapters change it. The other says after each token exactly the one that a table names, so
-//! that a test can choose the answer.
+//! Two small bases, written to a folder. One is random: each token depends on all before it, and
+//! adapters change it. In the other, each token is followed by the one that a table names, so that
+//! a test can choose the answer.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ pub const RANDOM_LONGEST: usize = 192;
 /// The longest sequence of the base with the table.
 pub const TABLE_LONGEST: usize = 4096;
 
-/// What follows what, in the base with the table; a piece that is not here is followed by itself.
+/// Each piece and the next one, in the base with the table; any other piece repeats.
 const FOLLOWS: &[(&str, &str)] = &[
     // After a whole prompt: two lines, again and again.
     ("<NL>", "あ"),
@@ -80,7 +80,7 @@ pub fn write_table(folder: &Path) -> Config {
         follows[vocabulary::id(piece) as usize] = vocabulary::id(next) as usize;
     }
     std::fs::create_dir_all(folder).unwrap();
-    // Each token is a direction of its own; the layers add nothing; the head reads the direction.
+    // Each token is its own direction, the layers add nothing, and the head reads the direction.
     let values = |name: &str, len: usize| {
         let mut values = vec![
             if name.contains("norm.weight") {

@@ -1,4 +1,4 @@
-//! The setting `device`: a replica ends where it is not there, and answers the same where it is.
+//! The setting `device`: a replica ends without the device, and answers the same on every device.
 
 use togi_model::DeviceName;
 use togi_runtime::Class;
@@ -7,7 +7,7 @@ use togi_testing::within;
 use crate::harness::{Answer, BaseKind, Setup, greedy, question};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_whose_card_is_not_there_ends_and_says_so() {
+async fn a_replica_without_its_device_ends_with_the_reason() {
     let mut setup = Setup::new(BaseKind::Random).await;
     setup.config.device = DeviceName::Cuda { ordinal: 99 };
     let system = setup.start().await;

@@ -1,5 +1,5 @@
-//! The door: places are bounded, a client that goes away frees its own, and the stop lets answers
-//! finish.
+//! The door: permits are bounded, a client that goes away frees its permit, and the stop lets
+//! answers finish.
 
 use togi_proto::inference::v1::inference_service_server::InferenceService as _;
 use togi_testing::{wait_until, within};
@@ -8,7 +8,7 @@ use tonic::{Code, Request};
 use crate::bases::TABLE_LONGEST;
 use crate::harness::{BaseKind, Setup, System, greedy, raw};
 
-/// Long enough that it does not end while a test looks.
+/// Longer than any test reads.
 const LONG: u32 = TABLE_LONGEST as u32;
 
 async fn narrow(max_active: usize, max_waiting: usize) -> System {
@@ -30,12 +30,12 @@ async fn beyond_the_queue_requests_are_refused_at_once() {
     .await;
     let refused = system.ask(raw("", "か", greedy(4))).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
-    // The one that waits takes the place of the one that leaves.
+    // The request that waits is admitted when another one leaves.
     drop(first);
     let mut second = second;
     within("the second answer", second.rest()).await.unwrap();
     assert_eq!(second.whole().unwrap().text, "きくけこ");
-    wait_until("all places are free", async || {
+    wait_until("all permits are free", async || {
         system.active() + system.waiting() == 0
     })
     .await;
@@ -56,7 +56,7 @@ async fn a_client_that_goes_away_stops_the_work() {
     running.push(system.open(raw("", "か", greedy(LONG))).await.unwrap());
     assert_eq!((system.active(), system.waiting()), (2, 1));
     drop(running);
-    wait_until("nobody is inside", async || {
+    wait_until("no request is inside", async || {
         system.active() + system.waiting() == 0
     })
     .await;
@@ -68,7 +68,7 @@ async fn answers_progress_together() {
     let system = narrow(4, 4).await;
     let mut long = system.open(raw("", "か", greedy(LONG))).await.unwrap();
     long.first_text().await;
-    // A short one that came later ends before the long one.
+    // A short answer that began later ends before the long one.
     let short = system.ask(raw("", "あ", greedy(5))).await.unwrap();
     assert_eq!(short.text, "い\nあい\n");
     assert_eq!(system.active(), 1);
@@ -77,12 +77,12 @@ async fn answers_progress_together() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_stop_lets_answers_finish_and_lets_nobody_in() {
+async fn the_stop_lets_answers_finish_and_refuses_requests() {
     let system = narrow(2, 2).await;
     let mut answer = system.open(raw("", "か", greedy(400))).await.unwrap();
     answer.first_text().await;
     system.stopper.stop();
-    // Asked past the port, which lets nobody in either.
+    // Not over the port, because the server refuses connections too.
     let service = togi_inference::Service::new(system.replica.clone());
     let refused = service
         .generate(Request::new(raw("", "か", greedy(1))))

@@ -21,7 +21,7 @@ async fn a_replica_that_starts_reaches_the_declared_set_and_follows_events() {
     promote(&setup.store, None, "two", &first).await;
     promote(&setup.store, None, "two", &second).await;
     let mut setup = setup;
-    // Only an event can be quick.
+    // The period is long, so that only an event can cause the reading.
     setup.config.adapters.reconcile_seconds = 3600.0;
     let system = setup.ready().await;
     let kinds = [EventKind::AdapterLoaded];
@@ -105,7 +105,7 @@ async fn a_rollback_reaches_every_replica_also_one_that_was_down() {
     let two = one.beside("replica-2").ready().await;
     // A replica is ready when it serves what is declared.
     assert_eq!(two.serving("main").as_deref(), Some(first.as_str()));
-    // Both hear of the next one.
+    // Both follow the next promotion.
     let third = publish_good(&one.store, &folder, 3).await;
     let promoted = aliases.promote(&main, third.parse().unwrap(), BaseMismatch::Refused);
     promoted.await.unwrap();
@@ -132,7 +132,7 @@ async fn without_a_bus_the_store_alone_is_followed() {
     promote(&system.store, None, "other", &first).await;
     system.until_serving("main", &second).await;
     system.until_serving("other", &first).await;
-    // An alias that is declared no more is served no more.
+    // An alias that is no longer declared is no longer served.
     let key = togi_runtime::layout::alias_revision(&"other".parse().unwrap(), 1);
     system.store.delete(&key).await.unwrap();
     wait_until("the alias is gone", async || {
@@ -147,7 +147,7 @@ async fn without_a_bus_the_store_alone_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_replica_serves_is_in_the_bucket() {
+async fn a_replica_lists_its_adapters_in_the_bucket() {
     let system = Setup::new(BaseKind::Random)
         .await
         .with_nats()
@@ -158,9 +158,9 @@ async fn what_a_replica_serves_is_in_the_bucket() {
     promote(&system.store, Some(&system.bus), "main", &generation).await;
     let entry = within("the entry", async {
         loop {
-            let found = system.bus.replicas().get("replica-1").await.unwrap();
-            let value = found.and_then(|entry| entry.value);
-            let Some(value) = value else {
+            // A replica may be ready before its bus is connected.
+            let found = system.bus.replicas().get("replica-1").await.ok().flatten();
+            let Some(value) = found.and_then(|entry| entry.value) else {
                 tokio::task::yield_now().await;
                 continue;
             };
@@ -173,7 +173,7 @@ async fn what_a_replica_serves_is_in_the_bucket() {
     .await;
     assert_eq!(entry["replica"], "replica-1");
     assert_eq!(entry["base"], "test");
-    // A replica that stops takes its entry away.
+    // A replica that stops removes its entry.
     system.stopper.stop();
     within("no entry", async {
         while system
@@ -194,7 +194,7 @@ async fn what_a_replica_serves_is_in_the_bucket() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bus_that_comes_late_and_goes_away_is_used_while_it_is_there() {
     let mut setup = Setup::new(BaseKind::Random).await.with_nats().await;
-    // Only an event can be quick.
+    // The period is long, so that only an event can cause the reading.
     setup.config.adapters.reconcile_seconds = 3600.0;
     setup.nats_mut().kill();
     let mut system = setup.ready().await;
@@ -222,7 +222,7 @@ async fn a_bus_that_comes_late_and_goes_away_is_used_while_it_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_happens_is_counted() {
+async fn loads_and_answers_are_counted() {
     let telemetry = togi_runtime::config::TelemetryConfig::default();
     let _guard = togi_runtime::telemetry::init(&telemetry, "inference").unwrap();
     let system = Setup::new(BaseKind::Random).await.ready().await;

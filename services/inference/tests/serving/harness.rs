@@ -1,5 +1,5 @@
-//! A replica as a test needs it: real gRPC on a free port, a real store in a temporary folder, a
-//! real nats-server or none.
+//! A replica for tests: real gRPC on a free port, a real store in a temporary folder, and a real
+//! nats-server or none.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,21 +21,21 @@ use tonic::{Status, Streaming};
 
 use crate::bases;
 
-/// An address where nobody listens.
+/// An address without a listener.
 const NOBODY: &str = "nats://127.0.0.1:9";
 
-/// Which base a replica serves.
+/// The base that a replica serves.
 #[derive(Clone, Copy)]
 pub enum BaseKind {
     Random,
     Table,
 }
 
-/// What a test chooses before the start.
+/// A replica before its start.
 pub struct Setup {
     nats: Option<NatsServer>,
     folder: Arc<tempfile::TempDir>,
-    /// Where NATS is, if it is another replica's to keep.
+    /// The URL of a NATS server that another replica owns.
     nats_url: Option<String>,
     instance: String,
     pub store: Store,
@@ -176,16 +176,16 @@ impl System {
             .unwrap()
     }
 
-    /// Asks and hears the whole answer.
+    /// Sends a request and receives the whole answer.
     pub async fn ask(&self, request: GenerateRequest) -> Result<Answer, Status> {
-        let mut answer = Heard::new(self.client().await.generate(request).await?.into_inner());
+        let mut answer = OpenAnswer::new(self.client().await.generate(request).await?.into_inner());
         answer.rest().await?;
         answer.whole()
     }
 
-    /// Asks; the answer is still to be heard.
-    pub async fn open(&self, request: GenerateRequest) -> Result<Heard, Status> {
-        Ok(Heard::new(
+    /// Sends a request, and leaves its answer to the caller.
+    pub async fn open(&self, request: GenerateRequest) -> Result<OpenAnswer, Status> {
+        Ok(OpenAnswer::new(
             self.client().await.generate(request).await?.into_inner(),
         ))
     }
@@ -221,7 +221,7 @@ impl System {
         self.replica.load().map_or(0, |load| load.waiting())
     }
 
-    /// Stops and returns how the process would have ended.
+    /// Stops and returns the result that the process would end with.
     pub async fn stop(self) -> togi_runtime::Result<()> {
         self.stopper.stop();
         within("the replica ends", self.served).await.unwrap()
@@ -237,8 +237,8 @@ pub struct Answer {
     pub finished: Finished,
 }
 
-/// An answer as far as it was heard.
-pub struct Heard {
+/// The part of an answer that has been received.
+pub struct OpenAnswer {
     stream: Streaming<GenerateResponse>,
     pub started: Option<Started>,
     pub text: String,
@@ -246,9 +246,9 @@ pub struct Heard {
     pub finished: Option<Finished>,
 }
 
-impl Heard {
-    fn new(stream: Streaming<GenerateResponse>) -> Heard {
-        Heard {
+impl OpenAnswer {
+    fn new(stream: Streaming<GenerateResponse>) -> OpenAnswer {
+        OpenAnswer {
             stream,
             started: None,
             text: String::new(),
@@ -257,7 +257,7 @@ impl Heard {
         }
     }
 
-    /// Hears one message; false at the end.
+    /// Receives one message; false at the end.
     pub async fn next(&mut self) -> Result<bool, Status> {
         let Some(message) = self.stream.message().await? else {
             return Ok(false);
@@ -283,7 +283,7 @@ impl Heard {
         Ok(())
     }
 
-    /// Hears until the first text.
+    /// Receives messages until the first text.
     pub async fn first_text(&mut self) {
         while self.text.is_empty() {
             assert!(self.next().await.unwrap(), "the answer has text");
@@ -330,7 +330,7 @@ pub fn raw(adapter: &str, text: &str, options: Options) -> GenerateRequest {
     }
 }
 
-/// Greedy, with nothing forbidden.
+/// Greedy, without a ban of n-grams.
 pub fn greedy(max_new_tokens: u32) -> Options {
     Options {
         greedy: Some(true),

@@ -1,5 +1,5 @@
-//! Adapters and bases that are held otherwise than in training: refused by both names, or served,
-//! measured and said.
+//! Adapters over another precision of their base than in training: refused with both names, or
+//! served, measured and reported.
 
 use futures::StreamExt;
 use togi_model::{Base, Engine, Precision};
@@ -71,7 +71,7 @@ fn expected(system: &System, seed: u64, precisions: [Precision; 2]) -> (f64, f64
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_serves_what_was_trained_over_its_precision_and_names_both_of_the_rest() {
+async fn an_adapter_over_another_precision_is_refused_with_both_names() {
     let mut setup = Setup::new(BaseKind::Random).await;
     setup.config.bases.get_mut("test").unwrap().precision = Some("nf4".into());
     let same = publish_trained_over(&setup, "nf4", 1, &[]).await;
@@ -92,7 +92,7 @@ async fn a_replica_serves_what_was_trained_over_its_precision_and_names_both_of_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_allowed_mismatch_is_served_measured_and_said() {
+async fn an_allowed_mismatch_is_served_measured_and_reported() {
     let setup = Setup::new(BaseKind::Random).await.with_nats().await;
     let generation = publish_trained_over(&setup, "nf4", 1, &samples()).await;
     let native = publish_trained_over(&setup, "f32", 2, &samples()).await;
@@ -106,7 +106,7 @@ async fn an_allowed_mismatch_is_served_measured_and_said() {
         (said.alias.as_str(), &said.generation),
         ("main", &generation)
     );
-    let mismatch = said.base_mismatch.expect("what the mismatch changes");
+    let mismatch = said.base_mismatch.expect("a mismatch");
     let (largest, mean) = expected(&system, 1, [Precision::F32, Precision::Nf4]);
     assert!(largest > mean && mean > 0.0);
     let expected = BaseMismatch {
@@ -129,7 +129,7 @@ async fn an_allowed_mismatch_is_served_measured_and_said() {
         );
     }
 
-    // What was trained over the same has nothing to say.
+    // An adapter that was trained over the same precision has no mismatch to report.
     promote(store, bus, "main", &native).await;
     let said = next_loaded(&mut events).await;
     assert_eq!((said.generation, said.base_mismatch), (native, None));
@@ -137,13 +137,13 @@ async fn an_allowed_mismatch_is_served_measured_and_said() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mismatch_is_allowed_to_the_promotion_that_says_so_and_to_no_other() {
+async fn a_promotion_allows_a_mismatch_for_its_alias_alone() {
     let setup = Setup::new(BaseKind::Random).await;
     let generation = publish_trained_over(&setup, "int8", 1, &samples()).await;
     promote_over_any_base(&setup.store, None, "allowed", &generation).await;
     let system = setup.ready().await;
     system.until_serving("allowed", &generation).await;
-    // It is in memory, and still refused to who does not allow it.
+    // It is in memory, and still refused for an alias that does not allow it.
     promote(&system.store, None, "strict", &generation).await;
     let refused = within("the refusal", async {
         loop {
@@ -160,7 +160,7 @@ async fn a_mismatch_is_allowed_to_the_promotion_that_says_so_and_to_no_other() {
         refused.message().contains("allow_base_mismatch"),
         "{refused}"
     );
-    // By its digest it is served as long as a promotion allows it.
+    // A request by digest is answered as long as a promotion allows the mismatch.
     let answer = system.ask(question(&generation, "問", greedy(1))).await;
     assert_eq!(answer.unwrap().started.generation, generation);
     let unpromoted = {
@@ -174,7 +174,7 @@ async fn a_mismatch_is_allowed_to_the_promotion_that_says_so_and_to_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mismatch_that_cannot_be_measured_is_served_and_says_why() {
+async fn a_mismatch_that_cannot_be_measured_is_served_with_the_reason() {
     let setup = Setup::new(BaseKind::Random).await.with_nats().await;
     let without_samples = publish_trained_over(&setup, "nf4", 1, &[]).await;
     let unknown = publish_trained_over(&setup, "fp9", 2, &samples()).await;
@@ -189,7 +189,7 @@ async fn a_mismatch_that_cannot_be_measured_is_served_and_says_why() {
     ] {
         promote_over_any_base(&system.store, Some(&system.bus), "main", &generation).await;
         let said = next_loaded(&mut events).await;
-        let mismatch = said.base_mismatch.expect("why nothing was measured");
+        let mismatch = said.base_mismatch.expect("a mismatch");
         assert!(mismatch.not_measured.contains(reason), "{mismatch:?}");
         assert_eq!(
             (mismatch.samples, mismatch.max_abs_logit_difference),

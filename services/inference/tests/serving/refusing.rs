@@ -1,5 +1,5 @@
-//! Adapters that nobody should serve are refused whole, with the reason; what was served before
-//! goes on, and so do all others.
+//! A bad adapter is refused whole, with the reason. The alias keeps its earlier generation, and the
+//! others are not affected.
 
 use futures::StreamExt;
 use togi_model::Config;
@@ -21,7 +21,7 @@ fn edit_header(tensors: &mut Vec<u8>, edit: impl FnOnce(String) -> String) {
     *tensors = changed;
 }
 
-/// Name, part of the reason, what is done to a good adapter.
+/// Name, part of the reason, and the change to a good adapter.
 type Case = (&'static str, &'static str, fn(&mut Draft));
 
 const CASES: &[Case] = &[
@@ -88,13 +88,13 @@ async fn publish_bad(system: &System, case: &Case) -> Option<String> {
     let (name, _, spoil) = case;
     let mut bad = draft(&system.base_folder, 9);
     spoil(&mut bad);
-    // A configuration that is not JSON has no digest of its own.
+    // A configuration that is not JSON has no digest.
     bad.is_misnamed |= *name == "no-json";
     Some(publish(&system.store, bad).await)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_bad_adapter_is_refused_whole_and_disturbs_nobody() {
+async fn each_bad_adapter_is_refused_whole_and_affects_no_other() {
     let setup = Setup::new(BaseKind::Random).await.with_nats().await;
     let good = publish_good(&setup.store, &setup.base_folder(), 1).await;
     for (name, _, _) in CASES {
@@ -130,11 +130,11 @@ async fn each_bad_adapter_is_refused_whole_and_disturbs_nobody() {
             .find(|rejected| rejected.alias == *name)
             .unwrap();
         assert_eq!((&listed.generation, &listed.reason), (&bad, &event.reason));
-        // The alias serves what it served.
+        // The alias keeps its earlier generation.
         let after = system.ask(question(name, "問", greedy(10))).await.unwrap();
         assert_eq!(after.started.generation, good);
         assert_eq!((&after.text, &after.ids), (&before.text, &before.ids));
-        // Asked by name, it is refused with the reason.
+        // A request that names it is refused with the reason.
         let refused = system
             .ask(question(&bad, "問", greedy(1)))
             .await
@@ -146,7 +146,7 @@ async fn each_bad_adapter_is_refused_whole_and_disturbs_nobody() {
         );
     }
     assert_eq!(system.list().await.rejected.len(), CASES.len());
-    // A good one under the same alias ends the refusal, and another alias is loaded as ever.
+    // A good adapter under the same alias ends the refusal, and another alias is loaded.
     let next = publish_good(&system.store, &system.base_folder, 2).await;
     promote(&system.store, Some(&system.bus), CASES[0].0, &next).await;
     promote(&system.store, Some(&system.bus), "fresh", &next).await;
@@ -159,7 +159,7 @@ async fn each_bad_adapter_is_refused_whole_and_disturbs_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_adapter_tensors_are_refused() {
     let setup = Setup::new(BaseKind::Random).await;
-    // Of another module than those that are known, and of a layer that the base has not.
+    // Tensors of an unknown module, and of a layer that the base does not have.
     let unknown = [
         "base_model.model.gpt_neox.embed_in.lora_A.weight",
         "base_model.model.gpt_neox.layers.2.attention.dense.lora_A.weight",
@@ -212,7 +212,7 @@ async fn a_bad_adapter_at_the_start_blocks_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_more_adapters_are_held_than_allowed() {
+async fn no_more_adapters_are_resident_than_allowed() {
     let mut setup = Setup::new(BaseKind::Random).await;
     setup.config.adapters.max_resident = 2;
     let system = setup.ready().await;
@@ -222,7 +222,7 @@ async fn no_more_adapters_are_held_than_allowed() {
     }
     promote(&system.store, None, "one", &generations[0]).await;
     system.until_serving("one", &generations[0]).await;
-    // Those asked for by digest make room for each other.
+    // Generations that requests name by digest make room for each other.
     for generation in &generations[1..] {
         let answer = system
             .ask(question(generation, "問", greedy(1)))

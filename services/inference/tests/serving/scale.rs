@@ -5,8 +5,7 @@ use togi_model::{Lora, LoraConfig, Target, adapter};
 use crate::adapters::{Draft, draft, publish};
 use crate::harness::{BaseKind, Setup, System, greedy, question};
 
-/// Publishes an adapter of rank 4 with this alpha, whose B is filled with `b` at places that the
-/// seed of A does not know.
+/// Publishes an adapter of rank 4 with this alpha, whose B is filled with `b` and signs.
 async fn publish_scaled(system: &System, alpha: f64, b: f32) -> String {
     let config = crate::bases::write_random(&system.base_folder);
     let settings = LoraConfig {
@@ -19,8 +18,7 @@ async fn publish_scaled(system: &System, alpha: f64, b: f32) -> String {
     let views: Vec<_> = lora.views().collect();
     for view in views.iter().filter(|view| view.name.contains("lora_B")) {
         let values = &mut lora.values_mut()[view.range.clone()];
-        // Signs that differ from channel to channel: a part that is the same everywhere would
-        // vanish in a norm.
+        // The signs differ by channel, because a norm removes a part that all channels share.
         for (place, value) in values.iter_mut().enumerate() {
             *value = if place % 3 == 0 { -b } else { b };
         }
@@ -41,7 +39,7 @@ async fn alpha_over_rank_scales_only_the_low_rank_part() {
         answer.unwrap().ids
     };
     let base = say("").await;
-    // Nothing to scale: the base's own part stays as it is, whatever alpha is.
+    // With B = 0 no alpha changes the answer.
     let nothing = publish_scaled(&system, 4096.0, 0.0).await;
     assert_eq!(say(&nothing).await, base);
     // Twice the scale of half the values is the same, to the last bit: all factors are powers of

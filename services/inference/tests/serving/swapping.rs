@@ -1,5 +1,4 @@
-//! Adapters change under running answers: each answer is one generation's from its first token to
-//! its last.
+//! Adapters are swapped while answers run: all tokens of an answer are of one generation.
 
 use togi_testing::wait_until;
 
@@ -60,8 +59,7 @@ async fn answers_during_swaps_are_entirely_the_one_or_the_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_keeps_the_generation_that_it_started_with() {
     let mut setup = Setup::new(BaseKind::Random).await.with_nats().await;
-    // The long answers wait for each other, so that the last is still to come when the alias moves
-    // on.
+    // The long answers wait for each other, so that the last has not begun when the alias moves.
     setup.config.engine.max_active = 1;
     let folder = setup.base_folder();
     let a = publish_good(&setup.store, &folder, 1).await;
@@ -108,7 +106,7 @@ async fn a_reloaded_adapter_never_reuses_a_cached_state() {
     let a = publish_good(&setup.store, &folder, 1).await;
     let b = publish_good(&setup.store, &folder, 2).await;
     let system = setup.ready().await;
-    // The same prompt every time, so that whatever could be kept of it would be found again.
+    // The same prompt every time, so that a state kept from it would be found again.
     let say = async |adapter: &str| {
         let answer = system
             .ask(question(adapter, "問12", greedy(60)))

@@ -1,5 +1,5 @@
-//! A SentencePiece model made by hand: bytes, `<NL>` as one piece and in parts, some kana. Ids are
-//! places in [`pieces`].
+//! A small SentencePiece model: bytes, `<NL>` as one piece and in parts, and kana. Ids are indices
+//! into [`pieces`].
 
 use prost::Message;
 
