@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use opentelemetry::metrics::Meter;
 use opentelemetry::propagation::TextMapPropagator as _;
@@ -14,6 +14,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 use tracing::Span;
 use tracing::field::Field;
@@ -67,7 +68,7 @@ impl Guard {
 /// `InvalidArgument` if the filter or the endpoint is wrong.
 pub fn init(config: &TelemetryConfig, service: &str) -> Result<Guard> {
     // Who comes second waits: a meter taken before all is installed would measure nothing for ever.
-    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = INSTALLING.lock();
     if INSTALLED.get().is_some() {
         return Ok(Guard(()));
     }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use object_store::ObjectStoreExt;
+use parking_lot::Mutex;
 use togi_runtime::config::{BaseConfig, BasesConfig};
 use togi_runtime::store::connect;
 use togi_runtime::store::hub::{Hub, HubRef};
@@ -70,14 +71,14 @@ impl Tokenizers {
             return Err(Error::invalid(field, text));
         }
         let tokenizer = Arc::new(tokenizer);
-        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_use = self.in_use.lock();
         in_use.retain(|_, weak| weak.strong_count() > 0);
         in_use.insert(from.clone(), Arc::downgrade(&tokenizer));
         Ok(tokenizer)
     }
 
     fn known(&self, from: &TokenizerFrom) -> Option<Arc<Tokenizer>> {
-        let in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use = self.in_use.lock();
         in_use.get(from).and_then(Weak::upgrade)
     }
 

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use togi_base::CheckedBase;
 use togi_model::memory::weights;
 use togi_model::{Base, Config, Device, DeviceName, Engine, Gpu, Precision};
@@ -167,7 +168,7 @@ impl Bases {
         }
         loaded.take();
         if let Some(gpu) = gpu {
-            *self.gpu_available() = Some(gpu.memory()?.available);
+            *self.0.gpu_available.lock() = Some(gpu.memory()?.available);
         }
         let base = self.weights(name, precision).await?;
         let device = self.0.device.device(precision);
@@ -192,7 +193,7 @@ impl Bases {
     pub fn available(&self, name: &str) -> Option<u64> {
         match (self.0.device, self.gpu()) {
             (DeviceName::Cuda { .. }, gpu) => {
-                let gpu_available = *self.gpu_available();
+                let gpu_available = *self.0.gpu_available.lock();
                 gpu_available.or_else(|| Some(gpu?.memory().ok()?.available))
             }
             (DeviceName::Cpu, _) => {
@@ -218,13 +219,6 @@ impl Bases {
             WeightUse::Training { gpu } => gpu.as_ref(),
             WeightUse::Answers => None,
         }
-    }
-
-    fn gpu_available(&self) -> std::sync::MutexGuard<'_, Option<u64>> {
-        self.0
-            .gpu_available
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a base's weights. Weights in another precision are dropped first.

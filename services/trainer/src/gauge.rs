@@ -3,7 +3,7 @@
 
 use std::fmt;
 #[cfg(feature = "cuda")]
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 #[cfg(feature = "cuda")]
 use std::thread;
 #[cfg(feature = "cuda")]
@@ -13,6 +13,8 @@ use std::time::Duration;
 use nvml_wrapper::error::NvmlError;
 #[cfg(feature = "cuda")]
 use nvml_wrapper::{Device, Nvml};
+#[cfg(feature = "cuda")]
+use parking_lot::Mutex;
 use togi_model::Gpu;
 
 /// Time between two readings.
@@ -71,10 +73,7 @@ impl Gauge {
     pub fn readings(&self) -> Readings {
         #[cfg(feature = "cuda")]
         if let Some(reading) = &self.reading {
-            return *reading
-                .latest
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            return *reading.latest.lock();
         }
         Readings::default()
     }
@@ -96,8 +95,7 @@ impl Reading {
         let keep_reading = move || {
             while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(EVERY) {
                 let readings = nvml.device_by_uuid(uuid.as_str()).map(|gpu| read(&gpu));
-                *shared.lock().unwrap_or_else(PoisonError::into_inner) =
-                    readings.unwrap_or_default();
+                *shared.lock() = readings.unwrap_or_default();
             }
         };
         thread::Builder::new()

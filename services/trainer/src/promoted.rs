@@ -1,11 +1,12 @@
 //! What was promoted, as a metric: beside what each replica says that it serves, it shows who has
 //! not converged.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use opentelemetry::KeyValue;
+use parking_lot::Mutex;
 use togi_runtime::registry::aliases::{Alias, Aliases};
 use togi_runtime::telemetry::{self, semconv};
 use togi_runtime::{Result, Stopper};
@@ -25,7 +26,7 @@ pub(crate) async fn observe(aliases: Aliases, period: Duration, stopper: Stopper
             let Some(promoted) = seen.upgrade() else {
                 return;
             };
-            for alias in &*promoted.lock().unwrap_or_else(PoisonError::into_inner) {
+            for alias in &*promoted.lock() {
                 let labels = [
                     KeyValue::new(semconv::ALIAS, alias.name().to_string()),
                     KeyValue::new(semconv::GENERATION, alias.generation().to_string()),
@@ -36,7 +37,7 @@ pub(crate) async fn observe(aliases: Aliases, period: Duration, stopper: Stopper
         .build();
     let mut following = aliases.follow(period);
     while let Some(Some(aliases)) = stopper.run(following.next()).await {
-        *promoted.lock().unwrap_or_else(PoisonError::into_inner) = aliases;
+        *promoted.lock() = aliases;
     }
     Ok(())
 }

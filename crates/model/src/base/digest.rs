@@ -1,9 +1,10 @@
 //! A base's digest, computed by threads while others read the same files.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use togi_common::{Digest, Hasher};
 
 use crate::error::{Error, Result};
@@ -35,7 +36,7 @@ impl BaseDigest {
             let thread = std::thread::Builder::new().name("digest".into());
             let started = thread.spawn(move || hash(&bytes, &stop));
             let thread = started.map_err(|source| Error::file(&name, source))?;
-            digest.lock().push((name, thread));
+            digest.hashing.lock().push((name, thread));
         }
         Ok(digest)
     }
@@ -51,7 +52,7 @@ impl BaseDigest {
 
     pub(super) fn value(&self) -> &str {
         self.value.get_or_init(|| {
-            let hashing = std::mem::take(&mut *self.lock());
+            let hashing = std::mem::take(&mut *self.hashing.lock());
             let mut files: Vec<_> = hashing.into_iter().map(ended).collect();
             files.sort();
             let lines: String = files
@@ -61,16 +62,12 @@ impl BaseDigest {
             Digest::of(lines).to_string()
         })
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Hashing>> {
-        self.hashing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for BaseDigest {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let hashing = std::mem::take(&mut *self.lock());
+        let hashing = std::mem::take(&mut *self.hashing.lock());
         // A panic of a thread changes nothing here: its digest is not needed any more.
         hashing
             .into_iter()

@@ -1,6 +1,8 @@
 //! What an engine has on its device: the network, and the adapters and caches of its callers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::decode::forward::Part;
 use crate::engine::slots::{Handle, Slots};
@@ -102,10 +104,7 @@ impl<O: Decode> Resident<O> {
             .map(|segment| self.caches.get(&segment.cache.handle))
             .collect::<Result<_>>()?;
         // Never contended: a segment has its cache alone.
-        let mut locked: Vec<_> = caches
-            .iter()
-            .map(|cache| cache.lock().unwrap_or_else(PoisonError::into_inner))
-            .collect();
+        let mut locked: Vec<_> = caches.iter().map(|cache| cache.lock()).collect();
         let parts = segments.iter().zip(&factors).zip(&mut locked);
         let parts = parts.map(|((segment, factors), cache)| Part {
             ids: segment.ids,

@@ -2,8 +2,9 @@
 //! its slot, and dropping the engine frees all.
 
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use slab::Slab;
 
 use crate::error::{Error, Result};
@@ -37,7 +38,7 @@ impl<T: Send + Sync + 'static> Slots<T> {
     pub(super) fn insert(&self, value: T) -> Handle {
         let weak = Arc::downgrade(&self.values);
         Handle {
-            slot: lock(&self.values).insert(Arc::new(value)),
+            slot: self.values.lock().insert(Arc::new(value)),
             slots: weak,
         }
     }
@@ -48,7 +49,7 @@ impl<T: Send + Sync + 'static> Slots<T> {
     /// [`Error::Input`] for a handle of another engine.
     pub(super) fn get(&self, handle: &Handle) -> Result<Arc<T>> {
         let is_ours = ptr::addr_eq(handle.slots.as_ptr(), Arc::as_ptr(&self.values));
-        let value = lock(&self.values).get(handle.slot).cloned();
+        let value = self.values.lock().get(handle.slot).cloned();
         value
             .filter(|_| is_ours)
             .ok_or_else(|| Error::Input("an adapter or cache is of another engine".into()))
@@ -58,7 +59,7 @@ impl<T: Send + Sync + 'static> Slots<T> {
 impl<T: Send + Sync> Free for Mutex<Slab<Arc<T>>> {
     fn free(&self, slot: usize) {
         // Dropped after the lock is released: freeing a device's memory may take long.
-        let freed = lock(self).try_remove(slot);
+        let freed = self.lock().try_remove(slot);
         drop(freed);
     }
 }
@@ -69,10 +70,6 @@ impl Drop for Handle {
             slots.free(self.slot);
         }
     }
-}
-
-fn lock<T>(values: &Mutex<Slab<Arc<T>>>) -> std::sync::MutexGuard<'_, Slab<Arc<T>>> {
-    values.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -87,7 +84,7 @@ mod tests {
         let freed = Arc::downgrade(&in_use);
         let slot = first.slot;
         drop(first);
-        assert_eq!((*in_use, lock(&slots.values).len()), ("first", 1));
+        assert_eq!((*in_use, slots.values.lock().len()), ("first", 1));
         drop(in_use);
         assert!(freed.upgrade().is_none());
         let third = slots.insert("third");

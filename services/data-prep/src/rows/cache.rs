@@ -1,9 +1,9 @@
 //! Decoded shards within a budget, the least recently used leaving first.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use arrow_array::RecordBatch;
+use parking_lot::Mutex;
 
 /// A data set's digest and the place of a part in its manifest.
 pub(crate) type Key = (String, usize);
@@ -37,7 +37,7 @@ impl Cache {
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<RecordBatch> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         kept.clock += 1;
         let now = kept.clock;
         let shard = kept.shards.get_mut(key)?;
@@ -51,7 +51,7 @@ impl Cache {
         if bytes > self.budget {
             return;
         }
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         kept.clock += 1;
         let used = kept.clock;
         if let Some(old) = kept.shards.insert(key, Shard { rows, bytes, used }) {
@@ -96,6 +96,6 @@ mod tests {
         cache.put(key(3), shard(5000));
         assert!(cache.get(&key(3)).is_none() && cache.get(&key(0)).is_some());
         cache.put(key(0), shard(1000));
-        assert_eq!(cache.kept.lock().unwrap().bytes, 2 * size);
+        assert_eq!(cache.kept.lock().bytes, 2 * size);
     }
 }

@@ -2,9 +2,10 @@
 //! loader replaces whole, and all generations in memory.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::served_adapter::ServedAdapter;
@@ -84,7 +85,7 @@ impl Shelf {
 
     /// Returns a generation that is in memory.
     pub(crate) fn find(&self, digest: &str) -> Option<Arc<ServedAdapter>> {
-        self.resident().all.get(digest).and_then(Weak::upgrade)
+        self.resident.lock().all.get(digest).and_then(Weak::upgrade)
     }
 
     /// Makes room for one more generation by dropping recent ones that nothing else holds, the
@@ -92,7 +93,7 @@ impl Shelf {
     /// Returns false if there is no room.
     pub(crate) fn make_room(&self, replaces: bool) -> bool {
         let limit = self.max_resident + usize::from(replaces);
-        let mut resident = self.resident();
+        let mut resident = self.resident.lock();
         while resident.count() >= limit {
             let unused = |generation: &Arc<ServedAdapter>| Arc::strong_count(generation) == 1;
             let Some(oldest) = resident.recent.iter().position(unused) else {
@@ -105,7 +106,7 @@ impl Shelf {
 
     /// Takes a newly loaded generation into memory.
     pub(crate) fn put(&self, generation: &Arc<ServedAdapter>) {
-        let mut resident = self.resident();
+        let mut resident = self.resident.lock();
         resident
             .all
             .insert(generation.digest().to_owned(), Arc::downgrade(generation));
@@ -113,7 +114,7 @@ impl Shelf {
 
     /// Keeps a generation that a request named by digest while there is room.
     pub(crate) fn keep(&self, generation: &Arc<ServedAdapter>) {
-        let mut resident = self.resident();
+        let mut resident = self.resident.lock();
         resident
             .recent
             .retain(|other| other.digest() != generation.digest());
@@ -122,11 +123,7 @@ impl Shelf {
 
     /// Returns how many generations are in memory.
     pub(crate) fn count(&self) -> usize {
-        self.resident().count()
-    }
-
-    fn resident(&self) -> std::sync::MutexGuard<'_, Resident> {
-        self.resident.lock().unwrap_or_else(PoisonError::into_inner)
+        self.resident.lock().count()
     }
 }
 

@@ -2,9 +2,10 @@
 //! permit immediately or is refused, and holds it until its answer has ended, so that nothing grows
 //! without bound.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use togi_model::Engine;
 use tokio::sync::oneshot;
 
@@ -50,7 +51,7 @@ impl Door {
     /// # Errors
     /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
     pub(crate) fn enter(&self) -> Result<Permit> {
-        if self.work().is_none() {
+        if self.work.lock().is_none() {
             return Err(Error::Stopping);
         }
         self.load
@@ -92,7 +93,8 @@ impl Door {
     }
 
     fn send(&self, work: Work) -> Result<()> {
-        self.work()
+        self.work
+            .lock()
             .as_ref()
             .ok_or(Error::Stopping)?
             .send(work)
@@ -101,10 +103,6 @@ impl Door {
 
     /// Refuses further requests. The engine's thread ends after those inside.
     pub(crate) fn close(&self) {
-        self.work().take();
-    }
-
-    fn work(&self) -> MutexGuard<'_, Option<Sender<Work>>> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        self.work.lock().take();
     }
 }
