@@ -96,10 +96,10 @@ impl Bus {
             name: name.to_owned(),
             config: config.clone(),
             stopper: stopper.clone(),
-            jobs: Kv::new(&js, streams::JOBS_BUCKET),
-            aliases: Kv::new(&js, streams::ALIASES_BUCKET),
-            policies: Kv::new(&js, streams::POLICIES_BUCKET),
-            replicas: Kv::new(&js, streams::REPLICAS_BUCKET),
+            jobs: Kv::new(&js, streams::JOBS_BUCKET, stopper),
+            aliases: Kv::new(&js, streams::ALIASES_BUCKET, stopper),
+            policies: Kv::new(&js, streams::POLICIES_BUCKET, stopper),
+            replicas: Kv::new(&js, streams::REPLICAS_BUCKET, stopper),
             sent: telemetry::meter()
                 .u64_counter(semconv::MESSAGING_SENT_MESSAGES)
                 .build(),

@@ -21,6 +21,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::config::StoreConfig;
 use crate::error::{Class, Error, Result};
 use crate::layout;
+use crate::life::backoff::Backoff;
 
 pub mod folder;
 pub mod hub;
@@ -60,7 +61,7 @@ impl Store {
         let store = Self {
             inner: connect(&config.url, &config.all_options()?)?,
         };
-        let mut delay = Duration::from_millis(250);
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
         loop {
             match store.probe().await {
                 Ok(()) => return Ok(store),
@@ -70,8 +71,7 @@ impl Store {
                 }
                 Err(error) => return Err(error),
             }
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(Duration::from_secs(5));
+            tokio::time::sleep(backoff.step()).await;
         }
     }
 
@@ -133,7 +133,7 @@ impl Store {
     /// clear answer.
     pub async fn put_new(&self, key: &Path, bytes: impl Into<Bytes>) -> Result<Put> {
         let bytes = bytes.into();
-        let mut delay = Duration::from_millis(50);
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         let mut unclear = None;
         for _ in 0..ATTEMPTS {
             match self.create(key, bytes.clone()).await.map_err(about(key)) {
@@ -152,8 +152,7 @@ impl Store {
                 Err(error) if error.class() == Class::NotFound => {}
                 Err(error) => unclear = Some(error),
             }
-            tokio::time::sleep(delay).await;
-            delay *= 2;
+            tokio::time::sleep(backoff.step()).await;
         }
         let error = Error::unavailable(format!("object {key} could not be written"));
         Err(match unclear {

@@ -131,13 +131,17 @@ impl<H: Handler> Slot<H> {
                     error = error.chain(),
                     "a job message was not settled"
                 );
-                if error.class() == Class::Unavailable {
-                    return Err(error);
+                match error.class() {
+                    Class::Unavailable => return Err(error),
+                    // No delivery repairs damaged bytes.
+                    Class::DataLoss => {
+                        self.bury::<()>(&delivery, &error).await?;
+                    }
+                    _ => {
+                        let later = nak(Duration::from_secs(5));
+                        self.jobs.bus().answer(&delivery.reply, &later).await?;
+                    }
                 }
-                self.jobs
-                    .bus()
-                    .answer(&delivery.reply, &nak(Duration::from_secs(5)))
-                    .await?;
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Making the connection and keeping what it needs on the other side.
+//! The connection to NATS, and the streams that it needs on the server.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::life::stop::Stopper;
 /// How long a request to NATS may take.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 pub(super) async fn dial(
     config: &NatsConfig,
@@ -37,8 +37,7 @@ pub(super) async fn dial(
         .request_timeout(Some(REQUEST_TIMEOUT))
         .ping_interval(Duration::from_secs(10))
         .reconnect_delay_callback(|attempt| {
-            let doublings = u32::try_from(attempt.saturating_sub(1).min(6)).unwrap_or(6);
-            (Duration::from_millis(50) * 2u32.pow(doublings)).min(Duration::from_secs(2))
+            RECONNECT.after(u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX))
         })
         .event_callback(move |event| {
             let connected = connected.clone();
@@ -72,7 +71,7 @@ pub(super) async fn wait_for_streams(
     config: &NatsConfig,
     stopper: &Stopper,
 ) -> Result<()> {
-    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    let mut backoff = BACKOFF;
     loop {
         let ensured = stopper.run(streams::ensure(js, config.replicas)).await;
         match ensured {
@@ -92,8 +91,8 @@ pub(super) async fn wait_for_streams(
     }
 }
 
-/// At the first connection, and after every other: the server may be a new one with an empty
-/// folder.
+/// Creates missing streams after every connection, because the server may be a new one with an
+/// empty folder.
 pub(super) async fn keep_streams(
     js: jetstream::Context,
     config: NatsConfig,
@@ -107,7 +106,7 @@ pub(super) async fn keep_streams(
     }
     connections.mark_unchanged();
     while let Some(Ok(())) = stopper.run(connections.changed()).await {
-        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut backoff = BACKOFF;
         while let Err(error) = streams::ensure(&js, config.replicas).await {
             if error.class() != Class::Unavailable {
                 tracing::error!(

@@ -1,5 +1,5 @@
-//! A key-value bucket with compare-and-set. Writes whose answer was lost are settled by reading
-//! back; watches live through reconnects.
+//! A key-value bucket with compare-and-set. A write whose answer was lost is settled by reading
+//! back; watches survive reconnects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +13,10 @@ use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::OnceCell;
 
 use crate::error::{Class, Error, Result};
+use crate::life::backoff::Backoff;
+use crate::life::stop::Stopper;
+
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// One key's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,14 +37,16 @@ pub struct Kv(Arc<Inner>);
 struct Inner {
     js: jetstream::Context,
     bucket: String,
+    stopper: Stopper,
     store: OnceCell<kv::Store>,
 }
 
 impl Kv {
-    pub(crate) fn new(js: &jetstream::Context, bucket: &str) -> Self {
+    pub(crate) fn new(js: &jetstream::Context, bucket: &str, stopper: &Stopper) -> Self {
         Self(Arc::new(Inner {
             js: js.clone(),
             bucket: bucket.to_owned(),
+            stopper: stopper.clone(),
             store: OnceCell::new(),
         }))
     }
@@ -58,7 +64,7 @@ impl Kv {
         Error::unavailable(format!("bucket {} does not answer", self.0.bucket)).with_source(error)
     }
 
-    /// Returns a key's entry; `None` if there is none or it was deleted.
+    /// Returns a key's entry; `None` if it was never written or was deleted.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -97,7 +103,7 @@ impl Kv {
     /// Replaces a key's value if its revision is still this one; returns the new revision.
     ///
     /// # Errors
-    /// `Aborted` if somebody else has written meanwhile; `Unavailable`.
+    /// `Aborted` if another writer was faster; `Unavailable`.
     pub async fn update(&self, key: &str, value: impl Into<Bytes>, revision: u64) -> Result<u64> {
         let value = value.into();
         let error = match self
@@ -109,8 +115,8 @@ impl Kv {
             Ok(revision) => return Ok(revision),
             Err(error) => error,
         };
-        // A write whose acknowledgement was lost is repeated by nobody but us: equal bytes at a
-        // later revision are ours.
+        // The acknowledgement may be lost after the write. Equal bytes at a later revision are ours,
+        // because only we write them.
         match self.get(key).await {
             Ok(Some(entry))
                 if entry.revision > revision && entry.value.as_ref() == Some(&value) =>
@@ -125,7 +131,7 @@ impl Kv {
         }
     }
 
-    /// Writes a key, whatever was there; returns its revision.
+    /// Writes a key, over any value; returns its revision.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -162,14 +168,14 @@ impl Kv {
             .collect())
     }
 
-    /// Returns all entries, ordered by key, in a few requests whatever their number.
+    /// Returns all entries, ordered by key, in a few requests.
     ///
     /// # Errors
     /// `Unavailable`.
     pub async fn entries(&self) -> Result<Vec<Entry>> {
         let config = pull::Config {
             deliver_policy: DeliverPolicy::LastPerSubject,
-            // The server insists on a filter with this policy.
+            // The server requires a filter with this policy.
             filter_subject: format!("$KV.{}.>", self.0.bucket),
             ack_policy: AckPolicy::None,
             memory_storage: true,
@@ -228,12 +234,11 @@ impl Kv {
                 );
             }
             if received == 0 {
-                // What was pending may have expired meanwhile.
+                // The pending messages may have expired meanwhile.
                 break;
             }
         }
-        // It would go by itself when it is not used; a busy lister should not leave a trail of
-        // them.
+        // An unused consumer expires automatically, but frequent listing would collect many.
         let name = consumer.cached_info().name.clone();
         let _ = self
             .0
@@ -243,40 +248,38 @@ impl Kv {
         Ok(found.into_values().collect())
     }
 
-    /// Returns a key's present entry, if there is one, and then every change; `>` is every key. The
-    /// stream has no end: it is made anew after an error, and says the present entry again
-    /// then.
+    /// Returns a key's present entry and then every change; `>` is every key. After an error the
+    /// watch begins again with the present entry. The stream ends only if the bus is stopped while
+    /// the server is away.
     pub fn watch(&self, key: &str) -> impl Stream<Item = Entry> + Send + Unpin + use<> {
         let state = Watching {
             kv: self.clone(),
             key: key.to_owned(),
             watch: None,
-            delay: FIRST_DELAY,
+            backoff: BACKOFF,
         };
         Box::pin(stream::unfold(state, |mut state| async move {
-            let entry = state.next().await;
+            let entry = state.next().await?;
             Some((entry, state))
         }))
     }
 }
 
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-
 struct Watching {
     kv: Kv,
     key: String,
     watch: Option<Watch>,
-    delay: Duration,
+    backoff: Backoff,
 }
 
 impl Watching {
-    async fn next(&mut self) -> Entry {
+    async fn next(&mut self) -> Option<Entry> {
         loop {
             let failed = match &mut self.watch {
                 Some(watch) => match watch.next().await {
                     Some(Ok(entry)) => {
-                        self.delay = FIRST_DELAY;
-                        return Entry::from(entry);
+                        self.backoff.reset();
+                        return Some(Entry::from(entry));
                     }
                     Some(Err(error)) => error.to_string(),
                     None => "the watch ended".to_owned(),
@@ -296,12 +299,13 @@ impl Watching {
                 error = failed,
                 "watching again"
             );
-            tokio::time::sleep(self.delay).await;
-            self.delay = (self.delay * 2).min(Duration::from_secs(5));
+            if !self.backoff.wait(&self.kv.0.stopper).await {
+                return None;
+            }
         }
     }
 
-    /// By `&mut`, as a watch is not `Sync` and a shared borrow of it would not be `Send`.
+    /// By `&mut`, because a watch is not `Sync`, so a shared borrow of it would not be `Send`.
     async fn open(&mut self) -> Result<Watch> {
         let store = self.kv.store().await?;
         store

@@ -1,5 +1,5 @@
-//! Reading a stream for as long as the process lives: an ephemeral consumer that is made anew, at
-//! the right place, after any error, a restart of the server, or the loss of the whole stream.
+//! Reading a stream for the life of the process. After any error, a restart of the server or the
+//! loss of the stream, a new ephemeral consumer continues at the right place.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,13 +13,14 @@ use futures::{Stream, StreamExt as _};
 use crate::bus::Bus;
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event, EventKind, Metadata};
+use crate::life::backoff::Backoff;
 
-const FIRST_DELAY: Duration = Duration::from_millis(100);
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// Where reading starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With what is published from now on.
+    /// With the first event published from now on.
     New,
     /// With the oldest event that is still there.
     All,
@@ -32,11 +33,11 @@ pub enum Start {
 pub struct Received {
     /// What happened.
     pub event: Event,
-    /// What its message says about it.
+    /// The metadata of its message.
     pub meta: Metadata,
 }
 
-/// Events as they come. It ends when the bus's stopper stops, and only then.
+/// Events as they arrive. The stream ends only when the bus's stopper stops.
 pub struct EventStream(BoxStream<'static, Received>);
 
 impl Stream for EventStream {
@@ -48,9 +49,9 @@ impl Stream for EventStream {
 }
 
 impl Bus {
-    /// Returns the events of these kinds (all kinds if none is named). They are hints: some may
-    /// come twice, and whoever reads them must also look into the store from time to time. What
-    /// is no event of ours is left out.
+    /// Returns the events of these kinds, of all kinds if the list is empty. Events are hints: one
+    /// may arrive twice or never, so a reader must also look into the store from time to time.
+    /// Messages that are no events of Togi are left out.
     ///
     /// # Errors
     /// `Cancelled` if the stopper stops before the place of [`Start::New`] is known.
@@ -70,7 +71,7 @@ impl Bus {
             subjects,
             next,
             messages: None,
-            delay: FIRST_DELAY,
+            backoff: BACKOFF,
         };
         let stopped = self.stopper().stopped();
         let received = futures::stream::unfold(reader, |mut reader| async move {
@@ -81,19 +82,18 @@ impl Bus {
     }
 
     async fn end_of(&self, stream: &str) -> Result<u64> {
-        let mut delay = FIRST_DELAY;
+        let mut backoff = BACKOFF;
         loop {
             match self.js().get_stream(stream).await {
                 Ok(found) => return Ok(found.cached_info().state.last_sequence),
                 Err(error) => tracing::debug!(%error, stream, "waiting for the stream"),
             }
-            if !self.stopper().wait(delay).await {
+            if !backoff.wait(self.stopper()).await {
                 return Err(Error::new(
                     Class::Cancelled,
                     "stopped before the stream was there",
                 ));
             }
-            delay = (delay * 2).min(Duration::from_secs(2));
         }
     }
 }
@@ -102,10 +102,10 @@ struct Reader {
     bus: Bus,
     stream: &'static str,
     subjects: Vec<String>,
-    /// Place of the next message wanted.
+    /// The place of the next message in the stream.
     next: u64,
     messages: Option<pull::Stream>,
-    delay: Duration,
+    backoff: Backoff,
 }
 
 impl Reader {
@@ -133,15 +133,14 @@ impl Reader {
                 Some(messages) => {
                     let message = tokio::select! {
                         message = messages.next() => message,
-                        // The consumer lived in the server's memory: do not wait until its
-                        // silence is noticed.
+                        // The consumer was in the memory of the old server, so it will not answer.
                         Ok(()) = connections.changed() => None,
                     };
                     match message {
                         Some(Ok(message)) => {
                             let Ok(info) = message.info() else { continue };
                             self.next = info.stream_sequence + 1;
-                            self.delay = FIRST_DELAY;
+                            self.backoff.reset();
                             return message;
                         }
                         Some(Err(error)) => error.to_string(),
@@ -158,8 +157,8 @@ impl Reader {
             };
             self.messages = None;
             tracing::debug!(stream = self.stream, error = failed, "reading again");
-            tokio::time::sleep(self.delay).await;
-            self.delay = (self.delay * 2).min(Duration::from_secs(5));
+            // A stop ends this wait, because it ends the stream that polls it.
+            tokio::time::sleep(self.backoff.step()).await;
         }
     }
 
@@ -173,7 +172,7 @@ impl Reader {
             .map_err(|error| gone(&error))?;
         let last = found.cached_info().state.last_sequence;
         if last + 1 < self.next {
-            // The stream was lost and made anew: all that is in it is new to us.
+            // The stream was lost and created again, so all its messages are new to us.
             tracing::warn!(
                 stream = self.stream,
                 "the stream starts again from its beginning"

@@ -10,8 +10,8 @@ use togi_common::{JobId, canonical};
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
 use crate::jobs::Jobs;
-use crate::jobs::job::{Job, Kind, State};
-use crate::jobs::record::Record;
+use crate::jobs::job::{Failure, Job, Kind, State};
+use crate::jobs::record::{Envelope, Record};
 use crate::layout;
 use crate::telemetry;
 
@@ -70,16 +70,31 @@ impl Jobs {
         }
     }
 
-    /// Returns how a job ended, if it has: the store's word, which is final.
+    /// Returns the job's end from the store, `None` before it. A damaged end cannot be written
+    /// again, so the job has failed with the class of the damage.
     pub(crate) async fn final_record(&self, id: &JobId) -> Result<Option<Job>> {
-        match self.store.get_json(&layout::job_final(id)).await {
+        let key = layout::job_final(id);
+        match self.store.get_json(&key).await {
             Ok(job) => Ok(Some(job)),
             Err(error) if error.class() == Class::NotFound => Ok(None),
+            Err(error) if error.class() == Class::DataLoss => {
+                let envelope: Envelope = self.store.get_json(&layout::job_request(id)).await?;
+                // The end's time is the object's, so that every reader returns the same job.
+                let written = self.store.head(&key).await?.last_modified.timestamp();
+                let end_time = Timestamp::from_second(written)
+                    .map_err(|error| Error::internal("not a time").with_source(error))?;
+                Ok(Some(Job {
+                    state: State::Failed,
+                    end_time: Some(end_time),
+                    failure: Some(Failure::from(&error)),
+                    ..envelope.to_job(id)?
+                }))
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// Decides how a job ended, once: the first word stays, and is returned.
+    /// Decides how a job ended. The first decision stays and is returned.
     pub(crate) async fn finish(&self, mut job: Job, state: State) -> Result<Job> {
         job.state = state;
         job.end_time = Some(Timestamp::now());
@@ -88,7 +103,9 @@ impl Jobs {
         let key = layout::job_final(&job.id);
         match self.store.put_new(&key, canonical::json(&job)?).await {
             Ok(_) => Ok(job),
-            Err(error) if error.class() == Class::AlreadyExists => self.store.get_json(&key).await,
+            Err(error) if error.class() == Class::AlreadyExists => {
+                self.final_record(&job.id).await?.ok_or(error)
+            }
             Err(error) => Err(error),
         }
     }

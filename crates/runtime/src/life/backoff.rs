@@ -6,13 +6,12 @@ use std::time::Duration;
 use crate::life::stop::Stopper;
 
 /// The waits of one series of attempts: each is twice the one before, up to a limit. Jitter takes
-/// up to a quarter off, so that processes that lost the same server do not come back to it
-/// together.
+/// up to a quarter off, so that processes that lost the same server do not return together.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
     limit: Duration,
-    next: Duration,
+    failures: u32,
 }
 
 impl Backoff {
@@ -30,19 +29,30 @@ impl Backoff {
         Self {
             first,
             limit,
-            next: first,
+            failures: 0,
         }
     }
 
     /// Begins the series again, after a success.
     pub fn reset(&mut self) {
-        self.next = self.first;
+        self.failures = 0;
     }
 
-    /// Returns the next wait and moves on.
+    /// Returns the next wait and moves on. [`Backoff::wait`] is the same with a stop.
     pub fn step(&mut self) -> Duration {
-        let wait = self.next;
-        self.next = wait.saturating_mul(2).min(self.limit);
+        let wait = self.after(self.failures);
+        self.failures = self.failures.saturating_add(1);
+        wait
+    }
+
+    /// Returns the wait after this many failures before the last one, for a caller that counts
+    /// them.
+    #[must_use]
+    pub fn after(&self, failures: u32) -> Duration {
+        let doubled = 2u32
+            .checked_pow(failures)
+            .and_then(|n| self.first.checked_mul(n));
+        let wait = doubled.unwrap_or(self.limit).min(self.limit);
         // A new hasher has random keys; the low byte of an empty hash is enough for jitter.
         let random = (RandomState::new().hash_one(()) & 0xff) as f64 / 255.0;
         wait.mul_f64(1.0 - random / 4.0)
@@ -67,6 +77,7 @@ mod tests {
             let wait = backoff.step();
             assert!(wait <= full && wait >= full.mul_f64(0.74), "{wait:?}");
         }
+        assert!(backoff.after(1) > first && backoff.after(u32::MAX) <= limit);
         backoff.reset();
         assert!(backoff.step() <= first);
     }

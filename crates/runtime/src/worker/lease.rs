@@ -1,5 +1,5 @@
-//! A worker's lease of a job: held while the server confirms it, lost by our own monotonic clock at
-//! the latest when the server may give the job away, and never held again once lost.
+//! A worker's lease of a job. It is held while the server confirms it. It is lost, by our monotonic
+//! clock, at the latest when the server may give the job to another worker, and stays lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,13 +22,18 @@ pub struct Lease(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// `None` for a lease that nobody can take: [`Lease::unmanaged`].
-    jobs: Option<Jobs>,
+    jobs: Jobs,
     id: JobId,
     worker: String,
     fence: Fence,
+    hold: Hold,
+}
+
+/// Whether a lease is held, by the clock and by the reports of others.
+#[derive(Debug)]
+struct Hold {
     started: Instant,
-    /// When the lease ends unless it is confirmed before: nanoseconds after `started`.
+    /// The lease's end unless it is confirmed before, in nanoseconds after `started`.
     deadline: AtomicU64,
     state: watch::Sender<State>,
 }
@@ -47,31 +52,12 @@ impl Lease {
         fence: Fence,
         confirmed: Instant,
     ) -> Self {
-        let lease = Self(Arc::new(Inner {
-            jobs: Some(jobs.clone()),
+        Self(Arc::new(Inner {
+            hold: Hold::new(confirmed, jobs.bus().config().ack_wait()),
+            jobs: jobs.clone(),
             id: id.clone(),
             worker: worker.to_owned(),
             fence,
-            started: confirmed,
-            deadline: AtomicU64::new(0),
-            state: watch::Sender::new(State::default()),
-        }));
-        lease.set_deadline(jobs.bus().config().ack_wait());
-        lease
-    }
-
-    /// Returns a lease that is never lost and never cancelled, for trying out a handler without a
-    /// bus.
-    #[must_use]
-    pub fn unmanaged(id: JobId, fence: Fence) -> Self {
-        Self(Arc::new(Inner {
-            jobs: None,
-            id,
-            worker: String::new(),
-            fence,
-            started: Instant::now(),
-            deadline: AtomicU64::new(u64::MAX),
-            state: watch::Sender::new(State::default()),
         }))
     }
 
@@ -87,56 +73,38 @@ impl Lease {
         &self.0.id
     }
 
-    /// Returns whether the lease is held now. Cheap enough for every step, from any thread, and
-    /// right even after the process was stopped for a while.
+    /// Returns whether the lease is held now. It is cheap enough to ask at every step, works in any
+    /// thread, and is right even after the process was suspended.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        if self.0.state.borrow().lost {
-            return false;
-        }
-        let held = self.left() > Duration::ZERO;
-        if !held {
-            self.lose();
-        }
-        held
+        self.0.hold.is_held()
     }
 
     /// Waits until the lease is lost.
     pub async fn lost(&self) {
-        let mut state = self.0.state.subscribe();
-        while self.is_held() {
-            // No lease is as long as a day, and an unmanaged one has no end.
-            let left = self.left().min(Duration::from_secs(24 * 3600));
-            tokio::select! {
-                _ = state.changed() => {}
-                () = tokio::time::sleep(left) => {}
-            }
-        }
+        self.0.hold.lost().await;
     }
 
-    /// Waits until somebody has asked for the job's end.
+    /// Waits until the job's end is requested.
     pub async fn cancelled(&self) {
-        let mut state = self.0.state.subscribe();
-        // The sender lives in `self`.
+        let mut state = self.0.hold.state.subscribe();
+        // It cannot fail: the sender lives in `self`.
         let _ = state.wait_for(|state| state.cancelled).await;
     }
 
-    /// Returns whether somebody has asked for the job's end.
+    /// Returns whether the job's end was requested.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.state.borrow().cancelled
+        self.0.hold.state.borrow().cancelled
     }
 
-    /// Asks the record whether the job is still ours: to be called before anything is published.
+    /// Reads in the record whether the job is still ours. A handler calls it before it publishes.
     ///
     /// # Errors
-    /// `Aborted` if it is not; `Unavailable` if nobody answers.
+    /// `Aborted` if the job has another holder; `Unavailable`.
     pub async fn check(&self) -> Result<()> {
         self.still_held()?;
-        let Some(jobs) = &self.0.jobs else {
-            return Ok(());
-        };
-        let record = jobs.record(&self.0.id).await?;
+        let record = self.0.jobs.record(&self.0.id).await?;
         self.see(record.as_ref().map(|(record, _)| record));
         self.still_held()
     }
@@ -151,17 +119,15 @@ impl Lease {
         ))
     }
 
-    /// Says that lasting progress was made (a checkpoint): failed attempts before it do not count
-    /// towards the last one any more. So a job whose workers die now and then ends well, and
-    /// one that never gets anywhere ends after five.
+    /// Records lasting progress, such as a checkpoint, by setting the count of failed attempts to 0.
+    /// So a long job survives a few lost workers, and a job without progress ends after
+    /// [`MAX_ATTEMPTS`](crate::jobs::MAX_ATTEMPTS).
     ///
     /// # Errors
-    /// `Aborted` if the job is not ours any more; `Unavailable`.
+    /// `Aborted` if the job has another holder; `Unavailable`.
     pub async fn progressed(&self) -> Result<()> {
         self.still_held()?;
-        let Some(jobs) = &self.0.jobs else {
-            return Ok(());
-        };
+        let jobs = &self.0.jobs;
         loop {
             let found = jobs.record(&self.0.id).await?;
             self.see(found.as_ref().map(|(record, _)| record));
@@ -189,26 +155,25 @@ impl Lease {
     /// Keeps the lease until it is lost: confirms it with the server every third of its time, and
     /// follows the record for a cancellation or a successor.
     pub(crate) async fn keep(self, reply: Subject) {
-        let Some(jobs) = self.0.jobs.clone() else {
-            return;
-        };
+        let kept = async { tokio::join!(self.confirm(&reply), self.follow()) };
         tokio::select! {
-            () = self.confirm(&jobs, &reply) => {}
-            () = self.follow(&jobs) => {}
+            _ = kept => {}
             () = self.lost() => {}
         }
     }
 
-    async fn confirm(&self, jobs: &Jobs, reply: &Subject) {
+    /// Returns when the lease is lost.
+    async fn confirm(&self, reply: &Subject) {
+        let jobs = &self.0.jobs;
         let ack_wait = jobs.bus().config().ack_wait();
         loop {
-            // Before the request: the server's clock starts when it arrives, ours must not start
-            // later.
+            // Taken before the request, because the server's clock starts when the request arrives
+            // and ours must not start later.
             let asked = Instant::now();
             let answer = tokio::time::timeout(ack_wait / 3, jobs.bus().answer(reply, "+WPI")).await;
             match answer {
                 Ok(Ok(())) if self.is_held() => {
-                    self.set_deadline(asked.saturating_duration_since(self.0.started) + ack_wait);
+                    self.0.hold.set_deadline(asked + ack_wait);
                 }
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => {
@@ -217,30 +182,28 @@ impl Lease {
                 Err(_) => tracing::debug!(job = %self.0.id, "lease not confirmed in time"),
             }
             tokio::time::sleep((ack_wait / 3).saturating_sub(asked.elapsed())).await;
-            // The watch below is quicker; this is for the time in which it has broken without a
-            // word.
+            // `follow` is quicker, but its watch may have broken without an error.
             if let Ok(found) = jobs.record(&self.0.id).await {
                 self.see(found.as_ref().map(|(record, _)| record));
             }
         }
     }
 
-    async fn follow(&self, jobs: &Jobs) {
-        let mut changes = jobs.bus().jobs().watch(self.0.id.as_str());
+    async fn follow(&self) {
+        let mut changes = self.0.jobs.bus().jobs().watch(self.0.id.as_str());
         while let Some(entry) = changes.next().await {
             let record = entry
                 .value
                 .and_then(|value| Record::from_bytes(&value).ok());
-            // An entry of before our claim may come late; one without a value tells nothing.
+            // An entry from before our claim may arrive late.
             if let Some(record) = record.filter(|record| record.job.fence >= self.0.fence) {
                 self.see(Some(&record));
             }
         }
     }
 
-    /// Draws the conclusions from a record that was read after our claim. A missing one (NATS was
-    /// wiped) takes nothing away by itself: the server does not confirm the lease any more
-    /// then, and the clock decides.
+    /// Updates the lease from a record that was read after our claim. A missing record means that
+    /// NATS was wiped: the server then confirms no lease, and the clock decides.
     fn see(&self, record: Option<&Record>) {
         let Some(record) = record else { return };
         let job = &record.job;
@@ -251,26 +214,66 @@ impl Lease {
             self.lose();
         }
         if job.cancel_requested {
-            self.0
-                .state
-                .send_if_modified(|state| !std::mem::replace(&mut state.cancelled, true));
+            self.0.hold.cancel();
         }
     }
 
     pub(crate) fn lose(&self) {
-        self.0
-            .state
+        self.0.hold.lose();
+    }
+}
+
+impl Hold {
+    fn new(confirmed: Instant, ack_wait: Duration) -> Self {
+        let hold = Self {
+            started: confirmed,
+            deadline: AtomicU64::new(0),
+            state: watch::Sender::new(State::default()),
+        };
+        hold.set_deadline(confirmed + ack_wait);
+        hold
+    }
+
+    fn is_held(&self) -> bool {
+        if self.state.borrow().lost {
+            return false;
+        }
+        let held = self.left() > Duration::ZERO;
+        if !held {
+            self.lose();
+        }
+        held
+    }
+
+    async fn lost(&self) {
+        let mut state = self.state.subscribe();
+        while self.is_held() {
+            tokio::select! {
+                _ = state.changed() => {}
+                () = tokio::time::sleep(self.left()) => {}
+            }
+        }
+    }
+
+    fn lose(&self) {
+        self.state
             .send_if_modified(|state| !std::mem::replace(&mut state.lost, true));
     }
 
-    fn set_deadline(&self, after_start: Duration) {
+    fn cancel(&self) {
+        self.state
+            .send_if_modified(|state| !std::mem::replace(&mut state.cancelled, true));
+    }
+
+    fn set_deadline(&self, end: Instant) {
+        let after_start = end.saturating_duration_since(self.started);
         let nanoseconds = u64::try_from(after_start.as_nanos()).unwrap_or(u64::MAX);
-        self.0.deadline.store(nanoseconds, Ordering::Release);
+        self.deadline.store(nanoseconds, Ordering::Release);
     }
 
     fn left(&self) -> Duration {
-        let deadline = Duration::from_nanos(self.0.deadline.load(Ordering::Acquire));
-        deadline.saturating_sub(self.0.started.elapsed())
+        let deadline = Duration::from_nanos(self.deadline.load(Ordering::Acquire));
+        deadline.saturating_sub(self.started.elapsed())
     }
 }
 
@@ -280,13 +283,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_lease_without_confirmation_is_lost_by_the_clock_and_stays_lost() {
-        let lease = Lease::unmanaged("j".parse().unwrap(), Fence(3));
-        assert!(lease.is_held() && !lease.is_cancelled());
-        lease.check().await.unwrap();
-        lease.set_deadline(Duration::ZERO);
-        lease.lost().await;
-        lease.set_deadline(Duration::from_secs(3600));
-        assert!(!lease.is_held());
-        assert_eq!(lease.check().await.unwrap_err().class(), Class::Aborted);
+        let (start, hour) = (Instant::now(), Duration::from_secs(3600));
+        let hold = Hold::new(start, hour);
+        assert!(hold.is_held() && !hold.state.borrow().cancelled);
+        hold.set_deadline(start);
+        hold.lost().await;
+        hold.set_deadline(start + hour);
+        assert!(!hold.is_held());
     }
 }

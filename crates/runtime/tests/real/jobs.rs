@@ -432,7 +432,7 @@ async fn a_bare_message_begins_a_trace_or_goes_on_with_its_senders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_end_that_can_never_be_written_does_not_keep_its_slot() {
+async fn a_damaged_end_fails_its_job_for_good_with_a_dead_letter() {
     let rig = Rig::start();
     let context = rig.context("worker").await.unwrap();
     let store = context.store.clone();
@@ -440,11 +440,9 @@ async fn an_end_that_can_never_be_written_does_not_keep_its_slot() {
         let store = store.clone();
         async move {
             if call == 0 {
-                let key = togi_runtime::layout::job_final(claim.lease.job());
-                store
-                    .put_new(&key, bytes::Bytes::from_static(b"not JSON"))
-                    .await
-                    .unwrap();
+                let key = layout::job_final(claim.lease.job());
+                let damaged = bytes::Bytes::from_static(b"not JSON");
+                store.put_new(&key, damaged).await.unwrap();
             }
             Outcome::Succeeded {
                 result: String::new(),
@@ -452,9 +450,40 @@ async fn an_end_that_can_never_be_written_does_not_keep_its_slot() {
         }
     });
     let worker = work(&context, &handler);
-    submit(&context, "damaged").await;
+    let id = submit(&context, "damaged").await;
     let next = submit(&context, "next").await;
+    let job = reach(&context, &id, State::Failed).await;
+    assert_eq!(job.failure.unwrap().class, Class::DataLoss);
     reach(&context, &next, State::Succeeded).await;
+    wait_until("both messages are acknowledged", async || {
+        unanswered(&rig).await == 0
+    })
+    .await;
+    let letters = dead(&context, &rig).await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0]["job"]["id"], id.as_str());
+    assert_eq!(letters[0]["job"]["error"]["code"], "DATA_LOSS");
+    // Also after the bucket is lost: the store alone decides.
+    context.bus.jobs().delete(id.as_str()).await.unwrap();
+    assert_eq!(all(&context).get(&id).await.unwrap().state, State::Failed);
+    context.stopper.stop();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_record_is_damaged_goes_to_the_dead_letters() {
+    let rig = Rig::start();
+    let context = rig.context("worker").await.unwrap();
+    let id = submit(&context, "damaged").await;
+    let damaged = bytes::Bytes::from_static(b"not JSON");
+    context.bus.jobs().put(id.as_str(), damaged).await.unwrap();
+    let worker = work(&context, &Scripted::succeeding());
+    wait_until("the message is acknowledged", async || {
+        unanswered(&rig).await == 0
+    })
+    .await;
+    let letters = dead(&context, &rig).await;
+    assert_eq!(letters[0]["error"]["code"], "DATA_LOSS");
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }
