@@ -1,5 +1,5 @@
 //! The bus: one NATS connection, the streams and buckets on it, publishing, and reading events. It
-//! waits for a server that is not there, says so, and comes back by itself.
+//! waits for an absent server, logs that, and reconnects automatically.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,9 +61,8 @@ impl Drop for Inner {
 }
 
 impl Bus {
-    /// Connects, waiting for the server as long as it takes (and saying so in the log), and makes
-    /// the streams and buckets that are missing. `name` tells this process from others: it is
-    /// CloudEvents' source and the connection's name.
+    /// Connects, waiting for the server without limit, and creates missing streams and buckets.
+    /// `name` identifies this process: it is CloudEvents' source and the connection's name.
     ///
     /// # Errors
     /// `InvalidArgument` if the address or the credentials are wrong, `FailedPrecondition` if a
@@ -74,9 +73,8 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Returns the bus at once and connects behind the scenes, for a process that has work to do
-    /// without it: until the server is there, everything on the bus is `Unavailable`, and
-    /// streams of events have not begun.
+    /// Returns the bus at once and connects in the background, for a process that has work without
+    /// it. Until the server answers, calls are `Unavailable` and streams of events have not begun.
     ///
     /// # Errors
     /// `InvalidArgument` if the address or the credentials are wrong.
@@ -110,7 +108,7 @@ impl Bus {
         })))
     }
 
-    /// Returns the name that this process goes by.
+    /// Returns the name of this process.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
@@ -146,8 +144,8 @@ impl Bus {
         &self.0.replicas
     }
 
-    /// Counts messages sent to a subject. None are counted at the start where somebody waits for
-    /// the first one: a counter that begins at one has not risen.
+    /// Counts messages sent to a subject. A count of 0 at the start makes the first message visible
+    /// as a rise.
     pub(crate) fn count_sent(&self, messages: u64, subject: &str) {
         let attributes = [
             KeyValue::new(semconv::MESSAGING_SYSTEM, "nats"),
@@ -171,10 +169,10 @@ impl Bus {
         self.0.connections.clone()
     }
 
-    /// Says whether the bus works now: the server answers and JetStream is there.
+    /// Checks that the server and JetStream answer now.
     ///
     /// # Errors
-    /// `Unavailable` if not.
+    /// `Unavailable` if one does not.
     pub async fn health(&self) -> Result<()> {
         if self.0.client.connection_state() != State::Connected {
             return Err(Error::unavailable("NATS is not connected"));
@@ -185,8 +183,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Publishes an event and waits until it is stored, with the current span's trace context. The
-    /// same event twice is one.
+    /// Publishes an event in the current span's trace and waits until it is stored. Publishing the
+    /// same event twice stores it once.
     ///
     /// # Errors
     /// `Unavailable` if it could not be stored in some seconds.
@@ -195,7 +193,7 @@ impl Bus {
             .await
     }
 
-    /// Publishes an event as [`Bus::publish`] does, in a trace of the caller's choice.
+    /// Like [`Bus::publish`], in the given trace.
     ///
     /// # Errors
     /// `Unavailable` if it could not be stored in some seconds.
@@ -278,7 +276,7 @@ impl Bus {
             Err(error) => error,
         };
         if error.kind() == PublishErrorKind::StreamNotFound {
-            // Somebody has wiped JetStream's folder below us.
+            // JetStream's folder was wiped.
             streams::ensure(&self.0.js, self.0.config.replicas).await?;
         }
         let text = error.to_string();
@@ -289,8 +287,9 @@ impl Bus {
         Err(Error::unavailable("NATS did not store the message").with_source(error))
     }
 
-    /// Answers a message of a consumer and waits for the server's word. `Message::double_ack` is
-    /// not used: it calls "nobody received the acknowledgement" a success.
+    /// Answers a message of a consumer and waits for the server's confirmation.
+    /// `Message::double_ack` is not used, because it succeeds even if no server received the
+    /// acknowledgement.
     pub(crate) async fn answer(&self, reply: &Subject, answer: &str) -> Result<()> {
         let request = self
             .0
@@ -307,10 +306,10 @@ impl Bus {
         }
     }
 
-    /// Stores a job's newest progress in place of the one before.
+    /// Stores a job's newest progress over the one before.
     ///
     /// # Errors
-    /// `Unavailable` if it could not be stored; progress may be lost, the job goes on.
+    /// `Unavailable` if it could not be stored. The job can go on without it.
     pub async fn put_progress(&self, job: &JobId, body: &(impl Serialize + Sync)) -> Result<()> {
         let subject = events::progress_subject(job);
         let body = Bytes::from(serde_json::to_vec(body)?);

@@ -1,5 +1,5 @@
-//! Configuration: a commented default, files over it, the environment over those. The result is one
-//! value, validated by its types, passed down; nothing reads it from a global.
+//! Configuration: a commented default, then files, then the environment, the later over the
+//! earlier. The result is one validated value that is passed down; there is no global.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,11 +23,10 @@ pub const EXIT_CODE: u8 = 64;
 pub struct NatsConfig {
     /// `nats://host:port`, several by comma.
     pub url: String,
-    /// How long a worker may be silent before its job is given to another, in seconds.
+    /// Seconds of silence after which a worker's job is given to another.
     #[serde(default = "thirty")]
     pub ack_wait_seconds: f64,
-    /// First delay before a failed attempt is repeated, in seconds; it doubles from one attempt to
-    /// the next.
+    /// Seconds before the second attempt at a job; the delay doubles from one attempt to the next.
     #[serde(default = "one")]
     pub retry_delay_seconds: f64,
     /// Copies of each stream and bucket: 1, or 3 in a cluster.
@@ -50,7 +49,7 @@ impl NatsConfig {
         }
     }
 
-    /// Checks what the types do not.
+    /// Checks the ranges that the types do not express.
     ///
     /// # Errors
     /// `InvalidArgument` with the setting's name.
@@ -113,8 +112,8 @@ pub struct StoreConfig {
     /// from `secrets`.
     #[serde(default, deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
-    /// File with more options, a line `name=value` for each: those that no environment and no
-    /// manifest should show.
+    /// File with more options, one `name=value` a line, for values that neither the environment
+    /// nor a manifest should show.
     #[serde(default)]
     pub secrets: Option<PathBuf>,
 }
@@ -123,8 +122,8 @@ impl StoreConfig {
     /// Returns the options, those of the secrets' file over the others.
     ///
     /// # Errors
-    /// `InvalidArgument` with field `store.secrets` if the file cannot be read, or a line is none;
-    /// nothing of it is shown.
+    /// `InvalidArgument` with field `store.secrets` if the file cannot be read or a line is not
+    /// `name=value`. The error shows nothing of the file.
     pub fn all_options(&self) -> Result<BTreeMap<String, String>> {
         let mut options = self.options.clone();
         let Some(path) = &self.secrets else {
@@ -214,7 +213,8 @@ pub struct BaseConfig {
     /// Options of an object store, as in [`StoreConfig::options`].
     #[serde(default, deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
-    /// How inference holds its weights, by a recipe's name for it. The trainer goes by the recipe.
+    /// The precision of the weights for inference, by its name in a recipe. The trainer takes the
+    /// recipe's.
     #[serde(default)]
     pub precision: Option<String>,
 }
@@ -330,14 +330,14 @@ mod tests {
             ),
         ];
         for (name, value, says) in table {
-            // Others that are right are not blamed.
+            // Valid variables are not blamed.
             let env = [
                 (name, value),
                 ("TOGI_NATS__REPLICAS", "3"),
                 ("TOGI_WORK__NAME", "y"),
             ];
             let Err(error) = load_with(&[], &env) else {
-                // No section is replaced by a value.
+                // A value does not replace a section.
                 assert_eq!(name, "TOGI_WORK");
                 continue;
             };

@@ -1,4 +1,5 @@
-//! What every service works with: stopper, bus, store, readiness, and the name of the process.
+//! The parts that every service works with: stopper, bus, store, readiness, and the name of the
+//! process.
 
 use crate::bus::Bus;
 use crate::config::{NatsConfig, StoreConfig};
@@ -8,10 +9,10 @@ use crate::life::readiness::Readiness;
 use crate::life::stop::Stopper;
 use crate::store::{Store, random_hex};
 
-/// What a service works with. Clones share everything.
+/// The parts of a service's process. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Asks for the end.
+    /// Requests the end.
     pub stopper: Stopper,
     /// The bus.
     pub bus: Bus,
@@ -19,7 +20,7 @@ pub struct Context {
     pub store: Store,
     /// Whether the process can do its work.
     pub readiness: Readiness,
-    /// The process's name as worker and replica: unlike any other's.
+    /// The process's unique name as worker and replica.
     pub instance: String,
 }
 
@@ -27,7 +28,8 @@ impl Context {
     /// Opens store and bus, waiting for both. `service` begins the instance's name.
     ///
     /// # Errors
-    /// What is wrong with the configuration; `Cancelled` if the stopper stops first.
+    /// `InvalidArgument` or `FailedPrecondition` if the configuration is wrong; `Cancelled` if the
+    /// stopper stops first.
     pub async fn open(
         nats: &NatsConfig,
         store: &StoreConfig,
@@ -47,7 +49,7 @@ impl Context {
         })
     }
 
-    /// Opens the store, waiting for it, and a bus that connects behind the scenes.
+    /// Opens the store, waiting for it, and a bus that connects in the background.
     ///
     /// # Errors
     /// As [`Context::open`].
@@ -90,14 +92,14 @@ async fn open_store(
         .await
         .ok_or_else(cancelled)?
         .map_err(|error| match error.field() {
-            // A store's own word for it: bases and sources have one too.
+            // `url` is any store's field, because bases and sources have stores too.
             Some("url") => error.with_field("store.url"),
             _ => error,
         })?;
     Ok((store, instance))
 }
 
-/// Returns a name that no other process has: service, host, and some random digits.
+/// Returns a unique name: service, host, and random digits.
 ///
 /// # Errors
 /// When the system has no randomness.

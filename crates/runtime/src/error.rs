@@ -1,5 +1,5 @@
-//! The runtime's error: a class, a sentence, the field at fault. Code decides by the class, never by
-//! the text.
+//! The runtime's error: a class, a sentence, the field at fault. Code decides by the class, never
+//! by the text.
 
 use std::error::Error as StdError;
 

@@ -1,5 +1,5 @@
-//! The only place that names subjects. Events are CloudEvents 1.0 in NATS' binary mode: attributes
-//! in `ce-*` headers, the body proto3 JSON, so that a plain `nats sub` reads well. They carry ids
+//! All subjects, and the events. Events are CloudEvents 1.0 in NATS' binary mode: attributes in
+//! `ce-*` headers and a body of proto3 JSON, so that `nats sub` shows them readably. They carry ids
 //! and object keys, never data.
 
 use std::time::SystemTime;
@@ -20,7 +20,7 @@ pub use cloud::{Metadata, header};
 pub const JOBS_STREAM: &str = "TOGI_JOBS";
 /// Stream of events.
 pub const EVENTS_STREAM: &str = "TOGI_EVENTS";
-/// Stream of what failed for good.
+/// Stream of dead letters: failed jobs, and messages that are no jobs.
 pub const DEAD_STREAM: &str = "TOGI_DEAD";
 /// Stream of progress: the newest message of each job.
 pub const PROGRESS_STREAM: &str = "TOGI_PROGRESS";
@@ -55,7 +55,8 @@ pub fn progress_subject(job: &JobId) -> String {
     format!("togi.progress.{job}")
 }
 
-/// The part of a subject that has few values: `togi.events.dataset.ready`, but `togi.progress`.
+/// The part of a subject with few values, for metrics: `togi.events.dataset.ready`, but
+/// `togi.progress`.
 pub(crate) fn family(subject: &str) -> &str {
     let many = ALL_PROGRESS.trim_end_matches('*');
     if subject.starts_with(many) {
@@ -73,7 +74,7 @@ macro_rules! events {
             $(#[doc = concat!("`togi.events.", $what, "`")] $name(v1::$name),)*
         }
 
-        /// Which event, without its body: for filters.
+        /// The kind of an event, for filters.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum EventKind {
             $(#[doc = concat!("`togi.events.", $what, "`")] $name,)*
@@ -91,13 +92,13 @@ macro_rules! events {
         }
 
         impl Event {
-            /// Returns which event it is.
+            /// Returns the event's kind.
             #[must_use]
             pub fn kind(&self) -> EventKind {
                 match self { $(Event::$name(_) => EventKind::$name,)* }
             }
 
-            /// Returns what it is about: a data set's digest, a job, a generation or an alias.
+            /// Returns its subject: a data set's digest, a job, a generation or an alias.
             #[must_use]
             pub fn about(&self) -> &str {
                 match self { $(Event::$name(body) => &body.$subject,)* }
@@ -106,7 +107,7 @@ macro_rules! events {
             /// Returns the body as proto3 JSON.
             ///
             /// # Errors
-            /// Never for what the contract allows.
+            /// Never for a body that the contract allows.
             pub fn body(&self) -> Result<Bytes> {
                 let body = match self { $(Event::$name(body) => serde_json::to_vec(body)?,)* };
                 Ok(body.into())
@@ -167,7 +168,8 @@ impl EventKind {
 }
 
 impl Event {
-    /// Returns the id: the same for the same kind and body, whoever says it and however often.
+    /// Returns the id. It is the same for the same kind and body, so that repetitions count as one
+    /// event.
     ///
     /// # Errors
     /// As [`Event::body`].
@@ -195,7 +197,7 @@ impl Event {
     /// Returns a message's event and its metadata, from binary or structured mode.
     ///
     /// # Errors
-    /// `InvalidArgument` if it is no CloudEvent of ours.
+    /// `InvalidArgument` if the message is no CloudEvent of Togi.
     pub fn from_message(headers: Option<&HeaderMap>, payload: &[u8]) -> Result<(Event, Metadata)> {
         let empty = HeaderMap::new();
         let (meta, body) = cloud::read(headers.unwrap_or(&empty), payload)?;

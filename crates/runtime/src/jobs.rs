@@ -1,6 +1,6 @@
-//! Jobs: what was asked (in the store, written first), the record (in the bucket, changed by
-//! compare-and-set), the message that tells a worker to look. The store is the truth: the other two
-//! are made again from it, so that losing NATS loses no job.
+//! Jobs. A job has a request in the store, written first; a record in the bucket, changed by
+//! compare-and-set; and a message that makes a worker look. The store is the truth: record and
+//! message are made again from it, so that losing NATS loses no job.
 
 use async_nats::{HeaderMap, jetstream};
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub mod reconcile;
 pub(crate) mod record;
 pub use job::{Failure, Job, Kind, State};
 
-/// Failed attempts after which a job has failed for good.
+/// Failed attempts after which a job has failed.
 pub const MAX_ATTEMPTS: u32 = 5;
 
 /// The jobs of all kinds. Clones share everything.
@@ -32,8 +32,8 @@ pub struct Jobs {
     store: Store,
 }
 
-/// Returns a job's id: of a key of the caller's, so that the same key is the same job for ever, or
-/// random if the key is empty.
+/// Returns a job's id, derived from the caller's key, so that the same key always means the same
+/// job. An empty key gives a random id.
 ///
 /// # Errors
 /// When the system has no randomness.
@@ -66,9 +66,9 @@ impl Jobs {
         &self.store
     }
 
-    /// Accepts a job: its request into the store, its record into the bucket, its message into the
-    /// stream; only then is it accepted. Each step is harmless when repeated, so a caller who
-    /// got an error asks again with the same id.
+    /// Accepts a job: writes its request into the store, its record into the bucket, and its
+    /// message into the stream. Each step is idempotent, so a caller repeats the call with the same
+    /// id after an error.
     ///
     /// # Errors
     /// `AlreadyExists` if the id is another request's; `Unavailable`.
@@ -85,8 +85,8 @@ impl Jobs {
         self.get(id).await
     }
 
-    /// Returns the job that was accepted with this id and request, if there is one: whoever asks
-    /// again need not be checked again.
+    /// Returns the job that was accepted with this id and request, `None` before that. A repeated
+    /// request need not be checked again.
     ///
     /// # Errors
     /// As [`Jobs::submit`].
@@ -133,8 +133,8 @@ impl Jobs {
         Err(Error::new(Class::AlreadyExists, message).with_field("idempotency_key"))
     }
 
-    /// Makes what is missing of a job whose request is in the store. `message` is the place of a
-    /// message that exists already (a bare one), 0 if there is none.
+    /// Creates the missing record and message of a job whose request is in the store. `message` is
+    /// the place of its existing (bare) message, or 0 to publish one.
     pub(crate) async fn restore(
         &self,
         id: &JobId,
@@ -160,7 +160,7 @@ impl Jobs {
         if message == 0 {
             self.ensure_message(id).await?;
         }
-        // A hint; the message is stored, so the job is accepted whatever becomes of it.
+        // The event is a hint. The job is accepted, because its message is stored.
         if let Err(error) = self
             .bus
             .publish_in(queued, Some(&envelope.traceparent))
@@ -171,8 +171,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Publishes a job's message unless the one that its record names is in the stream. Returns
-    /// whether it did.
+    /// Publishes a job's message unless the message in its record is still in the stream. Returns
+    /// whether it published.
     pub(crate) async fn ensure_message(&self, id: &JobId) -> Result<bool> {
         loop {
             let Some((record, revision)) = self.record(id).await? else {
@@ -188,8 +188,8 @@ impl Jobs {
             headers.insert("ce-type", "togi.job.requested");
             headers.insert("ce-source", self.bus.source().as_str());
             headers.insert("ce-subject", id.as_str());
-            // Not only the job's id: a message that was lost with its stream must not count as a
-            // repetition of itself.
+            // The id alone would not do: after the loss of a stream the new message would count as
+            // a repetition of the lost one.
             let unique = events::message_id(
                 &format!("requested {}", record.message),
                 id.as_str().as_bytes(),
@@ -211,15 +211,15 @@ impl Jobs {
                 .await
             {
                 Ok(_) => return Ok(true),
-                // A worker has claimed it already, or another sender was as fast.
+                // A worker has claimed the job, or another sender was faster.
                 Err(error) if error.class() == Class::Aborted => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Returns whether the message at this place of the stream is this job's. Bare messages name no
-    /// job: theirs is known by the record alone, so being there is enough.
+    /// Returns whether the message at this place of the stream is this job's. A bare message names
+    /// no job; only the record names it, so its presence is enough.
     pub(crate) async fn names_job(&self, message: u64, id: &JobId) -> Result<bool> {
         if message == 0 {
             return Ok(false);

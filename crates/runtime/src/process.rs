@@ -1,5 +1,5 @@
-//! What every main does, once: configuration, telemetry, signals, listeners, bus and store, the
-//! service, its end.
+//! The life of every service's process: configuration, telemetry, signals, listeners, bus and
+//! store, the service, its end.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -31,27 +31,27 @@ pub trait Sections {
     fn telemetry(&self) -> &TelemetryConfig;
     /// Where to listen.
     fn listen(&self) -> &ListenConfig;
-    /// Whether the service can do nothing before the bus is there.
+    /// Whether the service has no work before the bus is connected.
     fn waits_for_bus(&self) -> bool {
         true
     }
 }
 
-/// What a process was started for.
+/// The task of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
     /// To serve.
     Serve,
-    /// To say whether the configuration is valid, and where it lets the service listen.
+    /// To check the configuration and print its addresses.
     Validate,
-    /// To ask the service that runs under this configuration whether it is ready: a container's
-    /// health check.
+    /// To ask the service under this configuration whether it is ready, as a container's health
+    /// check.
     Check,
 }
 
-/// A service's whole life in a process of its own. `load` takes the files of `--config FILE` (any
-/// number) and `TOGI_CONFIG`; `start` is the service's. With `--validate` the configuration is only
-/// checked, with `--check` the service that runs here is asked whether it is ready.
+/// Runs a service's process to its end. `load` takes the files of `TOGI_CONFIG` and of every
+/// `--config FILE`; `start` starts the service. `--validate` only checks the configuration, and
+/// `--check` asks the running service whether it is ready.
 pub fn main<C, S>(service: &str, load: impl FnOnce(&[PathBuf]) -> Result<C>, start: S) -> ExitCode
 where
     C: Sections,
@@ -62,7 +62,7 @@ where
     let loaded = arguments.and_then(|(task, files)| {
         let config = load(&files)?;
         if task == Task::Serve {
-            // Read again when the store is opened; what is missing is better said at once.
+            // Read again when the store is opened; a fault is better reported at once.
             config.store().all_options()?;
         }
         Ok((task, config))
@@ -101,7 +101,7 @@ where
             said.map_err(Error::from)
         }
     };
-    // Threads that compute must not keep the process.
+    // Computing threads must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -174,7 +174,7 @@ where
 /// Binds a port.
 ///
 /// # Errors
-/// `Unavailable` if it is taken or not ours.
+/// `Unavailable` if the port is taken or not permitted.
 pub async fn bind(field: &str, address: std::net::SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let message = format!("cannot listen on {address}: {}", error.kind());

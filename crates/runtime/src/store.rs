@@ -1,6 +1,5 @@
-//! The object store: create-if-absent with read-back, revisions, listing. Committed manifests here
-//! are the truth of the whole system, so an unclear outcome is always settled by reading, and
-//! nothing is deleted because of one.
+//! The object store: create-if-absent with read-back, revisions, listing. Its manifests are the
+//! truth of the whole system, so an unclear outcome is settled by reading and never by deleting.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,12 +34,12 @@ const PARALLEL_CHUNKS: usize = 4;
 const ATTEMPTS: u32 = 6;
 const CONFLICTS: u32 = 64;
 
-/// What [`Store::put_new`] did.
+/// The outcome of [`Store::put_new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// The object is there now and was not before.
+    /// The object was written.
     Created,
-    /// The object was there already, with the same bytes.
+    /// The object existed with the same bytes.
     Same,
 }
 
@@ -51,8 +50,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store, waiting for it as long as it cannot be reached (and saying so in the log),
-    /// and proves that it keeps conditional writes. Drop the future to give up.
+    /// Opens the store and proves that it keeps conditional writes. It waits without limit while
+    /// the store cannot be reached, and logs that; drop the future to give up.
     ///
     /// # Errors
     /// A URL or option that is wrong, refused credentials, or a store that lets two writers create
@@ -75,20 +74,17 @@ impl Store {
         }
     }
 
-    /// Returns the store below, rooted at the configured URL: for readers that want the trait
-    /// itself.
+    /// Returns the `object_store` behind this one, rooted at the configured URL.
     #[must_use]
     pub fn inner(&self) -> Arc<dyn ObjectStore> {
         self.inner.clone()
     }
 
-    /// Some S3 servers ignore `If-None-Match` and let every writer win: on those nothing here would
-    /// hold.
+    /// Some S3 servers ignore `If-None-Match` and let every writer win. They are refused.
     async fn probe(&self) -> Result<()> {
         let key = layout::probe(&random_hex()?);
         match self.create(&key, Bytes::from_static(b"1")).await {
-            // Nobody else has this key: it was our own write, answered with an error and then
-            // repeated.
+            // The key is random, so the object is our own write, which was repeated after an error.
             Ok(()) | Err(object_store::Error::AlreadyExists { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -124,13 +120,12 @@ impl Store {
             .map(|_| ())
     }
 
-    /// Creates an object that is not there yet. Equal bytes that are there already are a success; a
-    /// store that reports a conflict with itself, a timeout or an error after the fact are
-    /// settled by reading back.
+    /// Creates an object. Equal bytes under the key are a success. A conflict of the store with
+    /// itself, a timeout or an error after the write is settled by reading back.
     ///
     /// # Errors
-    /// `AlreadyExists` if the object is there with other bytes; `Unavailable` if the store gives no
-    /// clear answer.
+    /// `AlreadyExists` if the object exists with other bytes; `Unavailable` if the outcome stays
+    /// unclear.
     pub async fn put_new(&self, key: &Path, bytes: impl Into<Bytes>) -> Result<Put> {
         let bytes = bytes.into();
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -142,8 +137,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
             match self.get(key).await {
-                // After an unclear outcome the equal bytes may be our own; for the caller it is the
-                // same.
+                // Equal bytes may be our own earlier write; the caller need not know.
                 Ok(found) if found == bytes => return Ok(Put::Same),
                 Ok(_) => {
                     let message = format!("object {key} exists already with other bytes");
@@ -161,7 +155,7 @@ impl Store {
         })
     }
 
-    /// Writes an object, whatever was there: for logs and other objects that no manifest names.
+    /// Writes an object over any other, for logs and other objects that no manifest names.
     ///
     /// # Errors
     /// Those of the store.
@@ -211,7 +205,7 @@ impl Store {
     }
 
     /// Copies a local file to a content-addressed key; returns its size. An object of that size
-    /// which is there already is taken to be the same one.
+    /// under the key counts as the same.
     ///
     /// # Errors
     /// Those of the file and the store.
@@ -243,7 +237,7 @@ impl Store {
         self.get_bounded(key, MAX_WHOLE_BYTES).await
     }
 
-    /// Returns an object's bytes if it has at most so many.
+    /// Returns an object's bytes if it has at most `max_bytes`.
     ///
     /// # Errors
     /// `NotFound`; `ResourceExhausted` if it is larger; those of the store.
@@ -282,7 +276,7 @@ impl Store {
         self.inner.head(key).await.map_err(about(key))
     }
 
-    /// Returns whether the object is there.
+    /// Returns whether the object exists.
     ///
     /// # Errors
     /// Those of the store.
@@ -316,7 +310,7 @@ impl Store {
         Ok(names)
     }
 
-    /// Deletes an object; one that is not there is deleted already.
+    /// Deletes an object; a missing one counts as deleted.
     ///
     /// # Errors
     /// Those of the store.
@@ -330,7 +324,7 @@ impl Store {
     /// Returns a JSON object.
     ///
     /// # Errors
-    /// `NotFound`; `DataLoss` if it is not what was written; those of the store.
+    /// `NotFound`; `DataLoss` if it cannot be parsed; those of the store.
     pub async fn get_json<T: DeserializeOwned>(&self, key: &Path) -> Result<T> {
         let bytes = self.get_bounded(key, 64 << 20).await?;
         serde_json::from_slice(&bytes).map_err(|error| {
@@ -338,7 +332,7 @@ impl Store {
         })
     }
 
-    /// Creates a JSON object that is not there yet, in the bytes of [`canonical::json`].
+    /// Creates a JSON object, in the bytes of [`canonical::json`].
     ///
     /// # Errors
     /// As [`Store::put_new`].
@@ -359,12 +353,12 @@ impl Store {
         Ok(numbers.max().map(|n| (n, layout::revision(folder, n))))
     }
 
-    /// Writes the revision after the highest one and returns its number; of two writers at once
-    /// both get one, in some order. `bytes` is asked for the object's bytes by number, and
-    /// again when somebody else was faster.
+    /// Writes the revision after the highest one and returns its number. Two writers at once both
+    /// write one. `bytes` makes the object of a number; it is called again when another writer took
+    /// that number.
     ///
     /// # Errors
-    /// `Aborted` if others are always faster; the error of `bytes`; those of the store.
+    /// `Aborted` after 64 lost races; the error of `bytes`; those of the store.
     pub async fn append_revision(
         &self,
         folder: &Path,
@@ -385,8 +379,8 @@ impl Store {
         ))
     }
 
-    /// Writes exactly this revision; false if somebody else has written it otherwise: for a caller
-    /// that must look again first.
+    /// Writes exactly this revision. Returns false if it exists with other bytes, so that the
+    /// caller reads it first.
     ///
     /// # Errors
     /// Those of the store.
@@ -405,7 +399,7 @@ fn about(key: &Path) -> impl Fn(object_store::Error) -> Error + Send + use<> {
     move |error| Error::of_object(&key, error)
 }
 
-/// Whether reading back tells more than the error does.
+/// Whether reading back may settle the outcome.
 fn settled_by_reading(class: Class) -> bool {
     matches!(
         class,

@@ -1,5 +1,4 @@
-//! Logs, traces and metrics: installed once in a process, whoever comes first; trace context in and
-//! out of headers.
+//! Logs, traces and metrics, installed once in a process; trace context to and from headers.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,7 +28,7 @@ use crate::error::{Error, Result};
 
 pub mod semconv;
 
-/// The header of W3C trace context, in NATS headers and gRPC metadata alike.
+/// The header of W3C trace context, in NATS and in gRPC.
 pub const TRACEPARENT: &str = "traceparent";
 
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
@@ -40,15 +39,15 @@ struct Installed {
     tracers: SdkTracerProvider,
 }
 
-/// Ends telemetry in good order: call [`Guard::flush`] before the process ends.
+/// Telemetry's end. Call [`Guard::flush`] before the process ends.
 #[derive(Debug)]
 #[must_use = "flush it before the process ends"]
 pub struct Guard(());
 
 impl Guard {
-    /// Sends what is still waiting to be exported.
+    /// Exports the pending spans.
     pub async fn flush(self) {
-        // The exporter blocks: on a runtime's own thread it would wait for itself.
+        // The exporter blocks; on a thread of the runtime it would wait for itself.
         let flushed = tokio::task::spawn_blocking(|| {
             INSTALLED
                 .get()
@@ -60,14 +59,15 @@ impl Guard {
     }
 }
 
-/// Installs logging (to stderr), tracing and metrics for the process. The first call decides; later
-/// ones, from other services in the same process or from tests, change nothing. Needs a
-/// multi-threaded runtime if spans are exported.
+/// Installs logging (to stderr), tracing and metrics for the process. Only the first call has an
+/// effect, because services and tests may share a process. Needs a multi-threaded runtime if spans
+/// are exported.
 ///
 /// # Errors
 /// `InvalidArgument` if the filter or the endpoint is wrong.
 pub fn init(config: &TelemetryConfig, service: &str) -> Result<Guard> {
-    // Who comes second waits: a meter taken before all is installed would measure nothing for ever.
+    // A second caller waits, because a meter taken before the provider is installed would never
+    // record.
     let _one_at_a_time = INSTALLING.lock();
     if INSTALLED.get().is_some() {
         return Ok(Guard(()));
@@ -94,7 +94,7 @@ pub fn init(config: &TelemetryConfig, service: &str) -> Result<Guard> {
         return Ok(Guard(()));
     }
     global::set_meter_provider(meters);
-    // Without an exporter spans cost little and trace context still goes through.
+    // Without an exporter spans are cheap, and trace context is still passed on.
     let spans = tracing_opentelemetry::layer()
         .with_tracer(tracer)
         .with_filter(EnvFilter::new("off,togi=info"));
@@ -107,7 +107,7 @@ pub fn init(config: &TelemetryConfig, service: &str) -> Result<Guard> {
         LogFormat::Human => lines.fmt_fields(debug_fn(write_field)).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    // A subscriber that a test has installed stays.
+    // A test's subscriber stays.
     let _ = tracing_subscriber::registry()
         .with(spans)
         .with(lines.with_filter(filter))
@@ -115,7 +115,7 @@ pub fn init(config: &TelemetryConfig, service: &str) -> Result<Guard> {
     Ok(Guard(()))
 }
 
-/// For people: without the fields that only an exporter needs.
+/// The human form: without the fields that only an exporter needs.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     match field.name() {
         "message" => write!(writer, "{value:?}"),
@@ -148,7 +148,7 @@ fn tracers(config: &TelemetryConfig, resource: Resource) -> Result<SdkTracerProv
     Ok(builder.with_batch_exporter(exporter).build())
 }
 
-/// Returns the meter that all of Togi's metrics belong to.
+/// Returns the meter of all metrics of Togi.
 #[must_use]
 pub fn meter() -> Meter {
     global::meter("togi")
@@ -165,7 +165,7 @@ pub fn metrics_text() -> String {
         .unwrap_or_default()
 }
 
-/// Returns the current span's W3C trace context, to be carried along; `None` outside a trace.
+/// Returns the current span's W3C trace context; `None` outside a trace.
 #[must_use]
 pub fn current_traceparent() -> Option<String> {
     traceparent(&Span::current())
@@ -183,12 +183,12 @@ pub fn traceparent(span: &Span) -> Option<String> {
     carrier.remove(TRACEPARENT)
 }
 
-/// Returns the span with the parent that a trace context names; unchanged if the text is none. To
-/// be called before the span is entered.
+/// Sets a span's parent from a trace context; an invalid text changes nothing. Call it before the
+/// span is entered.
 #[must_use]
 pub fn span_with_parent(span: Span, traceparent: &str) -> Span {
     if let Some(context) = context(traceparent) {
-        // Without the layer (tests without telemetry) there is nothing to join.
+        // Tests without telemetry have no layer and no trace.
         let _ = span.set_parent(context);
     }
     span
@@ -207,7 +207,7 @@ pub fn inject(metadata: &mut tonic::metadata::MetadataMap) {
     }
 }
 
-/// Returns the trace context that a request's metadata carries.
+/// Returns the trace context in a request's metadata.
 #[must_use]
 pub fn extract(metadata: &tonic::metadata::MetadataMap) -> Option<String> {
     metadata.get(TRACEPARENT)?.to_str().ok().map(str::to_owned)

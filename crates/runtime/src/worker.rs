@@ -1,6 +1,6 @@
-//! The one worker loop: pull a message, find its job, claim it, keep the lease, let the handler
-//! work, write down how it ended, answer the message. A handler is a function from a job to an
-//! outcome and knows none of this.
+//! The worker loop: pull a message, find its job, claim it, keep the lease, run the handler, write
+//! the outcome, answer the message. A handler is a function from a job to an outcome and knows none
+//! of this.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,25 +32,24 @@ pub mod lease;
 mod slot;
 pub use handler::{Admission, Claim, Handler, Outcome};
 
-/// How long one pull waits at the server. Short, because a pull that is given up may still be
-/// answered with a message that nobody sees until its lease runs out; so a stopping worker waits
-/// for its last pull instead.
+/// How long one pull waits at the server. A stopping worker waits for its last pull, so the wait is
+/// short: the message of an abandoned pull would be lost until its lease runs out.
 const PULL: Duration = Duration::from_secs(1);
 
-/// How much a process works.
+/// The limits of a worker's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Jobs at the same time, at least one.
     pub slots: usize,
-    /// Jobs after whose end the process stops; 0: never.
+    /// Jobs after which the process stops; 0 for no limit.
     pub jobs: u64,
 }
 
-/// Works on jobs of the handler's kind until the stopper stops, or stops it itself at its limit;
-/// makes again what of them NATS has lost. Returns after the running jobs were handed back.
+/// Works on jobs of the handler's kind until the stopper stops, and stops it at the limit of jobs.
+/// It also restores jobs that NATS has lost. It returns after running jobs are handed back.
 ///
 /// # Errors
-/// Never for what passes: the loop waits for NATS and the store and says so.
+/// Never while NATS or the store is away: the loop waits and logs that.
 pub async fn serve<H: Handler>(context: Context, handler: Arc<H>, limits: Limits) -> Result<()> {
     let jobs = Jobs::new(&context.bus, &context.store);
     context.bus.count_sent(0, &events::dead_subject(H::KIND));
@@ -86,8 +85,7 @@ impl<H: Handler> Slot<H> {
                 Ok(()) => continue,
                 Err(error) => error,
             };
-            // The consumer is opened anew whatever the error was: an old one may be silent for
-            // ever.
+            // The consumer is opened again after any error, because the old one may stay silent.
             tracing::warn!(
                 kind,
                 error = error.chain(),
@@ -124,8 +122,7 @@ impl<H: Handler> Slot<H> {
             }
             let result = self.process(&delivery).await;
             if let Err(error) = result {
-                // Not settled: the message comes again when its lease has run out, and nothing is
-                // lost.
+                // The message is not answered, so the server delivers it again after the lease.
                 tracing::warn!(
                     place = delivery.place,
                     error = error.chain(),
@@ -155,8 +152,8 @@ impl<H: Handler> Slot<H> {
             description: Some(format!("workers of {kind} jobs")),
             filter_subject: events::job_subject(H::KIND),
             ack_wait: bus.config().ack_wait(),
-            // Attempts are counted in the job's record: after `max_deliver` a message would stay
-            // for ever, seen by nobody.
+            // Attempts are counted in the job's record. After `max_deliver` the server would never
+            // deliver the message again.
             max_deliver: -1,
             max_ack_pending: 4096,
             ..pull::Config::default()
@@ -171,7 +168,7 @@ impl<H: Handler> Slot<H> {
         })
     }
 
-    /// Returns the next message, or nothing after a while.
+    /// Returns the next message, or `None` after [`PULL`].
     async fn pull(
         &self,
         consumer: &jetstream::consumer::PullConsumer,
@@ -196,7 +193,7 @@ impl<H: Handler> Slot<H> {
             .unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Does what a message asks for, to its end.
+    /// Handles a message to its end.
     async fn process(&self, delivery: &Delivery) -> Result<()> {
         let admitting = delivery.admission();
         let found = self.find(delivery).instrument(admitting.clone()).await?;
@@ -217,7 +214,7 @@ impl<H: Handler> Slot<H> {
         Ok(())
     }
 
-    /// Stops the process after the last of its jobs.
+    /// Counts an attempt, and stops the process after the last one.
     fn count(&self) {
         let Some(left) = &self.left else { return };
         let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
@@ -229,8 +226,8 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// Returns the job that a message names, or that a bare one shall become. `None` if the message
-    /// was settled here.
+    /// Returns the job of a message, or the future job of a bare message. `None` if the message is
+    /// settled.
     async fn find(&self, delivery: &Delivery) -> Result<Option<(JobId, Option<Bare>)>> {
         let message = &delivery.message;
         if !delivery.is_bare() {
@@ -247,8 +244,8 @@ impl<H: Handler> Slot<H> {
             Err(error) if error.class().retryable() => return Err(error),
             Err(error) => return self.bury(delivery, &error).await,
         };
-        // Without a key the message itself is the key: delivered again it is the same job. Its time
-        // is in it, because a stream that was made anew counts from 1 again.
+        // Without a key the message itself is the key, so that a redelivery is the same job. The
+        // key has the message's time, because a new stream counts from 1 again.
         let published = message
             .info()
             .map(|info| info.published.to_string())
@@ -263,8 +260,7 @@ impl<H: Handler> Slot<H> {
         Ok(Some((id, Some(Bare { request, is_key }))))
     }
 
-    /// Nothing is thrown away: what is no job goes to the dead letters, with the reason, before it
-    /// is acknowledged.
+    /// Publishes a message that is no job as a dead letter with the reason, then acknowledges it.
     async fn bury<T>(&self, delivery: &Delivery, error: &Error) -> Result<Option<T>> {
         let about = format!("message {} {:?}", delivery.place, delivery.message.payload);
         let body = String::from_utf8_lossy(&delivery.message.payload);

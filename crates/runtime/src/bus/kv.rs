@@ -115,8 +115,8 @@ impl Kv {
             Ok(revision) => return Ok(revision),
             Err(error) => error,
         };
-        // The acknowledgement may be lost after the write. Equal bytes at a later revision are ours,
-        // because only we write them.
+        // The acknowledgement may be lost after the write. Equal bytes at a later revision are
+        // ours, because only we write them.
         match self.get(key).await {
             Ok(Some(entry))
                 if entry.revision > revision && entry.value.as_ref() == Some(&value) =>

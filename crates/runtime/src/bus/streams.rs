@@ -1,5 +1,5 @@
-//! The streams and buckets that Togi needs, declared once: made where they are missing, refused
-//! where they contradict, for a stream that drops old messages or forgets would lose work silently.
+//! The streams and buckets of Togi. Missing ones are created. Contradicting ones are refused,
+//! because a stream with another retention would lose work silently.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +24,7 @@ pub const REPLICA_LIFETIME: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MIB: i64 = 1 << 20;
 
-/// Makes what is missing and checks what is there.
+/// Creates the missing streams and checks the present ones.
 ///
 /// # Errors
 /// `FailedPrecondition` naming the stream and the setting that contradicts; `Unavailable` if
@@ -49,7 +49,7 @@ fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
 
 async fn create(js: &jetstream::Context, wanted: Config) -> Result<()> {
     let name = wanted.name.clone();
-    // Two services may make it at once: the same configuration twice is a success for the server.
+    // Two services may create it at once; the server accepts the same configuration twice.
     match js.create_stream(wanted.clone()).await {
         Ok(_) => {
             tracing::debug!(stream = name, "stream created");
@@ -86,10 +86,9 @@ fn declared(replicas: usize) -> Vec<Config> {
         ..Config::default()
     };
     let progress = Config {
-        // One message a subject with "discard: new" looks like a contradiction and is not: the
-        // per-subject limit drops the subject's own old message (as every key-value bucket
-        // does) unless `discard_new_per_subject` is set, which stays off; "discard: new"
-        // then only refuses what would exceed the stream's size as a whole.
+        // One message a subject does not contradict "discard: new". Without
+        // `discard_new_per_subject` the limit of a subject drops its old message, as in a key-value
+        // bucket, and "discard: new" only refuses messages beyond the stream's size.
         max_messages_per_subject: 1,
         discard_new_per_subject: false,
         ..stream(events::PROGRESS_STREAM, events::ALL_PROGRESS, 16 * MIB, DAY)
@@ -107,9 +106,8 @@ fn declared(replicas: usize) -> Vec<Config> {
         )
     };
     let jobs = Config {
-        // Revisions are fencing tokens: they must go on rising even after somebody has wiped
-        // JetStream's folder and the bucket is made anew, or an old worker's token could be
-        // handed out again. So they start at the time.
+        // Revisions are fences and must rise even after JetStream's folder was wiped, or an old
+        // worker's fence could be issued again. So a new bucket starts at the time.
         first_sequence: Some(milliseconds()),
         ..bucket(JOBS_BUCKET, 256 * MIB, Duration::ZERO)
     };
@@ -137,8 +135,7 @@ fn milliseconds() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(1)
 }
 
-/// What would lose work or weaken a promise is refused; sizes and ages are the operator's to
-/// change.
+/// Settings that could lose work are refused; sizes and ages are the operator's choice.
 fn compare(wanted: &Config, found: &Config) -> Result<()> {
     let subjects = |config: &Config| {
         let mut subjects = config.subjects.clone();

@@ -1,5 +1,5 @@
-//! Putting a configuration together, and finding out which source of it is wrong: the variable or
-//! the file's line is named, with its value and what is allowed.
+//! Merges the sources of a configuration. An error names the wrong variable, or the file and its
+//! line, with the value and the allowed ones.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use crate::error::{Class, Error, Result};
 
-/// Words of variables whose values nobody should read in a log.
+/// Words in the names of variables whose values must not appear in a log.
 const SECRET: [&str; 6] = [
     "SECRET",
     "KEY",
@@ -19,13 +19,13 @@ const SECRET: [&str; 6] = [
 ];
 
 /// Returns the configuration: the default, then each file, then `<PREFIX>_SECTION__KEY` of the
-/// environment, the later over the earlier. Variables without `__` count where they name a setting
-/// of the default that is in no section. `check` says whether its values are in their ranges.
+/// environment, the later over the earlier. A variable without `__` sets a setting outside the
+/// sections. `check` checks the ranges of the values.
 ///
 /// # Errors
-/// `InvalidArgument` in one line with what is wrong and where: a file that is missing or not TOML;
-/// the variable, or the file and its line, with an unknown key, a wrong type, or a value out of its
-/// range. A process ends with [`super::EXIT_CODE`] then.
+/// `InvalidArgument`, in one line, about a file that is missing or not TOML, or about the variable
+/// or the file's line with an unknown key, a wrong type or a value out of its range. A process then
+/// ends with [`super::EXIT_CODE`].
 pub fn load<T: DeserializeOwned>(
     default_toml: &str,
     files: &[PathBuf],
@@ -60,8 +60,8 @@ pub(super) fn load_from<T: DeserializeOwned>(
     valid(Of::default()).map_err(|problem| sources.blame(&problem, |of| valid(of).is_ok()))
 }
 
-/// Returns what is wrong with a setting that was found wrong only when it was used: the variable's
-/// name before it.
+/// Returns the message of an error about a setting that was found wrong only in use, after the name
+/// of its variable.
 #[must_use]
 pub fn named(error: &Error, env_prefix: &str) -> String {
     let Some(field) = error.field() else {
@@ -74,7 +74,7 @@ pub fn named(error: &Error, env_prefix: &str) -> String {
     }
 }
 
-/// Everything that the configuration is made of.
+/// All sources of the configuration.
 struct Sources {
     prefix: String,
     default: Table,
@@ -90,7 +90,7 @@ struct File {
 
 struct Variable {
     name: String,
-    /// Its parts, in small letters.
+    /// Its parts, in lower case.
     path: Vec<String>,
     value: String,
 }
@@ -103,7 +103,7 @@ struct Of {
     without_variables: bool,
 }
 
-/// What is wrong, and with which setting.
+/// A fault, and its setting.
 struct Problem {
     path: Vec<String>,
     message: String,
@@ -194,7 +194,8 @@ impl Sources {
         Ok(merged)
     }
 
-    /// Names the source without which the configuration is valid, or whose setting the problem is.
+    /// Finds the source without which the configuration is valid, or else the source of the faulty
+    /// setting.
     fn blame(&self, problem: &Problem, is_valid: impl Fn(Of) -> bool) -> Error {
         let alone = (0..self.variables.len()).find(|at| {
             is_valid(Of {
@@ -323,8 +324,8 @@ fn merge(into: &mut Table, from: Table) {
     }
 }
 
-/// Sets one value from the environment. Where a string stands now, the text is taken as it is; else
-/// it is read as TOML, and as a string if it is none.
+/// Sets one value from the environment. Over a string the text is taken unchanged; over any other
+/// value it is read as TOML, or as a string where it is not TOML.
 fn set(table: &mut Table, path: &[&str], text: &str) -> Result<()> {
     let [key, rest @ ..] = path else {
         return Ok(());
@@ -341,7 +342,7 @@ fn set(table: &mut Table, path: &[&str], text: &str) -> Result<()> {
         table.insert((*key).to_owned(), value);
         return Ok(());
     }
-    // Names of bases and the like have hyphens, which variables cannot have.
+    // Keys such as the names of bases have hyphens, which variables cannot have.
     let hyphened = key.replace('_', "-");
     let key = if !table.contains_key(*key) && table.contains_key(&hyphened) {
         hyphened

@@ -41,8 +41,8 @@ impl From<object_store::Error> for Error {
 
 impl Error {
     /// Returns the error of an operation on an object. `key` is empty where the operation has no
-    /// object. The store's texts may hold signed URLs and paths of the machine, so they are scrubbed
-    /// and kept as the cause.
+    /// object. The store's texts may hold signed URLs and paths of the machine, so they are
+    /// scrubbed and kept as the cause.
     #[must_use]
     pub fn of_object(key: &str, error: object_store::Error) -> Self {
         use object_store::Error as E;

@@ -1,5 +1,5 @@
-//! CloudEvents' attributes to NATS headers and back: `ce-<attribute>`, percent-encoded where the
-//! binding says so.
+//! Converts CloudEvents' attributes to NATS headers and back: `ce-<attribute>`, percent-encoded as
+//! the binding requires.
 
 use std::time::SystemTime;
 
@@ -10,20 +10,20 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::telemetry::TRACEPARENT;
 
-/// What an event's message says about the event.
+/// The attributes of an event's message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
-    /// `ce-id`: with `source` it tells duplicates.
+    /// `ce-id`; with `source` it identifies duplicates.
     pub id: String,
     /// `ce-type`
     pub type_name: String,
     /// `ce-source`
     pub source: String,
-    /// `ce-subject`: what the event is about.
+    /// `ce-subject`, for example the job.
     pub subject: String,
     /// `ce-time`
     pub time: Option<SystemTime>,
-    /// W3C trace context of who said it; empty if there is none.
+    /// W3C trace context of the sender; empty outside a trace.
     pub traceparent: String,
     /// Its place in the stream; 0 before it is stored.
     pub sequence: u64,
@@ -115,8 +115,8 @@ pub(super) fn read(headers: &HeaderMap, payload: &[u8]) -> Result<(Metadata, Byt
     Ok((meta, Bytes::copy_from_slice(payload)))
 }
 
-/// Returns a header's value. NATS and CloudEvents say that names have no case; the client's own
-/// look-up has.
+/// Returns a header's value. Names of headers have no case in NATS and CloudEvents, but the
+/// client's look-up is case-sensitive.
 #[must_use]
 pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     if let Some(value) = headers.get(name) {

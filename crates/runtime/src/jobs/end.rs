@@ -1,5 +1,5 @@
-//! How a job ends: decided once, in the store; then said in the bucket, in an event, and for a
-//! failure among the dead letters.
+//! The end of a job: decided once, in the store; then written to the bucket and published as an
+//! event, for a failure also as a dead letter.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -16,15 +16,15 @@ use crate::layout;
 use crate::telemetry;
 
 impl Jobs {
-    /// Asks for a job's end: a queued one has ended when this returns, a running one when its
-    /// worker has noticed. A cancelled job is returned as it is.
+    /// Requests a job's end. A queued job has ended when this returns, a running one when its
+    /// worker has noticed. A cancelled job is returned unchanged.
     ///
     /// # Errors
     /// `FailedPrecondition` if it has ended otherwise; `NotFound`; `Unavailable`.
     pub async fn cancel(&self, id: &JobId) -> Result<Job> {
         loop {
             let Some((mut record, revision)) = self.record(id).await? else {
-                // Not in the bucket: known to the store alone, or to nobody.
+                // Not in the bucket: only the store may know it.
                 let job = self.known_to_store(id).await?;
                 if job.state.is_final() {
                     self.settle(&job).await?;
@@ -110,7 +110,7 @@ impl Jobs {
         }
     }
 
-    /// Makes the bucket say what the store has decided.
+    /// Writes the store's decision into the bucket.
     pub(crate) async fn settle(&self, ended: &Job) -> Result<()> {
         let bucket = self.bus.jobs();
         loop {
@@ -145,7 +145,7 @@ impl Jobs {
         }
     }
 
-    /// Publishes how a job ended; for one that failed, the dead letter first.
+    /// Publishes a job's end; for a failure, the dead letter first.
     pub(crate) async fn say_outcome(&self, ended: &Job) -> Result<()> {
         let Some(event) = Event::job_ended(ended) else {
             return Ok(());
@@ -159,8 +159,7 @@ impl Jobs {
         self.bus.publish_in(event, Some(&traceparent)).await
     }
 
-    /// Puts what failed for good into the stream of the dead: a job's record, or a message that is
-    /// no job, with the reason.
+    /// Publishes a dead letter: a failed job's record, or a message that is no job with the reason.
     pub(crate) async fn bury(
         &self,
         kind: Kind,

@@ -1,4 +1,4 @@
-//! Asking for jobs: one, all of a kind, or one until it ends.
+//! Queries: one job, all of a kind, or one until it ends.
 
 use std::pin::Pin;
 
@@ -28,7 +28,7 @@ impl Jobs {
         Ok(job)
     }
 
-    /// Returns a job without its place in the queue, if there is such a job.
+    /// Returns a job without its place in the queue; `None` if it is unknown.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -43,7 +43,7 @@ impl Jobs {
         }
     }
 
-    /// What the store alone says, while the bucket does not know the job (yet, or any more).
+    /// Returns the job from the store, for a job without a record in the bucket.
     pub(super) async fn known_to_store(&self, id: &JobId) -> Result<Job> {
         if let Some(finished) = self.final_record(id).await? {
             return Ok(finished);
@@ -61,7 +61,7 @@ impl Jobs {
         }
     }
 
-    /// Returns what was asked, as proto3 JSON.
+    /// Returns the job's request as proto3 JSON.
     ///
     /// # Errors
     /// `NotFound`; `Unavailable`.
@@ -120,8 +120,8 @@ impl Jobs {
         Ok(u32::try_from(before.count()).unwrap_or(u32::MAX))
     }
 
-    /// Returns a job's record as it is and then every change, until it has ended. The queue's place
-    /// is not in it.
+    /// Returns a job's record and then every change, until it has ended. Changes carry no place in
+    /// the queue.
     ///
     /// # Errors
     /// `NotFound`; `Unavailable`.
@@ -138,8 +138,7 @@ impl Jobs {
                 let record = Record::from_bytes(&entry.value?).ok()?;
                 Some(record.job)
             });
-        // The present record comes again as the watch's first entry; what says nothing new is left
-        // out.
+        // The watch's first entry repeats the present record, so equal records are left out.
         let news = changes.scan(first.clone(), |last, job| {
             let new = Job {
                 queue_position: last.queue_position,

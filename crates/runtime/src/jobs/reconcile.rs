@@ -1,5 +1,5 @@
-//! Making records and messages again from the store: at start, and every half minute, because
-//! nobody tells when NATS has lost something.
+//! Makes records and messages again from the store, at the start and every half minute, because
+//! NATS does not report a loss.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::life::stop::Stopper;
 
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// What a reconciliation had to do.
+/// The work of a reconciliation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reconciled {
     /// Records made again from the store.
@@ -27,11 +27,11 @@ pub struct Reconciled {
 }
 
 impl Jobs {
-    /// Compares the store with bucket and stream and makes what is missing. Harmless at any time
-    /// and from several processes at once.
+    /// Compares the store with the bucket and the stream and creates what is missing. Several
+    /// processes may do it at any time.
     ///
     /// # Errors
-    /// `Unavailable`; one broken job does not keep the others.
+    /// `Unavailable`. A broken job is logged and does not stop the others.
     pub async fn reconcile(&self, kind: Kind) -> Result<Reconciled> {
         let mut done = Reconciled::default();
         let records: HashMap<JobId, Record> = self
@@ -76,7 +76,7 @@ impl Jobs {
         Ok(done)
     }
 
-    /// A job with a record that has not ended: does the store know its end? Is its message there?
+    /// Completes a job whose record has not ended: by its end in the store, or by a new message.
     async fn complete(&self, id: &JobId, done: &mut Reconciled) -> Result<()> {
         if let Some(ended) = self.final_record(id).await? {
             self.settle(&ended).await?;
@@ -88,7 +88,7 @@ impl Jobs {
         Ok(())
     }
 
-    /// A folder without a record: a job, if a request is in it.
+    /// Restores the record of a job's folder, if the folder has a request.
     async fn remake(&self, kind: Kind, id: &JobId, done: &mut Reconciled) -> Result<()> {
         let envelope: Envelope = match self.store.get_json(&layout::job_request(id)).await {
             Ok(envelope) => envelope,
@@ -102,8 +102,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Reconciles now and every half minute until the stopper stops; what fails is logged and tried
-    /// again.
+    /// Reconciles now and every half minute until the stopper stops. A failure is logged and
+    /// repeated.
     ///
     /// # Errors
     /// Never: the signature is that of a task.

@@ -40,8 +40,8 @@ impl Envelope {
 }
 
 /// A value of the bucket: the job's proto3 JSON with one more field, the sequence number of its
-/// message in the stream. By it a worker tells a redelivery of that message from a second message
-/// for the same job.
+/// message in the stream. It distinguishes a redelivery of that message from a second message for
+/// the same job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) job: Job,
@@ -153,7 +153,7 @@ impl TryFrom<proto::Job> for Job {
     type Error = Error;
 
     /// # Errors
-    /// `DataLoss` if the id, the kind or a time is none that we write.
+    /// `DataLoss` if the id, the kind, the state or a time is not one that Togi writes.
     fn try_from(job: proto::Job) -> Result<Self> {
         let damaged =
             |what: &str| Error::data_loss(format!("the record of job {:?} has no {what}", job.id));

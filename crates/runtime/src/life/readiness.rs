@@ -35,7 +35,7 @@ impl Readiness {
         Self(Arc::new(watch::Sender::new(Waiting::default())))
     }
 
-    /// Returns a latch: not ready until it is dropped. The name says what is waited for.
+    /// Returns a latch, named for the awaited part. The process is not ready until it is dropped.
     #[must_use = "dropping the latch says that the work is done"]
     pub fn latch(&self, name: impl Into<String>) -> Latch {
         let name = name.into();
@@ -59,7 +59,7 @@ impl Readiness {
         self.0.borrow().latches.keys().cloned().collect()
     }
 
-    /// Says that the process is stopping: never ready again.
+    /// Marks the process as stopping. It is never ready again.
     pub fn stopping(&self) {
         self.0.send_modify(|waiting| waiting.stopping = true);
     }
@@ -72,7 +72,7 @@ impl Readiness {
     /// Waits until readiness has this value.
     pub async fn until(&self, ready: bool) {
         let mut receiver = self.0.subscribe();
-        // The sender lives in `self`: the channel cannot close while we wait.
+        // The channel cannot close, because the sender lives in `self`.
         let _ = receiver.wait_for(|waiting| waiting.ready() == ready).await;
     }
 }

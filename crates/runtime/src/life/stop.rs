@@ -1,15 +1,15 @@
-//! Stopping is a value: whoever has a stopper can ask for the end and wait for it. Signals are one
-//! source among others.
+//! Stopping is a value: each holder of a stopper can request the end and wait for it. A signal is
+//! one source of the request.
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Asks for the end, and tells of it. Clones are the same stopper; a child stops with its parent,
-/// not the other way round.
+/// Requests the end and reports it. Clones are the same stopper. A child stops with its parent, but
+/// not the parent with its child.
 #[derive(Clone, Debug, Default)]
 pub struct Stopper(CancellationToken);
 
 impl Stopper {
-    /// Returns a stopper that nobody has stopped.
+    /// Returns a stopper that is not stopped.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -26,7 +26,7 @@ impl Stopper {
         let stop = stopper.clone();
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        // The one task that nobody joins: it lives as long as the process and holds nothing.
+        // Nothing joins this task: it lives as long as the process and owns nothing.
         tokio::spawn(async move {
             let mut seen = 0;
             loop {
@@ -50,12 +50,12 @@ impl Stopper {
         self.0.cancel();
     }
 
-    /// Waits until somebody has asked for the end.
+    /// Waits until the end is requested.
     pub fn stopped(&self) -> WaitForCancellationFutureOwned {
         self.0.clone().cancelled_owned()
     }
 
-    /// Returns whether somebody has asked for the end.
+    /// Returns whether the end was requested.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.0.is_cancelled()

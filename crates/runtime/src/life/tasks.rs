@@ -1,5 +1,5 @@
-//! The background tasks that a process owns: each has a name, an error of one stops all, and they
-//! are joined at the end.
+//! The background tasks of a process. Each has a name, an error of one stops all, and all are
+//! joined at the end.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -48,7 +48,7 @@ impl Tasks {
     ) {
         let stopper = self.stopper.clone();
         let handle = self.set.spawn(async move {
-            // Dropped on a panic too: no task dies alone and unseen.
+            // It is dropped on a panic too, so that a panic also stops the process.
             let guard = StopOnDrop(Some(stopper));
             let result = task.await;
             if result.is_ok() {
@@ -59,8 +59,8 @@ impl Tasks {
         self.names.insert(handle.id(), name.into());
     }
 
-    /// Waits for all tasks and returns the first error. After the stop they have the grace time,
-    /// then they are ended.
+    /// Waits for all tasks and returns the first error. Tasks that run longer than the grace time
+    /// after the stop are aborted.
     ///
     /// # Errors
     /// The first error of a task; a panic is one of class `Internal`.

@@ -23,7 +23,7 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, stopper: Stopper
         .route("/readyz", get(readyz))
         .with_state(readiness);
     let serve = axum::serve(listener, router).into_future();
-    // Not axum's graceful end: it waits for idle scrapers' connections without limit.
+    // axum's graceful shutdown is not used, because it waits for idle connections without limit.
     match stopper.run(serve).await {
         None | Some(Ok(())) => Ok(()),
         Some(Err(error)) => {

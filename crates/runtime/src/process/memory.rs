@@ -1,11 +1,10 @@
-//! How much memory this process may still take, and how much it holds: Linux' own figures, the
-//! control group's limit included.
+//! The memory that this process holds and may still take, from Linux and the control group.
 
 use std::fs;
 use std::path::Path;
 
-/// Bytes that can still be taken: the machine's available memory or what is left under the control
-/// group's limit, whichever is less. `None` where the system does not say.
+/// Available bytes: the lesser of the machine's available memory and the rest under the control
+/// group's limit. `None` where the system reports neither.
 #[must_use]
 pub fn available_bytes() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo")
@@ -24,13 +23,13 @@ pub fn available_bytes() -> Option<u64> {
     }
 }
 
-/// Resident memory of this process in bytes; 0 where the system does not say.
+/// Resident memory of this process in bytes; 0 where the system does not report it.
 #[must_use]
 pub fn resident_bytes() -> u64 {
     status_field("VmRSS:")
 }
 
-/// Most resident memory that this process has had, in bytes; 0 where the system does not say.
+/// Peak resident memory of this process in bytes; 0 where the system does not report it.
 #[must_use]
 pub fn peak_bytes() -> u64 {
     status_field("VmHWM:")
@@ -53,7 +52,7 @@ fn kib_field(text: &str, name: &str) -> Option<u64> {
         .checked_mul(1024)
 }
 
-/// What is left under a control group's limit. No limit is written as "max" or as a number beyond
+/// The rest under a control group's limit. Without a limit the file holds "max" or a number beyond
 /// any memory.
 fn control_group(folder: &str, limit: &str, used: &str) -> Option<u64> {
     let read = |name: &str| {

@@ -1,6 +1,6 @@
-//! The model card's sample prompts: who publishes an adapter writes them, who serves it measures
-//! with them. They stand where model cards have them, as `widget` in the front matter of the
-//! README.md, one quoted text a line.
+//! The model card's sample prompts. The publisher of an adapter writes them, and a server of the
+//! adapter measures with them. They are the `widget` in the front matter of README.md, one quoted
+//! text a line.
 
 /// The card's file name in an adapter's folder.
 pub const CARD_FILE: &str = "README.md";
@@ -20,8 +20,7 @@ pub fn widget(samples: &[String]) -> String {
     format!("{WIDGET}\n{lines}")
 }
 
-/// Returns the samples of a card; none if it has none, or has them in another form than [`widget`]
-/// gives them.
+/// Returns the samples of a card; empty if it has none in the form of [`widget`].
 #[must_use]
 pub fn samples(card: &str) -> Vec<String> {
     let front = card.strip_prefix("---\n").unwrap_or_default();

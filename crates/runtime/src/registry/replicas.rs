@@ -1,5 +1,5 @@
-//! What each inference replica serves: an entry of its own that it refreshes, and that expires when
-//! it is gone.
+//! The adapters that each inference replica serves. A replica refreshes its entry, which expires
+//! after the replica is gone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::bus::streams::REPLICA_LIFETIME;
 use crate::error::Result;
 use crate::life::stop::Stopper;
 
-/// Keeps this process's entry: written when it changes and a few times in its life, deleted when
-/// the stopper stops. What fails is logged and tried again.
+/// Keeps this process's entry: writes it when it changes and before it expires, and deletes it when
+/// the stopper stops. A failure is logged and repeated.
 ///
 /// # Errors
 /// If the value has no JSON form.
@@ -38,7 +38,7 @@ pub async fn announce<T: Serialize + Clone + Send + Sync>(
             () = stopper.stopped() => {}
         }
     }
-    // It would expire anyway.
+    // Without this it would expire.
     let _ = tokio::time::timeout(Duration::from_secs(1), bus.replicas().delete(&replica)).await;
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! The gRPC client as every process uses it: a lazy connection that carries the trace context, and
-//! the health question.
+//! The gRPC client: a lazy connection that sends the trace context, and the health check.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -16,10 +15,11 @@ use crate::error::{Class, Error, Result, scrub};
 use crate::rpc::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::telemetry;
 
-/// Asks the server at an address, on this machine if it is all interfaces, whether it is ready.
+/// Asks the server at an address whether it is ready; an address of all interfaces means this
+/// machine.
 ///
 /// # Errors
-/// `Unavailable` if it is not, or does not answer within five seconds.
+/// `Unavailable` if it is not ready or does not answer within five seconds.
 pub async fn check(mut address: SocketAddr) -> Result<()> {
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -37,7 +37,7 @@ pub async fn check(mut address: SocketAddr) -> Result<()> {
     Err(not("it says so"))
 }
 
-/// A client's connection that carries the trace context along.
+/// A client's connection that sends the trace context.
 pub type Client = InterceptedService<Channel, Inject>;
 
 /// Writes the current trace context into each request.

@@ -1,6 +1,5 @@
-//! The gRPC server and client as every process uses them: bounded in size, number and time, traced,
-//! with health and reflection; it ends in good order and by a deadline, which tonic alone would
-//! wait for without limit.
+//! The gRPC server: bounded in size, number and time, traced, with health and reflection. At the
+//! stop, running calls have a deadline; tonic alone would wait for them without limit.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use crate::life::stop::Stopper;
 use crate::rpc::trace::TraceLayer;
 use crate::rpc::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
-/// How long running calls may take to end after the stop.
+/// The time for running calls after the stop.
 const GRACE: Duration = Duration::from_secs(15);
 const MAX_CONCURRENT_STREAMS: u32 = 128;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
@@ -35,7 +34,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// Returns none.
+    /// Returns an empty set.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -65,7 +64,7 @@ impl Services {
         &self.names
     }
 
-    /// Health and reflection beside what the process offers.
+    /// Adds health and reflection.
     fn complete(mut self) -> Result<(RoutesBuilder, HealthReporter, Vec<&'static str>)> {
         let wrong = |error: tonic_reflection::server::Error| {
             Error::internal("reflection cannot be set up").with_source(error)
@@ -74,7 +73,7 @@ impl Services {
             let mut builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(togi_proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-            // Only what is served here, not all that the contract knows.
+            // Reflection shows only the services of this process.
             for name in &self.names {
                 builder = builder.with_service_name(*name);
             }
@@ -91,7 +90,7 @@ impl Services {
     }
 }
 
-/// Serves until the stopper stops, then lets running calls end, at most for some seconds.
+/// Serves until the stopper stops, then waits for running calls for a bounded time.
 ///
 /// # Errors
 /// `Unavailable` if the listener fails.
@@ -117,7 +116,7 @@ pub async fn serve(
         .add_routes(routes.routes());
     let incoming = TcpListenerStream::new(listener);
     let incoming = futures::StreamExt::map(incoming, |connection| {
-        // Tokens of an answer are small and must not wait for each other.
+        // An answer's tokens are small messages; Nagle's algorithm would delay them.
         connection.inspect(|stream| {
             let _ = stream.set_nodelay(true);
         })
@@ -141,11 +140,11 @@ pub async fn serve(
     }
 }
 
-/// The health service's name for a process that answers at all: what must not restart because NATS
-/// or the store is away.
+/// The health service's name for liveness, which stays `SERVING` while NATS or the store is away,
+/// so that nothing restarts the process.
 pub const LIVENESS: &str = "liveness";
 
-/// Lets gRPC health say what readiness says.
+/// Reports readiness over gRPC health.
 async fn report(reporter: &HealthReporter, names: &[&'static str], readiness: &Readiness) {
     let alive = ServingStatus::Serving;
     reporter.set_service_status(LIVENESS, alive).await;

@@ -1,5 +1,5 @@
-//! A span and a duration for each call that the server answers, by OpenTelemetry's stable names for
-//! rpc, the whole response stream included; the parent comes from the request's metadata.
+//! A span and a duration for each call at the server, with the whole response stream, by
+//! OpenTelemetry's stable names for rpc. The parent comes from the request's metadata.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -104,7 +104,7 @@ where
 }
 
 fn span(method: &str, headers: &HeaderMap) -> Span {
-    // Health is asked every second by somebody: at this level it is in no trace.
+    // Health checks are frequent. At this level they are in no trace.
     if method.starts_with("grpc.health.") || method.starts_with("grpc.reflection.") {
         return tracing::debug_span!("rpc", rpc.method = method, rpc.status_code = Empty);
     }
@@ -126,7 +126,7 @@ fn span(method: &str, headers: &HeaderMap) -> Span {
     }
 }
 
-/// A call that is being answered; written down when it is dropped, however it ended.
+/// A running call. Its end is recorded on drop, so that no end is missed.
 #[derive(Debug)]
 struct Call {
     span: Span,
@@ -137,7 +137,7 @@ struct Call {
 }
 
 impl Call {
-    /// The status is in the trailers, or in the headers of an answer that has nothing else.
+    /// The status is in the trailers, or in the headers of an answer without a body.
     fn see(&mut self, headers: &HeaderMap) {
         if let Some(status) = headers.get("grpc-status") {
             self.code = Some(Code::from_bytes(status.as_bytes()));
@@ -147,10 +147,10 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        // Without a status the client went away first.
+        // Without a status, the client has disconnected.
         let code = self.code.unwrap_or(Code::Cancelled);
         self.span.record("rpc.status_code", code_name(code));
-        // By the conventions only these are a server's faults.
+        // By the conventions, only these codes are faults of the server.
         let fault = matches!(
             code,
             Code::Unknown
@@ -163,8 +163,8 @@ impl Drop for Call {
         if fault {
             self.span.record("otel.status_code", "ERROR");
         }
-        // A method that nobody serves is named by the client: not by everybody's invention a series
-        // of its own.
+        // Unknown methods share one label, because clients choose their names and each would create
+        // a time series.
         let method = std::mem::take(&mut self.method);
         let method = if code == Code::Unimplemented {
             "_OTHER".to_owned()

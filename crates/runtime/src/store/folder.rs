@@ -1,5 +1,4 @@
-//! A base's files as a local folder: `file://` is used in place, a hub's commit comes from its
-//! cache, and an object store's files are copied once for each of their states.
+//! A base's files as a local folder. A `file://` folder is used in place, a hub's commit is in the hub's cache, and an object store's files are copied once for each of their states.
 
 use std::path::{Path, PathBuf};
 
@@ -30,11 +29,11 @@ pub fn is_base_file(name: &str) -> bool {
             && (name.ends_with(".bin") || name.ends_with(".bin.index.json")))
 }
 
-/// Returns a local folder with a base's files. What must be fetched goes below `cache`, or into the
-/// hub's own cache.
+/// Returns a local folder with a base's files. Fetched files go below `cache`, or into the hub's
+/// cache.
 ///
 /// # Errors
-/// `NotFound` if there are none; `InvalidArgument` if the URL is wrong; `Unavailable`.
+/// `NotFound` if the URL has no such files; `InvalidArgument` if it is wrong; `Unavailable`.
 pub async fn materialize(base: &BaseConfig, cache: &Path) -> Result<PathBuf> {
     if base.url.starts_with("hf://") {
         let reference = HubRef::parse("url", &base.url)?;
@@ -69,7 +68,7 @@ pub async fn materialize(base: &BaseConfig, cache: &Path) -> Result<PathBuf> {
 /// # Errors
 /// As [`Hub::snapshot`].
 pub async fn from_hub(hub: &Hub, reference: &HubRef) -> Result<PathBuf> {
-    // Twice the weights would be twice the time: torch's own format only where there is no other.
+    // Weights in torch's format are fetched only where no others exist.
     let safe = |name: &str| is_base_file(name) && !name.starts_with("pytorch_model");
     let snapshot = hub.snapshot(reference, safe).await?;
     let has_weights = snapshot
@@ -105,7 +104,7 @@ fn is_wanted(name: &str, all: &[String]) -> bool {
     is_base_file(name) && !(safe && name.starts_with("pytorch_model"))
 }
 
-/// A folder for each state of the source: what was copied stays valid until the source changes.
+/// Names the folder of the source's state. A copy stays valid until the source changes.
 fn state_digest(url: &str, objects: &[ObjectMeta]) -> String {
     let mut hash = Hasher::new();
     hash.update(url);
@@ -121,7 +120,7 @@ fn state_digest(url: &str, objects: &[ObjectMeta]) -> String {
 
 async fn copy(store: &dyn ObjectStore, objects: &[ObjectMeta], folder: &Path) -> Result<()> {
     tokio::fs::create_dir_all(folder).await?;
-    // Collected first: a closure in the stream would make the future unfit for `tokio::spawn`.
+    // Collected first, because with a closure in the stream the future would not be `Send`.
     let copies: Vec<_> = objects
         .iter()
         .map(|meta| copy_one(store, meta, folder))
@@ -144,7 +143,7 @@ async fn copy_one(store: &dyn ObjectStore, meta: &ObjectMeta, folder: &Path) -> 
     if there {
         return Ok(());
     }
-    // Another process may copy the same: each into a file of its own, renamed when it is whole.
+    // Another process may copy the same file, so each writes its own and renames it when complete.
     let part = folder.join(format!(".{name}.{}", store::random_hex()?));
     let mut file = tokio::fs::File::create(&part).await?;
     let mut pieces = store.get(&meta.location).await?.into_stream();

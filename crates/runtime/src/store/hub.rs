@@ -1,6 +1,5 @@
-//! Files from a Hugging Face hub, through its own client and into its own cache (`HF_ENDPOINT`,
-//! `HF_HOME`, `HF_TOKEN` as everywhere): a reference becomes a commit, and the files are that
-//! commit's.
+//! Files from a Hugging Face hub, by its client and in its cache (`HF_ENDPOINT`, `HF_HOME`,
+//! `HF_TOKEN`). A reference is resolved to a commit, and all files are of that commit.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,7 +8,7 @@ use hf_hub::{HFClient, HFError};
 
 use crate::error::{Class, Error, Result};
 
-/// What kind of repository it is.
+/// The kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RepoKind {
     /// `hf://OWNER/NAME`
@@ -27,7 +26,7 @@ pub struct HubRef {
     pub owner: String,
     /// Its name.
     pub name: String,
-    /// Branch, tag or commit; the main branch if there is none.
+    /// Branch, tag or commit; the main branch if absent.
     pub revision: Option<String>,
 }
 
@@ -91,11 +90,11 @@ impl fmt::Display for HubRef {
 /// A commit's files on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The commit that the reference meant.
+    /// The commit of the reference.
     pub commit: String,
     /// The commit's folder in the cache.
     pub folder: PathBuf,
-    /// The files that were wanted: name in the repository and path, ordered by name.
+    /// The requested files, ordered by name: name in the repository, and path.
     pub files: Vec<(String, PathBuf)>,
 }
 
@@ -130,7 +129,7 @@ impl Hub {
         })
     }
 
-    /// Returns a hub at an endpoint, with a cache folder of its own.
+    /// Returns a hub at an endpoint, with its own cache folder.
     ///
     /// # Errors
     /// `InvalidArgument` if the endpoint is no URL.
@@ -144,8 +143,7 @@ impl Hub {
         })
     }
 
-    /// Returns the files of a repository whose names are wanted, from the cache where they are
-    /// there already.
+    /// Returns the wanted files of a repository, from the cache if they are there.
     ///
     /// # Errors
     /// `NotFound` if there is no such repository, revision or file; `FailedPrecondition` if the hub
@@ -166,7 +164,7 @@ impl Hub {
         names.sort();
         let mut files = Vec::with_capacity(names.len());
         for name in names {
-            // By commit: a branch that moves meanwhile does not mix two of them.
+            // By commit, because a branch may move meanwhile.
             let path = self
                 .download(reference, &commit, &name)
                 .await
@@ -202,7 +200,7 @@ impl Hub {
             name,
             revision,
         } = reference.clone();
-        // A revision is always named: without one some hubs leave the commit out.
+        // The revision is always named, because some hubs omit the commit otherwise.
         let revision = Some(revision.unwrap_or_else(|| "main".to_owned()));
         Ok(match kind {
             RepoKind::Model => info!(self.client.model(owner, name), revision),
@@ -242,7 +240,7 @@ impl Hub {
     }
 }
 
-/// A hub's file names are somebody else's: none may lead out of the commit's folder.
+/// A hub's file names are not trusted: none may lead out of the commit's folder.
 fn is_inside(name: &str) -> bool {
     !name.is_empty()
         && !name.contains('\\')

@@ -95,7 +95,7 @@ fn local(url: &Url, shown: &str) -> Result<Arc<dyn ObjectStore>> {
         .to_file_path()
         .map_err(|()| Error::invalid("url", format!("\"{shown}\" names no local folder")))?;
     std::fs::create_dir_all(&folder)?;
-    // Without fsync a power loss could take back what was committed.
+    // Without fsync a power loss could undo a commit.
     let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
     Ok(Arc::new(store))
 }

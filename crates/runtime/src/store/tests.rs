@@ -1,4 +1,4 @@
-//! The store over a real folder: what is created, what is the same, what is refused.
+//! The store over a real folder: created, equal and refused objects.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -182,7 +182,7 @@ async fn a_store_that_answers_503_to_what_it_did_is_opened_all_the_same() {
     crate::life::crypto::install_crypto();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    // The write was done, its repetition finds it there; so does the second writer.
+    // The write was done, so its repetition and the second writer find the object.
     let statuses = [
         "503 Slow Down",
         "412 Precondition Failed",
@@ -194,7 +194,7 @@ async fn a_store_that_answers_503_to_what_it_did_is_opened_all_the_same() {
             let Ok((connection, _)) = listener.accept() else {
                 return;
             };
-            // Who hangs up needs no answer.
+            // A client that hung up needs no answer.
             let _ = answer(connection, status);
         }
     });

@@ -1,5 +1,4 @@
-//! One attempt at a job that is ours: start the lease, let the handler work, write down how it
-//! ended.
+//! One attempt at a claimed job: start the lease, run the handler, write the outcome.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -21,8 +20,7 @@ use crate::worker::handler::{Claim, Handler, Outcome};
 use crate::worker::lease::Lease;
 use crate::worker::slot::Slot;
 
-/// How long a handler may go on after its lease is lost, its job cancelled or the process told to
-/// stop.
+/// How long a handler may go on after its lease is lost, its job is cancelled or the process stops.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl<H: Handler> Slot<H> {
@@ -76,8 +74,8 @@ impl<H: Handler> Slot<H> {
         ended
     }
 
-    /// Runs the handler. A panic is a failed attempt; a handler that does not hear is left alone
-    /// after a while.
+    /// Runs the handler. A panic is a failed attempt. A handler that does not end in time is
+    /// abandoned.
     async fn handle(&self, claim: Claim) -> Outcome {
         let lease = claim.lease.clone();
         let work = AssertUnwindSafe(self.handler.handle(claim)).catch_unwind();
@@ -103,7 +101,7 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// Writes down how the attempt ended, and answers the message.
+    /// Writes the outcome of the attempt and answers the message.
     async fn end(
         &self,
         delivery: &Delivery,
@@ -131,8 +129,8 @@ impl<H: Handler> Slot<H> {
                 self.finish(delivery, lease, job, State::Succeeded).await?;
             }
             Outcome::Cancelled => {
-                // Asked for since the claim: by this, it differs for ever from a job that was
-                // withdrawn.
+                // It distinguishes the job from a withdrawn one. The request may have come after
+                // the claim.
                 let job = Job {
                     cancel_requested: true,
                     ..job
@@ -152,8 +150,8 @@ impl<H: Handler> Slot<H> {
                 self.jobs.bus().answer(&delivery.reply, "-NAK").await?;
             }
             Outcome::LeaseLost => {
-                // If nobody has taken it yet (NATS was away), the next worker should not count us
-                // as one that vanished.
+                // If the job has no new holder yet, the next worker should not count this one as
+                // lost.
                 if let Err(error) = self.requeue(lease, |_| {}).await {
                     tracing::debug!(error = error.chain(), "the job is somebody else's");
                 }
@@ -172,7 +170,7 @@ impl<H: Handler> Slot<H> {
         error: &Error,
     ) -> Result<()> {
         tracing::warn!(error = error.chain(), "job attempt failed");
-        // The record's own count: a checkpoint may have set it back since the claim.
+        // The record's count, because a checkpoint may have reset it since the claim.
         if let Some((record, _)) = self.jobs.record(lease.job()).await? {
             job.attempts = record.job.attempts;
         }
@@ -221,8 +219,8 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// The store first, then the record, the event, the answer; whoever finds only the first of
-    /// them does the rest.
+    /// Writes the end to the store first, then to the record, the event and the answer. The next
+    /// worker or reconciliation completes an interrupted end.
     async fn finish(
         &self,
         delivery: &Delivery,
@@ -246,8 +244,7 @@ impl<H: Handler> Slot<H> {
             };
             let error = match decided {
                 Ok(ended) => break ended,
-                // A damaged `final.json` never becomes readable: only an error that can pass is
-                // waited for.
+                // Waiting helps only with an error that can pass.
                 Err(error) if !can_pass(error.class()) => return Err(error),
                 Err(error) => error,
             };

@@ -1,4 +1,5 @@
-//! Whether a message means work, and whose: facts in, decision out, then one compare-and-set.
+//! Decides whether a message means work for this worker: facts in, decision out, then one
+//! compare-and-set.
 
 use jiff::Timestamp;
 use togi_common::JobId;
@@ -13,22 +14,22 @@ use crate::worker::delivery::{Bare, Delivery, nak};
 use crate::worker::handler::Handler;
 use crate::worker::slot::Slot;
 
-/// What became of a message.
+/// The result of claiming a message's job.
 pub(super) enum Decision {
-    /// The job is ours.
+    /// This worker has claimed the job.
     Work(Box<Job>),
-    /// The message is answered; there is nothing to do.
+    /// The message is answered and needs no work.
     Settled,
 }
 
-/// What the record and the message say together.
+/// The decision from the record and the message.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// It has ended: acknowledge.
     Ended,
-    /// Somebody asked for its end before it began.
+    /// Its end was requested before it began.
     Cancel,
-    /// Claim it; `vanished` if its last worker went without a word.
+    /// Claim it; `vanished` if its last worker was lost.
     Claim { vanished: bool },
     /// Another message stands for this job: acknowledge this one.
     Duplicate,
@@ -36,18 +37,17 @@ enum Verdict {
     Later,
 }
 
-/// `other_there`: whether the message that the record names, if it is not this one, is still in the
-/// stream.
+/// `other_there`: whether the record names another message, which is still in the stream.
 fn judge(record: &Record, place: u64, delivered: i64, other_there: bool) -> Verdict {
     let job = &record.job;
     let own = record.message == place || record.message == 0;
     match job.state {
         state if state.is_final() => Verdict::Ended,
-        // The other message comes too, and this one would only be a second worker's reason to wait.
+        // The other message is delivered too, and this one would only keep a second worker waiting.
         _ if !own && other_there => Verdict::Duplicate,
         State::Running if own => Verdict::Claim { vanished: true },
-        // The holder's message is gone with its stream, so it cannot confirm its lease any more;
-        // one lease's time later it has stopped for certain.
+        // The holder's message is gone with its stream, so the holder cannot confirm its lease and
+        // has stopped after one lease time.
         State::Running if delivered < 2 => Verdict::Later,
         State::Running => Verdict::Claim { vanished: true },
         _ if job.cancel_requested => Verdict::Cancel,
@@ -56,8 +56,8 @@ fn judge(record: &Record, place: u64, delivered: i64, other_there: bool) -> Verd
 }
 
 impl<H: Handler> Slot<H> {
-    /// Claims the job of a message, or settles the message. `bare` is the request of a message that
-    /// names no job yet.
+    /// Claims the job of a message, or settles the message. `bare` is the request of a bare
+    /// message.
     pub(super) async fn claim(
         &self,
         delivery: &Delivery,
@@ -87,8 +87,8 @@ impl<H: Handler> Slot<H> {
             let mut vanished = false;
             match judge(&record, delivery.place, delivery.delivered, other_there) {
                 Verdict::Ended => {
-                    // The worker may have died between the record and the event; said twice it is
-                    // one event.
+                    // The worker may have died between record and event. A repeated event counts
+                    // once.
                     self.jobs.say_outcome(&record.job).await?;
                     bus.answer(&delivery.reply, "+ACK").await?;
                     return Ok(Decision::Settled);
@@ -109,8 +109,8 @@ impl<H: Handler> Slot<H> {
                 }
                 Verdict::Claim { vanished: was } => vanished = was || vanished,
             }
-            // The store's word comes first: a worker may have died, or the bucket been lost, after
-            // it was written.
+            // The store decides: a worker may have died, or the bucket been lost, after the end was
+            // written.
             if let Some(ended) = self.jobs.final_record(id).await? {
                 self.jobs.settle(&ended).await?;
                 continue;
@@ -126,8 +126,8 @@ impl<H: Handler> Slot<H> {
         }
     }
 
-    /// Makes a job of a bare message: the message is its message. When it comes again its names may
-    /// mean something else; what they meant first counts.
+    /// Creates the job of a bare message. At a redelivery its names may mean something else; their
+    /// first meaning counts.
     async fn register(&self, delivery: &Delivery, id: &JobId, bare: Bare) -> Result<()> {
         let mut came_before = bare.is_key;
         if let Some((record, _)) = self.jobs.record(id).await? {
@@ -143,8 +143,8 @@ impl<H: Handler> Slot<H> {
         self.jobs.restore(id, &envelope, delivery.place).await
     }
 
-    /// A message whose job the bucket does not know: from the store, or nobody's. Returns whether
-    /// there is a record now.
+    /// Restores a job without a record from the store, or buries the message of an unknown job.
+    /// Returns whether there is a record now.
     async fn remake(&self, delivery: &Delivery, id: &JobId) -> Result<bool> {
         let error = match self
             .jobs
@@ -164,7 +164,7 @@ impl<H: Handler> Slot<H> {
         Ok(false)
     }
 
-    /// Writes the claim. `None` if the job has failed for good by its last worker's disappearance.
+    /// Writes the claim. `None` if the loss of its last worker has failed the job.
     async fn take(
         &self,
         delivery: &Delivery,
@@ -176,7 +176,7 @@ impl<H: Handler> Slot<H> {
         let bucket = self.jobs.bus().jobs();
         let Record { mut job, .. } = record;
         if vanished {
-            // Whatever kills its worker must not do so for ever.
+            // A job that kills its workers must not do so without limit.
             job.attempts += 1;
             let message = format!("worker {} was lost while it held the job", job.worker);
             job.failure = Some(Failure::from(&Error::new(Class::Aborted, message)));
@@ -196,7 +196,7 @@ impl<H: Handler> Slot<H> {
         let claimed = bucket
             .update(id.as_str(), record.to_bytes()?, revision)
             .await?;
-        // The fencing token is the claiming write's revision, which only that write could tell.
+        // The fence is the revision of the claiming write, known only after it.
         record.job.fence = Fence(claimed);
         bucket
             .update(id.as_str(), record.to_bytes()?, claimed)
@@ -225,7 +225,7 @@ mod tests {
         use Verdict::{Cancel, Claim, Duplicate, Ended, Later};
         let fresh = Claim { vanished: false };
         let after = Claim { vanished: true };
-        // state, the record's message, cancel asked for, delivered, other message there, verdict
+        // state, the record's message, cancel requested, delivered, other message there, verdict
         // for message 5
         let table = [
             (Succeeded, 5, false, 1, false, Ended),

@@ -1,4 +1,4 @@
-//! A message of the job stream: what it says, and how it is answered.
+//! A message of the job stream, and how it is answered.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ pub(super) struct Delivery {
     /// Its place in the stream.
     pub(super) place: u64,
     pub(super) delivered: i64,
-    /// Not later than the server's own start of the lease.
+    /// Not later than the server's start of the lease.
     pub(super) since: Instant,
 }
 
-/// What a bare message asks for, as its names are meant now.
+/// The request of a bare message, with its names resolved now.
 pub(super) struct Bare {
     pub(super) request: Value,
     /// Whether the message itself is the job's key.
@@ -46,13 +46,13 @@ impl Delivery {
         events::header(headers, name).map(|value| value.to_string())
     }
 
-    /// Whether it came from a plain NATS client: it is a request, and names no job.
+    /// Whether a plain NATS client sent it. Such a message is a request and names no job.
     pub(super) fn is_bare(&self) -> bool {
         self.header("ce-type").is_none()
     }
 
-    /// The span in which a bare message becomes a job: of the sender's trace, or the beginning of
-    /// one. A job has its own already.
+    /// The span in which a bare message becomes a job, in the sender's trace or a new one. Other
+    /// messages have their job's trace.
     pub(super) fn admission(&self) -> tracing::Span {
         if !self.is_bare() {
             return tracing::Span::none();
@@ -63,7 +63,7 @@ impl Delivery {
     }
 }
 
-/// "Not now, but after this time."
+/// Returns the answer that asks for redelivery after a delay.
 pub(super) fn nak(delay: Duration) -> String {
     let payload: Bytes = AckKind::Nak(Some(delay)).into();
     String::from_utf8_lossy(&payload).into_owned()

@@ -1,4 +1,4 @@
-//! What a handler is, and what passes between it and the loop.
+//! The handler of a kind of job, and its input and outcome.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,21 +21,21 @@ pub trait Handler: Send + Sync + 'static {
     /// `claim.lease.check()` before it commits anything.
     async fn handle(&self, claim: Claim) -> Outcome;
 
-    /// Checks a request that came as a bare NATS message (proto3 JSON, no `ce-*` headers) and
-    /// returns it as the service would have submitted it. An error that is not retryable sends
-    /// the message to the dead letters with its reason. The default takes any JSON object.
+    /// Checks the request of a bare NATS message (proto3 JSON, no `ce-*` headers) and returns it as
+    /// the service would have submitted it. An error that is not retryable sends the message to the
+    /// dead letters with its reason. The default takes any JSON object.
     ///
     /// # Errors
-    /// What the service would answer to the same request over gRPC.
+    /// The service's error for the same request over gRPC.
     async fn admit(&self, request: Bytes) -> Result<Admission> {
         Admission::from_json(&request)
     }
 }
 
-/// A request that was let in.
+/// An admitted request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admission {
-    /// The caller's key; empty if there is none.
+    /// The caller's key; empty without one.
     pub idempotency_key: String,
     /// The request as proto3 JSON.
     pub request: Value,
@@ -65,16 +65,16 @@ impl Admission {
     }
 }
 
-/// A job that is ours for now.
+/// A claimed job.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// Its record after the claim.
     pub job: Job,
-    /// What was asked: proto3 JSON.
+    /// The request as proto3 JSON.
     pub request: Bytes,
-    /// How long it is ours, and the fencing token.
+    /// The lease, with the fence.
     pub lease: Lease,
-    /// Stops when the process should end: hand the job back then.
+    /// Stops when the process should end; the handler then hands the job back.
     pub stopper: Stopper,
 }
 
@@ -86,7 +86,7 @@ impl Claim {
     }
 }
 
-/// How an attempt ended.
+/// The outcome of an attempt.
 #[derive(Debug)]
 pub enum Outcome {
     /// The result is committed in the store.
@@ -94,29 +94,29 @@ pub enum Outcome {
         /// A data set's digest or a generation.
         result: String,
     },
-    /// The result is committed in the store, and a gate does not let it be used: an outcome like
-    /// another, with nothing to repeat.
+    /// The result is committed in the store, but a gate refused it. This is no failure and is not
+    /// repeated.
     Refused {
         /// As for [`Outcome::Succeeded`].
         result: String,
         /// Why, in a sentence.
         reason: String,
     },
-    /// It did not work. A retryable class is tried again, five times in all; any other is final.
+    /// The attempt failed. A retryable class is tried again, five times in all; any other is final.
     Failed(Error),
-    /// We must stop; somebody else goes on. This is no failed attempt.
+    /// The process stops and another worker continues. This is no failed attempt.
     HandBack,
-    /// Somebody asked for the end, and it is done.
+    /// The end was requested, and the work has stopped.
     Cancelled,
-    /// Nobody needs it any more, for this reason; nobody asked for its end.
+    /// The result is no longer needed, for this reason. The end was not requested.
     Withdrawn(Error),
-    /// The job is not ours any more.
+    /// Another worker may hold the job.
     LeaseLost,
 }
 
 impl From<Error> for Outcome {
-    /// An error that only says why the work stopped is that outcome, for a handler that uses `?`
-    /// throughout.
+    /// An error that only reports why the work stopped is that outcome, so that a handler can use
+    /// `?`.
     fn from(error: Error) -> Self {
         match error.class() {
             Class::Cancelled => Outcome::Cancelled,

@@ -119,8 +119,8 @@ impl Lease {
         ))
     }
 
-    /// Records lasting progress, such as a checkpoint, by setting the count of failed attempts to 0.
-    /// So a long job survives a few lost workers, and a job without progress ends after
+    /// Records lasting progress, such as a checkpoint, by setting the count of failed attempts to
+    /// 0. So a long job survives a few lost workers, and a job without progress ends after
     /// [`MAX_ATTEMPTS`](crate::jobs::MAX_ATTEMPTS).
     ///
     /// # Errors

@@ -11,6 +11,6 @@ pub(super) struct Slot<H> {
     pub(super) context: Context,
     pub(super) jobs: Jobs,
     pub(super) handler: Arc<H>,
-    /// Jobs until the process stops, of all slots; none if it goes on.
+    /// Jobs of all slots until the process stops; `None` without a limit.
     pub(super) left: Option<Arc<AtomicU64>>,
 }

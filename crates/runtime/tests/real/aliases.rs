@@ -155,7 +155,7 @@ async fn what_was_compared_is_promoted_over_nothing_else() {
     assert_eq!(over(None, two).await, (one, 1));
     assert_eq!(over(Some(three), two).await, (one, 1));
     assert_eq!(over(Some(one), two).await, (two, 2));
-    // Again, as whoever did not hear the answer does.
+    // Repeated, as after a lost answer.
     assert_eq!(over(Some(one), two).await, (two, 2));
     // Of those that were measured beside the same, one is promoted.
     let racers = [one, three].map(|generation| over(Some(two), generation));
@@ -211,7 +211,7 @@ async fn a_follower_hears_at_once_and_a_broken_alias_blocks_no_other() {
         .put_new(&layout::alias_revision(&alias("broken"), 1), "not json")
         .await
         .unwrap();
-    // The period is longer than the test's patience: it is the event that tells.
+    // The period is longer than the test's timeout, so only the event can report the change.
     let mut changes = follower.follow(Duration::from_secs(600));
     assert!(changes.next().await.unwrap().is_empty());
     let waiting = tokio::spawn(async move { (changes.next().await.unwrap(), changes) });
@@ -223,7 +223,7 @@ async fn a_follower_hears_at_once_and_a_broken_alias_blocks_no_other() {
         .unwrap();
     assert_eq!((seen.len(), seen[0].generation()), (1, one));
     drop(changes);
-    // Without NATS the list alone tells.
+    // Without NATS only the list reports the change.
     rig.nats.kill();
     let mut alone = follower.follow(Duration::from_millis(50));
     let seen = tokio::time::timeout(patience, alone.next())

@@ -56,7 +56,7 @@ async fn events_arrive_with_their_metadata_and_only_the_wanted_ones() {
         .await
         .unwrap();
     one.bus.publish_in(ready("d1"), Some(trace)).await.unwrap();
-    // Said twice it is one event.
+    // Published twice, it is one event.
     one.bus.publish_in(ready("d1"), Some(trace)).await.unwrap();
     one.bus.publish(ready("d2")).await.unwrap();
     let first = new.next().await.unwrap();

@@ -1,4 +1,4 @@
-//! The server as strangers see it: health, reflection, sizes, errors, metrics, its end.
+//! The server from outside: health, reflection, sizes, errors, metrics, its end.
 
 use std::time::Duration;
 
@@ -121,7 +121,7 @@ async fn health_says_what_readiness_says() {
         health(&running, name).await == Ok(ServingStatus::NotServing)
     })
     .await;
-    // What would restart a process is not what would take it out of service.
+    // Liveness and readiness differ: only readiness goes away.
     let alive = health(&running, rpc::server::LIVENESS).await;
     assert_eq!(alive, Ok(ServingStatus::Serving));
     let address = running.endpoint.trim_start_matches("http://");

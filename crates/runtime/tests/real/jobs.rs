@@ -33,7 +33,7 @@ async fn dead(context: &Context, rig: &Rig) -> Vec<serde_json::Value> {
     letters
 }
 
-/// Returns how many messages the train consumer has not got an answer to.
+/// Returns the number of unanswered messages of the train consumer.
 async fn unanswered(rig: &Rig) -> u64 {
     let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
     let stream = js.get_stream(events::JOBS_STREAM).await.unwrap();

@@ -26,7 +26,7 @@ async fn a_successor_takes_over_and_the_first_worker_cannot_publish() {
     let id = submit(&first, "a").await;
     let worker = work(&first, &stubborn);
     reach(&second, &id, State::Running).await;
-    // What a worker that was cut off looks like to the others: somebody else has the job now.
+    // Another worker has the job now, as after a network partition.
     let (record, revision) = {
         let entry = second.bus.jobs().get(id.as_str()).await.unwrap().unwrap();
         let mut record: serde_json::Value = serde_json::from_slice(&entry.value.unwrap()).unwrap();
@@ -199,7 +199,7 @@ async fn a_server_that_is_killed_in_the_middle_comes_back_and_the_job_ends_well(
     })
     .await;
     rig.nats.kill();
-    // Longer than the lease: the worker must stop by itself.
+    // Longer than the lease: the worker must stop without a request.
     wait_until("the lease is lost", async || {
         !handler.claim(0).lease.is_held()
     })

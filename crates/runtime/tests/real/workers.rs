@@ -1,4 +1,4 @@
-//! Handlers for tests: they do what they are told and say what they saw.
+//! Handlers for tests: they act by script and record their claims.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -71,7 +71,7 @@ pub(crate) fn work(context: &Context, handler: &Arc<Scripted>) -> JoinHandle<Res
     work_on(context, handler, 0)
 }
 
-/// Starts a worker that stops its process after so many jobs.
+/// Starts a worker that stops its process after a number of jobs.
 pub(crate) fn work_on(
     context: &Context,
     handler: &Arc<Scripted>,
