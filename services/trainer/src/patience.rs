@@ -3,22 +3,24 @@
 use std::time::Duration;
 
 use togi_runtime::Class;
+use togi_runtime::life::backoff::Backoff;
 use togi_runtime::worker::lease::Lease;
 use tracing::warn;
 
 use crate::error::{Error, Result};
 
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-
-/// How long to wait before the next try.
-pub(crate) struct Patience(Duration);
+/// The waits between the tries.
+pub(crate) struct Patience(Backoff);
 
 impl Patience {
-    pub(crate) fn new() -> Patience {
-        Patience(Duration::from_millis(100))
+    pub(crate) fn new() -> Self {
+        Self(Backoff::new(
+            Duration::from_millis(100),
+            Duration::from_secs(5),
+        ))
     }
 
-    /// Waits after a temporary error.
+    /// Waits after a temporary error. The loss of the lease ends the wait.
     ///
     /// # Errors
     /// The error, if it is not temporary or the lease is lost.
@@ -27,8 +29,10 @@ impl Patience {
             return Err(error);
         }
         warn!(job = %lease.job(), %error, "waiting for the store");
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(LONGEST_WAIT);
+        tokio::select! {
+            () = tokio::time::sleep(self.0.step()) => {}
+            () = lease.lost() => {}
+        }
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use arrow_flight::{FlightClient, Ticket};
 use futures::StreamExt;
 use togi_proto::dataprep::v1::DatasetTicket;
 use togi_runtime::Class;
+use togi_runtime::life::backoff::Backoff;
 use togi_runtime::rpc::client::Client;
 use togi_tokens::{Permutation, Row, Split, shard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -25,8 +26,6 @@ use crate::run::checkpoint::Progress;
 
 /// Largest message that is taken from data-prep.
 const MESSAGE_BYTES: usize = 16 << 20;
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often a stream may end early, without an error and without a row, before the data set is
 /// held to be damaged.
 const EMPTY_STREAMS: u32 = 5;
@@ -164,7 +163,7 @@ impl Reader {
     }
 
     async fn read_epoch(&mut self, epoch: u64, mut offset: u64) -> Result<ControlFlow<()>> {
-        let mut wait = FIRST_WAIT;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut empty_streams = 0;
         while offset < self.order.rows {
             let start = offset;
@@ -191,13 +190,12 @@ impl Reader {
                 Err(error) => return Err(self.data_error(class_of(&error), error.to_string())),
             }
             if offset > start {
-                wait = FIRST_WAIT;
+                backoff.reset();
             }
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(backoff.step()) => {}
                 () = self.rows.closed() => return Ok(ControlFlow::Break(())),
             }
-            wait = (wait * 2).min(LONGEST_WAIT);
         }
         Ok(ControlFlow::Continue(()))
     }
