@@ -1,5 +1,5 @@
-//! Every object key, and the form of the names in them. Nobody else builds a key: a reader of this
-//! file knows the store.
+//! Every object key, and the form of the names in keys. No other file builds a key, so this file
+//! documents the store.
 
 use std::fmt;
 use std::str::FromStr;

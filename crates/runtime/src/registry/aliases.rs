@@ -1,6 +1,6 @@
-//! What each alias names. Its revisions are in the store, create-if-absent, the highest one counts;
-//! the bucket is a mirror and events are hints, so whoever follows also lists from time to time and
-//! is right with NATS or without.
+//! The generation of each alias. An alias's revisions are in the store, create-if-absent, and the
+//! highest one counts. The bucket is a mirror and events are hints, so a follower also lists from
+//! time to time and needs no NATS.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl Aliases {
         }
     }
 
-    /// Returns what an alias names, if there is such an alias.
+    /// Returns the newest revision of an alias; `None` if there is no such alias.
     ///
     /// # Errors
     /// `DataLoss`; `Unavailable`.
@@ -101,8 +101,7 @@ impl Aliases {
         Ok(revisions)
     }
 
-    /// Returns all aliases, ordered by name. A broken one is left out and logged: it blocks no
-    /// other.
+    /// Returns all aliases, ordered by name. An unreadable one is logged and left out.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -131,8 +130,8 @@ impl Aliases {
         Ok(aliases)
     }
 
-    /// Lets an alias name a published generation. What it says already is no new revision; a broken
-    /// one is gone over.
+    /// Lets an alias name a published generation. If it names that generation already, no
+    /// revision is written. An unreadable newest revision is replaced.
     ///
     /// # Errors
     /// `NotFound` if no such adapter was published; `Unavailable`.
@@ -146,9 +145,9 @@ impl Aliases {
             .await
     }
 
-    /// [`Aliases::promote`] over nothing but the generation that the alias must name now, none if
-    /// there must be no alias. Returns what it names then: another generation if somebody else
-    /// was there before.
+    /// Like [`Aliases::promote`], but only over the expected generation, or over no alias if that
+    /// is `None`. Returns the alias's revision afterwards, which names another generation if
+    /// another writer was faster.
     ///
     /// # Errors
     /// As [`Aliases::promote`].
@@ -196,8 +195,8 @@ impl Aliases {
             if let Some(current) = current {
                 let said = &current.said;
                 if said.generation == generation && said.base_mismatch == base_mismatch {
-                    // Whoever died between the revision and its event: both again, they are the
-                    // same.
+                    // A process may have died between the revision and its event. Both are
+                    // repeated, because they are idempotent.
                     self.tell(&current).await;
                     return Ok(current);
                 }
@@ -219,8 +218,8 @@ impl Aliases {
         }
     }
 
-    /// Lets an alias say again what it said before its present generation was promoted; again, what
-    /// it said before that.
+    /// Sets an alias back to the generation before the present one; repeated, to the one before
+    /// that.
     ///
     /// # Errors
     /// `NotFound` if there is no such alias; `FailedPrecondition` if it named nothing before;
@@ -248,7 +247,7 @@ impl Aliases {
         }
     }
 
-    /// Writes a revision; `None` if somebody else was faster.
+    /// Writes a revision; `None` if another writer was faster.
     async fn declare(&self, revision: u64, said: AliasRevision) -> Result<Option<Alias>> {
         let bytes = canonical::json(&said)?;
         let folder = layout::alias_revisions(&said.alias);
@@ -264,7 +263,7 @@ impl Aliases {
         Ok(Some(declared))
     }
 
-    /// Mirror and event. The revision stands whether they arrive or not.
+    /// Writes the mirror and publishes the event. The revision counts without them.
     async fn tell(&self, alias: &Alias) {
         let mirrored = match canonical::json(&serde_json::json!({
             "alias": alias.name(), "generation": alias.generation(), "revision": alias.revision,
@@ -304,8 +303,7 @@ impl Aliases {
     }
 
     /// Returns all aliases now, and again whenever they have changed: at once after an event, after
-    /// the period at the latest. It goes on without NATS and waits for a store that is away; it
-    /// has no end.
+    /// the period at the latest. It works without NATS, waits for an absent store, and has no end.
     #[must_use]
     pub fn follow(&self, period: Duration) -> Pin<Box<dyn Stream<Item = Vec<Alias>> + Send>> {
         let following = Following {
@@ -322,7 +320,7 @@ impl Aliases {
     }
 }
 
-/// Promotions pile up, a rollback takes the topmost one away: what is below is what the alias said
+/// Promotions form a stack and a rollback removes the top one, so the generation below is the one
 /// before.
 fn before(history: &[Alias]) -> Option<&Alias> {
     let mut pile: Vec<&Alias> = Vec::new();
@@ -352,7 +350,7 @@ impl Following {
             self.wait().await;
         }
         loop {
-            // The events first, then the list: what happens in between is seen by one of them.
+            // Subscribed before the list, so that no change in between is missed.
             self.listen().await;
             let last = self.last.as_deref().unwrap_or_default();
             match self.aliases.list_after(last).await {
@@ -377,7 +375,7 @@ impl Following {
         }
         let kinds = [EventKind::AdapterPromoted, EventKind::AdapterRolledBack];
         let opening = self.aliases.bus.events(&kinds, Start::New);
-        // Without NATS the list alone must do.
+        // Without NATS there is only the list.
         if let Ok(Ok(events)) = tokio::time::timeout(Duration::from_millis(500), opening).await {
             self.events = Some(events);
         }
@@ -389,8 +387,8 @@ impl Following {
         };
         let event = tokio::time::timeout(self.period, events.next()).await;
         if matches!(event, Ok(None)) {
-            // The bus has stopped: events will not come any more, and must not be asked for in a
-            // hurry.
+            // The bus has stopped, so no event will arrive; asking again at once would be a busy
+            // loop.
             self.events = None;
             tokio::time::sleep(self.period).await;
         }
