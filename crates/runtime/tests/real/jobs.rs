@@ -478,6 +478,10 @@ async fn a_message_whose_record_is_damaged_goes_to_the_dead_letters() {
     let damaged = bytes::Bytes::from_static(b"not JSON");
     context.bus.jobs().put(id.as_str(), damaged).await.unwrap();
     let worker = work(&context, &Scripted::succeeding());
+    wait_until("the message is buried", async || {
+        dead(&context, &rig).await.len() == 1
+    })
+    .await;
     wait_until("the message is acknowledged", async || {
         unanswered(&rig).await == 0
     })
