@@ -183,11 +183,10 @@ fn settings(asked: proto::PrepareSettings) -> Result<Settings> {
 }
 
 fn on_bad_record(word: &str) -> Result<OnBadRecord> {
-    match word {
-        "" | "skip" => Ok(OnBadRecord::Skip),
-        "fail" => Ok(OnBadRecord::Fail),
-        word => Err(one_of("on_bad_record", word, "skip, fail")),
+    if word.is_empty() {
+        return Ok(OnBadRecord::Skip);
     }
+    OnBadRecord::from_name(word).ok_or_else(|| one_of("on_bad_record", word, "skip, fail"))
 }
 
 fn in_range(field: &str, value: u32, least: u32, most: u32) -> Result<u32> {
