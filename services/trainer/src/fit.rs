@@ -3,7 +3,6 @@
 
 use togi_model::memory::{self, Plan};
 use togi_model::{Config, DeviceName};
-use togi_proto::trainer::v1 as proto;
 
 use crate::error::{Error, Result};
 use crate::learn::data::Order;
@@ -36,30 +35,48 @@ pub enum Lengths {
     },
 }
 
+/// The memory of a job, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Its parts.
+    pub parts: Plan,
+    /// Tokens of the largest pass.
+    pub tokens: usize,
+    /// The memory that is available, if it is known.
+    pub available: Option<u64>,
+    /// The device.
+    pub device: DeviceName,
+}
+
 impl Need {
     /// Returns the plan.
     ///
     /// # Errors
     /// [`Error::Memory`] if it is above what is available, with the largest micro-batch that is
     /// not. If the available memory is unknown, everything fits.
-    pub fn check(&self, available: Option<u64>) -> Result<proto::MemoryPlan> {
+    pub fn check(&self, available: Option<u64>) -> Result<MemoryPlan> {
         let tokens = self.largest_pass(self.recipe.batch_size);
-        let plan = self.to_proto(&self.plan(tokens), tokens, available);
+        let parts = self.plan(tokens);
         match available {
-            Some(available) if plan.total_bytes > available => Err(Error::Memory {
-                needed: plan.total_bytes,
+            Some(available) if parts.total() > available => Err(Error::Memory {
+                needed: parts.total(),
                 available,
                 plan: format!(
                     "weights {}, lora {}, optimizer {}, activations {}",
-                    plan.weights_bytes,
-                    plan.lora_bytes,
-                    plan.optimizer_bytes,
-                    plan.activations_bytes
+                    parts.weights,
+                    parts.values,
+                    parts.gradients + parts.moments,
+                    parts.activations
                 ),
                 largest: self.largest_micro_batch(available),
-                device: plan.device,
+                device: self.device.to_string(),
             }),
-            _ => Ok(plan),
+            _ => Ok(MemoryPlan {
+                parts,
+                tokens,
+                available,
+                device: self.device,
+            }),
         }
     }
 
@@ -67,20 +84,6 @@ impl Need {
         let precision = self.recipe.precision;
         let device = self.device.device(precision);
         memory::plan(&self.config, &self.recipe.lora, tokens, precision, device)
-    }
-
-    /// The contract counts the gradients with the optimizer.
-    fn to_proto(&self, plan: &Plan, tokens: usize, available: Option<u64>) -> proto::MemoryPlan {
-        proto::MemoryPlan {
-            weights_bytes: plan.weights,
-            lora_bytes: plan.values,
-            optimizer_bytes: plan.gradients + plan.moments,
-            activations_bytes: plan.activations,
-            total_bytes: plan.total(),
-            available_bytes: available.unwrap_or(0),
-            tokens: tokens as u64,
-            device: self.device.to_string(),
-        }
     }
 
     /// The largest micro-batch that fits; `None` if not even one record does. A larger micro-batch
@@ -185,7 +188,7 @@ mod tests {
         let sums = read.chunks(4).map(|batch| batch.iter().sum::<u32>());
         let largest = sums.max().unwrap() as usize;
         assert_eq!(need.largest_pass(4), largest);
-        assert_eq!(need.check(None).unwrap().tokens, largest as u64);
+        assert_eq!(need.check(None).unwrap().tokens, largest);
         // With only the maximum length known, the plan is larger.
         need.lengths = Lengths::AtMost {
             rows: 20,
@@ -227,12 +230,12 @@ mod tests {
         for device in ["cpu", "cuda:1"] {
             let mut need = need(device, lengths.clone());
             need.recipe.precision = Precision::Bf16;
-            let accepted = need.check(None).unwrap();
+            let accepted = need.check(None).unwrap().parts;
             let values = memory::trainable(&need.config, &need.recipe.lora);
             // A GPU also holds the values in bf16.
             let held = if device == "cpu" { 4 } else { 4 + 2 };
-            assert_eq!(accepted.lora_bytes, held * values);
-            assert_eq!(accepted.optimizer_bytes, (4 + 8) * values);
+            assert_eq!(accepted.values, held * values);
+            assert_eq!(accepted.gradients + accepted.moments, (4 + 8) * values);
             let Err(Error::Memory { plan, .. }) = need.check(Some(0)) else {
                 panic!("nothing fits into no memory");
             };
@@ -240,10 +243,10 @@ mod tests {
                 plan,
                 format!(
                     "weights {}, lora {}, optimizer {}, activations {}",
-                    accepted.weights_bytes,
-                    accepted.lora_bytes,
-                    accepted.optimizer_bytes,
-                    accepted.activations_bytes
+                    accepted.weights,
+                    accepted.values,
+                    accepted.gradients + accepted.moments,
+                    accepted.activations
                 )
             );
         }
@@ -258,15 +261,8 @@ mod tests {
         let need = need("cuda:1", lengths);
         let plan = |batch_size| need.plan(need.largest_pass(batch_size)).total();
         let fits = need.check(Some(plan(4))).unwrap();
-        assert_eq!(fits.total_bytes, plan(4));
-        assert_eq!(fits.device, "cuda:1");
-        let parts = [
-            fits.weights_bytes,
-            fits.lora_bytes,
-            fits.optimizer_bytes,
-            fits.activations_bytes,
-        ];
-        assert_eq!(parts.iter().sum::<u64>(), fits.total_bytes);
+        assert_eq!(fits.parts.total(), plan(4));
+        assert_eq!(fits.device.to_string(), "cuda:1");
         for (available, largest) in [
             (plan(4) - 1, Some(3)),
             (plan(2), Some(2)),

@@ -4,8 +4,6 @@
 pub(crate) mod measure;
 pub mod questions;
 
-use togi_proto::events::v1::{Answers, HeldOut};
-use togi_proto::trainer::v1 as proto;
 use togi_runtime::layout;
 
 use crate::error::{Error, Result};
@@ -34,46 +32,80 @@ pub struct Verdict {
     pub reason: String,
 }
 
+/// The mean losses on a data set's validation rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HeldOut {
+    /// The data set's digest.
+    pub dataset: String,
+    /// Its validation rows.
+    pub rows: u64,
+    /// The new adapter's loss; NaN if it was not finite.
+    pub loss: f64,
+    /// The serving generation's loss.
+    pub serving_loss: Option<f64>,
+}
+
+/// The answers to a gate's questions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Questions.
+    pub asked: u64,
+    /// The new adapter's right answers.
+    pub right: u64,
+    /// The serving generation's right answers.
+    pub serving_right: Option<u64>,
+}
+
+/// A decision and the measurements behind it: a job's `evaluation.json`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Evaluation {
+    /// The new adapter.
+    pub generation: String,
+    /// The alias that it shall be promoted to.
+    pub alias: String,
+    /// The job that made it.
+    pub job: String,
+    /// Whether it may be promoted.
+    pub passed: bool,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// The generation that it was measured beside.
+    pub serving: Option<String>,
+    /// The losses of each data set.
+    pub held_out: Vec<HeldOut>,
+    /// The answers, if the gate has questions.
+    pub answers: Option<Answers>,
+}
+
+impl Default for Gate {
+    /// The contract's defaults.
+    fn default() -> Self {
+        Self {
+            loss_tolerance: 0.05,
+            questions: None,
+            answer_tolerance: 0.05,
+            least_right: 0.0,
+            max_new_tokens: 64,
+        }
+    }
+}
+
 impl Gate {
-    /// Validates a gate and fills in the defaults.
+    /// Checks every number's range.
     ///
     /// # Errors
     /// [`Error::Invalid`] with the first field that is out of range.
-    pub fn from_proto(gate: &proto::Gate) -> Result<Self> {
-        if !gate.questions.is_empty() {
-            layout::validate_digest("gate.questions", &gate.questions)?;
+    pub(crate) fn checked(self) -> Result<Self> {
+        if let Some(upload) = &self.questions {
+            layout::validate_digest("gate.questions", upload)?;
         }
-        let max_new_tokens = gate.max_new_tokens.unwrap_or(64);
-        if max_new_tokens == 0 {
+        if self.max_new_tokens == 0 {
             return Err(Error::invalid("gate.max_new_tokens", "is 0"));
         }
-        Ok(Gate {
-            loss_tolerance: within(
-                "gate.loss_tolerance",
-                gate.loss_tolerance.unwrap_or(0.05),
-                f64::MAX,
-            )?,
-            questions: Some(gate.questions.clone()).filter(|upload| !upload.is_empty()),
-            answer_tolerance: within(
-                "gate.answer_tolerance",
-                gate.answer_tolerance.unwrap_or(0.05),
-                1.0,
-            )?,
-            least_right: within("gate.least_right", gate.least_right.unwrap_or(0.0), 1.0)?,
-            max_new_tokens,
-        })
-    }
-
-    /// Returns the gate with every field set.
-    #[must_use]
-    pub fn to_proto(&self) -> proto::Gate {
-        proto::Gate {
-            loss_tolerance: Some(self.loss_tolerance),
-            questions: self.questions.clone().unwrap_or_default(),
-            answer_tolerance: Some(self.answer_tolerance),
-            least_right: Some(self.least_right),
-            max_new_tokens: Some(self.max_new_tokens),
-        }
+        within("gate.loss_tolerance", self.loss_tolerance, f64::MAX)?;
+        within("gate.answer_tolerance", self.answer_tolerance, 1.0)?;
+        within("gate.least_right", self.least_right, 1.0)?;
+        Ok(self)
     }
 
     /// Decides over what was measured. Every bar that does not hold is named.
@@ -100,7 +132,6 @@ impl Gate {
             serving_loss,
             ..
         } = measured;
-        let loss = loss.unwrap_or(f64::NAN);
         let short = dataset.get(..13).unwrap_or(dataset);
         let says = format!("the held-out loss on data set {short} is {loss:.4}");
         let Some(serving) = serving_loss else {
@@ -112,7 +143,7 @@ impl Gate {
         let says = format!("{says}, the serving generation's {serving:.4}");
         let tolerance = self.loss_tolerance;
         // A serving loss that is NaN sets no bar.
-        let holds = loss.is_finite() && (serving.is_nan() || loss <= serving + tolerance);
+        let holds = loss.is_finite() && (serving.is_nan() || *loss <= serving + tolerance);
         Bar {
             says: explain(says, holds, &format!("above by more than {tolerance}")),
             holds,
@@ -160,9 +191,9 @@ fn explain(says: String, holds: bool, why_not: &str) -> String {
     }
 }
 
-fn within(field: &'static str, value: f64, most: f64) -> Result<f64> {
+fn within(field: &'static str, value: f64, most: f64) -> Result<()> {
     if (0.0..=most).contains(&value) {
-        return Ok(value);
+        return Ok(());
     }
     let reason = match most {
         f64::MAX => format!("is {value}; it must be at least 0 and finite"),
@@ -175,15 +206,11 @@ fn within(field: &'static str, value: f64, most: f64) -> Result<f64> {
 mod tests {
     use super::*;
 
-    fn gate() -> Gate {
-        Gate::from_proto(&proto::Gate::default()).unwrap()
-    }
-
     fn loss(loss: f64, serving: Option<f64>) -> HeldOut {
         HeldOut {
             dataset: "d".repeat(64),
             rows: 3,
-            loss: Some(loss),
+            loss,
             serving_loss: serving,
         }
     }
@@ -211,12 +238,12 @@ mod tests {
             (loss(f64::NAN, None), false),
         ];
         for (measured, passes) in table {
-            let verdict = gate().judge(std::slice::from_ref(&measured), None);
+            let verdict = Gate::default().judge(std::slice::from_ref(&measured), None);
             assert_eq!(verdict.passed, passes, "{measured:?}: {}", verdict.reason);
             assert!(verdict.reason.contains("ddddddddddddd is"), "{verdict:?}");
         }
         let both = [loss(1.0, Some(1.0)), loss(2.0, Some(1.0))];
-        let verdict = gate().judge(&both, None);
+        let verdict = Gate::default().judge(&both, None);
         assert!(!verdict.passed);
         assert!(verdict.reason.contains("2.0000") && !verdict.reason.contains(';'));
     }
@@ -235,7 +262,7 @@ mod tests {
         for (asked, least_right, passes) in table {
             let gate = Gate {
                 least_right,
-                ..gate()
+                ..Gate::default()
             };
             let verdict = gate.judge(&[loss(1.0, None)], Some(&asked));
             assert_eq!(verdict.passed, passes, "{asked:?}: {}", verdict.reason);
@@ -244,29 +271,28 @@ mod tests {
 
     #[test]
     fn wrong_gates_are_refused_by_name() {
-        type Set = fn(&mut proto::Gate);
+        type Set = fn(&mut Gate);
         let table: [(&str, Set); 6] = [
             ("gate.loss_tolerance", |gate| {
-                gate.loss_tolerance = Some(-0.1)
+                gate.loss_tolerance = -0.1;
             }),
             ("gate.loss_tolerance", |gate| {
-                gate.loss_tolerance = Some(f64::INFINITY);
+                gate.loss_tolerance = f64::INFINITY;
             }),
             ("gate.answer_tolerance", |gate| {
-                gate.answer_tolerance = Some(f64::NAN);
+                gate.answer_tolerance = f64::NAN;
             }),
-            ("gate.least_right", |gate| gate.least_right = Some(1.1)),
-            ("gate.max_new_tokens", |gate| gate.max_new_tokens = Some(0)),
+            ("gate.least_right", |gate| gate.least_right = 1.1),
+            ("gate.max_new_tokens", |gate| gate.max_new_tokens = 0),
             ("gate.questions", |gate| {
-                gate.questions = "questions.jsonl".into();
+                gate.questions = Some("questions.jsonl".into());
             }),
         ];
         for (field, set) in table {
-            let mut wrong = proto::Gate::default();
+            let mut wrong = Gate::default();
             set(&mut wrong);
-            let error = Gate::from_proto(&wrong).unwrap_err();
+            let error = wrong.checked().unwrap_err();
             assert!(error.to_string().starts_with(field), "{error}");
         }
-        assert_eq!(Gate::from_proto(&gate().to_proto()).unwrap(), gate());
     }
 }

@@ -3,4 +3,5 @@
 
 pub mod data;
 pub mod progress;
+pub mod step;
 pub mod train;

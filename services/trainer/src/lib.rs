@@ -31,9 +31,9 @@ pub mod policies;
 pub mod page;
 pub mod watch;
 
-pub mod api;
 pub mod local;
 
+mod api;
 mod patience;
 mod promoted;
 mod service;

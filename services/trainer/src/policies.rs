@@ -5,3 +5,4 @@ pub mod follower;
 pub mod policy;
 pub mod retraining;
 pub mod schedule;
+pub mod trigger;

@@ -1,24 +1,33 @@
 //! From a request to a queued job: checked, stored, then announced.
 
-use togi_proto::trainer::v1 as proto;
 use togi_runtime::jobs::{Job, Kind, job_id};
 use togi_runtime::{Class, JobId, Jobs};
 use tracing::info;
 
 use crate::error::{Error, Result};
+use crate::fit::MemoryPlan;
 use crate::policies::policy;
-use crate::request::{self, JobRequest};
+use crate::request::{Asked, JobRequest};
 use crate::submission::{Admission, Checked};
 
 /// An accepted request.
 #[derive(Clone, Debug)]
 pub struct Accepted {
-    /// The job; none if the caller only wanted to know.
+    /// The job; `None` if the request was only validated.
     pub job: Option<Job>,
-    /// Its memory; none for a job that was accepted earlier and would not be today.
-    pub plan: Option<proto::MemoryPlan>,
+    /// Its memory; `None` for a job that was accepted earlier and would be refused today.
+    pub plan: Option<MemoryPlan>,
     /// Its optimizer steps.
     pub steps: u64,
+}
+
+/// How far a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It is checked and queued.
+    Submit,
+    /// It is only checked.
+    Validate,
 }
 
 /// Accepts jobs.
@@ -47,19 +56,17 @@ impl Queue {
     /// # Errors
     /// As [`Admission::check`]; `AlreadyExists` with field `idempotency_key` for a key that was
     /// used with another body.
-    pub async fn create(&self, asked: &proto::CreateJobRequest) -> Result<Accepted> {
-        if asked.policy.is_empty() {
-            self.admission.check_form(asked)?;
-        } else {
-            policy::check_alone(asked)?;
+    pub async fn create(&self, asked: &Asked, mode: Mode) -> Result<Accepted> {
+        if let Asked::Parts(request) = asked {
+            self.admission.check_form(request)?;
         }
-        let id = job_id(Kind::Train, &asked.idempotency_key)?;
-        if let Some(known) = self.known(&id, asked).await? {
+        let id = job_id(Kind::Train, asked.idempotency_key())?;
+        if let Some(known) = self.known(&id, asked, mode).await? {
             return Ok(known);
         }
         let checked = self.check(asked).await?;
         let (plan, steps) = (Some(checked.plan), checked.request.steps);
-        if asked.validate_only {
+        if mode == Mode::Validate {
             return Ok(Accepted {
                 job: None,
                 plan,
@@ -73,9 +80,10 @@ impl Queue {
                 steps,
             }),
             // Another request with the same key came first, and a new revision came in between.
-            Err(Error::Runtime(error)) if error.class() == Class::AlreadyExists => {
-                self.known(&id, asked).await?.ok_or(Error::Runtime(error))
-            }
+            Err(Error::Runtime(error)) if error.class() == Class::AlreadyExists => self
+                .known(&id, asked, mode)
+                .await?
+                .ok_or(Error::Runtime(error)),
             Err(error) => Err(error),
         }
     }
@@ -99,13 +107,13 @@ impl Queue {
         JobRequest::from_json(&self.jobs.request(id).await?)
     }
 
-    async fn check(&self, asked: &proto::CreateJobRequest) -> Result<Checked> {
+    async fn check(&self, asked: &Asked) -> Result<Checked> {
         let resolved = policy::resolve(&self.admission.store, asked).await?;
         self.admission.check(&resolved).await
     }
 
-    async fn known(&self, id: &JobId, asked: &proto::CreateJobRequest) -> Result<Option<Accepted>> {
-        if asked.idempotency_key.is_empty() {
+    async fn known(&self, id: &JobId, asked: &Asked, mode: Mode) -> Result<Option<Accepted>> {
+        if asked.idempotency_key().is_empty() {
             return Ok(None);
         }
         let known = match self.request(id).await {
@@ -114,9 +122,9 @@ impl Queue {
             Err(error) => return Err(error),
         };
         // The policy sets the rest of the request.
-        let same = match asked.policy.as_str() {
-            "" => known.request == request::normal(asked)?,
-            policy => known.request.policy == policy,
+        let same = match asked {
+            Asked::Parts(request) => known.request == *request,
+            Asked::Policy { policy, .. } => known.request.policy.as_ref() == Some(policy),
         };
         if !same {
             let message = "idempotency_key was used before with another body";
@@ -125,15 +133,14 @@ impl Queue {
                 .into());
         }
         let plan = self.check(asked).await.ok().map(|checked| checked.plan);
-        if asked.validate_only {
+        if mode == Mode::Validate {
             return Ok(Some(Accepted {
                 job: None,
                 plan,
                 steps: known.steps,
             }));
         }
-        // Submitting again says to the bus, too, what a process that died in between did not say
-        // any more.
+        // The process that accepted it may have died before it published the job's message.
         let job = self.jobs.submit(Kind::Train, id, &known).await?;
         Ok(Some(Accepted {
             job: Some(job),

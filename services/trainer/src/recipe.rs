@@ -1,14 +1,12 @@
 //! A validated recipe: the numbers of a training run, complete and in range. Knows nothing of
 //! bases, data or jobs.
 //!
-//! A recipe file is the TOML form of `togi.trainer.v1.Recipe`; a field that is not set has the
-//! contract's default.
+//! `api/recipe.rs` has its form in files and in the store.
 
 use serde_json::json;
 use togi_common::{Digest, canonical};
 pub use togi_model::Precision;
 use togi_model::{Config, LoraConfig, Target, optim};
-use togi_proto::trainer::v1 as proto;
 
 use crate::error::{Error, Result};
 
@@ -22,6 +20,31 @@ pub enum Promote {
     Auto,
     /// It is promoted by hand, or not at all.
     Manual,
+}
+
+impl Promote {
+    /// Returns the name in recipes.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Manual => "manual",
+        }
+    }
+
+    /// Returns the promotion with this name; the default for an empty one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an unknown name.
+    pub(crate) fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "" | "auto" => Ok(Self::Auto),
+            "manual" => Ok(Self::Manual),
+            other => {
+                let reason = format!("is {other:?}; known are auto, manual");
+                Err(Error::invalid("recipe.promote", reason))
+            }
+        }
+    }
 }
 
 /// A complete recipe, every number in range.
@@ -65,89 +88,67 @@ pub struct Recipe {
     pub lora: LoraConfig,
 }
 
+impl Default for Recipe {
+    /// The contract's defaults.
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            precision: Precision::F32,
+            epochs: 1,
+            max_steps: 0,
+            batch_size: 4,
+            accumulation: 1,
+            learning_rate: 2e-4,
+            warmup_steps: 0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_gradient_norm: 1.0,
+            seed: 42,
+            shuffle: true,
+            checkpoint_every: 100,
+            promote: Promote::Auto,
+            lora: LoraConfig {
+                rank: 8,
+                alpha: 32.0,
+                dropout: 0.1,
+                targets: vec![Target::QueryKeyValue],
+            },
+        }
+    }
+}
+
 impl Recipe {
-    /// Validates a recipe and fills in the defaults.
+    /// Checks every number's range.
     ///
     /// # Errors
     /// [`Error::Invalid`] with the first field that is out of range.
-    pub fn from_proto(recipe: &proto::Recipe) -> Result<Recipe> {
-        let r = recipe;
-        let lora = lora(&r.lora.clone().unwrap_or_default())?;
-        let recipe = Recipe {
-            name: name(&r.name)?,
-            precision: precision(&r.base_precision)?,
-            epochs: at_least_one("recipe.epochs", r.epochs.unwrap_or(1))?,
-            max_steps: r.max_steps.unwrap_or(0),
-            batch_size: at_least_one("recipe.batch_size", r.batch_size.unwrap_or(4))?,
-            accumulation: at_least_one("recipe.accumulation", r.accumulation.unwrap_or(1))?,
-            learning_rate: positive("recipe.learning_rate", r.learning_rate.unwrap_or(2e-4))?,
-            warmup_steps: r.warmup_steps.unwrap_or(0),
-            adam_beta1: below_one("recipe.adam_beta1", r.adam_beta1.unwrap_or(0.9))?,
-            adam_beta2: below_one("recipe.adam_beta2", r.adam_beta2.unwrap_or(0.999))?,
-            adam_epsilon: positive("recipe.adam_epsilon", r.adam_epsilon.unwrap_or(1e-8))?,
-            weight_decay: not_negative("recipe.weight_decay", r.weight_decay.unwrap_or(0.0))?,
-            max_gradient_norm: not_negative(
-                "recipe.max_gradient_norm",
-                r.max_gradient_norm.unwrap_or(1.0),
-            )?,
-            seed: r.seed.unwrap_or(42),
-            shuffle: r.shuffle.unwrap_or(true),
-            checkpoint_every: r.checkpoint_every.unwrap_or(100),
-            promote: promote(&r.promote)?,
-            lora,
-        };
-        if recipe.window() > MOST_RECORDS {
+    pub(crate) fn checked(self) -> Result<Self> {
+        at_least_one("recipe.lora.rank", self.lora.rank as u64)?;
+        positive("recipe.lora.alpha", self.lora.alpha)?;
+        below_one("recipe.lora.dropout", self.lora.dropout)?;
+        if self.name.len() > 200 || self.name.chars().any(char::is_control) {
+            let reason = "is longer than 200 bytes or has control characters";
+            return Err(Error::invalid("recipe.name", reason));
+        }
+        at_least_one("recipe.epochs", self.epochs.into())?;
+        at_least_one("recipe.batch_size", self.batch_size.into())?;
+        at_least_one("recipe.accumulation", self.accumulation.into())?;
+        positive("recipe.learning_rate", self.learning_rate)?;
+        below_one("recipe.adam_beta1", self.adam_beta1)?;
+        below_one("recipe.adam_beta2", self.adam_beta2)?;
+        positive("recipe.adam_epsilon", self.adam_epsilon)?;
+        not_negative("recipe.weight_decay", self.weight_decay)?;
+        not_negative("recipe.max_gradient_norm", self.max_gradient_norm)?;
+        if self.window() > MOST_RECORDS {
             let reason = format!(
                 "times recipe.accumulation is {}; at most {MOST_RECORDS}",
-                recipe.window()
+                self.window()
             );
             return Err(Error::invalid("recipe.batch_size", reason));
         }
-        Ok(recipe)
-    }
-
-    /// Reads a recipe file: TOML with the contract's names.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if it is not TOML, has an unknown field, or a number out of range.
-    pub fn from_toml(text: &str) -> Result<Recipe> {
-        let recipe: proto::Recipe = toml::from_str(text).map_err(|error| {
-            Error::invalid("recipe", format!("is no recipe: {}", error.message()))
-        })?;
-        Recipe::from_proto(&recipe)
-    }
-
-    /// Returns the recipe with every field set.
-    #[must_use]
-    pub fn to_proto(&self) -> proto::Recipe {
-        proto::Recipe {
-            name: self.name.clone(),
-            base_precision: self.precision.name().to_owned(),
-            epochs: Some(self.epochs),
-            max_steps: Some(self.max_steps),
-            batch_size: Some(self.batch_size),
-            accumulation: Some(self.accumulation),
-            learning_rate: Some(self.learning_rate),
-            warmup_steps: Some(self.warmup_steps),
-            adam_beta1: Some(self.adam_beta1),
-            adam_beta2: Some(self.adam_beta2),
-            adam_epsilon: Some(self.adam_epsilon),
-            weight_decay: Some(self.weight_decay),
-            max_gradient_norm: Some(self.max_gradient_norm),
-            seed: Some(self.seed),
-            shuffle: Some(self.shuffle),
-            checkpoint_every: Some(self.checkpoint_every),
-            promote: match self.promote {
-                Promote::Auto => "auto".to_owned(),
-                Promote::Manual => "manual".to_owned(),
-            },
-            lora: Some(proto::Lora {
-                rank: Some(u32::try_from(self.lora.rank).unwrap_or(u32::MAX)),
-                alpha: Some(self.lora.alpha),
-                dropout: Some(self.lora.dropout),
-                target_modules: self.target_names(),
-            }),
-        }
+        Ok(self)
     }
 
     /// Names of the adapted modules, in the network's order.
@@ -233,122 +234,79 @@ impl Recipe {
     }
 }
 
-fn lora(lora: &proto::Lora) -> Result<LoraConfig> {
-    let rank = at_least_one("recipe.lora.rank", lora.rank.unwrap_or(8))?;
+/// Returns the targets with these names, in the network's order, so that the order in a file
+/// changes no digest. Without names it is the default target.
+///
+/// # Errors
+/// [`Error::Invalid`] for a name that is unknown or there twice.
+pub(crate) fn targets(names: &[String]) -> Result<Vec<Target>> {
+    let invalid = |reason| Error::invalid("recipe.lora.target_modules", reason);
     let mut targets = Vec::new();
-    for name in &lora.target_modules {
+    for name in names {
         let target = Target::from_name(name).map_err(|_| {
             let known: Vec<&str> = Target::ALL.iter().map(|target| target.name()).collect();
-            Error::invalid(
-                "recipe.lora.target_modules",
-                format!("has {name:?}; known are {}", known.join(", ")),
-            )
+            invalid(format!("has {name:?}; known are {}", known.join(", ")))
         })?;
         if targets.contains(&target) {
-            return Err(Error::invalid(
-                "recipe.lora.target_modules",
-                format!("has {name:?} twice"),
-            ));
+            return Err(invalid(format!("has {name:?} twice")));
         }
         targets.push(target);
     }
     if targets.is_empty() {
-        targets.push(Target::QueryKeyValue);
+        return Ok(Recipe::default().lora.targets);
     }
-    // One order for one set, so that the order in a file changes no digest.
     targets.sort_unstable();
-    Ok(LoraConfig {
-        rank: rank as usize,
-        alpha: positive("recipe.lora.alpha", lora.alpha.unwrap_or(32.0))?,
-        dropout: below_one("recipe.lora.dropout", lora.dropout.unwrap_or(0.1))?,
-        targets,
-    })
+    Ok(targets)
 }
 
-fn name(name: &str) -> Result<String> {
-    if name.len() > 200 || name.chars().any(char::is_control) {
-        return Err(Error::invalid(
-            "recipe.name",
-            "is longer than 200 bytes or has control characters",
-        ));
-    }
-    Ok(name.to_owned())
-}
-
-fn precision(name: &str) -> Result<Precision> {
+/// Returns the precision with this name; the default for an empty one.
+///
+/// # Errors
+/// [`Error::Invalid`] for an unknown name.
+pub(crate) fn precision(name: &str) -> Result<Precision> {
     if name.is_empty() {
-        return Ok(Precision::F32);
+        return Ok(Recipe::default().precision);
     }
     Precision::from_name(name).map_err(|_| {
         let known = Precision::ALL.map(Precision::name).join(", ");
-        Error::invalid(
-            "recipe.base_precision",
-            format!("is {name:?}; known are {known}"),
-        )
+        let reason = format!("is {name:?}; known are {known}");
+        Error::invalid("recipe.base_precision", reason)
     })
 }
 
-fn promote(name: &str) -> Result<Promote> {
-    match name {
-        "" | "auto" => Ok(Promote::Auto),
-        "manual" => Ok(Promote::Manual),
-        other => Err(Error::invalid(
-            "recipe.promote",
-            format!("is {other:?}; known are auto, manual"),
-        )),
-    }
-}
-
-fn at_least_one(field: &'static str, value: u32) -> Result<u32> {
-    if value == 0 {
-        Err(Error::invalid(field, "is 0; at least 1 is needed"))
-    } else {
-        Ok(value)
-    }
+fn at_least_one(field: &'static str, value: u64) -> Result<()> {
+    check(field, value > 0, "is 0; at least 1 is needed")
 }
 
 /// NaN is neither above nor below anything, so finiteness comes first in each of these.
-fn finite(field: &'static str, value: f64) -> Result<f64> {
-    if value.is_finite() {
-        Ok(value)
-    } else {
-        Err(Error::invalid(
-            field,
-            format!("is {value}; a finite number is needed"),
-        ))
-    }
+fn finite(field: &'static str, value: f64) -> Result<()> {
+    let reason = format!("is {value}; a finite number is needed");
+    check(field, value.is_finite(), &reason)
 }
 
-fn positive(field: &'static str, value: f64) -> Result<f64> {
-    if finite(field, value)? > 0.0 {
-        Ok(value)
-    } else {
-        Err(Error::invalid(
-            field,
-            format!("is {value}; it must be above 0"),
-        ))
-    }
+fn positive(field: &'static str, value: f64) -> Result<()> {
+    finite(field, value)?;
+    let reason = format!("is {value}; it must be above 0");
+    check(field, value > 0.0, &reason)
 }
 
-fn not_negative(field: &'static str, value: f64) -> Result<f64> {
-    if finite(field, value)? >= 0.0 {
-        Ok(value)
-    } else {
-        Err(Error::invalid(
-            field,
-            format!("is {value}; it must not be negative"),
-        ))
-    }
+fn not_negative(field: &'static str, value: f64) -> Result<()> {
+    finite(field, value)?;
+    let reason = format!("is {value}; it must not be negative");
+    check(field, value >= 0.0, &reason)
 }
 
-fn below_one(field: &'static str, value: f64) -> Result<f64> {
-    if (0.0..1.0).contains(&finite(field, value)?) {
-        Ok(value)
+fn below_one(field: &'static str, value: f64) -> Result<()> {
+    finite(field, value)?;
+    let reason = format!("is {value}; it must be at least 0 and below 1");
+    check(field, (0.0..1.0).contains(&value), &reason)
+}
+
+fn check(field: &'static str, holds: bool, reason: &str) -> Result<()> {
+    if holds {
+        Ok(())
     } else {
-        Err(Error::invalid(
-            field,
-            format!("is {value}; it must be at least 0 and below 1"),
-        ))
+        Err(Error::invalid(field, reason))
     }
 }
 

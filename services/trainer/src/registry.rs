@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use object_store::ObjectMeta;
-use pbjson_types::Timestamp;
 use togi_common::{AliasName, Generation};
-use togi_proto::events::v1::AdapterEvaluated;
-use togi_proto::trainer::v1 as proto;
 use togi_runtime::registry::adapter_manifest::AdapterManifest;
 use togi_runtime::registry::aliases::{Alias, Aliases};
 use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::{Class, Store, layout};
 
 use crate::error::{Error, Result};
+use crate::gate::Evaluation;
 
 /// Fewest digits by which a generation may be named.
 const SHORTEST_PREFIX: usize = 8;
@@ -39,10 +38,8 @@ pub async fn list(store: &Store) -> Result<Vec<Published>> {
         .filter_map(manifest_of)
         .collect();
     published.sort_by(|a, b| {
-        let key = |p: &Published| (p.time.seconds, p.time.nanos);
-        key(b)
-            .cmp(&key(a))
-            .then_with(|| a.generation.cmp(&b.generation))
+        let by_time = b.time.cmp(&a.time);
+        by_time.then_with(|| a.generation.cmp(&b.generation))
     });
     Ok(published)
 }
@@ -87,40 +84,14 @@ pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Pub
     }
 }
 
-/// Returns a published adapter in the contract's form; `aliases` is [`named`]'s answer.
+/// Returns a published adapter's manifest.
 ///
 /// # Errors
-/// [`Error::Damaged`] if the manifest cannot be parsed; the store's.
-pub async fn describe(
-    store: &Store,
-    published: &Published,
-    aliases: &BTreeMap<Generation, Vec<AliasName>>,
-) -> Result<proto::Adapter> {
+/// [`Error::Damaged`] if it cannot be parsed; the store's.
+pub async fn manifest(store: &Store, published: &Published) -> Result<AdapterManifest> {
     let path = layout::adapter_manifest(published.generation);
     let bytes = store.get(&path).await?;
-    let manifest: AdapterManifest =
-        serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))?;
-    Ok(proto::Adapter {
-        base_digest: manifest.identity.base,
-        tokenizer_digest: manifest.identity.tokenizer,
-        dataset: manifest.identity.dataset,
-        recipe_digest: manifest.identity.recipe,
-        base_precision: manifest.identity.base_precision,
-        rank: manifest.rank,
-        alpha: manifest.alpha,
-        target_modules: manifest.target_modules,
-        size_bytes: manifest
-            .files
-            .get(togi_model::adapter::TENSORS_FILE)
-            .map_or(0, |file| file.bytes),
-        job: manifest.job,
-        create_time: Some(published.time),
-        aliases: (aliases.get(&published.generation).into_iter().flatten())
-            .map(AliasName::to_string)
-            .collect(),
-        recipe_name: manifest.recipe_name,
-        generation: manifest.generation.to_string(),
-    })
+    serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))
 }
 
 /// Returns the aliases that name each generation now.
@@ -138,27 +109,10 @@ pub async fn named(aliases: &Aliases) -> Result<BTreeMap<Generation, Vec<AliasNa
     Ok(named)
 }
 
-/// Returns an alias in the contract's form.
-#[must_use]
-pub fn to_proto(alias: Alias) -> proto::Alias {
-    let Alias { revision, said } = alias;
-    let time = said.time.parse::<jiff::Timestamp>().ok();
-    proto::Alias {
-        name: said.alias.into(),
-        generation: said.generation.into(),
-        revision,
-        allow_base_mismatch: said.base_mismatch.into(),
-        update_time: time.map(|time| Timestamp {
-            seconds: time.as_second(),
-            nanos: time.subsec_nanosecond(),
-        }),
-    }
-}
-
-/// Promotes a job's adapter, unless that was done since the job was made: a second attempt of the
-/// job must not undo a promotion that followed the first one. An adapter that passed a
-/// gate is promoted over nothing but what it was measured beside. Returns what the alias names if
-/// that is why the adapter was not promoted.
+/// Promotes a job's adapter once: a second attempt of the job must not undo a promotion that
+/// followed the first one, so nothing is done if the adapter was promoted after `since`, when the
+/// job was created. After a gate it is promoted only if the alias still names the generation that
+/// it was measured beside. Otherwise the alias is returned.
 ///
 /// # Errors
 /// The store's.
@@ -166,11 +120,11 @@ pub async fn promote_once(
     aliases: &Aliases,
     alias: &AliasName,
     generation: Generation,
-    since: jiff::Timestamp,
-    gate: Option<&AdapterEvaluated>,
+    since: Timestamp,
+    gate: Option<&Evaluation>,
 ) -> Result<Option<Alias>> {
     let is_ours = |revision: &Alias| {
-        let time = revision.said.time.parse().unwrap_or(jiff::Timestamp::MAX);
+        let time = revision.said.time.parse().unwrap_or(Timestamp::MAX);
         time >= since && revision.generation() == generation && !revision.said.rollback
     };
     if aliases.history(alias).await?.iter().any(is_ours) {
@@ -181,8 +135,8 @@ pub async fn promote_once(
             let promoted = aliases.promote(alias, generation, BaseMismatch::Refused);
             promoted.await?
         }
-        Some(AdapterEvaluated { serving, .. }) => {
-            let over = serving.parse().ok();
+        Some(Evaluation { serving, .. }) => {
+            let over = serving.as_ref().and_then(|serving| serving.parse().ok());
             aliases.promote_over(over, alias, generation).await?
         }
     };
@@ -194,12 +148,13 @@ fn manifest_of(object: &ObjectMeta) -> Option<Published> {
     let [_, generation, file] = parts.as_slice() else {
         return None;
     };
-    let generation = generation.as_ref().parse().ok()?;
-    (file.as_ref() == "manifest.json").then(|| Published {
-        generation,
-        time: Timestamp {
-            seconds: object.last_modified.timestamp(),
-            nanos: i32::try_from(object.last_modified.timestamp_subsec_nanos()).unwrap_or_default(),
-        },
+    if file.as_ref() != "manifest.json" {
+        return None;
+    }
+    let modified = object.last_modified;
+    let nanos = i32::try_from(modified.timestamp_subsec_nanos()).unwrap_or_default();
+    Some(Published {
+        generation: generation.as_ref().parse().ok()?,
+        time: Timestamp::new(modified.timestamp(), nanos).ok()?,
     })
 }

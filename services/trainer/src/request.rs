@@ -1,10 +1,10 @@
-//! A job's `request.json`: the request, and the digests that its names stood for.
+//! Requests for adapters, and a job's `request.json`: a request with the digests that its names
+//! stood for. `api/request.rs` has the JSON of a request.
 
 use serde::{Deserialize, Serialize};
-use togi_proto::trainer::v1 as proto;
 use togi_runtime::registry::adapter_manifest::Identity;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::recipe::Recipe;
 
@@ -12,8 +12,8 @@ use crate::recipe::Recipe;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// What was asked, with every field of the recipe set.
-    pub request: proto::CreateJobRequest,
+    /// What was asked.
+    pub request: CreateJob,
     /// What its names meant.
     pub identity: Identity,
     /// The data set's rows to train on.
@@ -45,16 +45,62 @@ pub struct Origin {
 pub enum By {
     /// Its trigger: the job is withdrawn if a newer revision comes before it has begun.
     Trigger,
-    /// Somebody who named the policy, or its trigger for the last time: the job is done whatever
-    /// comes.
+    /// A request that named the policy, or its trigger for the last time: newer revisions do not
+    /// withdraw the job.
     Request,
 }
 
-/// A request that names every part: a policy fills in its own.
+/// A request for an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Asked {
+    /// One that names every part.
+    Parts(CreateJob),
+    /// One that trains the newest revision of a policy's data set.
+    Policy {
+        /// The policy.
+        policy: String,
+        /// The caller's key; empty for none.
+        idempotency_key: String,
+    },
+}
+
+impl Asked {
+    /// Returns the caller's key; empty for none.
+    #[must_use]
+    pub fn idempotency_key(&self) -> &str {
+        match self {
+            Self::Parts(request) => &request.idempotency_key,
+            Self::Policy {
+                idempotency_key, ..
+            } => idempotency_key,
+        }
+    }
+}
+
+/// A request that names every part, with recipe and gate complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CreateJob {
+    /// The name of a base in the service's configuration.
+    pub base: String,
+    /// A data set's digest, or its name for the newest revision.
+    pub dataset: String,
+    /// How to train.
+    pub recipe: Recipe,
+    /// The alias that the adapter is promoted to; empty for none.
+    pub alias: String,
+    /// The caller's key; empty for none.
+    pub idempotency_key: String,
+    /// What the adapter must pass before it is promoted.
+    pub gate: Option<Gate>,
+    /// The policy that has filled in the parts.
+    pub policy: Option<String>,
+}
+
+/// A request with every part, and the policy that filled them in.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// The request.
-    pub request: proto::CreateJobRequest,
+    pub request: CreateJob,
     /// The policy that it comes from; `None` without a policy.
     pub origin: Option<Origin>,
 }
@@ -64,41 +110,20 @@ impl JobRequest {
     ///
     /// # Errors
     /// `InvalidArgument` if it cannot be parsed.
-    pub fn from_json(bytes: &[u8]) -> Result<JobRequest> {
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
         Ok(serde_json::from_slice(bytes).map_err(togi_runtime::Error::from)?)
-    }
-
-    /// Returns the recipe.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if this build does not take it any more.
-    pub fn recipe(&self) -> Result<Recipe> {
-        Recipe::from_proto(&self.request.recipe.clone().unwrap_or_default())
-    }
-
-    /// Returns the gate; `None` for a request without one.
-    ///
-    /// # Errors
-    /// As [`JobRequest::recipe`].
-    pub fn gate(&self) -> Result<Option<Gate>> {
-        self.request.gate.as_ref().map(Gate::from_proto).transpose()
     }
 }
 
-/// Returns what was asked in the one form in which two requests are compared: recipe and gate
-/// complete, `validate_only` validate left out.
+/// Checks an idempotency key.
 ///
 /// # Errors
-/// [`crate::Error::Invalid`] with the recipe's or the gate's field.
-pub fn normal(request: &proto::CreateJobRequest) -> Result<proto::CreateJobRequest> {
-    let recipe = Recipe::from_proto(&request.recipe.clone().unwrap_or_default())?;
-    let gate = request.gate.as_ref().map(Gate::from_proto).transpose()?;
-    Ok(proto::CreateJobRequest {
-        recipe: Some(recipe.to_proto()),
-        gate: gate.map(|gate| gate.to_proto()),
-        validate_only: false,
-        ..request.clone()
-    })
+/// [`Error::Invalid`] with field `idempotency_key`.
+pub(crate) fn check_key(key: &str) -> Result<()> {
+    if key.len() > 256 {
+        return Err(Error::invalid("idempotency_key", "has more than 256 bytes"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -143,7 +168,7 @@ mod tests {
         let request = JobRequest::from_json(stored.as_bytes()).unwrap();
         let written = String::from_utf8(canonical::json(&request).unwrap()).unwrap();
         assert_eq!(written, stored);
-        assert_eq!(request.gate().unwrap().unwrap().questions, None);
+        assert_eq!(request.request.gate.unwrap().questions, None);
     }
 
     #[test]
@@ -153,9 +178,9 @@ mod tests {
             .replace(r#""shuffle":true,"#, "")
             .replace(r#""answerTolerance":0.05,"#, "");
         let request = JobRequest::from_json(stored.as_bytes()).unwrap();
-        let recipe = request.recipe().unwrap();
+        let CreateJob { recipe, gate, .. } = request.request;
         assert_eq!(recipe.precision, crate::recipe::Precision::F32);
         assert!(recipe.shuffle);
-        assert_eq!(request.gate().unwrap().unwrap().answer_tolerance, 0.05);
+        assert_eq!(gate.unwrap().answer_tolerance, 0.05);
     }
 }

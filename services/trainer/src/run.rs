@@ -6,6 +6,7 @@ pub mod evaluation;
 pub mod parts;
 pub mod worker;
 
+pub(crate) mod announcement;
 pub(crate) mod job;
 pub(crate) mod publish;
 pub(crate) mod training;

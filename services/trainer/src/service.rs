@@ -3,9 +3,6 @@
 use std::sync::Arc;
 
 use togi_model::{DeviceName, Gpu};
-use togi_proto::trainer::v1::adapter_service_server::AdapterServiceServer;
-use togi_proto::trainer::v1::policy_service_server::PolicyServiceServer;
-use togi_proto::trainer::v1::trainer_service_server::TrainerServiceServer;
 use togi_runtime::jobs::Kind;
 use togi_runtime::registry::aliases::Aliases;
 use togi_runtime::{Context, Jobs, Result, Tasks, rpc, worker};
@@ -62,19 +59,19 @@ pub async fn start(
     if config.has(Role::Api) {
         let queue = Queue::new(jobs.clone(), admission.clone());
         let policies = Policies::new(store.clone(), bus.policies().clone(), admission.clone());
-        services.add(TrainerServiceServer::new(TrainerApi {
+        let trainer = TrainerApi {
             store: store.clone(),
             queue: queue.clone(),
             stopper: stopper.clone(),
             poll: config.api.watch_poll(),
-        }));
-        services.add(AdapterServiceServer::new(AdapterApi {
+        };
+        let adapters = AdapterApi {
             store: store.clone(),
             aliases: aliases.clone(),
-        }));
-        services.add(PolicyServiceServer::new(PolicyApi {
-            policies: policies.clone(),
-        }));
+        };
+        services.add(trainer.service());
+        services.add(adapters.service());
+        services.add(PolicyApi::service(policies.clone()));
         let follower = Follower {
             bus: bus.clone(),
             policies,

@@ -1,11 +1,10 @@
-//! The checks at the door: everything that a request names exists, fits together and fits into
-//! memory, before anything is queued. The outcome names every part by digest.
+//! Checks a request before its job is queued: every part exists, fits the others and fits into
+//! memory. The checked request names every part by digest.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use togi_model::DeviceName;
-use togi_proto::trainer::v1 as proto;
 use togi_runtime::registry::adapter_manifest::Identity;
 use togi_runtime::{Store, layout, rpc};
 use togi_tokens::{DatasetManifest, Split};
@@ -16,11 +15,11 @@ use tracing::warn;
 use crate::bases::{BaseInfo, Bases};
 use crate::dataset;
 use crate::error::{Error, Result};
-use crate::fit::{Lengths, Need};
+use crate::fit::{Lengths, MemoryPlan, Need};
 use crate::gate::{Gate, questions};
 use crate::learn::data;
 use crate::recipe::{Promote, Recipe};
-use crate::request::{self, JobRequest, Resolved};
+use crate::request::{CreateJob, JobRequest, Resolved, check_key};
 
 /// How long a plan waits for data-prep.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,7 +32,7 @@ pub struct Checked {
     /// The job's request.
     pub request: JobRequest,
     /// Its memory plan.
-    pub plan: proto::MemoryPlan,
+    pub plan: MemoryPlan,
 }
 
 /// Checks requests.
@@ -47,7 +46,7 @@ pub struct Admission {
     pub data_prep: rpc::client::Client,
     /// Where workers compute.
     pub device: DeviceName,
-    /// What a job may plan for; 0 for what is available.
+    /// The memory that a job may plan for; 0 for the available memory.
     pub memory_bytes: u64,
 }
 
@@ -57,17 +56,13 @@ impl Admission {
     ///
     /// # Errors
     /// As [`Admission::check`].
-    pub fn check_form(&self, asked: &proto::CreateJobRequest) -> Result<Recipe> {
-        if let Some(gate) = &asked.gate {
-            Gate::from_proto(gate)?;
-        }
-        let recipe = Recipe::from_proto(&asked.recipe.clone().unwrap_or_default())?;
-        if recipe.promote == Promote::Auto || !asked.alias.is_empty() {
+    pub fn check_form(&self, asked: &CreateJob) -> Result<()> {
+        if asked.recipe.promote == Promote::Auto || !asked.alias.is_empty() {
             layout::validate_name("alias", &asked.alias)?;
         }
-        check_key(asked)?;
+        check_key(&asked.idempotency_key)?;
         self.bases.check_name(&asked.base)?;
-        Ok(recipe)
+        Ok(())
     }
 
     /// Checks a request. Cheap checks come first; the base is loaded at most once in the life of
@@ -79,21 +74,22 @@ impl Admission {
     /// not fit each other, `ResourceExhausted` for too little memory.
     pub async fn check(&self, resolved: &Resolved) -> Result<Checked> {
         let asked = &resolved.request;
-        let recipe = self.check_form(asked)?;
+        let recipe = &asked.recipe;
+        self.check_form(asked)?;
         let dataset = dataset::find(&self.store, &asked.dataset).await?;
         let base = self.bases.info(&asked.base, recipe.precision).await?;
         recipe.check_base(&base.config)?;
         check_fit(&dataset, &base)?;
         if let Some(gate) = &asked.gate {
             check_held_out(&asked.dataset, &dataset)?;
-            self.check_questions(&Gate::from_proto(gate)?).await?;
+            self.check_questions(gate).await?;
         }
         let rows = dataset.rows(Split::Train);
         let need = Need {
             config: base.config.clone(),
             recipe: recipe.clone(),
             device: self.device,
-            lengths: self.lengths(&recipe, &dataset).await,
+            lengths: self.lengths(recipe, &dataset).await,
         };
         let plan = self.plan(need, self.available(&asked.base)).await?;
         let identity = Identity {
@@ -105,7 +101,7 @@ impl Admission {
             recipe: recipe.digest(),
         };
         let request = JobRequest {
-            request: request::normal(asked)?,
+            request: asked.clone(),
             identity,
             rows,
             steps: recipe.steps(rows),
@@ -114,8 +110,7 @@ impl Admission {
         Ok(Checked { request, plan })
     }
 
-    /// Checks that a gate has what it measures; a data set's name that nobody has used yet is taken
-    /// on trust.
+    /// Checks that a gate has rows and questions. A data set's name without a revision passes.
     ///
     /// # Errors
     /// `FailedPrecondition` with field `dataset` if the newest revision has no validation rows;
@@ -142,8 +137,8 @@ impl Admission {
         }
     }
 
-    /// The rows' lengths, as data-prep knows them; what bounds them if it does not answer, or if
-    /// there are too many to look at.
+    /// Returns the rows' lengths from data-prep; a bound for them if it does not answer, or if there
+    /// are too many rows.
     async fn lengths(&self, recipe: &Recipe, dataset: &DatasetManifest) -> Lengths {
         let rows = dataset.rows(Split::Train);
         if rows.saturating_mul(recipe.epochs.into()) <= MOST_READ {
@@ -160,21 +155,10 @@ impl Admission {
         }
     }
 
-    async fn plan(&self, need: Need, available: Option<u64>) -> Result<proto::MemoryPlan> {
+    async fn plan(&self, need: Need, available: Option<u64>) -> Result<MemoryPlan> {
         let planning = spawn_blocking(move || need.check(available));
         planning.await.map_err(|_| Error::ThreadGone)?
     }
-}
-
-/// Checks the idempotency key.
-///
-/// # Errors
-/// [`Error::Invalid`] with field `idempotency_key`.
-pub(crate) fn check_key(asked: &proto::CreateJobRequest) -> Result<()> {
-    if asked.idempotency_key.len() > 256 {
-        return Err(Error::invalid("idempotency_key", "has more than 256 bytes"));
-    }
-    Ok(())
 }
 
 /// A gate needs rows that are not trained on.

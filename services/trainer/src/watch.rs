@@ -6,14 +6,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use togi_proto::trainer::v1::WatchJobResponse;
-use togi_proto::trainer::v1::watch_job_response::Update;
 use togi_runtime::jobs::Job;
-use togi_runtime::{Class, Fence, JobId, Jobs, Stopper, Store};
-use tonic::Status;
+use togi_runtime::{Class, Error, Fence, JobId, Jobs, Stopper, Store};
 use tracing::debug;
 
 use crate::error::Result;
+use crate::learn::step::Step;
 use crate::papers::log;
 
 /// What a watcher follows.
@@ -28,6 +26,15 @@ pub struct Watcher {
     pub poll: Duration,
 }
 
+/// Something that happened in a job.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// An optimizer step.
+    Step(Step),
+    /// The record has changed.
+    Job(Job),
+}
+
 struct Watching {
     watcher: Watcher,
     id: JobId,
@@ -40,11 +47,7 @@ struct Watching {
 impl Watcher {
     /// Returns the job's updates: its record first, each step from `from_step` on once and in
     /// order, the record again whenever it changes, and last its final state.
-    pub fn watch(
-        self,
-        id: JobId,
-        from_step: u64,
-    ) -> impl Stream<Item = std::result::Result<WatchJobResponse, Status>> + Send {
+    pub fn watch(self, id: JobId, from_step: u64) -> impl Stream<Item = Result<Update>> + Send {
         let next_step = from_step.max(1);
         let watching = Watching {
             watcher: self,
@@ -56,20 +59,13 @@ impl Watcher {
         };
         stream::try_unfold(watching, |mut watching| async move {
             let update = watching.next().await?;
-            Ok(update.map(|update| {
-                (
-                    WatchJobResponse {
-                        update: Some(update),
-                    },
-                    watching,
-                )
-            }))
+            Ok(update.map(|update| (update, watching)))
         })
     }
 }
 
 impl Watching {
-    async fn next(&mut self) -> std::result::Result<Option<Update>, Status> {
+    async fn next(&mut self) -> Result<Option<Update>> {
         loop {
             if let Some(update) = self.waiting.pop_front() {
                 return Ok(Some(update));
@@ -83,15 +79,14 @@ impl Watching {
                 Err(error) if error.class() == Class::Unavailable => {
                     debug!(job = %self.id, %error, "watching later")
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
             if self.waiting.is_empty()
                 && !self.over
                 && !self.watcher.stopper.wait(self.watcher.poll).await
             {
-                return Err(Status::unavailable(
-                    "the trainer is stopping; watch again from the next step",
-                ));
+                let message = "the trainer is stopping; watch again from the next step";
+                return Err(Error::new(Class::Unavailable, message).into());
             }
         }
     }

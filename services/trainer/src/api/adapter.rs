@@ -1,12 +1,18 @@
 //! AdapterService over the registry in the store.
 
-use togi_proto::trainer::v1::adapter_service_server::AdapterService;
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use togi_common::{AliasName, Generation};
+use togi_proto::trainer::v1 as proto;
+use togi_proto::trainer::v1::adapter_service_server::{AdapterService, AdapterServiceServer};
 use togi_proto::trainer::v1::{
     GetAdapterRequest, GetAdapterResponse, ListAdaptersRequest, ListAdaptersResponse,
     ListAliasesRequest, ListAliasesResponse, PromoteAdapterRequest, PromoteAdapterResponse,
     RollbackAliasRequest, RollbackAliasResponse,
 };
-use togi_runtime::registry::aliases::Aliases;
+use togi_runtime::registry::adapter_manifest::AdapterManifest;
+use togi_runtime::registry::aliases::{Alias, Aliases};
 use togi_runtime::{Class, Store, layout};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::warn;
@@ -16,7 +22,7 @@ use crate::page::page;
 use crate::registry::{self, Published};
 
 /// Answers AdapterService.
-pub struct AdapterApi {
+pub(crate) struct AdapterApi {
     /// The object store.
     pub store: Store,
     /// What is promoted.
@@ -24,15 +30,17 @@ pub struct AdapterApi {
 }
 
 impl AdapterApi {
-    async fn describe(
-        &self,
-        published: &[Published],
-    ) -> Result<Vec<togi_proto::trainer::v1::Adapter>, Error> {
+    /// Returns the gRPC service.
+    pub(crate) fn service(self) -> AdapterServiceServer<Self> {
+        AdapterServiceServer::new(self)
+    }
+
+    async fn describe(&self, published: &[Published]) -> Result<Vec<proto::Adapter>, Error> {
         let named = registry::named(&self.aliases).await?;
         let mut adapters = Vec::with_capacity(published.len());
         for published in published {
-            match registry::describe(&self.store, published, &named).await {
-                Ok(adapter) => adapters.push(adapter),
+            match registry::manifest(&self.store, published).await {
+                Ok(manifest) => adapters.push(adapter(manifest, published, &named)),
                 // One that cannot be read hides no other.
                 Err(error) if error.class() == Class::DataLoss => {
                     warn!(%error, "an adapter is passed over")
@@ -75,9 +83,9 @@ impl AdapterService for AdapterApi {
         let published =
             registry::find(&self.store, &self.aliases, &request.into_inner().adapter).await?;
         let named = registry::named(&self.aliases).await?;
-        let adapter = registry::describe(&self.store, &published, &named).await?;
+        let manifest = registry::manifest(&self.store, &published).await?;
         Ok(Response::new(GetAdapterResponse {
-            adapter: Some(adapter),
+            adapter: Some(adapter(manifest, &published, &named)),
         }))
     }
 
@@ -97,7 +105,7 @@ impl AdapterService for AdapterApi {
             .promote(&alias, generation, allow_base_mismatch.into())
             .await?;
         Ok(Response::new(PromoteAdapterResponse {
-            alias: Some(registry::to_proto(promoted)),
+            alias: Some(to_message(promoted)),
         }))
     }
 
@@ -108,7 +116,7 @@ impl AdapterService for AdapterApi {
         let alias = layout::parse("alias", &request.into_inner().alias)?;
         let rolled_back = self.aliases.rollback(&alias).await?;
         Ok(Response::new(RollbackAliasResponse {
-            alias: Some(registry::to_proto(rolled_back)),
+            alias: Some(to_message(rolled_back)),
         }))
     }
 
@@ -121,8 +129,52 @@ impl AdapterService for AdapterApi {
             .list()
             .await?
             .into_iter()
-            .map(registry::to_proto)
+            .map(to_message)
             .collect();
         Ok(Response::new(ListAliasesResponse { aliases }))
+    }
+}
+
+/// Returns an adapter's message; `named` has the aliases of each generation.
+fn adapter(
+    manifest: AdapterManifest,
+    published: &Published,
+    named: &BTreeMap<Generation, Vec<AliasName>>,
+) -> proto::Adapter {
+    let tensors = manifest.files.get(togi_model::adapter::TENSORS_FILE);
+    let aliases = named.get(&published.generation).into_iter().flatten();
+    proto::Adapter {
+        size_bytes: tensors.map_or(0, |file| file.bytes),
+        aliases: aliases.map(AliasName::to_string).collect(),
+        create_time: Some(time(published.time)),
+        base_digest: manifest.identity.base,
+        tokenizer_digest: manifest.identity.tokenizer,
+        dataset: manifest.identity.dataset,
+        recipe_digest: manifest.identity.recipe,
+        base_precision: manifest.identity.base_precision,
+        rank: manifest.rank,
+        alpha: manifest.alpha,
+        target_modules: manifest.target_modules,
+        job: manifest.job,
+        recipe_name: manifest.recipe_name,
+        generation: manifest.generation.to_string(),
+    }
+}
+
+fn to_message(alias: Alias) -> proto::Alias {
+    let Alias { revision, said } = alias;
+    proto::Alias {
+        name: said.alias.into(),
+        generation: said.generation.into(),
+        revision,
+        allow_base_mismatch: said.base_mismatch.into(),
+        update_time: said.time.parse().ok().map(time),
+    }
+}
+
+fn time(time: Timestamp) -> pbjson_types::Timestamp {
+    pbjson_types::Timestamp {
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
     }
 }

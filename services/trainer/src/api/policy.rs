@@ -1,19 +1,76 @@
-//! PolicyService over the policies in the store.
+//! PolicyService over the policies in the store. A policy's message is also its JSON there.
 
-use togi_proto::trainer::v1::policy_service_server::PolicyService;
+use togi_proto::trainer::v1 as proto;
+use togi_proto::trainer::v1::policy_service_server::{PolicyService, PolicyServiceServer};
 use togi_proto::trainer::v1::{
     ApplyPolicyRequest, ApplyPolicyResponse, DeletePolicyRequest, DeletePolicyResponse,
     GetPolicyRequest, GetPolicyResponse, ListPoliciesRequest, ListPoliciesResponse,
 };
 use tonic::{Request, Response, Status, async_trait};
 
+use crate::api::stored::stored_as;
 use crate::error::Error;
-use crate::policies::policy::Policies;
+use crate::gate::Gate;
+use crate::policies::policy::{Body, Policies};
+use crate::policies::trigger::Trigger;
+use crate::recipe::Recipe;
 
 /// Answers PolicyService.
-pub struct PolicyApi {
-    /// The policies.
-    pub policies: Policies,
+pub(crate) struct PolicyApi {
+    policies: Policies,
+}
+
+impl PolicyApi {
+    /// Returns the gRPC service.
+    pub(crate) fn service(policies: Policies) -> PolicyServiceServer<Self> {
+        PolicyServiceServer::new(Self { policies })
+    }
+}
+
+stored_as!(Body, proto::Policy);
+
+impl TryFrom<proto::Policy> for Body {
+    type Error = Error;
+
+    /// A policy of before there were gates and triggers has the defaults.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the recipe's or the gate's first field that is out of range.
+    fn try_from(policy: proto::Policy) -> Result<Self, Error> {
+        let proto::Trigger {
+            new_revision,
+            schedule,
+        } = policy.trigger.unwrap_or_default();
+        Ok(Self {
+            recipe: Recipe::try_from(policy.recipe.unwrap_or_default())?,
+            gate: Gate::try_from(policy.gate.unwrap_or_default())?,
+            name: policy.name,
+            dataset: policy.dataset,
+            base: policy.base,
+            alias: policy.alias,
+            trigger: Trigger {
+                new_revision: new_revision.unwrap_or(schedule.is_empty()),
+                schedule: Some(schedule).filter(|schedule| !schedule.is_empty()),
+            },
+        })
+    }
+}
+
+impl From<&Body> for proto::Policy {
+    fn from(body: &Body) -> Self {
+        Self {
+            name: body.name.clone(),
+            dataset: body.dataset.clone(),
+            base: body.base.clone(),
+            recipe: Some((&body.recipe).into()),
+            alias: body.alias.clone(),
+            trigger: Some(proto::Trigger {
+                new_revision: Some(body.trigger.new_revision),
+                schedule: body.trigger.schedule.clone().unwrap_or_default(),
+            }),
+            gate: Some((&body.gate).into()),
+        }
+    }
 }
 
 #[async_trait]
@@ -26,9 +83,9 @@ impl PolicyService for PolicyApi {
             .into_inner()
             .policy
             .ok_or_else(|| Error::invalid("policy", "is missing"))?;
-        let applied = self.policies.apply(policy).await?;
+        let applied = self.policies.apply(policy.try_into()?).await?;
         Ok(Response::new(ApplyPolicyResponse {
-            policy: Some(applied.body),
+            policy: Some((&applied.body).into()),
             version: applied.version,
         }))
     }
@@ -39,7 +96,7 @@ impl PolicyService for PolicyApi {
     ) -> Result<Response<GetPolicyResponse>, Status> {
         let policy = self.policies.get(&request.into_inner().name).await?;
         Ok(Response::new(GetPolicyResponse {
-            policy: Some(policy.body),
+            policy: Some((&policy.body).into()),
             version: policy.version,
         }))
     }
@@ -50,7 +107,10 @@ impl PolicyService for PolicyApi {
     ) -> Result<Response<ListPoliciesResponse>, Status> {
         let policies = self.policies.list().await?;
         Ok(Response::new(ListPoliciesResponse {
-            policies: policies.into_iter().map(|policy| policy.body).collect(),
+            policies: policies
+                .iter()
+                .map(|policy| (&policy.body).into())
+                .collect(),
         }))
     }
 

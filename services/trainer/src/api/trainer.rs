@@ -3,8 +3,9 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use futures::Stream;
-use togi_proto::trainer::v1::trainer_service_server::TrainerService;
+use futures::{Stream, StreamExt as _};
+use togi_proto::trainer::v1::trainer_service_server::{TrainerService, TrainerServiceServer};
+use togi_proto::trainer::v1::watch_job_response as watch_job;
 use togi_proto::trainer::v1::{
     CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, GetJobRequest,
     GetJobResponse, ListJobsRequest, ListJobsResponse, WatchJobRequest, WatchJobResponse,
@@ -14,12 +15,12 @@ use togi_runtime::{Error, JobId, Stopper, Store, layout};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::page::page;
-use crate::queue::Queue;
+use crate::queue::{Mode, Queue};
 use crate::run::evaluation;
-use crate::watch::Watcher;
+use crate::watch::{Update, Watcher};
 
 /// Answers TrainerService.
-pub struct TrainerApi {
+pub(crate) struct TrainerApi {
     /// The object store.
     pub store: Store,
     /// Where jobs are accepted.
@@ -31,6 +32,11 @@ pub struct TrainerApi {
 }
 
 impl TrainerApi {
+    /// Returns the gRPC service.
+    pub(crate) fn service(self) -> TrainerServiceServer<Self> {
+        TrainerServiceServer::new(self)
+    }
+
     /// Jobs of other kinds are not ours to show.
     async fn job(&self, id: &str) -> Result<(JobId, Job), Error> {
         let id = layout::parse("job", id)?;
@@ -48,10 +54,16 @@ impl TrainerService for TrainerApi {
         &self,
         request: Request<CreateJobRequest>,
     ) -> Result<Response<CreateJobResponse>, Status> {
-        let accepted = self.queue.create(&request.into_inner()).await?;
+        let request = request.into_inner();
+        let mode = if request.validate_only {
+            Mode::Validate
+        } else {
+            Mode::Submit
+        };
+        let accepted = self.queue.create(&request.try_into()?, mode).await?;
         Ok(Response::new(CreateJobResponse {
             job: accepted.job.map(Into::into),
-            plan: accepted.plan,
+            plan: accepted.plan.as_ref().map(Into::into),
             steps: accepted.steps,
         }))
     }
@@ -65,8 +77,8 @@ impl TrainerService for TrainerApi {
         let evaluation = evaluation::find(&self.store, &id).await?;
         Ok(Response::new(GetJobResponse {
             job: Some(job.into()),
-            request: Some(asked),
-            evaluation,
+            request: Some((&asked).into()),
+            evaluation: evaluation.as_ref().map(Into::into),
         }))
     }
 
@@ -111,6 +123,15 @@ impl TrainerService for TrainerApi {
             stopper: self.stopper.clone(),
             poll: self.poll,
         };
-        Ok(Response::new(Box::pin(watcher.watch(id, from_step))))
+        let updates = watcher.watch(id, from_step).map(|update| {
+            let update = match update? {
+                Update::Step(step) => watch_job::Update::Step((&step).into()),
+                Update::Job(job) => watch_job::Update::Job(job.into()),
+            };
+            Ok(WatchJobResponse {
+                update: Some(update),
+            })
+        });
+        Ok(Response::new(Box::pin(updates)))
     }
 }

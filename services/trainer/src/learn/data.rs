@@ -1,9 +1,8 @@
 //! Rows for the training loop: read over Arrow Flight ahead of their use, within a budget of bytes,
 //! in the ticket's order. Rows that are at hand come in the same order: see [`Order::places`].
 //!
-//! The reader waits for data-prep as long as it takes: when it goes away the stream is asked for
-//! again from the row after the last one received, so that the loop sees one unbroken sequence of
-//! records.
+//! The reader waits for data-prep without a limit: a broken stream is opened again at the row after
+//! the last one received, so that the loop sees one unbroken sequence of records.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -12,7 +11,6 @@ use std::time::Duration;
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightClient, Ticket};
 use futures::StreamExt;
-use togi_proto::dataprep::v1::DatasetTicket;
 use togi_runtime::Class;
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::rpc::client::Client;
@@ -26,11 +24,23 @@ use crate::run::checkpoint::Progress;
 
 /// Largest message that is taken from data-prep.
 const MESSAGE_BYTES: usize = 16 << 20;
-/// How often a stream may end early, without an error and without a row, before the data set is
-/// held to be damaged.
+/// Streams in a row that may end early, without an error and without a row, before the data set
+/// counts as damaged.
 const EMPTY_STREAMS: u32 = 5;
 
-/// Returns the ids in each row of a data set, in the stored order.
+/// A question to data-prep. Its JSON is the Flight ticket.
+pub(crate) enum Query<'a> {
+    /// The length of each row, in the stored order.
+    Lengths { dataset: &'a str },
+    /// The rows of an epoch from `offset` on.
+    Rows {
+        order: &'a Order,
+        epoch: u64,
+        offset: u64,
+    },
+}
+
+/// Returns the count of ids in each row of a data set, in the stored order.
 ///
 /// # Errors
 /// [`Error::Data`], also where waiting might help.
@@ -40,12 +50,7 @@ pub async fn lengths(client: Client, dataset: &str) -> Result<Vec<u32>> {
         reason: error.to_string(),
         class: class_of(&error),
     };
-    let ticket = DatasetTicket {
-        dataset: dataset.to_owned(),
-        columns: vec!["length".to_owned()],
-        ..Default::default()
-    };
-    let ticket = serde_json::to_vec(&ticket)?.into();
+    let ticket = serde_json::to_vec(&Query::Lengths { dataset })?.into();
     let mut flight = flight(client);
     let mut batches = flight.do_get(Ticket { ticket }).await.map_err(failed)?;
     let mut lengths = Vec::new();
@@ -206,19 +211,12 @@ impl Reader {
         epoch: u64,
         offset: &mut u64,
     ) -> std::result::Result<ControlFlow<()>, FlightError> {
-        let ticket = DatasetTicket {
-            dataset: self.order.dataset.clone(),
-            split: match self.order.split {
-                Split::Train => "train".to_owned(),
-                Split::Validation => "validation".to_owned(),
-            },
-            seed: self.order.seed,
+        let query = Query::Rows {
+            order: &self.order,
             epoch,
             offset: *offset,
-            shuffle: self.order.shuffle,
-            columns: Vec::new(),
         };
-        let ticket = serde_json::to_vec(&ticket)
+        let ticket = serde_json::to_vec(&query)
             .map_err(|error| FlightError::from_external_error(Box::new(error)))?;
         debug!(epoch, offset = *offset, "asking data-prep for rows");
         let mut batches = self

@@ -1,10 +1,10 @@
 //! Measures each step for its line of the log. Measurement stays out of the training loop.
 
-use togi_proto::trainer::v1::Step;
 use togi_runtime::process::memory;
 use togi_tokens::Row;
 
 use crate::gauge;
+use crate::learn::step::Step;
 use crate::run::checkpoint::Progress;
 
 /// Weight of the newest step in the running mean of step times.

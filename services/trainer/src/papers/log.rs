@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use object_store::path::Path;
-use togi_proto::trainer::v1::Step;
 use togi_runtime::{Class, Fence, JobId, Store, layout};
 
 use crate::error::{Error, Result};
+use crate::learn::step::Step;
 
 /// How often a reader starts again when a segment was folded between listing and reading it.
 const READS: u32 = 8;

@@ -1,14 +1,14 @@
-//! What a job's figures say when it is over: `report.json`, `trainer_state.json` (as transformers'
-//! Trainer writes it) and the seconds at which each step ended. Pure: lines and facts in, documents
-//! out.
+//! The documents of a finished job: `report.json`, `trainer_state.json` (as transformers' Trainer
+//! writes it) and the seconds at which each step ended. Pure functions of the log's lines and the
+//! run's summary.
 
 use serde_json::{Map, Value, json};
 use togi_model::engine::BIT_EXACT;
-use togi_proto::trainer::v1::Step;
 
+use crate::learn::step::Step;
 use crate::recipe::Recipe;
 
-/// RunSummary of a run that its lines do not say.
+/// The facts of a run that its lines do not have.
 #[derive(Clone, Debug)]
 pub struct RunSummary {
     /// The job.
@@ -48,7 +48,7 @@ pub fn report(facts: &RunSummary, recipe: &Recipe, lines: &[Step]) -> Value {
     let mut report = json!({
         "job": facts.job,
         "generation": facts.generation,
-        "recipe": recipe.to_proto(),
+        "recipe": recipe,
         "recipe_digest": recipe.digest(),
         "steps": lines.len(),
         "epochs": lines.last().map_or(0.0, |line| line.epoch),

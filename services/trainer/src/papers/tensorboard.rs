@@ -6,7 +6,8 @@
 //! little-endian.
 
 use prost::Message;
-use togi_proto::trainer::v1::Step;
+
+use crate::learn::step::Step;
 
 /// TensorFlow's `Event`. Its fields are optional here so that a zero is written, too.
 #[derive(Clone, PartialEq, Message)]

@@ -1,6 +1,5 @@
-//! Retraining by events: when a policy's time comes, its job is queued. The names in the store and
-//! the jobs' ends are the truth; events only make it quick. What to train is
-//! [`crate::policies::retraining`]'s decision.
+//! Queues a policy's job when its time comes. The store is the truth, and events only make it quick.
+//! [`crate::policies::retraining`] decides what to train.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -48,8 +47,8 @@ pub struct Follower {
 type Reported = BTreeMap<String, String>;
 
 impl Follower {
-    /// Follows until stopped. What goes wrong with one policy stops no other, and is tried again at
-    /// the next listing.
+    /// Follows until stopped. A policy's failure stops no other policy, and is tried again at the
+    /// next listing.
     ///
     /// # Errors
     /// None but the stop before the first event.

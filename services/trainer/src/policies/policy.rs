@@ -7,9 +7,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use togi_proto::trainer::v1 as proto;
 use togi_runtime::bus::kv::Kv;
-use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::{Store, layout};
 use tracing::warn;
 
@@ -17,16 +15,17 @@ use crate::dataset;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::policies::schedule::Schedule;
+use crate::policies::trigger::{Time, Trigger};
 use crate::recipe::Recipe;
-use crate::request::{By, Origin, Resolved};
-use crate::submission::{Admission, check_key};
+use crate::request::{Asked, By, CreateJob, Origin, Resolved};
+use crate::submission::Admission;
 
 /// A version of a policy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Version {
     /// The policy; nothing once it is deleted.
-    policy: Option<proto::Policy>,
+    policy: Option<Body>,
     /// Newest revision of the data set's name when this version was applied.
     seen: u64,
     /// When it was applied: its schedule begins there.
@@ -34,51 +33,36 @@ struct Version {
     since: Option<Timestamp>,
 }
 
+/// The content of a policy, complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Body {
+    /// Its name.
+    pub name: String,
+    /// The name of its data set.
+    pub dataset: String,
+    /// The name of a base in the service's configuration.
+    pub base: String,
+    /// How to train.
+    pub recipe: Recipe,
+    /// The alias that adapters are promoted to.
+    pub alias: String,
+    /// When it trains.
+    pub trigger: Trigger,
+    /// What an adapter must pass before it is promoted.
+    pub gate: Gate,
+}
+
 /// A policy that is in force.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Its body, recipe, trigger and gate complete.
-    pub body: proto::Policy,
+    /// The content of this version.
+    pub body: Body,
     /// Its version, from 1; a deletion is a version too.
     pub version: u64,
     /// New revisions of the data set are those after this one.
     pub seen: u64,
     /// When it was applied.
     pub since: Option<Timestamp>,
-}
-
-/// Which revisions' time has come; to be asked from the newest to the oldest.
-#[derive(Debug)]
-pub struct Time {
-    new_revision: bool,
-    seen: u64,
-    /// The schedule's last time, if there was one.
-    scheduled: Option<Timestamp>,
-    /// The newest revision of that time was passed.
-    passed: bool,
-}
-
-impl Time {
-    /// Whether this revision's time has come.
-    pub fn has_come(&mut self, revision: u64, named: &NameRevision) -> bool {
-        let is_new = revision > self.seen;
-        let was_there = |scheduled: Timestamp| {
-            let made = named.time.parse::<Timestamp>();
-            made.is_ok_and(|made| made <= scheduled)
-        };
-        if self.scheduled.is_some_and(was_there) {
-            let newest = !self.passed;
-            self.passed = true;
-            return newest || is_new;
-        }
-        self.new_revision && is_new
-    }
-
-    /// Whether neither this revision's time nor an older one's comes.
-    #[must_use]
-    pub fn is_over(&self, revision: u64) -> bool {
-        revision <= self.seen && (self.scheduled.is_none() || self.passed)
-    }
 }
 
 impl Policy {
@@ -95,8 +79,8 @@ impl Policy {
     #[must_use]
     pub fn resolve(&self, dataset: String, revision: u64, by: By) -> Resolved {
         let policy = self.body.name.clone();
-        let request = proto::CreateJobRequest {
-            policy: policy.clone(),
+        let request = CreateJob {
+            policy: Some(policy.clone()),
             ..request(&self.body, dataset)
         };
         let origin = Origin {
@@ -116,17 +100,7 @@ impl Policy {
     /// # Errors
     /// [`Error::Invalid`] if this build does not take its schedule any more.
     pub fn time(&self, now: Timestamp) -> Result<Time> {
-        let trigger = self.body.trigger.clone().unwrap_or_default();
-        let scheduled = match (trigger.schedule.as_str(), self.since) {
-            ("", _) | (_, None) => None,
-            (schedule, Some(since)) => Schedule::parse(schedule)?.last(since, now),
-        };
-        Ok(Time {
-            new_revision: trigger.new_revision.unwrap_or(trigger.schedule.is_empty()),
-            seen: self.seen,
-            scheduled,
-            passed: false,
-        })
+        self.body.trigger.time(self.seen, self.since, now)
     }
 }
 
@@ -160,12 +134,12 @@ impl Policies {
         }
     }
 
-    /// Checks a policy and keeps it; the same body again changes nothing.
+    /// Checks a policy and stores it; the same body again changes nothing.
     ///
     /// # Errors
     /// The field at fault; the store's.
-    pub async fn apply(&self, policy: proto::Policy) -> Result<Policy> {
-        let body = self.check(policy).await?;
+    pub async fn apply(&self, body: Body) -> Result<Policy> {
+        self.check(&body).await?;
         loop {
             let newest = newest(&self.store, &body.name).await?;
             let mut next = 1;
@@ -199,8 +173,8 @@ impl Policies {
         found.ok_or_else(|| unknown(name))
     }
 
-    /// Returns the policies in force, ordered by name. One that cannot be read is passed over,
-    /// aloud: it stops no other.
+    /// Returns the policies in force, ordered by name. One that cannot be read is logged and left
+    /// out.
     ///
     /// # Errors
     /// The store's.
@@ -218,7 +192,7 @@ impl Policies {
         Ok(policies)
     }
 
-    /// Ends a policy. Jobs that it has started go on.
+    /// Ends a policy. Its jobs go on.
     ///
     /// # Errors
     /// `NotFound` with field `name`; the store's.
@@ -239,27 +213,16 @@ impl Policies {
         }
     }
 
-    async fn check(&self, policy: proto::Policy) -> Result<proto::Policy> {
-        layout::validate_name("policy.name", &policy.name)?;
-        layout::validate_name("policy.dataset", &policy.dataset)?;
-        layout::validate_name("policy.alias", &policy.alias)?;
-        let recipe: Recipe = self
-            .admission
-            .check_form(&request(&policy, String::new()))?;
-        let gate = Gate::from_proto(&policy.gate.clone().unwrap_or_default())?;
-        self.admission.check_gate(&gate, &policy.dataset).await?;
-        let mut trigger = policy.trigger.clone().unwrap_or_default();
-        if !trigger.schedule.is_empty() {
-            Schedule::parse(&trigger.schedule)?;
+    async fn check(&self, body: &Body) -> Result<()> {
+        layout::validate_name("policy.name", &body.name)?;
+        layout::validate_name("policy.dataset", &body.dataset)?;
+        layout::validate_name("policy.alias", &body.alias)?;
+        self.admission.check_form(&request(body, String::new()))?;
+        self.admission.check_gate(&body.gate, &body.dataset).await?;
+        if let Some(schedule) = &body.trigger.schedule {
+            Schedule::parse(schedule)?;
         }
-        let by_schedule = !trigger.schedule.is_empty();
-        trigger.new_revision = Some(trigger.new_revision.unwrap_or(!by_schedule));
-        Ok(proto::Policy {
-            recipe: Some(recipe.to_proto()),
-            trigger: Some(trigger),
-            gate: Some(gate.to_proto()),
-            ..policy
-        })
+        Ok(())
     }
 
     async fn write(&self, name: &str, n: u64, version: &Version) -> Result<bool> {
@@ -288,52 +251,31 @@ impl Policies {
 /// Resolves a request: one that names a policy trains the newest revision of the policy's data set.
 ///
 /// # Errors
-/// [`Error::Invalid`] with a field that only the policy may set; `NotFound` with field `policy`, or
-/// with `dataset` if the data set has no revision; the store's.
-pub(crate) async fn resolve(store: &Store, asked: &proto::CreateJobRequest) -> Result<Resolved> {
-    if asked.policy.is_empty() {
-        return Ok(Resolved {
-            request: asked.clone(),
-            origin: None,
-        });
-    }
-    check_alone(asked)?;
-    let unknown = || {
-        let message = format!("policy {:?} does not exist", asked.policy);
-        togi_runtime::Error::not_found(message).with_field("policy")
+/// `NotFound` with field `policy`, or with `dataset` if the data set has no revision; the store's.
+pub(crate) async fn resolve(store: &Store, asked: &Asked) -> Result<Resolved> {
+    let (name, key) = match asked {
+        Asked::Parts(request) => {
+            return Ok(Resolved {
+                request: request.clone(),
+                origin: None,
+            });
+        }
+        Asked::Policy {
+            policy,
+            idempotency_key,
+        } => (policy, idempotency_key),
     };
-    let found = Policy::in_force(store, &asked.policy).await?;
-    let policy = found.ok_or_else(unknown)?;
-    let name = &policy.body.dataset;
-    let Some((revision, named)) = dataset::newest(store, name).await? else {
-        return Err(dataset::unknown(name));
+    let Some(policy) = Policy::in_force(store, name).await? else {
+        let message = format!("policy {name:?} does not exist");
+        let unknown = togi_runtime::Error::not_found(message);
+        return Err(unknown.with_field("policy").into());
+    };
+    let Some((revision, named)) = dataset::newest(store, &policy.body.dataset).await? else {
+        return Err(dataset::unknown(&policy.body.dataset));
     };
     let mut resolved = policy.resolve(named.dataset, revision, By::Request);
-    resolved
-        .request
-        .idempotency_key
-        .clone_from(&asked.idempotency_key);
+    resolved.request.idempotency_key.clone_from(key);
     Ok(resolved)
-}
-
-/// Checks that a request which names a policy sets nothing that the policy sets.
-///
-/// # Errors
-/// [`Error::Invalid`] with the first field that is set.
-pub(crate) fn check_alone(asked: &proto::CreateJobRequest) -> Result<()> {
-    check_key(asked)?;
-    layout::validate_name("policy", &asked.policy)?;
-    let set = [
-        ("base", !asked.base.is_empty()),
-        ("dataset", !asked.dataset.is_empty()),
-        ("recipe", asked.recipe.is_some()),
-        ("alias", !asked.alias.is_empty()),
-        ("gate", asked.gate.is_some()),
-    ];
-    match set.into_iter().find(|(_, is_set)| *is_set) {
-        Some((field, _)) => Err(Error::invalid(field, "is the policy's to say")),
-        None => Ok(()),
-    }
 }
 
 async fn newest(store: &Store, name: &str) -> Result<Option<(u64, Version)>> {
@@ -347,15 +289,15 @@ async fn newest(store: &Store, name: &str) -> Result<Option<(u64, Version)>> {
     Ok(Some((n, version)))
 }
 
-/// A policy that was written before there were gates has one all the same.
-fn request(policy: &proto::Policy, dataset: String) -> proto::CreateJobRequest {
-    proto::CreateJobRequest {
-        base: policy.base.clone(),
+fn request(body: &Body, dataset: String) -> CreateJob {
+    CreateJob {
+        base: body.base.clone(),
         dataset,
-        recipe: policy.recipe.clone(),
-        alias: policy.alias.clone(),
-        gate: Some(policy.gate.clone().unwrap_or_default()),
-        ..Default::default()
+        recipe: body.recipe.clone(),
+        alias: body.alias.clone(),
+        gate: Some(body.gate.clone()),
+        idempotency_key: String::new(),
+        policy: None,
     }
 }
 
@@ -368,59 +310,6 @@ fn unknown(name: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn named(time: &str) -> NameRevision {
-        NameRevision {
-            name: "d".into(),
-            dataset: "x".into(),
-            time: time.into(),
-            traceparent: None,
-            job: None,
-        }
-    }
-
-    /// Revisions whose time has come, newest first; revision n was made at n o'clock.
-    fn due(new_revision: bool, schedule: &str, seen: u64, now: &str) -> Vec<u64> {
-        let trigger = proto::Trigger {
-            new_revision: Some(new_revision),
-            schedule: schedule.into(),
-        };
-        let policy = Policy {
-            body: proto::Policy {
-                trigger: Some(trigger),
-                ..Default::default()
-            },
-            version: 1,
-            seen,
-            since: Some("2026-01-01T02:30:00Z".parse().unwrap()),
-        };
-        let mut time = policy.time(now.parse().unwrap()).unwrap();
-        let mut due = Vec::new();
-        for revision in (1..=5).rev() {
-            if time.is_over(revision) {
-                break;
-            }
-            if time.has_come(revision, &named(&format!("2026-01-01T0{revision}:00:00Z"))) {
-                due.push(revision);
-            }
-        }
-        due
-    }
-
-    #[test]
-    fn new_revisions_come_at_once_and_scheduled_ones_at_their_time() {
-        let (early, late) = ("2026-01-01T03:29:00Z", "2026-01-01T05:10:00Z");
-        let every_hour = "30 * * * *";
-        // Applied at half past two, after revision 2.
-        assert_eq!(due(true, "", 2, early), [5, 4, 3]);
-        assert!(due(false, "", 2, early).is_empty());
-        assert!(due(false, every_hour, 2, early).is_empty(), "not yet");
-        // At half past four revisions 3 and 4 were there, and no other is new.
-        assert_eq!(due(false, every_hour, 2, late), [4, 3]);
-        assert_eq!(due(true, every_hour, 2, late), [5, 4, 3]);
-        // Nothing new was there, but what there was had not been tried.
-        assert_eq!(due(false, every_hour, 5, late), [4]);
-    }
 
     /// A version as the store has it: its spelling never changes.
     const STORED: &str = concat!(
@@ -464,6 +353,7 @@ mod tests {
         let version: Version = serde_json::from_str(stored).unwrap();
         let policy = version.into_policy(1).unwrap();
         let time = policy.time(Timestamp::MIN).unwrap();
-        assert!(time.new_revision && policy.since.is_none());
+        assert!(policy.body.trigger.new_revision);
+        assert!(!time.is_over(4) && time.is_over(3) && policy.since.is_none());
     }
 }

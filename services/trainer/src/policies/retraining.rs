@@ -1,5 +1,5 @@
-//! What a policy trains next: a decision over what has become of the revisions of its data set. All
-//! of it is in the store, so that every replica, and one that comes back, decides the same.
+//! Decides what a policy trains next, from the outcomes of its data set's revisions. They are in the
+//! store, so that every replica decides the same, also after a restart.
 //!
 //! A job's key is the policy, its version and the revision: events that come twice, replicas that
 //! see the same one, and restarts all make the same job. One of the policy's jobs at a time; then
@@ -16,8 +16,8 @@ use crate::policies::policy::Policy;
 use crate::request::{By, Origin};
 use crate::submission::{Admission, Checked};
 
-/// How often a revision's job may be withdrawn: a worker and an api that disagree over what is
-/// newer shall not do so for ever.
+/// How often a revision's job may be withdrawn. Without a bound, a worker and an api that disagree
+/// over what is newer would queue and withdraw for ever.
 const MOST_WITHDRAWN: usize = 8;
 
 /// Decides for policies.
@@ -111,8 +111,7 @@ impl Retraining {
         Ok(round)
     }
 
-    /// Returns the newer revision that makes a job superfluous which has not begun, if there is
-    /// one.
+    /// Returns the newer revision that makes a job that has not begun superfluous.
     ///
     /// # Errors
     /// As [`Retraining::round`].
@@ -122,7 +121,7 @@ impl Retraining {
         }
         let policy = Policy::in_force(&self.store, &origin.policy).await?;
         let Some(policy) = policy.filter(|policy| policy.version == origin.version) else {
-            // What a policy has started goes on without it.
+            // The jobs of a deleted or changed policy go on.
             return Ok(None);
         };
         let states = self.states(&policy, now).await?;
@@ -215,7 +214,7 @@ impl Retraining {
     }
 }
 
-/// Whether a job ended because it was not needed, and nobody cancelled it.
+/// Whether a job ended because it was not needed, and not by a cancellation.
 fn is_withdrawn(job: &Job) -> bool {
     job.state == State::Cancelled && !job.cancel_requested
 }
@@ -228,8 +227,7 @@ fn fate_of(job: &Job) -> Fate {
     }
 }
 
-/// Places of the revisions that may be tried now, in the order in which they should be; revisions
-/// are given newest first.
+/// Indices of the revisions that may be tried now, in that order; `fates` has the newest first.
 fn candidates(fates: &[Fate]) -> Vec<usize> {
     if fates.contains(&Fate::Waiting) {
         return Vec::new();

@@ -1,5 +1,5 @@
-//! When a policy's time has come: cron's five fields and a time zone, UTC where there is none. A
-//! minute that was missed, because no process ran, is made up for once.
+//! A policy's schedule: cron's five fields and a time zone, by default UTC. If no process ran at
+//! several scheduled times, only the last of them counts.
 
 use cronexpr::{Crontab, FallbackTimezoneOption, MakeTimestamp, ParseOptions};
 use jiff::{SignedDuration, Timestamp};

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use togi_common::Generation;
 use togi_model::{Engine, Lora};
-use togi_proto::events::v1::{AdapterEvaluated, Answers, HeldOut};
 use togi_runtime::worker::Claim;
 use togi_runtime::{Class, JobId, Store, layout};
 use togi_tokens::{Split, Tokenizer};
@@ -17,9 +16,10 @@ use crate::dataset;
 use crate::error::{Error, Result};
 use crate::gate::measure::{Measure, Pair};
 use crate::gate::questions::{self, Question};
-use crate::gate::{Gate, Verdict};
+use crate::gate::{Answers, Evaluation, Gate, HeldOut, Verdict};
 use crate::learn::data::{Order, Reader, Rows};
 use crate::patience::retry;
+use crate::run::announcement::Announcement;
 use crate::run::job::Job;
 use crate::run::parts::Parts;
 use crate::serving::{self, Current, Serving};
@@ -40,7 +40,7 @@ impl Candidate<'_> {
     /// # Errors
     /// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none
     /// for an adapter that does not pass.
-    pub(crate) async fn evaluate(&self) -> Result<AdapterEvaluated> {
+    pub(crate) async fn evaluate(&self) -> Result<Evaluation> {
         let (store, lease) = (&self.parts.store, &self.claim.lease);
         let (job, generation) = (&self.job.id, self.generation);
         let known = retry!(lease, find(store, job))?;
@@ -51,19 +51,21 @@ impl Candidate<'_> {
                 retry!(lease, keep(store, job, &measured))?
             }
         };
-        let AdapterEvaluated {
+        let Evaluation {
             passed,
             reason,
             serving,
             ..
         } = &evaluated;
+        let serving = serving.as_deref().unwrap_or_default();
         self.parts.metrics.evaluated(*passed);
         info!(%job, %generation, serving, passed, reason, "adapter evaluated");
-        self.parts.announce(evaluated.clone().into()).await;
+        let announcement = Announcement::AdapterEvaluated(&evaluated);
+        self.parts.announce(announcement).await;
         Ok(evaluated)
     }
 
-    async fn measure(&self) -> Result<AdapterEvaluated> {
+    async fn measure(&self) -> Result<Evaluation> {
         let Candidate {
             parts, claim, job, ..
         } = self;
@@ -75,7 +77,7 @@ impl Candidate<'_> {
             lease,
             serving::at(store, &parts.aliases, alias, identity, config)
         )?;
-        let mut evaluated = AdapterEvaluated {
+        let mut evaluated = Evaluation {
             generation: self.generation.to_string(),
             alias: alias.clone(),
             job: job.id.to_string(),
@@ -89,13 +91,13 @@ impl Candidate<'_> {
                     "the generation that {alias:?} names was trained with another {what}, so that the two cannot be compared; \
                      `togi adapters promote` decides by hand"
                 );
-                evaluated.serving = manifest.generation.to_string();
+                evaluated.serving = Some(manifest.generation.to_string());
                 return Ok(evaluated);
             }
         };
         let mut held_out = vec![retry!(lease, rows(parts, &identity.dataset))?];
         if let Some(serving) = &serving {
-            evaluated.serving = serving.manifest.generation.to_string();
+            evaluated.serving = Some(serving.manifest.generation.to_string());
             let theirs = &serving.manifest.identity.dataset;
             if *theirs != identity.dataset {
                 held_out.extend(retry!(lease, rows_if_any(parts, theirs))?);
@@ -117,22 +119,13 @@ impl Candidate<'_> {
         };
         let (measured, answers) = work.on_thread(held_out, claim).await?;
         let Verdict { passed, reason } = self.gate.judge(&measured, answers.as_ref());
-        Ok(AdapterEvaluated {
+        Ok(Evaluation {
             passed,
             reason,
-            held_out: measured.into_iter().map(finite_only).collect(),
+            held_out: measured,
             answers,
             ..evaluated
         })
-    }
-}
-
-/// Removes losses that are not finite: JSON has no form for them.
-fn finite_only(measured: HeldOut) -> HeldOut {
-    HeldOut {
-        loss: measured.loss.filter(|loss| loss.is_finite()),
-        serving_loss: measured.serving_loss.filter(|loss| loss.is_finite()),
-        ..measured
     }
 }
 
@@ -140,7 +133,7 @@ fn finite_only(measured: HeldOut) -> HeldOut {
 ///
 /// # Errors
 /// The store's.
-pub async fn find(store: &Store, job: &JobId) -> Result<Option<AdapterEvaluated>> {
+pub async fn find(store: &Store, job: &JobId) -> Result<Option<Evaluation>> {
     match store.get_json(&layout::job_evaluation(job)).await {
         Ok(evaluated) => Ok(Some(evaluated)),
         Err(error) if error.class() == Class::NotFound => Ok(None),
@@ -149,7 +142,7 @@ pub async fn find(store: &Store, job: &JobId) -> Result<Option<AdapterEvaluated>
 }
 
 /// Writes the decision, or finds that it was made before.
-async fn keep(store: &Store, job: &JobId, ours: &AdapterEvaluated) -> Result<AdapterEvaluated> {
+async fn keep(store: &Store, job: &JobId, ours: &Evaluation) -> Result<Evaluation> {
     match store.put_new_json(&layout::job_evaluation(job), ours).await {
         Ok(_) => Ok(ours.clone()),
         Err(error) if error.class() == Class::AlreadyExists => {
@@ -264,7 +257,7 @@ impl Work {
             losses.push(HeldOut {
                 dataset,
                 rows: count,
-                loss: Some(figures.new),
+                loss: figures.new,
                 serving_loss: figures.serving,
             });
         }
@@ -296,21 +289,18 @@ mod tests {
         let (_folder, store) = folder_store().await;
         let job = "job".parse().unwrap();
         let measured = HeldOut {
-            loss: Some(f64::NAN),
+            loss: f64::INFINITY,
             serving_loss: Some(1.5),
             ..Default::default()
         };
-        let decided = AdapterEvaluated {
-            held_out: vec![finite_only(measured)],
+        let decided = Evaluation {
+            held_out: vec![measured],
             ..Default::default()
         };
         keep(&store, &job, &decided).await.unwrap();
         let found = find(&store, &job).await.unwrap().unwrap();
-        assert_eq!(found, decided);
-        assert_eq!(
-            (found.held_out[0].loss, found.held_out[0].serving_loss),
-            (None, Some(1.5))
-        );
+        assert!(found.held_out[0].loss.is_nan());
+        assert_eq!(found.held_out[0].serving_loss, Some(1.5));
     }
 
     #[tokio::test]
@@ -321,7 +311,7 @@ mod tests {
         let key = layout::job_evaluation(&job);
         store.put_new(&key, written.to_vec()).await.unwrap();
         let found = find(&store, &job).await.unwrap().unwrap();
-        assert_eq!(found.held_out, [HeldOut::default()]);
+        assert!(found.held_out[0].loss.is_nan());
     }
 
     #[tokio::test]

@@ -1,13 +1,14 @@
 //! The connections and settings that every stage of a job uses.
 
 use togi_runtime::registry::aliases::Aliases;
-use togi_runtime::{Bus, Event, Store, rpc};
+use togi_runtime::{Bus, Store, rpc};
 use tracing::warn;
 
 use crate::bases::Bases;
 use crate::config::TrainingConfig;
 use crate::gauge::Gauge;
 use crate::metrics::Metrics;
+use crate::run::announcement::Announcement;
 
 /// The worker's connections and settings. Clones share them.
 #[derive(Clone)]
@@ -32,8 +33,8 @@ pub struct Parts {
 
 impl Parts {
     /// Publishes an event. A failure is only logged: the store has the same facts.
-    pub(crate) async fn announce(&self, event: Event) {
-        if let Err(error) = self.bus.publish(event).await {
+    pub(crate) async fn announce(&self, announcement: Announcement<'_>) {
+        if let Err(error) = self.bus.publish(announcement).await {
             warn!(error = error.chain(), "an event was not published");
         }
     }

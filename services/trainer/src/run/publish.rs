@@ -7,7 +7,6 @@ use object_store::path::Path;
 use togi_common::{AliasName, Digest, Generation};
 use togi_model::engine::BIT_EXACT;
 use togi_model::memory::trainable;
-use togi_proto::events::v1::{AdapterEvaluated, AdapterPublished};
 use togi_runtime::process::memory;
 use togi_runtime::registry::adapter_manifest::{
     ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest,
@@ -20,11 +19,13 @@ use tracing::{Instrument as _, info, info_span};
 
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
+use crate::gate::Evaluation;
 use crate::learn::train::State;
 use crate::papers::report::{self, RunSummary};
 use crate::papers::{log, tensorboard};
 use crate::patience::retry;
 use crate::registry;
+use crate::run::announcement::Announcement;
 use crate::run::job::Job;
 use crate::run::parts::Parts;
 
@@ -75,12 +76,11 @@ pub(crate) async fn publish(
         retry!(lease, put_first(store, &path, bytes.clone()))?;
     }
     info!(job = %job.id, %generation, "adapter published");
-    let event = AdapterPublished {
-        generation: generation.to_string(),
-        job: job.id.to_string(),
-        manifest: layout::adapter_manifest(generation).to_string(),
+    let published = Announcement::AdapterPublished {
+        job: &job.id,
+        generation,
     };
-    parts.announce(event.into()).await;
+    parts.announce(published).await;
     Ok(generation)
 }
 
@@ -94,7 +94,7 @@ pub(crate) async fn promote(
     claim: &Claim,
     job: &Job,
     generation: Generation,
-    gate: Option<&AdapterEvaluated>,
+    gate: Option<&Evaluation>,
 ) -> Result<Option<Alias>> {
     let lease = &claim.lease;
     let alias: AliasName = layout::parse("alias", &job.request.request.alias)?;
@@ -189,8 +189,7 @@ fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> RunSumma
     }
 }
 
-/// Writes a paper with times and figures, which a second attempt would write otherwise: the first
-/// one stays.
+/// Writes a document with times, which differ in a second attempt: the first document stays.
 async fn put_first(store: &Store, path: &Path, bytes: Bytes) -> Result<()> {
     match store.put_new(path, bytes).await {
         Ok(_) => Ok(()),

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::thread;
 
 use togi_model::Engine;
-use togi_proto::events::v1::CheckpointSaved;
-use togi_proto::trainer::v1::Step;
 use togi_runtime::worker::Claim;
 use togi_runtime::worker::lease::Lease;
 use togi_runtime::{Fence, JobId, Stopper};
@@ -17,9 +15,11 @@ use tracing::{Instrument, Span, debug, info, warn};
 
 use crate::error::{Error, Result};
 use crate::learn::data::{Order, Reader};
+use crate::learn::step::Step;
 use crate::learn::train::{self, Machine, Plan, Request, State, Update};
 use crate::papers::log;
 use crate::patience::retry;
+use crate::run::announcement::Announcement;
 use crate::run::checkpoint::{self, Owner, Snapshot};
 use crate::run::job::Job;
 use crate::run::parts::Parts;
@@ -208,12 +208,12 @@ impl Run {
         let step = snapshot.progress.step;
         info!(job = %self.job, step, %manifest, "checkpoint saved");
         self.checkpoint = Some(manifest.to_string());
-        let event = CheckpointSaved {
-            job: self.job.to_string(),
+        let saved = Announcement::CheckpointSaved {
+            job: &self.job,
             step,
-            manifest: manifest.to_string(),
+            manifest: &manifest,
         };
-        self.parts.announce(event.into()).await;
+        self.parts.announce(saved).await;
         // What a killed worker did before is kept: it counts as an attempt that failed no more.
         if let Err(error) = lease.progressed().await {
             debug!(job = %self.job, error = error.chain(), "failed attempts still count");

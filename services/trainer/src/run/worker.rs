@@ -6,7 +6,6 @@ use bytes::Bytes;
 use object_store::path::Path;
 use togi_common::Generation;
 use togi_model::optim;
-use togi_proto::trainer::v1 as proto;
 use togi_runtime::jobs::Kind;
 use togi_runtime::worker::{Admission as Admitted, Claim, Handler, Outcome};
 use togi_tokens::Split;
@@ -18,7 +17,7 @@ use crate::learn::train::{Plan, State};
 use crate::policies::policy;
 use crate::policies::retraining::Retraining;
 use crate::recipe::Promote;
-use crate::request::JobRequest;
+use crate::request::{Asked, JobRequest};
 use crate::run::checkpoint::{self, Owner, Snapshot};
 use crate::run::evaluation::Candidate;
 use crate::run::job::Job;
@@ -67,11 +66,11 @@ impl Handler for Worker {
 
     /// A bare message is checked and pinned as the service does it.
     async fn admit(&self, request: Bytes) -> togi_runtime::Result<Admitted> {
-        let asked: proto::CreateJobRequest = serde_json::from_slice(&request)?;
+        let asked = Asked::from_json(&request)?;
         let resolved = policy::resolve(&self.parts.store, &asked).await?;
         let checked = self.admission.check(&resolved).await?;
         Ok(Admitted {
-            idempotency_key: asked.idempotency_key,
+            idempotency_key: asked.idempotency_key().to_owned(),
             request: serde_json::to_value(&checked.request)?,
         })
     }
@@ -132,13 +131,13 @@ impl Worker {
         let published = publish::publish(&self.parts, claim, job, state);
         let generation = published.instrument(span).await?;
         let mut evaluated = None;
-        if let Some(gate) = job.request.gate()? {
+        if let Some(gate) = &job.request.request.gate {
             let span = info_span!("evaluate", job = %job.id, %generation);
             let candidate = Candidate {
                 parts: &self.parts,
                 claim,
                 job,
-                gate: &gate,
+                gate,
                 lora: &state.lora,
                 generation,
             };
@@ -186,7 +185,7 @@ impl Worker {
     async fn job(&self, claim: &Claim) -> Result<Job> {
         let id = claim.id().clone();
         let request = JobRequest::from_json(&claim.request)?;
-        let recipe = request.recipe()?;
+        let recipe = request.request.recipe.clone();
         let name = &request.request.base;
         let base = self.parts.bases.info(name, recipe.precision).await?;
         if base.digest != request.identity.base

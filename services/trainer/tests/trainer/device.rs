@@ -1,5 +1,5 @@
-//! The setting `device`: refused by name where there is none, planned for where it is elsewhere,
-//! and computing where it is there.
+//! The setting `device`: a missing one is refused by its name, an api plans for a worker's, and a
+//! worker computes on its own.
 
 use togi_model::DeviceName;
 use togi_proto::job::v1::JobState;

@@ -363,7 +363,7 @@ impl Process {
     }
 }
 
-/// Settings of rows of at most so many ids.
+/// Settings of rows of at most `max_length` ids.
 pub(crate) fn settings(max_length: u32) -> PrepareSettings {
     PrepareSettings {
         max_length: Some(max_length),

@@ -17,7 +17,7 @@ fn every_recipe_is_complete_and_takes_the_steps_that_it_says() {
             Recipe::from_toml(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(path.file_stem().unwrap().to_str().unwrap(), recipe.name);
         let written: toml::Table = text.parse().unwrap();
-        let complete = serde_json::to_value(recipe.to_proto()).unwrap();
+        let complete = serde_json::to_value(&recipe).unwrap();
         let keys = |object: &serde_json::Value| object.as_object().unwrap().len();
         assert_eq!(
             written.len(),

@@ -9,7 +9,7 @@ use std::{fs, io};
 use clap::Args;
 use togi_base::CheckedBase;
 use togi_model::DeviceName;
-use togi_proto::trainer::v1::Step;
+use togi_proto::trainer::v1 as proto;
 use togi_tokens::{Learn, Settings, Tokenizer};
 use togi_trainer::Recipe;
 use togi_trainer::local::{Run, Trained};
@@ -77,7 +77,7 @@ impl Training {
     /// Trains and writes the folder. Not for async code.
     pub(super) fn work(self, output: &Output) -> Result<()> {
         let out = self.options.out.clone().unwrap_or_default();
-        let recipe = Recipe::from_proto(&recipe::recipe(&self.recipe)?).map_err(refused)?;
+        let recipe = Recipe::try_from(recipe::recipe(&self.recipe)?).map_err(refused)?;
         let CheckedBase { base, tokenizer } = self.base(&recipe)?;
         recipe.check_base(base.config()).map_err(refused)?;
         let (base, tokenizer) = (Arc::new(base), Arc::new(tokenizer));
@@ -103,7 +103,7 @@ impl Training {
             init: init.transpose()?,
         };
         let plan = run.memory().map_err(refused)?;
-        output.say(job_lines::plan(&plan, steps).join("\n"));
+        output.say(job_lines::plan(&proto::MemoryPlan::from(&plan), steps).join("\n"));
         local::folder_for(&out)?;
         write(&out, "rejects.jsonl", &records.rejects)?;
         let log = self.options.log.unwrap_or_else(|| out.join(LOG));
@@ -155,12 +155,12 @@ fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
     let mut file = BufWriter::new(File::create(log).map_err(unwritten)?);
     let mut progress = output.progress("training");
     progress.set_length(steps, Unit::Count);
-    let trained = run.train(|step: Step| {
+    let trained = run.train(|step| {
         serde_json::to_writer(&mut file, &step)?;
         file.write_all(b"\n")?;
         // Every line is flushed after its step, for readers of the log.
         file.flush()?;
-        progress.set(step.step, &job_lines::step(&step));
+        progress.set(step.step, &job_lines::step(&proto::Step::from(&step)));
         Ok(())
     });
     progress.finish();
