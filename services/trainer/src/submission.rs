@@ -137,8 +137,8 @@ impl Admission {
         }
     }
 
-    /// Returns the rows' lengths from data-prep; a bound for them if it does not answer, or if there
-    /// are too many rows.
+    /// Returns the rows' lengths from data-prep; a bound for them if it does not answer, or if
+    /// there are too many rows.
     async fn lengths(&self, recipe: &Recipe, dataset: &DatasetManifest) -> Lengths {
         let rows = dataset.rows(Split::Train);
         if rows.saturating_mul(recipe.epochs.into()) <= MOST_READ {

@@ -1,4 +1,4 @@
-//! Queues a policy's job when its time comes. The store is the truth, and events only make it quick.
+//! Queues a policy's job when its time comes. The store is the truth; events only make it quick.
 //! [`crate::policies::retraining`] decides what to train.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! Decides what a policy trains next, from the outcomes of its data set's revisions. They are in the
-//! store, so that every replica decides the same, also after a restart.
+//! Decides what a policy trains next, from the outcomes of its data set's revisions. They are in
+//! the store, so that every replica decides the same, also after a restart.
 //!
 //! A job's key is the policy, its version and the revision: events that come twice, replicas that
 //! see the same one, and restarts all make the same job. One of the policy's jobs at a time; then
