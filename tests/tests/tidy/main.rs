@@ -81,6 +81,36 @@ fn no_file_grows_past_what_a_reader_holds() {
 }
 
 #[test]
+fn no_line_is_wider_than_a_hundred_columns() {
+    let offenders = rules::wide_lines(&source::written());
+    refuse("lines above 100 columns", &offenders);
+}
+
+#[test]
+fn the_phrases_that_the_style_page_refuses_stay_away() {
+    let offenders = rules::banned_phrases(&source::written());
+    refuse("phrases with a plainer form in docs/style.md", &offenders);
+}
+
+#[test]
+fn one_import_is_one_module() {
+    let offenders = imports::nested(&source::rust());
+    refuse("imports with nested braces", &offenders);
+}
+
+#[test]
+fn protobuf_stops_at_the_edge() {
+    let offenders = rules::protobuf_inside(&source::rust());
+    refuse("types of the contract inside a crate", &offenders);
+}
+
+#[test]
+fn no_files_of_a_crate_form_a_circle() {
+    let offenders = circles::circles(&source::rust());
+    refuse("files that use each other in a circle", &offenders);
+}
+
+#[test]
 fn every_crate_takes_the_lints() {
     // `missing_docs` is among them, and `make lint` refuses warnings.
     let offenders = rules::without_lints(&manifests());
