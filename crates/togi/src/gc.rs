@@ -131,9 +131,10 @@ mod tests {
 
     /// A store with one of everything, all of it old.
     fn facts() -> Facts {
+        let [one, two] = ["a", "b"].map(|digit| digit.repeat(64));
         let upload = |digit: &str| format!("uploads/{}", digit.repeat(64));
         let adapter = serde_json::json!({
-            "schema_version": 1, "generation": "a".repeat(64), "rank": 8, "alpha": 32.0,
+            "schema_version": 1, "generation": one, "rank": 8, "alpha": 32.0,
             "identity": {"base": "", "base_precision": "f32", "tokenizer": "", "template": "", "dataset": "", "recipe": ""},
             "target_modules": ["query_key_value"], "job": "j", "recipe_name": "r",
             "files": {"adapter_model.safetensors": {"bytes": 1, "sha256": ""}},
@@ -155,19 +156,19 @@ mod tests {
             ),
             ("jobs/done/checkpoints/9/1/lora.f32".into(), String::new()),
             ("jobs/done/log.jsonl".into(), String::new()),
-            ("adapters/aa/manifest.json".into(), adapter.to_string()),
+            (format!("adapters/{one}/manifest.json"), adapter.to_string()),
             (
-                "adapters/aa/adapter_model.safetensors".into(),
+                format!("adapters/{one}/adapter_model.safetensors"),
                 String::new(),
             ),
-            ("adapters/aa/stray".into(), String::new()),
+            (format!("adapters/{one}/stray"), String::new()),
             (
-                "adapters/bb/adapter_model.safetensors".into(),
+                format!("adapters/{two}/adapter_model.safetensors"),
                 String::new(),
             ),
             (
                 "aliases/x/1.json".into(),
-                "{\"alias\":\"x\",\"generation\":\"aa\",\"time\":\"\"}".into(),
+                format!("{{\"alias\":\"x\",\"generation\":\"{one}\",\"time\":\"\"}}"),
             ),
             ("datasets/dd/part-00000.parquet".into(), String::new()),
             ("somebody/elses".into(), String::new()),
@@ -202,11 +203,12 @@ mod tests {
     #[test]
     fn only_what_nothing_reaches_is_garbage() {
         let [one, two] = ["1", "2"].map(|digit| format!("uploads/{}", digit.repeat(64)));
+        let [used, unused] = ["a", "b"].map(|digit| format!("adapters/{}", digit.repeat(64)));
         assert_eq!(
             garbage(&facts()),
             [
-                "adapters/aa/stray",
-                "adapters/bb/adapter_model.safetensors",
+                &*format!("{used}/stray"),
+                &*format!("{unused}/adapter_model.safetensors"),
                 "datasets/dd/part-00000.parquet",
                 "jobs/done/checkpoints/9/1/lora.f32",
                 "probe/x",
@@ -275,8 +277,14 @@ mod tests {
 
     #[test]
     fn a_manifest_that_cannot_be_relied_on_ends_the_run() {
-        let spoil: [(&str, &str); 6] = [
-            ("adapters/aa/manifest.json", "{"),
+        let adapter = format!("adapters/{}/manifest.json", "a".repeat(64));
+        let absent = format!(
+            "{{\"alias\":\"x\",\"generation\":{:?},\"time\":\"\"}}",
+            "c".repeat(64)
+        );
+        let spoil: [(&str, &str); 7] = [
+            (&adapter, "{"),
+            ("aliases/x/3.json", &absent),
             ("datasets/ee/manifest.json", "{}"),
             (
                 "jobs/done/checkpoints/5/1/manifest.json",
