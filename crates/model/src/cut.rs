@@ -35,7 +35,7 @@ impl Cut {
     /// Cuts a batch that a caller packed.
     pub(crate) fn batch(self, lengths: &[usize]) -> Vec<Range<usize>> {
         match self {
-            Self::ByRecords => vec![0..lengths.len()],
+            Self::ByRecords => std::iter::once(0..lengths.len()).collect(),
             Self::ByTokens(most) => by_tokens(lengths, most),
         }
     }
