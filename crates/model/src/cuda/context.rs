@@ -1,9 +1,10 @@
 //! The state of a GPU's engine. The files that use this one implement its methods.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
+use parking_lot::Mutex;
 
 use super::array::Element;
 use super::gpu;

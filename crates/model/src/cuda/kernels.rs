@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use cudarc::driver::sys::CUfunction_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, DriverError};
 use cudarc::nvrtc::result::{self as nvrtc, NvrtcError};
 use cudarc::nvrtc::{Ptx, sys};
+use parking_lot::Mutex;
 use rayon::prelude::*;
 
 use super::gpu;
@@ -136,7 +137,7 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
 fn images(files: &[File], arch: &str) -> Result<Vec<Vec<u8>>> {
     type Key = (String, &'static str);
     static COMPILED: Mutex<BTreeMap<Key, Vec<u8>>> = Mutex::new(BTreeMap::new());
-    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut compiled = COMPILED.lock();
     let key = |file: &File| (arch.to_owned(), file.name);
     let missing: Vec<&File> = files
         .iter()

@@ -8,11 +8,11 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::mem::size_of_val;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::CudaStream;
+use parking_lot::Mutex;
 
 use super::array::{Array, Buffer, Element};
 use crate::error::{Error, Result};
@@ -91,7 +91,7 @@ impl Library {
     /// Whether the library has a product.
     pub(super) fn has(&self, product: &Product<'_>) -> bool {
         let shape = product.shape();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.refused.contains(&shape) {
             return false;
         }
@@ -104,7 +104,7 @@ impl Library {
 
     /// Launches a product. The context of the stream is current on this thread.
     pub(super) fn multiply(&self, product: &Product<'_>, stream: &CudaStream) -> Result<()> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let handle = state.handle;
         let plan = state.plan(&product.shape(), product.scales)?;
         if let Some(bias) = product.bias {
@@ -139,10 +139,6 @@ impl Library {
         };
         checked(made, &format!("a product of {:?}", product.sizes))
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl State {
@@ -156,7 +152,7 @@ impl State {
 
 impl Drop for Library {
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.get_mut();
         for plan in state.plans.values() {
             plan.destroy();
         }

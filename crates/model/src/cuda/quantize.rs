@@ -1,6 +1,6 @@
 //! A base's tensors from its files into their precision on the GPU.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::array::{Array, Buffer, Element};
 use super::context::Cuda;
@@ -26,13 +26,13 @@ impl Cuda {
         let tensors = base.in_files().filter(|tensor| self.can_stage(tensor));
         let waiting = tensors.map(|tensor| (tensor.name.clone(), tensor.floats.bytes.clone()));
         let map = self.bring(&*scales::dynamic_map())?;
-        *self.loading() = Some(Loading::new(staging, waiting.collect(), flaws, map));
+        *self.loading.lock() = Some(Loading::new(staging, waiting.collect(), flaws, map));
         Ok(())
     }
 
     /// Waits for all tensors, and reports the first one with a forbidden value.
     pub(super) fn end_loading(&self) -> Result<()> {
-        let Some(mut loading) = self.loading().take() else {
+        let Some(mut loading) = self.loading.lock().take() else {
             return Ok(());
         };
         let flaws = self.fetch(&loading.flaws)?;
@@ -51,10 +51,6 @@ impl Cuda {
         Ok(())
     }
 
-    fn loading(&self) -> MutexGuard<'_, Option<Loading>> {
-        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether a matrix is copied as in its file, by staging, and quantized on the GPU.
     fn can_stage(&self, tensor: &InFile) -> bool {
         match *tensor.floats.shape.as_slice() {
@@ -67,7 +63,7 @@ impl Cuda {
 
     /// Copies a matrix from its file. Begins to copy the next matrices before it waits.
     fn staged(&self, name: &str, bytes: &Bytes) -> Result<Buffer<u8>> {
-        let mut guard = self.loading();
+        let mut guard = self.loading.lock();
         let loading = guard.as_mut().ok_or_else(not_loading)?;
         let this = match loading.take(name) {
             Some(this) => this,
@@ -139,7 +135,7 @@ impl Cuda {
         };
         let raw = Array::of(sent, element, rows, columns);
         let flaws = {
-            let mut guard = self.loading();
+            let mut guard = self.loading.lock();
             let loading = guard.as_mut().ok_or_else(not_loading)?;
             let number = loading.checked.len();
             if number >= loading.flaws.len() {
@@ -190,7 +186,7 @@ impl Cuda {
         self.launch("mean_scale", (1, 1), 1024, &args)?;
         let codes = self.alloc(blocks)?;
         let absmax = self.alloc::<f32>(blocks.div_ceil(scales::BLOCK))?;
-        let map = match self.loading().as_ref() {
+        let map = match self.loading.lock().as_ref() {
             Some(loading) => Arc::clone(&loading.map),
             None => Arc::new(self.bring(&*scales::dynamic_map())?),
         };

@@ -1,10 +1,11 @@
 //! What a benchmark records while the GPU works: events around each launch, the inputs of wide
 //! products, and the times of loading. Only the feature `bench` builds it.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use cudarc::driver::{CudaEvent, CudaStream, sys};
+use parking_lot::Mutex;
 
 use super::array::{Array, Element};
 use super::library::Product;
@@ -52,19 +53,19 @@ pub(super) struct SavedProduct {
 
 impl Recorder {
     pub(super) fn start_launches(&self) {
-        *lock(&self.launches) = Some(Vec::new());
+        *self.launches.lock() = Some(Vec::new());
     }
 
     pub(super) fn take_launches(&self) -> Vec<Launch> {
-        lock(&self.launches).take().unwrap_or_default()
+        self.launches.lock().take().unwrap_or_default()
     }
 
     pub(super) fn start_products(&self) {
-        *lock(&self.products) = Some(Vec::new());
+        *self.products.lock() = Some(Vec::new());
     }
 
     pub(super) fn take_products(&self) -> Vec<SavedProduct> {
-        lock(&self.products).take().unwrap_or_default()
+        self.products.lock().take().unwrap_or_default()
     }
 
     /// Records a launch until the value is dropped, if launches are asked for.
@@ -73,7 +74,7 @@ impl Recorder {
         stream: &'a CudaStream,
         name: &'a str,
     ) -> Option<Recording<'a>> {
-        let wanted = lock(&self.launches).is_some();
+        let wanted = self.launches.lock().is_some();
         let began = if wanted { event(stream) } else { None };
         began.is_some().then(|| Recording {
             recorder: self,
@@ -92,7 +93,7 @@ impl Recorder {
         if product.sizes.iter().any(|&size| size < NARROW) {
             return self.launch(stream, "products, narrow");
         }
-        if let Some(products) = lock(&self.products).as_mut() {
+        if let Some(products) = self.products.lock().as_mut() {
             products.push(SavedProduct::new(product));
         }
         self.launch(stream, "products")
@@ -104,7 +105,7 @@ impl Drop for Recording<'_> {
         let (Some(began), Some(ended)) = (self.began.take(), event(self.stream)) else {
             return;
         };
-        if let Some(launches) = lock(&self.recorder.launches).as_mut() {
+        if let Some(launches) = self.recorder.launches.lock().as_mut() {
             launches.push(Launch {
                 name: self.name.to_owned(),
                 began,
@@ -155,8 +156,4 @@ impl SavedProduct {
 pub(super) fn event(stream: &CudaStream) -> Option<CudaEvent> {
     let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
     stream.record_event(Some(flags)).ok()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
 //! Making a GPU ready for a base, and its memory while it computes.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 use super::array::{Buffer, Element};
 use super::context::Cuda;

@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 #[cfg(feature = "bench")]
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
+use parking_lot::{Condvar, Mutex};
 
 use super::gpu;
 use crate::error::Error;
@@ -202,7 +203,9 @@ impl Staging {
             done: Condvar::new(),
         });
         if !transfer.bytes.is_empty() {
-            lock(&self.queue.waiting)
+            self.queue
+                .waiting
+                .lock()
                 .transfers
                 .push_back(Arc::clone(&transfer));
             self.queue.changed.notify_all();
@@ -212,10 +215,9 @@ impl Staging {
 
     /// Makes the stream wait for the bytes of a transfer.
     pub(super) fn finish(&self, stream: &CudaStream, transfer: &Transfer) -> Result<(), Failure> {
-        let mut left = lock(&transfer.left);
+        let mut left = transfer.left.lock();
         while left.bytes > 0 {
-            let waited = transfer.done.wait(left);
-            left = waited.unwrap_or_else(PoisonError::into_inner);
+            transfer.done.wait(&mut left);
         }
         // An event may already be that of a later copy, but such a copy does not wait for later
         // work of this stream. The stream waits after a failure too, because the target must not be
@@ -228,7 +230,7 @@ impl Staging {
 
     /// Waits for all threads and all copies, and drops the transfers that no thread has begun.
     pub(super) fn end(&mut self) {
-        lock(&self.queue.waiting).closed = true;
+        self.queue.waiting.lock().closed = true;
         self.queue.changed.notify_all();
         for thread in self.lanes.iter_mut().filter_map(|lane| lane.thread.take()) {
             if let Err(panic) = thread.join() {
@@ -241,7 +243,7 @@ impl Staging {
     #[cfg(feature = "bench")]
     pub(super) fn mean_times(&self) -> Times {
         let mut sum = Times::default();
-        for times in self.lanes.iter().map(|lane| *lock(&lane.times)) {
+        for times in self.lanes.iter().map(|lane| *lane.times.lock()) {
             sum.filling += times.filling;
             sum.waiting += times.waiting;
         }
@@ -263,7 +265,7 @@ impl Queue {
     /// Takes the next part of a transfer: the transfer, the part's first byte, its length. `None`
     /// after the end.
     fn take(&self) -> Option<(Arc<Transfer>, usize, usize)> {
-        let mut waiting = lock(&self.waiting);
+        let mut waiting = self.waiting.lock();
         loop {
             if waiting.closed {
                 return None;
@@ -278,8 +280,7 @@ impl Queue {
                 }
                 return Some((transfer, start, len));
             }
-            let changed = self.changed.wait(waiting);
-            waiting = changed.unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut waiting);
         }
     }
 }
@@ -287,7 +288,7 @@ impl Queue {
 impl Transfer {
     /// Counts bytes whose copy is issued or has failed.
     fn passed(&self, bytes: usize, outcome: Result<(), Failure>) {
-        let mut left = lock(&self.left);
+        let mut left = self.left.lock();
         left.bytes -= bytes;
         if let Err(failure) = outcome {
             left.failed.get_or_insert(failure);
@@ -340,7 +341,7 @@ impl Filler {
         filled.map_err(Failure::File)?;
         #[cfg(feature = "bench")]
         {
-            let mut times = lock(&self.times);
+            let mut times = self.times.lock();
             times.waiting += free - began;
             times.filling += free.elapsed();
         }
@@ -352,8 +353,4 @@ impl Filler {
         copied.record(&self.stream)?;
         Ok(())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,8 +2,9 @@
 //! same values, both on the GPU. Takes about 40 GB of memory on the GPU and on the host.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rayon::prelude::*;
 use togi_model::{Base, Batch, Config, DeviceName, Engine, Float, Lora, Precision, Target, Weight};
 
@@ -101,7 +102,7 @@ fn least_cosine(form: Precision, bound: f64) {
     if !support::has_card() {
         return;
     }
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = ALONE.lock();
     let config = config();
     let mut lora = support::lora(&config, &Target::ALL);
     for view in lora.views().collect::<Vec<_>>() {
