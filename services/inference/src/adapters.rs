@@ -11,6 +11,7 @@ pub(crate) mod served;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use togi_common::{AliasName, Generation};
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::{Class, Stopper, telemetry};
@@ -58,19 +59,19 @@ impl Adapters {
         match answerer {
             Answerer::Base => Ok(None),
             Answerer::Alias(alias) => self.by_alias(alias).map(Some),
-            Answerer::Generation(digest) => self.by_digest(digest).await.map(Some),
+            Answerer::Generation(generation) => self.by_digest(*generation).await.map(Some),
         }
     }
 
-    fn by_alias(&self, alias: &str) -> Result<Arc<ServedAdapter>> {
+    fn by_alias(&self, alias: &AliasName) -> Result<Arc<ServedAdapter>> {
         let served = self.shelf.served();
         if let Some(serving) = served.aliases.get(alias) {
-            return Ok(serving.generation.clone());
+            return Ok(serving.adapter.clone());
         }
         if let Some(refusal) = served.refused.get(alias) {
             return Err(Error::Refused {
-                name: alias.to_owned(),
-                generation: refusal.generation.clone(),
+                name: alias.to_string(),
+                generation: refusal.generation,
                 reason: refusal.reason.clone(),
             });
         }
@@ -79,21 +80,22 @@ impl Adapters {
             None => true, // The store has not been read yet.
         };
         Err(if is_known {
-            Error::StillLoading(alias.to_owned())
+            Error::StillLoading(alias.to_string())
         } else {
-            Error::UnknownAdapter(alias.to_owned())
+            Error::UnknownAdapter(alias.to_string())
         })
     }
 
-    async fn by_digest(&self, digest: &str) -> Result<Arc<ServedAdapter>> {
-        match self.get(digest, self.base_mismatch(digest), false).await {
-            Ok(generation) => {
-                self.shelf.keep(&generation);
-                Ok(generation)
+    async fn by_digest(&self, generation: Generation) -> Result<Arc<ServedAdapter>> {
+        let base_mismatch = self.base_mismatch(generation);
+        match self.get(generation, base_mismatch, false).await {
+            Ok(adapter) => {
+                self.shelf.keep(&adapter);
+                Ok(adapter)
             }
             Err(Error::BadAdapter(reason) | Error::BrokenAdapter(reason)) => Err(Error::Refused {
-                name: digest.to_owned(),
-                generation: digest.to_owned(),
+                name: generation.to_string(),
+                generation,
                 reason,
             }),
             Err(error) => Err(error),
@@ -102,11 +104,11 @@ impl Adapters {
 
     /// Whether a generation that is named by its digest may be served over another precision of its
     /// base: one promotion that allows it is enough.
-    fn base_mismatch(&self, digest: &str) -> BaseMismatch {
+    fn base_mismatch(&self, generation: Generation) -> BaseMismatch {
         let declared = self.declared.borrow();
         let mut declarations = declared.iter().flat_map(Declared::values);
         let is_allowed = declarations.any(|declaration| {
-            declaration.generation == digest && !declaration.base_mismatch.is_refused()
+            declaration.generation == generation && !declaration.base_mismatch.is_refused()
         });
         is_allowed.into()
     }
@@ -114,29 +116,27 @@ impl Adapters {
     /// Returns a generation, from memory or from the store.
     async fn get(
         &self,
-        digest: &str,
+        generation: Generation,
         base_mismatch: BaseMismatch,
         replaces: bool,
     ) -> Result<Arc<ServedAdapter>> {
-        if let Some(generation) = self.shelf.find(digest) {
+        if let Some(adapter) = self.shelf.find(generation) {
             // Another alias, which allows a mismatch, may have brought it into memory.
-            self.loader
-                .admit(generation.trained_over(), base_mismatch)?;
-            return Ok(generation);
+            self.loader.admit(adapter.trained_over(), base_mismatch)?;
+            return Ok(adapter);
         }
         let load = async {
             let _one_at_a_time = self.load_lock.lock().await;
-            if let Some(generation) = self.shelf.find(digest) {
-                self.loader
-                    .admit(generation.trained_over(), base_mismatch)?;
-                return Ok(generation);
+            if let Some(adapter) = self.shelf.find(generation) {
+                self.loader.admit(adapter.trained_over(), base_mismatch)?;
+                return Ok(adapter);
             }
             if !self.shelf.make_room(replaces) {
                 return Err(Error::TooManyResident(self.shelf.count()));
             }
-            let generation = self.loader.load(digest, base_mismatch).await?;
-            self.shelf.put(&generation);
-            Ok(generation)
+            let adapter = self.loader.load(generation, base_mismatch).await?;
+            self.shelf.put(&adapter);
+            Ok(adapter)
         };
         let late = |_| Error::LoadTimeout(self.load_timeout);
         tokio::time::timeout(self.load_timeout, load)
@@ -187,8 +187,8 @@ impl Adapters {
         }
     }
 
-    fn drop_alias(&self, alias: &str) {
-        tracing::info!(alias, "alias is declared no more");
+    fn drop_alias(&self, alias: &AliasName) {
+        tracing::info!(%alias, "alias is declared no more");
         self.shelf.change(|served| {
             served.aliases.remove(alias);
             served.refused.remove(alias);
@@ -196,11 +196,11 @@ impl Adapters {
     }
 
     /// Loads the generation that an alias names, and lets the alias serve it.
-    async fn serve(&self, alias: &str, declaration: &Declaration, deferred: &mut Deferred) {
+    async fn serve(&self, alias: &AliasName, declaration: &Declaration, deferred: &mut Deferred) {
         let span = tracing::info_span!(
             "load adapter",
-            { semconv::ALIAS } = alias,
-            { semconv::GENERATION } = declaration.generation,
+            { semconv::ALIAS } = alias.as_str(),
+            { semconv::GENERATION } = %declaration.generation,
             { semconv::REVISION } = declaration.revision,
             { semconv::REPLICA } = self.replica,
             { semconv::OUTCOME } = tracing::field::Empty,
@@ -211,23 +211,23 @@ impl Adapters {
         };
         let replaces = self.shelf.served().aliases.contains_key(alias);
         let result = self
-            .get(&declaration.generation, declaration.base_mismatch, replaces)
+            .get(declaration.generation, declaration.base_mismatch, replaces)
             .instrument(span.clone())
             .await;
         let still_says = is_current(self.declared.borrow().as_ref(), alias, declaration);
         let outcome = span.in_scope(|| match result {
             _ if !still_says => {
-                let generation = &declaration.generation;
+                let generation = declaration.generation;
                 tracing::info!(
-                    alias,
-                    generation,
+                    %alias,
+                    %generation,
                     "the alias was moved while this was loaded"
                 );
                 "overtaken"
             }
-            Ok(generation) => {
+            Ok(adapter) => {
                 deferred.remove(alias);
-                self.loaded(alias, declaration, generation);
+                self.loaded(alias, declaration, adapter);
                 "loaded"
             }
             Err(error) => self.failed(alias, declaration, &error, deferred),
@@ -237,29 +237,29 @@ impl Adapters {
             .load_ended(outcome, declaration.heard.elapsed().as_secs_f64());
     }
 
-    fn loaded(&self, alias: &str, declaration: &Declaration, generation: Arc<ServedAdapter>) {
-        let mismatched = (!self.loader.holds_base_of(&generation)).then(|| Arc::clone(&generation));
+    fn loaded(&self, alias: &AliasName, declaration: &Declaration, adapter: Arc<ServedAdapter>) {
+        let mismatched = (!self.loader.holds_base_of(&adapter)).then(|| Arc::clone(&adapter));
         let serving = Serving {
-            generation,
+            adapter,
             revision: declaration.revision,
             since: SystemTime::now(),
         };
         self.shelf.change(|served| {
             served.refused.remove(alias);
-            served.aliases.insert(alias.to_owned(), serving);
+            served.aliases.insert(alias.clone(), serving);
         });
         let seconds = declaration.heard.elapsed().as_secs_f64();
-        let generation = &declaration.generation;
+        let generation = declaration.generation;
         tracing::info!(
-            alias,
-            generation,
+            %alias,
+            %generation,
             revision = declaration.revision,
             seconds,
             "adapter serves"
         );
         self.announce(News::Loaded {
-            alias: alias.to_owned(),
-            generation: generation.clone(),
+            alias: alias.clone(),
+            generation,
             mismatched,
             traceparent: telemetry::current_traceparent(),
         });
@@ -269,7 +269,7 @@ impl Adapters {
     /// Returns the name of the outcome.
     fn failed(
         &self,
-        alias: &str,
+        alias: &AliasName,
         declaration: &Declaration,
         error: &Error,
         deferred: &mut Deferred,
@@ -281,28 +281,28 @@ impl Adapters {
                 |last| last.backoff,
             );
             let again = Again::after(declaration.revision, backoff);
-            deferred.insert(alias.to_owned(), again);
+            deferred.insert(alias.clone(), again);
         }
-        let generation = &declaration.generation;
+        let generation = declaration.generation;
         if verdict == Verdict::Deferred {
-            tracing::warn!(alias, generation, %error, "adapter is not loaded yet");
+            tracing::warn!(%alias, %generation, %error, "adapter is not loaded yet");
             return "deferred";
         }
         let refusal = Refusal {
-            generation: generation.clone(),
+            generation,
             revision: declaration.revision,
             reason: error.to_string().chars().take(MAX_REASON_CHARS).collect(),
             is_final: verdict == Verdict::Refused,
         };
         if self.shelf.served().refused.get(alias) != Some(&refusal) {
-            tracing::warn!(alias, generation, %error, "adapter refused");
+            tracing::warn!(%alias, %generation, %error, "adapter refused");
             let reason = refusal.reason.clone();
             self.shelf.change(|served| {
-                served.refused.insert(alias.to_owned(), refusal);
+                served.refused.insert(alias.clone(), refusal);
             });
             self.announce(News::Rejected {
-                alias: alias.to_owned(),
-                generation: generation.clone(),
+                alias: alias.clone(),
+                generation,
                 reason,
                 traceparent: telemetry::current_traceparent(),
             });

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use togi_common::Generation;
 use togi_runtime::error::Class;
 
 /// A failure of the inference service.
@@ -24,7 +25,7 @@ pub enum Error {
         /// What the request named.
         name: String,
         /// The generation.
-        generation: String,
+        generation: Generation,
         /// Why it was refused.
         reason: String,
     },

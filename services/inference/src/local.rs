@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use togi_base::CheckedBase;
-use togi_common::Digest;
+use togi_common::{Digest, Generation};
 use togi_model::{Base, Config, DeviceName, Lora, adapter};
 
 use crate::base;
@@ -87,7 +87,8 @@ impl Local {
         let adapter = engine.adapter(lora).map_err(bad)?;
         // An adapter's folder does not have the precision that it was trained over.
         let precision = engine.base().precision().name().to_owned();
-        let served = ServedAdapter::new(Digest::of(&tensors).to_string(), precision, adapter);
+        let generation = Generation::from(Digest::of(&tensors));
+        let served = ServedAdapter::new(generation, precision, adapter);
         self.adapter = Some(Arc::new(served));
         Ok(self)
     }
@@ -98,7 +99,7 @@ impl Local {
     /// [`Error::UnknownAdapter`] for a request that names one; those of [`Admission::answer`].
     pub(crate) async fn answer(&self, request: Request) -> Result<Events> {
         if request.answerer != Answerer::Base {
-            return Err(Error::UnknownAdapter(request.answerer.name().to_owned()));
+            return Err(Error::UnknownAdapter(request.answerer.name()));
         }
         let admitted = self.admission.admit(request, Instant::now())?;
         self.admission.answer(admitted, self.adapter.clone()).await

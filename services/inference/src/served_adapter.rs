@@ -3,29 +3,30 @@
 
 use std::time::SystemTime;
 
+use togi_common::Generation;
 use togi_model::Adapter;
 
 /// An adapter in memory, immutable.
 pub struct ServedAdapter {
-    digest: String,
+    generation: Generation,
     trained_over: String,
     adapter: Adapter,
     loaded: SystemTime,
 }
 
 impl ServedAdapter {
-    pub(crate) fn new(digest: String, trained_over: String, adapter: Adapter) -> Self {
+    pub(crate) fn new(generation: Generation, trained_over: String, adapter: Adapter) -> Self {
         Self {
-            digest,
+            generation,
             trained_over,
             adapter,
             loaded: SystemTime::now(),
         }
     }
 
-    /// Returns its generation: 64 lower-case hex digits.
-    pub fn digest(&self) -> &str {
-        &self.digest
+    /// Returns its generation.
+    pub fn generation(&self) -> Generation {
+        self.generation
     }
 
     /// Returns the name of the base's precision in training.
@@ -46,7 +47,7 @@ impl ServedAdapter {
 impl std::fmt::Debug for ServedAdapter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServedAdapter")
-            .field("digest", &self.digest)
+            .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use togi_common::{AliasName, Generation};
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::replicas;
 use togi_runtime::{Bus, Event, Stopper};
@@ -24,17 +25,17 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from
 pub(crate) enum News {
     /// It serves a generation now.
     Loaded {
-        alias: String,
-        generation: String,
-        /// The generation, if its base has another precision here than in training: the effect is
+        alias: AliasName,
+        generation: Generation,
+        /// The adapter, if its base has another precision here than in training: the effect is
         /// measured before the event.
         mismatched: Option<Arc<ServedAdapter>>,
         traceparent: Option<String>,
     },
     /// A generation was refused.
     Rejected {
-        alias: String,
-        generation: String,
+        alias: AliasName,
+        generation: Generation,
         reason: String,
         traceparent: Option<String>,
     },
@@ -50,9 +51,9 @@ pub struct ReplicaEntry {
     /// The base's digest.
     pub base_digest: String,
     /// The generation that each alias serves.
-    pub adapters: BTreeMap<String, String>,
+    pub adapters: BTreeMap<AliasName, Generation>,
     /// Why a declared generation is not served, by alias.
-    pub rejected: BTreeMap<String, String>,
+    pub rejected: BTreeMap<AliasName, String>,
 }
 
 /// Publishes the news and keeps the entry.
@@ -100,11 +101,11 @@ impl Announcer {
     }
 
     fn entry(&self, served: &Served) -> ReplicaEntry {
-        let generation = |(alias, serving): (&String, &Serving)| {
-            (alias.clone(), serving.generation.digest().to_owned())
+        let generation = |(alias, serving): (&AliasName, &Serving)| {
+            (alias.clone(), serving.adapter.generation())
         };
         let reason =
-            |(alias, refusal): (&String, &Refusal)| (alias.clone(), refusal.reason.clone());
+            |(alias, refusal): (&AliasName, &Refusal)| (alias.clone(), refusal.reason.clone());
         ReplicaEntry {
             replica: self.replica.clone(),
             base: self.base.clone(),

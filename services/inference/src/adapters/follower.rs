@@ -39,19 +39,19 @@ impl Follower {
 fn next(known: Option<&Declared>, list: Vec<Alias>) -> Declared {
     let now = Instant::now();
     let declaration = |alias: Alias| {
-        let before = known.and_then(|known| known.get(alias.name().as_str()));
+        let before = known.and_then(|known| known.get(alias.name()));
         let heard = before
             .filter(|before| before.revision == alias.revision)
             .map_or(now, |before| before.heard);
         let Alias { revision, said } = alias;
         let declaration = Declaration {
-            generation: said.generation.into(),
+            generation: said.generation,
             revision,
             base_mismatch: said.base_mismatch,
             traceparent: said.traceparent,
             heard,
         };
-        (said.alias.into(), declaration)
+        (said.alias, declaration)
     };
     list.into_iter().map(declaration).collect()
 }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use togi_base::adapter::{self, Difference, MadeFor};
+use togi_common::Generation;
 use togi_model::Engine;
 use togi_model::adapter::Files;
 use togi_runtime::Store;
@@ -53,10 +54,10 @@ impl Loader {
     /// committed; the store's own errors.
     pub(crate) async fn load(
         &self,
-        digest: &str,
+        generation: Generation,
         base_mismatch: BaseMismatch,
     ) -> Result<Arc<ServedAdapter>> {
-        let manifest = self.manifest(digest).await?;
+        let manifest = self.manifest(generation).await?;
         self.admit(&manifest.identity.base_precision, base_mismatch)?;
         let files = adapter::files(&self.store, &manifest, self.max_bytes).await?;
         let engine = self.engine.clone();
@@ -82,25 +83,23 @@ impl Loader {
         )))
     }
 
-    /// Whether the base has the precision of the generation's training.
-    pub(crate) fn holds_base_of(&self, generation: &ServedAdapter) -> bool {
-        generation.trained_over() == self.expected.base_precision
+    /// Whether the base has the precision of the adapter's training.
+    pub(crate) fn holds_base_of(&self, adapter: &ServedAdapter) -> bool {
+        adapter.trained_over() == self.expected.base_precision
     }
 
     /// Returns the sample prompts of a generation's model card.
     ///
     /// # Errors
     /// As [`Loader::load`].
-    pub(crate) async fn samples(&self, digest: &str) -> Result<Vec<String>> {
-        let manifest = self.manifest(digest).await?;
+    pub(crate) async fn samples(&self, generation: Generation) -> Result<Vec<String>> {
+        let manifest = self.manifest(generation).await?;
         let (name, most) = (model_card::CARD_FILE, adapter::MAX_TEXT_BYTES);
         let card = adapter::file(&self.store, &manifest, name, most).await?;
         Ok(model_card::samples(&String::from_utf8_lossy(&card)))
     }
 
-    async fn manifest(&self, digest: &str) -> Result<AdapterManifest> {
-        let generation = digest.parse();
-        let generation = generation.map_err(|_| Error::UnknownAdapter(digest.to_owned()))?;
+    async fn manifest(&self, generation: Generation) -> Result<AdapterManifest> {
         let manifest = adapter::manifest(&self.store, generation).await?;
         match self.expected.made_for.difference(&manifest.identity) {
             None => Ok(manifest),
@@ -117,7 +116,7 @@ fn build(engine: &Engine, manifest: AdapterManifest, files: &Files) -> Result<Se
     let adapter = engine.adapter(&lora).map_err(togi_base::Error::from)?;
     let trained_over = manifest.identity.base_precision;
     Ok(ServedAdapter::new(
-        manifest.generation.to_string(),
+        manifest.generation,
         trained_over,
         adapter,
     ))

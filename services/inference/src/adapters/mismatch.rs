@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use togi_common::Generation;
 use togi_model::{DeviceName, Engine, Precision};
 use togi_runtime::process::memory;
 use togi_runtime::registry::revisions::BaseMismatch;
@@ -47,18 +48,18 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// Measures the mismatch of a generation, which is served already: a failure is only reported.
-    pub(crate) async fn measure(&self, generation: &Arc<ServedAdapter>) -> Mismatch {
+    /// Measures the mismatch of an adapter, which is served already: a failure is only reported.
+    pub(crate) async fn measure(&self, adapter: &Arc<ServedAdapter>) -> Mismatch {
         let mismatch = Mismatch {
-            trained_over: generation.trained_over().to_owned(),
+            trained_over: adapter.trained_over().to_owned(),
             served_over: self.loader.expected.base_precision.clone(),
-            difference: self.difference(generation).await,
+            difference: self.difference(adapter).await,
         };
-        let generation = generation.digest();
+        let generation = adapter.generation();
         let (trained_over, served_over) = (&mismatch.trained_over, &mismatch.served_over);
         match &mismatch.difference {
             Ok(Difference { max, mean, samples }) => tracing::info!(
-                generation,
+                %generation,
                 trained_over,
                 served_over,
                 max,
@@ -67,7 +68,7 @@ impl Gauge {
                 "base mismatch measured"
             ),
             Err(reason) => tracing::warn!(
-                generation,
+                %generation,
                 trained_over,
                 served_over,
                 reason,
@@ -77,15 +78,15 @@ impl Gauge {
         mismatch
     }
 
-    async fn difference(&self, generation: &Arc<ServedAdapter>) -> Result<Difference, String> {
-        let samples = self.loader.samples(generation.digest()).await;
+    async fn difference(&self, served: &Arc<ServedAdapter>) -> Result<Difference, String> {
+        let samples = self.loader.samples(served.generation()).await;
         let samples = samples.map_err(|error| with_cause(&error))?;
         if samples.is_empty() {
             return Err("the model card has no sample prompts".into());
         }
-        let precision = generation.trained_over();
+        let precision = served.trained_over();
         let precision = Precision::from_name(precision).map_err(|error| error.to_string())?;
-        let trained = self.as_trained(generation, precision).await?;
+        let trained = self.as_trained(served.generation(), precision).await?;
         let mut differences = Differences::default();
         for sample in &samples {
             let prompt = self.tokenizer.encode(sample);
@@ -95,9 +96,9 @@ impl Gauge {
                     .probe(engine.clone(), adapter.clone(), prompt.clone());
                 logits.await.map_err(|error| with_cause(&error))
             };
-            let served = logits(&self.loader.engine, generation).await?;
+            let ours = logits(&self.loader.engine, served).await?;
             let (engine, adapter) = &trained;
-            differences.add(&served, &logits(engine, adapter).await?);
+            differences.add(&ours, &logits(engine, adapter).await?);
         }
         differences.over(samples.len())
     }
@@ -105,12 +106,12 @@ impl Gauge {
     /// Loads the base in the precision of the training, and the adapter over it.
     async fn as_trained(
         &self,
-        generation: &ServedAdapter,
+        generation: Generation,
         precision: Precision,
     ) -> Result<(Arc<Engine>, Arc<ServedAdapter>), String> {
         let engine = self.other_base(precision).await?;
         let loader = self.loader.over(engine.clone());
-        let adapter = loader.load(generation.digest(), BaseMismatch::Refused);
+        let adapter = loader.load(generation, BaseMismatch::Refused);
         let adapter = adapter.await.map_err(|error| with_cause(&error))?;
         Ok((engine, adapter))
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use togi_common::{AliasName, Generation};
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
 
@@ -13,7 +14,7 @@ use super::served::Served;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Declaration {
     /// The generation.
-    pub(crate) generation: String,
+    pub(crate) generation: Generation,
     /// The alias's revision, from 1.
     pub(crate) revision: u64,
     /// Whether it may be served over another precision of its base than in training.
@@ -25,10 +26,10 @@ pub(crate) struct Declaration {
 }
 
 /// All aliases.
-pub(crate) type Declared = BTreeMap<String, Declaration>;
+pub(crate) type Declared = BTreeMap<AliasName, Declaration>;
 
 /// Loads that failed for a reason that may pass, by alias.
-pub(crate) type Deferred = BTreeMap<String, Again>;
+pub(crate) type Deferred = BTreeMap<AliasName, Again>;
 
 /// When a load is tried again.
 #[derive(Debug, Clone)]
@@ -54,9 +55,9 @@ impl Again {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Load the generation that the alias names, and let the alias serve it.
-    Load(String),
+    Load(AliasName),
     /// Stop serving the alias: it is no longer declared.
-    Drop(String),
+    Drop(AliasName),
     /// Wait until the registry changes, or until a time.
     Wait(Option<Instant>),
 }
@@ -76,7 +77,7 @@ pub(crate) fn next_action(
     {
         return Action::Drop(alias.clone());
     }
-    let mut due: Option<(&String, &Declaration)> = None;
+    let mut due: Option<(&AliasName, &Declaration)> = None;
     let mut earliest: Option<Instant> = None;
     for (alias, declaration) in declared {
         if is_settled(alias, declaration, served) {
@@ -100,7 +101,7 @@ pub(crate) fn next_action(
 /// Whether an alias still names the revision that it named when a load began.
 pub(crate) fn is_current(
     declared: Option<&Declared>,
-    alias: &str,
+    alias: &AliasName,
     declaration: &Declaration,
 ) -> bool {
     let now = declared.and_then(|declared| declared.get(alias));
@@ -108,10 +109,10 @@ pub(crate) fn is_current(
 }
 
 /// Whether this revision is served, or its refusal is final.
-fn is_settled(alias: &str, declaration: &Declaration, served: &Served) -> bool {
+fn is_settled(alias: &AliasName, declaration: &Declaration, served: &Served) -> bool {
     let is_served = served.aliases.get(alias).is_some_and(|serving| {
         serving.revision == declaration.revision
-            && serving.generation.digest() == declaration.generation
+            && serving.adapter.generation() == declaration.generation
     });
     let is_refused = served
         .refused
@@ -124,12 +125,22 @@ fn is_settled(alias: &str, declaration: &Declaration, served: &Served) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use togi_common::Digest;
+
     use super::*;
     use crate::adapters::served::Refusal;
 
+    fn alias(name: &str) -> AliasName {
+        name.parse().unwrap()
+    }
+
+    fn generation(revision: u64) -> Generation {
+        Digest::of(revision.to_le_bytes()).into()
+    }
+
     fn declare(entries: &[(&str, u64, Instant)]) -> Declared {
         let declaration = |revision: u64, heard| Declaration {
-            generation: format!("{revision:064x}"),
+            generation: generation(revision),
             revision,
             base_mismatch: BaseMismatch::Refused,
             traceparent: None,
@@ -137,19 +148,19 @@ mod tests {
         };
         entries
             .iter()
-            .map(|&(alias, n, heard)| (alias.to_owned(), declaration(n, heard)))
+            .map(|&(name, n, heard)| (alias(name), declaration(n, heard)))
             .collect()
     }
 
-    fn refuse(alias: &str, revision: u64, is_final: bool) -> Served {
+    fn refuse(name: &str, revision: u64, is_final: bool) -> Served {
         let refusal = Refusal {
-            generation: format!("{revision:064x}"),
+            generation: generation(revision),
             revision,
             reason: "wrong shape".into(),
             is_final,
         };
         let mut served = Served::default();
-        served.refused.insert(alias.into(), refusal);
+        served.refused.insert(alias(name), refusal);
         served
     }
 
@@ -159,7 +170,7 @@ mod tests {
         let later = now + Duration::from_secs(1);
         let declared = declare(&[("a", 1, now), ("b", 7, later), ("c", 1, now)]);
         let action = next_action(&declared, &Served::default(), &Deferred::new(), later);
-        assert_eq!(action, Action::Load("b".into()));
+        assert_eq!(action, Action::Load(alias("b")));
     }
 
     #[test]
@@ -174,7 +185,7 @@ mod tests {
         let next = declare(&[("a", 2, now)]);
         assert_eq!(
             next_action(&next, &served, &Deferred::new(), now),
-            Action::Load("a".into())
+            Action::Load(alias("a"))
         );
     }
 
@@ -182,7 +193,7 @@ mod tests {
     fn a_load_counts_only_while_the_alias_names_its_revision() {
         let now = Instant::now();
         let began = declare(&[("a", 2, now)]);
-        let began = &began["a"];
+        let began = &began[&alias("a")];
         let table = [
             (Some(declare(&[("a", 2, now), ("b", 1, now)])), true),
             (Some(declare(&[("a", 3, now)])), false),
@@ -190,7 +201,7 @@ mod tests {
             (None, false),
         ];
         for (declared, expected) in table {
-            let current = is_current(declared.as_ref(), "a", began);
+            let current = is_current(declared.as_ref(), &alias("a"), began);
             assert_eq!(current, expected, "{declared:?}");
         }
     }
@@ -205,20 +216,20 @@ mod tests {
             until,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(1)),
         };
-        let mut deferred = Deferred::from([("a".into(), again(until))]);
+        let mut deferred = Deferred::from([(alias("a"), again(until))]);
         let served = Served::default();
         assert_eq!(
             next_action(&declared, &served, &deferred, now),
-            Action::Load("b".into())
+            Action::Load(alias("b"))
         );
-        deferred.insert("b".into(), again(until + Duration::from_secs(1)));
+        deferred.insert(alias("b"), again(until + Duration::from_secs(1)));
         assert_eq!(
             next_action(&declared, &served, &deferred, now),
             Action::Wait(Some(until))
         );
         assert_eq!(
             next_action(&declared, &served, &deferred, until),
-            Action::Load("a".into())
+            Action::Load(alias("a"))
         );
     }
 
@@ -226,6 +237,6 @@ mod tests {
     fn an_undeclared_alias_is_dropped() {
         let served = refuse("gone", 1, true);
         let action = next_action(&Declared::new(), &served, &Deferred::new(), Instant::now());
-        assert_eq!(action, Action::Drop("gone".into()));
+        assert_eq!(action, Action::Drop(alias("gone")));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use togi_common::{AliasName, Generation};
 use tokio::sync::watch;
 
 use crate::served_adapter::ServedAdapter;
@@ -14,16 +15,16 @@ use crate::served_adapter::ServedAdapter;
 #[derive(Debug, Clone, Default)]
 pub struct Served {
     /// By alias.
-    pub aliases: BTreeMap<String, Serving>,
+    pub aliases: BTreeMap<AliasName, Serving>,
     /// Aliases whose declared generation is refused; one may still serve an earlier generation.
-    pub refused: BTreeMap<String, Refusal>,
+    pub refused: BTreeMap<AliasName, Refusal>,
 }
 
 /// An alias's generation.
 #[derive(Debug, Clone)]
 pub struct Serving {
-    /// The generation.
-    pub generation: Arc<ServedAdapter>,
+    /// The adapter of this generation.
+    pub adapter: Arc<ServedAdapter>,
     /// The alias's revision that named it.
     pub revision: u64,
     /// When it began to be served.
@@ -34,7 +35,7 @@ pub struct Serving {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The generation.
-    pub generation: String,
+    pub generation: Generation,
     /// The alias's revision that named it.
     pub revision: u64,
     /// The reason.
@@ -53,7 +54,7 @@ pub(crate) struct Shelf {
 #[derive(Default)]
 struct Resident {
     // Weak: a generation lives as long as an alias, a running answer or `recent` holds it.
-    all: HashMap<String, Weak<ServedAdapter>>,
+    all: HashMap<Generation, Weak<ServedAdapter>>,
     // Generations that requests named by digest, the most recent last; kept while there is room.
     recent: VecDeque<Arc<ServedAdapter>>,
 }
@@ -84,8 +85,12 @@ impl Shelf {
     }
 
     /// Returns a generation that is in memory.
-    pub(crate) fn find(&self, digest: &str) -> Option<Arc<ServedAdapter>> {
-        self.resident.lock().all.get(digest).and_then(Weak::upgrade)
+    pub(crate) fn find(&self, generation: Generation) -> Option<Arc<ServedAdapter>> {
+        self.resident
+            .lock()
+            .all
+            .get(&generation)
+            .and_then(Weak::upgrade)
     }
 
     /// Makes room for one more generation by dropping recent ones that nothing else holds, the
@@ -95,7 +100,7 @@ impl Shelf {
         let limit = self.max_resident + usize::from(replaces);
         let mut resident = self.resident.lock();
         while resident.count() >= limit {
-            let unused = |generation: &Arc<ServedAdapter>| Arc::strong_count(generation) == 1;
+            let unused = |adapter: &Arc<ServedAdapter>| Arc::strong_count(adapter) == 1;
             let Some(oldest) = resident.recent.iter().position(unused) else {
                 return false;
             };
@@ -105,20 +110,20 @@ impl Shelf {
     }
 
     /// Takes a newly loaded generation into memory.
-    pub(crate) fn put(&self, generation: &Arc<ServedAdapter>) {
+    pub(crate) fn put(&self, adapter: &Arc<ServedAdapter>) {
         let mut resident = self.resident.lock();
         resident
             .all
-            .insert(generation.digest().to_owned(), Arc::downgrade(generation));
+            .insert(adapter.generation(), Arc::downgrade(adapter));
     }
 
     /// Keeps a generation that a request named by digest while there is room.
-    pub(crate) fn keep(&self, generation: &Arc<ServedAdapter>) {
+    pub(crate) fn keep(&self, adapter: &Arc<ServedAdapter>) {
         let mut resident = self.resident.lock();
         resident
             .recent
-            .retain(|other| other.digest() != generation.digest());
-        resident.recent.push_back(generation.clone());
+            .retain(|other| other.generation() != adapter.generation());
+        resident.recent.push_back(adapter.clone());
     }
 
     /// Returns how many generations are in memory.
@@ -129,8 +134,7 @@ impl Shelf {
 
 impl Resident {
     fn count(&mut self) -> usize {
-        self.all
-            .retain(|_, generation| generation.strong_count() > 0);
+        self.all.retain(|_, adapter| adapter.strong_count() > 0);
         self.all.len()
     }
 }

@@ -12,7 +12,7 @@ use tracing::Span;
 use crate::engine::door::Door;
 use crate::engine::event::{self, Event, Events, Started};
 use crate::engine::load::Permit;
-use crate::engine::request::Request;
+use crate::engine::request::{Answerer, Request};
 use crate::engine::sequence::{self, Job};
 use crate::error::{Error, Result};
 use crate::semconv;
@@ -66,9 +66,8 @@ impl Admission {
         let options = request.options;
         let capacity = sequence::max_events(prompt.len(), &options, self.engine.config());
         let (events, answer) = mpsc::channel(capacity);
-        let generation = adapter.as_deref().map_or("", ServedAdapter::digest);
         let started = Event::Started(Started {
-            generation: generation.to_owned(),
+            generation: adapter.as_deref().map(ServedAdapter::generation),
             prompt_tokens: prompt.len(),
             seed: options.sampling.seed,
         });
@@ -114,22 +113,25 @@ impl Admission {
 
     fn span(&self, request: &Request, adapter: Option<&ServedAdapter>) -> Span {
         let sampling = &request.options.sampling;
-        let model = match request.answerer.name() {
-            "" => self.base_name.as_str(),
-            name => name,
+        let asked = match &request.answerer {
+            Answerer::Base => self.base_name.clone(),
+            named => named.name(),
         };
+        let answers = adapter.map_or_else(
+            || self.base_name.clone(),
+            |adapter| adapter.generation().to_string(),
+        );
         tracing::info_span!(
             "text_completion",
             { semconv::GEN_AI_OPERATION_NAME } = semconv::TEXT_COMPLETION,
             { semconv::GEN_AI_PROVIDER_NAME } = semconv::PROVIDER,
-            { semconv::GEN_AI_REQUEST_MODEL } = model,
+            { semconv::GEN_AI_REQUEST_MODEL } = asked,
             { semconv::GEN_AI_REQUEST_TEMPERATURE } = f64::from(sampling.temperature),
             { semconv::GEN_AI_REQUEST_TOP_P } = f64::from(sampling.top_p),
             { semconv::GEN_AI_REQUEST_TOP_K } = sampling.top_k,
             { semconv::GEN_AI_REQUEST_MAX_TOKENS } = sampling.max_new_tokens,
             { semconv::GEN_AI_REQUEST_SEED } = sampling.seed,
-            { semconv::GEN_AI_RESPONSE_MODEL } =
-                adapter.map_or(self.base_name.as_str(), ServedAdapter::digest),
+            { semconv::GEN_AI_RESPONSE_MODEL } = answers,
             { semconv::GEN_AI_USAGE_INPUT_TOKENS } = tracing::field::Empty,
             { semconv::GEN_AI_USAGE_OUTPUT_TOKENS } = tracing::field::Empty,
             { semconv::GEN_AI_RESPONSE_FINISH_REASONS } = tracing::field::Empty,

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, stream};
+use togi_common::Generation;
 use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
@@ -22,8 +23,8 @@ pub(crate) enum Event {
 /// Sent before the first token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Started {
-    /// The generation that answers; empty for the base alone.
-    pub(crate) generation: String,
+    /// The generation that answers; `None` for the base alone.
+    pub(crate) generation: Option<Generation>,
     pub(crate) prompt_tokens: usize,
     /// The seed of the draw, chosen here if the request has none.
     pub(crate) seed: u64,

@@ -1,7 +1,7 @@
 //! A valid request: the answerer, the text of the prompt, the options. Only the prompt's length in
 //! tokens is not checked yet.
 
-use togi_common::Digest;
+use togi_common::{AliasName, Generation};
 use togi_runtime::layout;
 
 use crate::engine::options::Options;
@@ -24,9 +24,9 @@ pub(crate) enum Answerer {
     /// The base alone.
     Base,
     /// The generation that the alias names when the request arrives.
-    Alias(String),
+    Alias(AliasName),
     /// This generation.
-    Generation(String),
+    Generation(Generation),
 }
 
 impl Answerer {
@@ -34,22 +34,22 @@ impl Answerer {
     ///
     /// # Errors
     /// A name that is neither a generation nor valid for an alias.
-    pub(crate) fn from_name(name: String) -> Result<Self> {
+    pub(crate) fn from_name(name: &str) -> Result<Self> {
         if name.is_empty() {
             return Ok(Self::Base);
         }
-        if name.parse::<Digest>().is_ok() {
-            return Ok(Self::Generation(name));
+        if let Ok(generation) = name.parse() {
+            return Ok(Self::Generation(generation));
         }
-        layout::validate_name("adapter", &name)?;
-        Ok(Self::Alias(name))
+        Ok(Self::Alias(layout::parse("adapter", name)?))
     }
 
     /// Returns the name in the request; empty for the base.
-    pub(crate) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> String {
         match self {
-            Self::Base => "",
-            Self::Alias(name) | Self::Generation(name) => name,
+            Self::Base => String::new(),
+            Self::Alias(alias) => alias.to_string(),
+            Self::Generation(generation) => generation.to_string(),
         }
     }
 }
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn names_with_slashes_and_dots_are_refused() {
         for name in ["a/b", "..", "../x", "a..b/", "a b", "あ", &"x".repeat(300)] {
-            let error = Answerer::from_name(name.to_owned()).unwrap_err();
+            let error = Answerer::from_name(name).unwrap_err();
             assert_eq!(error.class(), Class::InvalidArgument, "{name}: {error}");
             assert!(error.to_string().contains("adapter"), "{error}");
         }
@@ -73,12 +73,14 @@ mod tests {
     fn a_digest_names_a_generation_and_all_else_an_alias() {
         let digest = "0123456789abcdef".repeat(4);
         let table = [
-            (digest.clone(), Answerer::Generation(digest)),
-            (String::new(), Answerer::Base),
-            ("demo".into(), Answerer::Alias("demo".into())),
+            (&*digest, Answerer::Generation(digest.parse().unwrap())),
+            ("", Answerer::Base),
+            ("demo", Answerer::Alias("demo".parse().unwrap())),
         ];
         for (name, expected) in table {
-            assert_eq!(Answerer::from_name(name).unwrap(), expected);
+            let answerer = Answerer::from_name(name).unwrap();
+            assert_eq!(answerer, expected);
+            assert_eq!(answerer.name(), name);
         }
     }
 }

@@ -50,9 +50,9 @@ pub(super) fn register(load: &Arc<Load>, shelf: &Arc<Shelf>, replica: &str) {
         .with_callback(move |observer| {
             let Some(shelf) = weak.upgrade() else { return };
             for (alias, serving) in &shelf.served().aliases {
-                let generation = serving.generation.digest().to_owned();
+                let generation = serving.adapter.generation().to_string();
                 let labels = [
-                    KeyValue::new(semconv::ALIAS, alias.clone()),
+                    KeyValue::new(semconv::ALIAS, alias.to_string()),
                     KeyValue::new(semconv::GENERATION, generation),
                     replica.clone(),
                 ];

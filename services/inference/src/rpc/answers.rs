@@ -20,7 +20,7 @@ fn response(event: Event) -> proto::GenerateResponse {
     use proto::generate_response::Event as Message;
     let message = match event {
         Event::Started(started) => Message::Started(proto::Started {
-            generation: started.generation,
+            generation: started.generation.map_or_else(String::new, String::from),
             prompt_tokens: count(started.prompt_tokens),
             seed: started.seed,
         }),

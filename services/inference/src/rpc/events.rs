@@ -1,5 +1,6 @@
 //! The events that this replica publishes on the bus, as protobuf.
 
+use togi_common::{AliasName, Generation};
 use togi_proto::events::v1 as proto;
 use togi_runtime::Event;
 
@@ -7,14 +8,14 @@ use crate::adapters::mismatch::Mismatch;
 
 /// Returns the event that an alias serves a generation here.
 pub(crate) fn loaded(
-    alias: String,
-    generation: String,
+    alias: AliasName,
+    generation: Generation,
     replica: String,
     mismatch: Option<Mismatch>,
 ) -> Event {
     Event::from(proto::AdapterLoaded {
-        alias,
-        generation,
+        alias: alias.into(),
+        generation: generation.into(),
         replica,
         base_mismatch: mismatch.map(base_mismatch),
     })
@@ -22,14 +23,14 @@ pub(crate) fn loaded(
 
 /// Returns the event that a generation was refused here.
 pub(crate) fn rejected(
-    alias: String,
-    generation: String,
+    alias: AliasName,
+    generation: Generation,
     replica: String,
     reason: String,
 ) -> Event {
     Event::from(proto::AdapterRejected {
-        alias,
-        generation,
+        alias: alias.into(),
+        generation: generation.into(),
         replica,
         reason,
     })

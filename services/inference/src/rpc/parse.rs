@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Field`] naming the first wrong field.
 pub(crate) fn request(request: proto::GenerateRequest, max_prompt_bytes: usize) -> Result<Request> {
-    let answerer = Answerer::from_name(request.adapter)?;
+    let answerer = Answerer::from_name(&request.adapter)?;
     let options = options(request.options)?;
     let (prompt_field, prompt) = match request.prompt {
         None => {

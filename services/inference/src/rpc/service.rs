@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use togi_common::AliasName;
 use togi_proto::inference::v1 as proto;
 use togi_proto::inference::v1::inference_service_server::{
     InferenceService, InferenceServiceServer,
@@ -76,18 +77,18 @@ impl Service {
     }
 }
 
-fn served_to_proto((alias, serving): (&String, &Serving)) -> proto::ServedAdapter {
+fn served_to_proto((alias, serving): (&AliasName, &Serving)) -> proto::ServedAdapter {
     proto::ServedAdapter {
-        alias: alias.clone(),
-        generation: serving.generation.digest().to_owned(),
+        alias: alias.to_string(),
+        generation: serving.adapter.generation().into(),
         load_time: Some(timestamp(serving.since)),
     }
 }
 
-fn refused_to_proto((alias, refusal): (&String, &Refusal)) -> proto::RejectedAdapter {
+fn refused_to_proto((alias, refusal): (&AliasName, &Refusal)) -> proto::RejectedAdapter {
     proto::RejectedAdapter {
-        alias: alias.clone(),
-        generation: refusal.generation.clone(),
+        alias: alias.to_string(),
+        generation: refusal.generation.into(),
         reason: refusal.reason.clone(),
     }
 }

@@ -202,7 +202,8 @@ impl System {
     /// The generation that an alias serves.
     pub fn serving(&self, alias: &str) -> Option<String> {
         let served = self.replica.served()?;
-        Some(served.aliases.get(alias)?.generation.digest().to_owned())
+        let serving = served.aliases.get(&alias.parse().unwrap())?;
+        Some(serving.adapter.generation().to_string())
     }
 
     pub async fn until_serving(&self, alias: &str, generation: &str) {

@@ -235,11 +235,12 @@ async fn no_more_adapters_are_resident_than_allowed() {
     promote(&system.store, None, "two", &generations[1]).await;
     system.until_serving("two", &generations[1]).await;
     promote(&system.store, None, "three", &generations[2]).await;
+    let third = "three".parse().unwrap();
     wait_until("the third is refused", async || {
         system
             .replica
             .served()
-            .is_some_and(|served| served.refused.contains_key("three"))
+            .is_some_and(|served| served.refused.contains_key(&third))
     })
     .await;
     let full = system

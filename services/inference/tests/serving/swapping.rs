@@ -120,7 +120,7 @@ async fn a_reloaded_adapter_never_reuses_a_cached_state() {
         let others_are_gone = async || system.replica.resident() == 1;
         wait_until("the other generation is unloaded", others_are_gone).await;
         let served = system.replica.served().unwrap();
-        served.aliases["main"].generation.loaded()
+        served.aliases[&"main".parse().unwrap()].adapter.loaded()
     };
     let base = say("").await;
     let loaded = swap(&a).await;
