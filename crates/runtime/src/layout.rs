@@ -5,12 +5,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use object_store::path::Path;
-use togi_common::{AliasName, Digest, Generation, JobId, name};
+use togi_common::{AliasName, DatasetId, Digest, Generation, JobId, name};
 
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 
-/// Reads an id or a checked name, such as [`JobId`] or [`Generation`].
+/// Reads an id or a checked name, such as [`JobId`] or [`DatasetId`].
 ///
 /// # Errors
 /// `InvalidArgument` with the field's name.
@@ -68,20 +68,20 @@ pub fn datasets() -> Path {
 
 /// `datasets/<dataset>/`
 #[must_use]
-pub fn dataset(dataset: &str) -> Path {
-    file(&["datasets", dataset])
+pub fn dataset(dataset: DatasetId) -> Path {
+    file(&["datasets", &dataset.to_string()])
 }
 
 /// `datasets/<dataset>/manifest.json`
 #[must_use]
-pub fn dataset_manifest(dataset: &str) -> Path {
-    file(&["datasets", dataset, "manifest.json"])
+pub fn dataset_manifest(dataset: DatasetId) -> Path {
+    dataset_file(dataset, "manifest.json")
 }
 
 /// `datasets/<dataset>/<file>`: a file that the manifest names.
 #[must_use]
-pub fn dataset_file(dataset: &str, name: &str) -> Path {
-    file(&["datasets", dataset, name])
+pub fn dataset_file(id: DatasetId, name: &str) -> Path {
+    dataset(id).join(name)
 }
 
 /// `part-00000.parquet`: the name of a data set's n-th part, as in its manifest.
@@ -92,13 +92,13 @@ pub fn part_name(n: usize) -> String {
 
 /// `datasets/<dataset>/part-<n>.parquet`
 #[must_use]
-pub fn dataset_part(dataset: &str, n: usize) -> Path {
+pub fn dataset_part(dataset: DatasetId, n: usize) -> Path {
     dataset_file(dataset, &part_name(n))
 }
 
 /// `datasets/<dataset>/rejects.jsonl`
 #[must_use]
-pub fn dataset_rejects(dataset: &str) -> Path {
+pub fn dataset_rejects(dataset: DatasetId) -> Path {
     dataset_file(dataset, "rejects.jsonl")
 }
 
@@ -353,8 +353,8 @@ mod tests {
         assert!(validate_digest("upload", &digest).is_ok());
         assert!(validate_digest("upload", &digest.to_uppercase()).is_err());
         assert_eq!(
-            dataset_part("d", 3).as_ref(),
-            "datasets/d/part-00003.parquet"
+            dataset_part(digest.parse().unwrap(), 3).as_ref(),
+            format!("datasets/{digest}/part-00003.parquet")
         );
         assert_eq!(name_revision("n", 2).as_ref(), "names/n/2.json");
         assert_eq!(job_final(&job).as_ref(), "jobs/j1/final.json");

@@ -1,7 +1,7 @@
 //! The digest that names a data set: of its records in their order, the tokenizer, the template and
 //! the settings. The number of workers is no part of it.
 
-use togi_common::{Digest, Hasher, canonical};
+use togi_common::{DatasetId, Digest, Hasher, canonical};
 
 use crate::row::Settings;
 use crate::tokenizer::Tokenizer;
@@ -54,12 +54,12 @@ impl DatasetHasher {
         self.rejected += 1;
     }
 
-    /// Returns the digest: 64 lower-case hex digits.
-    pub fn finish(mut self) -> String {
+    /// Returns the data set's id.
+    pub fn finish(mut self) -> DatasetId {
         self.hasher.update([2]);
         self.hasher.update(self.accepted.to_le_bytes());
         self.hasher.update(self.rejected.to_le_bytes());
-        self.hasher.finish().to_string()
+        self.hasher.finish().into()
     }
 }
 
@@ -70,14 +70,14 @@ mod tests {
     const PLAIN: &[u8] = include_bytes!("../tests/fixtures/plain.model");
     const PREFIX: &[u8] = include_bytes!("../tests/fixtures/prefix.model");
 
-    fn dataset(model: &[u8], template: &str, settings: &Settings) -> String {
+    fn dataset(model: &[u8], template: &str, settings: &Settings) -> DatasetId {
         let tokenizer = Tokenizer::from_bytes(model).unwrap();
         let mut hasher = DatasetHasher::with_template(&tokenizer, template, settings);
         hasher.accept(Digest::from([7; 32]));
         hasher.finish()
     }
 
-    fn ours() -> String {
+    fn ours() -> DatasetId {
         dataset(PLAIN, prompt::template_digest(), &Settings::default())
     }
 

@@ -1,7 +1,7 @@
 //! A data set's manifest in canonical JSON: its inputs, its counts, and the shards to read.
 
 use serde::{Deserialize, Serialize};
-use togi_common::canonical;
+use togi_common::{DatasetId, canonical};
 
 use crate::error::{Error, Result};
 use crate::row::Settings;
@@ -55,7 +55,7 @@ pub struct DatasetManifest {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
     /// The data set's digest: see [`crate::DatasetHasher`].
-    pub dataset: String,
+    pub dataset: DatasetId,
     /// Digest of the tokenizer's file.
     pub tokenizer_digest: String,
     /// Digest of the prompt template.
@@ -147,7 +147,6 @@ impl DatasetManifest {
             }
             check_digest(sha256)?;
         }
-        check_digest(&self.dataset)?;
         check_digest(&self.tokenizer_digest)?;
         check_digest(&self.template_digest)
     }
@@ -179,7 +178,7 @@ mod tests {
     fn manifest() -> DatasetManifest {
         DatasetManifest {
             schema_version: SCHEMA_VERSION,
-            dataset: "0".repeat(64),
+            dataset: "0".repeat(64).parse().unwrap(),
             tokenizer_digest: "1".repeat(64),
             template_digest: "2".repeat(64),
             settings: Settings::default(),
@@ -208,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_does_not_add_up_is_refused() {
-        let edits: [fn(&mut DatasetManifest); 8] = [
+        let edits: [fn(&mut DatasetManifest); 7] = [
             |m| m.schema_version = 2,
             |m| m.rejected = 2,
             |m| m.records_read = u64::MAX,
@@ -216,7 +215,6 @@ mod tests {
             |m| m.parts.reverse(),
             |m| m.parts[0].path = "../x".into(),
             |m| m.parts[0].sha256 = "A".repeat(64),
-            |m| m.dataset.clear(),
         ];
         for (at, edit) in edits.into_iter().enumerate() {
             let mut bad = manifest();
@@ -226,6 +224,9 @@ mod tests {
                 "edit {at}"
             );
         }
+        let json = String::from_utf8(manifest().to_json()).unwrap();
+        let bad = json.replace(&"0".repeat(64), &"A".repeat(64));
+        assert!(DatasetManifest::from_json(bad.as_bytes()).is_err());
         assert!(DatasetManifest::from_json(b"{}").is_err());
         assert!(DatasetManifest::from_json(&[0xff; 9]).is_err());
     }

@@ -170,11 +170,7 @@ fn the_digest_is_of_records_and_settings_in_their_order() {
         digest("prefix", &settings, &["一", "二"], None),
         digest("plain", &answer, &["一", "二"], None),
     ];
-    assert!(
-        others
-            .iter()
-            .all(|other| *other != base && other.len() == 64)
-    );
+    assert!(others.iter().all(|other| *other != base));
     assert_eq!(tokenizer_a.digest(), tokenizer("plain").digest());
 }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use togi_common::DatasetId;
 use togi_tokens::shard::{self, Caps, Metadata, ROWS_PER_GROUP, Reader, Writer};
 use togi_tokens::{Error, Learn, Row};
 
@@ -28,12 +29,16 @@ fn rows(count: usize) -> Vec<Row> {
     (0..count).map(row).collect()
 }
 
+fn dataset() -> DatasetId {
+    "d".repeat(64).parse().unwrap()
+}
+
 fn write(rows: &[Row]) -> Bytes {
     let mut writer = Writer::new(Vec::new(), &metadata()).unwrap();
     rows.iter()
         .cloned()
         .for_each(|row| writer.push(row).unwrap());
-    let (bytes, summary) = writer.finish("d").unwrap();
+    let (bytes, summary) = writer.finish(dataset()).unwrap();
     assert_eq!(summary.rows, rows.len() as u64);
     assert_eq!(
         summary.tokens,
@@ -69,7 +74,7 @@ fn rows_come_back_from_the_same_bytes() {
         let reader = Reader::open(bytes, &Caps::default()).unwrap();
         assert_eq!(
             (reader.rows(), reader.metadata(), reader.dataset()),
-            (count as u64, &metadata(), "d")
+            (count as u64, &metadata(), &*dataset().to_string())
         );
         let groups: Vec<u64> = reader.group_rows().collect();
         let full = groups.split_last().map_or(&[][..], |(_, full)| full);

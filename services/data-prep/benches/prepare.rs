@@ -19,7 +19,7 @@ use togi_data_prep::progress::Progress;
 use togi_data_prep::rpc::flight::Flight;
 use togi_data_prep::shards::{self, Form};
 use togi_runtime::config::StoreConfig;
-use togi_runtime::{Readiness, Stopper, Store, layout, rpc, telemetry};
+use togi_runtime::{DatasetId, Readiness, Stopper, Store, layout, rpc, telemetry};
 use togi_tokens::manifest::{DatasetManifest, Split};
 use togi_tokens::record::Columns;
 use togi_tokens::row::Settings;
@@ -91,14 +91,14 @@ impl Work {
     /// Commits a data set and serves it; returns the endpoint.
     async fn serve(&self, manifest: &DatasetManifest, store: Store, stopper: &Stopper) -> String {
         for part in &manifest.parts {
-            let key = layout::dataset_file(&manifest.dataset, &part.path);
+            let key = layout::dataset_file(manifest.dataset, &part.path);
             let local = shards::local(self.scratch.path(), part);
             store
                 .put_file(&key, &local)
                 .await
                 .expect("a part is stored");
         }
-        let key = layout::dataset_manifest(&manifest.dataset);
+        let key = layout::dataset_manifest(manifest.dataset);
         store
             .put_new(&key, manifest.to_json())
             .await
@@ -117,7 +117,7 @@ impl Work {
     }
 }
 
-async fn read(endpoint: &str, dataset: &str) -> u64 {
+async fn read(endpoint: &str, dataset: DatasetId) -> u64 {
     let channel = rpc::client::plain_channel(endpoint).expect("an endpoint");
     let mut client = FlightServiceClient::new(channel);
     let ticket = format!("{{\"dataset\":\"{dataset}\",\"shuffle\":true,\"seed\":\"7\"}}");
@@ -166,7 +166,7 @@ fn benches(criterion: &mut Criterion) {
         group.throughput(throughput).sample_size(10);
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let read = runtime.block_on(read(&endpoint, &manifest.dataset));
+                let read = runtime.block_on(read(&endpoint, manifest.dataset));
                 assert_eq!(read, rows);
             });
         });

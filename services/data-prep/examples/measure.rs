@@ -62,18 +62,18 @@ fn main() -> anyhow::Result<()> {
     let written = started.elapsed();
     runtime.block_on(async {
         for part in &manifest.parts {
-            let key = layout::dataset_file(&manifest.dataset, &part.path);
+            let key = layout::dataset_file(manifest.dataset, &part.path);
             store
                 .put_file(&key, &shards::local(scratch.path(), part))
                 .await?;
         }
-        let rejects = layout::dataset_rejects(&manifest.dataset);
+        let rejects = layout::dataset_rejects(manifest.dataset);
         store
             .put_file(&rejects, prepared.rejects.file.path())
             .await?;
         store
             .put_new(
-                &layout::dataset_manifest(&manifest.dataset),
+                &layout::dataset_manifest(manifest.dataset),
                 manifest.to_json(),
             )
             .await

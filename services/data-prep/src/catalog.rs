@@ -2,8 +2,8 @@
 //! at each request.
 
 use jiff::Timestamp;
-use togi_common::canonical;
-use togi_runtime::layout::{self, validate_digest, validate_name};
+use togi_common::{DatasetId, canonical};
+use togi_runtime::layout::{self, validate_name};
 use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::{Class, Store};
 use togi_tokens::manifest::DatasetManifest;
@@ -13,6 +13,29 @@ use crate::error::{Error, Result};
 
 /// Most bytes of a manifest.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// A data set as a request names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// By its digest.
+    Id(DatasetId),
+    /// By a name, whose newest revision counts.
+    Name(String),
+}
+
+impl Asked {
+    /// Reads a digest or a name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the field `dataset` if the text is neither.
+    pub fn from_text(text: &str) -> togi_runtime::Result<Self> {
+        if let Ok(id) = text.parse() {
+            return Ok(Self::Id(id));
+        }
+        validate_name("dataset", text)?;
+        Ok(Self::Name(text.to_owned()))
+    }
+}
 
 /// A data set with the name in its request.
 #[derive(Clone, Debug)]
@@ -42,38 +65,35 @@ impl Catalog {
     /// Returns a data set by its digest, or the newest revision of a name.
     ///
     /// # Errors
-    /// `InvalidArgument` if `dataset` is neither, `NotFound` if it does not exist; both with the
-    /// field.
-    pub async fn get(&self, dataset: &str) -> Result<Named> {
-        if validate_digest("dataset", dataset).is_ok() {
-            let manifest = self.manifest(dataset).await?;
-            return Ok(Named {
+    /// `NotFound` with the field if it does not exist.
+    pub async fn get(&self, dataset: &Asked) -> Result<Named> {
+        match dataset {
+            Asked::Id(id) => Ok(Named {
                 name: String::new(),
                 revision: 0,
                 create_time: None,
-                manifest,
-            });
+                manifest: self.manifest(*id).await?,
+            }),
+            Asked::Name(name) => self.newest(name).await?.ok_or_else(|| absent(name)),
         }
-        validate_name("dataset", dataset)?;
-        self.newest(dataset).await?.ok_or_else(|| absent(dataset))
     }
 
-    /// Returns the manifest of a digest.
+    /// Returns the manifest of a data set.
     ///
     /// # Errors
     /// `NotFound` with the field; `DataLoss` if the manifest cannot be read.
-    pub async fn manifest(&self, digest: &str) -> Result<DatasetManifest> {
-        let path = layout::dataset_manifest(digest);
+    pub async fn manifest(&self, id: DatasetId) -> Result<DatasetManifest> {
+        let path = layout::dataset_manifest(id);
         let bytes = match self.store.get_bounded(&path, MAX_MANIFEST_BYTES).await {
-            Err(error) if error.class() == Class::NotFound => return Err(absent(digest)),
+            Err(error) if error.class() == Class::NotFound => return Err(absent(&id.to_string())),
             found => found?,
         };
         let manifest = DatasetManifest::from_json(&bytes).map_err(|e| {
-            let text = format!("the manifest of {digest} cannot be read");
+            let text = format!("the manifest of {id} cannot be read");
             togi_runtime::Error::data_loss(text).with_source(e)
         })?;
-        if manifest.dataset != digest {
-            let text = format!("the manifest of {digest} names another data set");
+        if manifest.dataset != id {
+            let text = format!("the manifest of {id} names another data set");
             return Err(togi_runtime::Error::data_loss(text).into());
         }
         Ok(manifest)
@@ -105,7 +125,7 @@ impl Catalog {
         let Some((revision, at)) = self.revision(name).await? else {
             return Ok(None);
         };
-        let manifest = self.manifest(&at.dataset).await?;
+        let manifest = self.manifest(at.dataset).await?;
         let create_time = at.time.parse().ok();
         Ok(Some(Named {
             name: name.to_owned(),

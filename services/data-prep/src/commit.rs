@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use togi_common::DatasetId;
 use togi_runtime::jobs::Job;
 use togi_runtime::registry::revisions::NameRevision;
 use togi_runtime::worker::lease::Lease;
@@ -26,9 +27,9 @@ pub(crate) struct Commit<'a> {
 }
 
 impl Commit<'_> {
-    /// Returns the manifest of a digest if it is committed already.
-    pub(crate) async fn committed(&self, digest: &str) -> Result<Option<DatasetManifest>> {
-        match self.catalog().manifest(digest).await {
+    /// Returns the manifest of a data set if it is committed already.
+    pub(crate) async fn committed(&self, id: DatasetId) -> Result<Option<DatasetManifest>> {
+        match self.catalog().manifest(id).await {
             Ok(manifest) => Ok(Some(manifest)),
             Err(error) if error.class() == Class::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -43,14 +44,14 @@ impl Commit<'_> {
         rejects: &Path,
     ) -> Result<()> {
         let store = &self.context.store;
-        let digest = &manifest.dataset;
+        let id = manifest.dataset;
         let parts = manifest
             .parts
             .iter()
             .map(|part| (&part.path, shards::local(folder, part)));
         let rejects = (&manifest.rejects.path, rejects.to_owned());
         for (name, local) in parts.chain([rejects]) {
-            let key = layout::dataset_file(digest, name);
+            let key = layout::dataset_file(id, name);
             let put = self
                 .stop
                 .run_until_cancelled(store.put_file(&key, &local))
@@ -59,7 +60,7 @@ impl Commit<'_> {
         }
         self.lease.check().await?;
         store
-            .put_new(&layout::dataset_manifest(digest), manifest.to_json())
+            .put_new(&layout::dataset_manifest(id), manifest.to_json())
             .await?;
         Ok(())
     }
@@ -69,7 +70,7 @@ impl Commit<'_> {
         self.lease.check().await?;
         let ours = NameRevision {
             name: name.to_owned(),
-            dataset: manifest.dataset.clone(),
+            dataset: manifest.dataset,
             time: String::new(),
             traceparent: telemetry::current_traceparent(),
             job: Some(self.job.id.to_string()),

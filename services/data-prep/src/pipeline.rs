@@ -19,7 +19,7 @@ use std::thread;
 
 use serde::Deserialize;
 use tempfile::NamedTempFile;
-use togi_common::Hasher;
+use togi_common::{DatasetId, Hasher};
 use togi_tokens::digest::DatasetHasher;
 use togi_tokens::record::{COLUMNS, Columns};
 use togi_tokens::row::{Encoder, Settings};
@@ -95,8 +95,8 @@ pub struct Plan<'a> {
 /// The content of a data set, before it is written as shards.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The data set's digest.
-    pub digest: String,
+    /// The data set's id.
+    pub dataset: DatasetId,
     /// Rows to train on, at least one.
     pub train: Spool,
     /// Rows kept for validation.
@@ -314,7 +314,7 @@ impl Gathered {
             .map_err(|e| Error::Scratch(e.into_error()))?;
         let sha256 = self.rejects_hasher.finish().to_string();
         Ok(Prepared {
-            digest: self.hasher.finish(),
+            dataset: self.hasher.finish(),
             train,
             validation: self.validation.finish()?,
             rejects: Rejects { file, sha256 },

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tempfile::TempDir;
+use togi_common::DatasetId;
 use togi_runtime::jobs::Kind;
 use togi_runtime::worker::lease::Lease;
 use togi_runtime::worker::{Admission, Claim, Handler, Outcome};
@@ -66,8 +67,8 @@ impl Preparer {
         }
     }
 
-    /// Prepares a data set and returns its digest.
-    async fn prepare(&self, claim: &Claim, stop: &CancellationToken) -> Result<String> {
+    /// Prepares a data set and returns its id.
+    async fn prepare(&self, claim: &Claim, stop: &CancellationToken) -> Result<DatasetId> {
         let work = stop
             .run_until_cancelled(self.resolve(&claim.request))
             .await
@@ -83,15 +84,15 @@ impl Preparer {
             }
         };
         let (read, rejected) = (prepared.read, prepared.rejected);
-        let digest = self.finish(claim, work, prepared, stop).await?;
+        let dataset = self.finish(claim, work, prepared, stop).await?;
         info!(
             job = %claim.job.id,
-            dataset = digest,
+            %dataset,
             read,
             rejected,
             "data set ready"
         );
-        Ok(digest)
+        Ok(dataset)
     }
 
     async fn resolve(&self, request: &[u8]) -> Result<Work> {
@@ -145,22 +146,22 @@ impl Preparer {
     }
 
     /// Writes the objects that the store lacks, in an order that readers can rely on.
-    #[instrument(name = "commit_dataset", skip_all, fields(dataset = prepared.digest))]
+    #[instrument(name = "commit_dataset", skip_all, fields(dataset = %prepared.dataset))]
     async fn finish(
         &self,
         claim: &Claim,
         work: Arc<Work>,
         prepared: Prepared,
         stop: &CancellationToken,
-    ) -> Result<String> {
+    ) -> Result<DatasetId> {
         let commit = Commit {
             context: &self.context,
             job: &claim.job,
             lease: &claim.lease,
             stop,
         };
-        let digest = prepared.digest.clone();
-        let manifest = match commit.committed(&digest).await? {
+        let dataset = prepared.dataset;
+        let manifest = match commit.committed(dataset).await? {
             Some(manifest) => manifest,
             None => {
                 let prepared = Arc::new(prepared);
@@ -179,7 +180,7 @@ impl Preparer {
             warn!(error = error.chain(), "progress not published");
         }
         commit.name(&work.request.name, &manifest).await?;
-        Ok(digest)
+        Ok(dataset)
     }
 
     async fn write_shards(
@@ -216,7 +217,7 @@ impl Handler for Preparer {
         let interrupted = tokio::select! {
             done = &mut work => {
                 return match done {
-                    Ok(result) => Outcome::Succeeded { result },
+                    Ok(dataset) => Outcome::Succeeded { result: dataset.into() },
                     Err(error) => togi_runtime::Error::from(error).into(),
                 };
             }
@@ -227,7 +228,9 @@ impl Handler for Preparer {
         stop.cancel();
         match work.await {
             // It was committed before the stop.
-            Ok(result) if claim.lease.is_held() => Outcome::Succeeded { result },
+            Ok(dataset) if claim.lease.is_held() => Outcome::Succeeded {
+                result: dataset.into(),
+            },
             _ => interrupted,
         }
     }

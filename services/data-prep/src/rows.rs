@@ -9,7 +9,7 @@ use arrow_array::RecordBatch;
 use arrow_select::concat::concat_batches;
 use arrow_select::interleave::interleave_record_batch;
 use arrow_select::take::take_record_batch;
-use togi_common::Digest;
+use togi_common::{DatasetId, Digest};
 use togi_runtime::{Store, layout};
 use togi_tokens::manifest::{DatasetManifest, Part, Split};
 use togi_tokens::order::Permutation;
@@ -187,7 +187,7 @@ impl Shards {
 
     /// Returns a decoded part from the cache, or from the store after a check of its digest.
     async fn get(&self, manifest: &DatasetManifest, index: usize) -> Result<RecordBatch> {
-        let key = (manifest.dataset.clone(), index);
+        let key = (manifest.dataset, index);
         if let Some(shard) = self.cache.get(&key) {
             self.metrics.shard("cache");
             return Ok(shard);
@@ -199,14 +199,14 @@ impl Shards {
             return Ok(shard);
         }
         let part = manifest.parts[index].clone();
-        let shard = self.load(&manifest.dataset, part).await?;
+        let shard = self.load(manifest.dataset, part).await?;
         self.metrics.shard("store");
         self.cache.put(key, shard.clone());
         Ok(shard)
     }
 
-    #[instrument(level = "debug", skip_all, fields(dataset, part = part.path))]
-    async fn load(&self, dataset: &str, part: Part) -> Result<RecordBatch> {
+    #[instrument(level = "debug", skip_all, fields(%dataset, part = part.path))]
+    async fn load(&self, dataset: DatasetId, part: Part) -> Result<RecordBatch> {
         let path = layout::dataset_file(dataset, &part.path);
         let bytes = self.store.get_bounded(&path, part.size_bytes).await?;
         let path = path.to_string();

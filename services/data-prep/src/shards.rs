@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use togi_common::Hasher;
+use togi_common::{DatasetId, Hasher};
 use togi_runtime::layout;
 use togi_tokens::manifest::{self, DatasetManifest, Part, Split};
 use togi_tokens::prompt;
@@ -57,7 +57,7 @@ pub fn write(form: &Form<'_>, prepared: &Prepared) -> Result<DatasetManifest> {
             };
             parts.push((
                 number,
-                write_one(form, &prepared.digest, number, split, spool, shard)?,
+                write_one(form, prepared.dataset, number, split, spool, shard)?,
             ));
         }
     };
@@ -77,7 +77,7 @@ pub fn write(form: &Form<'_>, prepared: &Prepared) -> Result<DatasetManifest> {
     parts.sort_by_key(|&(number, _)| number);
     Ok(DatasetManifest {
         schema_version: manifest::SCHEMA_VERSION,
-        dataset: prepared.digest.clone(),
+        dataset: prepared.dataset,
         tokenizer_digest: form.tokenizer_digest.to_owned(),
         template_digest: prompt::template_digest().to_owned(),
         settings: form.settings.clone(),
@@ -99,7 +99,7 @@ pub fn local(folder: &Path, part: &Part) -> PathBuf {
 
 fn write_one(
     form: &Form<'_>,
-    dataset: &str,
+    dataset: DatasetId,
     number: usize,
     split: Split,
     spool: &Spool,

@@ -1,7 +1,7 @@
 //! Data sets as the trainer needs them: by digest or by name, from their committed manifests.
 
 use togi_runtime::registry::revisions::NameRevision;
-use togi_runtime::{Class, Store, layout};
+use togi_runtime::{Class, DatasetId, Store, layout};
 use togi_tokens::DatasetManifest;
 
 use crate::error::{Error, Result};
@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 /// # Errors
 /// `NotFound` with field `dataset`; [`Error::Damaged`] if the manifest cannot be parsed.
 pub async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest> {
-    if layout::validate_digest("dataset", dataset).is_ok() {
-        return manifest(store, dataset).await;
+    if let Ok(id) = dataset.parse() {
+        return manifest(store, id).await;
     }
     layout::validate_name("dataset", dataset)?;
     match newest(store, dataset).await? {
-        Some((_, revision)) => manifest(store, &revision.dataset).await,
+        Some((_, revision)) => manifest(store, revision.dataset).await,
         None => Err(unknown(dataset)),
     }
 }
@@ -50,11 +50,15 @@ pub async fn revision(store: &Store, name: &str, n: u64) -> Result<Option<NameRe
     Ok(Some(revision))
 }
 
-async fn manifest(store: &Store, digest: &str) -> Result<DatasetManifest> {
-    let path = layout::dataset_manifest(digest);
+/// Returns the manifest of a data set.
+///
+/// # Errors
+/// As [`find`].
+pub async fn manifest(store: &Store, id: DatasetId) -> Result<DatasetManifest> {
+    let path = layout::dataset_manifest(id);
     match store.get(&path).await {
         Ok(bytes) => Ok(DatasetManifest::from_json(&bytes)?),
-        Err(error) if error.class() == Class::NotFound => Err(unknown(digest)),
+        Err(error) if error.class() == Class::NotFound => Err(unknown(&id.to_string())),
         Err(error) => Err(error.into()),
     }
 }

@@ -97,7 +97,7 @@ impl Admission {
             base_precision: recipe.precision.name().to_owned(),
             tokenizer: base.tokenizer_digest.clone(),
             template: dataset.template_digest.clone(),
-            dataset: dataset.dataset.clone(),
+            dataset: dataset.dataset.into(),
             recipe: recipe.digest(),
         };
         let request = JobRequest {
@@ -117,7 +117,7 @@ impl Admission {
     /// `NotFound` or `InvalidArgument` with field `gate.questions`; the store's.
     pub async fn check_gate(&self, gate: &Gate, dataset: &str) -> Result<()> {
         if let Some((_, named)) = dataset::newest(&self.store, dataset).await? {
-            let manifest = dataset::find(&self.store, &named.dataset).await?;
+            let manifest = dataset::manifest(&self.store, named.dataset).await?;
             check_held_out(dataset, &manifest)?;
         }
         self.check_questions(gate).await
@@ -142,7 +142,7 @@ impl Admission {
     async fn lengths(&self, recipe: &Recipe, dataset: &DatasetManifest) -> Lengths {
         let rows = dataset.rows(Split::Train);
         if rows.saturating_mul(recipe.epochs.into()) <= MOST_READ {
-            let asked = data::lengths(self.data_prep.clone(), &dataset.dataset);
+            let asked = data::lengths(self.data_prep.clone(), dataset.dataset);
             match timeout(PATIENCE, asked).await {
                 Ok(Ok(lengths)) if lengths.len() as u64 == rows => return Lengths::Each(lengths),
                 Ok(Err(error)) => warn!(%error, "the plan goes without the rows' lengths"),

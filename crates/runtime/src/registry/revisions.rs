@@ -2,7 +2,7 @@
 //! name means. Keys are layout's, bytes are canonical JSON.
 
 use serde::{Deserialize, Serialize};
-use togi_common::{AliasName, Generation};
+use togi_common::{AliasName, DatasetId, Generation};
 
 /// `aliases/<alias>/<n>.json`: what the alias names from its n-th revision on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,8 +70,8 @@ impl From<BaseMismatch> for bool {
 pub struct NameRevision {
     /// The name.
     pub name: String,
-    /// The data set's digest.
-    pub dataset: String,
+    /// The data set.
+    pub dataset: DatasetId,
     /// When that was said: RFC 3339.
     pub time: String,
     /// W3C trace context of the request that prepared it, so that what follows from it continues

@@ -34,7 +34,7 @@ pub(super) fn reached<'a>(
             }
             ["names", ..] => {
                 let revision: revisions::NameRevision = parse(key, bytes)?;
-                let manifest = layout::dataset_manifest(&revision.dataset);
+                let manifest = layout::dataset_manifest(revision.dataset);
                 must_exist(key, manifest.as_ref(), keys)?;
                 continue;
             }

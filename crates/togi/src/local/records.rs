@@ -8,7 +8,7 @@ use togi_data_prep::metrics::Metrics;
 use togi_data_prep::pipeline;
 use togi_data_prep::pipeline::{OnBadRecord, Plan, Prepared, local_files};
 use togi_data_prep::progress::Progress;
-use togi_runtime::telemetry;
+use togi_runtime::{DatasetId, telemetry};
 use togi_tokens::{Columns, Row, Settings, Tokenizer};
 use tokio_util::sync::CancellationToken;
 
@@ -19,8 +19,8 @@ const MAX_BYTES: u64 = 16 << 30;
 
 /// Rows and where they come from.
 pub struct Records {
-    /// The data set's digest, the same that data-prep computes for these records.
-    pub dataset: String,
+    /// The data set's id, the same that data-prep computes for these records.
+    pub dataset: DatasetId,
     /// The rows in their stored order, at least one.
     pub rows: Vec<Row>,
     /// The number of rejected records.
@@ -70,7 +70,7 @@ fn collect(prepared: Prepared) -> Result<Records> {
     let rejects = prepared.rejects.file.path();
     Ok(Records {
         rejects: std::fs::read(rejects).map_err(|error| Error::file(rejects, error))?,
-        dataset: prepared.digest,
+        dataset: prepared.dataset,
         rows: rows.map_err(togi_runtime::Error::from)?,
         rejected: prepared.rejected,
     })

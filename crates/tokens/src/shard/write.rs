@@ -9,6 +9,7 @@ use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use togi_common::DatasetId;
 
 use super::batch::{schema, to_batch};
 use super::metadata::{Metadata, ROWS_PER_GROUP, SCHEMA_VERSION};
@@ -90,10 +91,10 @@ impl<W: Write + Send> Writer<W> {
         self.summary
     }
 
-    /// Ends the shard with the digest of its data set, which need not be known before.
-    pub fn finish(mut self, dataset: &str) -> Result<(W, Summary)> {
+    /// Ends the shard with the id of its data set, which need not be known before.
+    pub fn finish(mut self, dataset: DatasetId) -> Result<(W, Summary)> {
         self.flush()?;
-        let dataset = KeyValue::new("togi.dataset".to_owned(), dataset.to_owned());
+        let dataset = KeyValue::new("togi.dataset".to_owned(), dataset.to_string());
         self.parquet.append_key_value_metadata(dataset);
         Ok((self.parquet.into_inner()?, self.summary))
     }

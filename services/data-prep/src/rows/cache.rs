@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use arrow_array::RecordBatch;
 use parking_lot::Mutex;
+use togi_common::DatasetId;
 
-/// A data set's digest and the place of a part in its manifest.
-pub(crate) type Key = (String, usize);
+/// A data set and the place of a part in its manifest.
+pub(crate) type Key = (DatasetId, usize);
 
 /// Decoded shards, shared by all readers.
 pub(crate) struct Cache {
@@ -60,7 +61,7 @@ impl Cache {
         kept.bytes += bytes;
         while kept.bytes > self.budget {
             let oldest = kept.shards.iter().min_by_key(|(_, shard)| shard.used);
-            let Some(key) = oldest.map(|(key, _)| key.clone()) else {
+            let Some(key) = oldest.map(|(key, _)| *key) else {
                 return;
             };
             let bytes = kept.shards.remove(&key).map_or(0, |shard| shard.bytes);
@@ -86,7 +87,8 @@ mod tests {
     fn the_least_recently_used_shard_leaves_first() {
         let size = shard(1000).get_array_memory_size();
         let cache = Cache::new(2 * size);
-        let key = |n: usize| ("d".to_owned(), n);
+        let dataset: DatasetId = "d".repeat(64).parse().unwrap();
+        let key = |n: usize| (dataset, n);
         cache.put(key(0), shard(1000));
         cache.put(key(1), shard(1000));
         assert!(cache.get(&key(0)).is_some());

@@ -44,10 +44,10 @@ pub fn request_from_json(json: &[u8]) -> Result<Request> {
 /// Returns the event that a name points at a committed data set.
 pub(crate) fn dataset_ready(name: &str, revision: u64, manifest: &DatasetManifest) -> DatasetReady {
     DatasetReady {
-        dataset: manifest.dataset.clone(),
+        dataset: manifest.dataset.into(),
         name: name.to_owned(),
         revision,
-        manifest: layout::dataset_manifest(&manifest.dataset).to_string(),
+        manifest: layout::dataset_manifest(manifest.dataset).to_string(),
         rows: manifest.rows(Split::Train),
         rejected: manifest.rejected,
     }
@@ -225,7 +225,7 @@ impl From<Named> for proto::Dataset {
             rejected: manifest.rejected,
             max_length: manifest.settings.max_length,
             learn: manifest.settings.learn.name().to_owned(),
-            digest: manifest.dataset,
+            digest: manifest.dataset.into(),
             tokenizer_digest: manifest.tokenizer_digest,
             template_digest: manifest.template_digest,
             create_time: create_time.map(|time| pbjson_types::Timestamp {

@@ -59,14 +59,14 @@ impl Flight {
     }
 
     async fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
-        let wanted = Wanted::from_descriptor(&descriptor)?;
-        let named = self.catalog.get(&wanted.dataset).await?;
+        let (asked, wanted) = Wanted::from_descriptor(&descriptor)?;
+        let named = self.catalog.get(&asked).await?;
         flight_info(descriptor, &named, &wanted)
     }
 
     async fn rows(&self, ticket: &Ticket) -> Result<BoxStream<'static, Answer<FlightData>>> {
-        let wanted = Wanted::from_ticket(ticket)?;
-        let manifest = self.catalog.manifest(&wanted.dataset).await?;
+        let (dataset, wanted) = Wanted::from_ticket(ticket)?;
+        let manifest = self.catalog.manifest(dataset).await?;
         check_offset(&wanted, manifest.rows(wanted.selection.split))?;
         let permit = self.readers.clone().try_acquire_owned().map_err(|_| {
             let text = "too many readers at the same time; try again later";
@@ -74,7 +74,7 @@ impl Flight {
         })?;
         let span = info_span!(
             "read_rows",
-            dataset = wanted.dataset,
+            %dataset,
             offset = wanted.selection.offset
         );
         let rows = Rows::new(
@@ -139,7 +139,7 @@ fn listed(named: &Named, split: Split) -> Result<FlightInfo> {
     if split != Split::Train {
         path.push(split_name(split).to_owned());
     }
-    let wanted = Wanted::all(named.name.clone(), split);
+    let wanted = Wanted::all(split);
     flight_info(FlightDescriptor::new_path(path), named, &wanted)
 }
 
@@ -149,7 +149,7 @@ fn flight_info(descriptor: FlightDescriptor, named: &Named, wanted: &Wanted) -> 
     let rows = manifest.rows(split);
     check_offset(wanted, rows)?;
     let bytes: u64 = manifest.of(split).map(|part| part.size_bytes).sum();
-    let ticket = wanted.to_ticket(&manifest.dataset)?;
+    let ticket = wanted.to_ticket(manifest.dataset)?;
     let info = FlightInfo::new()
         .try_with_schema(wanted.schema()?.as_ref())
         .map_err(|e| Error::internal("the schema could not be written").with_source(e))?

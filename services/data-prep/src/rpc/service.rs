@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Asked, Catalog};
 use crate::config::PrepareConfig;
 use crate::progress::Snapshot;
 use crate::request::Resolver;
@@ -222,7 +222,8 @@ impl DataPrepService for Service {
         &self,
         request: Request<proto::GetDatasetRequest>,
     ) -> Answer<Response<proto::GetDatasetResponse>> {
-        let dataset = self.catalog.get(&request.get_ref().dataset).await?;
+        let asked = Asked::from_text(&request.get_ref().dataset)?;
+        let dataset = self.catalog.get(&asked).await?;
         Ok(Response::new(proto::GetDatasetResponse {
             dataset: Some(dataset.into()),
         }))

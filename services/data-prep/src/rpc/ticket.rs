@@ -7,11 +7,11 @@ use arrow_flight::{FlightDescriptor, Ticket};
 use arrow_schema::{Schema, SchemaRef};
 use bytes::Bytes;
 use togi_proto::dataprep::v1::DatasetTicket;
-use togi_runtime::layout::{validate_digest, validate_name};
-use togi_runtime::{Error, Result};
+use togi_runtime::{DatasetId, Error, Result, layout};
 use togi_tokens::manifest::Split;
 use togi_tokens::shard::schema;
 
+use crate::catalog::Asked;
 use crate::rows::Selection;
 
 /// Most bytes of a ticket.
@@ -20,8 +20,6 @@ const MAX_BYTES: usize = 4 << 10;
 /// The rows and columns that a reader wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// A digest or, in a descriptor, a name.
-    pub(crate) dataset: String,
     pub(crate) selection: Selection,
     /// The indices of the columns in a shard's schema; empty means all.
     pub(crate) columns: Vec<usize>,
@@ -29,9 +27,8 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// Returns all rows of a split in their stored order.
-    pub(crate) fn all(dataset: String, split: Split) -> Self {
+    pub(crate) fn all(split: Split) -> Self {
         Self {
-            dataset,
             selection: Selection {
                 split,
                 shuffle: None,
@@ -42,16 +39,15 @@ impl Wanted {
     }
 
     /// Reads a ticket, which names the data set by its digest.
-    pub(crate) fn from_ticket(ticket: &Ticket) -> Result<Self> {
-        let wanted = Self::from_json(&ticket.ticket, "ticket")?;
-        validate_digest("ticket.dataset", &wanted.dataset)?;
-        Ok(wanted)
+    pub(crate) fn from_ticket(ticket: &Ticket) -> Result<(DatasetId, Self)> {
+        let (dataset, wanted) = Self::from_json(&ticket.ticket, "ticket")?;
+        Ok((layout::parse("ticket.dataset", &dataset)?, wanted))
     }
 
     /// Reads a descriptor: a path `[data set]` or `[data set, split]`, or a ticket's JSON as a
     /// command. Both may have the data set's name instead of its digest.
-    pub(crate) fn from_descriptor(descriptor: &FlightDescriptor) -> Result<Self> {
-        let wanted = match descriptor.r#type() {
+    pub(crate) fn from_descriptor(descriptor: &FlightDescriptor) -> Result<(Asked, Self)> {
+        let (dataset, wanted) = match descriptor.r#type() {
             DescriptorType::Cmd => Self::from_json(&descriptor.cmd, "descriptor.cmd")?,
             DescriptorType::Path => {
                 let (dataset, split) = match descriptor.path.as_slice() {
@@ -62,20 +58,19 @@ impl Wanted {
                         return Err(Error::invalid("descriptor.path", text));
                     }
                 };
-                Self::all(dataset.clone(), split_named("descriptor.path", split)?)
+                let split = split_named("descriptor.path", split)?;
+                (dataset.clone(), Self::all(split))
             }
             DescriptorType::Unknown => {
                 let text = "descriptor must be a path or a command";
                 return Err(Error::invalid("descriptor.type", text));
             }
         };
-        if validate_digest("dataset", &wanted.dataset).is_err() {
-            validate_name("dataset", &wanted.dataset)?;
-        }
-        Ok(wanted)
+        Ok((Asked::from_text(&dataset)?, wanted))
     }
 
-    fn from_json(json: &[u8], field: &str) -> Result<Self> {
+    /// Reads a ticket's JSON, with the text in its field `dataset`.
+    fn from_json(json: &[u8], field: &str) -> Result<(String, Self)> {
         if json.len() > MAX_BYTES {
             return Err(Error::invalid(
                 field,
@@ -88,15 +83,15 @@ impl Wanted {
                 format!("{field} is not the JSON of a DatasetTicket: {e}"),
             )
         })?;
-        Ok(Self {
+        let wanted = Self {
             selection: Selection {
                 split: split_named(&format!("{field}.split"), &ticket.split)?,
                 shuffle: ticket.shuffle.then_some((ticket.seed, ticket.epoch)),
                 offset: ticket.offset,
             },
             columns: columns(&format!("{field}.columns"), &ticket.columns)?,
-            dataset: ticket.dataset,
-        })
+        };
+        Ok((ticket.dataset, wanted))
     }
 
     /// Returns the schema of the wanted columns.
@@ -110,7 +105,7 @@ impl Wanted {
     }
 
     /// Returns the ticket for these rows of a data set.
-    pub(crate) fn to_ticket(&self, digest: &str) -> Result<Ticket> {
+    pub(crate) fn to_ticket(&self, dataset: DatasetId) -> Result<Ticket> {
         let Selection {
             split,
             shuffle,
@@ -118,7 +113,7 @@ impl Wanted {
         } = self.selection;
         let (seed, epoch) = shuffle.unwrap_or_default();
         let ticket = DatasetTicket {
-            dataset: digest.to_owned(),
+            dataset: dataset.into(),
             split: split_name(split).to_owned(),
             seed,
             epoch,
@@ -177,7 +172,7 @@ fn split_named(field: &str, word: &str) -> Result<Split> {
 mod tests {
     use super::*;
 
-    fn ticket(json: &str) -> Result<Wanted> {
+    fn ticket(json: &str) -> Result<(DatasetId, Wanted)> {
         Wanted::from_ticket(&Ticket {
             ticket: Bytes::copy_from_slice(json.as_bytes()),
         })
@@ -185,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_ticket_comes_back_as_it_went() {
-        let digest = "ab".repeat(32);
+        let id: DatasetId = "ab".repeat(32).parse().unwrap();
         let cases = [
             (None, vec![]),
             (Some((7, 0)), vec![3]),
@@ -194,7 +189,6 @@ mod tests {
         for (shuffle, columns) in cases {
             let wanted = Wanted {
                 columns,
-                dataset: digest.clone(),
                 selection: Selection {
                     split: Split::Validation,
                     shuffle,
@@ -202,8 +196,8 @@ mod tests {
                 },
             };
             assert_eq!(
-                Wanted::from_ticket(&wanted.to_ticket(&digest).unwrap()).unwrap(),
-                wanted
+                Wanted::from_ticket(&wanted.to_ticket(id).unwrap()).unwrap(),
+                (id, wanted)
             );
         }
     }
@@ -214,15 +208,14 @@ mod tests {
         let digest = "ab".repeat(32);
         let wanted = Wanted {
             columns: vec![1, 0],
-            dataset: digest.clone(),
             selection: Selection {
                 split: Split::Validation,
                 shuffle: Some((u64::MAX, 3)),
                 offset: 9,
             },
         };
-        let json: serde_json::Value =
-            serde_json::from_slice(&wanted.to_ticket(&digest).unwrap().ticket).unwrap();
+        let ticket = wanted.to_ticket(digest.parse().unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&ticket.ticket).unwrap();
         let expected = serde_json::json!({
             "dataset": digest,
             "split": "validation",
@@ -269,9 +262,9 @@ mod tests {
             let parts = parts.iter().map(|&part| part.to_owned()).collect();
             Wanted::from_descriptor(&FlightDescriptor::new_path(parts))
         };
-        assert_eq!(path(&["dolly"]).unwrap().selection.split, Split::Train);
+        assert_eq!(path(&["dolly"]).unwrap().1.selection.split, Split::Train);
         assert_eq!(
-            path(&["dolly", "validation"]).unwrap().selection.split,
+            path(&["dolly", "validation"]).unwrap().1.selection.split,
             Split::Validation
         );
         for bad in [&[][..], &["a", "b", "c"], &["../x"], &["a", "test"]] {
@@ -279,9 +272,8 @@ mod tests {
         }
         let cmd =
             FlightDescriptor::new_cmd("{\"dataset\":\"dolly\",\"seed\":\"5\",\"shuffle\":true}");
-        assert_eq!(
-            Wanted::from_descriptor(&cmd).unwrap().selection.shuffle,
-            Some((5, 0))
-        );
+        let (asked, wanted) = Wanted::from_descriptor(&cmd).unwrap();
+        assert_eq!(asked, Asked::Name("dolly".into()));
+        assert_eq!(wanted.selection.shuffle, Some((5, 0)));
     }
 }

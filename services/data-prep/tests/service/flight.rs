@@ -214,7 +214,7 @@ async fn a_wrong_ticket_is_refused_and_a_damaged_shard_never_served() {
         info(&system, unknown).await.unwrap_err().code(),
         Code::NotFound
     );
-    let part = layout::dataset_part(&digest, 3);
+    let part = layout::dataset_part(digest.parse().unwrap(), 3);
     let mut bytes = system.context.store.get(&part).await.unwrap().to_vec();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

@@ -143,7 +143,7 @@ impl System {
         let bytes = self
             .context
             .store
-            .get(&layout::dataset_manifest(digest))
+            .get(&layout::dataset_manifest(digest.parse().unwrap()))
             .await
             .unwrap();
         DatasetManifest::from_json(&bytes).unwrap()
@@ -153,7 +153,7 @@ impl System {
         let bytes = self
             .context
             .store
-            .get(&layout::dataset_rejects(digest))
+            .get(&layout::dataset_rejects(digest.parse().unwrap()))
             .await
             .unwrap();
         let text = String::from_utf8(bytes.to_vec()).unwrap();

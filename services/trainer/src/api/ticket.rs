@@ -10,7 +10,7 @@ impl Serialize for Query<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let ticket = match self {
             Self::Lengths { dataset } => DatasetTicket {
-                dataset: (*dataset).to_owned(),
+                dataset: (*dataset).into(),
                 columns: vec!["length".to_owned()],
                 ..Default::default()
             },

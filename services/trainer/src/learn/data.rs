@@ -11,9 +11,9 @@ use std::time::Duration;
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightClient, Ticket};
 use futures::StreamExt;
-use togi_runtime::Class;
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::rpc::client::Client;
+use togi_runtime::{Class, DatasetId};
 use togi_tokens::{Permutation, Row, Split, shard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Code;
@@ -31,7 +31,7 @@ const EMPTY_STREAMS: u32 = 5;
 /// A question to data-prep. Its JSON is the Flight ticket.
 pub(crate) enum Query<'a> {
     /// The length of each row, in the stored order.
-    Lengths { dataset: &'a str },
+    Lengths { dataset: DatasetId },
     /// The rows of an epoch from `offset` on.
     Rows {
         order: &'a Order,
@@ -44,9 +44,9 @@ pub(crate) enum Query<'a> {
 ///
 /// # Errors
 /// [`Error::Data`], also where waiting might help.
-pub async fn lengths(client: Client, dataset: &str) -> Result<Vec<u32>> {
+pub async fn lengths(client: Client, dataset: DatasetId) -> Result<Vec<u32>> {
     let failed = |error: FlightError| Error::Data {
-        dataset: dataset.to_owned(),
+        dataset: dataset.into(),
         reason: error.to_string(),
         class: class_of(&error),
     };

@@ -8,7 +8,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use togi_runtime::bus::kv::Kv;
-use togi_runtime::{Store, layout};
+use togi_runtime::{DatasetId, Store, layout};
 use tracing::warn;
 
 use crate::dataset;
@@ -77,11 +77,11 @@ impl Policy {
 
     /// Returns the policy's request to train a revision of its data set.
     #[must_use]
-    pub fn resolve(&self, dataset: String, revision: u64, by: By) -> Resolved {
+    pub fn resolve(&self, dataset: DatasetId, revision: u64, by: By) -> Resolved {
         let policy = self.body.name.clone();
         let request = CreateJob {
             policy: Some(policy.clone()),
-            ..request(&self.body, dataset)
+            ..request(&self.body, dataset.into())
         };
         let origin = Origin {
             policy,

@@ -209,7 +209,7 @@ impl Retraining {
         } else {
             By::Request
         };
-        let resolved = policy.resolve(state.named.dataset.clone(), state.revision, by);
+        let resolved = policy.resolve(state.named.dataset, state.revision, by);
         self.admission.check(&resolved).await
     }
 }

@@ -76,7 +76,7 @@ mod tests {
     fn named(time: &str) -> NameRevision {
         NameRevision {
             name: "d".into(),
-            dataset: "x".into(),
+            dataset: "d".repeat(64).parse().unwrap(),
             time: time.into(),
             traceparent: None,
             job: None,

@@ -103,7 +103,7 @@ async fn a_policy_trains_each_later_revision_once() {
         dataset: second.clone(),
         name: "questions".into(),
         revision: 2,
-        manifest: layout::dataset_manifest(&second).to_string(),
+        manifest: layout::dataset_manifest(second.parse().unwrap()).to_string(),
         rows: 7,
         rejected: 0,
     };

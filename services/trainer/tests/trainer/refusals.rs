@@ -176,19 +176,20 @@ async fn what_does_not_fit_is_refused_by_name_and_nothing_is_queued() {
 
 /// A data set all of whose records are kept for validation.
 async fn without_rows(process: &Process) -> String {
-    let path = layout::dataset_manifest(&process.prepare("others", RECORDS).await);
+    let others = process.prepare("others", RECORDS).await;
+    let path = layout::dataset_manifest(others.parse().unwrap());
     let mut manifest: DatasetManifest = process.store().get_json(&path).await.unwrap();
-    manifest.dataset = "e".repeat(64);
+    manifest.dataset = "e".repeat(64).parse().unwrap();
     for part in &mut manifest.parts {
         part.split = Split::Validation;
     }
-    let path = layout::dataset_manifest(&manifest.dataset);
+    let path = layout::dataset_manifest(manifest.dataset);
     process
         .store()
         .put_new(&path, manifest.to_json())
         .await
         .unwrap();
-    manifest.dataset
+    manifest.dataset.into()
 }
 
 fn recipe(
