@@ -193,19 +193,13 @@ async fn an_alias_goes_forward_by_promotion_and_back_by_rollback() {
         (first.as_str(), 3)
     );
 
-    for (alias, generation, code) in [
-        (ALIAS, "0".repeat(64), Code::NotFound),
-        (ALIAS, "zz".to_owned(), Code::InvalidArgument),
-        ("../up", first, Code::InvalidArgument),
-    ] {
-        let asked = PromoteAdapterRequest {
-            alias: alias.to_owned(),
-            generation,
-            ..Default::default()
-        };
-        let refused = adapters.promote_adapter(asked).await.unwrap_err();
-        assert_eq!(refused.code(), code, "{refused}");
-    }
+    let unknown = PromoteAdapterRequest {
+        alias: ALIAS.to_owned(),
+        generation: "0".repeat(64),
+        ..Default::default()
+    };
+    let refused = adapters.promote_adapter(unknown).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound, "{refused}");
     process.stop().await;
 }
 

@@ -1,13 +1,17 @@
 //! Requests that are refused at the door, each with the field and the code, and nothing queued.
 
 use togi_model::Config;
-use togi_proto::trainer::v1::{CreateJobRequest, ListJobsRequest};
+use togi_proto::trainer::v1::{
+    CreateJobRequest, GetAdapterRequest, ListJobsRequest, PromoteAdapterRequest,
+    RollbackAliasRequest,
+};
 use togi_runtime::{Class, Error, layout};
 use togi_tokens::{DatasetManifest, Split};
 use togi_trainer::Role;
+use tonic::Status;
 
 use crate::harness::{Process, Shape, System, settings};
-use crate::inputs::{BASE, RECORDS, TOKENIZER, asked, config, lines, write_base};
+use crate::inputs::{ALIAS, BASE, RECORDS, TOKENIZER, asked, config, lines, write_base};
 
 const OTHER_TOKENIZER: &[u8] =
     include_bytes!("../../../../crates/tokens/tests/fixtures/prefix.model");
@@ -171,6 +175,61 @@ async fn what_does_not_fit_is_refused_by_name_and_nothing_is_queued() {
         .unwrap()
         .into_inner();
     assert!(listed.jobs.is_empty(), "{:?}", listed.jobs);
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_alias_or_generation_is_refused_by_its_field() {
+    let system = System::start();
+    let process = system.process_as("api", Role::Api).await;
+    let mut adapters = process.adapters();
+    let refused = |status: Status, field: &str, text: &str| {
+        let error = Error::from(status);
+        let found = (error.class(), error.field());
+        assert_eq!(
+            found,
+            (Class::InvalidArgument, Some(field)),
+            "{text:?}: {error}"
+        );
+    };
+    let long = "a".repeat(64);
+    for text in [
+        "",
+        "..",
+        "../up",
+        "a/b",
+        "A",
+        "-a",
+        "日本",
+        &format!("{long}a"),
+    ] {
+        let promotion = PromoteAdapterRequest {
+            alias: text.to_owned(),
+            generation: long.clone(),
+            ..Default::default()
+        };
+        let status = adapters.promote_adapter(promotion).await.unwrap_err();
+        refused(status, "alias", text);
+        let rollback = RollbackAliasRequest {
+            alias: text.to_owned(),
+        };
+        let status = adapters.rollback_alias(rollback).await.unwrap_err();
+        refused(status, "alias", text);
+        let asked = GetAdapterRequest {
+            adapter: text.to_owned(),
+        };
+        let status = adapters.get_adapter(asked).await.unwrap_err();
+        refused(status, "adapter", text);
+    }
+    for text in ["", "zz", "main", &"A".repeat(64), &format!("{long}a")] {
+        let promotion = PromoteAdapterRequest {
+            alias: ALIAS.to_owned(),
+            generation: text.to_owned(),
+            ..Default::default()
+        };
+        let status = adapters.promote_adapter(promotion).await.unwrap_err();
+        refused(status, "generation", text);
+    }
     process.stop().await;
 }
 
