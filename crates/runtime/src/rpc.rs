@@ -1,6 +1,7 @@
 //! gRPC as every process uses it: the server, the client, and the spans and metrics of calls.
 
 pub mod client;
+pub mod page;
 pub mod server;
 pub mod trace;
 

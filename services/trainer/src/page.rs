@@ -1,32 +1,22 @@
 //! Pages of a list that is at hand: a token is the key of the last entry given, so that entries
 //! which come or go meanwhile shift nothing.
 
-use crate::error::{Error, Result};
+use togi_runtime::rpc;
 
-const DEFAULT_ENTRIES: usize = 100;
-const MOST_ENTRIES: i32 = 1000;
+use crate::error::{Error, Result};
 
 /// Returns a page of `entries` and the token of the next one, empty on the last. `key` is an
 /// entry's own, unique key.
 ///
 /// # Errors
-/// [`Error::Invalid`] with `page_size` or `page_token`.
+/// `InvalidArgument` with `page_size` or `page_token`.
 pub fn page<T>(
     entries: Vec<T>,
     key: impl Fn(&T) -> String,
-    size: i32,
+    page_size: i32,
     token: &str,
 ) -> Result<(Vec<T>, String)> {
-    let size = match size {
-        0 => DEFAULT_ENTRIES,
-        1..=MOST_ENTRIES => size as usize,
-        _ => {
-            return Err(Error::invalid(
-                "page_size",
-                format!("is {size}; it must be within 1 and {MOST_ENTRIES}"),
-            ));
-        }
-    };
+    let size = rpc::page::size(page_size)?;
     let start = if token.is_empty() {
         0
     } else {
@@ -41,6 +31,8 @@ pub fn page<T>(
 
 #[cfg(test)]
 mod tests {
+    use togi_runtime::Class;
+
     use super::*;
 
     #[test]
@@ -54,13 +46,8 @@ mod tests {
         );
         assert_eq!(page(entries(), |e| (*e).to_owned(), 0, "").unwrap().1, "");
         for wrong in [-1, 1001] {
-            assert!(matches!(
-                page(entries(), |e| (*e).to_owned(), wrong, ""),
-                Err(Error::Invalid {
-                    field: "page_size",
-                    ..
-                })
-            ));
+            let refused = page(entries(), |e| (*e).to_owned(), wrong, "").unwrap_err();
+            assert_eq!(refused.class(), Class::InvalidArgument);
         }
         assert!(matches!(
             page(entries(), |e| (*e).to_owned(), 2, "z"),

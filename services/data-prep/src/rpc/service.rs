@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use togi_proto::dataprep::v1 as proto;
 use togi_proto::dataprep::v1::data_prep_service_server::{DataPrepService, DataPrepServiceServer};
 use togi_runtime::jobs::{Job, Kind, job_id};
-use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs, Result, layout};
+use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs, Result, layout, rpc};
 use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status, Streaming};
@@ -24,8 +24,6 @@ use crate::upload::{self, Uploaded};
 const MAX_UPLOADS: usize = 32;
 /// The period in which a watcher reads the progress.
 const WATCH_PERIOD: Duration = Duration::from_millis(300);
-const DEFAULT_PAGE: usize = 100;
-const MAX_PAGE: usize = 1000;
 
 /// The service.
 #[derive(Clone)]
@@ -237,24 +235,13 @@ impl DataPrepService for Service {
             page_size,
             page_token,
         } = request.into_inner();
-        let most = page_rows(page_size)?;
+        let most = rpc::page::size(page_size)?;
         let (page, more) = self.catalog.page(&after(&page_token)?, most).await?;
         let next = page.last().filter(|_| more).map(|last| token(&last.name));
         Ok(Response::new(proto::ListDatasetsResponse {
             datasets: page.into_iter().map(proto::Dataset::from).collect(),
             next_page_token: next.unwrap_or_default(),
         }))
-    }
-}
-
-fn page_rows(asked: i32) -> Result<usize> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(DEFAULT_PAGE),
-        Ok(rows) if rows <= MAX_PAGE => Ok(rows),
-        _ => Err(Error::invalid(
-            "page_size",
-            format!("page_size must be 1 to {MAX_PAGE}"),
-        )),
     }
 }
 
@@ -285,12 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_bounded_and_tokens_come_back() {
-        assert_eq!(page_rows(0).unwrap(), 100);
-        assert_eq!(page_rows(1000).unwrap(), 1000);
-        for bad in [-1, 1001, i32::MIN] {
-            assert_eq!(page_rows(bad).unwrap_err().field(), Some("page_size"));
-        }
+    fn tokens_come_back() {
         assert_eq!(after(&token("dolly")).unwrap(), "dolly");
         assert_eq!(after("").unwrap(), "");
         for bad in ["dolly", "zz", "6162"] {
