@@ -10,6 +10,7 @@ use togi_proto::trainer::v1::GetJobRequest;
 use togi_proto::trainer::v1::adapter_service_client::AdapterServiceClient;
 use togi_proto::trainer::v1::policy_service_client::PolicyServiceClient;
 use togi_proto::trainer::v1::trainer_service_client::TrainerServiceClient;
+use togi_runtime::jobs::State;
 use togi_runtime::rpc::client::{Client, Inject};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
@@ -142,10 +143,7 @@ pub fn present<T>(part: Option<T>, name: &'static str) -> Result<T> {
 
 /// Whether a job's state is final.
 pub fn is_final(job: &Job) -> bool {
-    matches!(
-        job.state(),
-        JobState::Succeeded | JobState::Failed | JobState::Cancelled
-    )
+    State::from_proto(job.state()).is_some_and(State::is_final)
 }
 
 /// Returns the job if it succeeded and the gate did not refuse its adapter.

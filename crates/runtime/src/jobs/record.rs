@@ -107,6 +107,21 @@ impl From<State> for proto::JobState {
     }
 }
 
+impl State {
+    /// Returns the state of a message; `None` if it is not set.
+    #[must_use]
+    pub fn from_proto(state: proto::JobState) -> Option<Self> {
+        match state {
+            proto::JobState::Unspecified => None,
+            proto::JobState::Queued => Some(Self::Queued),
+            proto::JobState::Running => Some(Self::Running),
+            proto::JobState::Succeeded => Some(Self::Succeeded),
+            proto::JobState::Failed => Some(Self::Failed),
+            proto::JobState::Cancelled => Some(Self::Cancelled),
+        }
+    }
+}
+
 impl From<Failure> for proto::JobError {
     fn from(failure: Failure) -> Self {
         Self {
@@ -162,14 +177,7 @@ impl TryFrom<proto::Job> for Job {
             proto::JobKind::Train => Kind::Train,
             proto::JobKind::Unspecified => return Err(damaged("kind")),
         };
-        let state = match job.state() {
-            proto::JobState::Queued => State::Queued,
-            proto::JobState::Running => State::Running,
-            proto::JobState::Succeeded => State::Succeeded,
-            proto::JobState::Failed => State::Failed,
-            proto::JobState::Cancelled => State::Cancelled,
-            proto::JobState::Unspecified => return Err(damaged("state")),
-        };
+        let state = State::from_proto(job.state()).ok_or_else(|| damaged("state"))?;
         let time = |time: Option<pbjson_types::Timestamp>| {
             time.map(|time| Timestamp::new(time.seconds, time.nanos))
                 .transpose()

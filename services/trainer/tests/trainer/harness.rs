@@ -19,6 +19,7 @@ use togi_proto::trainer::v1::trainer_service_client::TrainerServiceClient;
 use togi_proto::trainer::v1::watch_job_response::Update;
 use togi_proto::trainer::v1::{CreateJobRequest, GetJobRequest, Step, WatchJobRequest};
 use togi_runtime::config::{BaseConfig, NatsConfig};
+use togi_runtime::jobs::State;
 use togi_runtime::rpc::client::Client;
 use togi_runtime::rpc::server::Services;
 use togi_runtime::{Bus, Context, Readiness, Stopper, Store, Tasks, rpc};
@@ -372,10 +373,7 @@ pub(crate) fn settings(max_length: u32) -> PrepareSettings {
 }
 
 pub(crate) fn is_final(job: &Job) -> bool {
-    matches!(
-        job.state(),
-        JobState::Succeeded | JobState::Failed | JobState::Cancelled
-    )
+    State::from_proto(job.state()).is_some_and(State::is_final)
 }
 
 /// How long a condition must hold before a test believes that it will stay so.
