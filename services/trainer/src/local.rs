@@ -7,6 +7,7 @@ use std::thread;
 use serde_json::Value;
 use togi_model::memory::{trainable, weights};
 use togi_model::{Base, Device, DeviceName, Engine, Lora, LoraConfig};
+use togi_runtime::DatasetId;
 use togi_runtime::process::memory;
 use togi_runtime::registry::adapter_manifest::Identity;
 use togi_tokens::{Row, Split, prompt};
@@ -35,8 +36,8 @@ pub struct Run {
     pub base_name: String,
     /// Digest of the tokenizer's file.
     pub tokenizer_digest: String,
-    /// Digest of the data set that the rows are.
-    pub dataset: String,
+    /// The data set that the rows are.
+    pub dataset: DatasetId,
     /// The rows in their stored order, at least one.
     pub rows: Vec<Row>,
     /// The numbers.
@@ -161,7 +162,7 @@ impl Run {
 
     fn order(&self) -> Order {
         Order {
-            dataset: self.dataset.clone(),
+            dataset: self.dataset.into(),
             split: Split::Train,
             rows: self.rows.len() as u64,
             seed: self.recipe.seed,
@@ -176,14 +177,14 @@ impl Run {
             base_precision: self.recipe.precision.name().to_owned(),
             tokenizer: self.tokenizer_digest.clone(),
             template: prompt::template_digest().to_owned(),
-            dataset: self.dataset.clone(),
+            dataset: self.dataset.into(),
             recipe: self.recipe.digest(),
         };
         let adapter = Adapter::new(&state.lora, &self.base_name, &identity, &self.recipe)?;
         let config = self.base.config();
         let facts = RunSummary {
             job: String::new(),
-            generation: adapter.generation.to_string(),
+            generation: adapter.generation,
             rows: self.rows.len() as u64,
             samples: state.progress.samples,
             seconds: state.progress.seconds,

@@ -3,6 +3,7 @@
 //! run's summary.
 
 use serde_json::{Map, Value, json};
+use togi_common::Generation;
 use togi_model::engine::BIT_EXACT;
 
 use crate::learn::step::Step;
@@ -14,7 +15,7 @@ pub struct RunSummary {
     /// The job.
     pub job: String,
     /// What it made.
-    pub generation: String,
+    pub generation: Generation,
     /// Rows of an epoch.
     pub rows: u64,
     /// Records trained on.
@@ -215,7 +216,7 @@ mod tests {
     fn a_report_has_the_runs_table() {
         let facts = RunSummary {
             job: "j".into(),
-            generation: "g".into(),
+            generation: "a".repeat(64).parse().unwrap(),
             rows: 8,
             samples: 16,
             seconds: 3.0,
@@ -291,7 +292,7 @@ mod tests {
     fn a_report_spells_the_recipe_as_the_contract_does() {
         let facts = RunSummary {
             job: String::new(),
-            generation: String::new(),
+            generation: "a".repeat(64).parse().unwrap(),
             rows: 0,
             samples: 0,
             seconds: 0.0,

@@ -175,7 +175,7 @@ fn described(bytes: &[u8]) -> AdapterFile {
 fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> RunSummary {
     RunSummary {
         job: job.id.to_string(),
-        generation: adapter.generation.to_string(),
+        generation: adapter.generation,
         rows: job.request.rows,
         samples: state.progress.samples,
         seconds: state.progress.seconds,

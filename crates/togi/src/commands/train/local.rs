@@ -97,7 +97,7 @@ impl Training {
             device: self.device,
             base_name: self.base.display().to_string(),
             tokenizer_digest: tokenizer.digest().to_owned(),
-            dataset: records.dataset.into(),
+            dataset: records.dataset,
             rows: records.rows,
             recipe,
             init: init.transpose()?,
