@@ -123,7 +123,7 @@ impl Queue {
         };
         // The policy sets the rest of the request.
         let same = match asked {
-            Asked::Parts(request) => known.request == *request,
+            Asked::Parts(request) => known.request == **request,
             Asked::Policy { policy, .. } => known.request.policy.as_ref() == Some(policy),
         };
         if !same {

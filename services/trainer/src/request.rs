@@ -54,7 +54,7 @@ pub enum By {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Asked {
     /// One that names every part.
-    Parts(CreateJob),
+    Parts(Box<CreateJob>),
     /// One that trains the newest revision of a policy's data set.
     Policy {
         /// The policy.

@@ -97,7 +97,7 @@ impl Watching {
         let over = job.state.is_final();
         let changed = self.last_sent.as_ref() != Some(&job);
         if changed && !over {
-            self.waiting.push_back(Update::Job(job.clone().into()));
+            self.waiting.push_back(Update::Job(job.clone()));
             self.last_sent = Some(job.clone());
         }
         // Before its first claim a job has no log.
@@ -108,7 +108,7 @@ impl Watching {
             }
         }
         if over {
-            self.waiting.push_back(Update::Job(job.into()));
+            self.waiting.push_back(Update::Job(job));
             self.over = true;
         }
         Ok(())

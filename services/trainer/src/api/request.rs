@@ -32,7 +32,7 @@ impl TryFrom<proto::CreateJobRequest> for Asked {
     /// set.
     fn try_from(asked: proto::CreateJobRequest) -> Result<Self> {
         if asked.policy.is_empty() {
-            return Ok(Self::Parts(asked.try_into()?));
+            return Ok(Self::Parts(Box::new(asked.try_into()?)));
         }
         check_key(&asked.idempotency_key)?;
         layout::validate_name("policy", &asked.policy)?;

@@ -256,7 +256,7 @@ pub(crate) async fn resolve(store: &Store, asked: &Asked) -> Result<Resolved> {
     let (name, key) = match asked {
         Asked::Parts(request) => {
             return Ok(Resolved {
-                request: request.clone(),
+                request: CreateJob::clone(request),
                 origin: None,
             });
         }
