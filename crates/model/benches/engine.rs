@@ -8,8 +8,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::sampling::{Options, Sampler};
 use togi_model::{
-    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Segment, Target, Training,
-    World, base,
+    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Phase, Segment, Target,
+    Training, World, base,
 };
 
 fn config() -> Config {
@@ -137,15 +137,16 @@ fn decode(c: &mut Criterion) {
         b.iter(|| {
             let mut caches: Vec<_> = (0..8).map(|_| engine.cache()).collect();
             for step in 0..=16 {
-                let ids = if step == 0 {
-                    prompt.as_slice()
+                let (ids, phase) = if step == 0 {
+                    (prompt.as_slice(), Phase::Prefill)
                 } else {
-                    &prompt[step..=step]
+                    (&prompt[step..=step], Phase::Decode)
                 };
                 let steps = caches.iter_mut().map(|cache| Segment {
                     cache,
                     ids,
                     adapter: Some(&adapter),
+                    phase,
                 });
                 black_box(
                     engine

@@ -31,11 +31,6 @@ use storage::{columns, matrix, write};
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cpu;
 
-/// Keys and values: for each layer and head, rows of the head's dimensions.
-pub(crate) struct CpuCache {
-    layers: Vec<Vec<attention::HeadCache>>,
-}
-
 /// A pass's sequences, and each row's position in dropout's mask.
 pub(crate) struct Layout {
     spans: Vec<Span>,

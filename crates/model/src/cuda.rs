@@ -16,17 +16,21 @@
 //! | `kernels` | the list of kernels (`kernels/*.cu`) and their compilation |
 //! | `library` | products of cuBLASLt and their plans |
 //! | `staging`, `loading` | copying a base to the GPU; the state while it is loaded |
+//! | `graphs` | recorded passes of decoding |
 //! | `recorder` | what benchmarks record (feature `bench`) |
 //! | `context` | [`Cuda`], the state of a GPU's engine |
 //! | `memory` | allocation, copies to and from the GPU |
 //! | `launch` | launches of kernels, and their arguments |
 //! | `products` | matrix products by the library |
 //! | `values` | casts, sums |
+//! | `replay` | recording and replaying passes of decoding |
 //! | `layout` | a pass's rows and tiles |
 //! | `lora` | products with a side as narrow as a rank |
 //! | `fp8`, `frozen` | weights in 8-bit floats; weights in any precision |
 //! | `quantize` | a base's tensors from its files into their precision |
-//! | `attention`, `cache` | attention within a pass; over caches |
+//! | `attention` | attention within a pass |
+//! | `pages`, `adapter` | pages of keys and values; an adapter as decoding reads it |
+//! | `decode_layout` | the sequences of a decoding pass |
 //! | `operations` | [`Ops`](crate::ops::Ops) |
 //! | `training` | [`Learn`](crate::ops::training::Learn) |
 //! | `decoding` | [`Decode`](crate::ops::decoding::Decode) |
@@ -35,16 +39,18 @@
 
 #![allow(unsafe_code)]
 
+mod adapter;
 mod array;
 mod attention;
 #[cfg(feature = "bench")]
 mod bench;
-mod cache;
 mod context;
+mod decode_layout;
 mod decoding;
 mod fp8;
 mod frozen;
 mod gpu;
+mod graphs;
 mod kernels;
 mod launch;
 mod layout;
@@ -53,11 +59,13 @@ mod loading;
 mod lora;
 mod memory;
 mod operations;
+mod pages;
 mod pool;
 mod products;
 mod quantize;
 #[cfg(feature = "bench")]
 mod recorder;
+mod replay;
 mod setup;
 mod shared_memory;
 mod staging;

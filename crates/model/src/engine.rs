@@ -3,6 +3,7 @@
 
 #[cfg(feature = "bench")]
 pub mod bench;
+mod pages;
 mod passes;
 mod resident;
 mod slots;
@@ -22,6 +23,8 @@ use crate::device::not_built;
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
+use crate::ops::decoding::PAGE;
+pub use crate::ops::decoding::Phase;
 use resident::Resident;
 pub use resident::{Adapter, Cache, Segment};
 
@@ -160,8 +163,9 @@ impl Engine {
         check_length(len, config)?;
         batch::check_ids(ids, config)?;
         on!(OnDevice, &self.on_device, resident => {
-            let factors = resident.factors(adapter)?;
-            resident.network.all_logits(ids, factors.as_deref())
+            let adapter = resident.on_device(adapter)?;
+            let factors = adapter.as_deref().map(AsRef::as_ref);
+            resident.network.all_logits(ids, factors)
         })
     }
 
@@ -179,9 +183,33 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.cache())
     }
 
-    /// Reads the next ids of one sequence and returns the logits after the last of them, one for
-    /// each id of the vocabulary. The first call reads the prompt (prefill), later ones a token
-    /// each; any split gives the same result.
+    /// Limits the keys and values of all sequences together to this many tokens, in whole pages of
+    /// 32. A sequence that needs more gets [`Error::OutOfPages`].
+    pub fn limit_cached_tokens(&self, tokens: usize) {
+        let pages = u32::try_from(tokens / PAGE).unwrap_or(u32::MAX);
+        on!(OnDevice, &self.on_device, resident => resident.limit_pages(pages));
+    }
+
+    /// Frees the memory of keys and values if no sequence has any.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn free_unused_pages(&self) -> Result<()> {
+        on!(OnDevice, &self.on_device, resident => resident.free_unused_pages())
+    }
+
+    /// The tokens that all sequences have pages for, and the limit.
+    #[must_use]
+    pub fn cached_tokens(&self) -> (usize, Option<usize>) {
+        let (used, limit) = on!(OnDevice, &self.on_device, resident => resident.used_pages());
+        (
+            used as usize * PAGE,
+            limit.map(|limit| limit as usize * PAGE),
+        )
+    }
+
+    /// Reads the next ids of one sequence as a part of its prompt, and returns the logits after the
+    /// last of them, one for each id of the vocabulary.
     ///
     /// # Errors
     /// No ids, an id outside the vocabulary, more tokens than the model's longest, or an adapter or
@@ -196,6 +224,7 @@ impl Engine {
             cache,
             ids,
             adapter,
+            phase: Phase::Prefill,
         }])?;
         logits
             .pop()
@@ -215,6 +244,9 @@ impl Engine {
         for segment in segments.iter() {
             if segment.ids.is_empty() {
                 return Err(Error::Input("a sequence has no new ids".into()));
+            }
+            if segment.phase == Phase::Decode && segment.ids.len() != 1 {
+                return Err(Error::Input("an answer reads one id in a pass".into()));
             }
             check_length(segment.cache.len + segment.ids.len(), config)?;
             batch::check_ids(segment.ids, config)?;

@@ -45,7 +45,7 @@ pub use batch::{Batch, WindowLoss};
 pub use config::Config;
 pub use device::{Device, DeviceName, Gpu};
 pub use dropout::Dropout;
-pub use engine::{Adapter, Cache, Engine, Segment};
+pub use engine::{Adapter, Cache, Engine, Phase, Segment};
 pub use error::{Error, Result};
 pub use float::Float;
 pub use gpu_limits::GpuMemory;

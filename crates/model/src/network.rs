@@ -24,8 +24,8 @@ pub(crate) struct Network<O: Ops> {
     pub(crate) shared: Shared<O>,
     pub(crate) embedding: O::Array,
     pub(crate) blocks: Vec<Block<O>>,
-    final_norm: Norm<O::Array>,
-    head: O::Array,
+    pub(crate) final_norm: Norm<O::Array>,
+    pub(crate) head: O::Array,
 }
 
 /// The values of a forward that backward needs: none of the layers below the first adapted one.

@@ -9,19 +9,13 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::kernels::run;
-use super::rows;
 use super::storage::{matrix, read};
+use super::{Cpu, rows};
 use crate::error::Result;
+use crate::ops::decoding::{PAGE, PageShape, Sequences};
 use crate::ops::training::Attended;
 use crate::ops::{Heads, Span};
-use head::{Attend, Backward, Slices};
-
-/// One head's keys and values of one sequence: (tokens, dim) each.
-#[derive(Clone, Debug, Default)]
-pub(super) struct HeadCache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
+use head::{Attend, Backward, Queries, Slices};
 
 pub(super) fn forward(
     qkv: &Tensor,
@@ -31,7 +25,7 @@ pub(super) fn forward(
     let parts = split(qkv, heads, spans)?;
     let total = total(spans);
     let (queries, keys, values) = thirds(&parts);
-    let slices: Vec<Slices<'_>> = tasks(heads, spans)
+    let queries: Vec<Queries<'_>> = tasks(heads, spans)
         .map(|(head, span)| {
             let range = (head * total + span.start) * heads.dim
                 ..(head * total + span.start + span.len) * heads.dim;
@@ -39,12 +33,12 @@ pub(super) fn forward(
                 queries: &queries[range.clone()],
                 keys: &keys[range.clone()],
                 values: &values[range],
-                past: 0,
                 dim: heads.dim,
             }
+            .into()
         })
         .collect();
-    let (out, log_sums) = attend_all(&slices, heads, total);
+    let (out, log_sums) = attend_all(&queries, heads, total);
     Ok(Attended {
         out: merge(&out, heads, total)?,
         log_sums: matrix(log_sums, total)?,
@@ -52,41 +46,52 @@ pub(super) fn forward(
     })
 }
 
-pub(super) fn cached(
+/// Attention over pages, to which the sequences' keys and values are appended first.
+pub(super) fn paged(
     qkv: &Tensor,
     heads: &Heads<Tensor>,
-    spans: &[Span],
-    caches: &mut [&mut [HeadCache]],
+    sequences: &Sequences<'_, Cpu>,
+    pages: &mut [Vec<f32>],
+    shape: &PageShape,
+    layer: usize,
 ) -> Result<Tensor> {
+    let spans = &sequences.spans;
     let parts = split(qkv, heads, spans)?;
-    let total = total(spans);
+    let (total, dim) = (total(spans), heads.dim);
     let (queries, keys, values) = thirds(&parts);
     let range = |head: usize, span: &Span| {
-        (head * total + span.start) * heads.dim..(head * total + span.start + span.len) * heads.dim
+        (head * total + span.start) * dim..(head * total + span.start + span.len) * dim
     };
-    for (span, cache) in spans.iter().zip(caches.iter_mut()) {
-        for (head, cache) in cache.iter_mut().enumerate() {
-            cache.keys.extend_from_slice(&keys[range(head, span)]);
-            cache.values.extend_from_slice(&values[range(head, span)]);
+    let tables = sequences.pages.iter().cycle();
+    for ((head, span), numbers) in tasks(heads, spans).zip(tables.clone()) {
+        for (which, rows) in [keys, values].into_iter().enumerate() {
+            let rows = rows[range(head, span)].chunks_exact(dim);
+            for (position, row) in (span.past..).zip(rows) {
+                let page = &mut pages[numbers[position / PAGE] as usize];
+                let first = shape.place(layer, which, head).start + position % PAGE * dim;
+                page[first..first + dim].copy_from_slice(row);
+            }
         }
     }
-    let caches = &*caches;
-    let slices: Vec<Slices<'_>> = (0..heads.count)
-        .flat_map(|head| {
-            spans
-                .iter()
-                .zip(caches)
-                .map(move |(span, cache)| (head, span, &cache[head]))
-        })
-        .map(|(head, span, cache)| Slices {
-            queries: &queries[range(head, span)],
-            keys: &cache.keys,
-            values: &cache.values,
-            past: span.past,
-            dim: heads.dim,
+    let pages = &*pages;
+    let queries: Vec<Queries<'_>> = tasks(heads, spans)
+        .zip(tables)
+        .map(|((head, span), numbers)| {
+            let pieces = |which| {
+                let range = shape.place(layer, which, head);
+                let pages = numbers.iter().map(|&number| &pages[number as usize]);
+                pages.map(|page| &page[range.clone()]).collect()
+            };
+            Queries {
+                queries: &queries[range(head, span)],
+                keys: pieces(0),
+                values: pieces(1),
+                past: span.past,
+                dim,
+            }
         })
         .collect();
-    let (out, _) = attend_all(&slices, heads, total);
+    let (out, _) = attend_all(&queries, heads, total);
     merge(&out, heads, total)
 }
 
@@ -119,7 +124,6 @@ pub(super) fn backward(
                 queries: &queries[range.clone()],
                 keys: &keys[range.clone()],
                 values: &values[range],
-                past: 0,
                 dim,
             };
             // The head's part of each row of the span.
@@ -258,36 +262,30 @@ fn merge(out: &[f32], heads: &Heads<Tensor>, total: usize) -> Result<Tensor> {
 }
 
 /// All tasks' outputs, (heads, rows, dim), and log sums, (heads, rows).
-fn attend_all(slices: &[Slices<'_>], heads: &Heads<Tensor>, total: usize) -> (Vec<f32>, Vec<f32>) {
+fn attend_all(all: &[Queries<'_>], heads: &Heads<Tensor>, total: usize) -> (Vec<f32>, Vec<f32>) {
     let mut out = vec![0.0; heads.count * total * heads.dim];
     let mut log_sums = vec![0.0; heads.count * total];
-    let lens: Vec<usize> = slices.iter().map(|slices| slices.queries.len()).collect();
+    let lens: Vec<usize> = all.iter().map(|queries| queries.queries.len()).collect();
     let rows: Vec<usize> = lens.iter().map(|len| len / heads.dim).collect();
-    let work: Vec<_> = slices
+    let products: usize = all
+        .iter()
+        .zip(&rows)
+        .map(|(queries, rows)| queries.queries.len() * (queries.past + rows))
+        .sum();
+    let work: Vec<_> = all
         .iter()
         .zip(pieces(&mut out, &lens))
         .zip(pieces(&mut log_sums, &rows))
+        .map(|((queries, out), log_sums)| Attend {
+            queries,
+            out,
+            log_sums,
+        })
         .collect();
-    let products: usize = slices
-        .iter()
-        .map(|slices| slices.queries.len() * slices.keys.len() / slices.dim)
-        .sum();
     if products < 1 << 16 {
-        work.into_iter().for_each(|((slices, out), log_sums)| {
-            run(Attend {
-                slices: *slices,
-                out,
-                log_sums,
-            })
-        });
+        work.into_iter().for_each(run);
     } else {
-        work.into_par_iter().for_each(|((slices, out), log_sums)| {
-            run(Attend {
-                slices: *slices,
-                out,
-                log_sums,
-            })
-        });
+        work.into_par_iter().for_each(run);
     }
     (out, log_sums)
 }

@@ -1,28 +1,71 @@
-//! The CPU's operations of decoding.
+//! The CPU's operations of decoding. Rows are independent tasks, so both phases compute alike.
 
 use candle_core::Tensor;
+use parking_lot::Mutex;
 
 use super::frozen::Outliers;
 use super::storage::{columns, write};
-use super::{Cpu, CpuCache, Layout, attention, frozen_linear, kernels, rows};
+use super::{Cpu, attention, frozen_linear, kernels, products, rows};
 use crate::activation::Activation;
 use crate::error::Result;
-use crate::ops::decoding::Decode;
+use crate::network::factors::Factors;
+use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::{Affine, Heads, Norm, Ops};
+use crate::target::Target;
+
+/// Pages of keys and values, each of all layers.
+pub(crate) struct Pages {
+    shape: PageShape,
+    pages: Mutex<Vec<Vec<f32>>>,
+}
+
+/// A pass's sequences, and the pages.
+pub(crate) struct DecodeLayout<'a> {
+    sequences: &'a Sequences<'a, Cpu>,
+    pages: &'a Pages,
+}
 
 impl Decode for Cpu {
-    type Cache = CpuCache;
+    type Pages = Pages;
+    type Adapter = Factors<Tensor>;
+    type DecodeLayout<'a> = DecodeLayout<'a>;
 
-    fn cache(&self, layers: usize, heads: usize) -> CpuCache {
-        CpuCache {
-            layers: (0..layers)
-                .map(|_| vec![attention::HeadCache::default(); heads])
-                .collect(),
+    fn pages(&self, shape: PageShape) -> Pages {
+        Pages {
+            shape,
+            pages: Mutex::default(),
         }
+    }
+
+    fn resize(&self, pages: &Pages, count: usize) -> Result<()> {
+        let len = pages.shape.len();
+        pages.pages.lock().resize_with(count, || vec![0.0; len]);
+        Ok(())
+    }
+
+    fn adapter(&self, factors: Factors<Tensor>, _layers: usize) -> Result<Factors<Tensor>> {
+        Ok(factors)
+    }
+
+    fn lay_out_sequences<'a>(
+        &'a self,
+        pages: &'a Pages,
+        sequences: &'a Sequences<'a, Self>,
+    ) -> Result<DecodeLayout<'a>> {
+        Ok(DecodeLayout { sequences, pages })
+    }
+
+    fn embed(&self, table: &Tensor, layout: &DecodeLayout<'_>) -> Result<Tensor> {
+        self.gather(table, &layout.sequences.ids)
+    }
+
+    fn linear_by_rows(&self, _: Phase, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+        products::linear(x, w, None)
     }
 
     fn frozen_linear_by_rows(
         &self,
+        _: Phase,
         x: &Tensor,
         w: &Affine<Self>,
         plus: Option<&Tensor>,
@@ -32,6 +75,7 @@ impl Decode for Cpu {
 
     fn normed_linear_by_rows(
         &self,
+        _: Phase,
         x: &Tensor,
         norm: &Norm<Tensor>,
         w: &Affine<Self>,
@@ -41,6 +85,26 @@ impl Decode for Cpu {
         Ok((normed, y))
     }
 
+    fn add_lora(
+        &self,
+        layout: &DecodeLayout<'_>,
+        (layer, target): (usize, Target),
+        x: &Tensor,
+        y: &Tensor,
+    ) -> Result<()> {
+        let Sequences {
+            spans, adapters, ..
+        } = layout.sequences;
+        for (span, adapter) in spans.iter().zip(adapters) {
+            let factor = adapter.and_then(|adapter| adapter.get(layer, target));
+            let Some(factor) = factor else { continue };
+            let input = self.rows(x, span.start..span.start + span.len)?;
+            let (_, shrunk) = self.lora_a(&input, &factor.a, None)?;
+            self.add_lora_b(y, span.start, &shrunk, &factor.b, factor.scale)?;
+        }
+        Ok(())
+    }
+
     fn activate(&self, x: &Tensor, kind: Activation) -> Result<()> {
         let columns = columns(x);
         write(x, |x| {
@@ -48,18 +112,15 @@ impl Decode for Cpu {
         })
     }
 
-    fn attention_cached(
+    fn attend_pages(
         &self,
         qkv: &Tensor,
         heads: &Heads<Tensor>,
-        layout: &Layout,
+        layout: &DecodeLayout<'_>,
         layer: usize,
-        caches: &mut [&mut CpuCache],
     ) -> Result<Tensor> {
-        let mut layers: Vec<_> = caches
-            .iter_mut()
-            .map(|cache| cache.layers[layer].as_mut_slice())
-            .collect();
-        attention::cached(qkv, heads, &layout.spans, &mut layers)
+        let (sequences, Pages { shape, pages }) = (layout.sequences, layout.pages);
+        let mut pages = pages.lock();
+        attention::paged(qkv, heads, sequences, &mut pages, shape, layer)
     }
 }

@@ -1,8 +1,6 @@
 //! Attention within a pass: by tiles on the matrix units where the heads fit them, else in plain
 //! loops.
 
-use std::ops::Range;
-
 use super::array::{Array, Buffer, Element};
 use super::context::Cuda;
 use super::gpu;
@@ -68,19 +66,7 @@ impl Cuda {
         let out = self.empty(rows, heads.count * heads.dim)?;
         let log_sums = self.empty_of(Element::F32, heads.count, rows)?;
         if let Some(size) = tiled(&qkv, heads) {
-            let args = [
-                (&out).into(),
-                (&log_sums).into(),
-                (&qkv).into(),
-                layout.query_tiles.address.into(),
-                rows.into(),
-                heads.count.into(),
-                heads.dim.into(),
-            ];
-            let kernel = format!("tile_forward_{}_{size}", qkv.element.name());
-            let grid = (heads.count, layout.query_tiles.len() / 4);
-            let bytes = tile_bytes(QUERIES, STAGES, size);
-            self.launch_in(bytes, &kernel, grid, TILE_THREADS, &args)?;
+            self.attend_by_tiles((&out, &log_sums), &qkv, heads, &layout.query_tiles, size)?;
         } else {
             let whole = KeysAndValues {
                 keys: &part(&qkv, heads, 1),
@@ -88,7 +74,7 @@ impl Cuda {
                 firsts: &layout.firsts,
                 strides: [3 * heads.count * heads.dim, 3 * heads.dim],
             };
-            self.attend_to((&out, &log_sums), &qkv, &whole, heads, layout, 0..rows)?;
+            self.attend_to((&out, &log_sums), &qkv, &whole, heads, layout)?;
         }
         Ok(Attended {
             parts: qkv,
@@ -97,15 +83,38 @@ impl Cuda {
         })
     }
 
-    /// Attention of some rows in plain loops.
-    pub(super) fn attend_to(
+    /// Attention of tiles of queries, by the kernels of a head size.
+    pub(super) fn attend_by_tiles(
+        &self,
+        (out, log_sums): (&Array, &Array),
+        qkv: &Array,
+        heads: &Heads<Array>,
+        tiles: &Buffer<u32>,
+        size: usize,
+    ) -> Result<()> {
+        let args = [
+            out.into(),
+            log_sums.into(),
+            qkv.into(),
+            tiles.address.into(),
+            qkv.rows.into(),
+            heads.count.into(),
+            heads.dim.into(),
+        ];
+        let kernel = format!("tile_forward_{}_{size}", qkv.element.name());
+        let grid = (heads.count, tiles.len() / 4);
+        let bytes = tile_bytes(QUERIES, STAGES, size);
+        self.launch_in(bytes, &kernel, grid, TILE_THREADS, &args)
+    }
+
+    /// Attention of all rows in plain loops.
+    fn attend_to(
         &self,
         (out, log_sums): (&Array, &Array),
         qkv: &Array,
         keys: &KeysAndValues<'_>,
         heads: &Heads<Array>,
         layout: &Layout,
-        rows: Range<usize>,
     ) -> Result<()> {
         let args = [
             out.into(),
@@ -115,8 +124,8 @@ impl Cuda {
             keys.values.into(),
             keys.firsts.address.into(),
             layout.counts.address.into(),
-            rows.start.into(),
-            rows.end.into(),
+            0_usize.into(),
+            layout.rows.into(),
             layout.rows.into(),
             heads.count.into(),
             heads.dim.into(),
@@ -124,7 +133,7 @@ impl Cuda {
             keys.strides[1].into(),
         ];
         let kernel = self.kernel("attend", out.element, None);
-        self.launch(&kernel, (rows.len().div_ceil(4), heads.count), 128, &args)
+        self.launch(&kernel, (layout.rows.div_ceil(4), heads.count), 128, &args)
     }
 
     pub(super) fn attend_back(
@@ -228,7 +237,7 @@ pub(super) fn part(qkv: &Array, heads: &Heads<Array>, which: usize) -> Array {
 }
 
 /// The smallest head size of the tiles' kernels that the heads fit; `None` if they fit none.
-fn tiled(qkv: &Array, heads: &Heads<Array>) -> Option<usize> {
+pub(super) fn tiled(qkv: &Array, heads: &Heads<Array>) -> Option<usize> {
     let widths = [heads.dim, heads.rotary_dims / 2];
     let fits = qkv.element != Element::F32 && widths.iter().all(|width| width.is_multiple_of(8));
     let sizes = if fits { &[64, 128][..] } else { &[] };

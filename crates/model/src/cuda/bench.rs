@@ -25,7 +25,7 @@ impl Cuda {
     ) -> Result<BTreeMap<String, (usize, f64)>> {
         self.recorder.start_launches();
         let done = work();
-        self.check(self.stream.synchronize())?;
+        self.check(self.main_stream.synchronize())?;
         let mut sums: BTreeMap<String, (usize, f64)> = BTreeMap::new();
         for launch in self.recorder.take_launches() {
             let took = self.check(launch.began.elapsed_ms(&launch.ended))?;
@@ -53,7 +53,7 @@ impl Cuda {
         self.zero(&mut result)?;
         let event = || {
             let reason = "gives no event";
-            event(&self.stream).ok_or_else(|| Error::device("cuda", reason))
+            event(&self.main_stream).ok_or_else(|| Error::device("cuda", reason))
         };
         // The first round warms up.
         let mut began = event()?;
@@ -66,7 +66,7 @@ impl Cuda {
             }
         }
         let ended = event()?;
-        self.check(self.stream.synchronize())?;
+        self.check(self.main_stream.synchronize())?;
         let took = f64::from(self.check(began.elapsed_ms(&ended))?);
         Ok((products.len(), took / rounds.max(1) as f64))
     }
@@ -80,7 +80,7 @@ impl Cuda {
     pub(crate) fn copy_plainly(&self, bytes: usize) -> Result<f64> {
         let pinned = self.check(Pinned::new(&self.context, COPY_PARTS * COPY_PART))?;
         let to = self.alloc::<u8>(bytes.max(COPY_PART))?;
-        self.check(self.stream.synchronize())?;
+        self.check(self.main_stream.synchronize())?;
         let began = Instant::now();
         for (number, start) in (0..bytes).step_by(COPY_PART).enumerate() {
             let place = number % COPY_PARTS * COPY_PART;
@@ -88,11 +88,15 @@ impl Cuda {
             // is waited for below.
             let copied = unsafe {
                 let part = pinned.bytes(place, COPY_PART.min(bytes - start));
-                result::memcpy_htod_async(to.address + start as u64, part, self.stream.cu_stream())
+                result::memcpy_htod_async(
+                    to.address + start as u64,
+                    part,
+                    self.main_stream.cu_stream(),
+                )
             };
             self.check(copied)?;
         }
-        self.check(self.stream.synchronize())?;
+        self.check(self.main_stream.synchronize())?;
         Ok(began.elapsed().as_secs_f64())
     }
 }

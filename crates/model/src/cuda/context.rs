@@ -8,16 +8,22 @@ use parking_lot::Mutex;
 
 use super::array::Element;
 use super::gpu;
+use super::graphs::Steps;
 use super::library::Library;
 use super::loading::Loading;
 #[cfg(feature = "bench")]
 use super::recorder::Recorder;
 use crate::error::Result;
 
-/// A GPU with its one stream.
+/// A GPU with the stream of all its work.
 pub(crate) struct Cuda {
     pub(super) context: Arc<CudaContext>,
-    pub(super) stream: Arc<CudaStream>,
+    pub(super) main_stream: Arc<CudaStream>,
+    /// The stream in which passes are recorded.
+    pub(super) recording_stream: Arc<CudaStream>,
+    /// Held by the pass that uses `steps`.
+    pub(super) pass: Mutex<()>,
+    pub(super) steps: Mutex<Steps>,
     /// The kernels by name.
     pub(super) functions: HashMap<String, CudaFunction>,
     pub(super) library: Library,

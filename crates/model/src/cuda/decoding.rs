@@ -1,22 +1,161 @@
 //! The GPU's operations of decoding.
 
-use super::array::Array;
-use super::cache::Cache;
+use super::adapter::Adapter;
+use super::array::{Array, Buffer, Element};
+use super::attention::{self, tiled};
 use super::context::Cuda;
+use super::decode_layout::{PASS_ROWS, Rows, Tables};
+use super::frozen::Frozen;
 use super::launch::activation_id;
-use super::layout::Layout;
+use super::pages::Pages;
 use crate::activation::Activation;
 use crate::error::Result;
-use crate::ops::Heads;
-use crate::ops::decoding::Decode;
+use crate::network::factors::Factors;
+use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
+use crate::ops::{Affine, Heads, Norm, Ops, Span};
+use crate::quant::rows::Rounding;
+use crate::target::Target;
 
-/// No row depends on another, because 8-bit integers are dequantized before a product, and 8-bit
-/// floats have a scale for each row.
+/// The largest rank, as in `adapters.cu`.
+const LARGEST_RANK: usize = 256;
+
+/// A pass's sequences on the GPU.
+pub(crate) struct DecodeLayout<'a> {
+    sequences: &'a Sequences<'a, Cuda>,
+    tables: Tables<'a>,
+    /// Tiles of the prompts whose tokens are all in the pass.
+    tiles: Buffer<u32>,
+}
+
 impl Decode for Cuda {
-    type Cache = Cache;
+    type Pages = Pages;
+    type Adapter = Adapter;
+    type DecodeLayout<'a> = DecodeLayout<'a>;
 
-    fn cache(&self, layers: usize, _heads: usize) -> Cache {
-        Cache::new(layers)
+    fn pages(&self, shape: PageShape) -> Pages {
+        Pages::new(shape, self.element.bytes())
+    }
+
+    fn resize(&self, pages: &Pages, count: usize) -> Result<()> {
+        pages.resize(self, count)
+    }
+
+    fn adapter(&self, factors: Factors<Array>, layers: usize) -> Result<Adapter> {
+        Adapter::new(self, factors, layers)
+    }
+
+    fn padded_rows(&self, rows: usize) -> usize {
+        rows.next_multiple_of(PASS_ROWS)
+    }
+
+    fn lay_out_sequences<'a>(
+        &'a self,
+        pages: &'a Pages,
+        sequences: &'a Sequences<'a, Self>,
+    ) -> Result<DecodeLayout<'a>> {
+        let spans = &sequences.spans;
+        let rows = spans.iter().zip(&sequences.pages).zip(&sequences.adapters);
+        let rows: Vec<Rows<'_>> = rows
+            .map(|((&span, &pages), &adapter)| Rows {
+                ids: &sequences.ids[span.start..span.start + span.len],
+                span,
+                pages,
+                adapter,
+            })
+            .collect();
+        let whole: Vec<Span> = spans.iter().copied().filter(is_whole).collect();
+        Ok(DecodeLayout {
+            sequences,
+            tables: self.tables(sequences.phase, pages, &rows)?,
+            tiles: self.query_tiles(&whole)?,
+        })
+    }
+
+    fn run(&self, layout: &DecodeLayout<'_>, compute: impl Fn() -> Result<Array>) -> Result<Array> {
+        match layout.tables.key() {
+            Some(key) if layout.sequences.phase == Phase::Decode => self.replayed(key, compute),
+            _ => compute(),
+        }
+    }
+
+    fn read_rows(&self, x: &Array, rows: usize) -> Result<Vec<f32>> {
+        self.read_pinned(&self.rows(x, 0..rows)?)
+    }
+
+    fn embed(&self, table: &Array, layout: &DecodeLayout<'_>) -> Result<Array> {
+        let out = self.empty(layout.tables.padded, table.columns)?;
+        let args = [
+            (&out).into(),
+            table.into(),
+            layout.tables.ids.into(),
+            out.rows.into(),
+            out.columns.into(),
+        ];
+        self.by_rows("gather", &[&out, table], out.rows, &args)?;
+        Ok(out)
+    }
+
+    fn linear_by_rows(&self, phase: Phase, x: &Array, w: &Array) -> Result<Array> {
+        let out = self.empty(x.rows, w.rows)?;
+        self.planned_linear_into(&out, (x, w), None, None, 1.0, Some(planned_rows(phase)))?;
+        Ok(out)
+    }
+
+    fn frozen_linear_by_rows(
+        &self,
+        phase: Phase,
+        x: &Array,
+        w: &Affine<Self>,
+        plus: Option<&Array>,
+    ) -> Result<Array> {
+        if let Frozen::Fp8(_) = w.weight {
+            return self.frozen_linear(x, w, plus);
+        }
+        let bias = w.bias.as_ref();
+        let w = self.dequantized(&w.weight, Rounding::None)?;
+        let out = self.empty(x.rows, w.rows)?;
+        let planned = Some(planned_rows(phase));
+        self.planned_linear_into(&out, (x, &w), bias, plus, 1.0, planned)?;
+        Ok(out)
+    }
+
+    fn normed_linear_by_rows(
+        &self,
+        phase: Phase,
+        x: &Array,
+        norm: &Norm<Array>,
+        w: &Affine<Self>,
+    ) -> Result<(Array, Array)> {
+        if let Frozen::Fp8(_) = w.weight {
+            return self.normed_linear(x, norm, w, None);
+        }
+        let normed = self.layer_norm(x, norm)?;
+        let y = self.frozen_linear_by_rows(phase, &normed, w, None)?;
+        Ok((normed, y))
+    }
+
+    fn add_lora(
+        &self,
+        layout: &DecodeLayout<'_>,
+        (layer, target): (usize, Target),
+        x: &Array,
+        y: &Array,
+    ) -> Result<()> {
+        if !layout.tables.targets[target.index()] {
+            return Ok(());
+        }
+        let sequences = layout.sequences;
+        if let (Phase::Decode, Some(rank)) = (sequences.phase, layout.tables.rank) {
+            return self.add_lora_by_rows(layout, rank, (layer, target), (x, y));
+        }
+        for (span, adapter) in sequences.spans.iter().zip(&sequences.adapters) {
+            let factor = adapter.and_then(|adapter| adapter.as_ref().get(layer, target));
+            let Some(factor) = factor else { continue };
+            let input = self.rows(x, span.start..span.start + span.len)?;
+            let (_, shrunk) = self.lora_a(&input, &factor.a, None)?;
+            Ops::add_lora_b(self, y, span.start, &shrunk, &factor.b, factor.scale)?;
+        }
+        Ok(())
     }
 
     fn activate(&self, x: &Array, kind: Activation) -> Result<()> {
@@ -29,14 +168,163 @@ impl Decode for Cuda {
         self.by_values("activate", &[x], x.len(), &args)
     }
 
-    fn attention_cached(
+    fn attend_pages(
         &self,
         qkv: &Array,
         heads: &Heads<Array>,
-        layout: &Layout,
+        layout: &DecodeLayout<'_>,
         layer: usize,
-        caches: &mut [&mut Cache],
     ) -> Result<Array> {
-        self.attend_over(qkv, heads, layout, layer, caches)
+        attention::check(heads)?;
+        self.append_to_pages(qkv, heads, layout, layer)?;
+        let out = self.empty(layout.tables.padded, heads.count * heads.dim)?;
+        if layout.sequences.phase == Phase::Decode {
+            self.attend_rows((&out, qkv), heads, layout, layer, (0, layout.tables.rows))?;
+            return Ok(out);
+        }
+        let by_tiles = tiled(qkv, heads);
+        if let Some(size) = by_tiles {
+            let log_sums = self.empty_of(Element::F32, heads.count, qkv.rows)?;
+            self.attend_by_tiles((&out, &log_sums), qkv, heads, &layout.tiles, size)?;
+        }
+        for span in &layout.sequences.spans {
+            if by_tiles.is_none() || !is_whole(span) {
+                let rows = (span.start, span.len);
+                self.attend_rows((&out, qkv), heads, layout, layer, rows)?;
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl Cuda {
+    /// Adds each row's LoRA, whose ranks are at most `rank`.
+    fn add_lora_by_rows(
+        &self,
+        layout: &DecodeLayout<'_>,
+        rank: usize,
+        (layer, target): (usize, Target),
+        (x, y): (&Array, &Array),
+    ) -> Result<()> {
+        let index = layer * Target::ALL.len() + target.index();
+        let shrunk = self.empty_of(Element::F32, layout.tables.rows, LARGEST_RANK)?;
+        let args = [
+            (&shrunk).into(),
+            x.into(),
+            layout.tables.adapters.into(),
+            index.into(),
+            x.columns.into(),
+        ];
+        let kernel = self.kernel("rows_lora_a", x.element, None);
+        self.launch(&kernel, (layout.tables.rows, rank.div_ceil(8)), 256, &args)?;
+        let args = [
+            y.into(),
+            (&shrunk).into(),
+            layout.tables.adapters.into(),
+            index.into(),
+            y.columns.into(),
+        ];
+        let kernel = self.kernel("rows_lora_b", y.element, None);
+        self.launch(
+            &kernel,
+            (y.columns.div_ceil(256), layout.tables.rows),
+            256,
+            &args,
+        )
+    }
+
+    /// Rotates queries and keys in place, and appends keys and values to their pages.
+    fn append_to_pages(
+        &self,
+        qkv: &Array,
+        heads: &Heads<Array>,
+        layout: &DecodeLayout<'_>,
+        layer: usize,
+    ) -> Result<()> {
+        let args = [
+            qkv.into(),
+            (&heads.cos).into(),
+            (&heads.sin).into(),
+            layout.tables.pages.into(),
+            layout.tables.numbers.into(),
+            layout.tables.positions.into(),
+            layout.tables.width.into(),
+            layout.tables.rows.into(),
+            heads.count.into(),
+            heads.dim.into(),
+            (heads.rotary_dims / 2).into(),
+            layer.into(),
+        ];
+        let kernel = self.kernel("append_pages", qkv.element, None);
+        self.launch_rows(&kernel, layout.tables.rows * heads.count, &args)
+    }
+
+    /// Attention of some rows over their pages.
+    fn attend_rows(
+        &self,
+        (out, qkv): (&Array, &Array),
+        heads: &Heads<Array>,
+        layout: &DecodeLayout<'_>,
+        layer: usize,
+        (first, rows): (usize, usize),
+    ) -> Result<()> {
+        let splits = layout.tables.splits;
+        let parts = self.empty_of(
+            Element::F32,
+            layout.tables.rows * heads.count * splits,
+            heads.dim + 2,
+        )?;
+        let args = [
+            out.into(),
+            (&parts).into(),
+            qkv.into(),
+            layout.tables.pages.into(),
+            layout.tables.numbers.into(),
+            layout.tables.positions.into(),
+            first.into(),
+            layout.tables.width.into(),
+            heads.count.into(),
+            heads.dim.into(),
+            layer.into(),
+            splits.into(),
+        ];
+        let kernel = format!("attend_pages_{}_{}", qkv.element.name(), lanes(heads.dim));
+        self.launch(&kernel, (heads.count * splits, rows), 128, &args)?;
+        if splits == 1 {
+            return Ok(());
+        }
+        let args = [
+            out.into(),
+            (&parts).into(),
+            layout.tables.positions.into(),
+            first.into(),
+            heads.count.into(),
+            heads.dim.into(),
+            splits.into(),
+        ];
+        let kernel = self.kernel("combine_splits", out.element, None);
+        self.launch(&kernel, (heads.count, rows), 128, &args)
+    }
+}
+
+/// The rows that a product's algorithm is chosen for: those of a usual pass.
+fn planned_rows(phase: Phase) -> usize {
+    match phase {
+        Phase::Decode => PASS_ROWS,
+        Phase::Prefill => 512,
+    }
+}
+
+/// Whether all of a sequence's tokens are in the pass.
+fn is_whole(span: &Span) -> bool {
+    span.past == 0
+}
+
+/// Lanes that share a key, with eight dimensions each; 1 stands for a kernel of any dimensions.
+fn lanes(dim: usize) -> usize {
+    if dim.is_multiple_of(8) {
+        (dim / 8).next_power_of_two().max(8)
+    } else {
+        1
     }
 }

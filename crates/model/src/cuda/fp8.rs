@@ -358,6 +358,7 @@ fn codes_product<'a>(
         b: x,
         transposed: [true, false],
         sizes: [codes.rows, x.rows, codes.columns],
+        planned: None,
         result: out.address(),
         result_element: out.element,
         scale: 1.0,

@@ -59,7 +59,7 @@ macro_rules! lora {
     };
 }
 
-const FILES: [File; 11] = [
+const FILES: [File; 13] = [
     file!("rows.cu" after "norm.cuh", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
         "cross_entropy_{t}_{v}"),
     file!(
@@ -67,7 +67,9 @@ const FILES: [File; 11] = [
         "add_{t}_{v}" "activate_{t}_{v}" "activate_backward_{t}_{v}" "dropout_{t}_{v}" "from_f32_{t}" "to_f32_{t}"
     ),
     file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
-    file!("heads.cu", "rotate_{t}_{v}" "attend_{t}" "attend_backward_{t}" "append_{t}"),
+    file!("heads.cu", "rotate_{t}_{v}" "attend_{t}" "attend_backward_{t}"),
+    file!("pages.cu", "append_pages_{t}" "attend_pages_{t}_{l}" "combine_splits_{t}"),
+    file!("adapters.cu", "rows_lora_a_{t}" "rows_lora_b_{t}"),
     file!(
         "tiles.cu" after "matrix.cuh" "tiles.cuh",
         "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
@@ -88,14 +90,16 @@ const FP8_FILE: File = file!(
 );
 
 /// The placeholders in kernels' names: types, 16-bit types, values at once, head sizes of tiles,
-/// packs of values of a thread, columns of a lane in gradients of LoRA.
-const CHOICES: [(&str, &[&str]); 6] = [
+/// packs of values of a thread, columns of a lane in gradients of LoRA, lanes that share a key (1
+/// for heads of any dimension).
+const CHOICES: [(&str, &[&str]); 7] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
     ("{v}", &["1", "8"]),
     ("{d}", &["64", "128"]),
     ("{p}", &["1", "2", "4", "8"]),
     ("{c}", &["4", "8"]),
+    ("{l}", &["1", "8", "16", "32"]),
 ];
 
 /// Compiles all kernels for a GPU.

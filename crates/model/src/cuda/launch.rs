@@ -102,7 +102,7 @@ impl Cuda {
             .collect();
         self.check(self.context.bind_to_thread())?;
         #[cfg(feature = "bench")]
-        let _recording = self.recorder.launch(&self.stream, kernel);
+        let _recording = self.recorder.launch(self.stream(), kernel);
         // SAFETY: every caller passes the arguments that its kernel declares, in order; buffers are
         // freed in the same stream, and therefore after the kernel; no kernel accesses memory
         // outside the shapes that it is given.
@@ -112,7 +112,7 @@ impl Cuda {
                 (width as u32, height as u32, 1),
                 (threads as u32, 1, 1),
                 shared_bytes as u32,
-                self.stream.cu_stream(),
+                self.stream().cu_stream(),
                 &mut pointers,
             )
         };

@@ -10,7 +10,6 @@ use crate::ops::Span;
 /// A pass's sequences, and for each row its position, its first key, the number of its keys, the
 /// end of its sequence, and its row of the dropout mask.
 pub(crate) struct Layout {
-    pub(super) spans: Vec<Span>,
     pub(super) rows: usize,
     pub(super) positions: Buffer<u32>,
     pub(super) firsts: Buffer<u32>,
@@ -32,8 +31,7 @@ impl Cuda {
                 let position = (span.past + row) as u32;
                 positions.push(position);
                 counts.push(position + 1);
-                // Over a cache, keys are counted from the cache's start.
-                firsts.push(if span.past == 0 { span.start as u32 } else { 0 });
+                firsts.push(span.start as u32);
                 ends.push((span.start + span.len) as u32);
             }
         }
@@ -48,10 +46,14 @@ impl Cuda {
             counts: self.bring(&counts)?,
             ends: self.bring(&ends)?,
             mask_rows: self.bring(&packed)?,
-            query_tiles: self.bring(&tiles(spans, QUERIES, |[_, end, start, _]| end - start))?,
+            query_tiles: self.query_tiles(spans)?,
             key_tiles: self.bring(&tiles(spans, KEYS, |[first, _, _, end]| end - first))?,
-            spans: spans.to_vec(),
         })
+    }
+
+    /// The tiles of queries of sequences, of which four numbers each: see [`Layout`].
+    pub(super) fn query_tiles(&self, spans: &[Span]) -> Result<Buffer<u32>> {
+        self.bring(&tiles(spans, QUERIES, |[_, end, start, _]| end - start))
     }
 }
 

@@ -23,6 +23,8 @@ use crate::gpu_limits::GPU_WORKSPACE;
 struct Shape {
     /// Rows and columns of the result, and the depth, by columns: m, n, k.
     sizes: [usize; 3],
+    /// The n that the algorithm is chosen for.
+    planned: usize,
     /// Whether the library's A and B are transposed.
     transposed: [bool; 2],
     element: Element,
@@ -65,6 +67,9 @@ pub(super) struct Product<'a> {
     pub(super) b: &'a Array,
     pub(super) transposed: [bool; 2],
     pub(super) sizes: [usize; 3],
+    /// The n that the algorithm is chosen for; without it, this product's own. Products of the same
+    /// matrix that are planned for one n sum each column alike, whatever their n.
+    pub(super) planned: Option<usize>,
     pub(super) result: u64,
     pub(super) result_element: Element,
     pub(super) scale: f32,
@@ -173,6 +178,7 @@ impl Product<'_> {
         let zeros = addresses.map(u64::trailing_zeros).into_iter().min();
         Shape {
             sizes: self.sizes,
+            planned: self.planned.unwrap_or(self.sizes[1]),
             transposed: self.transposed,
             element: self.a.element,
             result: self.result_element,
@@ -244,7 +250,20 @@ impl Plan {
             set(product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1_i8)?;
             set_scales(product, scales)?;
         }
-        let algorithm = algorithm(handle, product, [a, b, result], shape)?;
+        let algorithm = if shape.planned == n {
+            algorithm(handle, product, [a, b, result], shape)?
+        } else {
+            let planned = Self::new(
+                handle,
+                &Shape {
+                    sizes: [m, shape.planned, k],
+                    ..*shape
+                },
+                scales,
+            )?;
+            planned.destroy();
+            planned.algorithm
+        };
         Ok(Self {
             product,
             a,

@@ -121,6 +121,7 @@ impl Cuda {
                 b: a,
                 transposed: [false, true],
                 sizes: [b.columns, a.columns, a.rows],
+                planned: None,
                 result: out,
                 result_element: Element::F32,
                 scale,

@@ -13,8 +13,8 @@ impl Cuda {
     pub(super) fn alloc<T: DeviceRepr>(&self, len: usize) -> Result<Buffer<T>> {
         // SAFETY: a kernel, a product or a copy writes all of the buffer in the one stream before
         // anything reads it.
-        let slice = unsafe { self.stream.alloc::<T>(len.max(1)) };
-        Ok(Buffer::of(self.check(slice)?, &self.stream))
+        let slice = unsafe { self.stream().alloc::<T>(len.max(1)) };
+        Ok(Buffer::of(self.check(slice)?, self.stream()))
     }
 
     /// Copies values to the GPU.
@@ -22,20 +22,20 @@ impl Cuda {
         if values.is_empty() {
             return self.alloc(0);
         }
-        let slice = self.check(self.stream.clone_htod(values))?;
-        Ok(Buffer::of(slice, &self.stream))
+        let slice = self.check(self.stream().clone_htod(values))?;
+        Ok(Buffer::of(slice, self.stream()))
     }
 
     /// Copies values from the GPU, and waits for them.
     pub(super) fn fetch<T: DeviceRepr>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
-        self.check(self.stream.clone_dtoh(&buffer.slice))
+        self.check(self.stream().clone_dtoh(&buffer.slice))
     }
 
     pub(super) fn zero<T: DeviceRepr + ValidAsZeroBits>(
         &self,
         buffer: &mut Buffer<T>,
     ) -> Result<()> {
-        self.check(self.stream.memset_zeros(&mut buffer.slice))
+        self.check(self.stream().memset_zeros(&mut buffer.slice))
     }
 
     /// A matrix of the engine's type with arbitrary contents.

@@ -18,24 +18,39 @@ impl Cuda {
         }
         self.check(self.context.bind_to_thread())?;
         #[cfg(feature = "bench")]
-        let _recording = self.recorder.product(&self.stream, product);
-        self.library.multiply(product, &self.stream)
+        let _recording = self.recorder.product(self.stream(), product);
+        self.library.multiply(product, self.stream())
     }
 
     /// `out = scale × x wᵀ (+ bias) (+ plus)`
     pub(super) fn linear_into(
         &self,
         out: &Array,
+        factors: (&Array, &Array),
+        bias: Option<&Array>,
+        plus: Option<&Array>,
+        scale: f32,
+    ) -> Result<()> {
+        self.planned_linear_into(out, factors, bias, plus, scale, None)
+    }
+
+    /// [`Cuda::linear_into`] by the algorithm for this many rows of `x`, by which no row's result
+    /// depends on the number of rows.
+    pub(super) fn planned_linear_into(
+        &self,
+        out: &Array,
         (x, w): (&Array, &Array),
         bias: Option<&Array>,
         plus: Option<&Array>,
         scale: f32,
+        planned: Option<usize>,
     ) -> Result<()> {
         self.multiply(&Product {
             a: w,
             b: x,
             transposed: [true, false],
             sizes: [w.rows, x.rows, x.columns],
+            planned,
             result: out.address(),
             result_element: out.element,
             scale,
@@ -58,6 +73,7 @@ impl Cuda {
             b: a,
             transposed: [false, false],
             sizes: [b.columns, a.rows, a.columns],
+            planned: None,
             result: out.address(),
             result_element: out.element,
             scale,

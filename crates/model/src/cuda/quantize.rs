@@ -73,14 +73,14 @@ impl Cuda {
             let next = self.begin(&loading.staging, name, bytes)?;
             loading.push(next);
         }
-        let finished = loading.staging.finish(&self.stream, &this.transfer);
+        let finished = loading.staging.finish(self.stream(), &this.transfer);
         finished.map_err(|failure| self.not_copied(name, failure))?;
         Ok(this.buffer)
     }
 
     fn begin(&self, staging: &Staging, name: String, bytes: Bytes) -> Result<Pending> {
         let buffer = self.alloc(bytes.len())?;
-        let begun = staging.begin(&self.stream, bytes, buffer.address);
+        let begun = staging.begin(self.stream(), bytes, buffer.address);
         let transfer = begun.map_err(|failure| self.not_copied(&name, failure))?;
         Ok(Pending {
             name,

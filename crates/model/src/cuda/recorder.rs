@@ -56,6 +56,11 @@ impl Recorder {
         *self.launches.lock() = Some(Vec::new());
     }
 
+    /// Whether launches or products are recorded now.
+    pub(super) fn is_recording(&self) -> bool {
+        self.launches.lock().is_some() || self.products.lock().is_some()
+    }
+
     pub(super) fn take_launches(&self) -> Vec<Launch> {
         self.launches.lock().take().unwrap_or_default()
     }
@@ -142,6 +147,7 @@ impl SavedProduct {
             b: &self.b,
             transposed: self.transposed,
             sizes: self.sizes,
+            planned: None,
             result,
             result_element: self.result_element,
             scale: self.scale,

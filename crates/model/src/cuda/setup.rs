@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 
 use super::array::{Buffer, Element};
 use super::context::Cuda;
+use super::graphs::RECORDING;
 use super::library::Library;
 #[cfg(feature = "bench")]
 use super::recorder::Recorder;
@@ -17,6 +18,7 @@ use crate::gpu_limits::GPU_WORKSPACE;
 impl Cuda {
     /// A GPU for a base, with activations of a type.
     pub(crate) fn new(ordinal: usize, float: Float, base: &Base) -> Result<Self> {
+        let _waiting = RECORDING.read();
         let element = Element::of(float);
         let context = gpu::open(ordinal)?;
         pool::trim(&context).map_err(|error| gpu::failed(ordinal, &error))?;
@@ -36,8 +38,11 @@ impl Cuda {
         let cuda = Self {
             functions: functions?,
             library: Library::new(Buffer::of(workspace, &stream))?,
+            recording_stream: gpu::stream(&context)?,
             context,
-            stream,
+            main_stream: stream,
+            pass: Mutex::default(),
+            steps: Mutex::default(),
             element,
             loading: Mutex::new(None),
             #[cfg(feature = "bench")]

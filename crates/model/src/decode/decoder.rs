@@ -2,8 +2,12 @@
 //! in one pass. The caller decides which sequences take part in a round and what becomes of their
 //! tokens; it ends a sequence by dropping it.
 
+use std::slice;
+
+use rayon::prelude::*;
+
 use crate::config::Config;
-use crate::engine::{Adapter, Cache, Engine, Segment};
+use crate::engine::{Adapter, Cache, Engine, Phase, Segment};
 use crate::error::Result;
 use crate::sampling::{Options, Sampler};
 
@@ -73,15 +77,15 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Runs one pass over all shares, which reads the weights once. Returns the next token of each;
-    /// none while a part of its prompt is unread.
+    /// Runs a pass over the answers and a pass over the prompts among the shares. Returns the next
+    /// token of each; none while a part of its prompt is unread.
     ///
     /// # Errors
-    /// Those of [`Engine::decode`] and [`Sampler::next`], for each share. If the pass fails, each
+    /// Those of [`Engine::decode`] and [`Sampler::next`], for each share. If a pass fails, each
     /// share runs alone, so that an error ends only its own sequence.
     pub fn run(&self, shares: &mut [Share<'_>]) -> Vec<Result<Option<Choice>>> {
         let logits = self.logits(shares.iter_mut().map(Share::segment).collect());
-        let shares = shares.iter_mut().zip(logits);
+        let shares = shares.par_iter_mut().zip(logits);
         shares
             .map(|(share, logits)| share.sequence.choose(&mut logits?, self.eos))
             .collect()
@@ -91,11 +95,19 @@ impl<'a> Decoder<'a> {
         if let Ok(logits) = self.engine.decode_batch(&mut segments) {
             return logits.into_iter().map(Ok).collect();
         }
-        let alone = |segment: Segment<'_>| {
-            self.engine
-                .decode(segment.cache, segment.ids, segment.adapter)
+        let alone = |segment: &mut Segment<'_>| {
+            let logits = self.engine.decode_batch(slice::from_mut(segment))?;
+            Ok(logits.into_iter().next().unwrap_or_default())
         };
-        segments.into_iter().map(alone).collect()
+        segments.iter_mut().map(alone).collect()
+    }
+}
+
+impl Drop for Decoder<'_> {
+    /// Gives the memory of ended sequences back: a training may go on with it.
+    fn drop(&mut self) {
+        // An error of the device shows in the next pass.
+        let _ = self.engine.free_unused_pages();
     }
 }
 
@@ -130,6 +142,11 @@ impl Sequence {
 
 impl Share<'_> {
     fn segment(&mut self) -> Segment<'_> {
+        let phase = if self.sequence.unread() > 0 {
+            Phase::Prefill
+        } else {
+            Phase::Decode
+        };
         let Sequence {
             cache,
             adapter,
@@ -141,6 +158,7 @@ impl Share<'_> {
             ids: &unread[..unread.len().min(self.tokens)],
             cache,
             adapter: adapter.as_ref(),
+            phase,
         }
     }
 }

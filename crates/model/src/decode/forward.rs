@@ -1,86 +1,119 @@
-//! The forward of decoding: as in training, but attention is over caches, each sequence has its own
+//! The forward of decoding: as in training, but attention is over pages, each sequence has its own
 //! adapter, and nothing is saved for a backward.
 
-use crate::decode::groups::{Group, Groups};
 use crate::error::Result;
 use crate::network::Network;
 use crate::network::block::Block;
-use crate::network::factors::Factors;
 use crate::network::linear::Linear;
 use crate::network::pass::Shared;
-use crate::ops::decoding::Decode;
+use crate::ops::decoding::{Decode, Phase, Sequences};
 use crate::ops::{Norm, Span};
 
-/// One sequence's part of a decoding pass.
-pub(crate) struct Part<'a, O: Decode> {
+/// One sequence's rows of a pass.
+pub(crate) struct Rows<'a, O: Decode> {
+    pub(crate) phase: Phase,
     pub(crate) ids: &'a [u32],
-    /// Tokens in the cache.
+    /// Tokens in the pages.
     pub(crate) past: usize,
-    pub(crate) cache: &'a mut O::Cache,
+    pub(crate) pages: &'a [u32],
     /// None for the base alone.
-    pub(crate) factors: Option<&'a Factors<O::Array>>,
+    pub(crate) adapter: Option<&'a O::Adapter>,
 }
 
-/// The rows of a pass, and what they run with.
-struct DecodingPass<'a, O: Decode> {
-    ids: &'a [u32],
-    /// The positions of the rows.
-    layout: &'a O::Layout,
-    groups: Groups<'a, O>,
-    /// A cache for each sequence.
-    caches: Vec<&'a mut O::Cache>,
+/// A pass of one phase.
+struct DecodingPass<'a, 'l, O: Decode> {
+    phase: Phase,
+    layout: &'a O::DecodeLayout<'l>,
 }
 
 impl<O: Decode> Network<O> {
-    /// The logits after the last id of each part. Appends the keys and values of all ids to the
-    /// caches.
-    pub(crate) fn decode<'a>(
-        &self,
-        parts: impl Iterator<Item = Part<'a, O>>,
-    ) -> Result<Vec<Vec<f32>>>
-    where
-        O: 'a,
-    {
-        let (mut ids, mut spans, mut groups, mut caches) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for part in parts {
-            let span = Span {
-                start: ids.len(),
-                len: part.ids.len(),
-                past: part.past,
-            };
-            ids.extend_from_slice(part.ids);
-            groups.extend(part.factors.map(|factors| Group {
-                rows: span.start..ids.len(),
-                factors,
-            }));
-            spans.push(span);
-            caches.push(part.cache);
+    /// The logits after the last id of each sequence. Appends the keys and values of all ids to the
+    /// pages. Prompts and answers take a pass each.
+    pub(crate) fn decode(&self, pages: &O::Pages, all: &[Rows<'_, O>]) -> Result<Vec<Vec<f32>>> {
+        let mut logits = vec![Vec::new(); all.len()];
+        for phase in [Phase::Decode, Phase::Prefill] {
+            let of_phase = |&number: &usize| all[number].phase == phase;
+            let numbers: Vec<usize> = (0..all.len()).filter(of_phase).collect();
+            if numbers.is_empty() {
+                continue;
+            }
+            let rows = numbers.iter().map(|&number| &all[number]);
+            let sequences = Sequences::new(phase, rows);
+            let found = self.decode_pass(pages, &sequences)?;
+            for (number, row) in numbers.iter().zip(found.chunks(self.config().vocab_size)) {
+                logits[*number] = row.to_vec();
+            }
         }
-        let layout = self.ops().layout(&spans, &[])?;
-        let mut pass = DecodingPass {
-            ids: &ids,
-            layout: &layout,
-            groups: Groups::new(groups, ids.len()),
-            caches,
-        };
-        let hidden = self.decode_hidden(&mut pass)?;
-        let last: Vec<u32> = spans
-            .iter()
-            .map(|span| u32::try_from(span.start + span.len - 1).unwrap_or(0))
-            .collect();
-        let logits = self.logits(&hidden, &last)?;
-        let rows = logits.chunks(self.config().vocab_size);
-        Ok(rows.map(<[f32]>::to_vec).collect())
+        Ok(logits)
     }
 
-    /// The residual stream after the last layer, before the final norm: (rows, hidden).
-    fn decode_hidden(&self, pass: &mut DecodingPass<'_, O>) -> Result<O::Array> {
-        let mut x = self.ops().gather(&self.embedding, pass.ids)?;
+    /// The logits after the last id of each sequence: (sequences, vocabulary).
+    fn decode_pass(&self, pages: &O::Pages, sequences: &Sequences<'_, O>) -> Result<Vec<f32>> {
+        let ops = self.ops();
+        let layout = ops.lay_out_sequences(pages, sequences)?;
+        let pass = DecodingPass {
+            phase: sequences.phase,
+            layout: &layout,
+        };
+        let last = match sequences.phase {
+            Phase::Decode => None,
+            Phase::Prefill => Some(sequences.last_rows(ops)),
+        };
+        let logits = ops.run(&layout, || self.next_logits(&pass, last.as_deref()))?;
+        ops.read_rows(&logits, sequences.spans.len())
+    }
+
+    /// The logits of these rows of a pass, or of all.
+    fn next_logits(
+        &self,
+        pass: &DecodingPass<'_, '_, O>,
+        rows: Option<&[u32]>,
+    ) -> Result<O::Array> {
+        let ops = self.ops();
+        let mut x = ops.embed(&self.embedding, pass.layout)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.decode(&self.shared, layer, x, pass)?;
         }
-        Ok(x)
+        if let Some(rows) = rows {
+            x = ops.gather(&x, rows)?;
+        }
+        let normed = ops.layer_norm(&x, &self.final_norm)?;
+        ops.linear_by_rows(Phase::Decode, &normed, &self.head)
+    }
+}
+
+impl<'a, O: Decode> Sequences<'a, O> {
+    fn new<'r>(phase: Phase, all: impl Iterator<Item = &'r Rows<'a, O>>) -> Self
+    where
+        'a: 'r,
+        O: 'r,
+    {
+        let mut sequences = Self {
+            phase,
+            ids: Vec::new(),
+            spans: Vec::new(),
+            pages: Vec::new(),
+            adapters: Vec::new(),
+        };
+        for rows in all {
+            sequences.spans.push(Span {
+                start: sequences.ids.len(),
+                len: rows.ids.len(),
+                past: rows.past,
+            });
+            sequences.ids.extend_from_slice(rows.ids);
+            sequences.pages.push(rows.pages);
+            sequences.adapters.push(rows.adapter);
+        }
+        sequences
+    }
+
+    /// The last row of each sequence, padded.
+    fn last_rows(&self, ops: &O) -> Vec<u32> {
+        let ends = self.spans.iter().map(|span| span.start + span.len - 1);
+        let mut rows: Vec<u32> = ends.map(|row| row as u32).collect();
+        rows.resize(ops.padded_rows(rows.len()), 0);
+        rows
     }
 }
 
@@ -91,55 +124,52 @@ impl<O: Decode> Block<O> {
         shared: &Shared<O>,
         layer: usize,
         x: O::Array,
-        pass: &mut DecodingPass<'_, O>,
+        pass: &DecodingPass<'_, '_, O>,
     ) -> Result<O::Array> {
         let Shared { ops, config, heads } = shared;
         let normed = (&x, &self.attention_norm);
         let qkv = self
             .query_key_value
-            .decode_normed(ops, layer, normed, &pass.groups)?;
-        let out = ops.attention_cached(&qkv, heads, pass.layout, layer, &mut pass.caches)?;
-        let sum = self
-            .dense
-            .decode(ops, layer, &out, Some(&x), &pass.groups)?;
+            .decode_normed(ops, layer, normed, pass)?;
+        let out = ops.attend_pages(&qkv, heads, pass.layout, layer)?;
+        let sum = self.dense.decode(ops, layer, (&out, &x), pass)?;
         let mid = if config.use_parallel_residual {
             &x
         } else {
             &sum
         };
-        let normed = (mid, &self.mlp_norm);
-        let inner = self.up.decode_normed(ops, layer, normed, &pass.groups)?;
+        let inner = self
+            .up
+            .decode_normed(ops, layer, (mid, &self.mlp_norm), pass)?;
         ops.activate(&inner, config.hidden_act)?;
-        self.down
-            .decode(ops, layer, &inner, Some(&sum), &pass.groups)
+        self.down.decode(ops, layer, (&inner, &sum), pass)
     }
 }
 
 impl<O: Decode> Linear<O> {
-    /// Multiplies all rows by the frozen weight, adds `plus`, and adds each group's LoRA.
+    /// Multiplies all rows of `x` by the frozen weight, adds `plus`, and adds each sequence's LoRA.
     fn decode(
         &self,
         ops: &O,
         layer: usize,
-        x: &O::Array,
-        plus: Option<&O::Array>,
-        groups: &Groups<'_, O>,
+        (x, plus): (&O::Array, &O::Array),
+        pass: &DecodingPass<'_, '_, O>,
     ) -> Result<O::Array> {
-        let y = ops.frozen_linear_by_rows(x, &self.affine, plus)?;
-        groups.add_lora(ops, (layer, self.target), x, &y)?;
+        let y = ops.frozen_linear_by_rows(pass.phase, x, &self.affine, Some(plus))?;
+        ops.add_lora(pass.layout, (layer, self.target), x, &y)?;
         Ok(y)
     }
 
-    /// [`Linear::decode`] of the layer norm of `x`.
+    /// [`Linear::decode`] of the layer norm of `x`, without a sum.
     fn decode_normed(
         &self,
         ops: &O,
         layer: usize,
         (x, norm): (&O::Array, &Norm<O::Array>),
-        groups: &Groups<'_, O>,
+        pass: &DecodingPass<'_, '_, O>,
     ) -> Result<O::Array> {
-        let (normed, y) = ops.normed_linear_by_rows(x, norm, &self.affine)?;
-        groups.add_lora(ops, (layer, self.target), &normed, &y)?;
+        let (normed, y) = ops.normed_linear_by_rows(pass.phase, x, norm, &self.affine)?;
+        ops.add_lora(pass.layout, (layer, self.target), &normed, &y)?;
         Ok(y)
     }
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::decode::forward::Part;
+use crate::decode::forward::Rows;
+use crate::engine::pages::{PagePool, PageTable};
 use crate::engine::slots::{Handle, Slots};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
-use crate::network::factors::Factors;
-use crate::ops::decoding::Decode;
+use crate::ops::decoding::{Decode, PageShape, Phase};
 
 /// An adapter on an engine's device, ready to decode with. Clones share it, and the last one frees
 /// its memory. Only the engine that made it takes it.
@@ -20,9 +20,9 @@ pub struct Adapter {
 }
 
 /// The keys and values of one sequence on an engine's device. It grows with the sequence; dropping
-/// it frees its memory. Only the engine that made it takes it.
+/// it frees its pages. Only the engine that made it takes it.
 pub struct Cache {
-    handle: Handle,
+    table: PageTable,
     pub(super) len: usize,
 }
 
@@ -34,13 +34,18 @@ pub struct Segment<'a> {
     pub ids: &'a [u32],
     /// None for the base alone.
     pub adapter: Option<&'a Adapter>,
+    /// Whether the ids are of the prompt or of the answer. Each has its own arithmetic.
+    pub phase: Phase,
 }
 
 /// A network on its device, with what callers hold by handle.
 pub(crate) struct Resident<O: Decode> {
     pub(crate) network: Network<O>,
-    adapters: Slots<Factors<O::Array>>,
-    caches: Slots<Mutex<O::Cache>>,
+    adapters: Slots<O::Adapter>,
+    pool: PagePool,
+    pages: O::Pages,
+    /// Held while the count of pages changes, so that the device has those that the pool counts.
+    resizing: Mutex<()>,
 }
 
 impl Cache {
@@ -59,59 +64,94 @@ impl Cache {
 
 impl<O: Decode> Resident<O> {
     pub(super) fn new(network: Network<O>) -> Self {
+        let config = network.config();
+        let pages = network.ops().pages(PageShape {
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            dim: config.head_dim(),
+            longest: config.max_position_embeddings,
+        });
         Self {
             network,
             adapters: Slots::new(),
-            caches: Slots::new(),
+            pool: PagePool::new(),
+            pages,
+            resizing: Mutex::default(),
         }
     }
 
     pub(super) fn adapter(&self, lora: &Lora) -> Result<Adapter> {
         let factors = self.network.factors(lora)?;
+        let layers = self.network.config().num_hidden_layers;
+        let adapter = self.network.ops().adapter(factors, layers)?;
         Ok(Adapter {
-            handle: Arc::new(self.adapters.insert(factors)),
+            handle: Arc::new(self.adapters.insert(adapter)),
         })
     }
 
     pub(super) fn cache(&self) -> Cache {
-        let config = self.network.config();
-        let (layers, heads) = (config.num_hidden_layers, config.num_attention_heads);
-        let cache = self.network.ops().cache(layers, heads);
         Cache {
-            handle: self.caches.insert(Mutex::new(cache)),
+            table: self.pool.table(),
             len: 0,
         }
     }
 
-    /// The factors of an adapter of this engine; none for the base alone.
-    pub(super) fn factors(
-        &self,
-        adapter: Option<&Adapter>,
-    ) -> Result<Option<Arc<Factors<O::Array>>>> {
+    /// Frees all pages if no sequence has any.
+    pub(super) fn free_unused_pages(&self) -> Result<()> {
+        let _resizing = self.resizing.lock();
+        if self.pool.forget_unused() {
+            self.network.ops().resize(&self.pages, 0)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn limit_pages(&self, pages: u32) {
+        self.pool.limit(pages);
+    }
+
+    pub(super) fn used_pages(&self) -> (u32, Option<u32>) {
+        self.pool.used()
+    }
+
+    /// An adapter of this engine on the device; none for the base alone.
+    pub(super) fn on_device(&self, adapter: Option<&Adapter>) -> Result<Option<Arc<O::Adapter>>> {
         adapter
             .map(|adapter| self.adapters.get(&adapter.handle))
             .transpose()
     }
 
+    /// Gives each segment the pages of its tokens.
+    fn reserve(&self, segments: &mut [Segment<'_>]) -> Result<()> {
+        let _resizing = self.resizing.lock();
+        for segment in segments {
+            let cache = &mut *segment.cache;
+            if !self.pool.owns(&cache.table) {
+                return Err(Error::Input("a cache is of another engine".into()));
+            }
+            cache.table.reserve(cache.len + segment.ids.len())?;
+        }
+        let made = self.pool.made() as usize;
+        self.network.ops().resize(&self.pages, made)
+    }
+
     /// The logits after the last id of each segment.
-    pub(super) fn decode(&self, segments: &[Segment<'_>]) -> Result<Vec<Vec<f32>>> {
-        let factors: Vec<_> = segments
+    pub(super) fn decode(&self, segments: &mut [Segment<'_>]) -> Result<Vec<Vec<f32>>> {
+        let adapters: Vec<_> = segments
             .iter()
-            .map(|segment| self.factors(segment.adapter))
+            .map(|segment| self.on_device(segment.adapter))
             .collect::<Result<_>>()?;
-        let caches: Vec<_> = segments
+        self.reserve(segments)?;
+        let rows: Vec<_> = segments
             .iter()
-            .map(|segment| self.caches.get(&segment.cache.handle))
-            .collect::<Result<_>>()?;
-        // Never contended: a segment has its cache alone.
-        let mut locked: Vec<_> = caches.iter().map(|cache| cache.lock()).collect();
-        let parts = segments.iter().zip(&factors).zip(&mut locked);
-        let parts = parts.map(|((segment, factors), cache)| Part {
-            ids: segment.ids,
-            past: segment.cache.len,
-            cache: &mut **cache,
-            factors: factors.as_deref(),
-        });
-        self.network.decode(parts)
+            .zip(&adapters)
+            .map(|(segment, adapter)| Rows {
+                phase: segment.phase,
+                ids: segment.ids,
+                past: segment.cache.len,
+                pages: segment.cache.table.pages(),
+                adapter: adapter.as_deref(),
+            })
+            .collect();
+        self.network.decode(&self.pages, &rows)
     }
 }

@@ -24,6 +24,12 @@ pub(crate) struct Factors<A> {
     layers: Vec<[Option<Factor<A>>; 4]>,
 }
 
+impl<A> AsRef<Self> for Factors<A> {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl<A> Factors<A> {
     /// Those of the modules, whose values lie in a flat buffer.
     pub(super) fn new<O: Ops<Array = A>>(

@@ -1,47 +1,148 @@
-//! What decoding needs of a device beside [`Ops`]: caches, and attention over them.
+//! What decoding needs of a device beside [`Ops`]: pages of keys and values, attention over them,
+//! and products in which no row depends on another.
+//!
+//! A sequence reads its prompt (prefill), then writes its answer (decode), a token in each pass.
+//! The two phases never share a pass. So what a token's values are made from depends on its own
+//! sequence alone, whatever the pass holds beside it.
 
-use super::{Affine, Heads, Norm, Ops};
+use std::ops::Range;
+
+use super::{Affine, Heads, Norm, Ops, Span};
 use crate::activation::Activation;
 use crate::error::Result;
+use crate::network::factors::Factors;
+use crate::target::Target;
+
+/// Tokens of a page.
+pub(crate) const PAGE: usize = 32;
+
+/// The phase of all sequences of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Each sequence reads tokens of its prompt.
+    Prefill,
+    /// Each sequence reads the last token that it has written.
+    Decode,
+}
+
+/// What a page holds: for each layer the keys, then the values, (heads, [`PAGE`], dim) each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageShape {
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+    pub(crate) dim: usize,
+    /// Tokens of the longest sequence.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "for a GPU's tables")
+    )]
+    pub(crate) longest: usize,
+}
+
+impl PageShape {
+    /// Values of a page.
+    pub(crate) fn len(&self) -> usize {
+        self.layers * 2 * self.heads * PAGE * self.dim
+    }
+
+    /// Where in a page a head's keys (0) or values (1) of a layer lie.
+    pub(crate) fn place(&self, layer: usize, which: usize, head: usize) -> Range<usize> {
+        let len = PAGE * self.dim;
+        let first = ((layer * 2 + which) * self.heads + head) * len;
+        first..first + len
+    }
+}
+
+/// The sequences of a pass, which cover its rows in order.
+pub(crate) struct Sequences<'a, O: Decode> {
+    pub(crate) phase: Phase,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) spans: Vec<Span>,
+    /// The pages of each sequence, of all its tokens with those of this pass.
+    pub(crate) pages: Vec<&'a [u32]>,
+    /// None for the base alone.
+    pub(crate) adapters: Vec<Option<&'a O::Adapter>>,
+}
 
 /// A device's operations of decoding.
 pub(crate) trait Decode: Ops {
-    /// Keys and values of one sequence, all layers.
-    type Cache: Send + 'static;
+    /// Pages of keys and values.
+    type Pages: Send + Sync + 'static;
+    /// An adapter in the form that a pass needs.
+    type Adapter: AsRef<Factors<Self::Array>> + Send + Sync + 'static;
+    /// A pass's sequences in the form that the operations need.
+    type DecodeLayout<'a>;
 
-    /// An empty cache.
-    fn cache(&self, layers: usize, heads: usize) -> Self::Cache;
+    /// No pages yet.
+    fn pages(&self, shape: PageShape) -> Self::Pages;
+    /// Makes pages until there are this many, or frees those above.
+    fn resize(&self, pages: &Self::Pages, count: usize) -> Result<()>;
+    /// Makes an adapter ready for passes.
+    fn adapter(&self, factors: Factors<Self::Array>, layers: usize) -> Result<Self::Adapter>;
 
+    /// Rows of a pass with this many tokens; those beyond the tokens have no meaning.
+    fn padded_rows(&self, rows: usize) -> usize {
+        rows
+    }
+    /// Lays out a pass.
+    fn lay_out_sequences<'a>(
+        &'a self,
+        pages: &'a Self::Pages,
+        sequences: &'a Sequences<'a, Self>,
+    ) -> Result<Self::DecodeLayout<'a>>;
+    /// The result of `compute`, which launches a pass; a device may record and replay it.
+    fn run(
+        &self,
+        _layout: &Self::DecodeLayout<'_>,
+        compute: impl Fn() -> Result<Self::Array>,
+    ) -> Result<Self::Array> {
+        compute()
+    }
+    /// Copies the first rows of a pass's result from the device.
+    fn read_rows(&self, x: &Self::Array, rows: usize) -> Result<Vec<f32>> {
+        self.download(&self.rows(x, 0..rows)?)
+    }
+    /// The embeddings of the pass's tokens, padded.
+    fn embed(&self, table: &Self::Array, layout: &Self::DecodeLayout<'_>) -> Result<Self::Array>;
+
+    /// [`Ops::linear`] in which no row's result depends on another row.
+    fn linear_by_rows(&self, phase: Phase, x: &Self::Array, w: &Self::Array)
+    -> Result<Self::Array>;
     /// [`Ops::frozen_linear`] in which no row's result depends on another row.
     fn frozen_linear_by_rows(
         &self,
+        phase: Phase,
         x: &Self::Array,
         w: &Affine<Self>,
         plus: Option<&Self::Array>,
-    ) -> Result<Self::Array> {
-        self.frozen_linear(x, w, plus)
-    }
+    ) -> Result<Self::Array>;
     /// [`Ops::normed_linear`] in which no row's result depends on another row.
     fn normed_linear_by_rows(
         &self,
+        phase: Phase,
         x: &Self::Array,
         norm: &Norm<Self::Array>,
         w: &Affine<Self>,
-    ) -> Result<(Self::Array, Self::Array)> {
-        self.normed_linear(x, norm, w, None)
-    }
+    ) -> Result<(Self::Array, Self::Array)>;
+    /// Adds to the product `y` of `x` each sequence's LoRA.
+    fn add_lora(
+        &self,
+        layout: &Self::DecodeLayout<'_>,
+        place: (usize, Target),
+        x: &Self::Array,
+        y: &Self::Array,
+    ) -> Result<()>;
 
     /// The activation in place.
     fn activate(&self, x: &Self::Array, kind: Activation) -> Result<()>;
 
-    /// Causal attention over caches, one for each span, to which the spans' keys and values are
+    /// Causal attention of each sequence over its pages, to which the pass's keys and values are
     /// appended; from the joint product (rows, heads × 3 × dim).
-    fn attention_cached(
+    fn attend_pages(
         &self,
         qkv: &Self::Array,
         heads: &Heads<Self::Array>,
-        layout: &Self::Layout,
+        layout: &Self::DecodeLayout<'_>,
         layer: usize,
-        caches: &mut [&mut Self::Cache],
     ) -> Result<Self::Array>;
 }

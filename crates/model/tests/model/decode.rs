@@ -1,10 +1,11 @@
 //! Decoding over a cache equals the full pass, with and without other sequences.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use togi_model::decode::{Decoder, End, Sequence, Share};
 use togi_model::sampling::Options;
-use togi_model::{Base, Config, Engine, Precision, Segment, Target, base};
+use togi_model::{Adapter, Base, Cache, Config, Engine, Phase, Precision, Segment, Target, base};
 
 use crate::support::{self, On, on_each_device};
 
@@ -16,6 +17,8 @@ on_each_device!(
     what_does_not_fit_is_refused_and_the_cache_stays,
     the_loop_writes_the_same_in_chunks_and_together_as_alone,
     an_error_ends_only_its_own_sequence,
+    a_sequence_has_the_same_logits_alone_and_among_many,
+    a_long_sequence_equals_the_full_pass,
 );
 
 const IDS: [u32; 9] = [4, 8, 15, 16, 23, 30, 7, 1, 36];
@@ -122,6 +125,11 @@ fn sequences_with_different_adapters_run_in_one_pass(on: &On) {
                     cache,
                     ids,
                     adapter,
+                    phase: if ids == &[5] {
+                        Phase::Decode
+                    } else {
+                        Phase::Prefill
+                    },
                 })
                 .collect();
             engine.decode_batch(&mut steps).unwrap()
@@ -246,6 +254,88 @@ fn an_error_ends_only_its_own_sequence(on: &On) {
     assert!(decoder.run(&mut []).is_empty());
 }
 
+/// The logits of a sequence in each pass, while `others` sequences run beside it: of its prompt in
+/// two parts, then of its answer.
+fn logits_among(engine: &Engine, adapter: &Adapter, others: usize) -> Vec<Vec<f32>> {
+    let mut caches: Vec<_> = (0..=others).map(|_| engine.cache()).collect();
+    let ids: Vec<u32> = (0..40).map(|place| place * 7 % 37).collect();
+    let pass = |caches: &mut [Cache], range: Range<usize>, phase| {
+        let segments = caches.iter_mut().enumerate();
+        let mut segments: Vec<_> = segments
+            .map(|(number, cache)| Segment {
+                cache,
+                // The others have other ids, and fewer of them in a prompt.
+                ids: match (number, phase) {
+                    (0, _) => &ids[range.clone()],
+                    (_, Phase::Prefill) => &ids[..1 + number % range.len()],
+                    (_, Phase::Decode) => &ids[number % 30..=number % 30],
+                },
+                adapter: (number % 3 != 1).then_some(adapter),
+                phase,
+            })
+            .collect();
+        engine.decode_batch(&mut segments).unwrap().swap_remove(0)
+    };
+    let mut logits = vec![
+        pass(&mut caches, 0..16, Phase::Prefill),
+        pass(&mut caches, 16..32, Phase::Prefill),
+    ];
+    logits.extend((32..40).map(|at| pass(&mut caches, at..at + 1, Phase::Decode)));
+    logits
+}
+
+fn a_sequence_has_the_same_logits_alone_and_among_many(on: &On) {
+    let engine = on.engine(&support::config());
+    let lora = support::lora(engine.config(), &Target::ALL);
+    let adapter = engine.adapter(&lora).unwrap();
+    let alone = logits_among(&engine, &adapter, 0);
+    for others in [1, 7, 69] {
+        let among = logits_among(&engine, &adapter, others);
+        if on.is_gpu() {
+            assert_eq!(among, alone, "{others}");
+        }
+        // The CPU multiplies few rows in another order than many.
+        support::assert_close(&among.concat(), &alone.concat(), on.tolerance, "logits");
+    }
+}
+
+/// Longer than what one block of a GPU's attention reads, in both phases.
+fn a_long_sequence_equals_the_full_pass(on: &On) {
+    for (heads, dim) in [(2, 24), (3, 20), (2, 128), (1, 200)] {
+        let config = Config {
+            hidden_size: heads * dim,
+            num_attention_heads: heads,
+            max_position_embeddings: 640,
+            ..support::config()
+        };
+        let engine = on.engine(&config);
+        let lora = support::lora(&config, &Target::ALL);
+        let adapter = engine.adapter(&lora).unwrap();
+        let ids: Vec<u32> = (0..600).map(|place| place * place % 37).collect();
+        let whole = engine.logits(&ids, Some(&adapter)).unwrap();
+        let expected = |at: usize| &whole[at * 37..(at + 1) * 37];
+        // These heads are wider than those of the other tests, and rounding adds up.
+        let tolerance = 2.0 * on.tolerance;
+        let mut cache = engine.cache();
+        for range in [0..250, 250..570] {
+            let end = range.end;
+            let logits = engine.decode(&mut cache, &ids[range], Some(&adapter));
+            support::assert_close(&logits.unwrap(), expected(end - 1), tolerance, "prompt");
+        }
+        for at in 570..600 {
+            let logits = engine.decode_batch(&mut [Segment {
+                cache: &mut cache,
+                ids: &ids[at..=at],
+                adapter: Some(&adapter),
+                phase: Phase::Decode,
+            }]);
+            support::assert_close(&logits.unwrap()[0], expected(at), tolerance, "answer");
+        }
+        drop(cache);
+        assert_eq!(engine.cached_tokens(), (0, None));
+    }
+}
+
 /// Outliers are chosen for each row separately, so that an answer does not depend on the others of
 /// its pass.
 #[test]
@@ -275,6 +365,7 @@ fn in_int8_a_sequence_has_the_same_logits_alone_and_beside_others() {
             cache,
             ids,
             adapter: None,
+            phase: Phase::Prefill,
         })
         .collect();
     assert_eq!(engine.decode_batch(&mut steps).unwrap(), alone);

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use togi_model::{
-    Base, Batch, Config, Device, Dropout, Engine, Float, Lora, LoraConfig, Precision, Segment,
-    Target,
+    Base, Batch, Config, Device, Dropout, Engine, Float, Lora, LoraConfig, Phase, Precision,
+    Segment, Target,
 };
 
 use crate::support;
@@ -272,18 +272,24 @@ fn decoding_is_the_cpus_alone_and_beside_others() {
                 let adapter = engine.adapter(&lora).unwrap();
                 let mut logits = engine.logits(&ids, Some(&adapter)).unwrap();
                 let mut caches = [engine.cache(), engine.cache()];
-                for split in [0..30, 30..31, 31..32] {
+                for (split, phase) in [
+                    (0..30, Phase::Prefill),
+                    (30..31, Phase::Decode),
+                    (31..32, Phase::Decode),
+                ] {
                     let [one, two] = &mut caches;
                     let steps = &mut [
                         Segment {
                             cache: one,
                             ids: &ids[split.clone()],
                             adapter: Some(&adapter),
+                            phase,
                         },
                         Segment {
                             cache: two,
                             ids: &ids[split.start / 2..split.end / 2 + 1],
                             adapter: None,
+                            phase: Phase::Prefill,
                         },
                     ];
                     logits.extend(engine.decode_batch(steps).unwrap().concat());

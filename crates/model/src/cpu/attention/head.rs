@@ -4,19 +4,40 @@ use pulp::{Simd, WithSimd};
 
 use crate::cpu::kernels::{self, axpy, dot_in, exp};
 
-/// One sequence's rows of one head: (rows, dim) of queries, (past + rows, dim) of keys and values.
+/// One sequence's rows of one head: (rows, dim) of queries, keys and values.
 #[derive(Clone, Copy)]
 pub(super) struct Slices<'a> {
     pub(super) queries: &'a [f32],
     pub(super) keys: &'a [f32],
     pub(super) values: &'a [f32],
+    pub(super) dim: usize,
+}
+
+/// One sequence's queries of one head, (rows, dim), and its keys and values, (past + rows, dim) in
+/// consecutive pieces.
+pub(super) struct Queries<'a> {
+    pub(super) queries: &'a [f32],
+    pub(super) keys: Vec<&'a [f32]>,
+    pub(super) values: Vec<&'a [f32]>,
     pub(super) past: usize,
     pub(super) dim: usize,
 }
 
+impl<'a> From<Slices<'a>> for Queries<'a> {
+    fn from(slices: Slices<'a>) -> Self {
+        Self {
+            queries: slices.queries,
+            keys: vec![slices.keys],
+            values: vec![slices.values],
+            past: 0,
+            dim: slices.dim,
+        }
+    }
+}
+
 /// `softmax(q kᵀ / √dim) v`, added to `out`; row i sees the past and the rows up to i.
 pub(super) struct Attend<'a> {
-    pub(super) slices: Slices<'a>,
+    pub(super) queries: &'a Queries<'a>,
     pub(super) out: &'a mut [f32],
     /// Becomes the log of each row's sum of exponentials.
     pub(super) log_sums: &'a mut [f32],
@@ -27,21 +48,23 @@ impl WithSimd for Attend<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Slices {
+        let Queries {
             queries,
             keys,
             values,
             past,
             dim,
-        } = self.slices;
+        } = self.queries;
+        let dim = *dim;
         let scale = 1.0 / (dim as f32).sqrt();
-        let mut scores = vec![0.0; keys.len() / dim];
+        let mut scores = vec![0.0; past + queries.len() / dim];
         let rows = queries
             .chunks_exact(dim)
             .zip(self.out.chunks_exact_mut(dim));
         for (row, ((query, out), log_sum)) in rows.zip(self.log_sums).enumerate() {
             let scores = &mut scores[..=past + row];
-            for (score, key) in scores.iter_mut().zip(keys.chunks_exact(dim)) {
+            let keys = keys.iter().flat_map(|keys| keys.chunks_exact(dim));
+            for (score, key) in scores.iter_mut().zip(keys) {
                 *score = scale * dot_in(simd, query, key);
             }
             let highest = kernels::highest(scores);
@@ -50,7 +73,8 @@ impl WithSimd for Attend<'_> {
             }
             let total = kernels::sum(scores, |x| x);
             let share = 1.0 / total;
-            for (score, value) in scores.iter().zip(values.chunks_exact(dim)) {
+            let values = values.iter().flat_map(|values| values.chunks_exact(dim));
+            for (score, value) in scores.iter().zip(values) {
                 axpy(out, value, score * share);
             }
             *log_sum = highest + total.ln();
@@ -80,7 +104,6 @@ impl WithSimd for Backward<'_> {
             keys,
             values,
             dim,
-            ..
         } = self.slices;
         let scale = 1.0 / (dim as f32).sqrt();
         let rows = self.log_sums.len();

@@ -1,5 +1,5 @@
 // Attention over the joint product (rows, heads, 3, dim): the rotary embedding in place, attention
-// in plain loops for any type and head size, and the appending to a cache.
+// in plain loops for any type and head size.
 
 // Rotates the pairs (i, i + half) of queries and keys by their angles, or back with sign -1. A
 // thread has V pairs.
@@ -91,15 +91,6 @@ __device__ void attend_backward(T *d_qkv, const T *qkv, const T *out, const T *d
     }
 }
 
-// Copies the keys or values of `len` tokens, with the strides of `attend`, behind the `past` tokens
-// of a cache, (heads, capacity, dim).
-template <typename T>
-__device__ void append(T *cache, const T *x, int len, int past, int capacity, int dim, u64 key_stride, u64 head_stride) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y;
-    if (i >= len * dim) return;
-    cache[((u64)head * capacity + past) * dim + i] = x[i / dim * key_stride + head * head_stride + i % dim];
-}
-
 #define ROTATIONS(T, t, V)                                                                                             \
     extern "C" __global__ void rotate_##t##_##V(T *x, const float *cos, const float *sin, const u32 *positions,        \
                                               int heads, int dim, int half, float sign, u32 count) {                   \
@@ -117,9 +108,5 @@ FOR_ALL(ROTATIONS)
                                                    const float *log_sums, const u32 *firsts, const u32 *counts,        \
                                                    const u32 *ends, int rows, int heads, int dim) {                    \
         attend_backward<T>(d_qkv, qkv, out, d_out, log_sums, firsts, counts, ends, rows, heads, dim);                  \
-    }                                                                                                                  \
-    extern "C" __global__ void append_##t(T *cache, const T *x, int len, int past, int capacity, int dim,              \
-                                          u64 key_stride, u64 head_stride) {                                           \
-        append<T>(cache, x, len, past, capacity, dim, key_stride, head_stride);                                        \
     }
 FOR_TYPES(KERNELS)

@@ -1,0 +1,58 @@
+//! An adapter on the GPU: its factors, and the table of them that decoding's kernels read.
+
+use super::array::{Array, Buffer};
+use super::context::Cuda;
+use crate::error::Result;
+use crate::network::factors::Factors;
+use crate::target::Target;
+
+/// The largest rank that decoding's kernels have shared memory for.
+const LARGEST_RANK: usize = 256;
+
+/// An adapter on the GPU.
+pub(crate) struct Adapter {
+    factors: Factors<Array>,
+    /// Three words for each layer and target: A's address, B's address, and in the last the bits of
+    /// the scale below the rank, which is 0 where the adapter has no factors.
+    table: Buffer<u64>,
+    /// The targets that it has factors for.
+    pub(super) targets: [bool; 4],
+    /// The rank; none if the kernels cannot take it.
+    pub(super) rank: Option<usize>,
+}
+
+impl AsRef<Factors<Array>> for Adapter {
+    fn as_ref(&self) -> &Factors<Array> {
+        &self.factors
+    }
+}
+
+impl Adapter {
+    pub(super) fn new(cuda: &Cuda, factors: Factors<Array>, layers: usize) -> Result<Self> {
+        let (mut table, mut targets, mut largest) = (Vec::new(), [false; 4], 0);
+        for layer in 0..layers {
+            for target in Target::ALL {
+                let Some(factor) = factors.get(layer, target) else {
+                    table.extend([0, 0, 0]);
+                    continue;
+                };
+                let rank = factor.a.rows;
+                let word = (rank as u64) << 32 | u64::from(factor.scale.to_bits());
+                table.extend([factor.a.address(), factor.b.address(), word]);
+                targets[target.index()] = true;
+                largest = largest.max(rank);
+            }
+        }
+        Ok(Self {
+            table: cuda.bring(&table)?,
+            factors,
+            targets,
+            rank: (largest <= LARGEST_RANK).then_some(largest),
+        })
+    }
+
+    /// The address of the table.
+    pub(super) fn address(&self) -> u64 {
+        self.table.address
+    }
+}

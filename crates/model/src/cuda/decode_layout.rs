@@ -1,0 +1,168 @@
+//! The sequences of a decoding pass on the GPU: their tokens, positions, pages and adapters.
+
+use parking_lot::MutexGuard;
+
+use super::adapter::Adapter;
+use super::array::Buffer;
+use super::context::Cuda;
+use super::graphs::PassKey;
+use super::pages::Pages;
+use crate::error::Result;
+use crate::ops::Span;
+use crate::ops::decoding::{PAGE, Phase};
+
+/// Rows of a pass are a multiple of this, which costs nothing: a product of fewer rows reads the
+/// same weights.
+pub(super) const PASS_ROWS: usize = 64;
+/// Keys that a block of attention reads, as in `pages.cu`.
+const SPLIT: usize = 256;
+/// The position of a row without a token: the kernels leave it out.
+const NO_TOKEN: u32 = u32::MAX;
+
+/// A sequence of a pass.
+pub(super) struct Rows<'a> {
+    pub(super) ids: &'a [u32],
+    pub(super) span: Span,
+    pub(super) pages: &'a [u32],
+    pub(super) adapter: Option<&'a Adapter>,
+}
+
+/// A pass's sequences on the GPU.
+pub(super) struct Tables<'a> {
+    /// Rows that may have a token, and all rows.
+    pub(super) rows: usize,
+    pub(super) padded: usize,
+    /// Addresses: of each sequence's pages, `width` of them; of each row's adapter, token,
+    /// position, and number of the sequence, which is null where each row is a sequence.
+    pub(super) pages: u64,
+    pub(super) adapters: u64,
+    pub(super) ids: u64,
+    pub(super) positions: u64,
+    pub(super) numbers: u64,
+    pub(super) width: usize,
+    /// Parts of the longest row's keys.
+    pub(super) splits: usize,
+    /// The targets that some adapter has, and the largest rank; none if the kernels cannot take it.
+    pub(super) targets: [bool; 4],
+    pub(super) rank: Option<usize>,
+    /// The buffer of a prefill; that of a decode pass belongs to the engine.
+    _buffer: Option<Buffer<u8>>,
+    /// One pass at a time uses the engine's buffers.
+    _pass: MutexGuard<'a, ()>,
+}
+
+impl Cuda {
+    /// Copies a pass's sequences to the GPU.
+    pub(super) fn tables<'a>(
+        &'a self,
+        phase: Phase,
+        pages: &Pages,
+        sequences: &[Rows<'_>],
+    ) -> Result<Tables<'a>> {
+        let pass = self.pass.lock();
+        let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+        let padded = tokens.next_multiple_of(PASS_ROWS);
+        let longest = sequences
+            .iter()
+            .map(|Rows { span, .. }| span.past + span.len);
+        let longest = longest.max().unwrap_or(0);
+        // A recorded pass needs the same sizes again.
+        let (rows, width, splits) = match phase {
+            Phase::Prefill => (tokens, longest.div_ceil(PAGE), longest.div_ceil(SPLIT)),
+            Phase::Decode => (
+                tokens.next_power_of_two().min(padded),
+                pages.shape.longest.div_ceil(PAGE),
+                longest.div_ceil(SPLIT).next_power_of_two(),
+            ),
+        };
+        let (mut tables, mut adapters) = (Vec::with_capacity(rows * width), Vec::new());
+        let (mut ids, mut positions, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut targets, mut rank) = ([false; 4], Some(0));
+        for (number, sequence) in sequences.iter().enumerate() {
+            tables.extend(pages.addresses(sequence.pages));
+            tables.resize((number + 1) * width, 0);
+            if let Some(adapter) = sequence.adapter {
+                rank = rank
+                    .zip(adapter.rank)
+                    .map(|(largest, rank)| largest.max(rank));
+                for (any, has) in targets.iter_mut().zip(adapter.targets) {
+                    *any |= has;
+                }
+            }
+            let span = sequence.span;
+            for position in span.past..span.past + span.len {
+                adapters.push(sequence.adapter.map_or(0, Adapter::address));
+                positions.push(position as u32);
+                numbers.push(number as u32);
+            }
+            ids.extend_from_slice(sequence.ids);
+        }
+        adapters.resize(padded, 0);
+        ids.resize(padded, 0);
+        positions.resize(padded, NO_TOKEN);
+        numbers.resize(padded, 0);
+        if phase == Phase::Decode {
+            tables.resize(padded * width, 0);
+        }
+        let words = tables.iter().chain(&adapters);
+        let halves = ids.iter().chain(&positions).chain(&numbers);
+        let bytes: Vec<u8> = words
+            .flat_map(|word| word.to_le_bytes())
+            .chain(halves.flat_map(|half| half.to_le_bytes()))
+            .collect();
+        let (address, buffer) = match phase {
+            Phase::Prefill => {
+                let buffer = self.bring(&bytes)?;
+                (buffer.address, Some(buffer))
+            }
+            Phase::Decode => (self.refill(padded, &bytes)?, None),
+        };
+        let after_tables = address + 8 * tables.len() as u64;
+        let after_adapters = after_tables + 8 * padded as u64;
+        let part = 4 * padded as u64;
+        Ok(Tables {
+            rows,
+            padded,
+            pages: address,
+            adapters: after_tables,
+            ids: after_adapters,
+            positions: after_adapters + part,
+            numbers: match phase {
+                Phase::Prefill => after_adapters + 2 * part,
+                Phase::Decode => 0,
+            },
+            width,
+            splits,
+            targets,
+            rank,
+            _buffer: buffer,
+            _pass: pass,
+        })
+    }
+
+    /// Fills the engine's buffer for passes of this many rows.
+    fn refill(&self, padded: usize, bytes: &[u8]) -> Result<u64> {
+        let mut steps = self.steps.lock();
+        if let Some(buffer) = steps.inputs.get_mut(&padded) {
+            self.check(self.stream().memcpy_htod(bytes, &mut buffer.slice))?;
+            return Ok(buffer.address);
+        }
+        let buffer = self.bring(bytes)?;
+        let address = buffer.address;
+        steps.inputs.insert(padded, buffer);
+        Ok(address)
+    }
+}
+
+impl Tables<'_> {
+    /// The pass as its recording is known by; none if its launches depend on more.
+    pub(super) fn key(&self) -> Option<PassKey> {
+        Some(PassKey {
+            padded: self.padded,
+            rows: self.rows,
+            splits: self.splits,
+            targets: self.targets,
+            rank: self.rank?.next_multiple_of(8),
+        })
+    }
+}

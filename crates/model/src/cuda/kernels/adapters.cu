@@ -1,0 +1,89 @@
+// LoRA of decoding: each row has its own adapter, of any rank. A row's sums depend on the row and
+// its adapter alone.
+
+// A product's factors: A, (rank, depth), and B, (columns, rank). The rank is 0 where an adapter has
+// no factors.
+struct Factor {
+    u64 a, b;
+    float scale;
+    u32 rank;
+};
+
+#define LARGEST_RANK 256
+
+// The factor of a row, whose adapter is the address of a table of them; null for the base alone.
+__device__ __forceinline__ const Factor *factor_of(const u64 *adapters, int row, int index) {
+    const Factor *table = (const Factor *)adapters[row];
+    return table && table[index].rank ? table + index : nullptr;
+}
+
+template <typename T> __device__ __forceinline__ bool aligned(const T *from, int count) {
+    return count % 8 == 0 && (u64)from % (8 * sizeof(T)) == 0;
+}
+
+// The sum of x's and w's products, by the lanes of a warp.
+template <typename T> __device__ __forceinline__ float warp_dot(const T *x, const T *w, int depth, int lane) {
+    float sum = 0;
+    if (aligned(x, depth) && aligned(w, depth)) {
+#pragma unroll 4
+        for (int k = lane * 8; k < depth; k += 256) {
+            float left[8], right[8];
+            load<8>(x + k, left), load<8>(w + k, right);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum += left[j] * right[j];
+        }
+    } else {
+        for (int k = lane; k < depth; k += 32) sum += widen(x[k]) * widen(w[k]);
+    }
+    return warp_sum(sum);
+}
+
+// shrunk = A x: a warp has a rank of a row.
+template <typename T>
+__device__ void rows_lora_a(float *shrunk, const T *x, const u64 *adapters, int index, int depth) {
+    int row = blockIdx.x, lane = threadIdx.x % 32;
+    const Factor *factor = factor_of(adapters, row, index);
+    if (!factor) return;
+    for (u32 rank = blockIdx.y * 8 + threadIdx.x / 32; rank < factor->rank; rank += gridDim.y * 8) {
+        float sum = warp_dot(x + (u64)row * depth, (const T *)factor->a + (u64)rank * depth, depth, lane);
+        if (lane == 0) shrunk[(u64)row * LARGEST_RANK + rank] = sum;
+    }
+}
+
+// y += scale * B shrunk: a thread has a column of a row.
+template <typename T>
+__device__ void rows_lora_b(T *y, const float *shrunk, const u64 *adapters, int index, int columns) {
+    __shared__ float own[LARGEST_RANK];
+    int row = blockIdx.y, column = blockIdx.x * blockDim.x + threadIdx.x;
+    const Factor *factor = factor_of(adapters, row, index);
+    if (!factor) return;
+    int rank = factor->rank;
+    for (int r = threadIdx.x; r < rank; r += blockDim.x) own[r] = shrunk[(u64)row * LARGEST_RANK + r];
+    __syncthreads();
+    if (column >= columns) return;
+    const T *b = (const T *)factor->b + (u64)column * rank;
+    float sum = 0;
+    if (aligned((const T *)factor->b, rank)) {
+        for (int r = 0; r < rank; r += 8) {
+            float values[8];
+            load<8>(b + r, values);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum += values[j] * own[r + j];
+        }
+    } else {
+        for (int r = 0; r < rank; r++) sum += widen(b[r]) * own[r];
+    }
+    T *to = y + (u64)row * columns + column;
+    *to = narrow<T>(widen(*to) + factor->scale * sum);
+}
+
+#define KERNELS(T, t)                                                                                                  \
+    extern "C" __global__ __launch_bounds__(256) void rows_lora_a_##t(float *shrunk, const T *x, const u64 *adapters,  \
+                                                                      int index, int depth) {                          \
+        rows_lora_a<T>(shrunk, x, adapters, index, depth);                                                             \
+    }                                                                                                                  \
+    extern "C" __global__ __launch_bounds__(256) void rows_lora_b_##t(T *y, const float *shrunk, const u64 *adapters,  \
+                                                                      int index, int columns) {                        \
+        rows_lora_b<T>(y, shrunk, adapters, index, columns);                                                           \
+    }
+FOR_TYPES(KERNELS)

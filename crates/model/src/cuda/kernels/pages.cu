@@ -1,0 +1,189 @@
+// Keys and values in pages of PAGE tokens, and attention over them. A page holds all layers:
+// (layers, 2, heads, PAGE, dim), keys before values. A sequence has a table of the addresses of its
+// pages, `width` entries long.
+
+#define PAGE 32
+// Keys that a block of attention reads. A row with more of them has several blocks, whose results
+// are combined in order.
+#define SPLIT 256
+// Keys that a group of lanes reads before it uses the first of them.
+#define AHEAD 4
+
+// The first address of a sequence's table; without `sequences`, each row is a sequence.
+__device__ __forceinline__ const u64 *table_of(const u64 *tables, const u32 *sequences, int row, int width) {
+    return tables + (u64)(sequences ? sequences[row] : row) * width;
+}
+
+// Rotates queries and keys in place, and appends keys and values to the pages. A warp has a head of
+// a row.
+template <typename T>
+__device__ void append_pages(T *qkv, const float *cos, const float *sin, const u64 *tables, const u32 *sequences,
+                             const u32 *positions, int width, int rows, int heads, int dim, int half, int layer) {
+    int i = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, row = i / heads, head = i % heads;
+    // A row without a token has the position -1.
+    int position = row < rows ? positions[row] : -1;
+    if (position < 0) return;
+    T *page = (T *)table_of(tables, sequences, row, width)[position / PAGE];
+    T *keys = page + (((u64)layer * 2 * heads + head) * PAGE + position % PAGE) * dim;
+    T *values = keys + (u64)heads * PAGE * dim;
+    T *query = qkv + (u64)i * 3 * dim, *key = query + dim, *value = key + dim;
+    for (int d = lane; d < half; d += 32) {
+        float c = cos[(u64)position * half + d], s = sin[(u64)position * half + d];
+        float a = widen(query[d]), b = widen(query[d + half]);
+        query[d] = narrow<T>(a * c - b * s), query[d + half] = narrow<T>(b * c + a * s);
+        a = widen(key[d]), b = widen(key[d + half]);
+        key[d] = narrow<T>(a * c - b * s), key[d + half] = narrow<T>(b * c + a * s);
+        keys[d] = key[d], keys[d + half] = key[d + half];
+    }
+    for (int d = 2 * half + lane; d < dim; d += 32) keys[d] = key[d];
+    for (int d = lane; d < dim; d += 32) values[d] = value[d];
+}
+
+// The dimensions of a lane: V = 8 has eight in a row, V = 1 every 32nd.
+template <int V> __device__ __forceinline__ int dimension(int lane, int j) {
+    return V == 8 ? lane * 8 + j : lane + 32 * j;
+}
+
+// Eight dimensions in the type of memory, so that loads in flight take few registers.
+template <typename T, int V> struct Dimensions {
+    Pack<T, V> packs[8 / V];
+
+    __device__ __forceinline__ void load(const T *from, int lane, int dim) {
+#pragma unroll
+        for (int j = 0; j < 8; j += V) {
+            int d = dimension<V>(lane, j);
+            if (d < dim) packs[j / V] = *reinterpret_cast<const Pack<T, V> *>(from + d);
+        }
+    }
+
+    __device__ __forceinline__ float at(int lane, int j, int dim) const {
+        return dimension<V>(lane, j) < dim ? widen(packs[j / V].at[j % V]) : 0.0f;
+    }
+};
+
+// The lanes of a warp that share a key with this thread.
+template <int L> __device__ __forceinline__ u32 group_mask() {
+    return L == 32 ? 0xffffffffu : ((1u << L % 32) - 1) << threadIdx.x % 32 / L * L;
+}
+
+// A block has a split of a head's keys for one row; L lanes have a key. Online softmax in base 2.
+template <typename T, int V, int L>
+__device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences,
+                             const u32 *positions, int first_row, int width, int heads, int dim, int layer,
+                             int splits) {
+    constexpr int GROUPS = 128 / L, WIDTH = V == 8 ? L * 8 : 256;
+    __shared__ const T *pages[SPLIT / PAGE];
+    __shared__ float group_most[GROUPS], group_sum[GROUPS], group_out[GROUPS][WIDTH + 4];
+    int row = first_row + blockIdx.y, head = blockIdx.x % heads, split = blockIdx.x / heads;
+    int count = positions[row] + 1, begin = split * SPLIT, end = min(begin + SPLIT, count);
+    if (begin >= count) return;
+    const u64 *table = table_of(tables, sequences, row, width) + begin / PAGE;
+    if (threadIdx.x < SPLIT / PAGE && begin + (int)threadIdx.x * PAGE < end)
+        pages[threadIdx.x] = (const T *)table[threadIdx.x];
+    __syncthreads();
+    int lane = threadIdx.x % L, group = threadIdx.x / L;
+    u64 at = ((u64)layer * 2 * heads + head) * PAGE * dim, to_values = (u64)heads * PAGE * dim;
+    float scale = rsqrtf((float)dim) * 1.4426950408889634f, query[8], sums[8] = {0};
+    float most = __int_as_float(0xff800000), sum = 0;
+    Dimensions<T, V> own;
+    own.load(qkv + ((u64)row * heads + head) * 3 * dim, lane, dim);
+#pragma unroll
+    for (int j = 0; j < 8; j++) query[j] = own.at(lane, j, dim) * scale;
+    for (int first = begin + group; first < end; first += GROUPS * AHEAD) {
+        Dimensions<T, V> keys[AHEAD], values[AHEAD];
+        float scores[AHEAD];
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            int key = first + n * GROUPS;
+            if (key >= end) break;
+            const T *from = pages[(key - begin) / PAGE] + at + (u64)(key % PAGE) * dim;
+            keys[n].load(from, lane, dim), values[n].load(from + to_values, lane, dim);
+        }
+        float highest = most;
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            scores[n] = __int_as_float(0xff800000);
+            if (first + n * GROUPS < end) {
+                scores[n] = 0;
+#pragma unroll
+                for (int j = 0; j < 8; j++) scores[n] += query[j] * keys[n].at(lane, j, dim);
+            }
+#pragma unroll
+            for (int step = L / 2; step > 0; step /= 2) scores[n] += __shfl_xor_sync(group_mask<L>(), scores[n], step);
+            highest = fmaxf(highest, scores[n]);
+        }
+        float keep = two_to(most - highest);
+        most = highest, sum *= keep;
+#pragma unroll
+        for (int j = 0; j < 8; j++) sums[j] *= keep;
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            if (first + n * GROUPS >= end) break;
+            float weight = two_to(scores[n] - most);
+            sum += weight;
+#pragma unroll
+            for (int j = 0; j < 8; j++) sums[j] += weight * values[n].at(lane, j, dim);
+        }
+    }
+    if (lane == 0) group_most[group] = most, group_sum[group] = sum;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        if (dimension<V>(lane, j) < WIDTH) group_out[group][dimension<V>(lane, j)] = sums[j];
+    __syncthreads();
+    most = group_most[0];
+    for (int g = 1; g < GROUPS; g++) most = fmaxf(most, group_most[g]);
+    sum = 0;
+    for (int g = 0; g < GROUPS; g++) sum += group_sum[g] * two_to(group_most[g] - most);
+    bool whole = count <= SPLIT;
+    float *part = parts + (((u64)row * heads + head) * splits + split) * (dim + 2);
+    for (int d = threadIdx.x; d < dim; d += 128) {
+        float value = 0;
+        for (int g = 0; g < GROUPS; g++) value += group_out[g][d] * two_to(group_most[g] - most);
+        if (whole)
+            out[((u64)row * heads + head) * dim + d] = narrow<T>(value / sum);
+        else
+            part[2 + d] = value;
+    }
+    if (!whole && threadIdx.x == 0) part[0] = most, part[1] = sum;
+}
+
+// Combines the splits of rows with more than one. A block has a head of a row.
+template <typename T>
+__device__ void combine_splits(T *out, const float *parts, const u32 *positions, int first_row, int heads,
+                               int dim, int splits) {
+    int row = first_row + blockIdx.y, head = blockIdx.x, count = positions[row] + 1;
+    if (count <= SPLIT) return;
+    const float *part = parts + ((u64)row * heads + head) * splits * (dim + 2);
+    int real = (count + SPLIT - 1) / SPLIT;
+    float most = part[0], sum = 0;
+    for (int s = 1; s < real; s++) most = fmaxf(most, part[(u64)s * (dim + 2)]);
+    for (int s = 0; s < real; s++) sum += part[(u64)s * (dim + 2) + 1] * two_to(part[(u64)s * (dim + 2)] - most);
+    for (int d = threadIdx.x; d < dim; d += blockDim.x) {
+        float value = 0;
+        for (int s = 0; s < real; s++) {
+            const float *from = part + (u64)s * (dim + 2);
+            value += from[2 + d] * two_to(from[0] - most);
+        }
+        out[((u64)row * heads + head) * dim + d] = narrow<T>(value / sum);
+    }
+}
+
+#define KERNELS(T, t)                                                                                                  \
+    extern "C" __global__ void append_pages_##t(T *qkv, const float *cos, const float *sin, const u64 *tables,         \
+                                                const u32 *sequences, const u32 *positions, int width, int rows,       \
+                                                int heads, int dim, int half, int layer) {                             \
+        append_pages<T>(qkv, cos, sin, tables, sequences, positions, width, rows, heads, dim, half, layer);            \
+    }                                                                                                                  \
+    extern "C" __global__ void combine_splits_##t(T *out, const float *parts, const u32 *positions, int first_row,     \
+                                                  int heads, int dim, int splits) {                                    \
+        combine_splits<T>(out, parts, positions, first_row, heads, dim, splits);                                       \
+    }                                                                                                                  \
+    ATTEND(T, t, 1, 32, 1) ATTEND(T, t, 8, 8, 8) ATTEND(T, t, 8, 16, 16) ATTEND(T, t, 8, 32, 32)
+#define ATTEND(T, t, V, L, l)                                                                                          \
+    extern "C" __global__ __launch_bounds__(128) void attend_pages_##t##_##l(                                          \
+        T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences, const u32 *positions,             \
+        int first_row, int width, int heads, int dim, int layer, int splits) {                                         \
+        attend_pages<T, V, L>(out, parts, qkv, tables, sequences, positions, first_row, width, heads, dim, layer,      \
+                              splits);                                                                                 \
+    }
+FOR_TYPES(KERNELS)

@@ -1,0 +1,143 @@
+//! Passes of decoding as CUDA graphs: the launches of a pass are recorded once, and later passes of
+//! the same shape replay them with one call. All that varies between such passes lies in buffers
+//! with fixed addresses.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaStream, result, sys};
+
+use super::array::{Array, Element};
+use super::context::Cuda;
+use super::graphs::{Graph, PassKey, RECORDING, Recorded};
+use crate::error::{Error, Result};
+
+thread_local! {
+    /// Whether this thread records a pass.
+    static RECORDS: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Cuda {
+    /// The stream of this thread's work: the engine's, or while it records a pass another one, so
+    /// that what other threads do meanwhile is not recorded.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        if RECORDS.get() {
+            &self.recording_stream
+        } else {
+            &self.main_stream
+        }
+    }
+
+    /// The result of `compute`, replayed where it was recorded before.
+    pub(super) fn replayed(
+        &self,
+        key: PassKey,
+        compute: impl Fn() -> Result<Array>,
+    ) -> Result<Array> {
+        #[cfg(feature = "bench")]
+        if self.recorder.is_recording() {
+            return compute();
+        }
+        let mut steps = self.steps.lock();
+        match steps.passes.get(&key) {
+            None => {
+                steps.passes.insert(key, Recorded::Seen);
+                drop(steps);
+                compute()
+            }
+            Some(Recorded::Never) => {
+                drop(steps);
+                compute()
+            }
+            Some(Recorded::Graph(graph, out)) => self.launch_graph(graph, out),
+            Some(Recorded::Seen) => match self.record(&compute) {
+                // An engine is being made: the next pass will do.
+                Ok(None) => {
+                    drop(steps);
+                    compute()
+                }
+                Ok(Some((graph, out))) => {
+                    let launched = self.launch_graph(&graph, &out);
+                    steps.passes.insert(key, Recorded::Graph(graph, out));
+                    launched
+                }
+                Err(_) => {
+                    steps.passes.insert(key, Recorded::Never);
+                    drop(steps);
+                    compute()
+                }
+            },
+        }
+    }
+
+    fn launch_graph(&self, graph: &Graph, out: &Array) -> Result<Array> {
+        self.check(self.context.bind_to_thread())?;
+        // SAFETY: the graph lives, and its buffers live as long as the engine.
+        let launched =
+            unsafe { result::graph::launch(graph.0.cu_graph_exec(), self.main_stream.cu_stream()) };
+        self.check(launched)?;
+        Ok(out.clone())
+    }
+
+    /// Records a pass that has run before, so that it makes no plans; returns nothing if it has to
+    /// wait for that.
+    fn record(&self, compute: impl Fn() -> Result<Array>) -> Result<Option<(Graph, Array)>> {
+        let Some(_recording) = RECORDING.try_write() else {
+            return Ok(None);
+        };
+        // The result of the recorded pass lies in memory of the graph; it is copied to this one.
+        let first = compute()?;
+        let out = self.empty_of(first.element, first.rows, first.columns)?;
+        drop(first);
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.check(self.recording_stream.begin_capture(mode))?;
+        RECORDS.set(true);
+        let computed = compute().and_then(|found| self.copy(&out, &found));
+        RECORDS.set(false);
+        let ended = self
+            .recording_stream
+            .end_capture(sys::CUgraphInstantiate_flags(0));
+        computed?;
+        let graph = self.check(ended)?;
+        let graph = graph.ok_or_else(|| Error::device("cuda", "recorded nothing"))?;
+        Ok(Some((Graph(graph), out)))
+    }
+
+    /// A matrix's values in f32, by way of pinned memory, which the GPU writes at full speed; waits
+    /// for them.
+    pub(super) fn read_pinned(&self, x: &Array) -> Result<Vec<f32>> {
+        let values = self.cast(x, Element::F32)?;
+        let mut steps = self.steps.lock();
+        let pinned = match steps.returned.take() {
+            Some(pinned) if pinned.len() >= x.len() => steps.returned.insert(pinned),
+            // SAFETY: the copy below writes what is read.
+            _ => steps.returned.insert(
+                self.check(unsafe { self.context.alloc_pinned_with_flags::<f32>(x.len(), 0) })?,
+            ),
+        };
+        let pinned = &mut self.check(pinned.as_mut_slice())?[..x.len()];
+        // SAFETY: both have these values, and the stream is waited for before either is freed.
+        let copied = unsafe {
+            let stream = self.main_stream.cu_stream();
+            result::memcpy_dtoh_async(pinned, values.address(), stream)
+        };
+        self.check(copied)?;
+        self.check(self.main_stream.synchronize())?;
+        Ok(pinned.to_vec())
+    }
+
+    /// Copies a matrix into one of the same shape.
+    fn copy(&self, to: &Array, from: &Array) -> Result<()> {
+        let bytes = from.len() * from.element.bytes();
+        // SAFETY: both matrices have these bytes, and are freed in the same stream.
+        let copied = unsafe {
+            result::memcpy_dtod_async(
+                to.address(),
+                from.address(),
+                bytes,
+                self.stream().cu_stream(),
+            )
+        };
+        self.check(copied)
+    }
+}
