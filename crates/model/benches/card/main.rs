@@ -1,10 +1,12 @@
 //! Measures training on a GPU: an epoch of packed records over a base in one of the precisions.
 //!
 //! `card MODE --base FOLDER [--ids FILE] [--steps N]` prints a line of JSON; `tools/bench-gpu` runs
-//! it beside other programs. `card load FOLDER` measures how fast a base is copied to the GPU.
+//! it beside other programs. `card load FOLDER` measures how fast a base is copied to the GPU, and
+//! `card decode PRECISION FOLDER BATCH:ADAPTERS...` how fast answers are written.
 
 #![allow(clippy::print_stdout)]
 
+mod decode;
 mod load;
 mod records;
 
@@ -120,9 +122,11 @@ fn measure(training: &mut Training<'_>, window: &[Batch], number: u64) -> StepFi
 }
 
 fn main() {
-    let mut words = std::env::args().skip(1);
-    if words.next().is_some_and(|word| word == "load") {
-        return load::run(words.next().expect("card load FOLDER").as_ref());
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.first().map(String::as_str) {
+        Some("load") => return load::run(words.get(1).expect("card load FOLDER").as_ref()),
+        Some("decode") => return decode::run(&words[1..]),
+        _ => {}
     }
     let args = Args::read();
     let Mode {
