@@ -90,7 +90,7 @@ fn the_bytes_are_pinned() {
     let digest = togi_common::Digest::of(write(&rows(300))).to_string();
     assert_eq!(
         digest,
-        "a7cf1e57abc0ae8d4ae075977bc170cc4344ff30570bbdc3089096779f58014f"
+        "6a2f9ef51b1d72fa498cb8affdfe1f1fb3ce22ef3de42f7d3000407f4a3d6cb8"
     );
 }
 
