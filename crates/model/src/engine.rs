@@ -183,13 +183,6 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.cache())
     }
 
-    /// Limits the keys and values of all sequences together to this many tokens, in whole pages of
-    /// 32. A sequence that needs more gets [`Error::OutOfPages`].
-    pub fn limit_cached_tokens(&self, tokens: usize) {
-        let pages = u32::try_from(tokens / PAGE).unwrap_or(u32::MAX);
-        on!(OnDevice, &self.on_device, resident => resident.limit_pages(pages));
-    }
-
     /// Frees the memory of keys and values if no sequence has any.
     ///
     /// # Errors
@@ -198,14 +191,10 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.free_unused_pages())
     }
 
-    /// The tokens that all sequences have pages for, and the limit.
+    /// The tokens that the pages of all sequences hold.
     #[must_use]
-    pub fn cached_tokens(&self) -> (usize, Option<usize>) {
-        let (used, limit) = on!(OnDevice, &self.on_device, resident => resident.used_pages());
-        (
-            used as usize * PAGE,
-            limit.map(|limit| limit as usize * PAGE),
-        )
+    pub fn cached_tokens(&self) -> usize {
+        on!(OnDevice, &self.on_device, resident => resident.used_pages()) * PAGE
     }
 
     /// Reads the next ids of one sequence as a part of its prompt, and returns the logits after the

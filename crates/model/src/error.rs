@@ -71,16 +71,6 @@ pub enum Error {
     /// Token ids do not fit the model, or the sequence is too long.
     #[error("input: {0}")]
     Input(String),
-    /// A sequence needs more pages of keys and values than are free.
-    #[error("{needed} more pages of 32 tokens are needed, {free} of {limit} are free")]
-    OutOfPages {
-        /// The pages that the sequence lacks.
-        needed: usize,
-        /// The pages that no sequence has.
-        free: usize,
-        /// All pages.
-        limit: usize,
-    },
     /// A base cannot be held in this precision.
     #[error("precision {precision}: {reason}")]
     Precision {

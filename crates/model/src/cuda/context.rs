@@ -15,7 +15,7 @@ use super::loading::Loading;
 use super::recorder::Recorder;
 use crate::error::Result;
 
-/// A GPU with the stream of all its work.
+/// A GPU with the stream of its work.
 pub(crate) struct Cuda {
     pub(super) context: Arc<CudaContext>,
     pub(super) main_stream: Arc<CudaStream>,

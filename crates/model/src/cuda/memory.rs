@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 impl Cuda {
     /// A buffer with arbitrary contents.
     pub(super) fn alloc<T: DeviceRepr>(&self, len: usize) -> Result<Buffer<T>> {
-        // SAFETY: a kernel, a product or a copy writes all of the buffer in the one stream before
-        // anything reads it.
+        // SAFETY: a kernel, a product or a copy writes all of the buffer, in the stream of this
+        // thread's work, before anything reads it.
         let slice = unsafe { self.stream().alloc::<T>(len.max(1)) };
         Ok(Buffer::of(self.check(slice)?, self.stream()))
     }

@@ -17,6 +17,15 @@ thread_local! {
     static RECORDS: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The outcome of recording a pass, with its result.
+enum Recording {
+    Done(Graph, Array),
+    /// Another thread makes an engine or records; a later pass may try again.
+    Busy(Array),
+    /// The driver refused.
+    Failed(Array),
+}
+
 impl Cuda {
     /// The stream of this thread's work: the engine's, or while it records a pass another one, so
     /// that what other threads do meanwhile is not recorded.
@@ -50,21 +59,17 @@ impl Cuda {
                 compute()
             }
             Some(Recorded::Graph(graph, out)) => self.launch_graph(graph, out),
-            Some(Recorded::Seen) => match self.record(&compute) {
-                // An engine is being made: the next pass will do.
-                Ok(None) => {
-                    drop(steps);
-                    compute()
+            Some(Recorded::Seen) => match self.record(&compute)? {
+                Recording::Done(graph, out) => {
+                    steps
+                        .passes
+                        .insert(key, Recorded::Graph(graph, out.clone()));
+                    Ok(out)
                 }
-                Ok(Some((graph, out))) => {
-                    let launched = self.launch_graph(&graph, &out);
-                    steps.passes.insert(key, Recorded::Graph(graph, out));
-                    launched
-                }
-                Err(_) => {
+                Recording::Busy(out) => Ok(out),
+                Recording::Failed(out) => {
                     steps.passes.insert(key, Recorded::Never);
-                    drop(steps);
-                    compute()
+                    Ok(out)
                 }
             },
         }
@@ -79,28 +84,33 @@ impl Cuda {
         Ok(out.clone())
     }
 
-    /// Records a pass that has run before, so that it makes no plans; returns nothing if it has to
-    /// wait for that.
-    fn record(&self, compute: impl Fn() -> Result<Array>) -> Result<Option<(Graph, Array)>> {
+    /// Runs a pass whose plans exist, and records it.
+    fn record(&self, compute: impl Fn() -> Result<Array>) -> Result<Recording> {
+        let out = compute()?;
         let Some(_recording) = RECORDING.try_write() else {
-            return Ok(None);
+            return Ok(Recording::Busy(out));
         };
-        // The result of the recorded pass lies in memory of the graph; it is copied to this one.
-        let first = compute()?;
-        let out = self.empty_of(first.element, first.rows, first.columns)?;
-        drop(first);
+        Ok(match self.capture(&out, compute) {
+            Ok(graph) => Recording::Done(graph, out),
+            Err(_) => Recording::Failed(out),
+        })
+    }
+
+    /// The graph of a pass that writes its result to `out`. What the pass allocates is the graph's.
+    fn capture(&self, out: &Array, compute: impl Fn() -> Result<Array>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.check(self.recording_stream.begin_capture(mode))?;
         RECORDS.set(true);
-        let computed = compute().and_then(|found| self.copy(&out, &found));
+        let computed = compute().and_then(|found| self.copy(out, &found));
         RECORDS.set(false);
         let ended = self
             .recording_stream
             .end_capture(sys::CUgraphInstantiate_flags(0));
         computed?;
         let graph = self.check(ended)?;
-        let graph = graph.ok_or_else(|| Error::device("cuda", "recorded nothing"))?;
-        Ok(Some((Graph(graph), out)))
+        graph
+            .map(Graph)
+            .ok_or_else(|| Error::device("cuda", "recorded nothing"))
     }
 
     /// A matrix's values in f32, by way of pinned memory, which the GPU writes at full speed; waits
@@ -129,7 +139,7 @@ impl Cuda {
     /// Copies a matrix into one of the same shape.
     fn copy(&self, to: &Array, from: &Array) -> Result<()> {
         let bytes = from.len() * from.element.bytes();
-        // SAFETY: both matrices have these bytes, and are freed in the same stream.
+        // SAFETY: both matrices have these bytes. `from` is the recording's, `to` outlives the graph.
         let copied = unsafe {
             result::memcpy_dtod_async(
                 to.address(),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::error::{Error, Result};
 use crate::ops::decoding::PAGE;
 
 /// The pages of an engine.
@@ -18,8 +17,6 @@ struct State {
     free: Vec<u32>,
     /// Pages that exist on the device, free or not.
     made: u32,
-    /// The most pages that may exist; without it, as many as the device has memory for.
-    limit: Option<u32>,
 }
 
 /// A sequence's pages, in the order of its tokens. Dropping it frees them.
@@ -53,10 +50,17 @@ impl PagePool {
         self.state.lock().made
     }
 
-    /// The pages that sequences have, and the most that may exist.
-    pub(super) fn used(&self) -> (u32, Option<u32>) {
+    /// The pages that sequences have.
+    pub(super) fn used(&self) -> usize {
         let state = self.state.lock();
-        (state.made - state.free.len() as u32, state.limit)
+        state.made as usize - state.free.len()
+    }
+
+    /// Forgets the pages above the first `made`, which no sequence has.
+    pub(super) fn forget_above(&self, made: u32) {
+        let mut state = self.state.lock();
+        state.free.retain(|&page| page < made);
+        state.made = made;
     }
 
     /// Forgets all pages if no sequence has any; returns whether it did.
@@ -69,11 +73,6 @@ impl PagePool {
         }
         unused
     }
-
-    /// Sets the most pages that may exist.
-    pub(super) fn limit(&self, pages: u32) {
-        self.state.lock().limit = Some(pages);
-    }
 }
 
 impl PageTable {
@@ -82,29 +81,21 @@ impl PageTable {
     }
 
     /// Adds pages until there is one for each of these tokens.
-    ///
-    /// # Errors
-    /// [`Error::OutOfPages`] if the pool's limit is reached; the table is then unchanged.
-    pub(super) fn reserve(&mut self, tokens: usize) -> Result<()> {
+    pub(super) fn reserve(&mut self, tokens: usize) {
         let missing = tokens.div_ceil(PAGE).saturating_sub(self.pages.len());
         let mut state = self.state.lock();
         let reused = missing.min(state.free.len());
         let new = (missing - reused) as u32;
-        if let Some(limit) = state.limit
-            && state.made + new > limit
-        {
-            let free = limit - state.made + state.free.len() as u32;
-            return Err(Error::OutOfPages {
-                needed: missing,
-                free: free as usize,
-                limit: limit as usize,
-            });
-        }
         let kept = state.free.len() - reused;
         self.pages.extend(state.free.drain(kept..).rev());
         self.pages.extend(state.made..state.made + new);
         state.made += new;
-        Ok(())
+    }
+
+    /// Frees the pages after the first `count`.
+    pub(super) fn truncate(&mut self, count: usize) {
+        let freed = self.pages.drain(count.min(self.pages.len())..);
+        self.state.lock().free.extend(freed);
     }
 }
 
@@ -119,30 +110,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_used_again_and_the_limit_holds() {
+    fn pages_are_used_again() {
         let pool = PagePool::new();
-        pool.limit(3);
         let (mut one, mut two) = (pool.table(), pool.table());
-        one.reserve(PAGE + 1).unwrap();
-        two.reserve(1).unwrap();
+        one.reserve(PAGE + 1);
+        two.reserve(1);
         assert_eq!((one.pages(), two.pages()), (&[0, 1][..], &[2][..]));
-        two.reserve(PAGE).unwrap();
-        assert_eq!(two.pages(), [2]);
-        let refused = two.reserve(PAGE + 1).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "1 more pages of 32 tokens are needed, 0 of 3 are free"
-        );
-        assert_eq!(two.pages(), [2]);
+        two.reserve(PAGE);
+        assert_eq!((two.pages(), pool.used()), (&[2][..], 3));
         drop(one);
-        assert_eq!(pool.used(), (1, Some(3)));
-        two.reserve(3 * PAGE).unwrap();
+        assert_eq!(pool.used(), 1);
+        two.reserve(3 * PAGE);
         assert_eq!((two.pages().len(), pool.made()), (3, 3));
         assert!(!pool.forget_unused());
         drop(two);
-        assert_eq!(pool.used(), (0, Some(3)));
+        assert_eq!(pool.used(), 0);
         assert!(pool.forget_unused());
         assert_eq!(pool.made(), 0);
+    }
+
+    #[test]
+    fn pages_that_the_device_has_no_memory_for_are_forgotten() {
+        let pool = PagePool::new();
+        let (mut kept, mut grown) = (pool.table(), pool.table());
+        kept.reserve(PAGE);
+        grown.reserve(PAGE);
+        let made = pool.made();
+        grown.reserve(4 * PAGE);
+        grown.truncate(1);
+        pool.forget_above(made);
+        assert_eq!((pool.made(), pool.used()), (2, 2));
+        drop(kept);
+        grown.reserve(3 * PAGE);
+        assert_eq!((grown.pages(), pool.made()), (&[1, 0, 2][..], 3));
     }
 
     #[test]

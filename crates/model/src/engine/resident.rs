@@ -105,11 +105,8 @@ impl<O: Decode> Resident<O> {
         Ok(())
     }
 
-    pub(super) fn limit_pages(&self, pages: u32) {
-        self.pool.limit(pages);
-    }
-
-    pub(super) fn used_pages(&self) -> (u32, Option<u32>) {
+    /// The pages that sequences have.
+    pub(super) fn used_pages(&self) -> usize {
         self.pool.used()
     }
 
@@ -120,18 +117,29 @@ impl<O: Decode> Resident<O> {
             .transpose()
     }
 
-    /// Gives each segment the pages of its tokens.
+    /// Gives each segment the pages of its tokens. If the device has no memory for them, all
+    /// segments keep the pages that they had.
     fn reserve(&self, segments: &mut [Segment<'_>]) -> Result<()> {
-        let _resizing = self.resizing.lock();
-        for segment in segments {
-            let cache = &mut *segment.cache;
-            if !self.pool.owns(&cache.table) {
-                return Err(Error::Input("a cache is of another engine".into()));
-            }
-            cache.table.reserve(cache.len + segment.ids.len())?;
+        if (segments.iter()).any(|segment| !self.pool.owns(&segment.cache.table)) {
+            return Err(Error::Input("a cache is of another engine".into()));
         }
-        let made = self.pool.made() as usize;
-        self.network.ops().resize(&self.pages, made)
+        let _resizing = self.resizing.lock();
+        let made = self.pool.made();
+        let mut before = Vec::with_capacity(segments.len());
+        for segment in segments.iter_mut() {
+            before.push(segment.cache.table.pages().len());
+            let tokens = segment.cache.len + segment.ids.len();
+            segment.cache.table.reserve(tokens);
+        }
+        let needed = self.pool.made() as usize;
+        let resized = self.network.ops().resize(&self.pages, needed);
+        if resized.is_err() {
+            for (segment, count) in segments.iter_mut().zip(before) {
+                segment.cache.table.truncate(count);
+            }
+            self.pool.forget_above(made);
+        }
+        resized
     }
 
     /// The logits after the last id of each segment.
