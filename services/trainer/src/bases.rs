@@ -137,6 +137,12 @@ impl Bases {
         // An error is not kept: the next request tries again.
         let (checked, quantized_as) = self.read(name, slot, precision).await?;
         let CheckedBase { base, tokenizer } = checked;
+        // The digest waits for the threads that hash the base's files.
+        let hashing = tokio::task::spawn_blocking(move || {
+            base.digest();
+            base
+        });
+        let base = hashing.await.map_err(|_| Error::ThreadGone)?;
         let info = BaseInfo {
             config: base.config().clone(),
             digest: base.digest().to_owned(),

@@ -84,8 +84,7 @@ impl<H: Handler> Slot<H> {
             let bus = self.jobs.bus();
             let another = record.message != delivery.place;
             let other_there = another && self.jobs.names_job(record.message, id).await?;
-            let mut vanished = false;
-            match judge(&record, delivery.place, delivery.delivered, other_there) {
+            let vanished = match judge(&record, delivery.place, delivery.delivered, other_there) {
                 Verdict::Ended => {
                     // The worker may have died between record and event. A repeated event counts
                     // once.
@@ -107,8 +106,8 @@ impl<H: Handler> Slot<H> {
                     self.jobs.settle(&ended).await?;
                     continue;
                 }
-                Verdict::Claim { vanished: was } => vanished = was || vanished,
-            }
+                Verdict::Claim { vanished } => vanished,
+            };
             // The store decides: a worker may have died, or the bucket been lost, after the end was
             // written.
             if let Some(ended) = self.jobs.final_record(id).await? {
