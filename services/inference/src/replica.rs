@@ -1,5 +1,5 @@
 //! One replica: the base, the engine's thread, the adapters, and the tasks that follow the
-//! registry. Until the base is loaded, it refuses requests as unavailable.
+//! registry. Until the base is loaded, requests are refused as unavailable.
 
 mod gauges;
 
@@ -27,17 +27,17 @@ use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 
-/// Most news that wait for the bus.
+/// The most news items that wait for the bus.
 const MAX_NEWS: usize = 1024;
 
-/// A replica; loading until [`Replica::run`] has loaded the base.
+/// A replica. It is loading until [`Replica::run`] has loaded the base.
 pub struct Replica {
     config: Config,
     context: Context,
     ready: OnceLock<Ready>,
 }
 
-/// The parts that answer requests, once the base is loaded.
+/// The parts that answer requests; they exist once the base is loaded.
 pub(crate) struct Ready {
     pub(crate) base_digest: String,
     pub(crate) adapters: Arc<Adapters>,
@@ -45,10 +45,10 @@ pub(crate) struct Ready {
 }
 
 impl Replica {
-    /// Makes a replica that has loaded nothing yet.
+    /// Returns a replica that has loaded nothing yet.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a setting out of its range.
+    /// [`Error::Setting`] if a setting is out of range.
     pub fn new(config: Config, context: Context) -> Result<Self> {
         config.check()?;
         Ok(Self {
@@ -58,24 +58,24 @@ impl Replica {
         })
     }
 
-    /// Returns its name.
+    /// Returns the replica's name.
     pub fn name(&self) -> &str {
         &self.context.instance
     }
 
-    /// Returns the counts of requests inside; `None` while the base is loading.
+    /// Returns the counters of active and waiting requests; `None` while the base is loading.
     pub fn load(&self) -> Option<Arc<Load>> {
         self.ready
             .get()
             .map(|ready| ready.admission.door.load().clone())
     }
 
-    /// Returns the current snapshot; `None` while the base is loading.
+    /// Returns the current snapshot of served aliases; `None` while the base is loading.
     pub fn served(&self) -> Option<Arc<Served>> {
         self.ready.get().map(|ready| ready.adapters.shelf.served())
     }
 
-    /// Returns how many adapters are in memory, including those that only a running answer needs.
+    /// Returns the number of adapters in memory, including those that only running answers hold.
     pub fn resident(&self) -> usize {
         self.ready
             .get()
@@ -93,12 +93,12 @@ impl Replica {
         self.ready.get().ok_or(Error::BaseLoading)
     }
 
-    /// Loads the base, then works until the stop; running answers then have the grace time to
-    /// finish. The process is not ready until both latches are dropped: when the base is loaded,
-    /// and when every declared adapter has been tried once.
+    /// Loads the base, then runs until the stop; running answers then have the grace time to
+    /// finish. The process is ready once both latches are dropped: `base_latch` when the base is
+    /// loaded, `adapters_latch` when every declared adapter has been tried once.
     ///
     /// # Errors
-    /// [`Error::Base`] or [`Error::Device`] for a base or a device that cannot be used,
+    /// [`Error::Base`] or [`Error::Device`] if the base or the device cannot be used,
     /// [`Error::Broken`] if the engine's thread ends early.
     pub async fn run(&self, base_latch: Latch, adapters_latch: Latch) -> Result<()> {
         let stopper = self.context.stopper.clone();
@@ -108,7 +108,7 @@ impl Replica {
             device: self.config.device,
             precision: self.config.precision(name)?,
         };
-        // A wrong device is reported before the base is copied, which may take long.
+        // Opened first, to report a wrong device before the base is copied, which may take long.
         tokio::task::spawn_blocking(move || choice.device.open())
             .await
             .map_err(|error| Error::Broken(format!("opening the device: {error}")))?
@@ -141,7 +141,7 @@ impl Replica {
                 door,
             },
         };
-        // This task alone sets it, once.
+        // Only this task sets it, once.
         let _ = self.ready.set(ready);
         drop(base_latch);
         let serve = async {
@@ -215,7 +215,7 @@ impl Replica {
         let (ended_sender, ended) = oneshot::channel();
         let work = move || {
             engine_thread.run();
-            // A panic drops the sender instead, which ends the receiver as well.
+            // After a panic the sender is dropped instead, which also ends the receiver.
             let _ = ended_sender.send(());
         };
         thread::Builder::new()
@@ -226,7 +226,7 @@ impl Replica {
     }
 }
 
-/// The engine's thread, seen from outside. It ends when this is dropped.
+/// A handle to the engine's thread, which ends when this is dropped.
 struct Running {
     door: Arc<Door>,
     abort: Arc<AtomicBool>,
@@ -234,7 +234,7 @@ struct Running {
 }
 
 impl Running {
-    /// Waits for the stop, then for the thread. After the grace time every answer ends before its
+    /// Waits for the stop, then for the thread. After the grace time, each answer ends before its
     /// next token.
     async fn ended(mut self, stopper: &Stopper, grace: Duration) -> Result<()> {
         tokio::select! {

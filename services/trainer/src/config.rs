@@ -1,5 +1,5 @@
-//! Settings: `default.toml` is the full list with comments; files and the environment change it.
-//! What comes out of [`Config::load`] is checked.
+//! Settings. `default.toml` lists all of them with comments; files and the environment override
+//! them. [`Config::load`] returns checked settings.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -13,28 +13,28 @@ use togi_runtime::config::{
 use togi_runtime::process::Sections;
 use togi_runtime::{Error, Result, layout};
 
-/// The settings that files and the environment change.
+/// The default settings, which files and the environment override.
 pub const DEFAULTS: &str = include_str!("../default.toml");
 
 /// All settings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// What this process does.
+    /// The roles of this process.
     pub roles: BTreeSet<Role>,
-    /// Where workers compute.
+    /// The device that workers compute on.
     pub device: DeviceName,
-    /// Data-prep's gRPC endpoint: rows are read from there.
+    /// Data-prep's gRPC endpoint, which serves the rows.
     pub data_prep: String,
-    /// Bases by name.
+    /// The bases, by name.
     pub bases: BasesConfig,
-    /// Training.
+    /// How jobs are trained.
     pub training: TrainingConfig,
-    /// Answers.
+    /// How requests are answered and policies kept.
     pub api: ApiConfig,
-    /// Where to listen.
+    /// The addresses to listen on.
     pub listen: ListenConfig,
-    /// Coordination.
+    /// The connection to NATS.
     pub nats: NatsConfig,
     /// The object store.
     pub store: StoreConfig,
@@ -42,29 +42,29 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
 }
 
-/// A part that a process can play.
+/// A role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Answers requests and keeps the policies; needs no device.
+    /// Answers requests and runs the policies; needs no device.
     Api,
-    /// Takes jobs.
+    /// Trains jobs.
     Worker,
 }
 
-/// How jobs are worked on.
+/// How jobs are trained.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingConfig {
-    /// Rows read ahead of their use, in bytes.
+    /// Budget for rows read ahead of their use, in bytes.
     pub prefetch_bytes: u32,
-    /// Memory of the device that a job may plan for, in bytes; 0: what is available.
+    /// Device memory that a job may plan for, in bytes; 0: the available memory.
     pub memory_bytes: u64,
-    /// Jobs after whose end a worker's process stops; 0: never.
+    /// Jobs after which a worker's process stops; 0: unlimited.
     pub jobs: u64,
-    /// Longest time for which a step's line is not yet durable, in seconds.
+    /// Longest time until a step's line is durable, in seconds.
     pub log_flush_seconds: f64,
-    /// Folder for bases that are copied from an object store; empty: the system's temporary one.
+    /// Folder for bases copied from an object store; empty: the system's temporary folder.
     pub base_cache: PathBuf,
 }
 
@@ -72,28 +72,29 @@ pub struct TrainingConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApiConfig {
-    /// How often a watched job's log is read, in seconds.
+    /// Interval between reads of a watched job's log, in seconds.
     pub watch_poll_seconds: f64,
-    /// How often data sets' names are listed for the policies, in seconds.
+    /// Interval between listings of the data sets' names for the policies, in seconds.
     pub reconcile_seconds: f64,
 }
 
 impl Config {
-    /// Returns the settings: the defaults, then each file, then the environment.
+    /// Returns the settings: the defaults, overridden by each file in turn and then by the
+    /// environment.
     ///
     /// # Errors
-    /// What is wrong, with its name.
+    /// The invalid setting, by name.
     pub fn load(files: &[PathBuf]) -> Result<Config> {
         config::load(DEFAULTS, files, "TOGI", Config::validate)
     }
 
-    /// Whether this process plays a part.
+    /// Whether this process has a role.
     #[must_use]
     pub fn has(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
 
-    /// Checks what the types do not.
+    /// Checks the constraints that the types cannot express.
     ///
     /// # Errors
     /// `InvalidArgument` with the setting's name.
@@ -163,7 +164,7 @@ impl Sections for Config {
 }
 
 impl TrainingConfig {
-    /// Returns the folder for bases that are copied from an object store.
+    /// Returns the folder for bases copied from an object store.
     #[must_use]
     pub fn base_cache(&self) -> PathBuf {
         if self.base_cache.as_os_str().is_empty() {
@@ -173,7 +174,7 @@ impl TrainingConfig {
         }
     }
 
-    /// Longest time for which a step's line is not yet durable.
+    /// Returns the longest time until a step's line is durable.
     #[must_use]
     pub fn log_flush(&self) -> Duration {
         Duration::from_secs_f64(self.log_flush_seconds)
@@ -181,13 +182,13 @@ impl TrainingConfig {
 }
 
 impl ApiConfig {
-    /// How often a watched job's log is read.
+    /// Returns the interval between reads of a watched job's log.
     #[must_use]
     pub fn watch_poll(&self) -> Duration {
         Duration::from_secs_f64(self.watch_poll_seconds)
     }
 
-    /// How often names are listed for the policies.
+    /// Returns the interval between listings of names for the policies.
     #[must_use]
     pub fn reconcile(&self) -> Duration {
         Duration::from_secs_f64(self.reconcile_seconds)

@@ -1,5 +1,5 @@
-//! What can go wrong in the trainer, and the class of each: the class alone decides the gRPC code
-//! and the job's fate.
+//! The trainer's errors and their classes. The class alone decides the gRPC code and what becomes
+//! of the job.
 
 use togi_runtime::Class;
 
@@ -9,40 +9,40 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An error of the trainer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A field of a request is wrong in itself.
+    /// A field of a request is invalid by itself.
     #[error("{field} {reason}")]
     Invalid {
         /// The field's path in the request, for example `recipe.lora.rank`.
         field: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the field.
         reason: String,
     },
-    /// The parts that a request names do not fit each other.
+    /// The parts that a request names are incompatible.
     #[error("{field} {reason}")]
     Unfit {
         /// The field at fault.
         field: &'static str,
-        /// What does not fit, with both sides' figures.
+        /// The incompatibility, with both sides' figures.
         reason: String,
     },
-    /// The job would need more memory than there is.
+    /// The job needs more memory than is available.
     #[error(
         "the job needs {needed} bytes of {device}'s memory ({plan}) and {available} are available; {}",
         what_fits(*largest)
     )]
     Memory {
-        /// Where it should run.
+        /// The device.
         device: String,
-        /// Bytes that the plan asks for.
+        /// Bytes that the plan needs.
         needed: u64,
-        /// Bytes that the device has.
+        /// Bytes available on the device.
         available: u64,
-        /// The plan's parts.
+        /// The parts of the plan.
         plan: String,
-        /// The largest micro-batch that fits, if any does.
+        /// The largest micro-batch that fits, if any.
         largest: Option<u32>,
     },
-    /// The loss or the gradient stopped being a number.
+    /// The loss or the gradient norm is not finite.
     #[error(
         "{what} of step {step} is not finite (epoch {epoch}, samples {}); {}",
         samples.join(", "),
@@ -57,15 +57,15 @@ pub enum Error {
         epoch: u64,
         /// Ids of the window's records.
         samples: Vec<String>,
-        /// Manifest of the last checkpoint before it.
+        /// Manifest of the last checkpoint before the step.
         checkpoint: Option<String>,
     },
-    /// Bytes in the store are not what their manifest or their schema says.
+    /// Stored bytes contradict their manifest or their schema.
     #[error("{what} is damaged: {reason}")]
     Damaged {
-        /// What was read.
+        /// The object that was read.
         what: String,
-        /// What is wrong with it.
+        /// What is wrong with the object.
         reason: String,
     },
     /// A checkpoint belongs to another run: other data, base or recipe.
@@ -73,49 +73,48 @@ pub enum Error {
         "the checkpoint {checkpoint} was made with another {what}; the job cannot go on exactly"
     )]
     OtherRun {
-        /// Its manifest.
+        /// The checkpoint's manifest.
         checkpoint: String,
         /// The part of the identity that differs.
         what: &'static str,
     },
-    /// Data-prep answered with an error that waiting does not cure, or with rows that are not rows.
+    /// Data-prep answered with an error that no retry cures, or with invalid rows.
     #[error("data set {dataset} cannot be read from data-prep: {reason}")]
     Data {
         /// The data set's digest.
         dataset: String,
-        /// Why.
+        /// The reason.
         reason: String,
-        /// Class of the cause.
+        /// The cause's class.
         class: Class,
     },
-    /// A policy's job that has not begun has become superfluous.
+    /// A newer revision has made a policy's job unnecessary before it began.
     #[error("revision {revision} of the data set is trained instead")]
     Overtaken {
         /// The newer revision.
         revision: u64,
     },
-    /// The training thread ended without saying why.
+    /// The training thread ended without a reason.
     #[error("the training thread ended unexpectedly")]
     ThreadGone,
-    /// The network, the adapter or the base.
+    /// An error of the network, the adapter or the base.
     #[error(transparent)]
     Model(#[from] togi_model::Error),
-    /// The tokenizer or the data set's manifest.
+    /// An error of the tokenizer or the data set's manifest.
     #[error(transparent)]
     Tokens(#[from] togi_tokens::Error),
-    /// The store, the bus, a job's record, configuration.
+    /// An error of the store, the bus, a job's record or the configuration.
     #[error(transparent)]
     Runtime(#[from] togi_runtime::Error),
-    /// A file or a thread.
+    /// An I/O error of a file or a thread.
     #[error("i/o")]
     Io(#[from] std::io::Error),
-    /// A value of ours that has no JSON form.
+    /// One of our values cannot be written as JSON.
     #[error("json")]
     Json(#[from] serde_json::Error),
 }
 
 impl Error {
-    /// A request's field that is wrong in itself.
     pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Error {
         Error::Invalid {
             field,
@@ -123,7 +122,6 @@ impl Error {
         }
     }
 
-    /// Two parts of a request that do not fit.
     pub(crate) fn unfit(field: &'static str, reason: impl Into<String>) -> Error {
         Error::Unfit {
             field,
@@ -131,7 +129,6 @@ impl Error {
         }
     }
 
-    /// Bytes that are not what they should be.
     pub(crate) fn damaged(what: impl Into<String>, reason: impl ToString) -> Error {
         Error::Damaged {
             what: what.into(),
@@ -139,7 +136,7 @@ impl Error {
         }
     }
 
-    /// A base's or an adapter's file that cannot be read. A difference from its manifest is damage.
+    /// A base's or an adapter's file cannot be read. A difference from its manifest is damage.
     pub(crate) fn unreadable(what: &str, error: togi_base::Error) -> Error {
         match error {
             togi_base::Error::Model(error) => error.into(),
@@ -148,7 +145,7 @@ impl Error {
         }
     }
 
-    /// The error's class.
+    /// Returns the error's class.
     #[must_use]
     pub fn class(&self) -> Class {
         match self {

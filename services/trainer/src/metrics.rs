@@ -1,4 +1,4 @@
-//! What the trainer measures.
+//! The trainer's metrics.
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
@@ -6,7 +6,7 @@ use togi_runtime::telemetry;
 
 use crate::learn::progress::Measured;
 
-/// The trainer's instruments. Clones are the same ones.
+/// The trainer's instruments. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     running: UpDownCounter<i64>,
@@ -25,7 +25,7 @@ pub struct Metrics {
 const PASSED: &str = "passed";
 const REFUSED: &str = "refused";
 
-/// Counts a job as running until it is dropped.
+/// Counts a job as running until dropped.
 #[derive(Debug)]
 pub struct Running(UpDownCounter<i64>);
 
@@ -42,7 +42,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Returns the instruments of the process's meter.
+    /// Creates the instruments on the process's meter.
     #[must_use]
     pub fn new() -> Metrics {
         let meter = telemetry::meter();
@@ -50,7 +50,7 @@ impl Metrics {
             .u64_counter("togi.trainer.evaluations")
             .with_description("Adapters that passed their gate, or were refused")
             .build();
-        // A counter that begins at one has not risen: the first refusal would be no increase.
+        // Each series starts at zero; otherwise the first refusal would not show as an increase.
         for outcome in [PASSED, REFUSED] {
             evaluations.add(0, &[KeyValue::new("outcome", outcome)]);
         }
@@ -120,19 +120,19 @@ impl Metrics {
         }
     }
 
-    /// Counts a job as running until the answer is dropped.
+    /// Counts a job as running until the returned value is dropped.
     #[must_use]
     pub fn running(&self) -> Running {
         self.running.add(1, &[]);
         Running(self.running.clone())
     }
 
-    /// Says how many jobs wait.
+    /// Records the number of waiting jobs.
     pub fn waiting(&self, jobs: u64) {
         self.waiting.record(jobs, &[]);
     }
 
-    /// Counts a step.
+    /// Records a step.
     pub fn step(&self, step: &Measured) {
         self.loss.record(step.line.loss, &[]);
         self.gradient_norm.record(step.line.gradient_norm, &[]);
@@ -145,7 +145,7 @@ impl Metrics {
             line.gpu_memory_bytes.map(|bytes| bytes as f64),
             line.device_memory_bytes.map(|bytes| bytes as f64),
         ];
-        // A CPU has no such figures: no series, and not one of zeros.
+        // A CPU has no such readings, so it has no series, rather than one of zeros.
         for (gauge, figure) in self.gpu.iter().zip(figures) {
             if let Some(figure) = figure {
                 gauge.record(figure, &[]);
@@ -156,14 +156,14 @@ impl Metrics {
         self.tokens.add(step.tokens, &[]);
     }
 
-    /// Counts an adapter that was evaluated.
+    /// Counts an evaluated adapter by its outcome.
     pub fn evaluated(&self, passed: bool) {
         let outcome = if passed { PASSED } else { REFUSED };
         self.evaluations
             .add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
-    /// Counts a policy's job.
+    /// Counts a policy's job by its outcome.
     pub fn policy_job(&self, outcome: &'static str) {
         self.policy_jobs
             .add(1, &[KeyValue::new("outcome", outcome)]);

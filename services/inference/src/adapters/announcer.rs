@@ -1,5 +1,5 @@
 //! Announces what this replica serves: an event for each adapter that was loaded or refused, and
-//! the replica's entry in `togi_replicas`. While the bus is away, news wait and serving continues.
+//! the replica's entry in `togi_replicas`. While the bus is down, news waits and serving continues.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use crate::adapters::served::{Refusal, Served, Serving, Shelf};
 use crate::rpc::events;
 use crate::served_adapter::ServedAdapter;
 
-/// Waits between two attempts to publish an event.
+/// Delays between attempts to publish an event.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(2));
 
-/// Something that happened to an alias here.
+/// A change to an alias on this replica.
 #[derive(Debug, Clone)]
 pub(crate) enum News {
-    /// It serves a generation now.
+    /// The alias now serves a generation.
     Loaded {
         alias: AliasName,
         generation: Generation,
-        /// The adapter, if its base has another precision here than in training: the effect is
-        /// measured before the event.
+        /// The adapter, if its base has another precision here than in training. The effect is
+        /// measured before the event is published.
         mismatched: Option<Arc<ServedAdapter>>,
         traceparent: Option<String>,
     },
@@ -41,10 +41,10 @@ pub(crate) enum News {
     },
 }
 
-/// A replica's entry.
+/// A replica's entry in `togi_replicas`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaEntry {
-    /// The replica.
+    /// The replica's name.
     pub replica: String,
     /// The base's name.
     pub base: String,
@@ -66,7 +66,7 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    /// Works until the stop; then removes the entry.
+    /// Runs until the stop, then removes the entry.
     pub(crate) async fn run(
         self,
         mut news: mpsc::Receiver<News>,
@@ -82,14 +82,14 @@ impl Announcer {
             stopper.clone(),
         );
         let renew = async {
-            // The sender lives in `shelf`.
+            // `shelf` owns the sender, so that only the stop ends this loop.
             while let Some(Ok(())) = stopper.run(served.changed()).await {
                 entries.send_replace(self.entry(&served.borrow_and_update()));
             }
         };
         let publish = async {
             while let Some(Some(news)) = stopper.run(news.recv()).await {
-                // A mismatch is measured here, so that only news wait for it, in their order.
+                // Measuring a mismatch here delays only the news, which stays in order.
                 let Some((event, traceparent)) = stopper.run(self.event(news)).await else {
                     return;
                 };
@@ -115,7 +115,7 @@ impl Announcer {
         }
     }
 
-    /// Returns the event of the news, and the trace that it belongs to.
+    /// Returns the event and the trace that it belongs to.
     async fn event(&self, news: News) -> (Event, Option<String>) {
         let replica = self.replica.clone();
         match news {
@@ -144,7 +144,7 @@ impl Announcer {
         }
     }
 
-    /// Publishes until it is stored, or the stop.
+    /// Publishes an event, with retries until it is stored or the stop.
     async fn publish(&self, event: Event, traceparent: Option<String>, stopper: &Stopper) {
         let mut backoff = BACKOFF;
         while let Some(Err(error)) = stopper

@@ -1,4 +1,4 @@
-//! Follows the registry: reads the store's aliases at the start, after each event and periodically,
+//! Follows the registry: lists the store's aliases at the start, after each event and periodically,
 //! so that the declared set is right even if every event is lost.
 
 use std::sync::Arc;
@@ -17,12 +17,12 @@ pub(crate) struct Follower {
     pub(crate) bus: Bus,
     pub(crate) stopper: Stopper,
     pub(crate) period: Duration,
-    /// None until the store has been read once.
+    /// `None` until the store has been read once.
     pub(crate) declared: Arc<watch::Sender<Option<Declared>>>,
 }
 
 impl Follower {
-    /// Works until the stop.
+    /// Runs until the stop.
     pub(crate) async fn run(self) {
         if self.bus.health().await.is_err() {
             tracing::warn!("the bus is not there; aliases are followed by listing the store alone");
@@ -35,7 +35,7 @@ impl Follower {
     }
 }
 
-/// The declared set after a listing. A known revision keeps the time when it was first read.
+/// Returns the declared set after a listing. A known revision keeps the time of its first reading.
 fn next(known: Option<&Declared>, list: Vec<Alias>) -> Declared {
     let now = Instant::now();
     let declaration = |alias: Alias| {

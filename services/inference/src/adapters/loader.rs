@@ -1,5 +1,5 @@
-//! Brings one generation from the store onto the device. It checks the manifest, the sizes, the
-//! digests of the bytes in memory, the identity, then the tensors. One fault refuses the whole
+//! Loads one generation from the store onto the device. It checks the manifest, the sizes, the
+//! digests of the bytes in memory, the identity, then the tensors. Any fault refuses the whole
 //! generation.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use togi_runtime::registry::revisions::BaseMismatch;
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
 
-/// The identity that an adapter must have to be served here: digests, and the base's precision.
+/// The identity that an adapter needs to be served here: digests and the base's precision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Expected {
     pub(crate) made_for: MadeFor,
@@ -32,7 +32,7 @@ pub(crate) struct Loader {
 }
 
 impl Loader {
-    /// Loads from the same store over the same base in another precision, that of `engine`.
+    /// Returns a loader from the same store over the same base in the precision of `engine`.
     pub(super) fn over(&self, engine: Arc<Engine>) -> Self {
         let base_precision = engine.base().precision().name().to_owned();
         Self {
@@ -49,9 +49,9 @@ impl Loader {
     /// Loads a generation.
     ///
     /// # Errors
-    /// [`Error::BadAdapter`] when it does not fit this base, [`Error::BrokenAdapter`] when its
-    /// files are missing or differ from the manifest, [`Error::UnknownAdapter`] when it was never
-    /// committed; the store's own errors.
+    /// [`Error::BadAdapter`] if it does not fit this base, [`Error::BrokenAdapter`] if files are
+    /// missing or differ from the manifest, [`Error::UnknownAdapter`] if it was never committed;
+    /// the store's errors.
     pub(crate) async fn load(
         &self,
         generation: Generation,
@@ -68,10 +68,10 @@ impl Loader {
             .map(Arc::new)
     }
 
-    /// Checks that an adapter may be served over the base's precision here.
+    /// Checks that an adapter may be served over this base's precision.
     ///
     /// # Errors
-    /// [`Error::BadAdapter`] with both precisions.
+    /// [`Error::BadAdapter`], which names both precisions.
     pub(crate) fn admit(&self, trained_over: &str, base_mismatch: BaseMismatch) -> Result<()> {
         let served_over = &self.expected.base_precision;
         if trained_over == served_over || !base_mismatch.is_refused() {
@@ -83,7 +83,7 @@ impl Loader {
         )))
     }
 
-    /// Whether the base has the precision of the adapter's training.
+    /// Whether the base has the precision that the adapter was trained over.
     pub(crate) fn holds_base_of(&self, adapter: &ServedAdapter) -> bool {
         adapter.trained_over() == self.expected.base_precision
     }
@@ -110,7 +110,7 @@ impl Loader {
     }
 }
 
-/// Checks the tensors and brings them onto the device. Not for async code.
+/// Checks the tensors and copies them to the device. Must not be called from async code.
 fn build(engine: &Engine, manifest: AdapterManifest, files: &Files) -> Result<ServedAdapter> {
     let lora = adapter::lora(&manifest, files, engine.config())?;
     let adapter = engine.adapter(&lora).map_err(togi_base::Error::from)?;

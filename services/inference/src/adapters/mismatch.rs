@@ -1,6 +1,6 @@
 //! Measures what serving an adapter over another base precision changes: the difference of the
-//! logits after its model card's sample prompts. Base and adapter are loaded once more for it, in
-//! the precision of the training, and freed afterwards.
+//! logits after the model card's sample prompts. For this, base and adapter are loaded a second
+//! time, in the precision of the training, and freed afterwards.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,29 +16,28 @@ use crate::engine::door::Door;
 use crate::error::with_cause;
 use crate::served_adapter::ServedAdapter;
 
-/// An adapter over another precision of its base than in training.
+/// The mismatch of an adapter that is served over another base precision than in training.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Mismatch {
     /// The base's precision in training.
     pub(crate) trained_over: String,
     /// The base's precision here.
     pub(crate) served_over: String,
-    /// The effect, or the reason that it was not measured.
+    /// The effect, or the reason why it was not measured.
     pub(crate) difference: Result<Difference, String>,
 }
 
-/// Absolute differences of the logits of all ids, after all samples.
+/// Absolute differences of the logits of all ids, over all samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Difference {
-    /// The largest.
+    /// The largest difference.
     pub(crate) max: f64,
-    /// Their mean.
+    /// The mean difference.
     pub(crate) mean: f64,
-    /// Count of prompts.
+    /// The number of prompts.
     pub(crate) samples: usize,
 }
 
-/// Measures mismatches.
 pub(crate) struct Gauge {
     pub(crate) loader: Arc<Loader>,
     pub(crate) base_folder: PathBuf,
@@ -48,7 +47,7 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// Measures the mismatch of an adapter, which is served already: a failure is only reported.
+    /// Measures an adapter's mismatch. It is served already, so a failure is only reported.
     pub(crate) async fn measure(&self, adapter: &Arc<ServedAdapter>) -> Mismatch {
         let mismatch = Mismatch {
             trained_over: adapter.trained_over().to_owned(),
@@ -103,7 +102,7 @@ impl Gauge {
         differences.over(samples.len())
     }
 
-    /// Loads the base in the precision of the training, and the adapter over it.
+    /// Loads the base in the training's precision, and the adapter over it.
     async fn as_trained(
         &self,
         generation: Generation,
@@ -116,10 +115,10 @@ impl Gauge {
         Ok((engine, adapter))
     }
 
-    /// Reads the base in the precision of the training.
+    /// Loads the base in the training's precision.
     async fn other_base(&self, precision: Precision) -> Result<Arc<Engine>, String> {
         let (name, device) = (self.device, self.device.device(precision));
-        // A GPU's allocator refuses a base that does not fit.
+        // On a GPU the allocator refuses a base that does not fit.
         if name == DeviceName::Cpu {
             let needed =
                 togi_model::memory::weights(self.loader.engine.config(), precision, device);
@@ -142,7 +141,7 @@ impl Gauge {
     }
 }
 
-/// Checks that the second base fits; where the system does not report its memory, it does.
+/// Checks that the second base fits. If the available memory is unknown, the check passes.
 fn check_room(needed: u64, available: Option<u64>) -> Result<(), String> {
     match available {
         Some(available) if available < needed => Err(format!(
@@ -152,7 +151,7 @@ fn check_room(needed: u64, available: Option<u64>) -> Result<(), String> {
     }
 }
 
-/// Absolute differences as they add up.
+/// Accumulates absolute differences.
 #[derive(Default)]
 struct Differences {
     max: f64,
@@ -172,7 +171,7 @@ impl Differences {
 
     fn over(&self, samples: usize) -> Result<Difference, String> {
         let mean = self.sum / self.count as f64;
-        // The maximum alone would hide a NaN.
+        // The maximum ignores NaN; the mean propagates it.
         if !mean.is_finite() {
             return Err("a logit is not a finite number".into());
         }

@@ -1,5 +1,5 @@
-//! Facts in, decision out: the next action, from what the registry declares and what this replica
-//! serves. Pure, so that every order of events ends in the same set.
+//! Facts in, decision out: the next action, given the registry's declared set and this replica's
+//! served set. Pure, so that every order of events ends in the same set.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,31 +13,31 @@ use super::served::Served;
 /// An alias as the registry declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Declaration {
-    /// The generation.
+    /// The generation that the alias names.
     pub(crate) generation: Generation,
     /// The alias's revision, from 1.
     pub(crate) revision: u64,
-    /// Whether it may be served over another precision of its base than in training.
+    /// Whether it may be served over another base precision than in training.
     pub(crate) base_mismatch: BaseMismatch,
     /// Trace context of the promotion.
     pub(crate) traceparent: Option<String>,
-    /// When this replica first read it. The newest is loaded first, because it is awaited.
+    /// When this replica first read it. The newest is loaded first, because clients wait for it.
     pub(crate) heard: Instant,
 }
 
-/// All aliases.
+/// All declared aliases.
 pub(crate) type Declared = BTreeMap<AliasName, Declaration>;
 
-/// Loads that failed for a reason that may pass, by alias.
+/// Loads that failed for a transient reason, by alias.
 pub(crate) type Deferred = BTreeMap<AliasName, Again>;
 
-/// When a load is tried again.
+/// When a failed load is retried.
 #[derive(Debug, Clone)]
 pub(crate) struct Again {
-    /// The alias's revision that failed; another one is tried at once.
+    /// The alias's revision that failed; a new revision is loaded without delay.
     pub(crate) revision: u64,
     pub(crate) until: Instant,
-    /// The waits after further failures.
+    /// The delays after further failures.
     pub(crate) backoff: Backoff,
 }
 
@@ -54,15 +54,15 @@ impl Again {
 /// The next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Load the generation that the alias names, and let the alias serve it.
+    /// Load the generation that the alias names, then serve it under the alias.
     Load(AliasName),
     /// Stop serving the alias: it is no longer declared.
     Drop(AliasName),
-    /// Wait until the registry changes, or until a time.
+    /// Wait until the registry changes, or until the given time.
     Wait(Option<Instant>),
 }
 
-/// Returns the next action towards the declared set: first a drop, because it costs nothing, then
+/// Returns the next action towards the declared set. Drops come first, because they are free, then
 /// the load of the newest declaration.
 pub(crate) fn next_action(
     declared: &Declared,
@@ -98,7 +98,7 @@ pub(crate) fn next_action(
     })
 }
 
-/// Whether an alias still names the revision that it named when a load began.
+/// Whether an alias still has the revision that it had when a load began.
 pub(crate) fn is_current(
     declared: Option<&Declared>,
     alias: &AliasName,

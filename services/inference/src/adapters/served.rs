@@ -1,5 +1,5 @@
 //! The generations of this replica: an immutable snapshot of those that aliases serve, which the
-//! loader replaces whole, and all generations in memory.
+//! loader replaces as a whole, and all generations in memory.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -14,24 +14,24 @@ use crate::served_adapter::ServedAdapter;
 /// A snapshot of the served aliases.
 #[derive(Debug, Clone, Default)]
 pub struct Served {
-    /// By alias.
+    /// The served generations, by alias.
     pub aliases: BTreeMap<AliasName, Serving>,
-    /// Aliases whose declared generation is refused; one may still serve an earlier generation.
+    /// Aliases whose declared generation was refused; the earlier generation may still be served.
     pub refused: BTreeMap<AliasName, Refusal>,
 }
 
-/// An alias's generation.
+/// The generation that an alias serves.
 #[derive(Debug, Clone)]
 pub struct Serving {
     /// The adapter of this generation.
     pub adapter: Arc<ServedAdapter>,
     /// The alias's revision that named it.
     pub revision: u64,
-    /// When it began to be served.
+    /// When serving began.
     pub since: SystemTime,
 }
 
-/// A generation that was refused whole.
+/// A refused generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The generation.
@@ -40,7 +40,7 @@ pub struct Refusal {
     pub revision: u64,
     /// The reason.
     pub reason: String,
-    /// Whether it is not tried again, because objects never change.
+    /// Whether retries are useless: the stored objects never change.
     pub is_final: bool,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Shelf {
 struct Resident {
     // Weak: a generation lives as long as an alias, a running answer or `recent` holds it.
     all: HashMap<Generation, Weak<ServedAdapter>>,
-    // Generations that requests named by digest, the most recent last; kept while there is room.
+    // Generations that requests named by digest, the most recent last; kept while they fit.
     recent: VecDeque<Arc<ServedAdapter>>,
 }
 
@@ -68,23 +68,22 @@ impl Shelf {
         }
     }
 
-    /// Returns the current snapshot.
     pub(crate) fn served(&self) -> Arc<Served> {
         self.served.borrow().clone()
     }
 
-    /// Returns the snapshot as it changes.
+    /// Returns a receiver of the snapshot's changes.
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<Served>> {
         self.served.subscribe()
     }
 
-    /// Replaces the snapshot by a changed copy; readers see the old one or the new one.
+    /// Replaces the snapshot with an edited copy; readers see either the old one or the new one.
     pub(crate) fn change(&self, edit: impl FnOnce(&mut Served)) {
         self.served
             .send_modify(|served| edit(Arc::make_mut(served)));
     }
 
-    /// Returns a generation that is in memory.
+    /// Returns a generation if it is in memory.
     pub(crate) fn find(&self, generation: Generation) -> Option<Arc<ServedAdapter>> {
         self.resident
             .lock()
@@ -93,9 +92,9 @@ impl Shelf {
             .and_then(Weak::upgrade)
     }
 
-    /// Makes room for one more generation by dropping recent ones that nothing else holds, the
-    /// oldest first. With `replaces` one more is allowed, because it takes an alias from another.
-    /// Returns false if there is no room.
+    /// Makes room for one more generation by dropping recent ones that nothing else holds, oldest
+    /// first. With `replaces` the limit is one higher, because the new generation takes over an
+    /// alias. Returns false if there is no room.
     pub(crate) fn make_room(&self, replaces: bool) -> bool {
         let limit = self.max_resident + usize::from(replaces);
         let mut resident = self.resident.lock();
@@ -109,7 +108,7 @@ impl Shelf {
         true
     }
 
-    /// Takes a newly loaded generation into memory.
+    /// Registers a loaded generation.
     pub(crate) fn put(&self, adapter: &Arc<ServedAdapter>) {
         let mut resident = self.resident.lock();
         resident
@@ -117,7 +116,7 @@ impl Shelf {
             .insert(adapter.generation(), Arc::downgrade(adapter));
     }
 
-    /// Keeps a generation that a request named by digest while there is room.
+    /// Keeps a generation that a request named by digest, as long as there is room.
     pub(crate) fn keep(&self, adapter: &Arc<ServedAdapter>) {
         let mut resident = self.resident.lock();
         resident
@@ -126,7 +125,7 @@ impl Shelf {
         resident.recent.push_back(adapter.clone());
     }
 
-    /// Returns how many generations are in memory.
+    /// Returns the number of generations in memory.
     pub(crate) fn count(&self) -> usize {
         self.resident.lock().count()
     }

@@ -1,4 +1,4 @@
-//! The gauges of a replica, read at each collection of metrics.
+//! A replica's gauges, read whenever metrics are collected.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::adapters::served::Shelf;
 use crate::engine::load::Load;
 use crate::semconv;
 
-/// Registers the gauges: the requests inside, and the adapters in memory and served.
+/// Registers the gauges of active and waiting requests, and of adapters in memory and served.
 pub(super) fn register(load: &Arc<Load>, shelf: &Arc<Shelf>, replica: &str) {
     let meter = togi_runtime::telemetry::meter();
     let replica = KeyValue::new(semconv::REPLICA, replica.to_owned());

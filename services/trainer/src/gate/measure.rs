@@ -1,5 +1,5 @@
-//! What a gate looks at, computed on the engine: losses on held-out rows and greedy answers to
-//! questions, of the new adapter and of the one that is served. Not for async code.
+//! A gate's measurements on the engine, of the new adapter and of the served one: losses on
+//! held-out rows and greedy answers to questions. Must not be called from async code.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,39 +10,38 @@ use togi_tokens::{Decoder, Row, Tokenizer, prompt};
 use super::questions::{Question, is_right};
 use crate::error::{Error, Result};
 
-/// Questions that are answered in one pass of the network.
+/// Questions answered in one pass of the network.
 const TOGETHER: usize = 8;
 
-/// The two that are measured beside each other.
+/// The two adapters that a gate compares.
 pub(crate) struct Pair<'a> {
-    /// The new adapter.
     pub(crate) new: &'a Lora,
-    /// The one that is served.
+    /// The served adapter.
     pub(crate) serving: Option<&'a Lora>,
 }
 
-/// A measurement of both generations.
+/// A measurement of both adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Measured<T> {
     pub(crate) new: T,
     pub(crate) serving: Option<T>,
 }
 
-/// Measures on an engine until it is asked to stop.
+/// Measures on an engine until asked to stop.
 pub(crate) struct Measure<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) pair: Pair<'a>,
-    /// Set when the result is not needed any more.
+    /// Set once the result is no longer needed.
     pub(crate) stop: &'a AtomicBool,
 }
 
 impl Measure<'_> {
-    /// Returns the mean loss of the rows' learned targets; there must be `count` rows, of which
-    /// `together` go through the network at once.
+    /// Returns the mean loss over the rows' learned targets. `rows` must yield `count` rows;
+    /// `together` of them share a pass.
     ///
     /// # Errors
-    /// The rows'; [`Error::ThreadGone`] if they end early or the result is not needed any more; the
-    /// engine's.
+    /// The rows' and the engine's errors; [`Error::ThreadGone`] if the rows end early or the result
+    /// is no longer needed.
     pub(crate) fn losses(
         &self,
         rows: &mut impl Iterator<Item = Result<Row>>,
@@ -77,11 +76,11 @@ impl Measure<'_> {
         })
     }
 
-    /// Returns how many questions are answered right with the likeliest tokens, at most
-    /// `max_new_tokens` of them.
+    /// Returns the number of questions that greedy decoding, with at most `max_new_tokens` tokens,
+    /// answers right.
     ///
     /// # Errors
-    /// [`Error::ThreadGone`] if the result is not needed any more; the engine's.
+    /// [`Error::ThreadGone`] if the result is no longer needed; the engine's errors.
     pub(crate) fn answers(
         &self,
         tokenizer: &Tokenizer,
@@ -106,7 +105,7 @@ impl Measure<'_> {
         })
     }
 
-    /// Writes all answers to their ends, a token of each in a pass.
+    /// Writes all answers to their ends; each pass adds a token to each answer.
     fn write(&self, writer: &Writer<'_>, questions: &[Question]) -> Result<Vec<Answer>> {
         let answers = questions.iter().map(|question| writer.begin(question));
         let mut answers: Vec<Answer> = answers.collect::<Result<_>>()?;
@@ -176,7 +175,7 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Begins an answer. A prompt that fills the model's longest sequence gets none.
+    /// Begins an answer, which stays empty if the prompt fills the model's maximum length.
     fn begin(&self, question: &Question) -> Result<Answer> {
         let prompt = prompt::generation(&question.instruction, &question.input);
         let ids = self.tokenizer.encode(&prompt);
@@ -192,9 +191,9 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// An answer while it is written.
+/// An answer in progress.
 struct Answer {
-    /// None once the answer has ended.
+    /// `None` once the answer has ended.
     sequence: Option<Sequence>,
     decoder: Decoder,
     text: String,

@@ -1,4 +1,4 @@
-//! A gate's questions: JSON Lines with the answers that count as right.
+//! A gate's questions: JSON Lines, each with its right answer.
 
 use serde::Deserialize;
 use togi_runtime::{Class, Store, layout};
@@ -7,15 +7,15 @@ use unicode_normalization::UnicodeNormalization as _;
 use crate::error::{Error, Result};
 
 const FIELD: &str = "gate.questions";
-/// Largest file of questions, in bytes.
+/// Largest size of a question file, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// A question with its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Question {
-    /// What is asked.
+    /// The question.
     pub instruction: String,
-    /// Material for it.
+    /// Context for the question; may be empty.
     #[serde(default)]
     pub input: String,
     /// The right answer.
@@ -25,8 +25,8 @@ pub struct Question {
 /// Reads the questions of an upload.
 ///
 /// # Errors
-/// `NotFound` with field `gate.questions` if there is no such upload; [`Error::Invalid`] with the
-/// line that cannot be parsed, or if there is no question; the store's.
+/// `NotFound` with field `gate.questions` if the upload does not exist; [`Error::Invalid`] with
+/// the line that cannot be parsed, or if there are no questions; the store's errors.
 pub async fn read(store: &Store, upload: &str) -> Result<Vec<Question>> {
     let bytes = store.get_bounded(&layout::upload(upload), MAX_BYTES).await;
     let bytes = bytes.map_err(|error| match error.class() {
@@ -59,7 +59,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<Question>> {
     Ok(questions)
 }
 
-/// Whether an answer is the expected one: equal after NFKC, without the space around it.
+/// Whether an answer equals the expected one after NFKC, ignoring surrounding whitespace.
 #[must_use]
 pub fn is_right(answer: &str, expected: &str) -> bool {
     normal(answer) == normal(expected)

@@ -1,8 +1,9 @@
-//! Rows for the training loop: read over Arrow Flight ahead of their use, within a budget of bytes,
-//! in the ticket's order. Rows that are at hand come in the same order: see [`Order::places`].
+//! Rows for the training loop. The reader fetches them over Arrow Flight ahead of use, within a
+//! byte budget, in the ticket's order. Rows already in memory follow the same order: see
+//! [`Order::places`].
 //!
-//! The reader waits for data-prep without a limit: a broken stream is opened again at the row after
-//! the last one received, so that the loop sees one unbroken sequence of records.
+//! The reader waits for data-prep without a time limit. It reopens a broken stream after the last
+//! received row, so that the loop sees one unbroken sequence of records.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -22,17 +23,17 @@ use tracing::{debug, warn};
 use crate::error::{Error, Result};
 use crate::run::checkpoint::Progress;
 
-/// Largest message that is taken from data-prep.
+/// Largest message accepted from data-prep, in bytes.
 const MESSAGE_BYTES: usize = 16 << 20;
-/// Streams in a row that may end early, without an error and without a row, before the data set
-/// counts as damaged.
+/// Consecutive streams that may end without an error and without a row before the data set counts
+/// as damaged.
 const EMPTY_STREAMS: u32 = 5;
 
-/// A question to data-prep. Its JSON is the Flight ticket.
+/// A request to data-prep. Its JSON is the Flight ticket.
 pub(crate) enum Query<'a> {
     /// The length of each row, in the stored order.
     Lengths { dataset: DatasetId },
-    /// The rows of an epoch from `offset` on.
+    /// The rows of an epoch, starting at `offset`.
     Rows {
         order: &'a Order,
         epoch: u64,
@@ -40,10 +41,10 @@ pub(crate) enum Query<'a> {
     },
 }
 
-/// Returns the count of ids in each row of a data set, in the stored order.
+/// Returns the number of ids in each row of a data set, in the stored order.
 ///
 /// # Errors
-/// [`Error::Data`], also where waiting might help.
+/// [`Error::Data`], even if a retry could succeed.
 pub async fn lengths(client: Client, dataset: DatasetId) -> Result<Vec<u32>> {
     let failed = |error: FlightError| Error::Data {
         dataset: dataset.into(),
@@ -66,26 +67,26 @@ fn flight(client: Client) -> FlightClient<Client> {
     FlightClient::new_from_inner(inner)
 }
 
-/// Which rows, in which order.
+/// A selection of rows and the order in which they are read.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// The data set's digest.
     pub dataset: String,
-    /// Which of its rows.
+    /// The rows' split.
     pub split: Split,
-    /// How many there are of them.
+    /// The number of rows.
     pub rows: u64,
-    /// Seed of the permutations.
+    /// Seed of the shuffles.
     pub seed: u64,
-    /// False: the stored order.
+    /// Whether each epoch is shuffled; if not, rows come in the stored order.
     pub shuffle: bool,
     /// Passes over the rows.
     pub epochs: u64,
 }
 
 impl Order {
-    /// Returns the rows' places in the stored order, in the order in which all epochs read them:
-    /// what data-prep answers to the same tickets.
+    /// Returns each row's position in the stored order, in reading order over all epochs: the order
+    /// in which data-prep serves them for the same tickets.
     pub fn places(&self) -> impl Iterator<Item = u64> + '_ {
         (0..self.epochs).flat_map(|epoch| {
             let permutation = self
@@ -99,30 +100,30 @@ impl Order {
     }
 }
 
-/// A row that waits and its share of the budget, given back when the row is taken: a window may be
-/// larger than the budget.
+/// A fetched row and its share of the budget. Taking the row releases the share, because a window
+/// may be larger than the budget.
 #[derive(Debug)]
 struct Fetched {
     row: Row,
     _budget: OwnedSemaphorePermit,
 }
 
-/// Where the training thread takes its rows from; an error is the last item.
+/// The rows for the training thread; an error is the last item.
 #[derive(Debug)]
 pub struct Rows(mpsc::UnboundedReceiver<Result<Fetched>>);
 
 impl Iterator for Rows {
     type Item = Result<Row>;
 
-    /// Waits for the next row; `None` when the reader was stopped or the last epoch is over. Not
-    /// for async code.
+    /// Blocks until the next row; `None` once the reader is stopped or the last epoch is over. Must
+    /// not be called from async code.
     fn next(&mut self) -> Option<Result<Row>> {
         let fetched = self.0.blocking_recv()?;
         Some(fetched.map(|fetched| fetched.row))
     }
 }
 
-/// Reads rows into a channel; what is in the channel never holds more than the budget.
+/// Reads rows into a channel. The rows in the channel never exceed the budget.
 pub struct Reader {
     client: FlightClient<Client>,
     order: Order,
@@ -132,7 +133,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Returns a reader of data-prep and the rows that it will read.
+    /// Returns a reader from data-prep and the rows that it will read.
     #[must_use]
     pub fn new(client: Client, order: Order, budget_bytes: u32) -> (Reader, Rows) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -150,8 +151,8 @@ impl Reader {
         )
     }
 
-    /// Reads from a position to the end of the last epoch. Returns when it is there, when nobody
-    /// takes the rows any more, or after an error, which is the rows' last item.
+    /// Reads from a position to the end of the last epoch. Also returns when the receiver is
+    /// dropped, and after an error, which is the last item sent.
     pub async fn run(mut self, from: Progress) {
         let (mut epoch, mut offset) = (from.epoch, from.offset);
         while epoch < self.order.epochs {
@@ -159,7 +160,7 @@ impl Reader {
                 Ok(ControlFlow::Continue(())) => (epoch, offset) = (epoch + 1, 0),
                 Ok(ControlFlow::Break(())) => return,
                 Err(error) => {
-                    // If the receiver is gone, the error is not needed.
+                    // Without a receiver, the error is not needed.
                     let _ = self.rows.send(Err(error));
                     return;
                 }
@@ -205,7 +206,7 @@ impl Reader {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// One Flight stream from `offset` on, which follows what was received.
+    /// Reads one Flight stream from `offset` on and advances `offset` with each row.
     async fn read_stream(
         &mut self,
         epoch: u64,
@@ -272,8 +273,7 @@ fn row_bytes(row: &Row) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Whether data-prep may answer the same question otherwise later: it is away, overloaded, or the
-/// connection broke.
+/// Whether a retry may succeed: data-prep is unreachable or overloaded, or the connection broke.
 fn waiting_helps(error: &FlightError) -> bool {
     match error {
         FlightError::Tonic(status) => matches!(

@@ -1,4 +1,4 @@
-//! Measures each step for its line of the log. Measurement stays out of the training loop.
+//! Measures each step for its line in the log, so that the training loop need not.
 
 use togi_runtime::process::memory;
 use togi_tokens::Row;
@@ -7,19 +7,19 @@ use crate::gauge;
 use crate::learn::step::Step;
 use crate::run::checkpoint::Progress;
 
-/// Weight of the newest step in the running mean of step times.
+/// Weight of the newest step in the moving average of step times.
 const NEWEST: f64 = 0.1;
 
-/// What a step computed.
+/// The results of a step's computation.
 #[derive(Clone, Copy, Debug)]
 pub struct StepResult {
     /// Mean loss over the window's learned targets.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// The learning rate that it used.
+    /// The learning rate.
     pub learning_rate: f64,
-    /// Steps so far that were skipped.
+    /// Steps skipped so far in the run.
     pub skipped: u64,
     /// Peak GPU memory of the run so far, in bytes.
     pub device_memory: Option<u64>,
@@ -27,20 +27,20 @@ pub struct StepResult {
     pub gpu: gauge::Readings,
 }
 
-/// A step that is done.
+/// A finished step.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Its line.
+    /// Its line in the log.
     pub line: Step,
-    /// How long it took.
+    /// Its duration in seconds.
     pub seconds: f64,
-    /// Its records.
+    /// The number of its records.
     pub samples: u64,
-    /// Its tokens.
+    /// The number of its tokens.
     pub tokens: u64,
 }
 
-/// Turns steps into lines.
+/// Measures steps and returns their lines.
 #[derive(Debug)]
 pub struct Meter {
     steps: u64,
@@ -49,7 +49,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Returns a meter for a run of `steps` steps over `rows` rows an epoch.
+    /// Returns a meter for a run of `steps` steps, with `rows` rows per epoch.
     #[must_use]
     pub fn new(steps: u64, rows: u64) -> Meter {
         Meter {
@@ -59,7 +59,7 @@ impl Meter {
         }
     }
 
-    /// Returns the line of the step that `progress` has just reached, over `window`, in
+    /// Returns the line of the step that ended at `progress`, trained on `window` and took
     /// `seconds`.
     pub fn step(
         &mut self,

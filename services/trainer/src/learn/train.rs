@@ -1,4 +1,4 @@
-//! The training loop: one page, on its own thread, with nothing of storage, leases or events in it.
+//! The training loop. It runs on its own thread and knows nothing of storage, leases or events.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
@@ -13,10 +13,10 @@ use crate::learn::progress::{Measured, Meter, StepResult};
 use crate::recipe::Recipe;
 use crate::run::checkpoint::{Progress, Snapshot};
 
-/// A run between two steps: everything that changes.
+/// The mutable state of a run, between two steps.
 #[derive(Debug)]
 pub struct State {
-    /// Where it stands.
+    /// The position in the run.
     pub progress: Progress,
     /// The trainable tensors.
     pub lora: Lora,
@@ -24,18 +24,18 @@ pub struct State {
     pub optimizer: optim::AdamW,
 }
 
-/// What never changes in a run.
+/// The constants of a run.
 #[derive(Debug)]
 pub struct Plan {
-    /// The numbers.
+    /// The hyperparameters.
     pub recipe: Recipe,
-    /// Rows of an epoch.
+    /// Rows per epoch.
     pub rows: u64,
-    /// Optimizer steps.
+    /// Total optimizer steps.
     pub steps: u64,
 }
 
-/// What a run computes on.
+/// The hardware that a run uses.
 #[derive(Clone, Copy)]
 pub struct Machine<'a> {
     /// The base on its device.
@@ -44,16 +44,16 @@ pub struct Machine<'a> {
     pub gauge: &'a Gauge,
 }
 
-/// A message from the loop, in order.
+/// A message from the loop. Messages arrive in order.
 #[derive(Debug)]
 pub enum Update {
-    /// A step is done.
+    /// A finished step.
     Step(Measured),
-    /// The state after the last step, to be kept.
+    /// The state after the last step, to be stored.
     Checkpoint(Box<Snapshot>),
 }
 
-/// A request to the loop, which reads it before each step.
+/// A request to the loop, which checks it before each step.
 #[derive(Debug, Default)]
 pub struct Request(AtomicU8);
 
@@ -61,12 +61,12 @@ const STOP: u8 = 1;
 const ABORT: u8 = 2;
 
 impl Request {
-    /// Asks for a checkpoint and the end.
+    /// Asks for a checkpoint, then the end.
     pub fn stop(&self) {
         self.0.fetch_max(STOP, Ordering::Relaxed);
     }
 
-    /// Asks for the end at once.
+    /// Asks for the end without a checkpoint.
     pub fn abort(&self) {
         self.0.fetch_max(ABORT, Ordering::Relaxed);
     }
@@ -76,12 +76,12 @@ impl Request {
     }
 }
 
-/// Trains until the last step or until asked to end, and returns whether all steps are done. The
-/// last update of a run that is done, or was stopped, is a checkpoint. The rows are those from the
-/// state's position on; where they end, so does the run.
+/// Trains until the last step or a request to end, and returns whether all steps are done. If the
+/// run finishes or is stopped, its final state is sent as a checkpoint unless it was already sent.
+/// `rows` starts at the state's position; the run ends when it is exhausted.
 ///
 /// # Errors
-/// [`Error::NotFinite`], the rows' error, the engine's.
+/// [`Error::NotFinite`]; the errors of the rows and of the engine.
 pub fn train(
     state: &mut State,
     plan: &Plan,
@@ -151,7 +151,7 @@ pub fn train(
     state.read(&training)?;
     let done = state.progress.step == plan.steps;
     if request.get() < ABORT && state.progress.step > saved {
-        // The receiver is gone if the job is another worker's.
+        // The receiver is gone if another worker has taken over the job.
         let _ = updates.blocking_send(Update::Checkpoint(Box::new(state.snapshot())));
     }
     Ok(done)
@@ -161,7 +161,7 @@ impl State {
     /// Returns the state before the first step.
     ///
     /// # Errors
-    /// A number of the recipe's low-rank part is out of the base's range.
+    /// A LoRA setting of the recipe is out of range for the base.
     pub fn fresh(config: &Config, recipe: &Recipe) -> Result<State> {
         let lora = Lora::init(config, &recipe.lora, recipe.seed)?;
         Ok(State {
@@ -171,14 +171,14 @@ impl State {
         })
     }
 
-    /// Takes values and moments from the device.
+    /// Copies the weights and the optimizer's moments from the device.
     fn read(&mut self, training: &Training<'_>) -> Result<()> {
         self.lora = training.lora()?;
         self.optimizer = training.optimizer()?;
         Ok(())
     }
 
-    /// Returns a copy of everything that a later worker needs.
+    /// Returns a copy of everything that another worker needs to resume.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
@@ -189,7 +189,7 @@ impl State {
     }
 }
 
-/// Takes a window's records; `None` when the rows end before.
+/// Takes a window's records; `None` if the rows end first.
 fn window(rows: &mut impl Iterator<Item = Result<Row>>, records: u64) -> Result<Option<Vec<Row>>> {
     let mut window = Vec::new();
     while (window.len() as u64) < records {
@@ -201,8 +201,8 @@ fn window(rows: &mut impl Iterator<Item = Result<Row>>, records: u64) -> Result<
     Ok(Some(window))
 }
 
-/// Packs a window into the engine's passes. A record's slot is its place in the window, so that
-/// dropout does not see the packing.
+/// Packs a window into the engine's passes. A record's slot is its index in the window, so that
+/// dropout does not depend on the packing.
 fn batches(engine: &Engine, window: &[Row], batch_size: u32) -> impl Iterator<Item = Batch> {
     let lengths: Vec<usize> = window.iter().map(|row| row.input_ids.len()).collect();
     let passes = engine.passes(&lengths, batch_size as usize).into_iter();

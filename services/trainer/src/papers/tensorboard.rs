@@ -1,5 +1,5 @@
-//! A TensorBoard events file from a job's steps. Pure: the same steps and start time give the same
-//! bytes.
+//! Builds a TensorBoard events file from a job's steps. Pure: the same steps and start time give
+//! the same bytes.
 //!
 //! The file is a sequence of TFRecord frames, each with one [`Event`]. A frame is the body's length
 //! (u64), the length's masked CRC-32C (u32), the body, and the body's masked CRC-32C (u32), all
@@ -9,7 +9,7 @@ use prost::Message;
 
 use crate::learn::step::Step;
 
-/// TensorFlow's `Event`. Its fields are optional here so that a zero is written, too.
+/// TensorFlow's `Event`. Its fields are optional so that zeros are written as well.
 #[derive(Clone, PartialEq, Message)]
 struct Event {
     /// Unix time in seconds.
@@ -40,7 +40,7 @@ struct Value {
 }
 
 /// Returns a whole events file: each step's figures under `train/`, at `start_seconds` (Unix time)
-/// plus the duration of the steps before it.
+/// plus the duration of all earlier steps.
 #[must_use]
 pub fn events_file(start_seconds: f64, steps: &[(f64, Step)]) -> Vec<u8> {
     let mut file = Vec::new();
@@ -84,8 +84,7 @@ fn put_record(file: &mut Vec<u8>, event: &Event) {
     file.extend_from_slice(&masked_crc(&body).to_le_bytes());
 }
 
-/// TFRecord rotates and shifts a checksum, so that a checksum of data that holds checksums stays
-/// useful.
+/// Masks a checksum as TFRecord requires: a plain CRC of data that contains CRCs is weak.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
         .rotate_right(15)
@@ -96,7 +95,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// Reads the frames back by the format's own rule.
+    /// Reads the frames back as the format defines them.
     fn bodies(mut file: &[u8]) -> Vec<Vec<u8>> {
         let mut bodies = Vec::new();
         while !file.is_empty() {

@@ -1,9 +1,9 @@
-//! Checkpoints: everything that a later worker needs to go on exactly, at a step's boundary.
+//! Checkpoints: everything that another worker needs to resume exactly, at a step boundary.
 //!
-//! Under `jobs/<job>/checkpoints/<step>/<fence>/` lie the trainable tensors (f32), the optimizer's
-//! state and, written last, the manifest with their digests, the position in the data, and the
-//! run's identity. A folder without a manifest is no checkpoint. The fence in the key keeps a stale
-//! worker's objects apart from its successor's.
+//! `jobs/<job>/checkpoints/<step>/<fence>/` holds the trainable tensors (f32), the optimizer's
+//! state and, written last, the manifest: the digests of both files, the position in the data and
+//! the run's identity. A folder without a manifest is not a checkpoint. The fence in the key keeps
+//! a stale worker's objects apart from its successor's.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use tracing::warn;
 
 use crate::error::{Error, Result};
 
-/// Checkpoints that are kept, the final one among them.
+/// Checkpoints kept per job, including the final one.
 const KEPT: usize = 3;
 
 const SCHEMA_VERSION: u32 = 1;
@@ -29,7 +29,7 @@ const OPTIMIZER: &str = "adamw.bin";
 /// A run's state after `step` optimizer steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// Where it stands.
+    /// The position in the run.
     pub progress: Progress,
     /// The trainable buffer, as [`togi_model::Lora::to_bytes`] writes it.
     pub lora: Bytes,
@@ -37,22 +37,21 @@ pub struct Snapshot {
     pub optimizer: Bytes,
 }
 
-/// Where a run stands at a step's boundary. Learning rate, order and dropout are functions of it
-/// and the recipe.
+/// A run's position at a step boundary. Together with the recipe it determines the learning rate,
+/// the order of the rows and dropout.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Optimizer steps done; also AdamW's count.
+    /// Optimizer steps done; also AdamW's step count.
     pub step: u64,
     /// Epoch of the next record, from 0.
     pub epoch: u64,
-    /// Records of that epoch already used.
+    /// Records of that epoch already trained on.
     pub offset: u64,
     /// Tokens trained on.
     pub tokens: u64,
     /// Records trained on.
     pub samples: u64,
-    /// Seconds spent in steps, by all workers of the job together. A figure for the report;
-    /// nothing depends on it.
+    /// Seconds spent in steps by all workers of the job. Only reported; nothing depends on it.
     pub seconds: f64,
 }
 
@@ -60,31 +59,31 @@ pub struct Progress {
 struct Manifest {
     schema_version: u32,
     job: JobId,
-    /// Stored under the name that the field had first.
+    /// The serialized name stays `claim`, so that existing checkpoints remain readable.
     #[serde(rename = "claim")]
     fence: Fence,
     seed: u64,
     progress: Progress,
     identity: Identity,
     engine: String,
-    /// Whether going on from here ends in the bits of a run that was never interrupted.
+    /// Whether resuming here gives bit for bit the result of an uninterrupted run.
     #[serde(default)]
     bit_exact: bool,
     files: BTreeMap<String, AdapterFile>,
 }
 
-/// What a checkpoint belongs to.
+/// The run that a checkpoint belongs to.
 #[derive(Clone, Debug)]
 pub struct Owner {
     /// The job.
     pub job: JobId,
-    /// What the run is made from.
+    /// The inputs of the run.
     pub identity: Identity,
     /// The recipe's seed.
     pub seed: u64,
 }
 
-/// Commits a checkpoint of the claim with this fence and returns its manifest's key.
+/// Commits a checkpoint under the claim's fence and returns its manifest's key.
 ///
 /// # Errors
 /// The store's.
@@ -123,12 +122,12 @@ pub async fn save(store: &Store, owner: &Owner, fence: Fence, snapshot: &Snapsho
     Ok(path)
 }
 
-/// Returns the newest checkpoint whose files match its manifest, and its manifest's key;
-/// `None` to start from nothing.
+/// Returns the newest checkpoint whose files match its manifest, with the manifest's key; `None`
+/// if there is no such checkpoint.
 ///
 /// # Errors
 /// [`Error::OtherRun`] if the job's checkpoints belong to other data, another base or another
-/// recipe; the store's.
+/// recipe; the store's errors.
 pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapshot)>> {
     for (step, fence, path) in committed(store, &owner.job).await?.into_iter().rev() {
         match read(store, owner, step, fence).await {
@@ -142,8 +141,8 @@ pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapsh
     Ok(None)
 }
 
-/// Removes all but the newest checkpoints, oldest first, manifest first: what is half removed is no
-/// checkpoint.
+/// Removes all but the newest checkpoints, oldest first. Manifests go first, so that a partly
+/// removed folder is not a checkpoint.
 ///
 /// # Errors
 /// The store's.
@@ -161,7 +160,7 @@ pub async fn prune(store: &Store, job: &JobId) -> Result<()> {
     Ok(())
 }
 
-/// Manifests of a job's checkpoints, oldest step first.
+/// Returns the manifests of a job's checkpoints, oldest step first.
 async fn committed(store: &Store, job: &JobId) -> Result<Vec<(u64, Fence, Path)>> {
     let objects = store.list(&layout::checkpoints(job)).await?;
     let mut committed: Vec<(u64, Fence, Path)> = objects
@@ -230,7 +229,7 @@ fn check_owner(path: &Path, manifest: &Manifest, owner: &Owner) -> Result<()> {
     }
 }
 
-/// What computes: bits may differ between builds and kinds of CPU.
+/// Identifies the build and the kind of CPU, because results may differ in bits between them.
 fn engine() -> String {
     format!(
         "togi {} {}",

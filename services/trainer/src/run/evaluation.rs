@@ -1,5 +1,5 @@
-//! Has a published adapter measured for its gate, stores the decision and publishes it. The first
-//! stored decision is final: a later attempt of the job follows it.
+//! Evaluates a published adapter for its gate, stores the decision and publishes it. The first
+//! stored decision is final: later attempts of the job follow it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ use crate::run::job::Job;
 use crate::run::parts::Parts;
 use crate::serving::{self, Current, Serving};
 
-/// A published adapter before its gate.
+/// A published adapter that awaits its gate's decision.
 pub(crate) struct Candidate<'a> {
     pub(crate) parts: &'a Parts,
     pub(crate) claim: &'a Claim,
@@ -35,11 +35,11 @@ pub(crate) struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Returns what the gate decides; the event is published each time.
+    /// Returns the gate's decision and publishes its event, on every call.
     ///
     /// # Errors
-    /// The rows', the engine's, the store's; [`Error::ThreadGone`] if the claim ended before; none
-    /// for an adapter that does not pass.
+    /// The errors of the rows, the engine and the store; [`Error::ThreadGone`] if the claim ended
+    /// first. An adapter that does not pass is not an error.
     pub(crate) async fn evaluate(&self) -> Result<Evaluation> {
         let (store, lease) = (&self.parts.store, &self.claim.lease);
         let (job, generation) = (&self.job.id, self.generation);
@@ -129,7 +129,7 @@ impl Candidate<'_> {
     }
 }
 
-/// Returns the decision on a job's adapter; `None` if it is not decided.
+/// Returns the decision on a job's adapter; `None` if there is no decision yet.
 ///
 /// # Errors
 /// The store's.
@@ -141,7 +141,7 @@ pub async fn find(store: &Store, job: &JobId) -> Result<Option<Evaluation>> {
     }
 }
 
-/// Writes the decision, or finds that it was made before.
+/// Stores the decision, or returns the one that is already stored.
 async fn keep(store: &Store, job: &JobId, ours: &Evaluation) -> Result<Evaluation> {
     match store.put_new_json(&layout::job_evaluation(job), ours).await {
         Ok(_) => Ok(ours.clone()),
@@ -184,7 +184,7 @@ async fn rows(parts: &Parts, digest: &str) -> Result<HeldOutRows> {
     })
 }
 
-/// The same of a data set that may be gone, or have none.
+/// Like [`rows`], but `None` if the data set is gone or has no validation rows.
 async fn rows_if_any(parts: &Parts, digest: &str) -> Result<Option<HeldOutRows>> {
     match rows(parts, digest).await {
         Ok(held) => Ok(Some(held).filter(|held| held.count > 0)),
@@ -193,7 +193,7 @@ async fn rows_if_any(parts: &Parts, digest: &str) -> Result<Option<HeldOutRows>>
     }
 }
 
-/// What is measured, with all that it needs.
+/// The inputs of a measurement.
 struct Work {
     engine: Arc<Engine>,
     lora: Lora,
@@ -204,8 +204,8 @@ struct Work {
 }
 
 impl Work {
-    /// Measures on a thread of its own. When the claim ends, so does the thread, at its next pass;
-    /// this waits for it.
+    /// Measures on a separate thread. If the claim ends, the thread ends at its next pass, and this
+    /// waits for it.
     async fn on_thread(
         self,
         held_out: Vec<HeldOutRows>,
@@ -231,9 +231,9 @@ impl Work {
             return measured.map_err(|_| Error::ThreadGone)?;
         }
         stop.store(true, Ordering::Relaxed);
-        // A thread that waits for a row gets none and ends.
+        // A thread that waits for a row receives `None` and ends.
         drop(readers);
-        // Its result is not needed any more.
+        // The result is no longer needed.
         let _ = measuring.await;
         Err(Error::ThreadGone)
     }

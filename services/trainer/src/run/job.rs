@@ -1,4 +1,4 @@
-//! A claimed job: what it was asked, checked against its base.
+//! A claimed job: its request, checked against its base.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::recipe::Recipe;
 use crate::request::JobRequest;
 use crate::run::checkpoint::Owner;
 
-/// A claimed job. Its parts fit each other.
+/// A claimed job. Its parts are consistent with each other.
 pub(crate) struct Job {
     pub(crate) id: JobId,
     pub(crate) request: JobRequest,

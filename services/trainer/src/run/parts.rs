@@ -1,4 +1,4 @@
-//! The connections and settings that every stage of a job uses.
+//! The connections and settings that all stages of a job share.
 
 use togi_runtime::registry::aliases::Aliases;
 use togi_runtime::{Bus, Store, rpc};
@@ -19,7 +19,7 @@ pub struct Parts {
     pub bus: Bus,
     /// The aliases, for promotions.
     pub aliases: Aliases,
-    /// The configured bases, with their weights kept.
+    /// The configured bases; loaded weights are kept.
     pub bases: Bases,
     /// The client of data-prep.
     pub data_prep: rpc::client::Client,
@@ -32,7 +32,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Publishes an event. A failure is only logged: the store has the same facts.
+    /// Publishes an event. A failure is only logged, because the store has the same facts.
     pub(crate) async fn announce(&self, announcement: Announcement<'_>) {
         if let Err(error) = self.bus.publish(announcement).await {
             warn!(error = error.chain(), "an event was not published");

@@ -1,6 +1,6 @@
-//! From a trained state to a published adapter: files first, the manifest last, then the papers and
-//! the event; and its promotion. Each part can be done again; before what others see, the lease is
-//! asked.
+//! Publishes a trained state as an adapter and promotes it: the files, then the manifest, then the
+//! reports and the event. Every part can be repeated. The lease is checked before each part that
+//! others can see.
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -32,7 +32,7 @@ use crate::run::parts::Parts;
 /// Publishes the adapter of a finished run and returns its generation.
 ///
 /// # Errors
-/// `Aborted` when the job is another worker's meanwhile. The store's.
+/// `Aborted` if another worker has taken over the job; the store's errors.
 pub(crate) async fn publish(
     parts: &Parts,
     claim: &Claim,
@@ -84,11 +84,11 @@ pub(crate) async fn publish(
     Ok(generation)
 }
 
-/// Lets the job's alias name its adapter, unless it has left what the adapter's gate measured
-/// beside it. Returns what it names then.
+/// Points the job's alias at its adapter, unless the alias has moved away from the adapter that
+/// the gate compared with. Returns the alias as it is afterwards.
 ///
 /// # Errors
-/// As [`publish`]: nothing was promoted then.
+/// As [`publish`]; nothing was promoted then.
 pub(crate) async fn promote(
     parts: &Parts,
     claim: &Claim,
@@ -112,7 +112,7 @@ async fn check(lease: &Lease) -> Result<()> {
     Ok(lease.check().await?)
 }
 
-/// Says what the folder holds and what it was made from.
+/// Describes the folder's files and the inputs of the run.
 fn manifest(job: &Job, adapter: &Adapter) -> AdapterManifest {
     let recipe = &job.recipe;
     AdapterManifest {
@@ -145,7 +145,7 @@ async fn write(store: &Store, adapter: &Adapter, manifest: &AdapterManifest) -> 
     let path = layout::adapter_manifest(adapter.generation);
     match store.put_new_json(&path, manifest).await {
         Ok(_) => Ok(()),
-        // Another job has made the same generation: it keeps its name on it, the rest must agree.
+        // Another job made the same generation. Its names stay; all other fields must agree.
         Err(error) if error.class() == Class::AlreadyExists => {
             let theirs: AdapterManifest = store.get_json(&path).await?;
             let ours = AdapterManifest {
@@ -189,7 +189,7 @@ fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> RunSumma
     }
 }
 
-/// Writes a document with times, which differ in a second attempt: the first document stays.
+/// Writes a document unless it exists. Its times differ between attempts; the first one stays.
 async fn put_first(store: &Store, path: &Path, bytes: Bytes) -> Result<()> {
     match store.put_new(path, bytes).await {
         Ok(_) => Ok(()),

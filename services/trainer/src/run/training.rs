@@ -1,5 +1,5 @@
-//! A run: the training thread, its rows, and the async side that makes its updates durable and
-//! passes requests to save or to stop to the thread.
+//! A run: the training thread, its rows, and the async side, which makes updates durable and
+//! forwards requests to save or stop to the thread.
 
 use std::sync::Arc;
 use std::thread;
@@ -24,36 +24,36 @@ use crate::run::checkpoint::{self, Owner, Snapshot};
 use crate::run::job::Job;
 use crate::run::parts::Parts;
 
-/// Updates that the thread may be ahead of the store.
+/// Updates that may wait to be stored before the thread blocks.
 const UPDATES_AHEAD: usize = 64;
 
-/// Where a run begins.
+/// The inputs and the initial state of a run.
 pub(crate) struct Start {
     pub(crate) engine: Arc<Engine>,
     pub(crate) state: State,
     pub(crate) plan: Plan,
     pub(crate) order: Order,
-    /// Manifest of the checkpoint that it begins at.
+    /// Manifest of the checkpoint that the run resumes from.
     pub(crate) checkpoint: Option<String>,
 }
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// All steps are done and kept.
+    /// All steps are done and stored.
     Done,
-    /// A checkpoint is kept; another worker may go on.
+    /// A checkpoint is stored; another worker may resume.
     Stopped,
     /// The job was cancelled.
     Cancelled,
-    /// The job is another worker's.
+    /// Another worker has taken over the job.
     Lost,
 }
 
-/// What the thread gives back: the state, and whether all steps are done.
+/// The thread's result: the state, and whether all steps are done.
 type Trained = (State, Result<bool>);
 
-/// A run in progress. Dropping it asks the thread to end, which it does within a step.
+/// A run in progress. Dropping it asks the thread to end, which happens within a step.
 pub(crate) struct Run {
     job: JobId,
     owner: Owner,
@@ -77,7 +77,7 @@ impl Run {
     /// Starts the reader and the training thread.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// The system cannot start a thread.
     pub(crate) fn new(parts: &Parts, claim: &Claim, job: &Job, start: Start) -> Result<Run> {
         let Start {
             engine,
@@ -97,7 +97,7 @@ impl Run {
         let reader = AbortOnDropHandle::new(tokio::spawn(reading));
         let (requested, span) = (Arc::clone(&request), Span::current());
         let gauge = parts.gauge.clone();
-        // The one thread that owns the device while the job runs.
+        // The only thread that uses the device while the job runs.
         let thread = thread::Builder::new()
             .name("togi-train".to_owned())
             .spawn(move || {
@@ -127,7 +127,8 @@ impl Run {
     /// Makes updates durable until the thread ends.
     ///
     /// # Errors
-    /// The thread's, with the last good checkpoint named where the loss is not finite; the store's.
+    /// The thread's errors; a loss that is not finite comes with the last good checkpoint. The
+    /// store's errors.
     pub(crate) async fn drive(&mut self, lease: &Lease, stopper: &Stopper) -> Result<(End, State)> {
         let mut end = End::Done;
         let mut flush = interval(self.parts.training.log_flush());
@@ -163,7 +164,7 @@ impl Run {
             return Ok((end, state));
         }
         match trained {
-            // Nothing is left to hand back.
+            // All steps were done before the stop, so nothing is handed back.
             Ok(true) if end == End::Stopped => end = End::Done,
             Ok(false) if end == End::Done => return Err(Error::ThreadGone),
             Ok(_) => {}
@@ -199,8 +200,8 @@ impl Run {
         }
     }
 
-    /// The lines up to a checkpoint are durable before it is: a worker that resumes there has them
-    /// all.
+    /// Stores a checkpoint. Its lines are made durable first, so that a worker that resumes there
+    /// has all of them.
     async fn save(&mut self, snapshot: Snapshot, lease: &Lease) -> Result<()> {
         retry!(lease, self.log.fold())?;
         let (store, owner, fence) = (&self.parts.store, &self.owner, self.fence);
@@ -214,7 +215,7 @@ impl Run {
             manifest: &manifest,
         };
         self.parts.announce(saved).await;
-        // What a killed worker did before is kept: it counts as an attempt that failed no more.
+        // Progress is stored, so earlier failed attempts no longer count.
         if let Err(error) = lease.progressed().await {
             debug!(job = %self.job, error = error.chain(), "failed attempts still count");
         }
@@ -224,7 +225,8 @@ impl Run {
         Ok(())
     }
 
-    /// An unreachable store keeps lines waiting, not the training: the next flush takes them along.
+    /// Makes lines durable. If the store is unreachable, they wait for the next flush and training
+    /// continues.
     async fn flush(&mut self) {
         let Some(newest) = self.log.pending() else {
             return;
@@ -238,7 +240,7 @@ impl Run {
         }
     }
 
-    /// The job ends here: its log becomes one object.
+    /// Merges the log into one object, because the job ends here.
     async fn last_lines(&mut self, lease: &Lease) -> Result<()> {
         retry!(lease, self.log.fold())?;
         let (store, job) = (&self.parts.store, &self.job);
@@ -250,7 +252,7 @@ impl Run {
         let Some(thread) = self.thread.take() else {
             return Err(Error::ThreadGone);
         };
-        // The channel is closed, so the thread is on its last instructions.
+        // The channel is closed, so the thread is about to end.
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;
         joined
             .map_err(|_| Error::ThreadGone)?

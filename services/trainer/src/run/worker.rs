@@ -1,5 +1,4 @@
-//! A worker's part: a claimed job becomes a run, the run an adapter. Everything here can be done
-//! twice.
+//! A worker's part: it trains a claimed job and publishes the adapter. Every step can be repeated.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,7 +30,7 @@ use crate::submission::Admission;
 pub struct Worker {
     /// The connections and settings.
     pub parts: Parts,
-    /// Checks a request that came over the bus alone.
+    /// Checks requests that arrive over the bus.
     pub admission: Admission,
     /// Decides whether a policy's job is still needed.
     pub retraining: Retraining,
@@ -64,7 +63,7 @@ impl Handler for Worker {
         outcome
     }
 
-    /// A bare message is checked and pinned as the service does it.
+    /// Checks and pins a request from the bus, as the service does for one over gRPC.
     async fn admit(&self, request: Bytes) -> togi_runtime::Result<Admitted> {
         let asked = Asked::from_json(&request)?;
         let resolved = policy::resolve(&self.parts.store, &asked).await?;
@@ -78,7 +77,7 @@ impl Handler for Worker {
 
 enum Ended {
     Published(Generation),
-    /// Published all the same, but not promoted, for this reason.
+    /// Published but not promoted, for this reason.
     Refused(Generation, String),
     Stopped,
     Cancelled,
@@ -97,8 +96,7 @@ impl Worker {
             let start = self.start(&job, checkpoint).await?;
             Ok::<_, Error>((job, start))
         };
-        // A base may take minutes to come: a stop, a cancellation and a lost lease are noticed
-        // meanwhile.
+        // Loading a base may take minutes. A stop, a cancellation or a lost lease must end it.
         let (job, start) = tokio::select! {
             biased;
             () = lease.lost() => return Ok(Ended::Lost),
@@ -117,14 +115,14 @@ impl Worker {
         }
         match self.finish(claim, &job, &state).await {
             Ok(ended) => Ok(ended),
-            // After a lost lease the new worker publishes.
+            // After a lost lease the new worker publishes the adapter.
             Err(_) if !lease.is_held() => Ok(Ended::Lost),
             Err(error) => Err(error),
         }
     }
 
-    /// Publishes the adapter, has it evaluated, promotes it. Broken off anywhere, it can be done
-    /// again.
+    /// Publishes the adapter, has it evaluated and promotes it. It can be repeated after an
+    /// interruption at any point.
     async fn finish(&self, claim: &Claim, job: &Job, state: &State) -> Result<Ended> {
         let lease = &claim.lease;
         let span = info_span!("publish", job = %job.id);
@@ -151,7 +149,7 @@ impl Worker {
             }
             evaluated = Some(verdict);
         }
-        // It stays published, and can be promoted by hand.
+        // The adapter stays published and can be promoted by hand.
         if lease.is_cancelled() {
             return Ok(Ended::Cancelled);
         }
@@ -170,7 +168,8 @@ impl Worker {
         Ok(Ended::Published(generation))
     }
 
-    /// A policy's job that has not begun is not needed once a newer revision is there.
+    /// Fails if a newer revision has made a policy's job unnecessary. Must only be asked about a
+    /// job that has not begun.
     async fn check_needed(&self, job: &Job) -> Result<()> {
         let Some(origin) = &job.request.origin else {
             return Ok(());
@@ -207,7 +206,7 @@ impl Worker {
         })
     }
 
-    /// Where the job stands: at its newest sound checkpoint, or at the beginning.
+    /// Returns where the job starts: at its newest intact checkpoint, or at the beginning.
     async fn start(&self, job: &Job, kept: Option<(Path, Snapshot)>) -> Result<training::Start> {
         let recipe = &job.recipe;
         let name = &job.request.request.base;

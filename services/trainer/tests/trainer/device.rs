@@ -1,5 +1,5 @@
-//! The setting `device`: a missing one is refused by its name, an api plans for a worker's, and a
-//! worker computes on its own.
+//! The setting `device`: a missing device is refused by name, an api process plans for the
+//! worker's device, and a worker computes on its own.
 
 use togi_model::DeviceName;
 use togi_proto::job::v1::JobState;
@@ -53,16 +53,16 @@ async fn who_only_answers_needs_no_card_and_plans_for_it() {
     // The memory of that GPU is unknown.
     assert_eq!(on_a_card.available_bytes, 0);
     assert!(here.available_bytes > 0);
-    // The rows are looked at: they are all shorter than the 64 that they may have.
+    // Both plans use the rows' lengths, which are all below the limit of 64.
     assert_eq!(here.tokens, on_a_card.tokens);
     assert!(here.tokens > 0 && here.tokens < 4 * 64, "{}", here.tokens);
-    // On a GPU all weights are in 16 bits, on the CPU only those of linear layers.
+    // On a GPU all weights have 16 bits, on the CPU only those of linear layers.
     assert!(on_a_card.weights_bytes < here.weights_bytes);
     process.stop().await;
 }
 
-/// A job's losses and its report on a device; nothing where it is not there, which
-/// `TOGI_NEEDS_CUDA` does not take.
+/// Returns a job's losses and its report on a device; `None` if the device is missing, which
+/// panics if `TOGI_NEEDS_CUDA` is set.
 async fn trained(system: &System, device: DeviceName) -> Option<(Vec<Step>, serde_json::Value)> {
     let shape = Shape {
         device,

@@ -1,4 +1,4 @@
-//! The gate before a promotion: what it measures, what it refuses, and what is served then.
+//! The gate before a promotion: its measurements, its refusals, and the adapter served afterwards.
 
 use std::time::Instant;
 
@@ -16,10 +16,9 @@ use tonic::Code;
 use crate::harness::{A_WHILE, Process, System};
 use crate::inputs::{RECORDS, asked};
 
-/// Whatever is answered, by a network of random weights, this is not it.
+/// A question whose right answer a network of random weights never gives.
 const NEVER: &str = "{\"instruction\":\"研ぎ石の1番はどこですか?\",\"output\":\"答えではない\"}\n";
 
-/// A request whose adapter must pass a gate.
 fn gated(gate: Gate) -> CreateJobRequest {
     CreateJobRequest {
         gate: Some(gate),
@@ -27,7 +26,7 @@ fn gated(gate: Gate) -> CreateJobRequest {
     }
 }
 
-/// A gate that lets any held-out loss pass.
+/// A gate that accepts any held-out loss.
 fn lenient() -> Gate {
     Gate {
         loss_tolerance: Some(1e6),
@@ -43,8 +42,8 @@ async fn ended(process: &Process, asked: CreateJobRequest) -> (Job, AdapterEvalu
     (job, answer.into_inner().evaluation.unwrap())
 }
 
-/// A lenient job of which an attempt has left that decision and died before it could follow it; and
-/// the decision as it stood.
+/// Ends a lenient job whose earlier attempt stored `decided` and died before acting on it. Returns
+/// the job, its evaluation and the stored decision.
 async fn ended_decided(
     process: &Process,
     decided: AdapterEvaluated,
@@ -65,7 +64,7 @@ async fn ended_decided(
     (job, evaluated, decided)
 }
 
-/// The job has done its work, and says why nobody is answered with it.
+/// Checks that the job succeeded and reports why its adapter was not promoted.
 fn is_refused(job: &Job, evaluated: &AdapterEvaluated) {
     assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
     assert_eq!(
@@ -99,13 +98,13 @@ async fn an_adapter_is_measured_beside_the_one_that_is_served() {
     assert!(held.serving_loss.is_none(), "{held:?}");
     assert_eq!(served(&process).await.as_deref(), Some(job.result.as_str()));
 
-    // The same again is itself beside itself.
+    // An identical job makes the same generation, which is compared with itself.
     let (_, same) = ended(&process, gated(Gate::default())).await;
     assert!(same.passed, "{same:?}");
     assert_eq!(same.serving, same.generation);
     assert_eq!(same.held_out[0].serving_loss, held.loss);
 
-    // A new revision is measured on its own rows and on those that the other was trained beside.
+    // A new revision is measured on its own held-out rows and on those of the served adapter.
     let second = process.prepare_held_out("questions", RECORDS + 10).await;
     let questions = process.upload(NEVER).await;
     let gate = Gate {
@@ -148,7 +147,7 @@ async fn what_does_not_pass_is_published_but_not_promoted() {
         ..asked("questions", 40)
     };
     let (good, _) = ended(&process, learned).await;
-    // Hardly anything is learned in an epoch.
+    // One epoch learns almost nothing.
     let gate = Gate {
         loss_tolerance: Some(0.0),
         ..Gate::default()
@@ -163,7 +162,7 @@ async fn what_does_not_pass_is_published_but_not_promoted() {
     );
     let published = layout::adapter_manifest(evaluated.generation.parse().unwrap());
     assert!(process.store().exists(&published).await.unwrap());
-    // Who hears of the job alone hears it too, and nobody is told that something is broken.
+    // The job's event carries the refusal, and nothing goes to the dead-letter stream.
     let ends = [EventKind::JobSucceeded, EventKind::JobFailed];
     let ends = process.context.bus.events(&ends, Start::All).await.unwrap();
     let mut ends = ends.map(|received| received.event);
@@ -180,7 +179,7 @@ async fn what_does_not_pass_is_published_but_not_promoted() {
     let dead = stranger.get_stream(DEAD_STREAM).await.unwrap();
     assert_eq!(dead.get_info().await.unwrap().state.messages, 0);
 
-    // Whatever is served: too few right answers.
+    // Too few right answers are refused, regardless of the served adapter.
     let gate = Gate {
         questions: process.upload(NEVER).await,
         least_right: Some(0.5),
@@ -224,7 +223,7 @@ async fn an_alias_that_has_moved_since_the_measuring_is_left_alone() {
     let (other, _) = ended(&process, other).await;
     assert_ne!(other.result, first);
     assert_eq!(served(&process).await.as_ref(), Some(&other.result));
-    // It was measured when nothing was there.
+    // The decision was made when no adapter was served.
     let decided = AdapterEvaluated {
         passed: true,
         generation: first.clone(),
@@ -243,7 +242,7 @@ async fn an_evaluation_that_is_stopped_is_done_by_the_next_worker() {
     let system = System::start();
     let process = system.process("one").await;
     process.prepare_held_out("questions", RECORDS).await;
-    // Enough of them that it is told to stop in the middle.
+    // Enough questions for the stop to arrive during the evaluation.
     let questions = process.upload(&NEVER.repeat(4000)).await;
     let published = [EventKind::AdapterPublished];
     let bus = &process.context.bus;

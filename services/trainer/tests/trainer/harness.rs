@@ -1,5 +1,4 @@
-//! A system to test against: one rig, and processes over it that start, stop and die like real
-//! ones.
+//! A system under test: one rig, and processes on it that start, stop and die like real ones.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,20 +29,21 @@ use tokio::task::JoinHandle;
 
 use crate::inputs::{BASE, TOKENIZER, config, lines, write_base};
 
-/// What all processes share.
+/// The parts that all processes share.
 pub(crate) struct System {
     pub(crate) rig: Rig,
     bases: TempDir,
 }
 
-/// How a process differs from the usual one: data-prep and both roles of the trainer.
+/// The settings of a process that tests vary. By default it runs data-prep and both roles of the
+/// trainer.
 pub(crate) struct Shape {
     pub(crate) roles: Vec<Role>,
-    /// Where workers compute.
+    /// The device that workers compute on.
     pub(crate) device: DeviceName,
-    /// Serve data-prep here, at this port (0: any).
+    /// Serve data-prep in this process at this port (0: any).
     pub(crate) data_prep_port: Option<u16>,
-    /// Read rows there; empty: here.
+    /// Read rows from this endpoint; empty: from this process.
     pub(crate) data_prep: String,
     pub(crate) nats: NatsConfig,
     pub(crate) memory_bytes: u64,
@@ -81,12 +81,12 @@ impl System {
         }
     }
 
-    /// Starts a process that does everything.
+    /// Starts a process with all roles.
     pub(crate) async fn process(&self, instance: &str) -> Process {
         self.process_with(instance, self.shape()).await
     }
 
-    /// Starts a process that has one role.
+    /// Starts a process with one role.
     pub(crate) async fn process_as(&self, instance: &str, role: Role) -> Process {
         let roles = vec![role];
         let shape = Shape {
@@ -100,7 +100,7 @@ impl System {
         self.try_process(instance, shape).await.unwrap()
     }
 
-    /// Starts a process, or returns why it does not start.
+    /// Starts a process, or returns the error that prevents it.
     pub(crate) async fn try_process(
         &self,
         instance: &str,
@@ -186,13 +186,13 @@ impl System {
 }
 
 impl Process {
-    /// As SIGTERM does.
+    /// Stops the process as SIGTERM does.
     pub(crate) async fn stop(self) {
         self.context.stopper.stop();
         self.life.await.unwrap().unwrap();
     }
 
-    /// As SIGKILL does, seen from outside: nothing is said to anybody any more.
+    /// Ends the process as SIGKILL does: nothing is handed back or announced.
     pub(crate) async fn kill(self) {
         self.life.abort();
         let _ = self.life.await;
@@ -224,7 +224,7 @@ impl Process {
             .await
     }
 
-    /// The same with a fifth of the records held out, for a gate.
+    /// Like [`Self::prepare`], with a fifth of the records held out for a gate.
     pub(crate) async fn prepare_held_out(&self, name: &str, records: usize) -> String {
         self.prepare_split(name, &lines(records)).await
     }
@@ -237,7 +237,7 @@ impl Process {
         self.prepare_with(name, lines, BASE, settings).await
     }
 
-    /// Brings a file to the store.
+    /// Uploads a file to the store.
     pub(crate) async fn upload(&self, text: &str) -> String {
         let mut client = DataPrepServiceClient::new(self.channel());
         let chunk = text.as_bytes().to_vec();
@@ -330,7 +330,7 @@ impl Process {
         job
     }
 
-    /// Watches a job from a step on until `enough`, or to its end; returns the steps and the last
+    /// Watches a job from a step on until `enough` steps or its end. Returns the steps and the last
     /// record.
     pub(crate) async fn watch(&self, id: &str, from_step: u64, enough: usize) -> (Vec<Step>, Job) {
         let asked = WatchJobRequest {
@@ -351,7 +351,7 @@ impl Process {
         (steps, job)
     }
 
-    /// Waits until a job's log has a step.
+    /// Waits until a step is in the job's log.
     pub(crate) async fn wait_for_step(&self, id: &str, step: u64) {
         let id = id.parse().unwrap();
         wait_until("the job has taken steps", async || {
@@ -364,7 +364,7 @@ impl Process {
     }
 }
 
-/// Settings of rows of at most `max_length` ids.
+/// Settings for rows of at most `max_length` ids.
 pub(crate) fn settings(max_length: u32) -> PrepareSettings {
     PrepareSettings {
         max_length: Some(max_length),
@@ -376,5 +376,5 @@ pub(crate) fn is_final(job: &Job) -> bool {
     State::from_proto(job.state()).is_some_and(State::is_final)
 }
 
-/// How long a condition must hold before a test believes that it will stay so.
+/// How long a condition must hold before a test treats it as stable.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(600);

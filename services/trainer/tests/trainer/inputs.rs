@@ -1,18 +1,18 @@
-//! What the tests train on, and how: a base, records, recipes.
+//! The tests' inputs: a base, records, recipes.
 
 use std::path::Path;
 
 use togi_model::{Activation, Config, base};
 use togi_proto::trainer::v1::{CreateJobRequest, Lora, Recipe, Step};
 
-/// Records of a data set: two full windows of 8 and one of 6.
+/// Records of a data set: per epoch, two full windows of 8 and one of 6.
 pub(crate) const RECORDS: usize = 22;
 pub(crate) const BASE: &str = "tiny";
 pub(crate) const ALIAS: &str = "answers";
 pub(crate) const TOKENIZER: &[u8] =
     include_bytes!("../../../../crates/tokens/tests/fixtures/plain.model");
 
-/// A request of `epochs` passes over a data set, with steps that are quick.
+/// A request for `epochs` passes over a data set, with fast steps.
 pub(crate) fn asked(dataset: &str, epochs: u32) -> CreateJobRequest {
     CreateJobRequest {
         base: BASE.to_owned(),
@@ -68,7 +68,7 @@ pub(crate) fn write_base(folder: &Path, config: &Config, tokenizer: &[u8]) {
     std::fs::write(folder.join("spiece.model"), tokenizer).unwrap();
 }
 
-/// Records as JSON lines; every one differs, and more records begin with the same ones.
+/// Records as JSON lines, all different. A longer list begins with the shorter one.
 pub(crate) fn lines(records: usize) -> String {
     let record = |n: usize| {
         serde_json::json!({
@@ -82,7 +82,7 @@ pub(crate) fn lines(records: usize) -> String {
     (0..records).map(|n| record(n).to_string() + "\n").collect()
 }
 
-/// Steps of a job over [`RECORDS`] records.
+/// Optimizer steps of a job over [`RECORDS`] records.
 pub(crate) fn steps(epochs: u32) -> u64 {
     (RECORDS as u64).div_ceil(8) * u64::from(epochs)
 }

@@ -1,4 +1,4 @@
-//! The life of a job as its owner sees it.
+//! The life of a job as a client sees it.
 
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{
@@ -46,7 +46,7 @@ async fn a_key_is_one_job_for_ever_and_waiting_jobs_know_their_place() {
 
     let first = process.create(keyed.clone()).await;
     let second = process.create(asked("questions", 1)).await;
-    // A newer revision of the data set does not make another job of the same request.
+    // A newer revision of the data set does not make the same request another job.
     process.prepare("questions", RECORDS + 1).await;
     assert_eq!(process.create(keyed.clone()).await, first);
     let mut other = keyed.clone();

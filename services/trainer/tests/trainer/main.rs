@@ -1,4 +1,4 @@
-//! The trainer with real parts: a nats-server, a store, data-prep, and a random base that is tiny.
+//! Tests the trainer with real parts: a nats-server, a store, data-prep and a tiny random base.
 
 #![allow(
     clippy::unwrap_used,

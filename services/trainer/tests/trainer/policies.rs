@@ -1,4 +1,4 @@
-//! Retraining by events.
+//! Policies: retraining triggered by events.
 
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ pub(crate) fn policy() -> Policy {
         base: BASE.into(),
         recipe: Some(recipe(1)),
         alias: ALIAS.into(),
-        // A network of random weights says little; what a gate refuses has tests of its own.
+        // The losses of random weights are noise. Refusals are tested in `gate.rs`.
         gate: Some(Gate {
             loss_tolerance: Some(100.0),
             ..Default::default()
@@ -53,7 +53,7 @@ pub(crate) async fn wait_for_jobs(process: &Process, count: usize) {
     .await;
 }
 
-/// Several listings and events later the jobs are still as many.
+/// Checks that the number of jobs is unchanged after several listings and events.
 pub(crate) async fn stays(process: &Process, count: usize) {
     let since = Instant::now();
     wait_until("a while has passed", async || {
@@ -67,7 +67,7 @@ pub(crate) async fn stays(process: &Process, count: usize) {
 async fn a_policy_trains_each_later_revision_once() {
     let system = System::start();
     let one = system.process("one").await;
-    // A second api sees the same events.
+    // A second api process receives the same events.
     let api = Shape {
         roles: vec![Role::Api],
         data_prep_port: None,
@@ -98,7 +98,7 @@ async fn a_policy_trains_each_later_revision_once() {
 
     let second = one.prepare_held_out("questions", RECORDS + 1).await;
     wait_for_jobs(&one, 1).await;
-    // The same news from somebody who does not know that it is old.
+    // The event of the same revision arrives again.
     let ready = DatasetReady {
         dataset: second.clone(),
         name: "questions".into(),
@@ -145,7 +145,7 @@ async fn a_revision_that_came_while_nobody_followed_is_found_by_listing() {
         .await
         .unwrap();
     one.stop().await;
-    // Only a worker: data-prep goes on, no api follows.
+    // Only a worker runs: data-prep continues, but no api process follows the events.
     let quiet = system.process_as("quiet", Role::Worker).await;
     quiet.prepare_held_out("questions", RECORDS + 1).await;
     quiet.stop().await;

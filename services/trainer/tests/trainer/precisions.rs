@@ -1,5 +1,5 @@
-//! Jobs whose base is held in 8 or 4 bits: accepted on the CPU too, planned for, trained, and told
-//! apart from each other.
+//! Jobs whose base is held in 8 or 4 bits: they are accepted on the CPU too, planned, trained, and
+//! distinguished from each other.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use togi_runtime::registry::adapter_manifest::AdapterManifest;
 use crate::harness::{Process, System};
 use crate::inputs::{RECORDS, TOKENIZER, asked, config, write_base};
 
-/// A recipe that comes with the project.
+/// Reads one of the project's recipes.
 fn recipe(name: &str) -> Recipe {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
     toml::from_str(&fs::read_to_string(folder.join(name)).unwrap()).unwrap()
@@ -30,7 +30,7 @@ async fn the_recipes_over_quantized_bases_are_accepted_and_trained() {
     let process = system.process("one").await;
     process.prepare("questions", RECORDS).await;
     let mut generations = Vec::new();
-    // One after the other: the worker lets one representation go for the other.
+    // One job at a time: the worker frees one representation of the base to load the other.
     for (name, precision) in [
         ("rinna-3.6b-a100.toml", "nf4"),
         ("rinna-3.6b-article.toml", "int8"),
@@ -60,7 +60,7 @@ async fn the_recipes_over_quantized_bases_are_accepted_and_trained() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_precision_of_the_base_changes_the_losses_and_the_memory_plan() {
     let system = System::start();
-    // Wide enough for packed weights to be smaller, tables and all.
+    // Wide enough for packed weights to be smaller, including their tables.
     let wide = Config {
         hidden_size: 128,
         intermediate_size: 256,

@@ -1,4 +1,4 @@
-//! The recipes that come with the project are recipes.
+//! The project's recipes are valid.
 
 use std::fs;
 use std::path::Path;

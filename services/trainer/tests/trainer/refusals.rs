@@ -1,4 +1,4 @@
-//! Requests that are refused at the door, each with the field and the code, and nothing queued.
+//! Requests that are refused on arrival, each with its field and code. Nothing is queued.
 
 use togi_model::Config;
 use togi_proto::trainer::v1::{
@@ -233,7 +233,7 @@ async fn a_malformed_alias_or_generation_is_refused_by_its_field() {
     process.stop().await;
 }
 
-/// A data set all of whose records are kept for validation.
+/// Returns a data set whose records are all held out for validation.
 async fn without_rows(process: &Process) -> String {
     let others = process.prepare("others", RECORDS).await;
     let path = layout::dataset_manifest(others.parse().unwrap());

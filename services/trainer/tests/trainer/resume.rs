@@ -1,5 +1,5 @@
-//! Runs that are interrupted in every way: the result is the undisturbed run's, and no step is lost
-//! or said twice.
+//! Interrupted runs: the result equals that of an uninterrupted run, and no step is lost or
+//! reported twice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +15,10 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::harness::{Process, Shape, System};
 use crate::inputs::{RECORDS, asked, numbers, steps};
 
-/// Enough passes for a run of a second or so.
+/// Enough epochs for a run of about a second.
 const LONG: u32 = 120;
 
-/// The generation of the undisturbed run.
+/// Returns the generation of an uninterrupted run.
 async fn undisturbed(process: &Process) -> String {
     let id = process.create(asked("questions", LONG)).await;
     process.wait_for(&id, JobState::Succeeded).await.result
@@ -54,7 +54,7 @@ async fn a_stopped_run_goes_on_elsewhere_to_the_same_generation_and_its_watcher_
     );
     seen.extend(rest);
     assert_eq!(numbers(&seen), (1..=steps(LONG)).collect::<Vec<_>>());
-    // A late watcher reads the same.
+    // A watcher that starts late reads the same losses.
     let (late, _) = second.watch(&id, 7, usize::MAX).await;
     let losses = |lines: &[togi_proto::trainer::v1::Step]| {
         lines.iter().map(|l| l.loss.to_bits()).collect::<Vec<_>>()
@@ -73,7 +73,7 @@ async fn resume_repeats_the_same_losses() {
     let id = first.create(asked("questions", LONG)).await;
     first.wait_for_step(&id, 25).await;
     let store = first.store().clone();
-    // Killed, so that the steps since the last checkpoint are taken again.
+    // Killed, so that the steps since the last checkpoint are repeated.
     first.kill().await;
     assert!(!has_ended(&store, &id).await, "the run was interrupted");
     let second = system.process("second").await;
@@ -139,7 +139,7 @@ async fn a_worker_that_was_cut_off_cannot_publish_when_it_comes_back() {
         ..own.clone()
     };
     let first = system.process_with("first", worker(cut_off)).await;
-    // Far longer than the lease: only its end can stop the first worker.
+    // Far longer than the lease, so that only the lease's end can stop the first worker.
     let mut request = asked("questions", 100_000);
     let recipe = request.recipe.as_mut().unwrap();
     recipe.max_steps = Some(2_000);
@@ -170,7 +170,7 @@ async fn a_worker_that_was_cut_off_cannot_publish_when_it_comes_back() {
         (aliases[0].generation.as_str(), aliases[0].revision),
         (ended.result.as_str(), 1)
     );
-    // It is a worker like any other again.
+    // The first worker takes jobs again.
     second.stop().await;
     let next = api.create(asked("questions", 1)).await;
     api.wait_for(&next, JobState::Succeeded).await;
@@ -183,7 +183,7 @@ async fn data_prep_may_go_away_in_the_middle() {
     let system = System::start();
     let rows = system.process_as("rows", Role::Api).await;
     rows.prepare("questions", RECORDS).await;
-    // A budget of one row or so: the loop depends on the stream all the time.
+    // A budget of about one row, so that the loop always depends on the stream.
     let shape = Shape {
         data_prep_port: None,
         data_prep: rows.endpoint.clone(),
@@ -212,7 +212,7 @@ async fn data_prep_may_go_away_in_the_middle() {
     rows.stop().await;
 }
 
-/// A connection to NATS that can be cut and mended.
+/// A connection to NATS that can be cut and restored.
 struct Cable {
     url: String,
     cut: Arc<AtomicBool>,

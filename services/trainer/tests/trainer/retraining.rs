@@ -1,4 +1,4 @@
-//! Which revision a policy trains next, and who else may ask it to train.
+//! Which revision a policy trains next, and which other requests may use the policy.
 
 use bytes::Bytes;
 use togi_proto::job::v1::{Job, JobState};
@@ -32,7 +32,7 @@ async fn apply(process: &Process, policy: Policy) {
     process.policies().apply_policy(asked).await.unwrap();
 }
 
-/// The data set that the served adapter was trained on.
+/// Returns the data set that the served adapter was trained on.
 async fn served(process: &Process) -> String {
     let asked = GetAdapterRequest {
         adapter: ALIAS.into(),
@@ -41,7 +41,7 @@ async fn served(process: &Process) -> String {
     found.into_inner().adapter.unwrap().dataset
 }
 
-/// The policy's job for a revision, the first one.
+/// Returns the first job of the policy for a revision.
 async fn job_of(process: &Process, revision: u64) -> Option<Job> {
     let key = format!("policy/fresh-answers/1/{revision}");
     let id = job_id(Kind::Train, &key).unwrap().to_string();
@@ -131,7 +131,7 @@ async fn a_revision_that_cannot_be_gated_is_passed_over() {
     wait_for_jobs(&back, 1).await;
     assert_eq!(served(&back).await, good);
     stays(&back, 1).await;
-    // Applied now, the policy would be refused at once.
+    // Applying the same policy now is refused at once.
     let mut other = policy();
     other.name = "others".into();
     let asked = ApplyPolicyRequest {
@@ -176,7 +176,7 @@ async fn a_nats_client_alone_makes_a_policy_train() {
     let letter: serde_json::Value = serde_json::from_slice(&letter.payload).unwrap();
     assert_eq!(letter["error"]["field"], "policy", "{letter}");
 
-    // Over gRPC it is the same; and what the policy says is not to be said again.
+    // The same holds over gRPC, and a field that the policy sets must not be repeated.
     let asked = CreateJobRequest {
         policy: "fresh-answers".into(),
         idempotency_key: "once".into(),
@@ -216,7 +216,7 @@ async fn a_scheduled_time_that_was_missed_is_made_up_for_once() {
     };
     let refused = process.policies().apply_policy(asked).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    // In no test's time.
+    // A schedule that does not fire during the test.
     let rare = Policy {
         trigger: trigger("0 0 29 2 *"),
         ..policy()
@@ -226,7 +226,7 @@ async fn a_scheduled_time_that_was_missed_is_made_up_for_once() {
     stays(&process, 0).await;
     process.stop().await;
 
-    // As if it had been applied long ago, and nobody had been there since the last such day.
+    // As if the policy had been applied long ago and no api had run since the last scheduled day.
     let quiet = system.process_as("quiet", Role::Worker).await;
     let key = layout::revision(&layout::policy_revisions("fresh-answers"), 1);
     let mut version: serde_json::Value = quiet.store().get_json(&key).await.unwrap();

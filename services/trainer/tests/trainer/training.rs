@@ -1,4 +1,4 @@
-//! What a whole run computes and leaves behind.
+//! The losses of a whole run and the objects that it stores.
 
 use togi_proto::job::v1::JobState;
 use togi_proto::trainer::v1::{GetAdapterRequest, ListAdaptersRequest, ListAliasesRequest};
@@ -19,7 +19,7 @@ async fn a_run_repeats_its_losses_and_leaves_a_complete_adapter() {
     assert_eq!(numbers(&lines), (1..=steps(5)).collect::<Vec<_>>());
     let (first, last) = (&lines[0], lines.last().unwrap());
     assert!(last.loss < first.loss, "{} then {}", first.loss, last.loss);
-    // The third window of an epoch has 6 records, and counts: an epoch is whole after it.
+    // The third window has only 6 records but completes the epoch.
     assert_eq!((last.epoch, lines[2].epoch), (5.0, 1.0));
     assert_eq!(last.tokens, 5 * lines[2].tokens);
     assert_eq!(
@@ -31,7 +31,7 @@ async fn a_run_repeats_its_losses_and_leaves_a_complete_adapter() {
         (0.0, 5e-3, 1e-2)
     );
 
-    // The same again, as another job: the same losses, the same generation.
+    // An identical job repeats the losses and makes the same generation.
     let again = process.create(asked(&dataset, 5)).await;
     let (repeated, ended_again) = process.watch(&again, 1, usize::MAX).await;
     let losses =
@@ -44,7 +44,8 @@ async fn a_run_repeats_its_losses_and_leaves_a_complete_adapter() {
     process.stop().await;
 }
 
-/// What it left: the folder as PEFT reads it, complete before its manifest, and the job's papers.
+/// Checks the stored objects: the folder as PEFT reads it, complete before its manifest, and the
+/// job's reports.
 async fn check_objects(process: &Process, id: &str, generation: &str, dataset: &str) {
     let store = process.store();
     let manifest: AdapterManifest = store
@@ -112,7 +113,8 @@ async fn check_objects(process: &Process, id: &str, generation: &str, dataset: &
     );
 }
 
-/// One adapter, its alias at its first revision although two jobs have promoted it.
+/// Checks that there is one adapter, and that its alias is at its first revision although two jobs
+/// promoted it.
 async fn check_registry(process: &Process, generation: &str) {
     let adapters = process
         .adapters()

@@ -1,5 +1,5 @@
-//! A window's loss: the sum of its token losses over the count of its learned targets, however it
-//! is cut into micro-batches.
+//! A window's loss: the sum of its token losses over the number of its learned targets, regardless
+//! of its division into micro-batches.
 
 use std::path::Path;
 
@@ -15,8 +15,8 @@ use crate::inputs::{BASE, RECORDS, asked, config, steps};
 /// Records of a window.
 const WINDOW: u32 = 8;
 
-/// Makes a base of which records have very different losses: a fresh one finds every token as
-/// likely as any other.
+/// Writes a base whose losses differ strongly between records; a base with small random weights
+/// finds all tokens equally likely.
 fn write_opinionated(folder: &Path) {
     let values = |name: &str, len: usize| {
         let sign = |place: usize| if place * place % 7 < 3 { 1.0 } else { -1.0 };
@@ -44,7 +44,7 @@ async fn first_window(process: &Process, dataset: &str) -> Vec<Row> {
     window
 }
 
-/// The loss of records over the base alone: what an adapter that has learned nothing yet gives.
+/// Returns the records' loss over the base alone, which equals that with an untrained adapter.
 fn loss(engine: &Engine, rows: &[Row]) -> WindowLoss {
     let mut batch = Batch::new();
     for row in rows {
@@ -71,8 +71,7 @@ async fn accumulation_over_the_window_is_weighted_by_tokens() {
         assert_eq!(ended.state(), JobState::Succeeded, "{:?}", ended.error);
         runs.push(lines.iter().map(|line| line.loss).collect::<Vec<_>>());
     }
-    // The last window of an epoch has fewer records, and later losses follow from earlier
-    // gradients.
+    // This covers the smaller last window of an epoch, and losses that depend on earlier gradients.
     assert_eq!(runs[0].len() as u64, steps(2));
     for cut in &runs[1..] {
         for (whole, cut) in runs[0].iter().zip(cut) {
@@ -80,8 +79,8 @@ async fn accumulation_over_the_window_is_weighted_by_tokens() {
         }
     }
 
-    // A mean of the records' means would be cut the same way, and is something else: these have
-    // different lengths.
+    // A mean of the records' means would also be independent of the division. It is another value,
+    // because the records differ in length.
     let rows = first_window(&process, &dataset).await;
     let engine = Engine::new(Base::load(&system.base_folder(BASE)).unwrap().into()).unwrap();
     let expected = loss(&engine, &rows).mean();
