@@ -138,14 +138,11 @@ impl Bases {
         let (checked, quantized_as) = self.read(name, slot, precision).await?;
         let CheckedBase { base, tokenizer } = checked;
         // The digest waits for the threads that hash the base's files.
-        let hashing = tokio::task::spawn_blocking(move || {
-            base.digest();
-            base
-        });
-        let base = hashing.await.map_err(|_| Error::ThreadGone)?;
+        let hashing = tokio::task::spawn_blocking(move || (base.digest().to_owned(), base));
+        let (digest, base) = hashing.await.map_err(|_| Error::ThreadGone)?;
         let info = BaseInfo {
             config: base.config().clone(),
-            digest: base.digest().to_owned(),
+            digest,
             tokenizer_digest: tokenizer.digest().to_owned(),
             public_name: public_name(name, &slot.config.url),
             quantized_as,
