@@ -1,5 +1,4 @@
-//! The deployed system on one machine: each service is a separate process, beside a nats-server and
-//! a real S3 server.
+//! The deployed system on one machine: one process per service, a nats-server and a real S3 server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +8,7 @@ use togi_testing::{free_port, poll, poll_until};
 
 use crate::system::{program, try_togi, workspace};
 
-/// Returns the tool that `tools/install` unpacked.
+/// Returns the path of a tool that `tools/install` unpacked.
 ///
 /// # Panics
 /// If the tool is missing.
@@ -45,10 +44,10 @@ impl Process {
         Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits for the exit.
     ///
     /// # Panics
-    /// If the process fails.
+    /// If the process exits with a failure.
     fn stop(mut self) {
         let pid = self.0.id().to_string();
         Command::new("kill")
@@ -67,11 +66,11 @@ impl Drop for Process {
     }
 }
 
-/// A SeaweedFS with one bucket, `togi`.
+/// A SeaweedFS server with one bucket, `togi`.
 pub struct S3 {
     _server: Process,
     _folder: TempDir,
-    /// Environment of a client.
+    /// Environment variables for a client.
     pub environment: Vec<(String, String)>,
 }
 
@@ -85,7 +84,7 @@ impl S3 {
         let text = r#"{"identities":[{"name":"togi","credentials":[{"accessKey":"togi-key",
             "secretKey":"togi-secret"}],"actions":["Admin","Read","List","Tagging","Write"]}]}"#;
         std::fs::write(&identities, text).expect("the identities");
-        // Every port needs a second one 10,000 above it, so that only low ports will do.
+        // Each port needs another one 10,000 above it, so only low ports are possible.
         let base = loop {
             let port = 20_000 + free_port() % 20_000;
             let all = [0, 1, 2, 3, 10_000, 10_001, 10_002, 10_003];
@@ -118,8 +117,8 @@ impl S3 {
         poll_until("the S3 server", || {
             std::net::TcpStream::connect(("127.0.0.1", s3)).ok()
         });
-        // The request fails before a volume exists, and also if the bucket exists already. Only the
-        // list of buckets tells the two apart.
+        // The request fails until a volume exists, and also if the bucket exists. Only the list of
+        // buckets tells the two apart.
         poll_until("the S3 server's bucket", || {
             bucket_exists(&weed, master).then_some(())
         });
@@ -151,7 +150,7 @@ fn bucket_exists(weed: &Path, master: u16) -> bool {
         .spawn();
     let mut shell = shell.expect("weed's shell starts");
     let mut commands = shell.stdin.take().expect("it was asked for");
-    // The shell may end before it has read its input; the list is then empty.
+    // The shell may exit before it reads its input; the list is then empty.
     let _ = std::io::Write::write_all(
         &mut commands,
         b"s3.bucket.create -name togi\ns3.bucket.list\n",
@@ -257,7 +256,7 @@ impl Cluster {
             .join("\n")
     }
 
-    /// Stops the services in turn, as a deployment does; each must exit with success.
+    /// Stops the services one by one, as a deployment does; each must exit with success.
     pub fn stop(&mut self) {
         for service in self.services.drain(..) {
             service.stop();

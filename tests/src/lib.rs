@@ -1,4 +1,4 @@
-//! What the whole-system tests share: where the workspace is, running systems, and their command.
+//! Shared by the whole-system tests: the workspace's path, running systems, and their command.
 
 mod cluster;
 mod otlp;

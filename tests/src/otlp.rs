@@ -12,22 +12,22 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// A span as it arrived.
+/// A received span.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// `service.name` of its process.
+    /// `service.name` of the process.
     pub service: String,
-    /// Its name.
+    /// The span's name.
     pub name: String,
-    /// Its trace, hex.
+    /// The trace's id, in hex.
     pub trace: String,
-    /// Its id, hex.
+    /// The span's id, in hex.
     pub id: String,
-    /// Its parent's id, hex; empty for a root.
+    /// The parent's id, in hex; empty for a root.
     pub parent: String,
 }
 
-/// The receiver.
+/// An OTLP receiver.
 pub struct Receiver {
     spans: Arc<Mutex<Vec<Span>>>,
     /// The address on which it listens.
@@ -54,7 +54,7 @@ impl Receiver {
         Self { spans, endpoint }
     }
 
-    /// Returns the spans that have arrived.
+    /// Returns the spans received so far.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
         self.spans.lock().expect("no panic while held").clone()

@@ -1,4 +1,4 @@
-//! A whole system as its users run it: the `togi` program as child processes, over a temporary data
+//! A whole system as users run it: the `togi` program as child processes, over a temporary data
 //! folder.
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub fn workspace() -> &'static Path {
         .expect("the crate lies in the workspace")
 }
 
-/// The `togi` program that this build made.
+/// Returns the path of this build's `togi` program.
 pub fn program() -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own path");
     let folder = own
@@ -33,15 +33,15 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// A running `togi up`, stopped and removed on drop.
+/// A running `togi up`; stopped, and its folder removed, on drop.
 pub struct System {
     child: Child,
     folder: TempDir,
-    /// The address of its gRPC services.
+    /// Address of the gRPC services.
     pub endpoint: String,
-    /// Its admin address: metrics and probes.
+    /// Admin address: metrics and probes.
     pub admin: String,
-    /// The address of its nats-server.
+    /// Address of the nats-server.
     pub nats: String,
 }
 
@@ -106,25 +106,25 @@ impl System {
         system
     }
 
-    /// Its data folder.
+    /// Returns the data folder.
     #[must_use]
     pub fn data(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Returns its log.
+    /// Returns the log.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.data().join("up.log")).unwrap_or_default()
     }
 
-    /// The process id of `togi up`.
+    /// Returns the process id of `togi up`.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Kills `togi up`, as the loss of a machine would, and starts it again over the same data.
+    /// Kills `togi up`, as if the machine had failed, and restarts it over the same data.
     pub fn kill_and_restart(mut self, arguments: &[&str]) -> Self {
         self.child.kill().expect("the child can be killed");
         self.child.wait().expect("the child ends");
@@ -162,7 +162,7 @@ impl System {
     }
 }
 
-/// Runs `togi` in a folder, against an endpoint or the one of the folder's configuration.
+/// Runs `togi` in a folder, against `endpoint` or else the one in the folder's configuration.
 pub(crate) fn try_togi(folder: &Path, endpoint: Option<&str>, arguments: &[&str]) -> Output {
     let mut command = Command::new(program());
     if let Some(endpoint) = endpoint {
@@ -179,7 +179,7 @@ pub(crate) fn try_togi(folder: &Path, endpoint: Option<&str>, arguments: &[&str]
 
 impl Drop for System {
     fn drop(&mut self) {
-        // SIGTERM first: the nats-server child goes with it.
+        // SIGTERM first, so that the nats-server child stops too.
         let pid = self.child.id().to_string();
         let _ = Command::new("kill").args(["-TERM", &pid]).status();
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -192,7 +192,7 @@ impl Drop for System {
     }
 }
 
-/// Runs a script of `tests/strangers` with the Python of `.tools` and returns what it printed.
+/// Runs a script of `tests/strangers` with `.tools`' Python and returns its output.
 pub fn run_python(script: &str, arguments: &[&str]) -> String {
     let python = workspace().join(".tools/venv/bin/python");
     assert!(

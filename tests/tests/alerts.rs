@@ -1,6 +1,6 @@
 //! The alert rules: Prometheus accepts them, and each fires exactly when it should.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;

@@ -1,6 +1,6 @@
-//! The workflows in `deploy/ci`: the test runs their commands exactly as the files have them.
+//! The workflows in `deploy/ci`, whose commands the test runs unchanged.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -18,8 +18,8 @@ fn indentation(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// The commands of the steps of a GitHub workflow: what stands after `run:`, on its line or, after
-/// `|`, below it.
+/// Returns the commands of a GitHub workflow's steps: the text after `run:`, or the lines below
+/// `run: |`.
 fn steps(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
     let mut commands = Vec::new();
@@ -43,7 +43,7 @@ fn steps(text: &str) -> Vec<String> {
     commands
 }
 
-/// The commands of a GitLab job: the items below `script:`.
+/// Returns the commands of a GitLab job: the items of `script:`.
 fn script(text: &str) -> Vec<String> {
     let mut lines = text.lines();
     let script = lines.find(|line| line.trim() == "script:").unwrap();
@@ -53,8 +53,7 @@ fn script(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Runs commands as a CI system does, one after the other in the clone, and returns the report of
-/// the last.
+/// Runs commands one by one in the clone, as a CI system does, and returns the last one's report.
 fn run(commands: &[String], environment: &[(&str, &str)], reports: &Path) -> Value {
     for command in commands {
         let output = Command::new("bash")
@@ -68,7 +67,7 @@ fn run(commands: &[String], environment: &[(&str, &str)], reports: &Path) -> Val
         assert!(output.status.success(), "{command}: {errors}");
     }
     let xml = std::fs::read_to_string(reports.join("togi-report.xml")).unwrap();
-    // The order of an element's attributes means nothing in XML.
+    // XML attributes have no order.
     for (attribute, count) in [("tests", 4), ("failures", 0), ("errors", 0)] {
         assert!(xml.contains(&format!(" {attribute}=\"{count}\"")), "{xml}");
     }
@@ -90,7 +89,7 @@ fn both_workflows_run_and_make_the_same_generation() {
     let nats = NatsServer::start();
     let commands = script(&workflow("gitlab-ci.yml"));
     assert_eq!(commands.len(), 2, "{commands:?}");
-    // The service beside the job has another address here.
+    // In this test the job's service has another address.
     let url = nats.url();
     let environment = [
         ("CI_PROJECT_DIR", project.to_str().unwrap()),

@@ -1,6 +1,6 @@
-//! The demonstration meets its targets on this machine: right answers, generations and counts.
+//! The demo reaches its targets on this machine: correct answers, generations and counts.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use togi::output::{Format, Output};

@@ -1,8 +1,8 @@
-//! The real data: all of Dolly-ja through a running system, read back, trained on with a random
-//! small base, and the published adapter's files compared with PEFT's format. Needs TOGI_DOLLY_JA
-//! and TOGI_TOKENIZERS.
+//! Real data: all of Dolly-ja is prepared by a running system, read back, and trained on with a
+//! small random base. The published adapter's files are compared with PEFT's format. Needs
+//! TOGI_DOLLY_JA and TOGI_TOKENIZERS.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ dropout = 0.1
 target_modules = ["query_key_value", "dense_4h_to_h"]
 "#;
 
-/// The data's paths, or why the test is skipped.
+/// Returns the data's paths, or why the test is skipped.
 fn data() -> Result<(PathBuf, PathBuf), String> {
     let path = |name: &str| {
         std::env::var_os(name)
@@ -40,7 +40,7 @@ fn data() -> Result<(PathBuf, PathBuf), String> {
     Ok((records, tokenizer))
 }
 
-/// Writes a random base of the tokenizer's vocabulary.
+/// Writes a random base with the tokenizer's vocabulary.
 fn write_base(folder: &Path, tokenizer: &Path) {
     let config = br#"{"architectures":["GPTNeoXForCausalLM"],"model_type":"gpt_neox","vocab_size":32000,
         "hidden_size":32,"num_hidden_layers":2,"num_attention_heads":2,"intermediate_size":64,"hidden_act":"gelu",
@@ -91,7 +91,7 @@ fn dolly_ja_goes_from_records_to_a_published_adapter() {
     assert_eq!(number("rows") + number("rejected"), 15_015, "{dataset}");
     assert_eq!(number("tokens"), 2_499_968, "{dataset}");
 
-    // The same request again: the same digest, and nothing new in the store.
+    // The repeated request has the same digest and adds nothing to the store.
     let before = objects(&system, "datasets");
     system.togi(&prepare);
     assert_eq!(
@@ -154,7 +154,7 @@ fn dolly_ja_goes_from_records_to_a_published_adapter() {
     peft_loads(&base, &published);
 }
 
-/// Files below a folder of the store.
+/// Returns the files below a folder of the store.
 fn objects(system: &System, folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![system.data().join("store").join(folder)];
@@ -172,8 +172,8 @@ fn objects(system: &System, folder: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Opens the folder with PEFT's own loader, where a Python with torch, transformers and peft is
-/// named.
+/// Opens the folder with PEFT's own loader, if a Python with torch, transformers and peft is
+/// configured.
 fn peft_loads(base: &Path, adapter: &Path) {
     let Some(python) = std::env::var_os("TOGI_PEFT_PYTHON") else {
         return eprintln!(

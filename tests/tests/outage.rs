@@ -1,6 +1,6 @@
-//! Recovery: processes are killed during their work, NATS goes away, and all its data is lost.
+//! Recovery after killed processes, an outage of NATS, and the loss of all its data.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -32,7 +32,7 @@ fn prepare(system: &System) {
     std::fs::write(system.data().join("recipe.toml"), RECIPE).unwrap();
 }
 
-/// Queues the job and returns its id.
+/// Queues a training job and returns its id.
 fn train(system: &System) -> String {
     let job = system.togi_json(&[
         "train",
@@ -82,7 +82,7 @@ fn a_killed_system_resumes_and_ends_with_the_same_generation() {
     poll_until("a checkpoint", || {
         has_checkpoint(&system, &job).then_some(())
     });
-    // A short lease, so that the job is free again soon after its worker was killed.
+    // The lease is short, so that the killed worker's job is soon free again.
     let system = system.kill_and_restart(&[]);
     let resumed = ended(&system, &job);
     assert_eq!(
@@ -93,7 +93,7 @@ fn a_killed_system_resumes_and_ends_with_the_same_generation() {
     );
     assert_eq!(resumed["result"], undisturbed["result"]);
 
-    // A client that starts to watch now still sees every step once.
+    // A client that starts watching now still sees every step once.
     let watched = system.togi(&["jobs", "watch", &job, "--output", "json"]);
     let steps: Vec<u64> = watched
         .lines()
@@ -129,7 +129,7 @@ fn nats_may_die_and_forget_everything() {
         system.log()
     );
 
-    // All data of NATS is deleted between two starts; the system recovers from the store alone.
+    // All NATS data is deleted between two starts; the system recovers from the store alone.
     let data = system.data().join("nats");
     let system = {
         let kept = system;

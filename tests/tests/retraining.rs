@@ -1,7 +1,7 @@
-//! Retraining by policy, end to end: five revisions arrive while one trains, and the last has
+//! Retraining by policy, end to end: five revisions arrive during one training, and the last has
 //! shuffled answers.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ fn shuffled(mut records: Vec<Value>) -> Vec<Value> {
     records
 }
 
-/// Prepares records as the next revision, and returns its digest.
+/// Prepares records as the given revision and returns the data set's digest.
 fn prepare(system: &System, revision: usize, records: &[Value]) -> String {
     let file = system.data().join(format!("records-{revision}.jsonl"));
     let text: String = records.iter().map(|record| format!("{record}\n")).collect();
@@ -58,7 +58,7 @@ fn prepare(system: &System, revision: usize, records: &[Value]) -> String {
     made["digest"].as_str().unwrap().to_owned()
 }
 
-/// The training jobs by the data sets that they were asked for.
+/// Returns the training jobs by their requested data sets.
 fn jobs(system: &System) -> BTreeMap<String, Value> {
     let listed = system.togi_json(&["jobs", "list"]);
     let jobs = listed["jobs"].as_array().cloned().unwrap_or_default();
@@ -75,7 +75,7 @@ fn state(jobs: &BTreeMap<String, Value>, dataset: &str) -> String {
     state.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// Every event so far.
+/// Returns all events so far.
 fn events(system: &System) -> Vec<Value> {
     let text = togi_tests::run_python("events.py", &[&system.nats]);
     text.lines()
@@ -172,7 +172,7 @@ fn a_poisoned_revision_is_refused_and_the_one_before_it_served() {
     assert_eq!(evaluated[1]["passed"], true);
     one_trace_from_preparation_to_service(&events, fourth, good);
 
-    // Roll back to the generation before, and promote the newer one again.
+    // Roll back to the previous generation, then promote the newer one again.
     system.togi(&["adapters", "rollback", "mine"]);
     poll_until("the first is served again", || {
         serves(&system, oldest).then_some(())
@@ -189,8 +189,7 @@ fn what_became_of_each(all: &BTreeMap<String, Value>, digests: &[String], poison
     assert_eq!(refused["job"]["refusal"], refused["evaluation"]["reason"]);
     assert_eq!(all[fourth]["job"]["refusal"], Value::Null);
     assert_eq!(state(all, fourth), "JOB_STATE_SUCCEEDED");
-    // The job that was queued before the newer revisions came was withdrawn; no job was made for
-    // those in between.
+    // The job queued before the newer revisions was withdrawn; the revisions in between got no job.
     for digest in [second, third, fourth_before] {
         let state = state(all, digest);
         assert!(
@@ -209,7 +208,7 @@ fn serves(system: &System, generation: &str) -> bool {
         .any(|adapter| adapter["alias"] == "mine" && adapter["generation"] == generation)
 }
 
-/// What follows from a revision carries its trace, until the adapter is served.
+/// Checks that a revision's trace continues until the adapter is served.
 fn one_trace_from_preparation_to_service(events: &[Value], dataset: &str, generation: &str) {
     let ready = named(events, "dataset.ready")
         .find(|event| event["body"]["dataset"] == dataset)

@@ -1,7 +1,7 @@
 //! Services with wrong settings, or without NATS or a store: their messages, exit codes and
 //! readiness.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
@@ -13,7 +13,7 @@ use togi_tests::{program, workspace};
 const CONFIGURATION: i32 = 64;
 const NOBODY: &str = "127.0.0.1:9";
 
-/// A service's program with valid settings, in a temporary folder.
+/// Returns a service's command with valid settings, in a temporary folder.
 fn service(name: &str, folder: &std::path::Path) -> Command {
     let base = workspace().join("demo/base");
     let mut command = Command::new(program().with_file_name(format!("togi-{name}")));
@@ -205,7 +205,7 @@ impl Running {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Returns whether a probe succeeds, or `None` if there is no answer.
+    /// Returns whether a probe succeeds; `None` without an answer.
     fn probe(&self, path: &str) -> Option<bool> {
         let mut stream = std::net::TcpStream::connect(&self.admin).ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -215,7 +215,7 @@ impl Running {
         Some(answer.starts_with("HTTP/1.1 200"))
     }
 
-    /// Waits until the service is alive, not ready, and names the missing part.
+    /// Waits until the service is alive, not ready, and names the missing dependency.
     fn waits(&mut self, says: &str) {
         poll_until(says, || self.log().contains(says).then_some(()));
         assert_eq!(self.probe("/livez"), Some(true), "{}", self.log());
@@ -253,7 +253,7 @@ fn without_nats_a_service_waits_says_so_and_is_ready_when_it_comes() {
     for service in &waiting {
         poll_until("ready", || service.probe("/readyz").filter(|ready| *ready));
     }
-    // A replica answers without NATS: the store is the truth.
+    // A replica answers without NATS, because the store alone is authoritative.
     let folder = tempfile::tempdir().unwrap();
     let inference = Running::start(service("inference", folder.path()), folder.path());
     poll_until("ready", || {

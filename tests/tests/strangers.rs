@@ -1,6 +1,6 @@
-//! Clients in other languages, generated from the contract alone, against a running system.
+//! Clients in other languages, generated only from the contract, against a running system.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -18,7 +18,7 @@ learning_rate = 1e-3
 rank = 4
 "#;
 
-/// A system with a data set `small` and an adapter `mine`.
+/// Starts a system with a data set `small` and an adapter `mine`.
 fn trained() -> System {
     let system = System::start(&[]);
     let records = workspace().join("demo/records.jsonl");
@@ -176,7 +176,7 @@ fn events(system: &System) {
     }
 }
 
-/// A bare NATS client starts a training by policy; a message that is not a request becomes a dead
+/// A plain NATS client starts a training by policy; a message that is not a request becomes a dead
 /// letter.
 fn training_by_message(system: &System) {
     let records = workspace().join("demo/records.jsonl");

@@ -1,7 +1,7 @@
-//! One prepare request, one trace: across three processes, the object store and two commands, to
-//! the served adapter.
+//! One prepare request makes one trace, across three processes, the object store and two commands,
+//! up to the served adapter.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use togi_testing::poll;
@@ -24,7 +24,7 @@ learning_rate = 1e-3
 rank = 4
 "#;
 
-/// Services that have a span in the trace.
+/// Returns the services with a span in the trace.
 fn services(spans: &[Span], trace: &str) -> Vec<String> {
     let mut names: Vec<_> = spans
         .iter()
@@ -36,7 +36,7 @@ fn services(spans: &[Span], trace: &str) -> Vec<String> {
     names
 }
 
-/// Follows the parents of a span to the root of its trace.
+/// Follows a span's parents to the root of its trace.
 fn root<'a>(spans: &'a [Span], from: &'a Span) -> &'a Span {
     let mut span = from;
     while let Some(parent) = spans.iter().find(|other| other.id == span.parent) {
@@ -67,7 +67,7 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
         "0.1",
     ]);
 
-    // The policy trains, promotion follows, and inference answers with the new adapter.
+    // The policy trains and promotes, and inference answers with the new adapter.
     let promoted = poll(|| {
         let listed = cluster.togi(&["adapters", "aliases", "--output", "json"]);
         listed.contains("\"traced\"").then_some(())
@@ -101,7 +101,7 @@ fn one_trace_leads_from_the_prepare_request_to_the_served_adapter() {
         ["togi-data-prep", "togi-inference", "togi-trainer"],
         "one trace joins all three: {spans:#?}"
     );
-    // The rows' lengths are read first, to plan the job's memory.
+    // The lengths of the rows are read first, to plan the job's memory.
     let mut reads = spans.iter().filter(|span| span.name.ends_with("DoGet"));
     assert!(
         reads.any(|span| span.trace == load.trace),

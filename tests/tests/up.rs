@@ -1,7 +1,7 @@
-//! `tools/up`: the deployed topology as processes. The whole pipeline runs through it, every metric
-//! that dashboards and rules name is exported, and it stops cleanly.
+//! `tools/up`: the deployed topology as processes. The whole pipeline runs, every metric in
+//! dashboards and rules is exported, and the system stops cleanly.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -13,12 +13,11 @@ use serde_json::Value;
 use togi_testing::poll_until;
 use togi_tests::{program, workspace};
 
-/// Where the processes listen: each of `tools/up`'s ports from here, and 10,000 above, which is
-/// below those that the system lends to clients.
+/// Start of the processes' ports: `tools/up` takes ports from here and 10,000 above, all below the
+/// system's ephemeral ports.
 const PORTS: u16 = 21_600;
 
-/// `tools/up` over a copy of the files that it needs, so that a system that runs in this checkout
-/// is not touched.
+/// `tools/up` over a copy of its files, so that a system running in this checkout is not affected.
 struct Up(tempfile::TempDir);
 
 impl Up {
@@ -71,7 +70,7 @@ impl Up {
         );
     }
 
-    /// The names of all metrics that the services export.
+    /// Returns the names of all exported metrics.
     fn metrics(&self) -> BTreeSet<String> {
         let samples = self.samples();
         let names = samples
@@ -113,14 +112,14 @@ impl Drop for Up {
     }
 }
 
-/// A Prometheus under the deployed configuration, with this machine's addresses; killed on drop.
+/// A Prometheus with the deployed configuration and this machine's addresses; killed on drop.
 struct Prometheus {
     child: Child,
     url: String,
 }
 
 impl Prometheus {
-    /// Starts one, where the machine has the program.
+    /// Starts Prometheus; `None` if it is not installed.
     fn start(folder: &Path) -> Option<Self> {
         let runs = Command::new("prometheus").arg("--version").output();
         if !runs.is_ok_and(|output| output.status.success()) {
@@ -137,7 +136,7 @@ impl Prometheus {
             assert!(text.contains(target), "{text}");
             text = text.replace(target, &format!("127.0.0.1:{}", PORTS + port));
         }
-        // The default interval would only make the test wait.
+        // The default interval would only slow the test.
         let text = text.replace("15s", "1s");
         std::fs::write(folder.join("prometheus.yaml"), text).unwrap();
         std::fs::copy(deployed("rules.yaml"), folder.join("rules.yaml")).unwrap();
@@ -168,7 +167,7 @@ impl Prometheus {
         serde_json::from_slice(&answer.stdout).ok()
     }
 
-    /// Checks that all three services are scraped and that their metrics can be queried.
+    /// Checks that all three services are scraped and their metrics can be queried.
     fn sees_everything(&self) {
         poll_until("Prometheus to see the three services", || {
             let seen = self.ask("targets")?;
@@ -194,11 +193,11 @@ impl Drop for Prometheus {
     }
 }
 
-/// The metrics that the text of dashboards and rules names.
+/// Returns the metrics named in a dashboard's or rule's text.
 fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let prefixes = ["togi_", "gen_ai_server_", "messaging_", "rpc_server_"];
-    // Labels look like metrics here.
+    // These labels have the form of metrics.
     let labels = [
         "togi_alias",
         "togi_generation",
@@ -222,8 +221,8 @@ fn expressions(dashboard: &Value) -> String {
         .join("\n")
 }
 
-/// Counters that alerts watch exist at zero from the start: otherwise Prometheus would not see the
-/// first event as an increase.
+/// Checks that counters with alerts exist at zero from the start. Otherwise Prometheus would not
+/// see the first event as an increase.
 fn first_times_are_heard(samples: &[String]) {
     let waited_for = [
         [
@@ -245,7 +244,7 @@ fn first_times_are_heard(samples: &[String]) {
     }
 }
 
-/// The metrics that only a process with a GPU exports.
+/// Returns whether only a process with a GPU exports the metric.
 fn is_of_a_card(name: &str) -> bool {
     name.starts_with("togi_trainer_gpu_")
 }

@@ -1,7 +1,7 @@
-//! Wrong input: one sentence that names the field, the right exit code, and no effect on anything
+//! Wrong input gets one sentence that names the field and the right exit code, and affects nothing
 //! else.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
@@ -88,7 +88,7 @@ impl Stage {
         self.refuses(&words, code, says);
     }
 
-    /// Checks that the refused commands broke nothing: the data set is there and the base answers.
+    /// Checks that the refused commands changed nothing: the data set exists and the base answers.
     fn nobody_was_disturbed(&self) {
         self.system.togi(&["datasets", "show", "good"]);
         let question = ["generate", "--instruction", "誰ですか。"];
@@ -221,7 +221,7 @@ fn an_idempotency_key_stands_for_one_request() {
     assert_eq!(jobs.matches("JOB_KIND_TRAIN").count(), 1, "{jobs}");
     let other = RECIPE.replace("max_steps = 1", "max_steps = 2");
     stage.refuses_recipe(&other, &key, FAILED, "idempotency_key");
-    // The alias serves the result of the one job.
+    // The alias serves the only job's result.
     let question = ["generate", "--adapter", "a", "--instruction", "誰ですか。"];
     stage
         .system

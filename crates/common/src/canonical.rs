@@ -6,7 +6,7 @@ use serde_json::Value;
 /// Returns compact JSON in which the keys of every object are sorted by their bytes.
 ///
 /// # Errors
-/// If the value has no JSON form, as a map whose keys are not texts.
+/// If the value has no JSON form, for example a map whose keys are not strings.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&self::value(value)?)
 }
@@ -17,7 +17,7 @@ pub fn json<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Vec<u8>> {
 /// As [`json`].
 pub fn value<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Value> {
     let mut value = serde_json::to_value(value)?;
-    // The feature `preserve_order`, which any crate of a build can enable, leaves maps unsorted.
+    // Any crate of a build can enable the feature `preserve_order`, which leaves maps unsorted.
     value.sort_all_objects();
     Ok(value)
 }

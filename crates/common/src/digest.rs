@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A SHA-256 digest. Its text, also in JSON, has exactly 64 lower-case hex digits, so that equal
+/// A SHA-256 digest. Its text, also in JSON, is exactly 64 lower-case hex digits, so that equal
 /// digests have equal texts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

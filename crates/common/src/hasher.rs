@@ -9,19 +9,19 @@ use crate::digest::Digest;
 pub struct Hasher(Sha256);
 
 impl Hasher {
-    /// Starts with no bytes.
+    /// Creates a hasher over no bytes.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds bytes as they are.
+    /// Adds bytes without their length.
     pub fn update(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.update(bytes);
     }
 
-    /// Adds a length (u64, little-endian) and the bytes, so that different sequences of parts have
-    /// different digests.
+    /// Adds the length (u64, little-endian) and then the bytes, so that different sequences of
+    /// parts have different digests.
     pub fn frame(&mut self, part: impl AsRef<[u8]>) {
         let part = part.as_ref();
         self.0.update((part.len() as u64).to_le_bytes());
@@ -36,7 +36,7 @@ impl Hasher {
 }
 
 impl Digest {
-    /// Returns the digest of some bytes.
+    /// Returns the digest of `bytes`.
     #[must_use]
     pub fn of(bytes: impl AsRef<[u8]>) -> Self {
         let mut hasher = Hasher::new();

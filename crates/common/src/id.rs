@@ -1,4 +1,4 @@
-//! Digests with a meaning, so that one kind is not taken for another.
+//! Digests as separate types, so that one kind cannot be passed as another.
 
 use std::fmt;
 use std::str::FromStr;

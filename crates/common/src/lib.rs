@@ -1,5 +1,5 @@
-//! The ground of all crates: digests, ids, checked names, canonical JSON, and a random generator.
-//! No input or output.
+//! Foundation of all crates: digests, ids, checked names, canonical JSON, and a random generator.
+//! Does no input or output.
 
 pub mod canonical;
 pub mod digest;

@@ -1,11 +1,11 @@
-//! Checked names: they are parts of object keys and of subjects, so that their form is narrow.
+//! Checked names. They are parts of object keys and subjects, so few characters are allowed.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A text is not a name.
+/// The text is not a valid name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must have 1 to 63 characters of a-z, 0-9 and \"-\", with no \"-\" at either end")]
 pub struct InvalidName;
@@ -71,7 +71,7 @@ macro_rules! name {
 }
 
 name! {
-    /// A job's id.
+    /// The id of a job.
     JobId
 }
 

@@ -1,10 +1,10 @@
-//! SplitMix64 (Steele, Lea, Flood 2014) by counter: each output is a pure function of the seed and
-//! an index, so that nothing depends on the order of draws.
+//! Counter-based SplitMix64 (Steele, Lea, Flood 2014): each output is a pure function of the seed
+//! and an index, so that nothing depends on the order of draws.
 
 /// SplitMix64's increment: 2^64 divided by the golden ratio, odd.
 pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// SplitMix64's finalizer: a bijection of 64 bits in which every bit depends on all.
+/// SplitMix64's finalizer: a bijection of 64 bits. Every output bit depends on every input bit.
 #[must_use]
 #[inline(always)]
 pub const fn mix(mut x: u64) -> u64 {
@@ -13,7 +13,7 @@ pub const fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Returns the output of a generator at an index, from 0.
+/// Returns the generator's output at an index, from 0.
 #[must_use]
 #[inline(always)]
 pub const fn nth(seed: u64, index: u64) -> u64 {
@@ -24,7 +24,7 @@ pub const fn nth(seed: u64, index: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// By the reference implementation, <https://prng.di.unimi.it/splitmix64.c>.
+    /// From the reference implementation, <https://prng.di.unimi.it/splitmix64.c>.
     #[test]
     fn outputs_are_those_of_the_reference() {
         let outputs = [0, 1, 2].map(|index| nth(1_234_567, index));

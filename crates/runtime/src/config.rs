@@ -1,5 +1,5 @@
-//! Configuration: a commented default, then files, then the environment, the later over the
-//! earlier. The result is one validated value that is passed down; there is no global.
+//! Configuration: a commented default, then files, then the environment; later sources override
+//! earlier ones. The result is one validated value that is passed down; there is no global.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,31 +14,31 @@ use crate::error::{Error, Result};
 mod load;
 pub use load::{load, load_files, named};
 
-/// Exit code of a process whose configuration is wrong.
+/// Exit code of a process with an invalid configuration.
 pub const EXIT_CODE: u8 = 64;
 
-/// How to reach NATS.
+/// Connection to NATS.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NatsConfig {
-    /// `nats://host:port`, several by comma.
+    /// `nats://host:port`; several are separated by commas.
     pub url: String,
-    /// Seconds of silence after which a worker's job is given to another.
+    /// Seconds of silence after which a worker's job goes to another worker.
     #[serde(default = "thirty")]
     pub ack_wait_seconds: f64,
-    /// Seconds before the second attempt at a job; the delay doubles from one attempt to the next.
+    /// Seconds before a job's second attempt; the delay doubles with each attempt.
     #[serde(default = "one")]
     pub retry_delay_seconds: f64,
     /// Copies of each stream and bucket: 1, or 3 in a cluster.
     #[serde(default = "single")]
     pub replicas: usize,
-    /// File with NATS credentials (JWT and seed), if the server wants them.
+    /// File with NATS credentials (JWT and seed), if the server requires them.
     #[serde(default)]
     pub credentials: Option<PathBuf>,
 }
 
 impl NatsConfig {
-    /// Returns the configuration for a server with everything else at its default.
+    /// Returns the configuration for a server, with defaults for the rest.
     pub fn at(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -49,7 +49,7 @@ impl NatsConfig {
         }
     }
 
-    /// Checks the ranges that the types do not express.
+    /// Checks the ranges that the types cannot express.
     ///
     /// # Errors
     /// `InvalidArgument` with the setting's name.
@@ -81,7 +81,7 @@ impl NatsConfig {
         Duration::from_secs_f64(self.ack_wait_seconds.clamp(0.3, 3600.0))
     }
 
-    /// Returns the delay after the n-th failed attempt, from 1: doubling, at most five minutes.
+    /// Returns the delay after the n-th failed attempt, from 1. It doubles up to five minutes.
     #[must_use]
     pub fn retry_delay(&self, failed: u32) -> Duration {
         let factor = f64::from(1u32 << failed.saturating_sub(1).min(16));
@@ -101,29 +101,29 @@ fn single() -> usize {
     1
 }
 
-/// Where objects are.
+/// Where objects are stored.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreConfig {
     /// `file:///folder`, `s3://bucket/prefix`, `gs://…` or `az://…`.
     pub url: String,
-    /// Options of the store, by the names of the `object_store` crate (`endpoint`, `region`,
-    /// `allow_http`, …). Secrets come from the environment (`AWS_SECRET_ACCESS_KEY`, …), or
-    /// from `secrets`.
+    /// Options of the store, named as in the `object_store` crate (`endpoint`, `region`,
+    /// `allow_http`, …). Secrets come from the environment (`AWS_SECRET_ACCESS_KEY`, …) or from
+    /// `secrets`.
     #[serde(default, deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
-    /// File with more options, one `name=value` a line, for values that neither the environment
-    /// nor a manifest should show.
+    /// File with more options, one `name=value` per line, for values that must appear neither in
+    /// the environment nor in a manifest.
     #[serde(default)]
     pub secrets: Option<PathBuf>,
 }
 
 impl StoreConfig {
-    /// Returns the options, those of the secrets' file over the others.
+    /// Returns all options; those in the secrets file override the others.
     ///
     /// # Errors
     /// `InvalidArgument` with field `store.secrets` if the file cannot be read or a line is not
-    /// `name=value`. The error shows nothing of the file.
+    /// `name=value`. The error shows no content of the file.
     pub fn all_options(&self) -> Result<BTreeMap<String, String>> {
         let mut options = self.options.clone();
         let Some(path) = &self.secrets else {
@@ -148,7 +148,7 @@ impl StoreConfig {
     /// Returns the configuration of a store in a local folder.
     ///
     /// # Errors
-    /// When the current folder is needed to make the path absolute and cannot be read.
+    /// If the path is relative and the current folder cannot be read.
     pub fn folder(path: &Path) -> Result<Self> {
         let path = std::path::absolute(path)?;
         let url = url::Url::from_directory_path(&path)
@@ -161,7 +161,7 @@ impl StoreConfig {
     }
 }
 
-/// What is logged and exported.
+/// Logging and telemetry export.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
@@ -184,17 +184,17 @@ impl Default for TelemetryConfig {
     }
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For a terminal.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where a process listens.
+/// The addresses on which a process listens.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenConfig {
@@ -204,7 +204,7 @@ pub struct ListenConfig {
     pub admin: SocketAddr,
 }
 
-/// One base that requests may name.
+/// A base that requests may name.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseConfig {
@@ -213,8 +213,7 @@ pub struct BaseConfig {
     /// Options of an object store, as in [`StoreConfig::options`].
     #[serde(default, deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
-    /// The precision of the weights for inference, by its name in a recipe. The trainer takes the
-    /// recipe's.
+    /// Precision of the weights for inference, named as in a recipe. The trainer uses the recipe's.
     #[serde(default)]
     pub precision: Option<String>,
 }
@@ -222,7 +221,7 @@ pub struct BaseConfig {
 /// The bases by name.
 pub type BasesConfig = BTreeMap<String, BaseConfig>;
 
-/// Options may be written as strings, numbers or booleans; stores take strings.
+/// Reads options that are strings, numbers or booleans as strings, which stores take.
 fn scalars<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<BTreeMap<String, String>, D::Error> {
@@ -330,7 +329,7 @@ mod tests {
             ),
         ];
         for (name, value, says) in table {
-            // Valid variables are not blamed.
+            // Valid variables are not reported.
             let env = [
                 (name, value),
                 ("TOGI_NATS__REPLICAS", "3"),
@@ -346,7 +345,7 @@ mod tests {
             }
             assert!(!error.message().contains('\n'), "{error}");
         }
-        // Two at once: one of them is named.
+        // Of two wrong variables, one is reported.
         let env = [
             ("TOGI_WORK__WORKERS", "many"),
             ("TOGI_NATS__REPLICAS", "few"),

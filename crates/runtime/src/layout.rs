@@ -10,7 +10,7 @@ use togi_common::{AliasName, DatasetId, Digest, Generation, JobId, name};
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 
-/// Reads an id or a checked name, such as [`JobId`] or [`DatasetId`].
+/// Parses an id or a checked name, such as [`JobId`] or [`DatasetId`].
 ///
 /// # Errors
 /// `InvalidArgument` with the field's name.
@@ -19,7 +19,7 @@ pub fn parse<T: FromStr<Err: fmt::Display>>(field: &str, text: &str) -> Result<T
     parsed.map_err(|error| Error::invalid(field, format!("{field} {error}")))
 }
 
-/// Checks a name that has no type: of a data set, a policy or a base.
+/// Checks the name of a data set, a policy or a base; these names have no type.
 ///
 /// # Errors
 /// `InvalidArgument` with the field's name.
@@ -35,14 +35,13 @@ pub fn validate_digest(field: &str, digest: &str) -> Result<()> {
     parse::<Digest>(field, digest).map(drop)
 }
 
-/// A file's name inside a folder: our own constants and checked manifest entries; anything else
-/// becomes one odd, harmless part.
+/// Returns a file's path in a folder. The parts are our own constants or checked manifest entries;
+/// any other text becomes one harmless part.
 fn file(parts: &[&str]) -> Path {
     Path::from_iter(parts.iter().copied())
 }
 
-/// `probe/<id>`: written twice at start, to see whether the store keeps its promise of conditional
-/// writes.
+/// `probe/<id>`: written twice at start, to test whether the store supports conditional writes.
 #[must_use]
 pub fn probe(id: &str) -> Path {
     file(&["probe", id])
@@ -78,13 +77,13 @@ pub fn dataset_manifest(dataset: DatasetId) -> Path {
     dataset_file(dataset, "manifest.json")
 }
 
-/// `datasets/<dataset>/<file>`: a file that the manifest names.
+/// `datasets/<dataset>/<file>`: a file named in the manifest.
 #[must_use]
 pub fn dataset_file(id: DatasetId, name: &str) -> Path {
     dataset(id).join(name)
 }
 
-/// `part-00000.parquet`: the name of a data set's n-th part, as in its manifest.
+/// `part-00000.parquet`: the name of a data set's n-th part, as in the manifest.
 #[must_use]
 pub fn part_name(n: usize) -> String {
     format!("part-{n:05}.parquet")
@@ -102,13 +101,13 @@ pub fn dataset_rejects(dataset: DatasetId) -> Path {
     dataset_file(dataset, "rejects.jsonl")
 }
 
-/// `names/`: a folder for each data set's name.
+/// `names/`: one folder for each data set's name.
 #[must_use]
 pub fn names() -> Path {
     file(&["names"])
 }
 
-/// `names/<name>/`: revisions of a data set's name.
+/// `names/<name>/`: the revisions of a data set's name.
 #[must_use]
 pub fn name_revisions(name: &str) -> Path {
     file(&["names", name])
@@ -138,14 +137,13 @@ pub fn job_file(job: &JobId, name: &str) -> Path {
     file(&["jobs", job.as_str(), name])
 }
 
-/// `jobs/<job>/request.json`: what was asked; written before anything else knows of the job.
+/// `jobs/<job>/request.json`: the request; written before anything refers to the job.
 #[must_use]
 pub fn job_request(job: &JobId) -> Path {
     job_file(job, "request.json")
 }
 
-/// `jobs/<job>/final.json`: how the job ended, create-if-absent; nothing is done for a job that has
-/// one.
+/// `jobs/<job>/final.json`: the outcome, create-if-absent. A job that has one gets no more work.
 #[must_use]
 pub fn job_final(job: &JobId) -> Path {
     job_file(job, "final.json")
@@ -157,20 +155,20 @@ pub fn job_log(job: &JobId) -> Path {
     job_file(job, "log.jsonl")
 }
 
-/// `jobs/<job>/log/`: segments of the log while the job runs.
+/// `jobs/<job>/log/`: the log's segments while the job runs.
 #[must_use]
 pub fn job_log_segments(job: &JobId) -> Path {
     job_file(job, "log")
 }
 
-/// `jobs/<job>/log/<first>-<last>-<fence>.jsonl`: the steps `first` to `last`, as the claim with
-/// this fence wrote them.
+/// `jobs/<job>/log/<first>-<last>-<fence>.jsonl`: the steps `first` to `last`, written under the
+/// claim with this fence.
 #[must_use]
 pub fn job_log_segment(job: &JobId, first: u64, last: u64, fence: Fence) -> Path {
     job_log_segments(job).join(format!("{first:012}-{last:012}-{fence}.jsonl"))
 }
 
-/// Returns first step, last step and fence of a [`job_log_segment`]; `None` for any other key.
+/// Returns the first step, last step and fence of a [`job_log_segment`]; `None` for any other key.
 #[must_use]
 pub fn parse_job_log_segment(key: &Path) -> Option<(u64, u64, Fence)> {
     let numbers: Vec<u64> = key
@@ -197,8 +195,8 @@ pub fn job_report(job: &JobId) -> Path {
     job_file(job, "report.json")
 }
 
-/// `jobs/<job>/evaluation.json`: what the job's gate has decided, create-if-absent; it is not
-/// measured again.
+/// `jobs/<job>/evaluation.json`: the gate's decision, create-if-absent, so that it is measured only
+/// once.
 #[must_use]
 pub fn job_evaluation(job: &JobId) -> Path {
     job_file(job, "evaluation.json")
@@ -222,7 +220,7 @@ pub fn checkpoints(job: &JobId) -> Path {
     job_file(job, "checkpoints")
 }
 
-/// `jobs/<job>/checkpoints/<step>/<fence>/`: by the fence, two workers never share a folder.
+/// `jobs/<job>/checkpoints/<step>/<fence>/`: the fence gives each worker a folder of its own.
 #[must_use]
 pub fn checkpoint(job: &JobId, step: u64, fence: Fence) -> Path {
     file(&[
@@ -246,7 +244,7 @@ pub fn checkpoint_manifest(job: &JobId, step: u64, fence: Fence) -> Path {
     checkpoint_file(job, step, fence, "manifest.json")
 }
 
-/// Returns step and fence of a key below [`checkpoints`], if it is one.
+/// Returns the step and fence of a key below [`checkpoints`]; `None` for any other key.
 #[must_use]
 pub fn parse_checkpoint(key: &Path) -> Option<(u64, Fence)> {
     let parts: Vec<_> = key.parts().collect();
@@ -283,7 +281,7 @@ pub fn adapter_manifest(generation: Generation) -> Path {
     adapter_file(generation, "manifest.json")
 }
 
-/// `aliases/`: a folder for each alias.
+/// `aliases/`: one folder for each alias.
 #[must_use]
 pub fn aliases() -> Path {
     file(&["aliases"])
@@ -313,18 +311,18 @@ pub fn policy_revisions(policy: &str) -> Path {
     file(&["policies", policy])
 }
 
-/// `<folder>/<n>.json`: the n-th revision of what the folder names, from 1.
+/// `<folder>/<n>.json`: the n-th revision in a folder, from 1.
 #[must_use]
 pub fn revision(folder: &Path, n: u64) -> Path {
     folder.clone().join(format!("{n}.json"))
 }
 
-/// Returns n of a key `<folder>/<n>.json`; `None` for any other form.
+/// Returns n of a key `<folder>/<n>.json`; `None` for any other key.
 #[must_use]
 pub fn parse_revision(key: &Path) -> Option<u64> {
     let number = key.filename()?.strip_suffix(".json")?;
     let n: u64 = number.parse().ok()?;
-    // "007" and "+7" are not what we write.
+    // "007" and "+7" parse as numbers, but are never written.
     (n > 0 && n.to_string() == number).then_some(n)
 }
 

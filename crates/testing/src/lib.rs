@@ -1,5 +1,5 @@
 //! Real parts for tests: a nats-server, a store in a temporary folder, contexts over both, and
-//! waiting for a condition. Only ever a dev-dependency.
+//! waiting for a condition. Use it only as a dev-dependency.
 
 pub mod nats;
 pub mod rig;

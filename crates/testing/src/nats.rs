@@ -10,8 +10,8 @@ use togi_runtime::config::NatsConfig;
 
 use crate::wait::{free_port, poll};
 
-/// Returns the nats-server to run: `TOGI_NATS_SERVER`, else the one on `PATH`, else
-/// `.tools/bin/nats-server` of the workspace.
+/// Returns the nats-server to run: `TOGI_NATS_SERVER`, else the one on `PATH`, else the workspace's
+/// `.tools/bin/nats-server`.
 #[must_use]
 pub fn nats_server_binary() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("TOGI_NATS_SERVER").filter(|named| !named.is_empty()) {
@@ -25,7 +25,7 @@ pub fn nats_server_binary() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// A nats-server on a free port with its data in a temporary folder; killed when dropped.
+/// A nats-server on a free port, with its data in a temporary folder; killed on drop.
 #[derive(Debug)]
 pub struct NatsServer {
     folder: TempDir,
@@ -59,13 +59,13 @@ impl NatsServer {
         );
     }
 
-    /// Returns its address.
+    /// Returns the server's URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Returns a configuration with short times: leases of 2 seconds, retries after 50 ms.
+    /// Returns a configuration with short times: leases of 2 s, retries after 50 ms.
     #[must_use]
     pub fn config(&self) -> NatsConfig {
         NatsConfig {
@@ -75,7 +75,7 @@ impl NatsServer {
         }
     }
 
-    /// Kills it (SIGKILL) and keeps its data.
+    /// Kills the server (SIGKILL) and keeps its data.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -83,7 +83,7 @@ impl NatsServer {
         }
     }
 
-    /// Starts it again at the same port with the same data.
+    /// Restarts the server on the same port with the same data.
     ///
     /// # Panics
     /// If it does not start.
@@ -95,7 +95,7 @@ impl NatsServer {
         );
     }
 
-    /// Deletes all data of JetStream. Call [`NatsServer::kill`] first.
+    /// Deletes all JetStream data. Call [`NatsServer::kill`] first.
     ///
     /// # Panics
     /// If the folder cannot be deleted.

@@ -1,4 +1,4 @@
-//! The real parts that a test needs around it: a bus, a store, and a context over both.
+//! The real parts that a test needs: a bus, a store, and a context over both.
 
 use tempfile::TempDir;
 use togi_runtime::config::StoreConfig;
@@ -16,7 +16,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts the server and makes the folder.
+    /// Starts the server and creates the folder.
     ///
     /// # Panics
     /// As [`NatsServer::start`].
@@ -33,16 +33,16 @@ impl Rig {
     /// Returns the store's configuration.
     ///
     /// # Panics
-    /// If the folder's path has no URL.
+    /// If the folder's path cannot be a URL.
     #[must_use]
     pub fn store_config(&self) -> StoreConfig {
         StoreConfig::folder(self.folder.path()).expect("a temporary folder has a URL")
     }
 
-    /// Returns the context of another process: its own connection, stopper and name.
+    /// Returns a context like that of another process: with its own connection, stopper and name.
     ///
     /// # Errors
-    /// If bus or store cannot be opened.
+    /// If the bus or the store cannot be opened.
     pub async fn context(&self, instance: &str) -> Result<Context> {
         let stopper = Stopper::new();
         let store = Store::open(&self.store_config()).await?;
@@ -57,10 +57,10 @@ impl Rig {
     }
 }
 
-/// Opens a store in a new temporary folder, which is deleted when dropped.
+/// Opens a store in a new temporary folder, which is deleted on drop.
 ///
 /// # Panics
-/// If the folder cannot be made or opened.
+/// If the folder cannot be created or opened.
 pub async fn folder_store() -> (TempDir, Store) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = StoreConfig::folder(folder.path()).expect("a temporary folder has a URL");

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-/// How long the functions of this file wait.
+/// The longest wait of this file's functions.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 const PAUSE: Duration = Duration::from_millis(10);
@@ -11,7 +11,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Waits until a condition holds.
 ///
 /// # Panics
-/// If the condition, which `what` names, does not hold after [`PATIENCE`].
+/// If the condition, named by `what`, does not hold within [`PATIENCE`].
 pub async fn wait_until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
@@ -49,10 +49,10 @@ pub fn poll_until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     poll(condition).unwrap_or_else(|| panic!("waited too long: {what}"))
 }
 
-/// Returns a port that was free a moment ago.
+/// Returns a port that was free when checked.
 ///
 /// # Panics
-/// If the system has none.
+/// If no port is free.
 #[must_use]
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

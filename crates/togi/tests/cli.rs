@@ -1,5 +1,5 @@
-//! The command as people and scripts meet it: the binary, its exit codes, its streams, and `togi
-//! up` around real services.
+//! The command as people and scripts use it: the binary, its exit codes and streams, and `togi up`
+//! around real services.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! An adapter on the GPU: its factors, and the table of them that decoding's kernels read.
+//! An adapter on the GPU: its factors, and their table for the decoding kernels.
 
 use super::array::{Array, Buffer};
 use super::context::Cuda;
@@ -6,18 +6,18 @@ use crate::error::Result;
 use crate::network::factors::Factors;
 use crate::target::Target;
 
-/// The largest rank that decoding's kernels have shared memory for.
+/// The largest rank for which the decoding kernels have shared memory.
 const LARGEST_RANK: usize = 256;
 
 /// An adapter on the GPU.
 pub(crate) struct Adapter {
     factors: Factors<Array>,
-    /// Three words for each layer and target: A's address, B's address, and in the last the bits of
-    /// the scale below the rank, which is 0 where the adapter has no factors.
+    /// Three words for each layer and target: A's address, B's address, and the rank (high half)
+    /// with the bits of the scale (low half). The rank is 0 if there are no factors.
     table: Buffer<u64>,
-    /// The targets that it has factors for.
+    /// The targets with factors.
     pub(super) targets: [bool; 4],
-    /// The rank; none if the kernels cannot take it.
+    /// The rank; `None` if the kernels do not support it.
     pub(super) rank: Option<usize>,
 }
 
@@ -51,7 +51,7 @@ impl Adapter {
         })
     }
 
-    /// The address of the table.
+    /// Returns the device address of the table.
     pub(super) fn address(&self) -> u64 {
         self.table.address
     }

@@ -11,12 +11,12 @@ use crate::error::Result;
 use crate::ops::Span;
 use crate::ops::decoding::{PAGE, Phase};
 
-/// Rows of a pass are a multiple of this, which costs nothing: a product of fewer rows reads the
-/// same weights.
+/// A pass is padded to a multiple of this many rows. Padding costs nothing, because a product of
+/// fewer rows reads the same weights.
 pub(super) const PASS_ROWS: usize = 64;
-/// Keys that a block of attention reads, as in `pages.cu`.
+/// Keys per attention block, as in `pages.cu`.
 const SPLIT: usize = 256;
-/// The position of a row without a token: the kernels leave it out.
+/// The position of a padding row, which the kernels skip.
 const NO_TOKEN: u32 = u32::MAX;
 
 /// A sequence of a pass.
@@ -27,27 +27,27 @@ pub(super) struct Rows<'a> {
     pub(super) adapter: Option<&'a Adapter>,
 }
 
-/// A pass's sequences on the GPU.
+/// The sequences of a pass on the GPU.
 pub(super) struct Tables<'a> {
-    /// Rows that may have a token, and all rows.
+    /// Rows that may have a token, and rows with padding.
     pub(super) rows: usize,
     pub(super) padded: usize,
-    /// Addresses: of each sequence's pages, `width` of them; of each row's adapter, token,
-    /// position, and number of the sequence, which is null where each row is a sequence.
+    /// Device addresses: `width` pages of each sequence; the adapter, token, position and sequence
+    /// number of each row. `numbers` is null if each row is a sequence.
     pub(super) pages: u64,
     pub(super) adapters: u64,
     pub(super) ids: u64,
     pub(super) positions: u64,
     pub(super) numbers: u64,
     pub(super) width: usize,
-    /// Parts of the longest row's keys.
+    /// Splits of the longest row's keys.
     pub(super) splits: usize,
-    /// The targets that some adapter has, and the largest rank; none if the kernels cannot take it.
+    /// Targets of any adapter, and the largest rank; `None` if the kernels do not support it.
     pub(super) targets: [bool; 4],
     pub(super) rank: Option<usize>,
-    /// The buffer of a prefill; that of a decode pass belongs to the engine.
+    /// A prefill's buffer; a decode pass uses the engine's.
     _buffer: Option<Buffer<u8>>,
-    /// One pass at a time uses the engine's buffers.
+    /// Only one pass at a time may use the engine's buffers.
     _pass: MutexGuard<'a, ()>,
 }
 
@@ -66,7 +66,7 @@ impl Cuda {
             .iter()
             .map(|Rows { span, .. }| span.past + span.len);
         let longest = longest.max().unwrap_or(0);
-        // A recorded pass needs the same sizes again.
+        // A decode pass rounds its sizes up, so that a recorded graph fits later passes.
         let (rows, width, splits) = match phase {
             Phase::Prefill => (tokens, longest.div_ceil(PAGE), longest.div_ceil(SPLIT)),
             Phase::Decode => (
@@ -140,7 +140,7 @@ impl Cuda {
         })
     }
 
-    /// Fills the engine's buffer for passes of this many rows.
+    /// Fills the engine's buffer for passes of `padded` rows, and returns its address.
     fn refill(&self, padded: usize, bytes: &[u8]) -> Result<u64> {
         let mut steps = self.steps.lock();
         if let Some(buffer) = steps.inputs.get_mut(&padded) {
@@ -155,7 +155,7 @@ impl Cuda {
 }
 
 impl Tables<'_> {
-    /// The pass as its recording is known by; none if its launches depend on more.
+    /// Returns the key of the pass's graph; `None` if the kernels do not support the rank.
     pub(super) fn key(&self) -> Option<PassKey> {
         Some(PassKey {
             padded: self.padded,

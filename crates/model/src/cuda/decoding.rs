@@ -1,4 +1,4 @@
-//! The GPU's operations of decoding.
+//! Decoding on the GPU.
 
 use super::adapter::Adapter;
 use super::array::{Array, Buffer, Element};
@@ -19,11 +19,11 @@ use crate::target::Target;
 /// The largest rank, as in `adapters.cu`.
 const LARGEST_RANK: usize = 256;
 
-/// A pass's sequences on the GPU.
+/// The sequences of a pass on the GPU.
 pub(crate) struct DecodeLayout<'a> {
     sequences: &'a Sequences<'a, Cuda>,
     tables: Tables<'a>,
-    /// Tiles of the prompts whose tokens are all in the pass.
+    /// Attention tiles of the prompts whose tokens are all in the pass.
     tiles: Buffer<u32>,
 }
 
@@ -198,7 +198,7 @@ impl Decode for Cuda {
 }
 
 impl Cuda {
-    /// Adds each row's LoRA, whose ranks are at most `rank`.
+    /// Adds each row's LoRA; `rank` is the largest rank.
     fn add_lora_by_rows(
         &self,
         layout: &DecodeLayout<'_>,
@@ -259,7 +259,7 @@ impl Cuda {
         self.launch_rows(&kernel, layout.tables.rows * heads.count, &args)
     }
 
-    /// Attention of some rows over their pages.
+    /// Computes the attention of some rows over their pages.
     fn attend_rows(
         &self,
         (out, qkv): (&Array, &Array),
@@ -307,7 +307,7 @@ impl Cuda {
     }
 }
 
-/// The rows that a product's algorithm is chosen for: those of a usual pass.
+/// Returns the typical number of rows, for which a product's algorithm is chosen.
 fn planned_rows(phase: Phase) -> usize {
     match phase {
         Phase::Decode => PASS_ROWS,
@@ -315,12 +315,12 @@ fn planned_rows(phase: Phase) -> usize {
     }
 }
 
-/// Whether all of a sequence's tokens are in the pass.
+/// Returns whether all of a sequence's tokens are in the pass.
 fn is_whole(span: &Span) -> bool {
     span.past == 0
 }
 
-/// Lanes that share a key, with eight dimensions each; 1 stands for a kernel of any dimensions.
+/// Returns the lanes per key, each with eight dimensions; 1 selects the kernel for any dimension.
 fn lanes(dim: usize) -> usize {
     if dim.is_multiple_of(8) {
         (dim / 8).next_power_of_two().max(8)

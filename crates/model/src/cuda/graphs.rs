@@ -1,4 +1,4 @@
-//! The recorded passes of decoding, and the buffers that all passes share.
+//! The recorded decode passes, and the buffers that all passes share.
 
 use std::collections::HashMap;
 
@@ -7,45 +7,45 @@ use parking_lot::RwLock;
 
 use super::array::{Array, Buffer};
 
-/// Held by threads that wait for all of a GPU, and alone by one that records: the driver lets
-/// nothing wait for a GPU while a pass is recorded.
+/// Held shared by threads that synchronize with the whole GPU, and exclusively by a thread that
+/// records: the driver allows no such synchronization while a pass is recorded.
 pub(super) static RECORDING: RwLock<()> = RwLock::new(());
 
-/// Everything that the launches of a pass depend on.
+/// Everything that a pass's launches depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PassKey {
-    /// All rows, and those that may have a token.
+    /// Rows with padding, and rows that may have a token.
     pub(super) padded: usize,
     pub(super) rows: usize,
-    /// Parts of the longest row's keys.
+    /// Splits of the longest row's keys.
     pub(super) splits: usize,
-    /// The targets that some row's adapter has, and the largest rank.
+    /// Targets of any row's adapter, and the largest rank, rounded up to a multiple of 8.
     pub(super) targets: [bool; 4],
     pub(super) rank: usize,
 }
 
-/// What passes of decoding have on the GPU for as long as the engine lives.
+/// Buffers and graphs of decode passes, kept for the engine's lifetime.
 #[derive(Default)]
 pub(super) struct Steps {
-    /// Of passes with this many rows: their tokens, positions, pages and adapters.
+    /// Input buffers by number of rows: tokens, positions, pages and adapters.
     pub(super) inputs: HashMap<usize, Buffer<u8>>,
-    /// Pinned memory for what a pass returns.
+    /// Pinned memory for a pass's result.
     pub(super) returned: Option<PinnedHostSlice<f32>>,
     pub(super) passes: HashMap<PassKey, Recorded>,
 }
 
-/// A pass that was seen before.
+/// The state of a pass that was seen before.
 pub(super) enum Recorded {
-    /// It has run, so that its products have their plans.
+    /// It has run, so its products have plans.
     Seen,
-    /// Its graph, and the matrix that the graph writes.
+    /// Its graph, and the graph's output matrix.
     Graph(Graph, Array),
     /// It could not be recorded.
     Never,
 }
 
-/// A graph that one thread at a time uses.
+/// A graph; one thread at a time uses it.
 pub(super) struct Graph(pub(super) CudaGraph);
 
-// SAFETY: a graph belongs to no thread. It is used while the lock of `Steps` is held.
+// SAFETY: a graph is not bound to a thread. It is used only under the lock of `Steps`.
 unsafe impl Send for Graph {}

@@ -1,5 +1,5 @@
-//! Pages of keys and values on the GPU. They are allocated in slabs, so that an engine that never
-//! decodes takes no memory for them, and so that a page never moves.
+//! Pages of keys and values on the GPU. They are allocated in slabs on demand: an engine that never
+//! decodes allocates none, and a page never moves.
 
 use parking_lot::Mutex;
 
@@ -8,15 +8,15 @@ use super::context::Cuda;
 use crate::error::Result;
 use crate::ops::decoding::PageShape;
 
-/// The bytes of a slab, unless a page is larger.
+/// Bytes of a slab, unless a page is larger.
 const SLAB: usize = 256 << 20;
-/// The most pages of a slab.
+/// The most pages in a slab.
 const SLAB_PAGES: usize = 256;
 
 /// The pages of an engine.
 pub(crate) struct Pages {
     pub(super) shape: PageShape,
-    /// Bytes of a page.
+    /// Bytes per page.
     bytes: usize,
     slabs: Mutex<Vec<Buffer<u8>>>,
 }
@@ -34,7 +34,7 @@ impl Pages {
         (SLAB / self.bytes).clamp(1, SLAB_PAGES)
     }
 
-    /// Allocates slabs until there are this many pages, or frees the slabs above.
+    /// Allocates slabs for `count` pages, or frees the slabs beyond them.
     pub(super) fn resize(&self, cuda: &Cuda, count: usize) -> Result<()> {
         let mut slabs = self.slabs.lock();
         slabs.truncate(count.div_ceil(self.slab_pages()));
@@ -44,7 +44,7 @@ impl Pages {
         Ok(())
     }
 
-    /// The addresses of pages.
+    /// Returns the device addresses of pages.
     pub(super) fn addresses(&self, numbers: &[u32]) -> Vec<u64> {
         let slabs = self.slabs.lock();
         let address = |&number: &u32| {

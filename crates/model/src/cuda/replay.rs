@@ -1,6 +1,6 @@
-//! Passes of decoding as CUDA graphs: the launches of a pass are recorded once, and later passes of
-//! the same shape replay them with one call. All that varies between such passes lies in buffers
-//! with fixed addresses.
+//! Decode passes as CUDA graphs: a pass's launches are recorded once, and later passes of the same
+//! shape replay them with one call. Values that differ between such passes lie in buffers at fixed
+//! addresses.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::graphs::{Graph, PassKey, RECORDING, Recorded};
 use crate::error::{Error, Result};
 
 thread_local! {
-    /// Whether this thread records a pass.
+    /// Whether this thread is recording a pass.
     static RECORDS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -27,8 +27,8 @@ enum Recording {
 }
 
 impl Cuda {
-    /// The stream of this thread's work: the engine's, or while it records a pass another one, so
-    /// that what other threads do meanwhile is not recorded.
+    /// Returns this thread's stream: the engine's, or a separate one while the thread records a
+    /// pass, so that other threads' work is not recorded.
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         if RECORDS.get() {
             &self.recording_stream
@@ -37,7 +37,7 @@ impl Cuda {
         }
     }
 
-    /// The result of `compute`, replayed where it was recorded before.
+    /// Returns the result of `compute`, by replaying its graph if it has been recorded.
     pub(super) fn replayed(
         &self,
         key: PassKey,
@@ -77,7 +77,7 @@ impl Cuda {
 
     fn launch_graph(&self, graph: &Graph, out: &Array) -> Result<Array> {
         self.check(self.context.bind_to_thread())?;
-        // SAFETY: the graph lives, and its buffers live as long as the engine.
+        // SAFETY: the graph is alive, and its buffers live as long as the engine.
         let launched =
             unsafe { result::graph::launch(graph.0.cu_graph_exec(), self.main_stream.cu_stream()) };
         self.check(launched)?;
@@ -113,20 +113,20 @@ impl Cuda {
             .ok_or_else(|| Error::device("cuda", "recorded nothing"))
     }
 
-    /// A matrix's values in f32, by way of pinned memory, which the GPU writes at full speed; waits
-    /// for them.
+    /// Reads a matrix as f32 through pinned memory, to which the GPU copies at full speed. Waits
+    /// for the copy.
     pub(super) fn read_pinned(&self, x: &Array) -> Result<Vec<f32>> {
         let values = self.cast(x, Element::F32)?;
         let mut steps = self.steps.lock();
         let pinned = match steps.returned.take() {
             Some(pinned) if pinned.len() >= x.len() => steps.returned.insert(pinned),
-            // SAFETY: the copy below writes what is read.
+            // SAFETY: the copy below writes every value that is read.
             _ => steps.returned.insert(
                 self.check(unsafe { self.context.alloc_pinned_with_flags::<f32>(x.len(), 0) })?,
             ),
         };
         let pinned = &mut self.check(pinned.as_mut_slice())?[..x.len()];
-        // SAFETY: both have these values, and the stream is waited for before either is freed.
+        // SAFETY: both hold this many values, and neither is freed before the synchronization.
         let copied = unsafe {
             let stream = self.main_stream.cu_stream();
             result::memcpy_dtoh_async(pinned, values.address(), stream)
@@ -139,7 +139,7 @@ impl Cuda {
     /// Copies a matrix into one of the same shape.
     fn copy(&self, to: &Array, from: &Array) -> Result<()> {
         let bytes = from.len() * from.element.bytes();
-        // SAFETY: both matrices have these bytes. `from` is the recording's, `to` outlives the graph.
+        // SAFETY: both matrices have this many bytes. The graph owns `from`; `to` outlives the graph.
         let copied = unsafe {
             result::memcpy_dtod_async(
                 to.address(),

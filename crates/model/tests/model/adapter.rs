@@ -1,4 +1,4 @@
-//! Adapters written and read: canonical bytes, PEFT's names, and each bad case refused.
+//! Writing and reading adapters: canonical bytes, PEFT's names, and every refused case.
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ fn with(files: &Files, key: &str, value: Value) -> Files {
     }
 }
 
-/// The same tensors with a changed header text and its new length.
+/// Returns the same tensors with a changed header and its new length.
 fn with_header(files: &Files, change: impl Fn(String) -> String) -> Files {
     let (len, rest) = files.tensors.split_first_chunk::<8>().unwrap();
     let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
@@ -151,7 +151,7 @@ fn patterns_and_rank_stabilised_scales_are_understood() {
     assert_eq!(scale(&lora, Target::Dense), 8.0 / 2.0);
     assert_eq!(read(&adapter::to_files(&lora, "x").unwrap()).unwrap(), lora);
 
-    // The tensors have rank 4. Another default with patterns for every module has the same meaning.
+    // The tensors have rank 4. A different default has no effect if every module has a pattern.
     let ranks = with(
         &plain,
         "rank_pattern",
@@ -161,14 +161,14 @@ fn patterns_and_rank_stabilised_scales_are_understood() {
     assert!(lora.modules().iter().all(|module| module.rank == 4));
     assert_eq!(read(&adapter::to_files(&lora, "x").unwrap()).unwrap(), lora);
 
-    // As in PEFT, keys are expressions, and the first match in the file's order counts.
+    // As in PEFT, keys are regular expressions, and the first match in the file's order counts.
     let lora = read(&with(
         &plain,
         "alpha_pattern",
         json!({"layers\\.0\\..*": 4, ".*": 16}),
     ))
     .unwrap();
-    // An object of `json!` is sorted by name, as PEFT writes it.
+    // `json!` sorts an object by name, as PEFT does.
     let alphas: Vec<f64> = lora.modules().iter().map(|module| module.alpha).collect();
     assert_eq!(alphas, [16.0, 16.0, 16.0, 16.0]);
     refused(
@@ -252,13 +252,13 @@ fn tensors_that_do_not_belong_are_refused_whole() {
         "missing",
     );
     read(&with(&plain, "layers_to_transform", json!([0, 1]))).unwrap();
-    // A module that the settings do not name.
+    // A module that is missing from the settings.
     let both = files(&[Target::QueryKeyValue, Target::Dense]);
     refused(
         &with(&both, "target_modules", json!(["query_key_value"])),
         "attention.dense",
     );
-    // Names of the same length, so that offsets stay right.
+    // Names of equal length keep the offsets valid.
     let unknown = with_header(&plain, |header| header.replace("layers.1", "layers.7"));
     assert!(read(&unknown).is_err());
     let stray = with_header(&both, |header| {
@@ -338,7 +338,7 @@ fn an_adapter_of_another_model_is_refused() {
     }
 }
 
-/// These digests are the names of published adapters, so that the hashed form must never change.
+/// Published adapters are named by these digests, so the hashed form must never change.
 #[test]
 fn a_generation_is_the_digest_of_the_files_and_the_identity() {
     let files = Files {

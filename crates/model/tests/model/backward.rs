@@ -1,4 +1,4 @@
-//! Central differences, and which tensors have gradients.
+//! Gradients against central differences, and which tensors have gradients.
 
 use togi_model::{Config, Dropout, Target};
 
@@ -22,7 +22,7 @@ fn gradients_are_the_slopes_of_the_loss(on: &On) {
             let engine = on.engine(&config);
             let mut lora = support::lora(&config, &Target::ALL);
             let batch = support::batch(&config, &[6, 9]);
-            // With dropout too, because its mask does not depend on the values.
+            // Dropout can be included because its mask does not depend on the values.
             let dropout = Dropout {
                 p: 0.25,
                 seed: 9,
@@ -31,7 +31,7 @@ fn gradients_are_the_slopes_of_the_loss(on: &On) {
             let batches = [batch];
             let (_, grads) = support::learn(&engine, &lora, &batches, Some(&dropout));
             for view in lora.views().collect::<Vec<_>>() {
-                // Along the tensor's gradient, where the difference is largest relative to
+                // Step along the tensor's gradient, where the difference is largest relative to
                 // rounding.
                 let direction = grads[view.range.clone()].to_vec();
                 let length = direction

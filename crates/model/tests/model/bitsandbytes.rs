@@ -1,5 +1,5 @@
-//! Quantized bases against bitsandbytes 0.50.2 on CUDA, over inputs in f32, fp16 and bf16:
-//! tests/reference/quantized.py made the numbers.
+//! Quantized bases against bitsandbytes 0.50.2 on CUDA, over inputs in f32, fp16 and bf16. The
+//! numbers come from tests/reference/quantized.py.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,14 +70,14 @@ impl Fixture {
         }
     }
 
-    /// Values rounded to a float type, as the quantizer got them.
+    /// Returns the quantizer's inputs: values rounded to a float type.
     fn rounded(&self, name: &str, float: Float) -> Vec<f32> {
         let values = self.floats(name);
         values.into_iter().map(|value| float.round(value)).collect()
     }
 }
 
-/// `x wᵀ + bias` in f64, for a weight of this width.
+/// Returns `x wᵀ + bias`, computed in f64, for a weight with `inputs` columns.
 fn product(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize) -> Vec<f32> {
     let mut out = Vec::new();
     for x in x.chunks(inputs) {
@@ -165,7 +165,7 @@ fn a_4bit_layer_gives_the_same_output_and_gradient() {
     }
 }
 
-/// Largest and mean difference.
+/// Returns the largest and the mean difference.
 fn errors(got: &[f32], want: &[f32]) -> (f64, f64) {
     assert_eq!(got.len(), want.len());
     let differences = got.iter().zip(want).map(|(a, b)| f64::from(a - b).abs());
@@ -175,7 +175,7 @@ fn errors(got: &[f32], want: &[f32]) -> (f64, f64) {
     (most, sum / got.len() as f64)
 }
 
-/// Asserts that our differences from the full result are at most 1.1 times theirs.
+/// Asserts that our errors against the full result are at most 1.1 times theirs.
 fn assert_no_worse(ours: &[f32], theirs: &[f32], full: &[f32], case: &str) {
     let ((most, mean), (their_most, their_mean)) = (errors(ours, full), errors(theirs, full));
     assert!(
@@ -227,7 +227,7 @@ fn ids(fixture: &Fixture) -> Vec<u32> {
         .collect()
 }
 
-/// The logits after the last id, of all ids in one pass.
+/// Returns the logits after the last id, from one pass over all ids.
 fn last_logits(base: &Arc<Base>, ids: &[u32]) -> Vec<f32> {
     let engine = Engine::new(base.clone()).unwrap();
     engine.decode(&mut engine.cache(), ids, None).unwrap()

@@ -1,4 +1,4 @@
-//! Decoding over a cache equals the full pass, with and without other sequences.
+//! Decoding with a cache equals the full pass, alone and beside other sequences.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -155,7 +155,7 @@ fn what_does_not_fit_is_refused_and_the_cache_stays(on: &On) {
     engine.decode(&mut cache, &[1; 55], None).unwrap();
 }
 
-/// Runs rounds until every sequence has ended; returns their tokens and ends.
+/// Runs rounds until every sequence ends; returns their tokens and end reasons.
 fn write_all(
     decoder: &Decoder<'_>,
     sequences: Vec<Sequence>,
@@ -215,7 +215,7 @@ fn the_loop_writes_the_same_in_chunks_and_together_as_alone(on: &On) {
         let together = write_all(&decoder, begin(&decoder), chunk);
         assert_eq!(together, expected, "chunks of {chunk}");
     }
-    // The third token of the first answer ends it there, and wherever it comes first elsewhere.
+    // The third token of the first answer becomes the end token for all answers.
     let eos = expected[0].0[2];
     let until_eos = write_all(&Decoder::new(&engine, Some(eos)), begin(&decoder), 4);
     for ((ids, end), (whole, _)) in until_eos.into_iter().zip(&expected) {
@@ -254,8 +254,8 @@ fn an_error_ends_only_its_own_sequence(on: &On) {
     assert!(decoder.run(&mut []).is_empty());
 }
 
-/// The logits of a sequence in each pass, while `others` sequences run beside it: of its prompt in
-/// two parts, then of its answer.
+/// Returns a sequence's logits in each pass, beside `others` sequences: first its prompt in two
+/// parts, then its answer.
 fn logits_among(engine: &Engine, adapter: &Adapter, others: usize) -> Vec<Vec<f32>> {
     let mut caches: Vec<_> = (0..=others).map(|_| engine.cache()).collect();
     let ids: Vec<u32> = (0..40).map(|place| place * 7 % 37).collect();
@@ -264,7 +264,7 @@ fn logits_among(engine: &Engine, adapter: &Adapter, others: usize) -> Vec<Vec<f3
         let mut segments: Vec<_> = segments
             .map(|(number, cache)| Segment {
                 cache,
-                // The others have other ids, and fewer of them in a prompt.
+                // The other sequences have different ids and shorter prompts.
                 ids: match (number, phase) {
                     (0, _) => &ids[range.clone()],
                     (_, Phase::Prefill) => &ids[..1 + number % range.len()],
@@ -294,12 +294,12 @@ fn a_sequence_has_the_same_logits_alone_and_among_many(on: &On) {
         if on.is_gpu() {
             assert_eq!(among, alone, "{others}");
         }
-        // The CPU multiplies few rows in another order than many.
+        // The CPU sums in another order when there are few rows.
         support::assert_close(&among.concat(), &alone.concat(), on.tolerance, "logits");
     }
 }
 
-/// Longer than what one block of a GPU's attention reads, in both phases.
+/// The sequence is longer than one attention block of the GPU reads, in both phases.
 fn a_long_sequence_equals_the_full_pass(on: &On) {
     for (heads, dim) in [(2, 24), (3, 20), (2, 128), (1, 200)] {
         let config = Config {
@@ -314,7 +314,7 @@ fn a_long_sequence_equals_the_full_pass(on: &On) {
         let ids: Vec<u32> = (0..600).map(|place| place * place % 37).collect();
         let whole = engine.logits(&ids, Some(&adapter)).unwrap();
         let expected = |at: usize| &whole[at * 37..(at + 1) * 37];
-        // These heads are wider than those of the other tests, and rounding adds up.
+        // These heads are wider than in the other tests, so rounding errors are larger.
         let tolerance = 2.0 * on.tolerance;
         let mut cache = engine.cache();
         for range in [0..250, 250..570] {
@@ -336,13 +336,13 @@ fn a_long_sequence_equals_the_full_pass(on: &On) {
     }
 }
 
-/// Outliers are chosen for each row separately, so that an answer does not depend on the others of
-/// its pass.
+/// Outliers are chosen for each row separately, so that an answer does not depend on the other
+/// sequences of its pass.
 #[test]
 fn in_int8_a_sequence_has_the_same_logits_alone_and_beside_others() {
     let config = support::config();
     let folder = tempfile::tempdir().unwrap();
-    // Large gains of the norms make outliers in some columns of some rows.
+    // Large norm gains make outliers in some columns of some rows.
     base::write(folder.path(), &config, |name, count| {
         let bound = if name.contains("norm") { 4.0 } else { 0.5 };
         (0..count)

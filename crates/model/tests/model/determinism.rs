@@ -1,4 +1,4 @@
-//! The same work gives the same bits, in every run and with any count of threads.
+//! The same work gives the same bits in every run and with any number of threads.
 
 use std::process::Command;
 
@@ -12,7 +12,7 @@ on_each_device!(
 );
 
 fn wide() -> Config {
-    // Large enough that products and loops are cut into parallel parts.
+    // Large enough that products and loops are split into parallel parts.
     Config {
         vocab_size: 600,
         hidden_size: 192,
@@ -23,7 +23,7 @@ fn wide() -> Config {
     }
 }
 
-/// A number that depends on every bit of a step's loss and gradients and of some logits.
+/// Returns a number that depends on every bit of a step's loss and gradients and of some logits.
 fn fingerprint(on: &On) -> u64 {
     let config = wide();
     let engine = on.engine(&config);
@@ -77,7 +77,7 @@ fn a_process_tells_its_fingerprint(on: &On) {
     eprintln!("{MARK}{:016x}", fingerprint(on));
 }
 
-/// The output of another process for a device, if it has the device.
+/// Returns another process's output for a device; `None` if the device is absent.
 fn told_by_a_process(device: &str, threads: &str) -> Option<String> {
     let test = format!("determinism::a_process_tells_its_fingerprint::{device}");
     let output = Command::new(std::env::current_exe().unwrap())
@@ -91,8 +91,8 @@ fn told_by_a_process(device: &str, threads: &str) -> Option<String> {
     Some(text[at + MARK.len()..][..16].to_owned())
 }
 
-/// The products read the count of threads once from the environment, so that each count needs its
-/// own process.
+/// The products read the number of threads from the environment once, so each number needs its own
+/// process.
 #[test]
 fn processes_with_other_counts_of_threads_get_the_same_bits() {
     let told = |threads| told_by_a_process("cpu", threads).unwrap();

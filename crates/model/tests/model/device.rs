@@ -1,4 +1,4 @@
-//! Every device has the CPU's results in f32: losses, each gradient, steps, decoding. Without a GPU
+//! Every device agrees with the CPU in f32: losses, each gradient, steps, decoding. Without a GPU
 //! these tests print that they are skipped.
 
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use togi_model::{
 
 use crate::support;
 
-/// A GPU's engine beside the CPU's over the same base, with the error that its floats allow.
+/// Engines on a GPU and on the CPU over the same base, with the error that the float type allows.
 struct Pair {
     cpu: Engine,
     gpu: Engine,
-    /// The relative error of a loss or a tensor.
+    /// Relative error of a loss or a tensor.
     tolerance: f64,
-    /// The largest angle between gradients, as 1 − cosine. It bounds a quantized base in 16 bits,
-    /// where each weight is rounded a second time.
+    /// Largest angle between gradients, as 1 − cosine. It is used for a quantized base in 16 bits,
+    /// where each weight is rounded twice.
     angle: Option<f64>,
 }
 
-/// The nearest bf16.
+/// Rounds to the nearest bf16.
 fn rounded(value: f32) -> f32 {
     Float::Bf16.round(value)
 }
 
-/// Weights that are exact in bf16, so that the GPU starts from the CPU's, and whose size does not
-/// change the scale of activations.
+/// Writes weights that are exact in bf16, so that GPU and CPU start equal. Their magnitude keeps
+/// the scale of activations constant.
 fn folder(config: &Config) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let plain = Base::load(support::folder(config).path()).unwrap();
@@ -50,7 +50,7 @@ fn folder(config: &Config) -> tempfile::TempDir {
     dir
 }
 
-/// An adapter whose values are exact in bf16.
+/// Returns an adapter whose values are exact in bf16.
 fn lora(config: &Config, targets: &[Target]) -> Lora {
     rounded_lora(support::lora(config, targets))
 }
@@ -62,14 +62,14 @@ fn rounded_lora(mut lora: Lora) -> Lora {
     lora
 }
 
-/// Runs a test on the first GPU, in each of its types.
+/// Runs a test on the first GPU, once in each float type.
 fn on_the_card(config: &Config, precision: Precision, test: impl Fn(&Pair)) {
     if !support::has_card() {
         return;
     }
     let folder = folder(config);
     let base = Arc::new(Base::load_as(folder.path(), precision).unwrap());
-    // The CPU's result over the values of the quantized base.
+    // The CPU computes in f32 over the quantized base's values.
     let full = tempfile::tempdir().unwrap();
     togi_model::base::write(full.path(), config, |name, _| {
         let tensor = base.weight(name).unwrap().dequantized().unwrap();
@@ -88,7 +88,7 @@ fn on_the_card(config: &Config, precision: Precision, test: impl Fn(&Pair)) {
     }
 }
 
-/// Wide enough for vectorized kernels, with records longer than a tile of attention.
+/// Wide enough for vectorized kernels, with records longer than an attention tile.
 fn wide() -> Config {
     Config {
         vocab_size: 600,
@@ -134,7 +134,7 @@ const DROPOUT: Dropout = Dropout {
     step: 7,
 };
 
-/// The distance of two vectors relative to the second one's length.
+/// Returns the distance of two vectors, relative to the length of `want`.
 fn distance(got: &[f32], want: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let apart: f64 = got
@@ -167,7 +167,7 @@ fn close_gradients(pair: &Pair, lora: &Lora, batches: &[Batch], dropout: Option<
     eprintln!("worst gradient: {worst:?}; all: {all:e}; loss: {off:e}");
     let most = pair.angle.unwrap_or(pair.tolerance);
     assert!(worst.0 < most, "{worst:?}");
-    // The same bits again.
+    // A repeated run has the same bits.
     assert_eq!(
         (loss, got),
         support::learn(&pair.gpu, lora, batches, dropout)
@@ -195,7 +195,7 @@ fn gradients_under_dropout_are_the_cpus() {
     }
 }
 
-/// The activations with their own kernels, and one without.
+/// Covers the ranks with compiled kernels, and one without.
 #[test]
 fn gradients_of_every_rank_are_the_cpus() {
     let config = wide();

@@ -1,5 +1,5 @@
-//! LoRA gradients on the exact shape of rinna-3.6b: each precision of the base against f32 over the
-//! same values, both on the GPU. Takes about 40 GB of memory on the GPU and on the host.
+//! LoRA gradients at the exact shape of rinna-3.6b: each base precision against f32 over the same
+//! values, both on the GPU. Takes about 40 GB of memory on the GPU and on the host.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use togi_model::{Base, Batch, Config, DeviceName, Engine, Float, Lora, Precision
 
 use crate::support;
 
-/// Records as long as Dolly-ja's, one of them cut.
+/// Record lengths like Dolly-ja's; one record is truncated.
 const LENS: [usize; 14] = [24, 512, 180, 96, 61, 333, 140, 37, 250, 15, 410, 88, 1, 129];
 
-/// One test at a time, because memory does not suffice for two.
+/// The tests run one at a time, because two do not fit into memory.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn config() -> Config {
@@ -28,7 +28,7 @@ fn config() -> Config {
     }
 }
 
-/// Random values that are exact in 16 bits. The n-th value of a tensor depends on its name and n.
+/// Returns random values, exact in 16 bits. The n-th depends only on the tensor's name and n.
 fn values(name: &str, count: usize) -> Vec<f32> {
     let seed = name.bytes().fold(7, |seed: u64, byte| {
         (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -36,7 +36,7 @@ fn values(name: &str, count: usize) -> Vec<f32> {
     let (centre, bound) = match (name.ends_with("bias"), name.contains("norm")) {
         (true, _) => (0.0, 0.01),
         (false, true) => (1.0, 0.01),
-        // The deviation is 0.02.
+        // The standard deviation is 0.02.
         (false, false) => (0.0, 0.0346),
     };
     (0..count as u64)
@@ -52,7 +52,7 @@ fn values(name: &str, count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The base in a precision. All cores make its large matrices.
+/// Builds the base in a precision, its large matrices on all cores.
 fn base(form: Precision) -> Base {
     let config = config();
     let layers = config.num_hidden_layers;
@@ -81,7 +81,7 @@ fn base(form: Precision) -> Base {
     made.unwrap()
 }
 
-/// The base in f32 with the values of another precision.
+/// Returns the base in f32, with the values of its precision.
 fn in_full(base: &Base) -> Base {
     let made = Base::made(config(), Precision::F32, |name, _| {
         Ok(Weight::Full(base.weight(name)?.dequantized()?))
@@ -97,7 +97,7 @@ fn gradients(base: Base, lora: &Lora, batch: &Batch) -> Vec<f32> {
     gradients
 }
 
-/// Compares the gradients over a precision, tensor by tensor.
+/// Compares the gradients tensor by tensor.
 fn least_cosine(form: Precision, bound: f64) {
     if !support::has_card() {
         return;

@@ -1,4 +1,4 @@
-//! Base folders in all formats, and the ones that are refused.
+//! Loading base folders in all formats, and refused folders.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ fn small() -> Config {
     }
 }
 
-/// A folder's tensors, to change and write again.
+/// Returns a folder's tensors, to be changed and written again.
 pub(crate) fn tensors(dir: &Path) -> Tensors {
     let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -157,8 +157,8 @@ fn shards_with_an_index_are_taken() {
     assert!(matches!(Base::load(dir.path()), Err(Error::File { .. })));
 }
 
-/// A checkpoint in torch's format with this shape and the buffers of 2023, written by
-/// `pytorch_model.py`.
+/// The checkpoint has this shape and the buffers of 2023; `pytorch_model.py` wrote it in torch's
+/// format.
 #[test]
 fn a_pytorch_checkpoint_is_taken() {
     let config = Config {
@@ -174,7 +174,7 @@ fn a_pytorch_checkpoint_is_taken() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model/pytorch_model.bin");
     std::fs::copy(fixture, dir.path().join("pytorch_model.bin")).unwrap();
     let base = Base::load(dir.path()).unwrap();
-    // The script counts up in steps of 1/64 through all values, in the order of the checkpoint.
+    // The script counts up in steps of 1/64 through all values, in the checkpoint's order.
     assert_eq!(value(&base, "gpt_neox.embed_in.weight", 0), 0.0);
     assert_eq!(value(&base, "gpt_neox.embed_in.weight", 19), 19.0 / 64.0);
     assert_eq!(
@@ -322,7 +322,7 @@ fn configurations_that_mean_something_else_are_refused_by_name() {
         ("layer_norm_eps", r#""layer_norm_eps": 0"#),
         ("use_parallel_residual", r#""use_parallel_residual": "yes""#),
     ] {
-        // The later of two equal keys counts.
+        // Of two equal keys, the later one counts.
         let error = parse(&format!("{{{SHAPE}, {text}}}"))
             .unwrap_err()
             .to_string();

@@ -1,5 +1,4 @@
-//! Bases that are opened, and read on the first use, on the CPU and straight onto a
-//! GPU.
+//! Opened bases, whose tensors are read at first use, on the CPU and directly to a GPU.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,14 +15,14 @@ const FLOATS: [(Float, Dtype); 3] = [
     (Float::Bf16, Dtype::BF16),
 ];
 
-/// Changes the bytes of a folder's only weight file.
+/// Changes the tensors of a folder's only weight file.
 fn change(dir: &Path, change: impl FnOnce(&mut Tensors)) {
     let mut tensors = load::tensors(dir);
     change(&mut tensors);
     load::write(&dir.join("model.safetensors"), &tensors);
 }
 
-/// A base folder in a float type. Its linear weights have every case of a quantizer: blocks of
+/// Writes a base folder in a float type. Its linear weights cover every quantizer case: blocks of
 /// zeros and of one value, a row of zeros, and scales from 1e-30 up, whose sum depends on the
 /// order.
 fn folder(config: &Config, dtype: Dtype) -> tempfile::TempDir {
@@ -63,8 +62,8 @@ fn to_bytes(value: f32, dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Wide enough for products of 8-bit floats. One matrix is embedding and head, and is copied to a
-/// GPU in several parts.
+/// Wide enough for fp8 products. One matrix is both embedding and head, and is copied to a GPU in
+/// several parts.
 fn wide() -> Config {
     Config {
         vocab_size: 6000,
@@ -75,7 +74,7 @@ fn wide() -> Config {
     }
 }
 
-/// The bits of a loss and of all gradients.
+/// Returns the bits of a loss and of all gradients.
 fn learned(engine: &Engine) -> (u64, Vec<u32>) {
     let config = engine.config().clone();
     let lora = support::lora(&config, &Target::ALL);
@@ -118,7 +117,7 @@ fn halves_stay_in_a_file_of_their_type() {
     assert_eq!(halves.bytes(), in_file);
 }
 
-/// A folder with a forbidden value in one tensor.
+/// Writes a folder with `value`, which is not allowed, in one tensor.
 fn flawed(name: &str, value: f32) -> tempfile::TempDir {
     let folder = support::folder(&support::config());
     change(folder.path(), |tensors| {
@@ -144,7 +143,7 @@ fn an_opened_base_names_what_is_wrong_when_it_is_needed() {
         let engine = Engine::new(Arc::new(opened));
         assert!(matches!(engine, Err(Error::NotFinite(n)) if n == name));
     }
-    // Errors that do not need values are reported at once.
+    // Errors that need no values are reported when the base is opened.
     let folder = support::folder(&support::config());
     change(folder.path(), |tensors| drop(tensors.remove(WEIGHT)));
     let opened = Base::open(folder.path(), Precision::Bf16);
@@ -160,7 +159,7 @@ fn the_digest_is_that_of_the_files_as_they_are() {
         format!("{sha256}  {name}\n")
     });
     assert_eq!(base.digest(), sha256(lines.concat().as_bytes()));
-    // Nothing waits for the digest.
+    // A base can be dropped before its digest is computed.
     drop(Base::open(folder.path(), Precision::Fp16).unwrap());
 }
 

@@ -1,7 +1,6 @@
-//! The crate's tests by subject. The files share one binary, because linking takes longer than
-//! running.
+//! The crate's tests by subject. They share one binary, because linking takes longer than running.
 
-// The configuration's exception for tests sees test functions, not their helpers.
+// clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 mod adapter;

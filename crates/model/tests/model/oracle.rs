@@ -1,5 +1,4 @@
-//! The same network in candle's slow differentiable operations, compared with the engine's
-//! backward.
+//! The engine's backward against the same network in candle's slow differentiable operations.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use togi_model::{Activation, Base, Batch, Config, Lora, Target};
@@ -14,7 +13,7 @@ on_each_device_in_f32!(
 
 type R<T> = candle_core::Result<T>;
 
-/// One record's network; every operation here has a backward in candle.
+/// The network over one record, built only of operations that candle can differentiate.
 struct Oracle<'a> {
     base: &'a Base,
     vars: Vec<(String, Var)>,
@@ -74,7 +73,7 @@ impl<'a> Oracle<'a> {
             .broadcast_add(&self.weight(&format!("{name}.bias"))?)
     }
 
-    /// (heads, tokens, dim), the first `rotary_dim` rotated.
+    /// Rotates the first `rotary_dim` dimensions of (heads, tokens, dim).
     fn turn(&self, x: &Tensor) -> R<Tensor> {
         let config = self.base.config();
         let (turned, dim) = (config.rotary_dim(), config.head_dim());
@@ -141,7 +140,7 @@ impl<'a> Oracle<'a> {
         self.linear(&inner, layer, Target::Dense4hToH)
     }
 
-    /// The sum of one record's token losses.
+    /// Returns the sum of one record's token losses.
     fn loss(&self, ids: &[u32], labels: &[i32]) -> R<Tensor> {
         let config = self.base.config();
         let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?;
@@ -181,7 +180,7 @@ impl<'a> Oracle<'a> {
         Ok(loss)
     }
 
-    /// The loss and the gradient in the flat buffer's order.
+    /// Returns the loss, and the gradient in the flat buffer's order.
     fn run(&self, batch: &Batch) -> R<(f64, Vec<f32>)> {
         let mut loss = Tensor::zeros((), DType::F64, &Device::Cpu)?;
         for pair in batch.starts.windows(2) {
@@ -219,7 +218,7 @@ fn compare(on: &On, config: &Config, targets: &[Target]) {
             .filter(|(i, l)| **l >= 0 && ![0, 7, 9].contains(i))
             .count() as u64
     );
-    // A tensor of small gradients is a difference of large numbers.
+    // A small gradient is a difference of large numbers, so its relative error is larger.
     let tolerance = 2e-4_f64.max(10.0 * on.tolerance);
     for view in lora.views() {
         let (got, want) = (&grads[view.range.clone()], &want_grads[view.range]);

@@ -1,4 +1,4 @@
-//! Packing and micro-batches change nothing: not the loss, not the gradient, not dropout's mask.
+//! Packing and micro-batches do not change the loss, the gradient or the dropout mask.
 
 use togi_model::{Batch, Config, Dropout, Target};
 
@@ -47,7 +47,7 @@ fn a_record_does_not_see_its_neighbours(on: &On) {
     let batch = support::batch(&config, &[6, 8]);
     let mut changed = batch.clone();
     changed.ids[2] = (changed.ids[2] + 1) % 37;
-    // Only the second record is learned.
+    // Only the second record has targets.
     let second = |mut batch: Batch| {
         batch.labels[..6].fill(-100);
         engine.evaluate(None, &batch).unwrap().sum

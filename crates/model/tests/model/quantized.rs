@@ -1,5 +1,5 @@
-//! Properties of quantized matrices and networks over them: bounds, incomplete blocks, and the
-//! network in f32 as the oracle.
+//! Properties of quantized matrices and networks: error bounds, incomplete blocks, and agreement
+//! with the network in f32.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn random(count: usize, bound: f32) -> Vec<f32> {
     support::uniform(&mut support::rng(count as u64), count, bound)
 }
 
-/// The values of one matrix in f32.
+/// Returns a matrix's values in f32.
 fn held(base: &Base, name: &str) -> Vec<f32> {
     let tensor = base.weight(name).unwrap().dequantized().unwrap();
     tensor.flatten_all().unwrap().to_vec1().unwrap()
@@ -33,7 +33,7 @@ fn load(config: &Config, precision: Precision) -> Arc<Base> {
     Arc::new(Base::load_as(support::folder(config).path(), precision).unwrap())
 }
 
-/// The same base in f32 with the values of the quantized one.
+/// Returns a base in f32 with the values of the quantized one.
 fn in_full(quantized: &Base) -> Arc<Base> {
     let dir = tempfile::tempdir().unwrap();
     let config = quantized.config();
@@ -43,7 +43,7 @@ fn in_full(quantized: &Base) -> Arc<Base> {
 
 #[test]
 fn nf4_levels_come_back_and_all_else_is_half_a_step_away() {
-    // A block whose values are the levels themselves, at a scale of 0.5.
+    // A block of the levels themselves, at a scale of 0.5.
     let levels: Vec<f32> = (0..64).map(|i| 0.5 * nf4::LEVELS[i % 16]).collect();
     let (packed, scales) = nf4::pack(&levels);
     assert_eq!(scales, [0.5]);
@@ -88,7 +88,7 @@ fn nf4_values_are_rounded_to_the_type_that_was_quantized_for_the_backward_alone(
         let rounded: Vec<f32> = exact.iter().map(|&value| float.round(value)).collect();
         assert_ne!(exact, rounded);
         assert_eq!(quantized.dequantized(), rounded);
-        // Any part equals that part of the whole.
+        // A part equals the same range of the whole.
         let mut part = vec![0.0; 70];
         quantized.expand(33, &mut part, Float::F32);
         assert_eq!(part, exact[33..103]);
@@ -109,7 +109,7 @@ fn nested_scales_are_close_and_the_map_is_even() {
     assert!((nested.offset() - 1.0).abs() < 0.05);
     for (block, &scale) in given.iter().enumerate() {
         let back = map[usize::from(nested.codes()[block])] * nested.absmax()[block / 256];
-        // Half of the map's widest step, which is 0.0141.
+        // Half of the map's largest step, which is 0.0141.
         let bound = 0.0071 * nested.absmax()[block / 256] + 1e-6;
         assert!((back + nested.offset() - scale).abs() <= bound, "{scale}");
     }
@@ -153,7 +153,7 @@ fn int8_rows_come_back_within_half_a_code() {
     for (row, (want, got)) in values.chunks(33).zip(back.chunks(33)).enumerate() {
         let largest = quantized.absmax()[row];
         for (want, got) in want.iter().zip(got) {
-            // Half a code, and the error of fp16.
+            // Half a code, plus fp16's error.
             let bound = largest * (0.5 / 127.0 + 1e-3);
             assert!((want - got).abs() <= bound, "{want} became {got}");
         }
@@ -170,7 +170,7 @@ fn fp8_rows_come_back_within_half_a_step() {
     let back = quantized.dequantized();
     for (row, (want, got)) in values.chunks(33).zip(back.chunks(33)).enumerate() {
         for (want, got) in want.iter().zip(got) {
-            // Three bits of fraction; below 2^-6 the step is 2^-9 of the row's scale.
+            // The fraction has three bits; below 2^-6 the step is 2^-9 of the row's scale.
             let bound = (want.abs() / 16.0).max(quantized.scales()[row] / 1024.0) * 1.000_01;
             assert!((want - got).abs() <= bound, "{want} became {got}");
         }
@@ -228,8 +228,8 @@ fn columns_with_a_six_are_multiplied_in_floats() {
             })
             .collect()
     };
-    // One column has all the values. As an outlier it is exact; just below the threshold it is a
-    // code.
+    // Only one column is nonzero. As an outlier it is exact; just below the threshold it is
+    // quantized.
     let column = |large: f32| {
         let mut x = vec![0.0; 12 * inputs];
         x[7] = large;
@@ -244,7 +244,7 @@ fn columns_with_a_six_are_multiplied_in_floats() {
     let got = weight.linear(&below, None);
     assert_close(&got[..outputs], &expected, 1e-3, "5.99");
 
-    // An outlier must not be part of its row's scale, or 100 would be the scale of a row of ones.
+    // An outlier must not count in its row's scale, or 100 would set the scale of a row of ones.
     let mut x = random(12 * inputs, 1.0);
     x[3 * inputs + 20] = 100.0;
     let full = exact(&x);
@@ -367,7 +367,7 @@ fn a_network_equals_the_full_network_of_its_values(on: &On) {
         let quantized = load(&config, precision);
         let engines = [quantized.clone(), in_full(&quantized)].map(|base| on.over(base));
         let lora = support::lora(&config, &Target::ALL);
-        // More rows than the limit for dot products, and fewer.
+        // More rows than the limit for dot products, then fewer.
         for lens in [&[9, 14][..], &[5]] {
             let batch = support::batch(&config, lens);
             let [ours, full] = engines.each_ref().map(|engine| {

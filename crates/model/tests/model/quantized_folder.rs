@@ -1,4 +1,4 @@
-//! Quantized folders: written, read, and refused by name.
+//! Quantized folders: writing, reading, and refusals that name the fault.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::support;
 const QUANTIZED: [Precision; 2] = [Precision::Nf4, Precision::Int8];
 const DENSE: &str = "gpt_neox.layers.1.attention.dense.weight";
 
-/// A base folder in f32, and the folder that it was quantized to.
+/// Returns a base folder in f32 and its quantized folder.
 fn folders(precision: Precision) -> (tempfile::TempDir, tempfile::TempDir) {
     let from = support::folder(&support::config());
     std::fs::write(from.path().join("spiece.model"), b"pieces").unwrap();
@@ -25,7 +25,7 @@ fn description(dir: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap()
 }
 
-/// The error of loading a quantized folder after a change to its configuration and its tensors.
+/// Returns the error of loading a quantized folder after changes to its configuration and tensors.
 fn changed(precision: Precision, change: impl Fn(&mut Value, &mut Tensors)) -> String {
     let (_from, into) = folders(precision);
     let dir = into.path().join("base");
@@ -257,7 +257,7 @@ fn broken_parts_are_refused_by_name() {
     with(Precision::Nf4, format!("{DENSE}.nested_absmax"), not_finite);
     let stray = (Dtype::F32, vec![1], vec![0; 4]);
     with(Precision::Nf4, format!("{DENSE}.zero_points"), stray);
-    // A layer that was not quantized, and a head that was.
+    // A layer that is not quantized, and a head that is.
     let full = || (Dtype::F32, vec![24, 24], vec![0; 4 * 24 * 24]);
     for precision in QUANTIZED {
         with(precision, DENSE.into(), full());

@@ -1,4 +1,4 @@
-//! alpha / rank scales the low-rank part, and nothing else.
+//! alpha / rank scales only the low-rank part.
 
 use togi_model::{Base, Config, Engine, Lora, LoraConfig, Target, adapter, merge};
 
@@ -6,7 +6,7 @@ use crate::support::{self, On, on_each_device};
 
 on_each_device!(an_adapter_that_adds_nothing_changes_no_bit_whatever_its_alpha);
 
-/// The same factors with another alpha.
+/// Returns the same factors with another alpha.
 fn with_alpha(config: &Config, alpha: f64) -> Lora {
     let settings = LoraConfig {
         alpha,

@@ -11,7 +11,7 @@ use togi_model::{
 };
 
 /// Makes a test of a function for each device: `NAME::cpu`, and with the feature `cuda` also
-/// `NAME::cuda_f32`, `NAME::cuda_bf16` and `NAME::cuda_fp16`, which run on the first GPU or print
+/// `NAME::cuda_f32`, `NAME::cuda_bf16` and `NAME::cuda_fp16`. These run on the first GPU, or print
 /// that they are skipped.
 macro_rules! on_each_device {
     ($($name:ident),+ $(,)?) => {$(
@@ -42,7 +42,7 @@ macro_rules! on_each_device {
     )+};
 }
 
-/// The same without 16 bits, which are too coarse for some tests.
+/// Like `on_each_device`, without the 16-bit types, which are too coarse for some tests.
 macro_rules! on_each_device_in_f32 {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
@@ -63,10 +63,10 @@ macro_rules! on_each_device_in_f32 {
 pub(crate) use on_each_device;
 pub(crate) use on_each_device_in_f32;
 
-/// The device and type of a test.
+/// A test's device and float type.
 pub(crate) struct On {
     device: Device,
-    /// The largest relative distance of a result that is computed in two ways.
+    /// Largest relative distance between two computations of the same result.
     pub(crate) tolerance: f64,
 }
 
@@ -94,13 +94,13 @@ impl On {
         Engine::on(base, self.device).unwrap()
     }
 
-    /// An engine over [`folder`]'s base.
+    /// Returns an engine over [`folder`]'s base.
     pub(crate) fn engine(&self, config: &Config) -> Engine {
         self.over(Arc::new(Base::load(folder(config).path()).unwrap()))
     }
 
     /// Asserts that gradients over a precision and over its values in f32 differ only by rounding.
-    /// In 16 bits, where the values are not exact, it compares the angle.
+    /// In 16 bits, where the values are not exact, compares the angle.
     pub(crate) fn assert_same_gradients(&self, got: &[f32], want: &[f32]) {
         match self.device {
             Device::Cuda {
@@ -118,7 +118,8 @@ impl On {
     }
 }
 
-/// Whether there is a GPU. Without one it says so, or fails if `TOGI_NEEDS_CUDA` is set.
+/// Returns whether there is a GPU. Without one, prints a note, or fails if `TOGI_NEEDS_CUDA` is
+/// set.
 pub(crate) fn has_card() -> bool {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
     let missing = MISSING.get_or_init(|| {
@@ -133,7 +134,7 @@ pub(crate) fn has_card() -> bool {
     false
 }
 
-/// Runs a test on the first GPU; without a GPU it does nothing.
+/// Runs a test on the first GPU; does nothing without one.
 #[cfg(feature = "cuda")]
 pub(crate) fn on_the_card(float: Float, test: impl FnOnce(&On)) {
     if has_card() {
@@ -141,7 +142,7 @@ pub(crate) fn on_the_card(float: Float, test: impl FnOnce(&On)) {
     }
 }
 
-/// A model small enough for central differences.
+/// Returns a model small enough for central differences.
 pub(crate) fn config() -> Config {
     Config {
         vocab_size: 37,
@@ -163,7 +164,7 @@ pub(crate) fn config() -> Config {
     }
 }
 
-/// The same with a layer that is neither first nor last, the only one that fp8 quantizes.
+/// Like [`config`], with a layer that is neither first nor last, the only one that fp8 quantizes.
 pub(crate) fn deep() -> Config {
     Config {
         num_hidden_layers: 3,
@@ -171,7 +172,7 @@ pub(crate) fn deep() -> Config {
     }
 }
 
-/// Uniform numbers in ±`bound`.
+/// Returns uniform numbers in ±`bound`.
 pub(crate) fn uniform(rng: &mut ChaCha8Rng, count: usize, bound: f32) -> Vec<f32> {
     (0..count)
         .map(|_| rng.random_range(-bound..bound))
@@ -182,7 +183,7 @@ pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// A base folder with random biases and gains, so that no term of a gradient vanishes.
+/// Writes a base with random biases and gains, so that no term of a gradient vanishes.
 pub(crate) fn folder(config: &Config) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     base::write(dir.path(), config, |name, count| {
@@ -203,7 +204,7 @@ pub(crate) fn folder(config: &Config) -> tempfile::TempDir {
     dir
 }
 
-/// An engine over [`folder`]'s base in f32, on the CPU.
+/// Returns an engine over [`folder`]'s base in f32, on the CPU.
 pub(crate) fn engine(config: &Config) -> Engine {
     On::CPU.engine(config)
 }
@@ -217,12 +218,12 @@ pub(crate) fn lora_config(targets: &[Target]) -> LoraConfig {
     }
 }
 
-/// An adapter whose B is not zero.
+/// Returns an adapter whose B is not zero.
 pub(crate) fn lora(config: &Config, targets: &[Target]) -> Lora {
     lora_of(config, &lora_config(targets))
 }
 
-/// [`lora`] with any settings.
+/// Like [`lora`], with other settings.
 pub(crate) fn lora_of(config: &Config, settings: &LoraConfig) -> Lora {
     let mut lora = Lora::init(config, settings, 11).unwrap();
     let mut rng = rng(5);
@@ -235,7 +236,7 @@ pub(crate) fn lora_of(config: &Config, settings: &LoraConfig) -> Lora {
     lora
 }
 
-/// Records of these lengths; every fifth label is not learned.
+/// Returns records of these lengths; every fifth label is not a target.
 pub(crate) fn batch(config: &Config, lens: &[usize]) -> Batch {
     let mut rng = rng(3);
     let mut batch = Batch::new();
@@ -250,13 +251,13 @@ pub(crate) fn batch(config: &Config, lens: &[usize]) -> Batch {
     batch
 }
 
-/// A training of an adapter from its first step on.
+/// Starts training an adapter at its first step.
 pub(crate) fn training<'a>(engine: &'a Engine, lora: &Lora) -> Training<'a> {
     let optimizer = AdamW::new(lora.len(), AdamWConfig::default());
     Training::new(engine, lora, &optimizer, World::ALONE).unwrap()
 }
 
-/// The loss of these batches together, and the gradient of its sum.
+/// Returns the total loss of these batches, and the gradient of the loss sum.
 pub(crate) fn learn(
     engine: &Engine,
     lora: &Lora,
@@ -270,7 +271,7 @@ pub(crate) fn learn(
     (training.loss().unwrap(), training.gradients().unwrap())
 }
 
-/// The batch's records as batches of one.
+/// Splits a batch into batches of one record.
 pub(crate) fn one_by_one(batch: &Batch) -> Vec<Batch> {
     let ranges = batch
         .starts
@@ -286,7 +287,7 @@ pub(crate) fn one_by_one(batch: &Batch) -> Vec<Batch> {
         .collect()
 }
 
-/// The cosine of the angle between two vectors.
+/// Returns the cosine of the angle between two vectors.
 pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         let pairs = a.iter().zip(b);
@@ -295,7 +296,7 @@ pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(1e-24)
 }
 
-/// Asserts that two vectors agree relative to the larger one's length.
+/// Asserts that two vectors agree, relative to the length of the larger one.
 pub(crate) fn assert_close(got: &[f32], want: &[f32], tolerance: f64, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();

@@ -1,4 +1,4 @@
-//! Training steps: losses fall, a resume changes no bit, and wrong inputs are refused.
+//! Training: losses fall, a resume changes no bit, and wrong inputs are refused.
 
 use togi_model::optim::{AdamW, AdamWConfig, Schedule};
 use togi_model::{Batch, Device, Dropout, Lora, Precision, Target, Training, World, memory};
@@ -10,7 +10,7 @@ on_each_device!(
     a_training_of_parts_that_do_not_fit_is_refused,
 );
 
-/// The step with this number.
+/// Trains the step with this number.
 fn step(training: &mut Training<'_>, batch: &Batch, number: u64, schedule: &Schedule) -> f64 {
     let dropout = Dropout {
         p: 0.05,
@@ -48,7 +48,7 @@ fn the_loss_falls_and_a_resumed_run_repeats_the_same_bits(on: &On) {
     let mut again = start.clone();
     let mut state = AdamW::new(again.len(), AdamWConfig::default());
     for (number, loss) in losses.iter().enumerate() {
-        // Everything goes through bytes, as in a checkpoint.
+        // Everything is serialized and read back, as in a checkpoint.
         let bytes = (again.to_bytes(), state.to_bytes());
         again = start.clone();
         again.set_bytes(&bytes.0).unwrap();

@@ -1,4 +1,4 @@
-//! A window's gradient: every learned target weighs the same in every batch and record.
+//! A window's gradient: every target has the same weight, whatever its batch and record.
 
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{Batch, Dropout, Lora, Target, Training, WindowLoss};
@@ -17,7 +17,7 @@ const DROPOUT: Dropout = Dropout {
     step: 8,
 };
 
-/// Hands a training of these batches, before its step, to `then`.
+/// Accumulates these batches and passes the training, before its step, to `then`.
 fn window<T>(on: &On, batches: &[Batch], then: impl FnOnce(Training<'_>) -> T) -> T {
     let config = support::config();
     let engine = on.engine(&config);
@@ -34,7 +34,7 @@ fn learned(on: &On, batches: &[Batch]) -> (WindowLoss, Vec<f32>) {
     })
 }
 
-/// Records with very different counts of learned targets.
+/// Returns records with very different numbers of targets.
 fn records() -> Batch {
     support::batch(&support::config(), &[30, 2, 3, 12, 4])
 }
@@ -46,7 +46,7 @@ fn accumulation_weighs_targets_and_not_batches(on: &On) {
     on.assert_same(packed.0.mean(), single.0.mean(), "mean");
     support::assert_close(&single.1, &packed.1, on.tolerance, "gradient");
 
-    // The mean of the batches' means differs; a trainer that divides early would take it.
+    // The mean of the batches' means differs; a trainer that divides too early would return it.
     let means = support::one_by_one(&records())
         .into_iter()
         .map(|record| learned(on, &[record]).0.mean());
@@ -63,7 +63,7 @@ fn a_window_is_divided_and_clipped_once_and_tells_the_norm_before() {
         .map(|gradient| gradient * (1.0 / loss.targets as f32))
         .collect();
     let norm = l2_norm(&mean);
-    // The first moment after one step is a tenth of the gradient that the step took.
+    // After one step the first moment is a tenth of the gradient that the step used.
     let stepped = |largest: f64| {
         window(&On::CPU, &batches, |mut training| {
             let (told_loss, told) = training.step(1e-3, largest).unwrap();
@@ -80,7 +80,7 @@ fn a_window_is_divided_and_clipped_once_and_tells_the_norm_before() {
     };
     assert_eq!(stepped(0.0), by_hand(&mean));
     assert_eq!(stepped(2.0 * norm), by_hand(&mean));
-    // As torch's `clip_grad_norm_` scales.
+    // This is the scaling of torch's `clip_grad_norm_`.
     let factor = (norm / 4.0 / (norm + 1e-6)) as f32;
     let clipped: Vec<f32> = mean.iter().map(|gradient| factor * gradient).collect();
     assert!((l2_norm(&clipped) / norm - 0.25).abs() < 1e-4);
@@ -92,7 +92,7 @@ fn l2_norm(values: &[f32]) -> f64 {
     squares.sum::<f64>().sqrt()
 }
 
-/// Takes AdamW's first step and returns its state, bit for bit as a device must.
+/// Takes AdamW's first step and returns its state, which a device must match bit for bit.
 fn first_step(lora: &mut Lora, gradients: &[f32], rate: f64) -> AdamW {
     let config = AdamWConfig::default();
     let first: Vec<f32> = gradients

@@ -1,5 +1,5 @@
-//! Merges the sources of a configuration. An error names the wrong variable, or the file and its
-//! line, with the value and the allowed ones.
+//! Merges the sources of a configuration. An error names the wrong variable, or the file and line,
+//! with the value and the allowed ones.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use crate::error::{Class, Error, Result};
 
-/// Words in the names of variables whose values must not appear in a log.
+/// Words in the names of variables whose values must not be logged.
 const SECRET: [&str; 6] = [
     "SECRET",
     "KEY",
@@ -18,14 +18,14 @@ const SECRET: [&str; 6] = [
     "OPTIONS",
 ];
 
-/// Returns the configuration: the default, then each file, then `<PREFIX>_SECTION__KEY` of the
-/// environment, the later over the earlier. A variable without `__` sets a setting outside the
-/// sections. `check` checks the ranges of the values.
+/// Returns the configuration: the default, then each file, then the environment's
+/// `<PREFIX>_SECTION__KEY`; later sources override earlier ones. A variable without `__` sets a
+/// setting outside the sections. `check` checks the values' ranges.
 ///
 /// # Errors
 /// `InvalidArgument`, in one line, about a file that is missing or not TOML, or about the variable
-/// or the file's line with an unknown key, a wrong type or a value out of its range. A process then
-/// ends with [`super::EXIT_CODE`].
+/// or line with an unknown key, a wrong type or a value out of range. The process then exits with
+/// [`super::EXIT_CODE`].
 pub fn load<T: DeserializeOwned>(
     default_toml: &str,
     files: &[PathBuf],
@@ -35,7 +35,7 @@ pub fn load<T: DeserializeOwned>(
     load_from(default_toml, files, env_prefix, std::env::vars(), check)
 }
 
-/// Returns the configuration of files alone, each over those before it.
+/// Returns the configuration of files alone; later files override earlier ones.
 ///
 /// # Errors
 /// As [`load`].
@@ -60,8 +60,8 @@ pub(super) fn load_from<T: DeserializeOwned>(
     valid(Of::default()).map_err(|problem| sources.blame(&problem, |of| valid(of).is_ok()))
 }
 
-/// Returns the message of an error about a setting that was found wrong only in use, after the name
-/// of its variable.
+/// Returns the error's message after the variable's name, for a setting that is found wrong only in
+/// use.
 #[must_use]
 pub fn named(error: &Error, env_prefix: &str) -> String {
     let Some(field) = error.field() else {
@@ -74,7 +74,6 @@ pub fn named(error: &Error, env_prefix: &str) -> String {
     }
 }
 
-/// All sources of the configuration.
 struct Sources {
     prefix: String,
     default: Table,
@@ -90,12 +89,12 @@ struct File {
 
 struct Variable {
     name: String,
-    /// Its parts, in lower case.
+    /// Sections and key, in lower case.
     path: Vec<String>,
     value: String,
 }
 
-/// Some of the sources.
+/// A subset of the sources.
 #[derive(Clone, Copy, Default)]
 struct Of {
     without_file: Option<usize>,
@@ -103,7 +102,7 @@ struct Of {
     without_variables: bool,
 }
 
-/// A fault, and its setting.
+/// A fault in a setting.
 struct Problem {
     path: Vec<String>,
     message: String,
@@ -194,8 +193,8 @@ impl Sources {
         Ok(merged)
     }
 
-    /// Finds the source without which the configuration is valid, or else the source of the faulty
-    /// setting.
+    /// Reports the source without which the configuration is valid, or else the source of the
+    /// faulty setting.
     fn blame(&self, problem: &Problem, is_valid: impl Fn(Of) -> bool) -> Error {
         let alone = (0..self.variables.len()).find(|at| {
             is_valid(Of {
@@ -264,7 +263,7 @@ impl File {
         })
     }
 
-    /// The line of a setting, from 1.
+    /// Returns the line of a setting, from 1.
     fn line(&self, path: &[String]) -> Option<usize> {
         let root = toml::de::DeTable::parse(&self.text).ok()?.into_inner();
         let mut table = &root;
@@ -282,14 +281,14 @@ fn line_at(text: &str, byte: usize) -> usize {
     text[..byte.min(text.len())].matches('\n').count() + 1
 }
 
-/// The variable of a setting.
+/// Returns the name of a setting's variable.
 fn variable<'a>(prefix: &str, parts: impl Iterator<Item = &'a str>) -> String {
     let parts: Vec<&str> = parts.collect();
     let name = format!("{prefix}_{}", parts.join("__"));
     name.replace('-', "_").to_ascii_uppercase()
 }
 
-/// A variable and its value, unless that is a secret.
+/// Formats a variable with its value, unless the value is secret.
 fn shown(name: &str, value: &str) -> String {
     if is_secret(name, value) {
         format!("{name} (its value is not shown)")
@@ -324,8 +323,8 @@ fn merge(into: &mut Table, from: Table) {
     }
 }
 
-/// Sets one value from the environment. Over a string the text is taken unchanged; over any other
-/// value it is read as TOML, or as a string where it is not TOML.
+/// Sets one value from the environment. If the current value is a string, the text is taken
+/// unchanged; otherwise it is parsed as TOML, or taken as a string if it is not TOML.
 fn set(table: &mut Table, path: &[&str], text: &str) -> Result<()> {
     let [key, rest @ ..] = path else {
         return Ok(());
@@ -342,7 +341,7 @@ fn set(table: &mut Table, path: &[&str], text: &str) -> Result<()> {
         table.insert((*key).to_owned(), value);
         return Ok(());
     }
-    // Keys such as the names of bases have hyphens, which variables cannot have.
+    // Keys such as base names have hyphens, which variables cannot have.
     let hyphened = key.replace('_', "-");
     let key = if !table.contains_key(*key) && table.contains_key(&hyphened) {
         hyphened

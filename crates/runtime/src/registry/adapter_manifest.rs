@@ -1,4 +1,4 @@
-//! An adapter's manifest, as the trainer writes it and inference reads it. Its key is layout's; its
+//! An adapter's manifest, which the trainer writes and inference reads. `layout` has its key; its
 //! bytes are canonical JSON.
 
 use std::collections::BTreeMap;
@@ -6,57 +6,56 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use togi_common::Generation;
 
-/// Version of [`AdapterManifest`] that is written and read.
+/// The version of [`AdapterManifest`] that is written and read.
 pub const ADAPTER_MANIFEST_VERSION: u32 = 1;
 
-/// `adapters/<generation>/manifest.json`: written last, so that all it names is complete.
+/// `adapters/<generation>/manifest.json`: written last, so that every file it names is complete.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterManifest {
     /// [`ADAPTER_MANIFEST_VERSION`].
     pub schema_version: u32,
-    /// Digest of canonical adapter config, tensor bytes and identity.
+    /// Digest of the canonical adapter config, the tensor bytes and the identity.
     pub generation: Generation,
-    /// What the adapter was made from; part of the generation.
+    /// The adapter's inputs; part of the generation.
     pub identity: Identity,
-    /// The low-rank part's rank.
+    /// Rank of the low-rank part.
     pub rank: u32,
     /// The low-rank part is scaled by alpha / rank.
     pub alpha: f64,
-    /// Modules that the adapter changes, by their names in the network.
+    /// Names of the network's modules that the adapter changes.
     pub target_modules: Vec<String>,
-    /// The folder's files but this one, by name.
+    /// The folder's other files, by name.
     pub files: BTreeMap<String, AdapterFile>,
-    /// The job that made it.
+    /// The job that made the adapter.
     pub job: String,
     /// The recipe's name, for people.
     pub recipe_name: String,
-    /// Whether the same job would make the same bits again on the same device.
+    /// Whether the same job on the same device reproduces the same bits.
     #[serde(default = "yes")]
     pub bit_exact: bool,
 }
 
-/// Of manifests that do not say it: they were written when every device repeated its bits.
+/// The default for old manifests: they lack the field, and every device was bit-exact then.
 fn yes() -> bool {
     true
 }
 
-/// What an adapter was made from: digests, each 64 lower-case hex digits, and how the base was
-/// held.
+/// An adapter's inputs: digests, each 64 lower-case hex digits, and the base's precision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
-    /// The base.
+    /// Digest of the base.
     pub base: String,
-    /// How the frozen base was held, for example `f32`.
+    /// Precision of the frozen base, for example `f32`.
     pub base_precision: String,
-    /// The tokenizer's file.
+    /// Digest of the tokenizer's file.
     pub tokenizer: String,
-    /// The prompt's template.
+    /// Digest of the prompt template.
     pub template: String,
-    /// The data set.
+    /// Digest of the data set.
     pub dataset: String,
-    /// The recipe.
+    /// Digest of the recipe.
     pub recipe: String,
 }
 
@@ -64,8 +63,8 @@ pub struct Identity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterFile {
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Its digest: 64 lower-case hex digits.
+    /// Digest of the content: 64 lower-case hex digits.
     pub sha256: String,
 }

@@ -1,6 +1,6 @@
-//! The generation of each alias. An alias's revisions are in the store, create-if-absent, and the
-//! highest one counts. The bucket is a mirror and events are hints, so a follower also lists from
-//! time to time and needs no NATS.
+//! The generation of each alias. The store holds an alias's revisions, create-if-absent, and the
+//! highest one counts. The bucket is a mirror and events are hints, so a follower also lists
+//! periodically and needs no NATS.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::registry::revisions::{AliasRevision, BaseMismatch};
 use crate::store::Store;
 use crate::telemetry;
 
-/// What an alias names.
+/// One revision of an alias.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alias {
-    /// Its revision, from 1.
+    /// The revision's number, from 1.
     pub revision: u64,
-    /// What the revision says.
+    /// The revision's content.
     pub said: AliasRevision,
 }
 
@@ -33,7 +33,7 @@ impl Alias {
         &self.said.alias
     }
 
-    /// Returns the generation that it names.
+    /// Returns the generation that the alias names.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.said.generation
@@ -48,7 +48,7 @@ pub struct Aliases {
 }
 
 impl Aliases {
-    /// Returns the aliases of this bus and store.
+    /// Creates the aliases of this bus and store.
     #[must_use]
     pub fn new(bus: &Bus, store: &Store) -> Self {
         Self {
@@ -57,7 +57,7 @@ impl Aliases {
         }
     }
 
-    /// Returns the newest revision of an alias; `None` if there is no such alias.
+    /// Returns the newest revision of an alias; `None` if the alias does not exist.
     ///
     /// # Errors
     /// `DataLoss`; `Unavailable`.
@@ -109,7 +109,7 @@ impl Aliases {
         self.list_after(&[]).await
     }
 
-    /// The same after a list of before: what a broken one named last is what it names.
+    /// Like [`Aliases::list`], but an unreadable alias keeps its entry from `last`.
     async fn list_after(&self, last: &[Alias]) -> Result<Vec<Alias>> {
         let mut aliases = Vec::new();
         for name in self.store.list_dirs(&layout::aliases()).await? {
@@ -130,8 +130,8 @@ impl Aliases {
         Ok(aliases)
     }
 
-    /// Lets an alias name a published generation. If it names that generation already, no
-    /// revision is written. An unreadable newest revision is replaced.
+    /// Makes an alias name a published generation. If it names that generation already, no revision
+    /// is written. An unreadable newest revision is replaced.
     ///
     /// # Errors
     /// `NotFound` if no such adapter was published; `Unavailable`.
@@ -145,9 +145,9 @@ impl Aliases {
             .await
     }
 
-    /// Like [`Aliases::promote`], but only over the expected generation, or over no alias if that
-    /// is `None`. Returns the alias's revision afterwards, which names another generation if
-    /// another writer was faster.
+    /// Like [`Aliases::promote`], but only if the alias names the expected generation, or does not
+    /// exist if that is `None`. Returns the alias's newest revision, which names another generation
+    /// if another writer was faster.
     ///
     /// # Errors
     /// As [`Aliases::promote`].
@@ -165,7 +165,7 @@ impl Aliases {
             .await
     }
 
-    /// Promotes over what may go; what may not is returned instead.
+    /// Promotes if `may_go` accepts the current revision; otherwise returns that revision.
     async fn promote_where(
         &self,
         alias: &AliasName,
@@ -218,12 +218,12 @@ impl Aliases {
         }
     }
 
-    /// Sets an alias back to the generation before the present one; repeated, to the one before
-    /// that.
+    /// Sets an alias back to the generation before the current one; each further call goes back one
+    /// more.
     ///
     /// # Errors
-    /// `NotFound` if there is no such alias; `FailedPrecondition` if it named nothing before;
-    /// `Unavailable`.
+    /// `NotFound` if the alias does not exist; `FailedPrecondition` if it has no earlier
+    /// generation; `Unavailable`.
     pub async fn rollback(&self, alias: &AliasName) -> Result<Alias> {
         loop {
             let history = self.history(alias).await?;
@@ -247,7 +247,7 @@ impl Aliases {
         }
     }
 
-    /// Writes a revision; `None` if another writer was faster.
+    /// Writes a revision and announces it; `None` if another writer was faster.
     async fn declare(&self, revision: u64, said: AliasRevision) -> Result<Option<Alias>> {
         let bytes = canonical::json(&said)?;
         let folder = layout::alias_revisions(&said.alias);
@@ -263,7 +263,7 @@ impl Aliases {
         Ok(Some(declared))
     }
 
-    /// Writes the mirror and publishes the event. The revision counts without them.
+    /// Updates the mirror and publishes the event. The revision is valid without them.
     async fn tell(&self, alias: &Alias) {
         let mirrored = match canonical::json(&serde_json::json!({
             "alias": alias.name(), "generation": alias.generation(), "revision": alias.revision,
@@ -302,8 +302,8 @@ impl Aliases {
         }
     }
 
-    /// Returns all aliases now, and again whenever they have changed: at once after an event, after
-    /// the period at the latest. It works without NATS, waits for an absent store, and has no end.
+    /// Yields all aliases now, and again after each change: at once after an event, otherwise
+    /// within the period. Works without NATS, waits for an absent store, and never ends.
     #[must_use]
     pub fn follow(&self, period: Duration) -> Pin<Box<dyn Stream<Item = Vec<Alias>> + Send>> {
         let following = Following {
@@ -320,8 +320,7 @@ impl Aliases {
     }
 }
 
-/// Promotions form a stack and a rollback removes the top one, so the generation below is the one
-/// before.
+/// Returns the revision to roll back to. Promotions form a stack, and a rollback pops it.
 fn before(history: &[Alias]) -> Option<&Alias> {
     let mut pile: Vec<&Alias> = Vec::new();
     for alias in history {
@@ -350,7 +349,7 @@ impl Following {
             self.wait().await;
         }
         loop {
-            // Subscribed before the list, so that no change in between is missed.
+            // Subscribe before listing, so that no change in between is missed.
             self.listen().await;
             let last = self.last.as_deref().unwrap_or_default();
             match self.aliases.list_after(last).await {
@@ -375,7 +374,7 @@ impl Following {
         }
         let kinds = [EventKind::AdapterPromoted, EventKind::AdapterRolledBack];
         let opening = self.aliases.bus.events(&kinds, Start::New);
-        // Without NATS there is only the list.
+        // Without NATS, changes are found only by listing.
         if let Ok(Ok(events)) = tokio::time::timeout(Duration::from_millis(500), opening).await {
             self.events = Some(events);
         }
@@ -387,7 +386,7 @@ impl Following {
         };
         let event = tokio::time::timeout(self.period, events.next()).await;
         if matches!(event, Ok(None)) {
-            // The bus has stopped, so no event will arrive; asking again at once would be a busy
+            // The bus has stopped and delivers no more events; asking again at once would be a busy
             // loop.
             self.events = None;
             tokio::time::sleep(self.period).await;

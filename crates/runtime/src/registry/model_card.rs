@@ -1,18 +1,18 @@
-//! The model card's sample prompts. The publisher of an adapter writes them, and a server of the
-//! adapter measures with them. They are the `widget` in the front matter of README.md, one quoted
-//! text a line.
+//! The model card's sample prompts. An adapter's publisher writes them, and its server uses them
+//! for measurements. They are the `widget` list in the front matter of README.md, one quoted string
+//! per line.
 
-/// The card's file name in an adapter's folder.
+/// The card's file name in the adapter's folder.
 pub const CARD_FILE: &str = "README.md";
 
 const WIDGET: &str = "widget:";
 const TEXT: &str = "- text: ";
 
-/// Returns the lines of the front matter that hold the samples.
+/// Returns the front matter's lines with the samples.
 #[must_use]
 pub fn widget(samples: &[String]) -> String {
     let quoted = |sample: &String| {
-        // A JSON string is a quoted string of YAML too.
+        // A JSON string is also a quoted YAML string.
         let text = serde_json::Value::from(sample.as_str());
         format!("{TEXT}{text}\n")
     };
@@ -20,7 +20,7 @@ pub fn widget(samples: &[String]) -> String {
     format!("{WIDGET}\n{lines}")
 }
 
-/// Returns the samples of a card; empty if it has none in the form of [`widget`].
+/// Returns a card's samples; empty if it has none in the form that [`widget`] writes.
 #[must_use]
 pub fn samples(card: &str) -> Vec<String> {
     let front = card.strip_prefix("---\n").unwrap_or_default();

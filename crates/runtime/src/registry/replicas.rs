@@ -1,5 +1,5 @@
-//! The adapters that each inference replica serves. A replica refreshes its entry, which expires
-//! after the replica is gone.
+//! The adapters that each inference replica serves. A replica refreshes its entry; the entry of a
+//! dead replica expires.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::bus::streams::REPLICA_LIFETIME;
 use crate::error::Result;
 use crate::life::stop::Stopper;
 
-/// Keeps this process's entry: writes it when it changes and before it expires, and deletes it when
-/// the stopper stops. A failure is logged and repeated.
+/// Maintains this process's entry: writes it when it changes and before it expires, and deletes it
+/// when the stopper stops. A failed write is logged and repeated.
 ///
 /// # Errors
-/// If the value has no JSON form.
+/// If the value cannot be serialized as JSON.
 pub async fn announce<T: Serialize + Clone + Send + Sync>(
     bus: Bus,
     replica: String,
@@ -38,12 +38,12 @@ pub async fn announce<T: Serialize + Clone + Send + Sync>(
             () = stopper.stopped() => {}
         }
     }
-    // Without this it would expire.
+    // Otherwise the entry would remain until it expires.
     let _ = tokio::time::timeout(Duration::from_secs(1), bus.replicas().delete(&replica)).await;
     Ok(())
 }
 
-/// Returns the replicas' entries by name; one that cannot be read is left out.
+/// Returns the replicas' entries by name, without unreadable ones.
 ///
 /// # Errors
 /// `Unavailable`.

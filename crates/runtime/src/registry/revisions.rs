@@ -1,43 +1,42 @@
-//! Revisions in the store: what an alias names from its n-th revision on, and what a data set's
-//! name means. Keys are layout's, bytes are canonical JSON.
+//! Revisions in the store, of aliases and of data set names. `layout` has the keys; the bytes are
+//! canonical JSON.
 
 use serde::{Deserialize, Serialize};
 use togi_common::{AliasName, DatasetId, Generation};
 
-/// `aliases/<alias>/<n>.json`: what the alias names from its n-th revision on.
+/// `aliases/<alias>/<n>.json`: the alias's generation from its n-th revision on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AliasRevision {
     /// The alias.
     pub alias: AliasName,
     /// The generation that it names.
     pub generation: Generation,
-    /// Whether this is a rollback: it names again what an earlier revision named.
+    /// Whether this is a rollback to the generation of an earlier revision.
     #[serde(default)]
     pub rollback: bool,
-    /// What replicas do that hold the base otherwise than it was held in training.
+    /// Whether replicas with another base precision than in training may serve the generation.
     #[serde(
         rename = "allow_base_mismatch",
         default,
         skip_serializing_if = "BaseMismatch::is_refused"
     )]
     pub base_mismatch: BaseMismatch,
-    /// When that was said: RFC 3339.
+    /// Time of the revision, in RFC 3339.
     pub time: String,
-    /// W3C trace context of who said it, so that loading the adapter continues that trace.
+    /// W3C trace context of the request, so that loading the adapter continues its trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
-/// What a replica does with an adapter when it holds the base otherwise than the base was held in
-/// training: other numbers come out then than those that the adapter was made for. Written as a
-/// boolean.
+/// What a replica does with an adapter if its base precision differs from that in training, which
+/// changes the outputs. Serialized as a boolean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "bool", into = "bool")]
 pub enum BaseMismatch {
-    /// The adapter is refused.
+    /// Refuse the adapter.
     #[default]
     Refused,
-    /// It is served, and what the mismatch changes is measured.
+    /// Serve it, and measure the effect of the mismatch.
     Allowed,
 }
 
@@ -65,21 +64,20 @@ impl From<BaseMismatch> for bool {
     }
 }
 
-/// `names/<name>/<n>.json`: the data set that the name means from its n-th revision on.
+/// `names/<name>/<n>.json`: the name's data set from its n-th revision on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameRevision {
     /// The name.
     pub name: String,
     /// The data set.
     pub dataset: DatasetId,
-    /// When that was said: RFC 3339.
+    /// Time of the revision, in RFC 3339.
     pub time: String,
-    /// W3C trace context of the request that prepared it, so that what follows from it continues
-    /// that trace.
+    /// W3C trace context of the prepare request, so that the work that follows continues its trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// The job that made it: a second attempt of it makes no second revision. Older revisions do
-    /// not say it.
+    /// The job that made the revision, so that a second attempt makes no second one. Older
+    /// revisions lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
 }

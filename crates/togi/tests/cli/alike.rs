@@ -1,4 +1,4 @@
-//! With services and without: the same rows, the same tensors, the same answers.
+//! Rows, tensors and answers are the same with services and without.
 
 use std::fs;
 
@@ -66,7 +66,7 @@ async fn without_services_everything_is_the_same() {
     served.running.stop().await.unwrap();
 }
 
-/// An answer's text and ids, all pieces together.
+/// Returns an answer's text and ids, joined from all pieces.
 fn pieces(updates: &[serde_json::Value]) -> (String, Vec<serde_json::Value>) {
     let (mut text, mut ids) = (String::new(), Vec::new());
     for piece in updates.iter().map(|update| &update["piece"]) {

@@ -1,4 +1,4 @@
-//! Without any service: usage, configuration, help, and the message when nothing answers.
+//! Without services: usage, configuration, help, and the message if nothing answers.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! A folder to work in without services: the embedded base, records, a recipe, and the library's
-//! view of them.
+//! A folder for commands without services: the embedded base, records, a recipe, and the same
+//! inputs for the library.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,4 @@
-//! The commands that need no services, on the embedded base: what they write is what the library
-//! computes.
+//! The commands without services, on the embedded base: their output equals the library's result.
 
 use std::fs;
 use std::sync::Arc;
@@ -164,7 +163,7 @@ fn training_starts_from_an_adapter_and_keeps_the_files_order() {
     );
     bench.train("--out out --init-adapter init").expect(0);
     let log = bench.log("out/log.jsonl");
-    // The first window is the file's first two records, over the given values.
+    // The first window is the file's first two records, with the initial adapter's values.
     let mut encoder = Encoder::new(bench.tokenizer(), Settings::default()).unwrap();
     let mut batch = togi_model::Batch::new();
     for (slot, line) in RECORDS.lines().take(2).enumerate() {
@@ -182,8 +181,8 @@ fn training_starts_from_an_adapter_and_keeps_the_files_order() {
     assert!(other.stderr.contains(says), "{}", other.stderr);
 }
 
-/// The early steps, in which the rounding of an fp8 base's weights shows most: the loss is still
-/// high.
+/// Compares early steps: while the loss is high, the rounding of an fp8 base's weights has the
+/// largest effect.
 #[test]
 fn losses_over_an_fp8_base_stay_near_those_over_f32() {
     let bench = Bench::new();

@@ -1,5 +1,4 @@
-//! `togi run`: a pipeline in one call, with its own services or given ones, its reports and exit
-//! codes.
+//! `togi run`: a pipeline in one call, with its own or given services, its reports and exit codes.
 
 use std::fs;
 use std::net::TcpListener;
@@ -31,7 +30,7 @@ questions = 'questions.jsonl'
 max_new_tokens = 4
 ";
 
-/// A folder with a pipeline, its records and a question that nobody answers right.
+/// Returns a folder with a pipeline, its records and a question that no model answers correctly.
 fn folder(pipeline: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_to(folder.path(), pipeline);
@@ -205,7 +204,7 @@ fn a_given_nats_and_store_are_used_and_left() {
         assert!(!folder.path().join(".togi/nats").exists());
         served.push(report(folder.path())["evaluation"]["serving"].clone());
     }
-    // The second one finds what the first has left.
+    // The second run finds the first run's result.
     assert!(served[0].is_null() && served[1].is_string(), "{served:?}");
     assert!(store.path().join("aliases/mine/1.json").exists());
     assert!(!store.path().join("aliases/mine/2.json").exists());

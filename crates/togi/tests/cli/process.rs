@@ -1,5 +1,5 @@
-//! `togi up` as a process: one owner of a folder, a child that is restarted, an orphan that is
-//! found, a clean end.
+//! `togi up` as a process: one owner per folder, a restarted child, a detected orphan, a clean
+//! exit.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -11,14 +11,14 @@ use togi::up::state::{UpState, start_time};
 use super::world::{command, togi};
 use togi_testing::poll_until;
 
-/// A `togi up` that is stopped when the test ends, however it ends.
+/// A `togi up` that is stopped on drop.
 struct Up {
     child: Child,
 }
 
 impl Drop for Up {
     fn drop(&mut self) {
-        // SIGTERM and not a kill: its nats-server must end too.
+        // SIGTERM instead of a kill, because its nats-server must stop too.
         if matches!(self.child.try_wait(), Ok(None)) {
             signal("TERM", self.child.id());
         }
@@ -42,7 +42,7 @@ fn start_at(folder: &Path, listen: &str) -> (Up, UpState) {
             "-o",
             "json",
         ])
-        // Another worker may soon claim the jobs of a killed one.
+        // The short lease lets another worker soon claim a killed worker's jobs.
         .env("TOGI_NATS__ACK_WAIT_SECONDS", "2")
         .stdin(Stdio::null())
         .stdout(File::create(folder.join("up.out")).unwrap())
@@ -50,7 +50,7 @@ fn start_at(folder: &Path, listen: &str) -> (Up, UpState) {
         .spawn()
         .unwrap();
     let up = Up { child };
-    // It prints to standard output only when it is ready.
+    // The process prints to standard output only when it is ready.
     let state = poll_until("togi up", || {
         serde_json::from_str(&std::fs::read_to_string(folder.join("up.out")).ok()?).ok()
     });
@@ -105,7 +105,7 @@ fn a_folder_and_a_port_have_one_owner() {
         "{}",
         second.stderr
     );
-    // Clients in the folder find it without an option.
+    // Clients in the folder find the services without an option.
     togi(folder.path(), &["datasets", "list", "-o", "json"], "").expect(0);
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -179,7 +179,7 @@ fn a_stranger_with_the_noted_pid_is_left_alone() {
 #[test]
 fn a_watch_goes_on_when_killed_services_come_back() {
     let folder = tempfile::tempdir().unwrap();
-    // A fixed port, so that the server can return at it; it was free a moment ago.
+    // The port is fixed, so that the server can restart on it; it was free when checked.
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

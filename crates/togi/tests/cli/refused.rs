@@ -1,10 +1,10 @@
-//! What the commands that need no services refuse: the exit code, and the name of what is wrong.
+//! Refusals of the commands without services: the exit code and the faulty item's name.
 
 use std::fs;
 
 use super::bench::Bench;
 
-/// Runs each line and checks its exit code, its message, and that it gives no data.
+/// Runs each line and checks its exit code and message, and that it prints no data.
 fn refused(bench: &Bench, cases: &[(&str, i32, &str)]) {
     for (line, code, says) in cases {
         let ran = bench.run(line);

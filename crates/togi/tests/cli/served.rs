@@ -1,4 +1,4 @@
-//! The client commands against real services: `togi up` in process, the binary beside it.
+//! The client commands against real services: `togi up` in this process, the binary as a child.
 
 use std::fs;
 use std::path::Path;
@@ -36,8 +36,8 @@ impl Served {
         self.folder.path()
     }
 
-    /// Runs the binary, which finds the services by the data folder; the services go on meanwhile
-    /// on their own threads.
+    /// Runs the binary, which finds the services through the data folder. Meanwhile the services
+    /// run on their own threads.
     pub(super) async fn run(&self, words: &[&str], input: &str) -> Ran {
         let words: Vec<String> = words
             .iter()

@@ -1,4 +1,4 @@
-//! What the tests share: running the binary.
+//! Shared by the tests: running the binary.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,7 +12,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// Returns standard output's lines as JSON; fails with the text if it is something else.
+    /// Parses standard output's lines as JSON; fails with the text if a line is not JSON.
     pub(crate) fn json_lines(&self) -> Vec<serde_json::Value> {
         let parse = |line: &str| {
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
@@ -20,7 +20,7 @@ impl Ran {
         self.stdout.lines().map(parse).collect()
     }
 
-    /// Returns standard output's only line as JSON.
+    /// Parses standard output's only line as JSON.
     pub(crate) fn json(&self) -> serde_json::Value {
         let mut lines = self.json_lines();
         assert_eq!(lines.len(), 1, "{}\n{}", self.stdout, self.stderr);
@@ -38,7 +38,7 @@ impl Ran {
     }
 }
 
-/// Returns the binary in a folder, without the caller's configuration.
+/// Returns a command for the binary in a folder, without the caller's configuration.
 pub(crate) fn command(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_togi"));
     let ours = std::env::vars()
@@ -55,7 +55,7 @@ pub(crate) fn command(folder: &Path) -> Command {
     command
 }
 
-/// Runs the binary with these words and this standard input.
+/// Runs the binary with these arguments and this standard input.
 pub(crate) fn togi(folder: &Path, words: &[&str], input: &str) -> Ran {
     let mut child = command(folder)
         .args(words)
@@ -64,7 +64,7 @@ pub(crate) fn togi(folder: &Path, words: &[&str], input: &str) -> Ran {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A command that fails before it reads closes its input: no failure of the test.
+    // A command that fails early closes its input; that is not a test failure.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let Output {
         status,

@@ -1,8 +1,8 @@
-// LoRA of decoding: each row has its own adapter, of any rank. A row's sums depend on the row and
-// its adapter alone.
+// LoRA in decoding: each row has its own adapter, of its own rank. A row's sums depend only on the
+// row and its adapter.
 
-// A product's factors: A, (rank, depth), and B, (columns, rank). The rank is 0 where an adapter has
-// no factors.
+// A product's factors: A (rank, depth) and B (columns, rank). The rank is 0 if the adapter has
+// none.
 struct Factor {
     u64 a, b;
     float scale;
@@ -11,7 +11,8 @@ struct Factor {
 
 #define LARGEST_RANK 256
 
-// The factor of a row, whose adapter is the address of a table of them; null for the base alone.
+// Returns a row's factors, or null if it has none. `adapters[row]` is the address of the adapter's
+// table of factors; null is the base alone.
 __device__ __forceinline__ const Factor *factor_of(const u64 *adapters, int row, int index) {
     const Factor *table = (const Factor *)adapters[row];
     return table && table[index].rank ? table + index : nullptr;
@@ -21,7 +22,7 @@ template <typename T> __device__ __forceinline__ bool aligned(const T *from, int
     return count % 8 == 0 && (u64)from % (8 * sizeof(T)) == 0;
 }
 
-// The sum of x's and w's products, by the lanes of a warp.
+// Dot product of x and w across the lanes of a warp.
 template <typename T> __device__ __forceinline__ float warp_dot(const T *x, const T *w, int depth, int lane) {
     float sum = 0;
     if (aligned(x, depth) && aligned(w, depth)) {
@@ -38,7 +39,7 @@ template <typename T> __device__ __forceinline__ float warp_dot(const T *x, cons
     return warp_sum(sum);
 }
 
-// shrunk = A x: a warp has a rank of a row.
+// shrunk = A x. One warp per element, (row, rank).
 template <typename T>
 __device__ void rows_lora_a(float *shrunk, const T *x, const u64 *adapters, int index, int depth) {
     int row = blockIdx.x, lane = threadIdx.x % 32;
@@ -50,7 +51,7 @@ __device__ void rows_lora_a(float *shrunk, const T *x, const u64 *adapters, int 
     }
 }
 
-// y += scale * B shrunk: a thread has a column of a row.
+// y += scale * B shrunk. One thread per element, (row, column).
 template <typename T>
 __device__ void rows_lora_b(T *y, const float *shrunk, const u64 *adapters, int index, int columns) {
     __shared__ float own[LARGEST_RANK];

@@ -1,26 +1,26 @@
 // Keys and values in pages of PAGE tokens, and attention over them. A page holds all layers:
-// (layers, 2, heads, PAGE, dim), keys before values. A sequence has a table of the addresses of its
-// pages, `width` entries long.
+// (layers, 2, heads, PAGE, dim), keys before values. Each sequence has a table of `width` page
+// addresses.
 
 #define PAGE 32
-// Keys that a block of attention reads. A row with more of them has several blocks, whose results
-// are combined in order.
+// Keys per attention block. A row with more keys has several blocks, whose results are combined in
+// order.
 #define SPLIT 256
-// Keys that a group of lanes reads before it uses the first of them.
+// Keys that a group of lanes loads before it uses the first.
 #define AHEAD 4
 
-// The first address of a sequence's table; without `sequences`, each row is a sequence.
+// Returns the start of a sequence's table. Without `sequences`, each row is a sequence.
 __device__ __forceinline__ const u64 *table_of(const u64 *tables, const u32 *sequences, int row, int width) {
     return tables + (u64)(sequences ? sequences[row] : row) * width;
 }
 
-// Rotates queries and keys in place, and appends keys and values to the pages. A warp has a head of
-// a row.
+// Rotates queries and keys in place, and appends keys and values to the pages. One warp per (row,
+// head).
 template <typename T>
 __device__ void append_pages(T *qkv, const float *cos, const float *sin, const u64 *tables, const u32 *sequences,
                              const u32 *positions, int width, int rows, int heads, int dim, int half, int layer) {
     int i = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, row = i / heads, head = i % heads;
-    // A row without a token has the position -1.
+    // A padding row has the position -1.
     int position = row < rows ? positions[row] : -1;
     if (position < 0) return;
     T *page = (T *)table_of(tables, sequences, row, width)[position / PAGE];
@@ -39,12 +39,12 @@ __device__ void append_pages(T *qkv, const float *cos, const float *sin, const u
     for (int d = lane; d < dim; d += 32) values[d] = value[d];
 }
 
-// The dimensions of a lane: V = 8 has eight in a row, V = 1 every 32nd.
+// Returns a lane's j-th dimension: V = 8 takes eight consecutive ones, V = 1 every 32nd.
 template <int V> __device__ __forceinline__ int dimension(int lane, int j) {
     return V == 8 ? lane * 8 + j : lane + 32 * j;
 }
 
-// Eight dimensions in the type of memory, so that loads in flight take few registers.
+// Eight dimensions in the storage type, so that loads in flight take few registers.
 template <typename T, int V> struct Dimensions {
     Pack<T, V> packs[8 / V];
 
@@ -61,12 +61,12 @@ template <typename T, int V> struct Dimensions {
     }
 };
 
-// The lanes of a warp that share a key with this thread.
+// Returns the mask of the lanes that share this thread's key.
 template <int L> __device__ __forceinline__ u32 group_mask() {
     return L == 32 ? 0xffffffffu : ((1u << L % 32) - 1) << threadIdx.x % 32 / L * L;
 }
 
-// A block has a split of a head's keys for one row; L lanes have a key. Online softmax in base 2.
+// One block per (row, head, split), L lanes per key. Online softmax in base 2.
 template <typename T, int V, int L>
 __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences,
                              const u32 *positions, int first_row, int width, int heads, int dim, int layer,
@@ -147,7 +147,7 @@ __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tabl
     if (!whole && threadIdx.x == 0) part[0] = most, part[1] = sum;
 }
 
-// Combines the splits of rows with more than one. A block has a head of a row.
+// Combines the splits of each row that has several. One block per (row, head).
 template <typename T>
 __device__ void combine_splits(T *out, const float *parts, const u32 *positions, int first_row, int heads,
                                int dim, int splits) {
