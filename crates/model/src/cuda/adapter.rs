@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::network::factors::Factors;
 use crate::target::Target;
 
-/// The largest rank for which the decoding kernels have shared memory.
-const LARGEST_RANK: usize = 256;
+/// The largest rank for which the decoding kernels have shared memory, as in `adapters.cu`.
+pub(super) const LARGEST_RANK: usize = 256;
 
 /// An adapter on the GPU.
 pub(crate) struct Adapter {

@@ -1,6 +1,6 @@
 //! Decoding on the GPU.
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, LARGEST_RANK};
 use super::array::{Array, Buffer, Element};
 use super::attention::{self, tiled};
 use super::context::Cuda;
@@ -15,9 +15,6 @@ use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::{Affine, Heads, Norm, Ops, Span};
 use crate::quant::rows::Rounding;
 use crate::target::Target;
-
-/// The largest rank, as in `adapters.cu`.
-const LARGEST_RANK: usize = 256;
 
 /// The sequences of a pass on the GPU.
 pub(crate) struct DecodeLayout<'a> {

@@ -139,7 +139,7 @@ impl Cuda {
     /// Copies a matrix into one of the same shape.
     fn copy(&self, to: &Array, from: &Array) -> Result<()> {
         let bytes = from.len() * from.element.bytes();
-        // SAFETY: both matrices have this many bytes. The graph owns `from`; `to` outlives the graph.
+        // SAFETY: both matrices have this many bytes. The graph owns `from`, and `to` outlives it.
         let copied = unsafe {
             result::memcpy_dtod_async(
                 to.address(),
