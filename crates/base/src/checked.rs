@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use togi_model::base::quantized_as;
-use togi_model::{Base, DeviceName, Precision};
+use togi_model::{Base, Config, DeviceName, Precision};
 use togi_runtime::config::BaseConfig;
 use togi_runtime::store::folder;
 use togi_tokens::Tokenizer;
@@ -78,6 +78,12 @@ impl CheckedBase {
     /// Returns the token that ends an answer.
     #[must_use]
     pub fn eos(&self) -> Option<u32> {
-        self.tokenizer.eos().or(self.base.config().eos_token_id)
+        eos(&self.tokenizer, self.base.config())
     }
+}
+
+/// Returns the token that ends an answer: the tokenizer's, else the model's.
+#[must_use]
+pub fn eos(tokenizer: &Tokenizer, config: &Config) -> Option<u32> {
+    tokenizer.eos().or(config.eos_token_id)
 }

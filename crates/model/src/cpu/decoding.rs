@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use parking_lot::Mutex;
 
 use super::frozen::Outliers;
-use super::storage::{columns, write};
+use super::storage::{columns, read, write};
 use super::{Cpu, attention, frozen_linear, kernels, products, rows};
 use crate::activation::Activation;
 use crate::error::Result;
@@ -55,6 +55,12 @@ impl Decode for Cpu {
         Ok(DecodeLayout { sequences, pages })
     }
 
+    fn read_rows(&self, x: &Tensor, rows: usize) -> Result<Vec<Vec<f32>>> {
+        let values = read(x)?;
+        let first = values.chunks(columns(x)).take(rows);
+        Ok(first.map(<[f32]>::to_vec).collect())
+    }
+
     fn embed(&self, table: &Tensor, layout: &DecodeLayout<'_>) -> Result<Tensor> {
         self.gather(table, &layout.sequences.ids)
     }
@@ -88,21 +94,11 @@ impl Decode for Cpu {
     fn add_lora(
         &self,
         layout: &DecodeLayout<'_>,
-        (layer, target): (usize, Target),
+        place: (usize, Target),
         x: &Tensor,
         y: &Tensor,
     ) -> Result<()> {
-        let Sequences {
-            spans, adapters, ..
-        } = layout.sequences;
-        for (span, adapter) in spans.iter().zip(adapters) {
-            let factor = adapter.and_then(|adapter| adapter.get(layer, target));
-            let Some(factor) = factor else { continue };
-            let input = self.rows(x, span.start..span.start + span.len)?;
-            let (_, shrunk) = self.lora_a(&input, &factor.a, None)?;
-            self.add_lora_b(y, span.start, &shrunk, &factor.b, factor.scale)?;
-        }
-        Ok(())
+        layout.sequences.add_lora(self, place, x, y)
     }
 
     fn activate(&self, x: &Tensor, kind: Activation) -> Result<()> {

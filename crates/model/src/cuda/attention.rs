@@ -16,16 +16,6 @@ const LARGEST_HEAD: usize = 256;
 /// Threads of a block of tiles.
 const TILE_THREADS: usize = 256;
 
-/// Keys and values that rows attend to.
-pub(super) struct KeysAndValues<'a> {
-    pub(super) keys: &'a Array,
-    pub(super) values: &'a Array,
-    /// The first key of each row.
-    pub(super) firsts: &'a Buffer<u32>,
-    /// The distance from token to token, and from head to head.
-    pub(super) strides: [usize; 2],
-}
-
 impl Cuda {
     /// Rotates queries and keys of a joint product in place, or back with sign −1.
     pub(super) fn rotate(
@@ -68,13 +58,7 @@ impl Cuda {
         if let Some(size) = tiled(&qkv, heads) {
             self.attend_by_tiles((&out, &log_sums), &qkv, heads, &layout.query_tiles, size)?;
         } else {
-            let whole = KeysAndValues {
-                keys: &part(&qkv, heads, 1),
-                values: &part(&qkv, heads, 2),
-                firsts: &layout.firsts,
-                strides: [3 * heads.count * heads.dim, 3 * heads.dim],
-            };
-            self.attend_to((&out, &log_sums), &qkv, &whole, heads, layout)?;
+            self.attend_in_loops((&out, &log_sums), &qkv, heads, layout)?;
         }
         Ok(Attended {
             parts: qkv,
@@ -108,11 +92,10 @@ impl Cuda {
     }
 
     /// Attention of all rows in plain loops.
-    fn attend_to(
+    fn attend_in_loops(
         &self,
         (out, log_sums): (&Array, &Array),
         qkv: &Array,
-        keys: &KeysAndValues<'_>,
         heads: &Heads<Array>,
         layout: &Layout,
     ) -> Result<()> {
@@ -120,17 +103,11 @@ impl Cuda {
             out.into(),
             log_sums.into(),
             qkv.into(),
-            keys.keys.into(),
-            keys.values.into(),
-            keys.firsts.address.into(),
+            layout.firsts.address.into(),
             layout.counts.address.into(),
-            0_usize.into(),
-            layout.rows.into(),
             layout.rows.into(),
             heads.count.into(),
             heads.dim.into(),
-            keys.strides[0].into(),
-            keys.strides[1].into(),
         ];
         let kernel = self.kernel("attend", out.element, None);
         self.launch(&kernel, (layout.rows.div_ceil(4), heads.count), 128, &args)
@@ -229,11 +206,6 @@ pub(super) fn check(heads: &Heads<Array>) -> Result<()> {
         return Err(Error::device("cuda", reason));
     }
     Ok(())
-}
-
-/// A joint product from the first head's queries (0), keys (1) or values (2) on.
-pub(super) fn part(qkv: &Array, heads: &Heads<Array>, which: usize) -> Array {
-    qkv.part(which * heads.dim, qkv.rows, qkv.columns)
 }
 
 /// The smallest head size of the tiles' kernels that the heads fit; `None` if they fit none.

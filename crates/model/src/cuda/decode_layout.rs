@@ -8,8 +8,7 @@ use super::context::Cuda;
 use super::graphs::PassKey;
 use super::pages::Pages;
 use crate::error::Result;
-use crate::ops::Span;
-use crate::ops::decoding::{PAGE, Phase};
+use crate::ops::decoding::{PAGE, Phase, Sequences};
 
 /// A pass is padded to a multiple of this many rows. Padding costs nothing, because a product of
 /// fewer rows reads the same weights.
@@ -18,14 +17,6 @@ pub(super) const PASS_ROWS: usize = 64;
 const SPLIT: usize = 256;
 /// The position of a padding row, which the kernels skip.
 const NO_TOKEN: u32 = u32::MAX;
-
-/// A sequence of a pass.
-pub(super) struct Rows<'a> {
-    pub(super) ids: &'a [u32],
-    pub(super) span: Span,
-    pub(super) pages: &'a [u32],
-    pub(super) adapter: Option<&'a Adapter>,
-}
 
 /// The sequences of a pass on the GPU.
 pub(super) struct Tables<'a> {
@@ -55,16 +46,14 @@ impl Cuda {
     /// Copies a pass's sequences to the GPU.
     pub(super) fn tables<'a>(
         &'a self,
-        phase: Phase,
         pages: &Pages,
-        sequences: &[Rows<'_>],
+        sequences: &Sequences<'_, Self>,
     ) -> Result<Tables<'a>> {
         let pass = self.pass.lock();
-        let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+        let Sequences { phase, spans, .. } = sequences;
+        let tokens = sequences.ids.len();
         let padded = tokens.next_multiple_of(PASS_ROWS);
-        let longest = sequences
-            .iter()
-            .map(|Rows { span, .. }| span.past + span.len);
+        let longest = spans.iter().map(|span| span.past + span.len);
         let longest = longest.max().unwrap_or(0);
         // A decode pass rounds its sizes up, so that a recorded graph fits later passes.
         let (rows, width, splits) = match phase {
@@ -76,12 +65,13 @@ impl Cuda {
             ),
         };
         let (mut tables, mut adapters) = (Vec::with_capacity(rows * width), Vec::new());
-        let (mut ids, mut positions, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut positions, mut numbers) = (Vec::new(), Vec::new());
         let (mut targets, mut rank) = ([false; 4], Some(0));
-        for (number, sequence) in sequences.iter().enumerate() {
-            tables.extend(pages.addresses(sequence.pages));
+        for (number, span) in spans.iter().enumerate() {
+            tables.extend(pages.addresses(sequences.pages[number]));
             tables.resize((number + 1) * width, 0);
-            if let Some(adapter) = sequence.adapter {
+            let adapter = sequences.adapters[number];
+            if let Some(adapter) = adapter {
                 rank = rank
                     .zip(adapter.rank)
                     .map(|(largest, rank)| largest.max(rank));
@@ -89,19 +79,18 @@ impl Cuda {
                     *any |= has;
                 }
             }
-            let span = sequence.span;
             for position in span.past..span.past + span.len {
-                adapters.push(sequence.adapter.map_or(0, Adapter::address));
+                adapters.push(adapter.map_or(0, Adapter::address));
                 positions.push(position as u32);
                 numbers.push(number as u32);
             }
-            ids.extend_from_slice(sequence.ids);
         }
+        let mut ids = sequences.ids.clone();
         adapters.resize(padded, 0);
         ids.resize(padded, 0);
         positions.resize(padded, NO_TOKEN);
         numbers.resize(padded, 0);
-        if phase == Phase::Decode {
+        if *phase == Phase::Decode {
             tables.resize(padded * width, 0);
         }
         let words = tables.iter().chain(&adapters);

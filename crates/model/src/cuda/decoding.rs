@@ -4,7 +4,7 @@ use super::adapter::{Adapter, LARGEST_RANK};
 use super::array::{Array, Buffer, Element};
 use super::attention::{self, tiled};
 use super::context::Cuda;
-use super::decode_layout::{PASS_ROWS, Rows, Tables};
+use super::decode_layout::{PASS_ROWS, Tables};
 use super::frozen::Frozen;
 use super::launch::activation_id;
 use super::pages::Pages;
@@ -13,15 +13,14 @@ use crate::error::Result;
 use crate::network::factors::Factors;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::{Affine, Heads, Norm, Ops, Span};
-use crate::quant::rows::Rounding;
 use crate::target::Target;
 
 /// The sequences of a pass on the GPU.
 pub(crate) struct DecodeLayout<'a> {
     sequences: &'a Sequences<'a, Cuda>,
     tables: Tables<'a>,
-    /// Attention tiles of the prompts whose tokens are all in the pass.
-    tiles: Buffer<u32>,
+    /// Attention tiles of the prompts whose tokens are all in the pass; `None` in a decode pass.
+    tiles: Option<Buffer<u32>>,
 }
 
 impl Decode for Cuda {
@@ -50,21 +49,17 @@ impl Decode for Cuda {
         pages: &'a Pages,
         sequences: &'a Sequences<'a, Self>,
     ) -> Result<DecodeLayout<'a>> {
-        let spans = &sequences.spans;
-        let rows = spans.iter().zip(&sequences.pages).zip(&sequences.adapters);
-        let rows: Vec<Rows<'_>> = rows
-            .map(|((&span, &pages), &adapter)| Rows {
-                ids: &sequences.ids[span.start..span.start + span.len],
-                span,
-                pages,
-                adapter,
-            })
-            .collect();
-        let whole: Vec<Span> = spans.iter().copied().filter(is_whole).collect();
+        let tiles = match sequences.phase {
+            Phase::Prefill => {
+                let whole = sequences.spans.iter().copied().filter(is_whole);
+                Some(self.query_tiles(&whole.collect::<Vec<Span>>())?)
+            }
+            Phase::Decode => None,
+        };
         Ok(DecodeLayout {
             sequences,
-            tables: self.tables(sequences.phase, pages, &rows)?,
-            tiles: self.query_tiles(&whole)?,
+            tables: self.tables(pages, sequences)?,
+            tiles,
         })
     }
 
@@ -75,7 +70,7 @@ impl Decode for Cuda {
         }
     }
 
-    fn read_rows(&self, x: &Array, rows: usize) -> Result<Vec<f32>> {
+    fn read_rows(&self, x: &Array, rows: usize) -> Result<Vec<Vec<f32>>> {
         self.read_pinned(&self.rows(x, 0..rows)?)
     }
 
@@ -93,9 +88,7 @@ impl Decode for Cuda {
     }
 
     fn linear_by_rows(&self, phase: Phase, x: &Array, w: &Array) -> Result<Array> {
-        let out = self.empty(x.rows, w.rows)?;
-        self.planned_linear_into(&out, (x, w), None, None, 1.0, Some(planned_rows(phase)))?;
-        Ok(out)
+        self.planned_linear(x, w, Some(planned_rows(phase)))
     }
 
     fn frozen_linear_by_rows(
@@ -105,15 +98,7 @@ impl Decode for Cuda {
         w: &Affine<Self>,
         plus: Option<&Array>,
     ) -> Result<Array> {
-        if let Frozen::Fp8(_) = w.weight {
-            return self.frozen_linear(x, w, plus);
-        }
-        let bias = w.bias.as_ref();
-        let w = self.dequantized(&w.weight, Rounding::None)?;
-        let out = self.empty(x.rows, w.rows)?;
-        let planned = Some(planned_rows(phase));
-        self.planned_linear_into(&out, (x, &w), bias, plus, 1.0, planned)?;
-        Ok(out)
+        self.planned_frozen_linear(x, w, plus, Some(planned_rows(phase)))
     }
 
     fn normed_linear_by_rows(
@@ -141,18 +126,12 @@ impl Decode for Cuda {
         if !layout.tables.targets[target.index()] {
             return Ok(());
         }
-        let sequences = layout.sequences;
-        if let (Phase::Decode, Some(rank)) = (sequences.phase, layout.tables.rank) {
-            return self.add_lora_by_rows(layout, rank, (layer, target), (x, y));
+        match (layout.sequences.phase, layout.tables.rank) {
+            (Phase::Decode, Some(rank)) => {
+                self.add_lora_by_rows(layout, rank, (layer, target), (x, y))
+            }
+            _ => layout.sequences.add_lora(self, (layer, target), x, y),
         }
-        for (span, adapter) in sequences.spans.iter().zip(&sequences.adapters) {
-            let factor = adapter.and_then(|adapter| adapter.as_ref().get(layer, target));
-            let Some(factor) = factor else { continue };
-            let input = self.rows(x, span.start..span.start + span.len)?;
-            let (_, shrunk) = self.lora_a(&input, &factor.a, None)?;
-            Ops::add_lora_b(self, y, span.start, &shrunk, &factor.b, factor.scale)?;
-        }
-        Ok(())
     }
 
     fn activate(&self, x: &Array, kind: Activation) -> Result<()> {
@@ -175,14 +154,14 @@ impl Decode for Cuda {
         attention::check(heads)?;
         self.append_to_pages(qkv, heads, layout, layer)?;
         let out = self.empty(layout.tables.padded, heads.count * heads.dim)?;
-        if layout.sequences.phase == Phase::Decode {
+        let Some(tiles) = &layout.tiles else {
             self.attend_rows((&out, qkv), heads, layout, layer, (0, layout.tables.rows))?;
             return Ok(out);
-        }
+        };
         let by_tiles = tiled(qkv, heads);
         if let Some(size) = by_tiles {
             let log_sums = self.empty_of(Element::F32, heads.count, qkv.rows)?;
-            self.attend_by_tiles((&out, &log_sums), qkv, heads, &layout.tiles, size)?;
+            self.attend_by_tiles((&out, &log_sums), qkv, heads, tiles, size)?;
         }
         for span in &layout.sequences.spans {
             if by_tiles.is_none() || !is_whole(span) {

@@ -64,20 +64,11 @@ impl Ops for Cuda {
     }
 
     fn linear(&self, x: &Array, w: &Array) -> Result<Array> {
-        let out = self.empty(x.rows, w.rows)?;
-        self.linear_into(&out, (x, w), None, None, 1.0)?;
-        Ok(out)
+        self.planned_linear(x, w, None)
     }
 
     fn frozen_linear(&self, x: &Array, w: &Affine<Self>, plus: Option<&Array>) -> Result<Array> {
-        let bias = w.bias.as_ref();
-        if let Frozen::Fp8(codes) = &w.weight {
-            return self.fp8_linear(x, codes, Added { bias, plus });
-        }
-        let dense = self.dequantized(&w.weight, Rounding::None)?;
-        let out = self.empty(x.rows, dense.rows)?;
-        self.linear_into(&out, (x, &dense), bias, plus, 1.0)?;
-        Ok(out)
+        self.planned_frozen_linear(x, w, plus, None)
     }
 
     fn normed_linear(
@@ -140,5 +131,38 @@ impl Ops for Cuda {
             .iter()
             .map(|slot| all.part(slot.range.start, slot.rows, slot.columns))
             .collect())
+    }
+}
+
+impl Cuda {
+    /// [`Ops::linear`] by the algorithm for `planned` rows.
+    pub(super) fn planned_linear(
+        &self,
+        x: &Array,
+        w: &Array,
+        planned: Option<usize>,
+    ) -> Result<Array> {
+        let out = self.empty(x.rows, w.rows)?;
+        self.planned_linear_into(&out, (x, w), None, None, 1.0, planned)?;
+        Ok(out)
+    }
+
+    /// [`Ops::frozen_linear`] by the algorithm for `planned` rows; products of 8-bit floats have
+    /// their own.
+    pub(super) fn planned_frozen_linear(
+        &self,
+        x: &Array,
+        w: &Affine<Self>,
+        plus: Option<&Array>,
+        planned: Option<usize>,
+    ) -> Result<Array> {
+        let bias = w.bias.as_ref();
+        if let Frozen::Fp8(codes) = &w.weight {
+            return self.fp8_linear(x, codes, Added { bias, plus });
+        }
+        let dense = self.dequantized(&w.weight, Rounding::None)?;
+        let out = self.empty(x.rows, dense.rows)?;
+        self.planned_linear_into(&out, (x, &dense), bias, plus, 1.0, planned)?;
+        Ok(out)
     }
 }

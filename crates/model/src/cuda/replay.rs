@@ -115,7 +115,7 @@ impl Cuda {
 
     /// Reads a matrix as f32 through pinned memory, to which the GPU copies at full speed. Waits
     /// for the copy.
-    pub(super) fn read_pinned(&self, x: &Array) -> Result<Vec<f32>> {
+    pub(super) fn read_pinned(&self, x: &Array) -> Result<Vec<Vec<f32>>> {
         let values = self.cast(x, Element::F32)?;
         let mut steps = self.steps.lock();
         let pinned = match steps.returned.take() {
@@ -133,7 +133,7 @@ impl Cuda {
         };
         self.check(copied)?;
         self.check(self.main_stream.synchronize())?;
-        Ok(pinned.to_vec())
+        Ok(pinned.chunks(x.columns).map(<[f32]>::to_vec).collect())
     }
 
     /// Copies a matrix into one of the same shape.

@@ -40,15 +40,15 @@ impl<O: Decode> Network<O> {
             let rows = numbers.iter().map(|&number| &all[number]);
             let sequences = Sequences::new(phase, rows);
             let found = self.decode_pass(pages, &sequences)?;
-            for (number, row) in numbers.iter().zip(found.chunks(self.config().vocab_size)) {
-                logits[*number] = row.to_vec();
+            for (number, row) in numbers.into_iter().zip(found) {
+                logits[number] = row;
             }
         }
         Ok(logits)
     }
 
-    /// The logits after the last id of each sequence: (sequences, vocabulary).
-    fn decode_pass(&self, pages: &O::Pages, sequences: &Sequences<'_, O>) -> Result<Vec<f32>> {
+    /// The logits after the last id of each sequence.
+    fn decode_pass(&self, pages: &O::Pages, sequences: &Sequences<'_, O>) -> Result<Vec<Vec<f32>>> {
         let ops = self.ops();
         let layout = ops.lay_out_sequences(pages, sequences)?;
         let pass = DecodingPass {

@@ -64,6 +64,26 @@ pub(crate) struct Sequences<'a, O: Decode> {
     pub(crate) adapters: Vec<Option<&'a O::Adapter>>,
 }
 
+impl<O: Decode> Sequences<'_, O> {
+    /// Adds to the product `y` of `x` each sequence's LoRA, one sequence after the other.
+    pub(crate) fn add_lora(
+        &self,
+        ops: &O,
+        (layer, target): (usize, Target),
+        x: &O::Array,
+        y: &O::Array,
+    ) -> Result<()> {
+        for (span, adapter) in self.spans.iter().zip(&self.adapters) {
+            let factor = adapter.and_then(|adapter| adapter.as_ref().get(layer, target));
+            let Some(factor) = factor else { continue };
+            let input = ops.rows(x, span.start..span.start + span.len)?;
+            let (_, shrunk) = ops.lora_a(&input, &factor.a, None)?;
+            ops.add_lora_b(y, span.start, &shrunk, &factor.b, factor.scale)?;
+        }
+        Ok(())
+    }
+}
+
 /// A device's operations of decoding.
 pub(crate) trait Decode: Ops {
     /// Pages of keys and values.
@@ -99,9 +119,7 @@ pub(crate) trait Decode: Ops {
         compute()
     }
     /// Copies the first rows of a pass's result from the device.
-    fn read_rows(&self, x: &Self::Array, rows: usize) -> Result<Vec<f32>> {
-        self.download(&self.rows(x, 0..rows)?)
-    }
+    fn read_rows(&self, x: &Self::Array, rows: usize) -> Result<Vec<Vec<f32>>>;
     /// The embeddings of the pass's tokens, padded.
     fn embed(&self, table: &Self::Array, layout: &Self::DecodeLayout<'_>) -> Result<Self::Array>;
 

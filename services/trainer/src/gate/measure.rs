@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use togi_base::checked::eos;
 use togi_model::decode::{self, Choice, End, Sequence, Share};
 use togi_model::{Adapter, Batch, Engine, Lora, WindowLoss, sampling};
 use togi_tokens::{Decoder, Row, Tokenizer, prompt};
@@ -162,7 +163,7 @@ impl<'a> Writer<'a> {
     ) -> Result<Self> {
         let config = engine.config();
         Ok(Self {
-            decoder: decode::Decoder::new(engine, tokenizer.eos().or(config.eos_token_id)),
+            decoder: decode::Decoder::new(engine, eos(tokenizer, config)),
             adapter: engine.adapter(lora)?,
             tokenizer,
             options: sampling::Options {

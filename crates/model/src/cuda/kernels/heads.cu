@@ -23,26 +23,24 @@ __device__ void rotate(T *x, const float *cos, const float *sin, const u32 *posi
     store<V>(x, left), store<V>(x + half, right);
 }
 
-// A warp has one query of `begin` to `end`: an online softmax over its keys. Keys and values are
-// `key_stride` values apart from token to token and `head_stride` from head to head.
+// A warp has one query: an online softmax over its keys.
 template <typename T>
-__device__ void attend(T *out, float *log_sums, const T *q, const T *k, const T *v, const u32 *firsts,
-                       const u32 *counts, int begin, int end, int rows, int heads, int dim, u64 key_stride,
-                       u64 head_stride) {
-    int row = begin + blockIdx.x * 4 + threadIdx.x / 32, head = blockIdx.y, lane = threadIdx.x % 32;
-    if (row >= end) return;
-    const T *query = q + ((u64)row * heads + head) * 3 * dim;
-    k += head * head_stride, v += head * head_stride;
+__device__ void attend(T *out, float *log_sums, const T *qkv, const u32 *firsts, const u32 *counts, int rows,
+                       int heads, int dim) {
+    int row = blockIdx.x * 4 + threadIdx.x / 32, head = blockIdx.y, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    u64 width = 3 * (u64)heads * dim;
+    const T *q = qkv + (u64)head * 3 * dim, *k = q + dim, *v = k + dim, *query = q + row * width;
     float scale = rsqrtf((float)dim), most = __int_as_float(0xff800000), sum = 0, sums[8] = {0};
     int first = firsts[row], count = counts[row];
     for (u64 key = first; key < first + count; key++) {
         float score = 0;
-        for (int d = lane; d < dim; d += 32) score += widen(query[d]) * widen(k[key * key_stride + d]);
+        for (int d = lane; d < dim; d += 32) score += widen(query[d]) * widen(k[key * width + d]);
         score = warp_sum(score) * scale;
         float next = fmaxf(most, score), keep = expf(most - next), p = expf(score - next);
         most = next;
         sum = sum * keep + p;
-        for (int d = lane, j = 0; d < dim; d += 32, j++) sums[j] = sums[j] * keep + p * widen(v[key * key_stride + d]);
+        for (int d = lane, j = 0; d < dim; d += 32, j++) sums[j] = sums[j] * keep + p * widen(v[key * width + d]);
     }
     for (int d = lane, j = 0; d < dim; d += 32, j++)
         out[((u64)row * heads + head) * dim + d] = narrow<T>(sums[j] / sum);
@@ -99,10 +97,9 @@ __device__ void attend_backward(T *d_qkv, const T *qkv, const T *out, const T *d
 FOR_ALL(ROTATIONS)
 
 #define KERNELS(T, t)                                                                                                  \
-    extern "C" __global__ void attend_##t(T *out, float *log_sums, const T *q, const T *k, const T *v,                 \
-                                          const u32 *firsts, const u32 *counts, int begin, int end, int rows,          \
-                                          int heads, int dim, u64 key_stride, u64 head_stride) {                       \
-        attend<T>(out, log_sums, q, k, v, firsts, counts, begin, end, rows, heads, dim, key_stride, head_stride);      \
+    extern "C" __global__ void attend_##t(T *out, float *log_sums, const T *qkv, const u32 *firsts,                    \
+                                          const u32 *counts, int rows, int heads, int dim) {                           \
+        attend<T>(out, log_sums, qkv, firsts, counts, rows, heads, dim);                                               \
     }                                                                                                                  \
     extern "C" __global__ void attend_backward_##t(T *d_qkv, const T *qkv, const T *out, const T *d_out,               \
                                                    const float *log_sums, const u32 *firsts, const u32 *counts,        \
