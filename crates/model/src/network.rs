@@ -1,7 +1,8 @@
 //! The GPT-NeoX network on a device: the forward of training and its hand-written backward. The
-//! forward of decoding is in [`crate::decode`].
+//! forward of decoding is in [`decoding`].
 
 pub(crate) mod block;
+pub(crate) mod decoding;
 pub(crate) mod factors;
 pub(crate) mod linear;
 pub(crate) mod pass;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::decode::forward::Rows;
 use crate::engine::pages::{PagePool, PageTable};
 use crate::engine::slots::{Handle, Slots};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
+use crate::network::decoding::Rows;
 use crate::ops::decoding::{Decode, PageShape, Phase};
 
 /// An adapter on an engine's device, ready to decode with. Clones share it, and the last one frees

@@ -1,11 +1,11 @@
 //! The forward of decoding: as in training, but attention is over pages, each sequence has its own
 //! adapter, and nothing is saved for a backward.
 
+use super::Network;
+use super::block::Block;
+use super::linear::Linear;
+use super::pass::Shared;
 use crate::error::Result;
-use crate::network::Network;
-use crate::network::block::Block;
-use crate::network::linear::Linear;
-use crate::network::pass::Shared;
 use crate::ops::decoding::{Decode, Phase, Sequences};
 use crate::ops::{Norm, Span};
 
