@@ -16,6 +16,7 @@
 //! | `kernels` | the list of kernels (`kernels/*.cu`) and their compilation |
 //! | `library` | products of cuBLASLt and their plans |
 //! | `staging`, `loading` | copying a base to the GPU; the state while it is loaded |
+//! | `reuse` | buffers that recorded passes share |
 //! | `graphs` | recorded passes of decoding |
 //! | `recorder` | what benchmarks record (feature `bench`) |
 //! | `context` | [`Cuda`], the state of a GPU's engine |
@@ -27,6 +28,7 @@
 //! | `layout` | a pass's rows and tiles |
 //! | `lora` | products with a side as narrow as a rank |
 //! | `fp8`, `frozen` | weights in 8-bit floats; weights in any precision |
+//! | `few_rows` | products of few rows with weights as they are held |
 //! | `quantize` | a base's tensors from its files into their precision |
 //! | `attention` | attention within a pass |
 //! | `pages`, `adapter` | pages of keys and values; an adapter as decoding reads it |
@@ -47,6 +49,7 @@ mod bench;
 mod context;
 mod decode_layout;
 mod decoding;
+mod few_rows;
 mod fp8;
 mod frozen;
 mod gpu;
@@ -66,6 +69,7 @@ mod quantize;
 #[cfg(feature = "bench")]
 mod recorder;
 mod replay;
+mod reuse;
 mod setup;
 mod shared_memory;
 mod staging;

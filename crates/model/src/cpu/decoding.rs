@@ -82,13 +82,20 @@ impl Decode for Cpu {
     fn normed_linear_by_rows(
         &self,
         _: Phase,
-        x: &Tensor,
-        norm: &Norm<Tensor>,
+        (x, norm): (&Tensor, &Norm<Tensor>),
         w: &Affine<Self>,
+        activation: Option<Activation>,
     ) -> Result<(Tensor, Tensor)> {
         let normed = self.layer_norm(x, norm)?;
         let y = frozen_linear(&normed, w, None, Outliers::OfEachRow)?;
+        if let Some(kind) = activation {
+            self.activate(&y, kind)?;
+        }
         Ok((normed, y))
+    }
+
+    fn has_lora(&self, layout: &DecodeLayout<'_>, target: Target) -> bool {
+        layout.sequences.has_lora(target)
     }
 
     fn add_lora(

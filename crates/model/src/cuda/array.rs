@@ -91,8 +91,18 @@ pub(crate) struct Array {
 
 impl Array {
     pub(super) fn of(buffer: Buffer<u8>, element: Element, rows: usize, columns: usize) -> Self {
+        Self::in_shared(Arc::new(buffer), element, rows, columns)
+    }
+
+    /// A matrix at the beginning of a buffer.
+    pub(super) fn in_shared(
+        buffer: Arc<Buffer<u8>>,
+        element: Element,
+        rows: usize,
+        columns: usize,
+    ) -> Self {
         Self {
-            buffer: Arc::new(buffer),
+            buffer,
             offset: 0,
             rows,
             columns,

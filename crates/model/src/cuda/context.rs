@@ -27,12 +27,20 @@ pub(crate) struct Cuda {
     /// The kernels by name.
     pub(super) functions: HashMap<String, CudaFunction>,
     pub(super) library: Library,
+    pub(super) overlap: Option<Overlap>,
     /// The type of activations and of weights that are not quantized.
     pub(super) element: Element,
     /// The base that is being loaded; `None` once it is loaded.
     pub(super) loading: Mutex<Option<Loading>>,
     #[cfg(feature = "bench")]
     pub(super) recorder: Recorder,
+}
+
+/// Properties of a GPU whose kernels may start before the kernel before them has ended.
+pub(super) struct Overlap {
+    pub(super) multiprocessors: usize,
+    /// The most shared memory of a block, in bytes.
+    pub(super) shared_bytes: usize,
 }
 
 impl Cuda {

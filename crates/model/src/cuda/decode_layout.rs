@@ -10,7 +10,7 @@ use super::pages::Pages;
 use crate::error::Result;
 use crate::ops::decoding::{PAGE, Phase, Sequences};
 
-/// A pass is padded to a multiple of this many rows. Padding costs nothing, because a product of
+/// A prefill is padded to a multiple of this many rows. Padding costs nothing, because a product of
 /// fewer rows reads the same weights.
 pub(super) const PASS_ROWS: usize = 64;
 /// Keys per attention block, as in `pages.cu`.
@@ -52,7 +52,10 @@ impl Cuda {
         let pass = self.pass.lock();
         let Sequences { phase, spans, .. } = sequences;
         let tokens = sequences.ids.len();
-        let padded = tokens.next_multiple_of(PASS_ROWS);
+        let padded = match phase {
+            Phase::Prefill => tokens.next_multiple_of(PASS_ROWS),
+            Phase::Decode => self.decode_rows(tokens),
+        };
         let longest = spans.iter().map(|span| span.past + span.len);
         let longest = longest.max().unwrap_or(0);
         // A decode pass rounds its sizes up, so that a recorded graph fits later passes.

@@ -5,6 +5,7 @@ use super::array::{Array, Buffer, Element};
 use super::attention::{self, tiled};
 use super::context::Cuda;
 use super::decode_layout::{PASS_ROWS, Tables};
+use super::fp8::Added;
 use super::frozen::Frozen;
 use super::launch::activation_id;
 use super::pages::Pages;
@@ -41,7 +42,7 @@ impl Decode for Cuda {
     }
 
     fn padded_rows(&self, rows: usize) -> usize {
-        rows.next_multiple_of(PASS_ROWS)
+        self.decode_rows(rows)
     }
 
     fn lay_out_sequences<'a>(
@@ -88,6 +89,11 @@ impl Decode for Cuda {
     }
 
     fn linear_by_rows(&self, phase: Phase, x: &Array, w: &Array) -> Result<Array> {
+        if phase == Phase::Decode
+            && let Some(out) = self.few_rows_product(x, w)?
+        {
+            return Ok(out);
+        }
         self.planned_linear(x, w, Some(planned_rows(phase)))
     }
 
@@ -98,22 +104,46 @@ impl Decode for Cuda {
         w: &Affine<Self>,
         plus: Option<&Array>,
     ) -> Result<Array> {
+        let bias = w.bias.as_ref();
+        if phase == Phase::Decode
+            && let Some(out) = self.few_rows_linear(x, &w.weight, Added { bias, plus }, None)?
+        {
+            return Ok(out);
+        }
         self.planned_frozen_linear(x, w, plus, Some(planned_rows(phase)))
     }
 
     fn normed_linear_by_rows(
         &self,
         phase: Phase,
-        x: &Array,
-        norm: &Norm<Array>,
+        (x, norm): (&Array, &Norm<Array>),
         w: &Affine<Self>,
+        activation: Option<Activation>,
     ) -> Result<(Array, Array)> {
-        if let Frozen::Fp8(_) = w.weight {
-            return self.normed_linear(x, norm, w, None);
+        if phase == Phase::Decode {
+            let normed = self.layer_norm(x, norm)?;
+            let (bias, plus) = (w.bias.as_ref(), None);
+            let added = Added { bias, plus };
+            if let Some(y) = self.few_rows_linear(&normed, &w.weight, added, activation)? {
+                return Ok((normed, y));
+            }
         }
-        let normed = self.layer_norm(x, norm)?;
-        let y = self.frozen_linear_by_rows(phase, &normed, w, None)?;
+        let (normed, y) = match w.weight {
+            Frozen::Fp8(_) => self.normed_linear(x, norm, w, None)?,
+            _ => {
+                let normed = self.layer_norm(x, norm)?;
+                let y = self.planned_frozen_linear(&normed, w, None, Some(planned_rows(phase)))?;
+                (normed, y)
+            }
+        };
+        if let Some(kind) = activation {
+            self.activate(&y, kind)?;
+        }
         Ok((normed, y))
+    }
+
+    fn has_lora(&self, layout: &DecodeLayout<'_>, target: Target) -> bool {
+        layout.tables.targets[target.index()]
     }
 
     fn add_lora(
@@ -123,9 +153,6 @@ impl Decode for Cuda {
         x: &Array,
         y: &Array,
     ) -> Result<()> {
-        if !layout.tables.targets[target.index()] {
-            return Ok(());
-        }
         match (layout.sequences.phase, layout.tables.rank) {
             (Phase::Decode, Some(rank)) => {
                 self.add_lora_by_rows(layout, rank, (layer, target), (x, y))

@@ -26,9 +26,9 @@ const PROBE_ROWS: usize = 4096;
 /// A weight's codes, and a scale for each row.
 pub(crate) struct Fp8Codes {
     /// (outputs, inputs)
-    codes: Array,
+    pub(super) codes: Array,
     /// (1, outputs)
-    scales: Array,
+    pub(super) scales: Array,
     /// Whether forward multiplies codes.
     forward: bool,
     /// For a backward that multiplies codes: the transposed codes, (inputs, outputs), because the

@@ -20,6 +20,8 @@ const OLDEST_GPU: (i32, i32) = (8, 0);
 const OLDEST_FP8_GPU: (i32, i32) = (8, 9);
 /// The compute capability of Hopper, whose matrix units work for warpgroups.
 const HOPPER: (i32, i32) = (9, 0);
+/// Bytes of a block's shared memory that are left for a kernel's own variables.
+const OWN_SHARED: usize = 1024;
 /// Bytes that a pass needs at least, beside the weights.
 const RESERVE: u64 = 512 << 20;
 
@@ -141,6 +143,27 @@ pub(super) fn matrix_units(context: &CudaContext) -> Result<MatrixUnits> {
 /// Whether a GPU has 8-bit floats.
 pub(super) fn has_fp8(context: &CudaContext) -> Result<bool> {
     Ok(capability(context)? >= OLDEST_FP8_GPU)
+}
+
+/// Whether a kernel may start before the one before it has ended, and copies to shared memory by
+/// itself.
+pub(super) fn overlaps(context: &CudaContext) -> Result<bool> {
+    Ok(capability(context)? >= HOPPER)
+}
+
+/// The shared memory in bytes that a block can have beside a kernel's own variables.
+pub(super) fn shared_bytes(context: &CudaContext) -> Result<usize> {
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let bytes = context.attribute(attribute);
+    let bytes = bytes.map_err(|error| failed(context.ordinal(), &error))?;
+    Ok((bytes as usize).saturating_sub(OWN_SHARED))
+}
+
+/// The number of multiprocessors.
+pub(super) fn multiprocessors(context: &CudaContext) -> Result<usize> {
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    let count = context.attribute(attribute);
+    Ok(count.map_err(|error| failed(context.ordinal(), &error))? as usize)
 }
 
 /// Refuses a base in fp8 on a GPU without 8-bit floats.

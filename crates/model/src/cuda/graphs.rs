@@ -6,6 +6,7 @@ use cudarc::driver::{CudaGraph, PinnedHostSlice};
 use parking_lot::RwLock;
 
 use super::array::{Array, Buffer};
+use super::reuse::Reused;
 
 /// Held shared by threads that synchronize with the whole GPU, and exclusively by a thread that
 /// records: the driver allows no such synchronization while a pass is recorded.
@@ -32,6 +33,8 @@ pub(super) struct Steps {
     /// Pinned memory for a pass's result.
     pub(super) returned: Option<PinnedHostSlice<f32>>,
     pub(super) passes: HashMap<PassKey, Recorded>,
+    /// The buffers of all graphs.
+    pub(super) reused: Reused,
 }
 
 /// The state of a pass that was seen before.

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::gpu;
 use super::shared_memory::{MatrixUnits, largest_tile_bytes};
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 
 /// A file of kernels, with the files that it includes.
 struct File {
@@ -82,6 +83,34 @@ const FILES: [File; 13] = [
     file!("quantize.cu", "flaws_{t}" "nf4_pack_{t}" "mean_scale" "nest" "int8_rows_{t}"),
 ];
 
+/// `few_rows.cu` for a form of weights.
+macro_rules! few_rows {
+    ($format:literal $kernel:literal) => {
+        File {
+            name: concat!("few_rows.cu of form ", $format),
+            source: concat!(
+                "#define FORMAT ",
+                $format,
+                "\n",
+                include_str!("kernels/common.cuh"),
+                include_str!("kernels/matrix.cuh"),
+                include_str!("kernels/activation.cuh"),
+                include_str!("kernels/few_rows.cu")
+            ),
+            kernels: &[$kernel],
+        }
+    };
+}
+
+/// The products of few rows, for GPUs whose kernels overlap: with unquantized weights, and with
+/// those of a precision.
+const FEW_ROWS: [(Option<Precision>, File); 4] = [
+    (None, few_rows!(0 "few_rows_full_{h}_{n}")),
+    (Some(Precision::Int8), few_rows!(1 "few_rows_int8_{h}_{n}")),
+    (Some(Precision::Fp8), few_rows!(2 "few_rows_fp8_{h}_{n}")),
+    (Some(Precision::Nf4), few_rows!(3 "few_rows_nf4_{h}_{n}")),
+];
+
 /// The file for GPUs that have 8-bit floats.
 const FP8_FILE: File = file!(
     "fp8.cu" after "activation.cuh" "norm.cuh",
@@ -91,8 +120,8 @@ const FP8_FILE: File = file!(
 
 /// The placeholders in kernels' names: types, 16-bit types, values at once, head sizes of tiles,
 /// packs of values of a thread, columns of a lane in gradients of LoRA, lanes that share a key (1
-/// for heads of any dimension).
-const CHOICES: [(&str, &[&str]); 7] = [
+/// for heads of any dimension), eights of rows.
+const CHOICES: [(&str, &[&str]); 8] = [
     ("{t}", &["f32", "bf16", "f16"]),
     ("{h}", &["bf16", "f16"]),
     ("{v}", &["1", "8"]),
@@ -100,14 +129,27 @@ const CHOICES: [(&str, &[&str]); 7] = [
     ("{p}", &["1", "2", "4", "8"]),
     ("{c}", &["4", "8"]),
     ("{l}", &["1", "8", "16", "32"]),
+    ("{n}", &["1", "4", "8"]),
 ];
 
-/// Compiles all kernels for a GPU.
-pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, CudaFunction>> {
+/// Compiles the kernels for a base's precision on a GPU.
+pub(super) fn compile(
+    context: &Arc<CudaContext>,
+    precision: Precision,
+) -> Result<HashMap<String, CudaFunction>> {
     let (major, minor) = gpu::capability(context)?;
     let units = gpu::matrix_units(context)?;
     let with_fp8 = gpu::has_fp8(context)?.then_some(FP8_FILE);
-    let files: Vec<File> = FILES.into_iter().chain(with_fp8).collect();
+    let few_rows = FEW_ROWS
+        .into_iter()
+        .filter(|(form, _)| form.is_none_or(|form| form == precision));
+    let overlaps = gpu::overlaps(context)?;
+    let with_few_rows = few_rows.filter(|_| overlaps).map(|(_, file)| file);
+    let files: Vec<File> = FILES
+        .into_iter()
+        .chain(with_fp8)
+        .chain(with_few_rows)
+        .collect();
     // Instructions of one generation alone need this suffix.
     let suffix = match units {
         MatrixUnits::Warp => "",
@@ -121,12 +163,17 @@ pub(super) fn compile(context: &Arc<CudaContext>) -> Result<HashMap<String, Cuda
         let module = loaded.map_err(failed)?;
         for name in file.kernels.iter().flat_map(|name| variants(name)) {
             let function = module.load_function(&name).map_err(failed)?;
-            if file.name == "tiles.cu" {
+            let bytes = match file.name {
+                "tiles.cu" => Some(largest_tile_bytes(units)),
+                name if name.starts_with("few_rows.cu") => Some(gpu::shared_bytes(context)?),
+                _ => None,
+            };
+            if let Some(bytes) = bytes {
+                let bytes = bytes as i32;
                 let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // The largest possible share of the cache becomes shared memory, so that several
                 // blocks fit.
                 let share = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-                let bytes = largest_tile_bytes(units) as i32;
                 for (attribute, value) in [(most, bytes), (share, 100)] {
                     function.set_attribute(attribute, value).map_err(failed)?;
                 }
@@ -242,7 +289,12 @@ mod tests {
     #[test]
     fn every_kernel_compiles_for_gpus_with_and_without_8_bit_floats() {
         compile_for("sm_80", &FILES);
-        let all: Vec<File> = FILES.into_iter().chain([FP8_FILE]).collect();
+        let few_rows = FEW_ROWS.into_iter().map(|(_, file)| file);
+        let all: Vec<File> = FILES
+            .into_iter()
+            .chain([FP8_FILE])
+            .chain(few_rows)
+            .collect();
         for arch in ["sm_90a", "sm_120"] {
             compile_for(arch, &all);
         }

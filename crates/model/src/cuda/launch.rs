@@ -1,8 +1,9 @@
 //! Launches of kernels in the engine's one stream.
 
 use std::ffi::c_void;
+use std::ptr;
 
-use cudarc::driver::result;
+use cudarc::driver::sys;
 
 use super::array::{Array, Element};
 use super::context::Cuda;
@@ -12,9 +13,43 @@ use crate::error::{Error, Result};
 /// Threads of a block, unless a kernel needs another number.
 const THREADS: usize = 256;
 
+/// The stems of the kernels that wait for the results of the kernels before them, so that they may
+/// be launched before those have ended.
+const WAITING: [&str; 12] = [
+    "gather",
+    "layer_norm",
+    "activate",
+    "append_pages",
+    "attend_pages",
+    "combine_splits",
+    "rows_lora_a",
+    "rows_lora_b",
+    "few_rows_full",
+    "few_rows_int8",
+    "few_rows_fp8",
+    "few_rows_nf4",
+];
+
+/// The blocks of a launch.
+pub(super) struct Grid {
+    pub(super) blocks: [usize; 3],
+    /// Blocks along the first axis that share their memory.
+    pub(super) cluster: usize,
+    pub(super) threads: usize,
+    /// Dynamic shared memory in bytes per block.
+    pub(super) shared_bytes: usize,
+}
+
 /// A kernel's argument: its bits, in the lowest bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Arg(u64);
+
+impl Arg {
+    /// The pointer that a launch takes.
+    pub(super) fn pointer(&self) -> *mut c_void {
+        ptr::from_ref(&self.0).cast_mut().cast()
+    }
+}
 
 impl From<&Array> for Arg {
     fn from(array: &Array) -> Self {
@@ -89,34 +124,85 @@ impl Cuda {
         threads: usize,
         args: &[Arg],
     ) -> Result<()> {
-        if width == 0 || height == 0 {
+        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
+        let grid = Grid {
+            blocks: [width, height, 1],
+            cluster: 1,
+            threads,
+            shared_bytes,
+        };
+        self.launch_grid(kernel, &grid, &mut pointers)
+    }
+
+    /// Launches a grid; `args` are pointers to a kernel's arguments.
+    pub(super) fn launch_grid(
+        &self,
+        kernel: &str,
+        grid: &Grid,
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
+        if grid.blocks.contains(&0) {
             return Ok(());
         }
         let function = self
             .functions
             .get(kernel)
             .ok_or_else(|| Error::device("cuda", format!("has no kernel {kernel}")))?;
-        let mut pointers: Vec<*mut c_void> = args
-            .iter()
-            .map(|arg| std::ptr::from_ref(&arg.0).cast_mut().cast())
-            .collect();
+        let mut attributes = Vec::new();
+        if grid.cluster > 1 {
+            let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                x: grid.cluster as u32,
+                y: 1,
+                z: 1,
+            };
+            attributes.push(sys::CUlaunchAttribute {
+                id,
+                pad: [0; 4],
+                value,
+            });
+        }
+        if self.overlap.is_some() && waits_for_results(kernel) {
+            let id =
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            value.programmaticStreamSerializationAllowed = 1;
+            attributes.push(sys::CUlaunchAttribute {
+                id,
+                pad: [0; 4],
+                value,
+            });
+        }
+        let [width, height, depth] = grid.blocks.map(|blocks| blocks as u32);
+        let config = sys::CUlaunchConfig {
+            gridDimX: width,
+            gridDimY: height,
+            gridDimZ: depth,
+            blockDimX: grid.threads as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes as u32,
+            hStream: self.stream().cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
         self.check(self.context.bind_to_thread())?;
         #[cfg(feature = "bench")]
         let _recording = self.recorder.launch(self.stream(), kernel);
         // SAFETY: every caller passes the arguments that its kernel declares, in order; buffers are
         // freed in the same stream, and therefore after the kernel; no kernel accesses memory
-        // outside the shapes that it is given.
+        // outside the shapes that it is given; a kernel that may start early waits by itself.
         let launched = unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (width as u32, height as u32, 1),
-                (threads as u32, 1, 1),
-                shared_bytes as u32,
-                self.stream().cu_stream(),
-                &mut pointers,
+            let function = function.cu_function();
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                function,
+                args.as_mut_ptr(),
+                ptr::null_mut(),
             )
         };
-        self.check(launched)
+        self.check(launched.result())
     }
 
     /// Launches one warp per row. The kernel reads eight values at once if all matrices allow it.
@@ -170,6 +256,13 @@ impl Cuda {
         let each = if vectorized { 4 * 8 } else { few };
         self.launch_values(&kernel, out.len().div_ceil(each), args)
     }
+}
+
+/// Whether a kernel waits for the results of those before it.
+fn waits_for_results(kernel: &str) -> bool {
+    let types = ["_f32", "_bf16", "_f16"];
+    let end = types.iter().find_map(|name| kernel.find(name));
+    end.is_some_and(|end| WAITING.contains(&&kernel[..end]))
 }
 
 fn all_vectorized(arrays: &[&Array]) -> bool {

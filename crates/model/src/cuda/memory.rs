@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::array::{Array, Buffer, Element, ROWS};
 use super::context::Cuda;
+use super::reuse::reused;
 use crate::error::{Error, Result};
 
 impl Cuda {
@@ -51,8 +52,9 @@ impl Cuda {
         } else {
             rows.next_multiple_of(ROWS)
         };
-        let buffer = self.alloc(padded * columns * element.bytes())?;
-        Ok(Array::of(buffer, element, rows, columns))
+        let bytes = padded * columns * element.bytes();
+        let buffer = reused(bytes, || self.alloc(bytes))?;
+        Ok(Array::in_shared(buffer, element, rows, columns))
     }
 
     pub(super) fn zeros_of(&self, rows: usize, columns: usize) -> Result<Array> {

@@ -10,20 +10,12 @@ use cudarc::driver::{CudaStream, result, sys};
 use super::array::{Array, Element};
 use super::context::Cuda;
 use super::graphs::{Graph, PassKey, RECORDING, Recorded};
+use super::reuse::Reused;
 use crate::error::{Error, Result};
 
 thread_local! {
     /// Whether this thread is recording a pass.
     static RECORDS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// The outcome of recording a pass, with its result.
-enum Recording {
-    Done(Graph, Array),
-    /// Another thread makes an engine or records; a later pass may try again.
-    Busy(Array),
-    /// The driver refused.
-    Failed(Array),
 }
 
 impl Cuda {
@@ -51,28 +43,23 @@ impl Cuda {
         match steps.passes.get(&key) {
             None => {
                 steps.passes.insert(key, Recorded::Seen);
-                drop(steps);
-                compute()
             }
-            Some(Recorded::Never) => {
-                drop(steps);
-                compute()
-            }
-            Some(Recorded::Graph(graph, out)) => self.launch_graph(graph, out),
-            Some(Recorded::Seen) => match self.record(&compute)? {
-                Recording::Done(graph, out) => {
-                    steps
-                        .passes
-                        .insert(key, Recorded::Graph(graph, out.clone()));
-                    Ok(out)
-                }
-                Recording::Busy(out) => Ok(out),
-                Recording::Failed(out) => {
+            Some(Recorded::Never) => {}
+            Some(Recorded::Graph(graph, out)) => return self.launch_graph(graph, out),
+            Some(Recorded::Seen) => {
+                // Another thread makes an engine or records: a later pass may try again.
+                if let Some(_recording) = RECORDING.try_write() {
+                    if let Ok((graph, out)) = self.record(&mut steps.reused, &compute) {
+                        let launched = self.launch_graph(&graph, &out);
+                        steps.passes.insert(key, Recorded::Graph(graph, out));
+                        return launched;
+                    }
                     steps.passes.insert(key, Recorded::Never);
-                    Ok(out)
                 }
-            },
+            }
         }
+        drop(steps);
+        compute()
     }
 
     fn launch_graph(&self, graph: &Graph, out: &Array) -> Result<Array> {
@@ -84,33 +71,26 @@ impl Cuda {
         Ok(out.clone())
     }
 
-    /// Runs a pass whose plans exist, and records it.
-    fn record(&self, compute: impl Fn() -> Result<Array>) -> Result<Recording> {
-        let out = compute()?;
-        let Some(_recording) = RECORDING.try_write() else {
-            return Ok(Recording::Busy(out));
-        };
-        Ok(match self.capture(&out, compute) {
-            Ok(graph) => Recording::Done(graph, out),
-            Err(_) => Recording::Failed(out),
-        })
-    }
-
-    /// The graph of a pass that writes its result to `out`. What the pass allocates is the graph's.
-    fn capture(&self, out: &Array, compute: impl Fn() -> Result<Array>) -> Result<Graph> {
+    /// Runs a pass, so that all its buffers exist, and records it. Returns the graph with its
+    /// output matrix.
+    fn record(
+        &self,
+        reused: &mut Reused,
+        compute: impl Fn() -> Result<Array>,
+    ) -> Result<(Graph, Array)> {
+        drop(reused.lend(true, &compute)?);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.check(self.recording_stream.begin_capture(mode))?;
         RECORDS.set(true);
-        let computed = compute().and_then(|found| self.copy(out, &found));
+        let computed = reused.lend(false, compute);
         RECORDS.set(false);
         let ended = self
             .recording_stream
             .end_capture(sys::CUgraphInstantiate_flags(0));
-        computed?;
-        let graph = self.check(ended)?;
-        graph
-            .map(Graph)
-            .ok_or_else(|| Error::device("cuda", "recorded nothing"))
+        let out = computed?;
+        let graph = self.check(ended)?.map(Graph);
+        let graph = graph.ok_or_else(|| Error::device("cuda", "recorded nothing"))?;
+        Ok((graph, out))
     }
 
     /// Reads a matrix as f32 through pinned memory, to which the GPU copies at full speed. Waits
@@ -134,20 +114,5 @@ impl Cuda {
         self.check(copied)?;
         self.check(self.main_stream.synchronize())?;
         Ok(pinned.chunks(x.columns).map(<[f32]>::to_vec).collect())
-    }
-
-    /// Copies a matrix into one of the same shape.
-    fn copy(&self, to: &Array, from: &Array) -> Result<()> {
-        let bytes = from.len() * from.element.bytes();
-        // SAFETY: both matrices have this many bytes. The graph owns `from`, and `to` outlives it.
-        let copied = unsafe {
-            result::memcpy_dtod_async(
-                to.address(),
-                from.address(),
-                bytes,
-                self.stream().cu_stream(),
-            )
-        };
-        self.check(copied)
     }
 }

@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 
 use super::array::{Buffer, Element};
-use super::context::Cuda;
+use super::context::{Cuda, Overlap};
 use super::graphs::RECORDING;
 use super::library::Library;
 #[cfg(feature = "bench")]
@@ -28,15 +28,24 @@ impl Cuda {
         // Pinning memory takes long, and compiling takes longer.
         let (joined, functions) = std::thread::scope(|scope| {
             let staging = scope.spawn(|| Staging::start(&context));
-            let functions = kernels::compile(&context);
+            let functions = kernels::compile(&context, base.precision());
             (staging.join(), functions)
         });
         let started = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let staging = started.map_err(|failure| failure.into_error("staging", ordinal))?;
         let allocated = stream.alloc_zeros::<u8>(GPU_WORKSPACE);
         let workspace = allocated.map_err(|error| gpu::failed(ordinal, &error))?;
+        let overlap = if gpu::overlaps(&context)? {
+            Some(Overlap {
+                multiprocessors: gpu::multiprocessors(&context)?,
+                shared_bytes: gpu::shared_bytes(&context)?,
+            })
+        } else {
+            None
+        };
         let cuda = Self {
             functions: functions?,
+            overlap,
             library: Library::new(Buffer::of(workspace, &stream))?,
             recording_stream: gpu::stream(&context)?,
             context,

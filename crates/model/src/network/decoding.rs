@@ -5,6 +5,7 @@ use super::Network;
 use super::block::Block;
 use super::linear::Linear;
 use super::pass::Shared;
+use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::decoding::{Decode, Phase, Sequences};
 use crate::ops::{Norm, Span};
@@ -130,7 +131,7 @@ impl<O: Decode> Block<O> {
         let normed = (&x, &self.attention_norm);
         let qkv = self
             .query_key_value
-            .decode_normed(ops, layer, normed, pass)?;
+            .decode_normed(ops, layer, normed, None, pass)?;
         let out = ops.attend_pages(&qkv, heads, pass.layout, layer)?;
         let sum = self.dense.decode(ops, layer, (&out, &x), pass)?;
         let mid = if config.use_parallel_residual {
@@ -138,10 +139,11 @@ impl<O: Decode> Block<O> {
         } else {
             &sum
         };
+        let normed = (mid, &self.mlp_norm);
+        let activation = Some(config.hidden_act);
         let inner = self
             .up
-            .decode_normed(ops, layer, (mid, &self.mlp_norm), pass)?;
-        ops.activate(&inner, config.hidden_act)?;
+            .decode_normed(ops, layer, normed, activation, pass)?;
         self.down.decode(ops, layer, (&inner, &sum), pass)
     }
 }
@@ -156,20 +158,31 @@ impl<O: Decode> Linear<O> {
         pass: &DecodingPass<'_, '_, O>,
     ) -> Result<O::Array> {
         let y = ops.frozen_linear_by_rows(pass.phase, x, &self.affine, Some(plus))?;
-        ops.add_lora(pass.layout, (layer, self.target), x, &y)?;
+        if ops.has_lora(pass.layout, self.target) {
+            ops.add_lora(pass.layout, (layer, self.target), x, &y)?;
+        }
         Ok(y)
     }
 
-    /// [`Linear::decode`] of the layer norm of `x`, without a sum.
+    /// [`Linear::decode`] of the layer norm of `x`, without a sum, and its activation if one is
+    /// named.
     fn decode_normed(
         &self,
         ops: &O,
         layer: usize,
-        (x, norm): (&O::Array, &Norm<O::Array>),
+        normed: (&O::Array, &Norm<O::Array>),
+        activation: Option<Activation>,
         pass: &DecodingPass<'_, '_, O>,
     ) -> Result<O::Array> {
-        let (normed, y) = ops.normed_linear_by_rows(pass.phase, x, norm, &self.affine)?;
-        ops.add_lora(pass.layout, (layer, self.target), &normed, &y)?;
+        let has_lora = ops.has_lora(pass.layout, self.target);
+        let at_once = activation.filter(|_| !has_lora);
+        let (normed, y) = ops.normed_linear_by_rows(pass.phase, normed, &self.affine, at_once)?;
+        if has_lora {
+            ops.add_lora(pass.layout, (layer, self.target), &normed, &y)?;
+            if let Some(kind) = activation {
+                ops.activate(&y, kind)?;
+            }
+        }
         Ok(y)
     }
 }

@@ -62,6 +62,12 @@ impl<A> Factors<A> {
         self.layers.get(layer)?[target.index()].as_ref()
     }
 
+    /// Whether any layer has factors of a target.
+    pub(crate) fn has(&self, target: Target) -> bool {
+        let mut layers = self.layers.iter();
+        layers.any(|layer| layer[target.index()].is_some())
+    }
+
     /// The lowest layer that has factors.
     pub(super) fn first_adapted(&self) -> Option<usize> {
         self.layers

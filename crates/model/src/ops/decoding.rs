@@ -65,6 +65,12 @@ pub(crate) struct Sequences<'a, O: Decode> {
 }
 
 impl<O: Decode> Sequences<'_, O> {
+    /// Whether any adapter has factors of a target.
+    pub(crate) fn has_lora(&self, target: Target) -> bool {
+        let mut adapters = self.adapters.iter().flatten();
+        adapters.any(|adapter| adapter.as_ref().has(target))
+    }
+
     /// Adds to the product `y` of `x` each sequence's LoRA, one sequence after the other.
     pub(crate) fn add_lora(
         &self,
@@ -134,14 +140,17 @@ pub(crate) trait Decode: Ops {
         w: &Affine<Self>,
         plus: Option<&Self::Array>,
     ) -> Result<Self::Array>;
-    /// [`Ops::normed_linear`] in which no row's result depends on another row.
+    /// [`Ops::normed_linear`] in which no row's result depends on another row, and its activation if
+    /// one is named.
     fn normed_linear_by_rows(
         &self,
         phase: Phase,
-        x: &Self::Array,
-        norm: &Norm<Self::Array>,
+        normed: (&Self::Array, &Norm<Self::Array>),
         w: &Affine<Self>,
+        activation: Option<Activation>,
     ) -> Result<(Self::Array, Self::Array)>;
+    /// Whether a sequence of the pass may have LoRA on a target.
+    fn has_lora(&self, layout: &Self::DecodeLayout<'_>, target: Target) -> bool;
     /// Adds to the product `y` of `x` each sequence's LoRA.
     fn add_lora(
         &self,

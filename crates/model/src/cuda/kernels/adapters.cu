@@ -42,6 +42,7 @@ template <typename T> __device__ __forceinline__ float warp_dot(const T *x, cons
 // shrunk = A x. One warp per element, (row, rank).
 template <typename T>
 __device__ void rows_lora_a(float *shrunk, const T *x, const u64 *adapters, int index, int depth) {
+    start_next(), wait_for_results();
     int row = blockIdx.x, lane = threadIdx.x % 32;
     const Factor *factor = factor_of(adapters, row, index);
     if (!factor) return;
@@ -55,6 +56,7 @@ __device__ void rows_lora_a(float *shrunk, const T *x, const u64 *adapters, int 
 template <typename T>
 __device__ void rows_lora_b(T *y, const float *shrunk, const u64 *adapters, int index, int columns) {
     __shared__ float own[LARGEST_RANK];
+    start_next(), wait_for_results();
     int row = blockIdx.y, column = blockIdx.x * blockDim.x + threadIdx.x;
     const Factor *factor = factor_of(adapters, row, index);
     if (!factor) return;

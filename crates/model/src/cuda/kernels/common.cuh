@@ -50,6 +50,24 @@ __device__ __forceinline__ float reciprocal(float x) {
     return y;
 }
 
+// A kernel that calls `wait_for_results` may be launched before the kernel before it has ended, on
+// GPUs that have this (Hopper and later).
+
+// Lets the next kernel's blocks start. Call it before `wait_for_results`.
+__device__ __forceinline__ void start_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Waits until the kernels before have ended. Nothing that they write may be read, and nothing that
+// they use may be written, before.
+__device__ __forceinline__ void wait_for_results() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // V consecutive values; their address must be a multiple of their size together.
 template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
     T at[V];

@@ -19,6 +19,7 @@ __device__ __forceinline__ const u64 *table_of(const u64 *tables, const u32 *seq
 template <typename T>
 __device__ void append_pages(T *qkv, const float *cos, const float *sin, const u64 *tables, const u32 *sequences,
                              const u32 *positions, int width, int rows, int heads, int dim, int half, int layer) {
+    start_next(), wait_for_results();
     int i = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, row = i / heads, head = i % heads;
     // A padding row has the position -1.
     int position = row < rows ? positions[row] : -1;
@@ -74,6 +75,7 @@ __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tabl
     constexpr int GROUPS = 128 / L, WIDTH = V == 8 ? L * 8 : 256;
     __shared__ const T *pages[SPLIT / PAGE];
     __shared__ float group_most[GROUPS], group_sum[GROUPS], group_out[GROUPS][WIDTH + 4];
+    start_next(), wait_for_results();
     int row = first_row + blockIdx.y, head = blockIdx.x % heads, split = blockIdx.x / heads;
     int count = positions[row] + 1, begin = split * SPLIT, end = min(begin + SPLIT, count);
     if (begin >= count) return;
@@ -151,6 +153,7 @@ __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tabl
 template <typename T>
 __device__ void combine_splits(T *out, const float *parts, const u32 *positions, int first_row, int heads,
                                int dim, int splits) {
+    start_next(), wait_for_results();
     int row = first_row + blockIdx.y, head = blockIdx.x, count = positions[row] + 1;
     if (count <= SPLIT) return;
     const float *part = parts + ((u64)row * heads + head) * splits * (dim + 2);

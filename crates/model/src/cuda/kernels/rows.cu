@@ -7,6 +7,7 @@
 
 template <typename T, int V>
 __device__ void gather(T *out, const T *table, const u32 *numbers, int rows, int columns) {
+    start_next(), wait_for_results();
     ROW()
     const T *from = table + (u64)numbers[row] * columns;
     T *to = out + (u64)row * columns;
@@ -41,6 +42,7 @@ __device__ __forceinline__ void norm_row_backward(T *dx, const T *dy, const T *f
 
 template <typename T, int V>
 __device__ void layer_norm(T *out, const T *x, const T *weight, const T *bias, int columns, float eps) {
+    start_next(), wait_for_results();
     u64 at = (u64)blockIdx.x * columns;
     if constexpr (V == 8 && sizeof(T) == 2) {
         if (columns <= NORM_THREADS * V * NORM_PACKS) {

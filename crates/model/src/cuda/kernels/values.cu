@@ -14,6 +14,7 @@ template <typename T, int V> __device__ void add(T *y, const T *x, u64 count) {
 }
 
 template <typename T, int V> __device__ void activate(T *out, const T *x, int kind, u64 count) {
+    start_next(), wait_for_results();
     VALUE()
     float v[V], y[V], slope[V];
     load<V>(x + i, v);
