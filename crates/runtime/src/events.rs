@@ -10,7 +10,7 @@ use togi_common::{Hasher, JobId};
 use togi_proto::events::v1;
 
 use crate::error::{Error, Result};
-use crate::jobs::job::Kind;
+use crate::job::Kind;
 
 mod cloud;
 mod published;

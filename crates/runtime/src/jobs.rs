@@ -10,17 +10,16 @@ use togi_common::{Hasher, JobId, canonical};
 use crate::bus::Bus;
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
+pub use crate::job::{Failure, Job, Kind, State};
 use crate::jobs::record::{Envelope, Record};
 use crate::layout;
 use crate::store::{Store, random_hex};
 use crate::telemetry;
 
 mod end;
-pub(crate) mod job;
 mod query;
 pub mod reconcile;
 pub(crate) mod record;
-pub use job::{Failure, Job, Kind, State};
 
 /// Failed attempts after which a job has failed.
 pub const MAX_ATTEMPTS: u32 = 5;

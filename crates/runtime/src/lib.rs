@@ -8,6 +8,7 @@ pub mod context;
 pub mod error;
 pub mod events;
 pub mod fence;
+mod job;
 pub mod jobs;
 pub mod layout;
 pub mod life;

@@ -3,10 +3,12 @@
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    adapters, ask, chat, completions, datasets, demo, events, export, fetch, gc, generate, jobs,
-    logits, make_base, policies, prepare, quantize, run, tokenize, train, up,
+    adapters, ask, chat, completions, datasets, events, export, fetch, gc, generate, jobs, logits,
+    make_base, policies, prepare, quantize, tokenize, train, up,
 };
+use crate::demo::command::Demo;
 use crate::globals::Flags;
+use crate::pipeline::command::Run;
 
 /// Examples before usage, options after.
 const TEMPLATE: &str =
@@ -44,9 +46,9 @@ pub enum Command {
     /// Starts the three services and their own NATS server in one process
     Up(up::Up),
     /// Shows the whole pipeline on the embedded base: prepare, train, ask, retrain
-    Demo(demo::Demo),
+    Demo(Demo),
     /// Prepares, trains, evaluates and publishes in one call, for CI
-    Run(run::Run),
+    Run(Run),
     /// Turns records into a data set
     Prepare(prepare::Prepare),
     /// Trains an adapter on a data set

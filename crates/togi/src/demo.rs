@@ -5,6 +5,7 @@
 //! base and to the adapter; then ten new facts come in, a policy retrains, and the second
 //! generation answers what the first could not.
 
+pub mod command;
 mod journal;
 mod quiz;
 mod report;

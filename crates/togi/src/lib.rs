@@ -20,6 +20,7 @@ pub mod session;
 pub mod settings;
 pub mod table;
 pub mod up;
+pub mod up_state;
 pub mod upload;
 pub mod when;
 

@@ -1,5 +1,6 @@
 //! A pipeline: a file that describes a preparation, a training and a gate, and its stages in order.
 
+pub mod command;
 pub mod junit;
 pub mod report;
 

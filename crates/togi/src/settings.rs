@@ -12,7 +12,7 @@ use togi_runtime::config::{self, TelemetryConfig};
 use crate::error::{Error, Result};
 use crate::globals::Flags;
 use crate::output::Format;
-use crate::up::state::UpState;
+use crate::up_state::UpState;
 
 /// The default address of `togi up`.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7670";

@@ -7,7 +7,6 @@
 mod nats;
 mod options;
 mod service;
-pub mod state;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,9 +19,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::nats::Server;
-use self::state::{DataFolder, NatsState, UpState};
 use crate::error::{Error, Result};
 use crate::settings::File;
+use crate::up_state::{DataFolder, NatsState, UpState};
 use crate::{embedded, local};
 
 pub use self::nats::BINARY_VARIABLE;

@@ -7,7 +7,6 @@
 
 mod error;
 
-pub mod decoder;
 pub mod digest;
 pub mod manifest;
 pub mod order;
@@ -17,11 +16,10 @@ pub mod row;
 pub mod shard;
 pub mod tokenizer;
 
-pub use decoder::Decoder;
 pub use digest::DatasetHasher;
 pub use error::{Error, Result};
 pub use manifest::{DatasetManifest, Part, Split};
 pub use order::Permutation;
 pub use record::{Columns, Record, Reject};
 pub use row::{Encoder, Learn, OverLong, Row, Settings};
-pub use tokenizer::{Scratch, Tokenizer};
+pub use tokenizer::{Decoder, Scratch, Tokenizer};

@@ -1,9 +1,10 @@
 //! Text to ids and back, with exactly SentencePiece's results for unigram models.
 //!
 //! Encoding: `normalizer` (text → symbols) → `lattice` (symbols → pieces, over `trie`) → ids.
-//! Decoding is in [`crate::decoder`].
+//! Decoding is in `decoder`.
 
 mod charsmap;
+mod decoder;
 mod lattice;
 mod load;
 mod model;
@@ -16,11 +17,12 @@ use std::sync::Arc;
 
 use togi_common::Digest;
 
+pub use self::decoder::Decoder;
+use self::decoder::Detokenizer;
 use self::lattice::{Best, Span};
 use self::load::Model;
 use self::normalizer::Symbol;
 use self::vocabulary::Role;
-use crate::decoder::{Decoder, Detokenizer};
 use crate::error::Result;
 
 /// A SentencePiece unigram model. Text never yields a control id: `</s>` typed by a user is

@@ -1,7 +1,8 @@
 //! Training as a loop over a thread's own state: [`data`] brings the rows, [`train`] learns them,
-//! [`progress`] measures each step.
+//! [`meter`] measures each step.
 
 pub mod data;
-pub mod progress;
+pub mod meter;
+pub mod snapshot;
 pub mod step;
 pub mod train;

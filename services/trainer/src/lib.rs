@@ -26,6 +26,7 @@ pub mod queue;
 pub mod adapter;
 pub mod run;
 
+pub mod follower;
 pub mod policies;
 
 pub mod page;

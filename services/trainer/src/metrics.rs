@@ -4,7 +4,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 use togi_runtime::telemetry;
 
-use crate::learn::progress::Measured;
+use crate::learn::meter::Measured;
 
 /// The trainer's instruments. Clones share them.
 #[derive(Clone, Debug)]

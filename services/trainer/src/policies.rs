@@ -1,7 +1,6 @@
 //! Jobs that a policy asks for: [`policy`] holds it, [`schedule`] tells its times, [`retraining`]
-//! decides what it trains next and [`follower`] queues that.
+//! decides what it trains next. [`crate::follower`] queues that.
 
-pub mod follower;
 pub mod policy;
 pub mod retraining;
 pub mod schedule;

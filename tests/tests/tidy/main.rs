@@ -111,6 +111,12 @@ fn no_files_of_a_crate_form_a_circle() {
 }
 
 #[test]
+fn no_folders_of_a_crate_form_a_circle() {
+    let offenders = circles::folder_circles(&source::rust());
+    refuse("folders that use each other in a circle", &offenders);
+}
+
+#[test]
 fn every_crate_takes_the_lints() {
     // `missing_docs` is among them, and `make lint` refuses warnings.
     let offenders = rules::without_lints(&manifests());

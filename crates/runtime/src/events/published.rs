@@ -4,7 +4,7 @@ use togi_common::{AliasName, Generation, JobId};
 use togi_proto::events::v1;
 
 use crate::events::Event;
-use crate::jobs::job::{Job, Kind, State};
+use crate::job::{Job, Kind, State};
 
 impl Event {
     pub(crate) fn job_queued(job: &JobId, kind: Kind) -> Self {

@@ -9,8 +9,8 @@ use togi_common::{JobId, canonical};
 
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
+use crate::job::{Failure, Job, Kind, State};
 use crate::jobs::Jobs;
-use crate::jobs::job::{Failure, Job, Kind, State};
 use crate::jobs::record::{Envelope, Record};
 use crate::layout;
 use crate::telemetry;

@@ -7,8 +7,8 @@ use futures::{Stream, StreamExt as _};
 use togi_common::{JobId, canonical};
 
 use crate::error::{Class, Error, Result};
+use crate::job::{Job, Kind, State};
 use crate::jobs::Jobs;
-use crate::jobs::job::{Job, Kind, State};
 use crate::jobs::record::{Envelope, Record};
 use crate::layout;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use togi_common::JobId;
 
 use crate::error::{Class, Result};
+use crate::job::Kind;
 use crate::jobs::Jobs;
-use crate::jobs::job::Kind;
 use crate::jobs::record::{Envelope, Record};
 use crate::layout;
 use crate::life::stop::Stopper;

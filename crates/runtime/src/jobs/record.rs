@@ -11,7 +11,7 @@ use togi_proto::job::v1 as proto;
 
 use crate::error::{Class, Error, Result};
 use crate::fence::Fence;
-use crate::jobs::job::{Failure, Job, Kind, State};
+use crate::job::{Failure, Job, Kind, State};
 
 /// `jobs/<job>/request.json`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,8 +11,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
+use crate::job::{Failure, Job, State};
 use crate::jobs::MAX_ATTEMPTS;
-use crate::jobs::job::{Failure, Job, State};
 use crate::life::backoff::Backoff;
 use crate::telemetry::{self, semconv};
 use crate::worker::delivery::{Delivery, nak};

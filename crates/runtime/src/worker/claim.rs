@@ -6,8 +6,8 @@ use togi_common::JobId;
 
 use crate::error::{Class, Error, Result};
 use crate::fence::Fence;
+use crate::job::{Failure, Job, State};
 use crate::jobs::MAX_ATTEMPTS;
-use crate::jobs::job::{Failure, Job, State};
 use crate::jobs::record::{Envelope, Record};
 use crate::layout;
 use crate::worker::delivery::{Bare, Delivery, nak};
@@ -207,7 +207,7 @@ impl<H: Handler> Slot<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::job::Kind;
+    use crate::job::Kind;
 
     fn record(state: State, message: u64, cancel_requested: bool) -> Record {
         let job = Job {

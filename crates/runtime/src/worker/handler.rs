@@ -6,7 +6,7 @@ use serde_json::Value;
 use togi_common::JobId;
 
 use crate::error::{Class, Error, Result};
-use crate::jobs::job::{Job, Kind};
+use crate::job::{Job, Kind};
 use crate::life::stop::Stopper;
 use crate::worker::lease::Lease;
 

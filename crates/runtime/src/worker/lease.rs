@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::error::{Class, Error, Result};
 use crate::fence::Fence;
+use crate::job::State as JobState;
 use crate::jobs::Jobs;
-use crate::jobs::job::State as JobState;
 use crate::jobs::record::Record;
 
 /// A lease. Clones are the same lease.

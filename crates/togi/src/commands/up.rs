@@ -8,8 +8,8 @@ use togi_runtime::{Stopper, telemetry};
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::settings::{BaseSection, Settings};
-use crate::up::state::UpState;
 use crate::up::{DEFAULT_ADMIN, DEFAULT_LISTEN};
+use crate::up_state::UpState;
 use crate::{embedded, up};
 
 const EXAMPLES: &str = "\
@@ -112,7 +112,7 @@ fn address(flag: &str, text: &str) -> Result<SocketAddr> {
     })
 }
 
-pub(super) fn base(text: &str) -> std::result::Result<(String, String), String> {
+pub(crate) fn base(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, url)) if !name.is_empty() && url.contains("://") => {
             Ok((name.to_owned(), url.to_owned()))

@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Error, Result};
-use crate::up::state::{NatsState, UpState, command_line, start_time};
+use crate::up_state::{NatsState, UpState, command_line, start_time};
 
 /// The environment variable with the path of the binary.
 pub const BINARY_VARIABLE: &str = "TOGI_NATS_SERVER";

@@ -14,7 +14,7 @@ use crate::embedded;
 use crate::error::{Error, Result};
 use crate::settings::BaseSection;
 use crate::up::options::Options;
-use crate::up::state::DataFolder;
+use crate::up_state::DataFolder;
 
 const SERVICES: [&str; 3] = ["data-prep", "trainer", "inference"];
 

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use togi::up::state::{UpState, start_time};
+use togi::up_state::{UpState, start_time};
 
 use super::world::{command, togi};
 use togi_testing::poll_until;

@@ -21,7 +21,7 @@ use tonic::Code;
 use tracing::{debug, warn};
 
 use crate::error::{Error, Result};
-use crate::run::checkpoint::Progress;
+use crate::learn::snapshot::Progress;
 
 /// Largest message accepted from data-prep, in bytes.
 const MESSAGE_BYTES: usize = 16 << 20;

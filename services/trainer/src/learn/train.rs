@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
 use crate::gauge::Gauge;
-use crate::learn::progress::{Measured, Meter, StepResult};
+use crate::learn::meter::{Measured, Meter, StepResult};
+use crate::learn::snapshot::{Progress, Snapshot};
 use crate::recipe::Recipe;
-use crate::run::checkpoint::{Progress, Snapshot};
 
 /// The mutable state of a run, between two steps.
 #[derive(Debug)]

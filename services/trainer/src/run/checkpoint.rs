@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use togi_base::file;
@@ -17,6 +16,7 @@ use togi_runtime::{Fence, JobId, Store, layout};
 use tracing::warn;
 
 use crate::error::{Error, Result};
+use crate::learn::snapshot::{Progress, Snapshot};
 
 /// Checkpoints kept per job, including the final one.
 const KEPT: usize = 3;
@@ -25,35 +25,6 @@ const SCHEMA_VERSION: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 const LORA: &str = "lora.f32";
 const OPTIMIZER: &str = "adamw.bin";
-
-/// A run's state after `step` optimizer steps.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Snapshot {
-    /// The position in the run.
-    pub progress: Progress,
-    /// The trainable buffer, as [`togi_model::Lora::to_bytes`] writes it.
-    pub lora: Bytes,
-    /// The optimizer's state, as [`togi_model::optim::AdamW::to_bytes`] writes it.
-    pub optimizer: Bytes,
-}
-
-/// A run's position at a step boundary. Together with the recipe it determines the learning rate,
-/// the order of the rows and dropout.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Optimizer steps done; also AdamW's step count.
-    pub step: u64,
-    /// Epoch of the next record, from 0.
-    pub epoch: u64,
-    /// Records of that epoch already trained on.
-    pub offset: u64,
-    /// Tokens trained on.
-    pub tokens: u64,
-    /// Records trained on.
-    pub samples: u64,
-    /// Seconds spent in steps by all workers of the job. Only reported; nothing depends on it.
-    pub seconds: f64,
-}
 
 #[derive(Serialize, Deserialize)]
 struct Manifest {
@@ -240,6 +211,7 @@ fn engine() -> String {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use togi_testing::folder_store;
 
     use super::*;

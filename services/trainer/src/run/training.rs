@@ -15,12 +15,13 @@ use tracing::{Instrument, Span, debug, info, warn};
 
 use crate::error::{Error, Result};
 use crate::learn::data::{Order, Reader};
+use crate::learn::snapshot::Snapshot;
 use crate::learn::step::Step;
 use crate::learn::train::{self, Machine, Plan, Request, State, Update};
 use crate::papers::log;
 use crate::patience::retry;
 use crate::run::announcement::Announcement;
-use crate::run::checkpoint::{self, Owner, Snapshot};
+use crate::run::checkpoint::{self, Owner};
 use crate::run::job::Job;
 use crate::run::parts::Parts;
 

@@ -12,12 +12,13 @@ use tracing::{Instrument as _, info, info_span};
 
 use crate::error::{Error, Result};
 use crate::learn::data::Order;
+use crate::learn::snapshot::Snapshot;
 use crate::learn::train::{Plan, State};
 use crate::policies::policy;
 use crate::policies::retraining::Retraining;
 use crate::recipe::Promote;
 use crate::request::{Asked, JobRequest};
-use crate::run::checkpoint::{self, Owner, Snapshot};
+use crate::run::checkpoint::{self, Owner};
 use crate::run::evaluation::Candidate;
 use crate::run::job::Job;
 use crate::run::parts::Parts;

@@ -7,7 +7,7 @@ use togi_model::{Base, Batch, Engine, WindowLoss, base};
 use togi_proto::job::v1::JobState;
 use togi_tokens::Row;
 use togi_trainer::learn::data::{Order, Reader};
-use togi_trainer::run::checkpoint::Progress;
+use togi_trainer::learn::snapshot::Progress;
 
 use crate::harness::{Process, System};
 use crate::inputs::{BASE, RECORDS, asked, config, steps};

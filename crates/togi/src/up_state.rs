@@ -42,7 +42,7 @@ pub struct NatsState {
 
 impl NatsState {
     /// Returns the state of a server that `togi up` did not start.
-    pub(super) fn elsewhere(url: String) -> Self {
+    pub(crate) fn elsewhere(url: String) -> Self {
         Self {
             pid: 0,
             start_time: String::new(),

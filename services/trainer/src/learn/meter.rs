@@ -4,8 +4,8 @@ use togi_runtime::process::memory;
 use togi_tokens::Row;
 
 use crate::gauge;
+use crate::learn::snapshot::Progress;
 use crate::learn::step::Step;
-use crate::run::checkpoint::Progress;
 
 /// Weight of the newest step in the moving average of step times.
 const NEWEST: f64 = 0.1;

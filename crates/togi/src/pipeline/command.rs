@@ -21,7 +21,7 @@ use crate::pipeline::{Pipeline, junit};
 use crate::progress::seconds;
 use crate::session::Session;
 use crate::settings::{BaseSection, Settings};
-use crate::up::state::UpState;
+use crate::up_state::UpState;
 use crate::{table, up};
 
 const EXAMPLES: &str = "\
