@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use object_store::ObjectMeta;
+use togi_base::adapter;
 use togi_common::{AliasName, Generation};
 use togi_runtime::registry::adapter_manifest::AdapterManifest;
 use togi_runtime::registry::aliases::{Alias, Aliases};
@@ -49,19 +50,19 @@ pub async fn list(store: &Store) -> Result<Vec<Published>> {
 ///
 /// # Errors
 /// `NotFound` with field `adapter`; `InvalidArgument` for digits that fit several.
-pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Published> {
+pub async fn find(store: &Store, aliases: &Aliases, name: &str) -> Result<Published> {
     let unknown = || {
-        togi_runtime::Error::not_found(format!("adapter {adapter:?} does not exist"))
+        togi_runtime::Error::not_found(format!("adapter {name:?} does not exist"))
             .with_field("adapter")
     };
-    if let Ok(generation) = adapter.parse() {
+    if let Ok(generation) = name.parse() {
         return match store.head(&layout::adapter_manifest(generation)).await {
             Ok(object) => manifest_of(&object).ok_or_else(|| unknown().into()),
             Err(error) if error.class() == Class::NotFound => Err(unknown().into()),
             Err(error) => Err(error.into()),
         };
     }
-    let alias = layout::parse("adapter", adapter)?;
+    let alias = layout::parse("adapter", name)?;
     let published = list(store).await?;
     if let Some(alias) = aliases.current(&alias).await? {
         let named = published
@@ -69,16 +70,15 @@ pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Pub
             .find(|published| published.generation == alias.generation());
         return named.ok_or_else(|| unknown().into());
     }
-    let prefix =
-        adapter.len() >= SHORTEST_PREFIX && adapter.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let prefix = name.len() >= SHORTEST_PREFIX && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     let mut fitting = published
         .into_iter()
-        .filter(|published| prefix && published.generation.to_string().starts_with(adapter));
+        .filter(|published| prefix && published.generation.to_string().starts_with(name));
     match (fitting.next(), fitting.next()) {
         (Some(one), None) => Ok(one),
         (Some(_), Some(_)) => Err(Error::invalid(
             "adapter",
-            format!("{adapter:?} fits several generations"),
+            format!("{name:?} fits several generations"),
         )),
         (None, _) => Err(unknown().into()),
     }
@@ -87,11 +87,16 @@ pub async fn find(store: &Store, aliases: &Aliases, adapter: &str) -> Result<Pub
 /// Returns a published adapter's manifest.
 ///
 /// # Errors
-/// [`Error::Damaged`] if it cannot be parsed; the store's.
+/// [`Error::Damaged`] if it cannot be read as one; `NotFound` if it is gone; the store's.
 pub async fn manifest(store: &Store, published: &Published) -> Result<AdapterManifest> {
-    let path = layout::adapter_manifest(published.generation);
-    let bytes = store.get(&path).await?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::damaged(path.to_string(), error))
+    let generation = published.generation;
+    let read = adapter::manifest(store, generation).await;
+    read.map_err(|error| match error {
+        togi_base::Error::NotPublished(_) => {
+            togi_runtime::Error::not_found(error.to_string()).into()
+        }
+        other => Error::unreadable(layout::adapter_manifest(generation).as_ref(), other),
+    })
 }
 
 /// Returns the aliases that name each generation now.
