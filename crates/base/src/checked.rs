@@ -1,7 +1,7 @@
 //! A base with its tokenizer. The two belong together: ids that the tokenizer makes must have rows
 //! in the network.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use togi_model::base::quantized_as;
 use togi_model::{Base, Config, DeviceName, Precision};
@@ -20,28 +20,36 @@ pub struct CheckedBase {
     pub tokenizer: Tokenizer,
 }
 
+/// A configured base, read from its local folder.
+pub struct Fetched {
+    /// The base with its tokenizer.
+    pub checked: CheckedBase,
+    /// The precision of files that are quantized already.
+    pub quantized_as: Option<Precision>,
+    /// The folder of its files.
+    pub folder: PathBuf,
+}
+
 impl CheckedBase {
-    /// Brings a configured base to a local folder and reads it for a device. The second value is
-    /// the precision of files that are quantized already.
+    /// Brings a configured base to a local folder and reads it for a device.
     ///
     /// # Errors
-    /// Those of [`folder::materialize`] and [`CheckedBase::read`].
+    /// [`Error::Runtime`] of [`folder::materialize`]; those of [`CheckedBase::read`].
     pub async fn fetch(
         config: &BaseConfig,
         cache: &Path,
         device: DeviceName,
         precision: Precision,
-    ) -> Result<(Self, Option<Precision>)> {
+    ) -> Result<Fetched> {
         let folder = folder::materialize(config, cache).await?;
         let reading = spawn_blocking(move || {
-            Ok((
-                Self::read(&folder, device, precision)?,
-                quantized_as(&folder)?,
-            ))
+            Ok(Fetched {
+                checked: Self::read(&folder, device, precision)?,
+                quantized_as: quantized_as(&folder)?,
+                folder,
+            })
         });
-        reading
-            .await
-            .map_err(|error| togi_runtime::Error::internal(format!("reading a base: {error}")))?
+        reading.await?
     }
 
     /// Reads a base's folder for a device. Not for async code.

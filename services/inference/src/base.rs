@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use togi_base::CheckedBase;
+use togi_base::checked::Fetched;
 use togi_model::{DeviceName, Engine, Precision};
 use togi_runtime::Stopper;
 use togi_runtime::config::BaseConfig;
 use togi_runtime::life::backoff::Backoff;
-use togi_runtime::store::folder;
 use togi_tokens::Tokenizer;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_cause};
 
 /// Waits between two attempts to reach the base's source.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
@@ -40,6 +40,9 @@ pub(crate) struct DeviceChoice {
 }
 
 /// Loads the base; `None` if the stop comes first.
+///
+/// # Errors
+/// A base that cannot be used, as [`togi_base::Error::of_base`]; as [`on_device`].
 pub(crate) async fn load(
     name: &str,
     config: &BaseConfig,
@@ -47,21 +50,23 @@ pub(crate) async fn load(
     cache: &Path,
     stopper: &Stopper,
 ) -> Result<Option<Loaded>> {
+    let DeviceChoice { device, precision } = choice;
     let mut backoff = BACKOFF;
     loop {
-        let Some(folder) = stopper.run(folder::materialize(config, cache)).await else {
+        let fetching = CheckedBase::fetch(config, cache, device, precision);
+        let Some(fetched) = stopper.run(fetching).await else {
             return Ok(None);
         };
-        match folder {
-            Ok(folder) => return read(name, folder, choice).await.map(Some),
-            Err(error) if error.class().retryable() => {
+        match fetched {
+            Ok(fetched) => return start(name, fetched, choice).await.map(Some),
+            Err(error) if error.retryable() => {
                 tracing::warn!(
                     base = name,
-                    error = error.chain(),
+                    error = with_cause(&error),
                     "base cannot be reached; waiting"
                 );
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error.of_base(name).into()),
         }
         if !backoff.wait(stopper).await {
             return Ok(None);
@@ -69,15 +74,15 @@ pub(crate) async fn load(
     }
 }
 
-async fn read(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loaded> {
+async fn start(name: &str, fetched: Fetched, choice: DeviceChoice) -> Result<Loaded> {
     let owned_name = name.to_owned();
     let DeviceChoice { device, precision } = choice;
-    let reading = tokio::task::spawn_blocking(move || {
-        let checked = CheckedBase::read(&folder, device, precision);
-        let checked = checked.map_err(|error| unusable(&owned_name, &error))?;
-        on_device(&owned_name, folder, checked, device)
-    });
-    let loaded = reading
+    let Fetched {
+        checked, folder, ..
+    } = fetched;
+    let starting =
+        tokio::task::spawn_blocking(move || on_device(&owned_name, folder, checked, device));
+    let loaded = starting
         .await
         .map_err(|error| Error::Broken(format!("loading the base ended: {error}")))??;
     let parameters = loaded.engine.config().parameters();
@@ -95,8 +100,8 @@ async fn read(name: &str, folder: PathBuf, choice: DeviceChoice) -> Result<Loade
 /// Puts a base onto its device.
 ///
 /// # Errors
-/// [`Error::Base`] for a base that the device refuses; [`Error::Device`] for a device that cannot
-/// be used.
+/// A failed precondition for a base that the device refuses; [`Error::Device`] for a device that
+/// cannot be used.
 pub(crate) fn on_device(
     name: &str,
     folder: PathBuf,
@@ -107,7 +112,7 @@ pub(crate) fn on_device(
     let engine = Engine::on(Arc::new(checked.base), device.device(precision));
     let engine = engine.map_err(|error| match error {
         error @ togi_model::Error::Device { .. } => Error::Device(error),
-        other => unusable(name, &other),
+        other => togi_base::Error::from(other).of_base(name).into(),
     })?;
     // Only now: where the files went straight to the GPU, this waits until they are hashed.
     let digest = engine.base().digest().to_owned();
@@ -120,12 +125,4 @@ pub(crate) fn on_device(
         folder,
         eos,
     })
-}
-
-/// Returns the error of a base that cannot be used.
-pub(crate) fn unusable(name: &str, reason: &impl ToString) -> Error {
-    Error::Base {
-        name: name.to_owned(),
-        reason: reason.to_string(),
-    }
 }

@@ -60,14 +60,6 @@ pub enum Error {
     /// The base is not loaded yet.
     #[error("the base is still loading")]
     BaseLoading,
-    /// The base cannot be used.
-    #[error("base {name:?} cannot be used: {reason}")]
-    Base {
-        /// Its configured name.
-        name: String,
-        /// Why.
-        reason: String,
-    },
     /// The device is missing or unsuitable.
     #[error(transparent)]
     Device(togi_model::Error),
@@ -107,10 +99,9 @@ impl Error {
         match self {
             Error::Field { .. } | Error::Setting { .. } => Class::InvalidArgument,
             Error::UnknownAdapter(_) => Class::NotFound,
-            Error::Refused { .. }
-            | Error::BadAdapter(_)
-            | Error::Base { .. }
-            | Error::Device(_) => Class::FailedPrecondition,
+            Error::Refused { .. } | Error::BadAdapter(_) | Error::Device(_) => {
+                Class::FailedPrecondition
+            }
             Error::BrokenAdapter(_) => Class::DataLoss,
             Error::Full { .. } | Error::TooManyResident(_) => Class::ResourceExhausted,
             Error::StillLoading(_) | Error::Stopping | Error::BaseLoading => Class::Unavailable,

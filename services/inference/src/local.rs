@@ -44,11 +44,11 @@ impl Local {
     /// value is dropped.
     ///
     /// # Errors
-    /// [`Error::Base`] for a base whose tokenizer is missing or does not fit, or that the device
-    /// refuses.
+    /// A failed precondition for a base whose tokenizer is missing or does not fit, or that the
+    /// device refuses.
     pub fn new(folder: &Path, base: Base, device: DeviceName) -> Result<Self> {
         let name = folder.display().to_string();
-        let checked = CheckedBase::new(base).map_err(|error| base::unusable(&name, &error))?;
+        let checked = CheckedBase::new(base).map_err(|error| error.of_base(&name))?;
         let loaded = base::on_device(&name, folder.to_owned(), checked, device)?;
         let (door, engine_thread) = EngineThread::new(&loaded, &LIMITS, Metrics::new());
         let abort = engine_thread.abort.clone();

@@ -98,7 +98,7 @@ impl Replica {
     /// loaded, `adapters_latch` when every declared adapter has been tried once.
     ///
     /// # Errors
-    /// [`Error::Base`] or [`Error::Device`] if the base or the device cannot be used,
+    /// A failed precondition if the base cannot be used, [`Error::Device`] if the device cannot,
     /// [`Error::Broken`] if the engine's thread ends early.
     pub async fn run(&self, base_latch: Latch, adapters_latch: Latch) -> Result<()> {
         let stopper = self.context.stopper.clone();

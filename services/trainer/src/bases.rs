@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use togi_base::CheckedBase;
+use togi_base::checked::Fetched;
 use togi_model::memory::weights;
 use togi_model::{Base, Config, Device, DeviceName, Engine, Gpu, Precision};
 use togi_runtime::config::{BaseConfig, BasesConfig};
@@ -135,8 +136,8 @@ impl Bases {
             return Ok(info);
         }
         // An error is not kept: the next request tries again.
-        let (checked, quantized_as) = self.read(name, slot, precision).await?;
-        let CheckedBase { base, tokenizer } = checked;
+        let fetched = self.read(name, slot, precision).await?;
+        let CheckedBase { base, tokenizer } = fetched.checked;
         // The digest waits for the threads that hash the base's files.
         let hashing = tokio::task::spawn_blocking(move || (base.digest().to_owned(), base));
         let (digest, base) = hashing.await.map_err(|_| Error::ThreadGone)?;
@@ -145,7 +146,7 @@ impl Bases {
             digest,
             tokenizer_digest: tokenizer.digest().to_owned(),
             public_name: public_name(name, &slot.config.url),
-            quantized_as,
+            quantized_as: fetched.quantized_as,
         };
         if let WeightUse::Training { .. } = self.0.weight_use {
             *weights = Some(Arc::new(base));
@@ -234,8 +235,8 @@ impl Bases {
             return Ok(Arc::clone(base));
         }
         weights.take();
-        let (checked, _) = self.read(name, slot, precision).await?;
-        Ok(Arc::clone(weights.insert(Arc::new(checked.base))))
+        let fetched = self.read(name, slot, precision).await?;
+        Ok(Arc::clone(weights.insert(Arc::new(fetched.checked.base))))
     }
 
     /// Returns the weights of a base that memory holds; none while they are being read.
@@ -260,21 +261,15 @@ impl Bases {
         })
     }
 
-    async fn read(
-        &self,
-        name: &str,
-        slot: &Slot,
-        precision: Precision,
-    ) -> Result<(CheckedBase, Option<Precision>)> {
+    async fn read(&self, name: &str, slot: &Slot, precision: Precision) -> Result<Fetched> {
         let precision_name = precision.name();
         tracing::info!(base = name, precision = precision_name, "reading the base");
         let reading = CheckedBase::fetch(&slot.config, &self.0.cache, self.0.device, precision);
         reading.await.map_err(|error| match error {
-            togi_base::Error::Runtime(error) => error.with_field("base").into(),
             togi_base::Error::Model(togi_model::Error::Precision { precision, reason }) => {
                 cannot_be(precision, &reason)
             }
-            error => Error::unfit("base", format!("{name:?} is not usable: {error}")),
+            error => error.of_base(name).into(),
         })
     }
 }
