@@ -1,8 +1,9 @@
-//! Training as a loop over a thread's own state: [`data`] brings the rows, [`train`] learns them,
-//! [`meter`] measures each step.
+//! Training as a loop over a thread's own state: [`data`] brings the rows, [`train`] learns them on a
+//! thread of its own ([`thread`]), [`meter`] measures each step.
 
 pub mod data;
 pub mod meter;
 pub mod snapshot;
 pub mod step;
+pub(crate) mod thread;
 pub mod train;

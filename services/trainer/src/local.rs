@@ -1,8 +1,8 @@
 //! A run without services: the same loop over the same order of rows that are at hand, to the same
 //! adapter. It keeps no checkpoint and publishes nothing.
 
+use std::mem;
 use std::sync::Arc;
-use std::thread;
 
 use serde_json::Value;
 use togi_model::memory::{trainable, weights};
@@ -11,7 +11,6 @@ use togi_runtime::DatasetId;
 use togi_runtime::process::memory;
 use togi_runtime::registry::adapter_manifest::Identity;
 use togi_tokens::{Row, Split, prompt};
-use tokio::sync::mpsc;
 
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
@@ -19,12 +18,10 @@ use crate::fit::{Lengths, MemoryPlan, Need};
 use crate::gauge::Gauge;
 use crate::learn::data::Order;
 use crate::learn::step::Step;
-use crate::learn::train::{self, Machine, Plan, Request, State, Update};
+use crate::learn::thread::TrainingThread;
+use crate::learn::train::{Plan, State, Update};
 use crate::papers::report::{self, RunSummary};
 use crate::recipe::Recipe;
-
-/// Updates that the loop may be ahead of their reader.
-const UPDATES_AHEAD: usize = 64;
 
 /// What a run is made of.
 pub struct Run {
@@ -64,46 +61,35 @@ impl Run {
     /// # Errors
     /// Parts that do not fit each other, by name; [`Error::NotFinite`]; whatever `seen` says, which
     /// ends the run.
-    pub fn train(self, mut seen: impl FnMut(Step) -> Result<()>) -> Result<Trained> {
-        let mut state = self.start()?;
+    pub fn train(mut self, mut seen: impl FnMut(Step) -> Result<()>) -> Result<Trained> {
+        let state = self.start()?;
         let (plan, order) = (self.plan(), self.order());
         let device = self.device.device(self.base.precision());
         // Held so that the driver keeps the GPU ready.
         let gpu = self.device.open()?;
-        let engine = Engine::on(Arc::clone(&self.base), device)?;
+        let engine = Arc::new(Engine::on(Arc::clone(&self.base), device)?);
         let gauge = Gauge::of(gpu.as_ref());
-        let machine = Machine {
-            engine: &engine,
-            gauge: &gauge,
-        };
-        let mut rows = order.places().map(|place| {
+        let stored = mem::take(&mut self.rows);
+        let rows = order.places().map(move |place| {
             let row = usize::try_from(place)
                 .ok()
-                .and_then(|place| self.rows.get(place));
+                .and_then(|place| stored.get(place));
             row.cloned()
                 .ok_or_else(|| Error::damaged("the order", "it names a row that is not there"))
         });
-        let (sender, mut updates) = mpsc::channel(UPDATES_AHEAD);
-        let request = Request::default();
+        let mut thread = TrainingThread::start(engine, gauge, state, plan, rows)?;
         let mut lines = Vec::new();
-        let (watched, trained) = thread::scope(|scope| {
-            let training = scope.spawn(|| {
-                // Moved, so that the channel ends with the loop.
-                let sender = sender;
-                train::train(&mut state, &plan, &machine, &mut rows, &request, &sender)
-            });
-            let watched = watch(&mut updates, &mut lines, &mut seen);
-            if watched.is_err() {
-                request.abort();
-                updates.close();
-            }
-            (watched, training.join().map_err(|_| Error::ThreadGone))
-        });
+        let watched = watch(&mut thread, &mut lines, &mut seen);
+        if watched.is_err() {
+            thread.abort();
+        }
+        let joined = thread.blocking_join();
         watched?;
-        if !trained?? {
+        let (state, trained) = joined?;
+        if !trained? {
             return Err(Error::ThreadGone);
         }
-        self.finish(&state, &lines)
+        self.finish(&state, &lines, order.rows)
     }
 
     /// Plans the run's memory.
@@ -171,7 +157,7 @@ impl Run {
         }
     }
 
-    fn finish(&self, state: &State, lines: &[Step]) -> Result<Trained> {
+    fn finish(&self, state: &State, lines: &[Step], rows: u64) -> Result<Trained> {
         let identity = Identity {
             base: self.base.digest().to_owned(),
             base_precision: self.recipe.precision.name().to_owned(),
@@ -185,7 +171,7 @@ impl Run {
         let facts = RunSummary {
             job: String::new(),
             generation: adapter.generation,
-            rows: self.rows.len() as u64,
+            rows,
             samples: state.progress.samples,
             seconds: state.progress.seconds,
             failed_attempts: 0,
@@ -206,11 +192,11 @@ impl Run {
 
 /// Takes lines until the loop ends.
 fn watch(
-    updates: &mut mpsc::Receiver<Update>,
+    thread: &mut TrainingThread,
     lines: &mut Vec<Step>,
     seen: &mut impl FnMut(Step) -> Result<()>,
 ) -> Result<()> {
-    while let Some(update) = updates.blocking_recv() {
+    while let Some(update) = thread.blocking_update() {
         if let Update::Step(done) = update {
             lines.push(done.line);
             seen(done.line)?;

@@ -87,12 +87,11 @@ pub struct Order {
 impl Order {
     /// Returns each row's position in the stored order, in reading order over all epochs: the order
     /// in which data-prep serves them for the same tickets.
-    pub fn places(&self) -> impl Iterator<Item = u64> + '_ {
-        (0..self.epochs).flat_map(|epoch| {
-            let permutation = self
-                .shuffle
-                .then(|| Permutation::new(self.rows, self.seed, epoch));
-            (0..self.rows).filter_map(move |position| match &permutation {
+    pub fn places(&self) -> impl Iterator<Item = u64> + use<> {
+        let (rows, seed, shuffle) = (self.rows, self.seed, self.shuffle);
+        (0..self.epochs).flat_map(move |epoch| {
+            let permutation = shuffle.then(|| Permutation::new(rows, seed, epoch));
+            (0..rows).filter_map(move |position| match &permutation {
                 Some(permutation) => permutation.at(position),
                 None => Some(position),
             })

@@ -1,32 +1,28 @@
 //! A run: the training thread, its rows, and the async side, which makes updates durable and
-//! forwards requests to save or stop to the thread.
+//! forwards requests to stop to the thread.
 
 use std::sync::Arc;
-use std::thread;
 
 use togi_model::Engine;
 use togi_runtime::worker::Claim;
 use togi_runtime::worker::lease::Lease;
 use togi_runtime::{Fence, JobId, Stopper};
-use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument, Span, debug, info, warn};
+use tracing::{Instrument, debug, info, warn};
 
 use crate::error::{Error, Result};
 use crate::learn::data::{Order, Reader};
 use crate::learn::snapshot::Snapshot;
 use crate::learn::step::Step;
-use crate::learn::train::{self, Machine, Plan, Request, State, Update};
+use crate::learn::thread::TrainingThread;
+use crate::learn::train::{Plan, State, Update};
 use crate::papers::log;
 use crate::patience::retry;
 use crate::run::announcement::Announcement;
 use crate::run::checkpoint::{self, Owner};
 use crate::run::job::Job;
 use crate::run::parts::Parts;
-
-/// Updates that may wait to be stored before the thread blocks.
-const UPDATES_AHEAD: usize = 64;
 
 /// The inputs and the initial state of a run.
 pub(crate) struct Start {
@@ -51,9 +47,6 @@ pub(crate) enum End {
     Lost,
 }
 
-/// The thread's result: the state, and whether all steps are done.
-type Trained = (State, Result<bool>);
-
 /// A run in progress. Dropping it asks the thread to end, which happens within a step.
 pub(crate) struct Run {
     job: JobId,
@@ -62,16 +55,8 @@ pub(crate) struct Run {
     parts: Parts,
     log: log::Writer,
     checkpoint: Option<String>,
-    request: Arc<Request>,
-    updates: mpsc::Receiver<Update>,
     reader: AbortOnDropHandle<()>,
-    thread: Option<thread::JoinHandle<Trained>>,
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        self.request.abort();
-    }
+    thread: TrainingThread,
 }
 
 impl Run {
@@ -82,35 +67,20 @@ impl Run {
     pub(crate) fn new(parts: &Parts, claim: &Claim, job: &Job, start: Start) -> Result<Run> {
         let Start {
             engine,
-            mut state,
+            state,
             plan,
             order,
             checkpoint,
         } = start;
-        let (reader, mut rows) = Reader::new(
+        let (reader, rows) = Reader::new(
             parts.data_prep.clone(),
             order,
             parts.training.prefetch_bytes,
         );
-        let (sender, updates) = mpsc::channel(UPDATES_AHEAD);
-        let request = Arc::new(Request::default());
         let reading = reader.run(state.progress.clone()).in_current_span();
         let reader = AbortOnDropHandle::new(tokio::spawn(reading));
-        let (requested, span) = (Arc::clone(&request), Span::current());
         let gauge = parts.gauge.clone();
-        // The only thread that uses the device while the job runs.
-        let thread = thread::Builder::new()
-            .name("togi-train".to_owned())
-            .spawn(move || {
-                let trained = span.in_scope(|| {
-                    let machine = Machine {
-                        engine: &engine,
-                        gauge: &gauge,
-                    };
-                    train::train(&mut state, &plan, &machine, &mut rows, &requested, &sender)
-                });
-                (state, trained)
-            })?;
+        let thread = TrainingThread::start(engine, gauge, state, plan, rows)?;
         Ok(Run {
             job: job.id.clone(),
             owner: job.owner.clone(),
@@ -118,10 +88,8 @@ impl Run {
             parts: parts.clone(),
             log: log::Writer::new(parts.store.clone(), &job.id, claim.lease.fence()),
             checkpoint,
-            request,
-            updates,
             reader,
-            thread: Some(thread),
+            thread,
         })
     }
 
@@ -139,20 +107,20 @@ impl Run {
                 biased;
                 () = lease.lost(), if end != End::Lost => {
                     end = End::Lost;
-                    self.request.abort();
+                    self.thread.abort();
                     self.reader.abort();
                 }
                 () = lease.cancelled(), if end == End::Done => {
                     end = End::Cancelled;
-                    self.request.abort();
+                    self.thread.abort();
                     self.reader.abort();
                 }
                 () = stopper.stopped(), if end == End::Done => {
                     end = End::Stopped;
-                    self.request.stop();
+                    self.thread.stop();
                     self.reader.abort();
                 }
-                update = self.updates.recv() => match update {
+                update = self.thread.update() => match update {
                     Some(_) if end == End::Lost => {}
                     Some(update) => self.keep(update, lease).await?,
                     None => break,
@@ -160,7 +128,7 @@ impl Run {
                 _ = flush.tick(), if end != End::Lost => self.flush().await,
             }
         }
-        let (state, trained) = self.join().await?;
+        let (state, trained) = self.thread.join().await?;
         if end == End::Lost {
             return Ok((end, state));
         }
@@ -247,17 +215,6 @@ impl Run {
         let (store, job) = (&self.parts.store, &self.job);
         retry!(lease, log::finish(store, job))?;
         Ok(())
-    }
-
-    async fn join(&mut self) -> Result<Trained> {
-        let Some(thread) = self.thread.take() else {
-            return Err(Error::ThreadGone);
-        };
-        // The channel is closed, so the thread is about to end.
-        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-        joined
-            .map_err(|_| Error::ThreadGone)?
-            .map_err(|_| Error::ThreadGone)
     }
 
     fn with_checkpoint(&self, error: Error) -> Error {
