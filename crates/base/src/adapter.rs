@@ -71,7 +71,7 @@ pub fn identity(identity: &Identity) -> adapter::Identity {
         base_precision: identity.base_precision.clone(),
         tokenizer: identity.tokenizer.clone(),
         template: identity.template.clone(),
-        dataset: identity.dataset.clone(),
+        dataset: identity.dataset.into(),
         recipe: identity.recipe.clone(),
     }
 }

@@ -4,6 +4,7 @@
 pub(crate) mod measure;
 pub mod questions;
 
+use togi_common::{AliasName, DatasetId, Generation, JobId};
 use togi_runtime::layout;
 
 use crate::error::{Error, Result};
@@ -33,10 +34,10 @@ pub struct Verdict {
 }
 
 /// The mean losses on a data set's validation rows.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct HeldOut {
-    /// The data set's digest.
-    pub dataset: String,
+    /// The data set.
+    pub dataset: DatasetId,
     /// Its validation rows.
     pub rows: u64,
     /// The new adapter's loss; NaN if it was not finite.
@@ -57,20 +58,20 @@ pub struct Answers {
 }
 
 /// A decision and the measurements behind it: a job's `evaluation.json`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// The new adapter.
-    pub generation: String,
-    /// The alias that it shall be promoted to.
-    pub alias: String,
+    pub generation: Generation,
+    /// The alias that it shall be promoted to, if any.
+    pub alias: Option<AliasName>,
     /// The job that made it.
-    pub job: String,
+    pub job: JobId,
     /// Whether it may be promoted.
     pub passed: bool,
     /// Why, in a sentence.
     pub reason: String,
     /// The generation that it was measured beside.
-    pub serving: Option<String>,
+    pub serving: Option<Generation>,
     /// The losses of each data set.
     pub held_out: Vec<HeldOut>,
     /// The answers, if the gate has questions.
@@ -132,8 +133,8 @@ impl Gate {
             serving_loss,
             ..
         } = measured;
-        let short = dataset.get(..13).unwrap_or(dataset);
-        let says = format!("the held-out loss on data set {short} is {loss:.4}");
+        let dataset = dataset.to_string();
+        let says = format!("the held-out loss on data set {dataset:.13} is {loss:.4}");
         let Some(serving) = serving_loss else {
             return Bar {
                 holds: loss.is_finite(),
@@ -208,7 +209,7 @@ mod tests {
 
     fn loss(loss: f64, serving: Option<f64>) -> HeldOut {
         HeldOut {
-            dataset: "d".repeat(64),
+            dataset: "d".repeat(64).parse().unwrap(),
             rows: 3,
             loss,
             serving_loss: serving,

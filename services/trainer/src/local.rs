@@ -163,7 +163,7 @@ impl Run {
             base_precision: self.recipe.precision.name().to_owned(),
             tokenizer: self.tokenizer_digest.clone(),
             template: prompt::template_digest().to_owned(),
-            dataset: self.dataset.into(),
+            dataset: self.dataset,
             recipe: self.recipe.digest(),
         };
         let adapter = Adapter::new(&state.lora, &self.base_name, &identity, &self.recipe)?;

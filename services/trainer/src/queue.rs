@@ -94,8 +94,8 @@ impl Queue {
     /// `AlreadyExists` if the id is another request's; the store's and the bus's.
     pub async fn submit(&self, id: &JobId, request: &JobRequest) -> Result<Job> {
         let job = self.jobs.submit(Kind::Train, id, request).await?;
-        let (dataset, steps) = (&request.identity.dataset, request.steps);
-        info!(job = %id, dataset, steps, "job accepted");
+        let (dataset, steps) = (request.identity.dataset, request.steps);
+        info!(job = %id, %dataset, steps, "job accepted");
         Ok(job)
     }
 

@@ -141,8 +141,7 @@ pub async fn promote_once(
             promoted.await?
         }
         Some(Evaluation { serving, .. }) => {
-            let over = serving.as_ref().and_then(|serving| serving.parse().ok());
-            aliases.promote_over(over, alias, generation).await?
+            aliases.promote_over(*serving, alias, generation).await?
         }
     };
     Ok(Some(named).filter(|named| named.generation() != generation))

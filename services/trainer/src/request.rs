@@ -135,7 +135,9 @@ mod tests {
     /// A request as the store has it. Jobs of earlier versions are read for ever, and the same key
     /// must give the same bytes, so this spelling never changes.
     const STORED: &str = concat!(
-        r#"{"identity":{"base":"b","base_precision":"nf4","dataset":"d","recipe":"r","#,
+        r#"{"identity":{"base":"b","base_precision":"nf4","#,
+        r#""dataset":"dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd","#,
+        r#""recipe":"r","#,
         r#""template":"p","tokenizer":"t"},"#,
         r#""origin":{"by":"trigger","policy":"nightly","revision":2,"version":1},"#,
         r#""request":{"alias":"kana","base":"tiny","dataset":"d","gate":{"answerTolerance":0.05,"#,

@@ -97,7 +97,7 @@ impl Admission {
             base_precision: recipe.precision.name().to_owned(),
             tokenizer: base.tokenizer_digest.clone(),
             template: dataset.template_digest.clone(),
-            dataset: dataset.dataset.into(),
+            dataset: dataset.dataset,
             recipe: recipe.digest(),
         };
         let request = JobRequest {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use togi_common::Generation;
+use togi_common::{DatasetId, Generation};
 
 /// The version of [`AdapterManifest`] that is written and read.
 pub const ADAPTER_MANIFEST_VERSION: u32 = 1;
@@ -53,8 +53,8 @@ pub struct Identity {
     pub tokenizer: String,
     /// Digest of the prompt template.
     pub template: String,
-    /// Digest of the data set.
-    pub dataset: String,
+    /// The data set.
+    pub dataset: DatasetId,
     /// Digest of the recipe.
     pub recipe: String,
 }

@@ -40,7 +40,7 @@ pub fn draft(base_folder: &Path, seed: u64) -> Draft {
             base_precision: "f32".into(),
             tokenizer: tokenizer.digest().to_owned(),
             template: togi_tokens::prompt::template_digest().to_owned(),
-            dataset: Digest::of("data set").to_string(),
+            dataset: Digest::of("data set").into(),
             recipe: Digest::of("recipe").to_string(),
         },
         card: None,
@@ -85,7 +85,7 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
         base: identity.base.clone(),
         tokenizer: identity.tokenizer.clone(),
         template: identity.template.clone(),
-        dataset: identity.dataset.clone(),
+        dataset: identity.dataset.into(),
         recipe: identity.recipe.clone(),
         base_precision: identity.base_precision.clone(),
     };

@@ -149,7 +149,7 @@ fn adapter(
         create_time: Some(time(published.time)),
         base_digest: manifest.identity.base,
         tokenizer_digest: manifest.identity.tokenizer,
-        dataset: manifest.identity.dataset,
+        dataset: manifest.identity.dataset.into(),
         recipe_digest: manifest.identity.recipe,
         base_precision: manifest.identity.base_precision,
         rank: manifest.rank,

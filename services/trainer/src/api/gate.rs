@@ -2,6 +2,7 @@
 
 use togi_proto::events::v1 as events;
 use togi_proto::trainer::v1 as proto;
+use togi_runtime::layout;
 
 use crate::api::stored::stored_as;
 use crate::error::{Error, Result};
@@ -43,18 +44,21 @@ impl From<&Evaluation> for events::AdapterEvaluated {
     /// Leaves out losses that are not finite, because JSON has no form for them.
     fn from(evaluation: &Evaluation) -> Self {
         let held_out = evaluation.held_out.iter().map(|measured| events::HeldOut {
-            dataset: measured.dataset.clone(),
+            dataset: measured.dataset.into(),
             rows: measured.rows,
             loss: Some(measured.loss).filter(|loss| loss.is_finite()),
             serving_loss: measured.serving_loss.filter(|loss| loss.is_finite()),
         });
         Self {
-            generation: evaluation.generation.clone(),
-            alias: evaluation.alias.clone(),
-            job: evaluation.job.clone(),
+            generation: evaluation.generation.into(),
+            alias: evaluation
+                .alias
+                .clone()
+                .map_or_else(String::new, String::from),
+            job: evaluation.job.to_string(),
             passed: evaluation.passed,
             reason: evaluation.reason.clone(),
-            serving: evaluation.serving.clone().unwrap_or_default(),
+            serving: evaluation.serving.map_or_else(String::new, String::from),
             held_out: held_out.collect(),
             answers: evaluation.answers.map(|answers| events::Answers {
                 asked: answers.asked,
@@ -65,27 +69,48 @@ impl From<&Evaluation> for events::AdapterEvaluated {
     }
 }
 
-impl From<events::AdapterEvaluated> for Evaluation {
-    fn from(evaluated: events::AdapterEvaluated) -> Self {
-        let held_out = evaluated.held_out.into_iter().map(|measured| HeldOut {
-            dataset: measured.dataset,
+impl TryFrom<events::HeldOut> for HeldOut {
+    type Error = Error;
+
+    /// # Errors
+    /// `InvalidArgument` for a data set that is no digest.
+    fn try_from(measured: events::HeldOut) -> Result<Self> {
+        Ok(Self {
+            dataset: layout::parse("dataset", &measured.dataset)?,
             rows: measured.rows,
             loss: measured.loss.unwrap_or(f64::NAN),
             serving_loss: measured.serving_loss,
-        });
-        Self {
-            generation: evaluated.generation,
-            alias: evaluated.alias,
-            job: evaluated.job,
+        })
+    }
+}
+
+impl TryFrom<events::AdapterEvaluated> for Evaluation {
+    type Error = Error;
+
+    /// # Errors
+    /// `InvalidArgument` with the first id that is malformed.
+    fn try_from(evaluated: events::AdapterEvaluated) -> Result<Self> {
+        let set = |text: &str| !text.is_empty();
+        let alias = Some(&evaluated.alias).filter(|alias| set(alias));
+        let serving = Some(&evaluated.serving).filter(|serving| set(serving));
+        let held_out = evaluated.held_out.into_iter().map(HeldOut::try_from);
+        Ok(Self {
+            generation: layout::parse("generation", &evaluated.generation)?,
+            alias: alias
+                .map(|alias| layout::parse("alias", alias))
+                .transpose()?,
+            job: layout::parse("job", &evaluated.job)?,
             passed: evaluated.passed,
             reason: evaluated.reason,
-            serving: Some(evaluated.serving).filter(|serving| !serving.is_empty()),
-            held_out: held_out.collect(),
+            serving: serving
+                .map(|serving| layout::parse("serving", serving))
+                .transpose()?,
+            held_out: held_out.collect::<Result<_>>()?,
             answers: evaluated.answers.map(|answers| Answers {
                 asked: answers.asked,
                 right: answers.right,
                 serving_right: answers.serving_right,
             }),
-        }
+        })
     }
 }

@@ -141,7 +141,7 @@ mod tests {
             base_precision: "f32".into(),
             tokenizer: "t0".into(),
             template: "p0".into(),
-            dataset: "d0".into(),
+            dataset: "d0".repeat(32).parse().unwrap(),
             recipe: "r0".into(),
         };
         let generation = "ab".repeat(32);
@@ -166,7 +166,7 @@ mod tests {
         for part in [
             &format!("`{generation}`"),
             "`b0`, held as f32",
-            "`d0`",
+            &format!("`{}`", "d0".repeat(32)),
             "rank 8, alpha 32, dropout 0.1, on `query_key_value`",
         ] {
             assert!(card.contains(part), "{part} in {card}");

@@ -229,7 +229,7 @@ mod tests {
                 base_precision: "f32".into(),
                 tokenizer: digest("b"),
                 template: digest("c"),
-                dataset: digest("d"),
+                dataset: digest("d").parse().unwrap(),
                 recipe: digest("e"),
             },
             seed: 42,
@@ -324,7 +324,7 @@ mod tests {
             .await
             .unwrap();
         let (mut other_data, mut other_precision) = (owner(), owner());
-        other_data.identity.dataset = "f".repeat(64);
+        other_data.identity.dataset = "f".repeat(64).parse().unwrap();
         other_precision.identity.base_precision = "nf4".into();
         for (other, part) in [
             (other_data, "data set"),

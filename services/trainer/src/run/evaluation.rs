@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use togi_common::Generation;
+use togi_common::{DatasetId, Generation};
 use togi_model::{Engine, Lora};
 use togi_runtime::worker::Claim;
 use togi_runtime::{Class, JobId, Store, layout};
@@ -44,7 +44,7 @@ impl Candidate<'_> {
         let (store, lease) = (&self.parts.store, &self.claim.lease);
         let (job, generation) = (&self.job.id, self.generation);
         let known = retry!(lease, find(store, job))?;
-        let evaluated = match known.filter(|known| known.generation == generation.to_string()) {
+        let evaluated = match known.filter(|known| known.generation == generation) {
             Some(known) => known,
             None => {
                 let measured = self.measure().await?;
@@ -57,7 +57,7 @@ impl Candidate<'_> {
             serving,
             ..
         } = &evaluated;
-        let serving = serving.as_deref().unwrap_or_default();
+        let serving = serving.map_or_else(String::new, String::from);
         self.parts.metrics.evaluated(*passed);
         info!(%job, %generation, serving, passed, reason, "adapter evaluated");
         let announcement = Announcement::AdapterEvaluated(&evaluated);
@@ -77,11 +77,17 @@ impl Candidate<'_> {
             lease,
             serving::at(store, &parts.aliases, alias, identity, config)
         )?;
+        let named = Some(alias).filter(|alias| !alias.is_empty());
+        let named = named.map(|alias| layout::parse("alias", alias));
         let mut evaluated = Evaluation {
-            generation: self.generation.to_string(),
-            alias: alias.clone(),
-            job: job.id.to_string(),
-            ..Default::default()
+            generation: self.generation,
+            alias: named.transpose()?,
+            job: job.id.clone(),
+            passed: false,
+            reason: String::new(),
+            serving: None,
+            held_out: Vec::new(),
+            answers: None,
         };
         let serving = match current {
             Current::None => None,
@@ -91,15 +97,15 @@ impl Candidate<'_> {
                     "the generation that {alias:?} names was trained with another {what}, so that the two cannot be compared; \
                      `togi adapters promote` decides by hand"
                 );
-                evaluated.serving = Some(manifest.generation.to_string());
+                evaluated.serving = Some(manifest.generation);
                 return Ok(evaluated);
             }
         };
-        let mut held_out = vec![retry!(lease, rows(parts, &identity.dataset))?];
+        let mut held_out = vec![retry!(lease, rows(parts, identity.dataset))?];
         if let Some(serving) = &serving {
-            evaluated.serving = Some(serving.manifest.generation.to_string());
-            let theirs = &serving.manifest.identity.dataset;
-            if *theirs != identity.dataset {
+            evaluated.serving = Some(serving.manifest.generation);
+            let theirs = serving.manifest.identity.dataset;
+            if theirs != identity.dataset {
                 held_out.extend(retry!(lease, rows_if_any(parts, theirs))?);
             }
         }
@@ -156,17 +162,17 @@ async fn keep(store: &Store, job: &JobId, ours: &Evaluation) -> Result<Evaluatio
 
 /// The validation rows of a data set, and the task that reads them.
 struct HeldOutRows {
-    dataset: String,
+    dataset: DatasetId,
     count: u64,
     rows: Rows,
     reader: AbortOnDropHandle<()>,
 }
 
-async fn rows(parts: &Parts, digest: &str) -> Result<HeldOutRows> {
-    let manifest = dataset::find(&parts.store, digest).await?;
+async fn rows(parts: &Parts, dataset: DatasetId) -> Result<HeldOutRows> {
+    let manifest = dataset::manifest(&parts.store, dataset).await?;
     let count = manifest.rows(Split::Validation);
     let order = Order {
-        dataset: digest.to_owned(),
+        dataset: dataset.into(),
         split: Split::Validation,
         rows: count,
         seed: 0,
@@ -177,7 +183,7 @@ async fn rows(parts: &Parts, digest: &str) -> Result<HeldOutRows> {
     let (reader, rows) = Reader::new(client, order, parts.training.prefetch_bytes);
     let reading = reader.run(Default::default()).in_current_span();
     Ok(HeldOutRows {
-        dataset: digest.to_owned(),
+        dataset,
         count,
         rows,
         reader: AbortOnDropHandle::new(tokio::spawn(reading)),
@@ -185,8 +191,8 @@ async fn rows(parts: &Parts, digest: &str) -> Result<HeldOutRows> {
 }
 
 /// Like [`rows`], but `None` if the data set is gone or has no validation rows.
-async fn rows_if_any(parts: &Parts, digest: &str) -> Result<Option<HeldOutRows>> {
-    match rows(parts, digest).await {
+async fn rows_if_any(parts: &Parts, dataset: DatasetId) -> Result<Option<HeldOutRows>> {
+    match rows(parts, dataset).await {
         Ok(held) => Ok(Some(held).filter(|held| held.count > 0)),
         Err(error) if error.class() == Class::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -240,7 +246,7 @@ impl Work {
 
     fn measure(
         &self,
-        sources: Vec<(String, u64, Rows)>,
+        sources: Vec<(DatasetId, u64, Rows)>,
         stop: &AtomicBool,
     ) -> Result<(Vec<HeldOut>, Option<Answers>)> {
         let measure = Measure {
@@ -284,18 +290,29 @@ mod tests {
 
     use super::*;
 
+    fn id(digit: &str) -> String {
+        digit.repeat(64)
+    }
+
     #[tokio::test]
     async fn a_decision_over_a_loss_that_is_no_number_is_read_again() {
         let (_folder, store) = folder_store().await;
-        let job = "job".parse().unwrap();
+        let job: JobId = "job".parse().unwrap();
         let measured = HeldOut {
+            dataset: id("d").parse().unwrap(),
+            rows: 1,
             loss: f64::INFINITY,
             serving_loss: Some(1.5),
-            ..Default::default()
         };
         let decided = Evaluation {
+            generation: id("a").parse().unwrap(),
+            alias: None,
+            job: job.clone(),
+            passed: false,
+            reason: String::new(),
+            serving: None,
             held_out: vec![measured],
-            ..Default::default()
+            answers: None,
         };
         keep(&store, &job, &decided).await.unwrap();
         let found = find(&store, &job).await.unwrap().unwrap();
@@ -307,9 +324,12 @@ mod tests {
     async fn a_decision_of_before_whose_loss_was_no_number_is_read() {
         let (_folder, store) = folder_store().await;
         let job = "job".parse().unwrap();
-        let written = br#"{"generation":"g","heldOut":[{"loss":null}]}"#;
+        let (generation, dataset) = (id("a"), id("d"));
+        let written = format!(
+            r#"{{"generation":"{generation}","heldOut":[{{"dataset":"{dataset}","loss":null}}],"job":"job"}}"#
+        );
         let key = layout::job_evaluation(&job);
-        store.put_new(&key, written.to_vec()).await.unwrap();
+        store.put_new(&key, written).await.unwrap();
         let found = find(&store, &job).await.unwrap().unwrap();
         assert!(found.held_out[0].loss.is_nan());
     }
@@ -317,16 +337,22 @@ mod tests {
     #[tokio::test]
     async fn a_stored_decision_keeps_its_spelling() {
         let (_folder, store) = folder_store().await;
-        let stored = concat!(
-            r#"{"alias":"kana","answers":{"asked":"20","right":"19","servingRight":"0"},"#,
-            r#""generation":"g","heldOut":[{"dataset":"d","loss":1.5,"rows":"3","#,
-            r#""servingLoss":0.0},{"dataset":"e","rows":"4"}],"job":"first","passed":true,"#,
-            r#""reason":"r","serving":"s"}"#,
+        let (generation, serving) = (id("a"), id("b"));
+        let (dataset, other) = (id("d"), id("e"));
+        let whole = format!(
+            concat!(
+                r#"{{"alias":"kana","answers":{{"asked":"20","right":"19","servingRight":"0"}},"#,
+                r#""generation":"{}","heldOut":[{{"dataset":"{}","loss":1.5,"rows":"3","#,
+                r#""servingLoss":0.0}},{{"dataset":"{}","rows":"4"}}],"job":"whole","passed":true,"#,
+                r#""reason":"r","serving":"{}"}}"#,
+            ),
+            generation, dataset, other, serving
         );
-        for (job, stored) in [("whole", stored), ("first", r#"{"generation":"g"}"#)] {
+        let first = format!(r#"{{"generation":"{generation}","job":"first"}}"#);
+        for (job, stored) in [("whole", whole), ("first", first)] {
             let id = job.parse().unwrap();
             let key = layout::job_evaluation(&id);
-            store.put_new(&key, stored.to_owned()).await.unwrap();
+            store.put_new(&key, stored.clone()).await.unwrap();
             let found = find(&store, &id).await.unwrap().unwrap();
             let copy = format!("{job}-again").parse().unwrap();
             keep(&store, &copy, &found).await.unwrap();

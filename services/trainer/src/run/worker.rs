@@ -233,7 +233,7 @@ impl Worker {
                 steps: job.request.steps,
             },
             order: Order {
-                dataset: job.request.identity.dataset.clone(),
+                dataset: job.request.identity.dataset.into(),
                 split: Split::Train,
                 rows: job.request.rows,
                 seed: recipe.seed,

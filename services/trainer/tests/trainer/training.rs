@@ -59,7 +59,7 @@ async fn check_objects(process: &Process, id: &str, generation: &str, dataset: &
         ),
         (generation, id)
     );
-    assert_eq!(manifest.identity.dataset, dataset);
+    assert_eq!(manifest.identity.dataset.to_string(), dataset);
     assert!(manifest.bit_exact);
     let mut files = Vec::new();
     for name in manifest.files.keys() {
