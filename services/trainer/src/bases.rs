@@ -18,7 +18,7 @@ use tokio::sync::RwLock;
 use crate::error::{Error, Result};
 
 /// The properties of a base that do not depend on its precision.
-pub struct BaseInfo {
+pub(crate) struct BaseInfo {
     /// Its configuration.
     pub config: Config,
     /// Its digest.
@@ -33,7 +33,7 @@ pub struct BaseInfo {
 
 /// The configured bases. Clones share what is loaded.
 #[derive(Clone)]
-pub struct Bases(Arc<Inner>);
+pub(crate) struct Bases(Arc<Inner>);
 
 struct Inner {
     bases: BTreeMap<String, Slot>,
@@ -46,7 +46,7 @@ struct Inner {
 }
 
 /// How long a process keeps the weights of its bases.
-pub enum WeightUse {
+pub(crate) enum WeightUse {
     /// They are dropped after the check: the process only answers requests.
     Answers,
     /// They are kept for training.
@@ -74,7 +74,7 @@ struct Slot {
 impl Bases {
     /// Returns the bases of the configuration, for jobs on a device.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         configured: BasesConfig,
         cache: PathBuf,
         device: DeviceName,
@@ -100,7 +100,7 @@ impl Bases {
     ///
     /// # Errors
     /// `NotFound` with field `base`.
-    pub fn check_name(&self, name: &str) -> Result<()> {
+    pub(crate) fn check_name(&self, name: &str) -> Result<()> {
         self.slot(name).map(drop)
     }
 
@@ -110,7 +110,7 @@ impl Bases {
     /// # Errors
     /// `NotFound` with field `base`; `FailedPrecondition` with field `base` if its files are not a
     /// usable base, with field `recipe.base_precision` if they are quantized otherwise.
-    pub async fn info(&self, name: &str, precision: Precision) -> Result<Arc<BaseInfo>> {
+    pub(crate) async fn info(&self, name: &str, precision: Precision) -> Result<Arc<BaseInfo>> {
         let slot = self.slot(name)?;
         let info = match slot.info.get() {
             Some(info) => info,
@@ -159,7 +159,7 @@ impl Bases {
     ///
     /// # Errors
     /// As [`Bases::info`]; the device's, with its figures, if the base does not fit.
-    pub async fn engine(&self, name: &str, precision: Precision) -> Result<Arc<Engine>> {
+    pub(crate) async fn engine(&self, name: &str, precision: Precision) -> Result<Arc<Engine>> {
         let WeightUse::Training { gpu } = &self.0.weight_use else {
             return Err(togi_runtime::Error::internal("this process does not train").into());
         };
@@ -187,14 +187,14 @@ impl Bases {
 
     /// Drops the kept engine: after a failure, which may be the device's, the next job makes a new
     /// one.
-    pub async fn release_engine(&self) {
+    pub(crate) async fn release_engine(&self) {
         self.0.engine.lock().await.take();
     }
 
     /// Returns the device memory for a job over a base, in bytes. Memory that the worker holds
     /// itself counts as free. `None` if unknown.
     #[must_use]
-    pub fn available(&self, name: &str) -> Option<u64> {
+    pub(crate) fn available(&self, name: &str) -> Option<u64> {
         match (self.0.device, self.gpu()) {
             (DeviceName::Cuda { .. }, gpu) => {
                 let gpu_available = *self.0.gpu_available.lock();
@@ -211,7 +211,7 @@ impl Bases {
 
     /// Returns the device's name, with a GPU's product name.
     #[must_use]
-    pub fn device(&self) -> String {
+    pub(crate) fn device(&self) -> String {
         match self.gpu() {
             None => self.0.device.to_string(),
             Some(gpu) => format!("{} ({})", self.0.device, gpu.name()),

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// `NotFound` with field `dataset`; [`Error::Damaged`] if the manifest cannot be parsed.
-pub async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest> {
+pub(crate) async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest> {
     if let Ok(id) = dataset.parse() {
         return manifest(store, id).await;
     }
@@ -26,7 +26,7 @@ pub async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest> {
 ///
 /// # Errors
 /// The store's; [`Error::Damaged`] if the revision cannot be parsed.
-pub async fn newest(store: &Store, name: &str) -> Result<Option<(u64, NameRevision)>> {
+pub(crate) async fn newest(store: &Store, name: &str) -> Result<Option<(u64, NameRevision)>> {
     let newest = store.newest_revision(&layout::name_revisions(name)).await?;
     let Some((n, _)) = newest else {
         return Ok(None);
@@ -38,7 +38,7 @@ pub async fn newest(store: &Store, name: &str) -> Result<Option<(u64, NameRevisi
 ///
 /// # Errors
 /// As [`newest`].
-pub async fn revision(store: &Store, name: &str, n: u64) -> Result<Option<NameRevision>> {
+pub(crate) async fn revision(store: &Store, name: &str, n: u64) -> Result<Option<NameRevision>> {
     let path = layout::name_revision(name, n);
     let bytes = match store.get(&path).await {
         Ok(bytes) => bytes,
@@ -54,7 +54,7 @@ pub async fn revision(store: &Store, name: &str, n: u64) -> Result<Option<NameRe
 ///
 /// # Errors
 /// As [`find`].
-pub async fn manifest(store: &Store, id: DatasetId) -> Result<DatasetManifest> {
+pub(crate) async fn manifest(store: &Store, id: DatasetId) -> Result<DatasetManifest> {
     let path = layout::dataset_manifest(id);
     match store.get(&path).await {
         Ok(bytes) => Ok(DatasetManifest::from_json(&bytes)?),

@@ -10,7 +10,7 @@ use crate::recipe::Recipe;
 
 /// A job before it runs.
 #[derive(Clone, Debug)]
-pub struct Need {
+pub(crate) struct Need {
     /// Its base.
     pub config: Config,
     /// Its recipe.
@@ -23,7 +23,7 @@ pub struct Need {
 
 /// The counts of ids in the rows.
 #[derive(Clone, Debug)]
-pub enum Lengths {
+pub(crate) enum Lengths {
     /// The length of each row, in the stored order.
     Each(Vec<u32>),
     /// A bound for all rows.
@@ -54,7 +54,7 @@ impl Need {
     /// # Errors
     /// [`Error::Memory`] if it is above what is available, with the largest micro-batch that is
     /// not. If the available memory is unknown, everything fits.
-    pub fn check(&self, available: Option<u64>) -> Result<MemoryPlan> {
+    pub(crate) fn check(&self, available: Option<u64>) -> Result<MemoryPlan> {
         let tokens = self.largest_pass(self.recipe.batch_size);
         let parts = self.plan(tokens);
         match available {

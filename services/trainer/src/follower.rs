@@ -28,7 +28,7 @@ const NEWS: [EventKind; 4] = [
 ];
 
 /// Follows data sets for the policies.
-pub struct Follower {
+pub(crate) struct Follower {
     /// Where events come from.
     pub bus: Bus,
     /// The policies.
@@ -52,7 +52,7 @@ impl Follower {
     ///
     /// # Errors
     /// None but the stop before the first event.
-    pub async fn run(self, stopper: Stopper) -> Result<()> {
+    pub(crate) async fn run(self, stopper: Stopper) -> Result<()> {
         let mut events = match stopper.run(self.bus.events(&NEWS, Start::New)).await {
             Some(events) => events?,
             None => return Ok(()),

@@ -26,7 +26,7 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 
 /// The last readings of a GPU; `None` without a GPU, or for a reading that it lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Readings {
+pub(crate) struct Readings {
     /// Recent share of busy time, in percent.
     pub utilization_percent: Option<f64>,
     /// The power draw in watts.
@@ -37,7 +37,7 @@ pub struct Readings {
 
 /// Reads a GPU until the last clone is dropped.
 #[derive(Clone, Default)]
-pub struct Gauge {
+pub(crate) struct Gauge {
     #[cfg(feature = "cuda")]
     reading: Option<Arc<Reading>>,
 }
@@ -52,7 +52,7 @@ struct Reading {
 impl Gauge {
     /// Starts to read a GPU. Without one, or without NVML, there are no readings.
     #[must_use]
-    pub fn of(gpu: Option<&Gpu>) -> Gauge {
+    pub(crate) fn of(gpu: Option<&Gpu>) -> Gauge {
         #[cfg(feature = "cuda")]
         return Gauge {
             reading: gpu.and_then(|gpu| {
@@ -70,7 +70,7 @@ impl Gauge {
 
     /// Returns the last readings.
     #[must_use]
-    pub fn readings(&self) -> Readings {
+    pub(crate) fn readings(&self) -> Readings {
         #[cfg(feature = "cuda")]
         if let Some(reading) = &self.reading {
             return *reading.latest.lock();

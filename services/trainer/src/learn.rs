@@ -2,8 +2,8 @@
 //! thread of its own ([`thread`]), [`meter`] measures each step.
 
 pub mod data;
-pub mod meter;
+pub(crate) mod meter;
 pub mod snapshot;
 pub mod step;
 pub(crate) mod thread;
-pub mod train;
+pub(crate) mod train;

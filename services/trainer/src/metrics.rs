@@ -8,7 +8,7 @@ use crate::learn::meter::Measured;
 
 /// The trainer's instruments. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     running: UpDownCounter<i64>,
     waiting: Gauge<u64>,
     step_seconds: Histogram<f64>,
@@ -27,7 +27,7 @@ const REFUSED: &str = "refused";
 
 /// Counts a job as running until dropped.
 #[derive(Debug)]
-pub struct Running(UpDownCounter<i64>);
+pub(crate) struct Running(UpDownCounter<i64>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -44,7 +44,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Creates the instruments on the process's meter.
     #[must_use]
-    pub fn new() -> Metrics {
+    pub(crate) fn new() -> Metrics {
         let meter = telemetry::meter();
         let evaluations = meter
             .u64_counter("togi.trainer.evaluations")
@@ -122,18 +122,18 @@ impl Metrics {
 
     /// Counts a job as running until the returned value is dropped.
     #[must_use]
-    pub fn running(&self) -> Running {
+    pub(crate) fn running(&self) -> Running {
         self.running.add(1, &[]);
         Running(self.running.clone())
     }
 
     /// Records the number of waiting jobs.
-    pub fn waiting(&self, jobs: u64) {
+    pub(crate) fn waiting(&self, jobs: u64) {
         self.waiting.record(jobs, &[]);
     }
 
     /// Records a step.
-    pub fn step(&self, step: &Measured) {
+    pub(crate) fn step(&self, step: &Measured) {
         self.loss.record(step.line.loss, &[]);
         self.gradient_norm.record(step.line.gradient_norm, &[]);
         self.tokens_per_second
@@ -157,14 +157,14 @@ impl Metrics {
     }
 
     /// Counts an evaluated adapter by its outcome.
-    pub fn evaluated(&self, passed: bool) {
+    pub(crate) fn evaluated(&self, passed: bool) {
         let outcome = if passed { PASSED } else { REFUSED };
         self.evaluations
             .add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
     /// Counts a policy's job by its outcome.
-    pub fn policy_job(&self, outcome: &'static str) {
+    pub(crate) fn policy_job(&self, outcome: &'static str) {
         self.policy_jobs
             .add(1, &[KeyValue::new("outcome", outcome)]);
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// `InvalidArgument` with `page_size` or `page_token`.
-pub fn page<T>(
+pub(crate) fn page<T>(
     entries: Vec<T>,
     key: impl Fn(&T) -> String,
     page_size: i32,

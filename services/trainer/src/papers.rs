@@ -2,7 +2,7 @@
 //! card.
 
 pub mod log;
-pub mod report;
-pub mod tensorboard;
+pub(crate) mod report;
+pub(crate) mod tensorboard;
 
 pub(crate) mod model_card;

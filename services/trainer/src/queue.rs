@@ -12,7 +12,7 @@ use crate::submission::{Admission, Checked};
 
 /// An accepted request.
 #[derive(Clone, Debug)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     /// The job; `None` if the request was only validated.
     pub job: Option<Job>,
     /// Its memory; `None` for a job that was accepted earlier and would be refused today.
@@ -23,7 +23,7 @@ pub struct Accepted {
 
 /// How far a request goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// It is checked and queued.
     Submit,
     /// It is only checked.
@@ -32,7 +32,7 @@ pub enum Mode {
 
 /// Accepts jobs.
 #[derive(Clone)]
-pub struct Queue {
+pub(crate) struct Queue {
     jobs: Jobs,
     admission: Admission,
 }
@@ -40,13 +40,13 @@ pub struct Queue {
 impl Queue {
     /// Returns a queue behind an admission.
     #[must_use]
-    pub fn new(jobs: Jobs, admission: Admission) -> Queue {
+    pub(crate) fn new(jobs: Jobs, admission: Admission) -> Queue {
         Queue { jobs, admission }
     }
 
     /// Returns the jobs' records.
     #[must_use]
-    pub fn jobs(&self) -> &Jobs {
+    pub(crate) fn jobs(&self) -> &Jobs {
         &self.jobs
     }
 
@@ -56,7 +56,7 @@ impl Queue {
     /// # Errors
     /// As [`Admission::check`]; `AlreadyExists` with field `idempotency_key` for a key that was
     /// used with another body.
-    pub async fn create(&self, asked: &Asked, mode: Mode) -> Result<Accepted> {
+    pub(crate) async fn create(&self, asked: &Asked, mode: Mode) -> Result<Accepted> {
         if let Asked::Parts(request) = asked {
             self.admission.check_form(request)?;
         }
@@ -92,7 +92,7 @@ impl Queue {
     ///
     /// # Errors
     /// `AlreadyExists` if the id is another request's; the store's and the bus's.
-    pub async fn submit(&self, id: &JobId, request: &JobRequest) -> Result<Job> {
+    pub(crate) async fn submit(&self, id: &JobId, request: &JobRequest) -> Result<Job> {
         let job = self.jobs.submit(Kind::Train, id, request).await?;
         let (dataset, steps) = (request.identity.dataset, request.steps);
         info!(job = %id, %dataset, steps, "job accepted");
@@ -103,7 +103,7 @@ impl Queue {
     ///
     /// # Errors
     /// `NotFound` with field `job`.
-    pub async fn request(&self, id: &JobId) -> Result<JobRequest> {
+    pub(crate) async fn request(&self, id: &JobId) -> Result<JobRequest> {
         JobRequest::from_json(&self.jobs.request(id).await?)
     }
 

@@ -20,7 +20,7 @@ const SHORTEST_PREFIX: usize = 8;
 
 /// A published adapter's generation, and when it was published.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Published {
+pub(crate) struct Published {
     /// The generation.
     pub generation: Generation,
     /// When its manifest was written.
@@ -31,7 +31,7 @@ pub struct Published {
 ///
 /// # Errors
 /// The store's.
-pub async fn list(store: &Store) -> Result<Vec<Published>> {
+pub(crate) async fn list(store: &Store) -> Result<Vec<Published>> {
     let mut published: Vec<Published> = store
         .list(&layout::adapters())
         .await?
@@ -50,7 +50,7 @@ pub async fn list(store: &Store) -> Result<Vec<Published>> {
 ///
 /// # Errors
 /// `NotFound` with field `adapter`; `InvalidArgument` for digits that fit several.
-pub async fn find(store: &Store, aliases: &Aliases, name: &str) -> Result<Published> {
+pub(crate) async fn find(store: &Store, aliases: &Aliases, name: &str) -> Result<Published> {
     let unknown = || {
         togi_runtime::Error::not_found(format!("adapter {name:?} does not exist"))
             .with_field("adapter")
@@ -88,7 +88,7 @@ pub async fn find(store: &Store, aliases: &Aliases, name: &str) -> Result<Publis
 ///
 /// # Errors
 /// [`Error::Damaged`] if it cannot be read as one; `NotFound` if it is gone; the store's.
-pub async fn manifest(store: &Store, published: &Published) -> Result<AdapterManifest> {
+pub(crate) async fn manifest(store: &Store, published: &Published) -> Result<AdapterManifest> {
     let generation = published.generation;
     let read = adapter::manifest(store, generation).await;
     read.map_err(|error| match error {
@@ -103,7 +103,7 @@ pub async fn manifest(store: &Store, published: &Published) -> Result<AdapterMan
 ///
 /// # Errors
 /// The store's.
-pub async fn named(aliases: &Aliases) -> Result<BTreeMap<Generation, Vec<AliasName>>> {
+pub(crate) async fn named(aliases: &Aliases) -> Result<BTreeMap<Generation, Vec<AliasName>>> {
     let mut named: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for alias in aliases.list().await? {
         named
@@ -121,7 +121,7 @@ pub async fn named(aliases: &Aliases) -> Result<BTreeMap<Generation, Vec<AliasNa
 ///
 /// # Errors
 /// The store's.
-pub async fn promote_once(
+pub(crate) async fn promote_once(
     aliases: &Aliases,
     alias: &AliasName,
     generation: Generation,

@@ -11,7 +11,7 @@ use crate::recipe::Recipe;
 /// A job's request, complete: everything that the result depends on is named by digest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JobRequest {
+pub(crate) struct JobRequest {
     /// What was asked.
     pub request: CreateJob,
     /// What its names meant.
@@ -28,7 +28,7 @@ pub struct JobRequest {
 /// Where a policy's job comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The policy.
     pub policy: String,
     /// Its version.
@@ -42,7 +42,7 @@ pub struct Origin {
 /// Who started a policy's job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum By {
+pub(crate) enum By {
     /// Its trigger: the job is withdrawn if a newer revision comes before it has begun.
     Trigger,
     /// A request that named the policy, or its trigger for the last time: newer revisions do not
@@ -52,7 +52,7 @@ pub enum By {
 
 /// A request for an adapter.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Asked {
+pub(crate) enum Asked {
     /// One that names every part.
     Parts(Box<CreateJob>),
     /// One that trains the newest revision of a policy's data set.
@@ -67,7 +67,7 @@ pub enum Asked {
 impl Asked {
     /// Returns the caller's key; empty for none.
     #[must_use]
-    pub fn idempotency_key(&self) -> &str {
+    pub(crate) fn idempotency_key(&self) -> &str {
         match self {
             Self::Parts(request) => &request.idempotency_key,
             Self::Policy {
@@ -98,7 +98,7 @@ pub struct CreateJob {
 
 /// A request with every part, and the policy that filled them in.
 #[derive(Clone, Debug)]
-pub struct Resolved {
+pub(crate) struct Resolved {
     /// The request.
     pub request: CreateJob,
     /// The policy that it comes from; `None` without a policy.
@@ -110,7 +110,7 @@ impl JobRequest {
     ///
     /// # Errors
     /// `InvalidArgument` if it cannot be parsed.
-    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn from_json(bytes: &[u8]) -> Result<Self> {
         Ok(serde_json::from_slice(bytes).map_err(togi_runtime::Error::from)?)
     }
 }

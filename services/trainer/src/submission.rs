@@ -28,7 +28,7 @@ const MOST_READ: u64 = 1 << 22;
 
 /// A checked request.
 #[derive(Clone, Debug)]
-pub struct Checked {
+pub(crate) struct Checked {
     /// The job's request.
     pub request: JobRequest,
     /// Its memory plan.
@@ -37,7 +37,7 @@ pub struct Checked {
 
 /// Checks requests.
 #[derive(Clone)]
-pub struct Admission {
+pub(crate) struct Admission {
     /// The object store.
     pub store: Store,
     /// The configured bases.
@@ -56,7 +56,7 @@ impl Admission {
     ///
     /// # Errors
     /// As [`Admission::check`].
-    pub fn check_form(&self, asked: &CreateJob) -> Result<()> {
+    pub(crate) fn check_form(&self, asked: &CreateJob) -> Result<()> {
         if asked.recipe.promote == Promote::Auto || !asked.alias.is_empty() {
             layout::validate_name("alias", &asked.alias)?;
         }
@@ -72,7 +72,7 @@ impl Admission {
     /// Each with the field at fault: `InvalidArgument` for a value that is wrong in itself,
     /// `NotFound` for a base or data set that is not there, `FailedPrecondition` for parts that do
     /// not fit each other, `ResourceExhausted` for too little memory.
-    pub async fn check(&self, resolved: &Resolved) -> Result<Checked> {
+    pub(crate) async fn check(&self, resolved: &Resolved) -> Result<Checked> {
         let asked = &resolved.request;
         let recipe = &asked.recipe;
         self.check_form(asked)?;
@@ -115,7 +115,7 @@ impl Admission {
     /// # Errors
     /// `FailedPrecondition` with field `dataset` if the newest revision has no validation rows;
     /// `NotFound` or `InvalidArgument` with field `gate.questions`; the store's.
-    pub async fn check_gate(&self, gate: &Gate, dataset: &str) -> Result<()> {
+    pub(crate) async fn check_gate(&self, gate: &Gate, dataset: &str) -> Result<()> {
         if let Some((_, named)) = dataset::newest(&self.store, dataset).await? {
             let manifest = dataset::manifest(&self.store, named.dataset).await?;
             check_held_out(dataset, &manifest)?;

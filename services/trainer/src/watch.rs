@@ -15,7 +15,7 @@ use crate::learn::step::Step;
 use crate::papers::log;
 
 /// What a watcher follows.
-pub struct Watcher {
+pub(crate) struct Watcher {
     /// The object store.
     pub store: Store,
     /// The jobs' records.
@@ -28,7 +28,7 @@ pub struct Watcher {
 
 /// Something that happened in a job.
 #[derive(Clone, Debug)]
-pub enum Update {
+pub(crate) enum Update {
     /// An optimizer step.
     Step(Step),
     /// The record has changed.
@@ -47,7 +47,11 @@ struct Watching {
 impl Watcher {
     /// Returns the job's updates: its record first, each step from `from_step` on once and in
     /// order, the record again whenever it changes, and last its final state.
-    pub fn watch(self, id: JobId, from_step: u64) -> impl Stream<Item = Result<Update>> + Send {
+    pub(crate) fn watch(
+        self,
+        id: JobId,
+        from_step: u64,
+    ) -> impl Stream<Item = Result<Update>> + Send {
         let next_step = from_step.max(1);
         let watching = Watching {
             watcher: self,

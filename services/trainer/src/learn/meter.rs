@@ -12,7 +12,7 @@ const NEWEST: f64 = 0.1;
 
 /// The results of a step's computation.
 #[derive(Clone, Copy, Debug)]
-pub struct StepResult {
+pub(crate) struct StepResult {
     /// Mean loss over the window's learned targets.
     pub loss: f64,
     /// Norm of the gradient before clipping.
@@ -29,7 +29,7 @@ pub struct StepResult {
 
 /// A finished step.
 #[derive(Clone, Debug)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// Its line in the log.
     pub line: Step,
     /// Its duration in seconds.
@@ -42,7 +42,7 @@ pub struct Measured {
 
 /// Measures steps and returns their lines.
 #[derive(Debug)]
-pub struct Meter {
+pub(crate) struct Meter {
     steps: u64,
     rows: u64,
     mean_seconds: Option<f64>,
@@ -51,7 +51,7 @@ pub struct Meter {
 impl Meter {
     /// Returns a meter for a run of `steps` steps, with `rows` rows per epoch.
     #[must_use]
-    pub fn new(steps: u64, rows: u64) -> Meter {
+    pub(crate) fn new(steps: u64, rows: u64) -> Meter {
         Meter {
             steps,
             rows,
@@ -61,7 +61,7 @@ impl Meter {
 
     /// Returns the line of the step that ended at `progress`, trained on `window` and took
     /// `seconds`.
-    pub fn step(
+    pub(crate) fn step(
         &mut self,
         progress: &Progress,
         result: StepResult,

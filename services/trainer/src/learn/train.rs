@@ -15,7 +15,7 @@ use crate::recipe::Recipe;
 
 /// The mutable state of a run, between two steps.
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     /// The position in the run.
     pub progress: Progress,
     /// The trainable tensors.
@@ -26,7 +26,7 @@ pub struct State {
 
 /// The constants of a run.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The hyperparameters.
     pub recipe: Recipe,
     /// Rows per epoch.
@@ -37,7 +37,7 @@ pub struct Plan {
 
 /// The hardware that a run uses.
 #[derive(Clone, Copy)]
-pub struct Machine<'a> {
+pub(crate) struct Machine<'a> {
     /// The base on its device.
     pub engine: &'a Engine,
     /// The GPU's readings.
@@ -46,7 +46,7 @@ pub struct Machine<'a> {
 
 /// A message from the loop. Messages arrive in order.
 #[derive(Debug)]
-pub enum Update {
+pub(crate) enum Update {
     /// A finished step.
     Step(Measured),
     /// The state after the last step, to be stored.
@@ -55,19 +55,19 @@ pub enum Update {
 
 /// A request to the loop, which checks it before each step.
 #[derive(Debug, Default)]
-pub struct Request(AtomicU8);
+pub(crate) struct Request(AtomicU8);
 
 const STOP: u8 = 1;
 const ABORT: u8 = 2;
 
 impl Request {
     /// Asks for a checkpoint, then the end.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.0.fetch_max(STOP, Ordering::Relaxed);
     }
 
     /// Asks for the end without a checkpoint.
-    pub fn abort(&self) {
+    pub(crate) fn abort(&self) {
         self.0.fetch_max(ABORT, Ordering::Relaxed);
     }
 
@@ -82,7 +82,7 @@ impl Request {
 ///
 /// # Errors
 /// [`Error::NotFinite`]; the errors of the rows and of the engine.
-pub fn train(
+pub(crate) fn train(
     state: &mut State,
     plan: &Plan,
     machine: &Machine<'_>,
@@ -162,7 +162,7 @@ impl State {
     ///
     /// # Errors
     /// A LoRA setting of the recipe is out of range for the base.
-    pub fn fresh(config: &Config, recipe: &Recipe) -> Result<State> {
+    pub(crate) fn fresh(config: &Config, recipe: &Recipe) -> Result<State> {
         let lora = Lora::init(config, &recipe.lora, recipe.seed)?;
         Ok(State {
             progress: Progress::default(),
@@ -180,7 +180,7 @@ impl State {
 
     /// Returns a copy of everything that another worker needs to resume.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot {
             progress: self.progress.clone(),
             lora: self.lora.to_bytes().into(),

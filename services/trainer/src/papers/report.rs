@@ -11,7 +11,7 @@ use crate::recipe::Recipe;
 
 /// The facts of a run that its lines do not have.
 #[derive(Clone, Debug)]
-pub struct RunSummary {
+pub(crate) struct RunSummary {
     /// The job.
     pub job: String,
     /// What it made.
@@ -40,7 +40,7 @@ pub struct RunSummary {
 
 /// Returns `report.json`.
 #[must_use]
-pub fn report(facts: &RunSummary, recipe: &Recipe, lines: &[Step]) -> Value {
+pub(crate) fn report(facts: &RunSummary, recipe: &Recipe, lines: &[Step]) -> Value {
     let loss: Vec<f64> = lines.iter().map(|line| line.loss).collect();
     let norm: Vec<f64> = lines.iter().map(|line| line.gradient_norm).collect();
     let tokens = lines.last().map_or(0, |line| line.tokens);
@@ -120,7 +120,7 @@ fn skipped(lines: &[Step]) -> u64 {
 
 /// Returns `trainer_state.json` with the names of transformers' Trainer.
 #[must_use]
-pub fn trainer_state(recipe: &Recipe, lines: &[Step]) -> Value {
+pub(crate) fn trainer_state(recipe: &Recipe, lines: &[Step]) -> Value {
     let history: Vec<Value> = lines
         .iter()
         .map(|line| {
@@ -172,7 +172,7 @@ pub fn trainer_state(recipe: &Recipe, lines: &[Step]) -> Value {
 
 /// Returns each line with the seconds of training at its end.
 #[must_use]
-pub fn timed(lines: &[Step]) -> Vec<(f64, Step)> {
+pub(crate) fn timed(lines: &[Step]) -> Vec<(f64, Step)> {
     let (mut seconds, mut tokens) = (0.0, 0);
     lines
         .iter()

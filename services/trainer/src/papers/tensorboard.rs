@@ -42,7 +42,7 @@ struct Value {
 /// Returns a whole events file: each step's figures under `train/`, at `start_seconds` (Unix time)
 /// plus the duration of all earlier steps.
 #[must_use]
-pub fn events_file(start_seconds: f64, steps: &[(f64, Step)]) -> Vec<u8> {
+pub(crate) fn events_file(start_seconds: f64, steps: &[(f64, Step)]) -> Vec<u8> {
     let mut file = Vec::new();
     let version = Event {
         wall_time: Some(start_seconds),

@@ -54,7 +54,7 @@ pub struct Body {
 
 /// A policy that is in force.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// The content of this version.
     pub body: Body,
     /// Its version, from 1; a deletion is a version too.
@@ -70,14 +70,14 @@ impl Policy {
     ///
     /// # Errors
     /// [`Error::Damaged`] if its newest version cannot be parsed; the store's.
-    pub async fn in_force(store: &Store, name: &str) -> Result<Option<Policy>> {
+    pub(crate) async fn in_force(store: &Store, name: &str) -> Result<Option<Policy>> {
         let found = newest(store, name).await?;
         Ok(found.and_then(|(version, found)| found.into_policy(version)))
     }
 
     /// Returns the policy's request to train a revision of its data set.
     #[must_use]
-    pub fn resolve(&self, dataset: DatasetId, revision: u64, by: By) -> Resolved {
+    pub(crate) fn resolve(&self, dataset: DatasetId, revision: u64, by: By) -> Resolved {
         let policy = self.body.name.clone();
         let request = CreateJob {
             policy: Some(policy.clone()),
@@ -99,7 +99,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`Error::Invalid`] if this build does not take its schedule any more.
-    pub fn time(&self, now: Timestamp) -> Result<Time> {
+    pub(crate) fn time(&self, now: Timestamp) -> Result<Time> {
         self.body.trigger.time(self.seen, self.since, now)
     }
 }
@@ -117,7 +117,7 @@ impl Version {
 
 /// The policies.
 #[derive(Clone)]
-pub struct Policies {
+pub(crate) struct Policies {
     store: Store,
     mirror: Kv,
     admission: Admission,
@@ -126,7 +126,7 @@ pub struct Policies {
 impl Policies {
     /// Returns the policies in the store; `mirror` gets every change.
     #[must_use]
-    pub fn new(store: Store, mirror: Kv, admission: Admission) -> Policies {
+    pub(crate) fn new(store: Store, mirror: Kv, admission: Admission) -> Policies {
         Policies {
             store,
             mirror,
@@ -138,7 +138,7 @@ impl Policies {
     ///
     /// # Errors
     /// The field at fault; the store's.
-    pub async fn apply(&self, body: Body) -> Result<Policy> {
+    pub(crate) async fn apply(&self, body: Body) -> Result<Policy> {
         self.check(&body).await?;
         loop {
             let newest = newest(&self.store, &body.name).await?;
@@ -167,7 +167,7 @@ impl Policies {
     ///
     /// # Errors
     /// `NotFound` with field `name`; the store's.
-    pub async fn get(&self, name: &str) -> Result<Policy> {
+    pub(crate) async fn get(&self, name: &str) -> Result<Policy> {
         layout::validate_name("name", name)?;
         let found = Policy::in_force(&self.store, name).await?;
         found.ok_or_else(|| unknown(name))
@@ -178,7 +178,7 @@ impl Policies {
     ///
     /// # Errors
     /// The store's.
-    pub async fn list(&self) -> Result<Vec<Policy>> {
+    pub(crate) async fn list(&self) -> Result<Vec<Policy>> {
         let mut policies = Vec::new();
         for name in self.store.list_dirs(&layout::policies()).await? {
             match Policy::in_force(&self.store, &name).await {
@@ -196,7 +196,7 @@ impl Policies {
     ///
     /// # Errors
     /// `NotFound` with field `name`; the store's.
-    pub async fn delete(&self, name: &str) -> Result<()> {
+    pub(crate) async fn delete(&self, name: &str) -> Result<()> {
         layout::validate_name("name", name)?;
         loop {
             let found = newest(&self.store, name).await?;

@@ -22,7 +22,7 @@ const MOST_WITHDRAWN: usize = 8;
 
 /// Decides for policies.
 #[derive(Clone)]
-pub struct Retraining {
+pub(crate) struct Retraining {
     store: Store,
     jobs: Jobs,
     admission: Admission,
@@ -30,7 +30,7 @@ pub struct Retraining {
 
 /// The decision for a policy.
 #[derive(Debug, Default)]
-pub struct Round {
+pub(crate) struct Round {
     /// The job that it queues, if any.
     pub next: Option<Next>,
     /// Revisions that it cannot train, and why.
@@ -39,7 +39,7 @@ pub struct Round {
 
 /// A job to be queued.
 #[derive(Debug)]
-pub struct Next {
+pub(crate) struct Next {
     /// The job.
     pub job: JobId,
     /// The revision that it trains.
@@ -77,7 +77,7 @@ struct RevisionState {
 impl Retraining {
     /// Returns a decider over these jobs.
     #[must_use]
-    pub fn new(store: Store, jobs: Jobs, admission: Admission) -> Retraining {
+    pub(crate) fn new(store: Store, jobs: Jobs, admission: Admission) -> Retraining {
         Retraining {
             store,
             jobs,
@@ -89,7 +89,7 @@ impl Retraining {
     ///
     /// # Errors
     /// The store's, the bus's, and those of a check that may pass later.
-    pub async fn round(&self, policy: &Policy, now: Timestamp) -> Result<Round> {
+    pub(crate) async fn round(&self, policy: &Policy, now: Timestamp) -> Result<Round> {
         let mut round = Round::default();
         let states = self.states(policy, now).await?;
         let fates: Vec<Fate> = states.iter().map(|state| state.fate).collect();
@@ -115,7 +115,7 @@ impl Retraining {
     ///
     /// # Errors
     /// As [`Retraining::round`].
-    pub async fn overtaken(&self, origin: &Origin, now: Timestamp) -> Result<Option<u64>> {
+    pub(crate) async fn overtaken(&self, origin: &Origin, now: Timestamp) -> Result<Option<u64>> {
         if origin.by == By::Request {
             return Ok(None);
         }

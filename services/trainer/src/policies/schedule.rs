@@ -8,14 +8,14 @@ use crate::error::{Error, Result};
 
 /// Times that come again.
 #[derive(Clone, Debug)]
-pub struct Schedule(Crontab);
+pub(crate) struct Schedule(Crontab);
 
 impl Schedule {
     /// Reads a schedule.
     ///
     /// # Errors
     /// [`Error::Invalid`] with what is wrong with it.
-    pub fn parse(text: &str) -> Result<Schedule> {
+    pub(crate) fn parse(text: &str) -> Result<Schedule> {
         let mut options = ParseOptions::default();
         options.fallback_timezone_option = FallbackTimezoneOption::UTC;
         let wrong = |error: cronexpr::Error| {
@@ -34,7 +34,7 @@ impl Schedule {
 
     /// Returns the last of its times that is after `since` and not after `now`.
     #[must_use]
-    pub fn last(&self, since: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    pub(crate) fn last(&self, since: Timestamp, now: Timestamp) -> Option<Timestamp> {
         // From the near past to the far: the first window that has times has few of them.
         let mut window = SignedDuration::from_hours(1);
         loop {

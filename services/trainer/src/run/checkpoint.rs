@@ -45,7 +45,7 @@ struct Manifest {
 
 /// The run that a checkpoint belongs to.
 #[derive(Clone, Debug)]
-pub struct Owner {
+pub(crate) struct Owner {
     /// The job.
     pub job: JobId,
     /// The inputs of the run.
@@ -58,7 +58,12 @@ pub struct Owner {
 ///
 /// # Errors
 /// The store's.
-pub async fn save(store: &Store, owner: &Owner, fence: Fence, snapshot: &Snapshot) -> Result<Path> {
+pub(crate) async fn save(
+    store: &Store,
+    owner: &Owner,
+    fence: Fence,
+    snapshot: &Snapshot,
+) -> Result<Path> {
     let step = snapshot.progress.step;
     let mut files = BTreeMap::new();
     for (name, bytes) in [(LORA, &snapshot.lora), (OPTIMIZER, &snapshot.optimizer)] {
@@ -99,7 +104,7 @@ pub async fn save(store: &Store, owner: &Owner, fence: Fence, snapshot: &Snapsho
 /// # Errors
 /// [`Error::OtherRun`] if the job's checkpoints belong to other data, another base or another
 /// recipe; the store's errors.
-pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapshot)>> {
+pub(crate) async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapshot)>> {
     for (step, fence, path) in committed(store, &owner.job).await?.into_iter().rev() {
         match read(store, owner, step, fence).await {
             Ok(snapshot) => return Ok(Some((path, snapshot))),
@@ -117,7 +122,7 @@ pub async fn newest(store: &Store, owner: &Owner) -> Result<Option<(Path, Snapsh
 ///
 /// # Errors
 /// The store's.
-pub async fn prune(store: &Store, job: &JobId) -> Result<()> {
+pub(crate) async fn prune(store: &Store, job: &JobId) -> Result<()> {
     let committed = committed(store, job).await?;
     let surplus = committed.len().saturating_sub(KEPT);
     for (step, fence, manifest) in committed.into_iter().take(surplus) {

@@ -139,7 +139,7 @@ impl Candidate<'_> {
 ///
 /// # Errors
 /// The store's.
-pub async fn find(store: &Store, job: &JobId) -> Result<Option<Evaluation>> {
+pub(crate) async fn find(store: &Store, job: &JobId) -> Result<Option<Evaluation>> {
     match store.get_json(&layout::job_evaluation(job)).await {
         Ok(evaluated) => Ok(Some(evaluated)),
         Err(error) if error.class() == Class::NotFound => Ok(None),

@@ -12,7 +12,7 @@ use crate::run::announcement::Announcement;
 
 /// The worker's connections and settings. Clones share them.
 #[derive(Clone)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// The object store.
     pub store: Store,
     /// The bus for events and progress.

@@ -28,7 +28,7 @@ use crate::submission::Admission;
 
 /// Works on training jobs, one at a time.
 #[derive(Clone)]
-pub struct Worker {
+pub(crate) struct Worker {
     /// The connections and settings.
     pub parts: Parts,
     /// Checks requests that arrive over the bus.
