@@ -107,9 +107,9 @@ pub(crate) async fn named(aliases: &Aliases) -> Result<BTreeMap<Generation, Vec<
     let mut named: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for alias in aliases.list().await? {
         named
-            .entry(alias.said.generation)
+            .entry(alias.content.generation)
             .or_default()
-            .push(alias.said.alias);
+            .push(alias.content.alias);
     }
     Ok(named)
 }
@@ -129,8 +129,8 @@ pub(crate) async fn promote_once(
     gate: Option<&Evaluation>,
 ) -> Result<Option<Alias>> {
     let is_ours = |revision: &Alias| {
-        let time = revision.said.time.parse().unwrap_or(Timestamp::MAX);
-        time >= since && revision.generation() == generation && !revision.said.rollback
+        let time = revision.content.time.parse().unwrap_or(Timestamp::MAX);
+        time >= since && revision.generation() == generation && !revision.content.rollback
     };
     if aliases.history(alias).await?.iter().any(is_ours) {
         return Ok(None);

@@ -1,17 +1,13 @@
 //! The generation of each alias. The store holds an alias's revisions, create-if-absent, and the
-//! highest one counts. The bucket is a mirror and events are hints, so a follower also lists
-//! periodically and needs no NATS.
+//! highest one counts. The bucket is a mirror and events are hints.
 
-use std::pin::Pin;
-use std::time::Duration;
+mod following;
 
-use futures::{Stream, StreamExt as _};
 use togi_common::{AliasName, Generation, canonical};
 
 use crate::bus::Bus;
-use crate::bus::reader::{EventStream, Start};
 use crate::error::{Class, Error, Result};
-use crate::events::{Event, EventKind};
+use crate::events::Event;
 use crate::layout;
 use crate::registry::revisions::{AliasRevision, BaseMismatch};
 use crate::store::Store;
@@ -23,20 +19,20 @@ pub struct Alias {
     /// The revision's number, from 1.
     pub revision: u64,
     /// The revision's content.
-    pub said: AliasRevision,
+    pub content: AliasRevision,
 }
 
 impl Alias {
     /// Returns the alias's name.
     #[must_use]
     pub fn name(&self) -> &AliasName {
-        &self.said.alias
+        &self.content.alias
     }
 
     /// Returns the generation that the alias names.
     #[must_use]
     pub fn generation(&self) -> Generation {
-        self.said.generation
+        self.content.generation
     }
 }
 
@@ -73,15 +69,15 @@ impl Aliases {
     }
 
     async fn read(&self, alias: &AliasName, revision: u64) -> Result<Alias> {
-        let said: AliasRevision = self
+        let content: AliasRevision = self
             .store
             .get_json(&layout::alias_revision(alias, revision))
             .await?;
-        if said.alias != *alias {
+        if content.alias != *alias {
             let message = format!("revision {revision} of alias \"{alias}\" is another alias's");
             return Err(Error::data_loss(message));
         }
-        Ok(Alias { revision, said })
+        Ok(Alias { revision, content })
     }
 
     /// Returns an alias's revisions, oldest first.
@@ -193,8 +189,8 @@ impl Aliases {
                 },
             };
             if let Some(current) = current {
-                let said = &current.said;
-                if said.generation == generation && said.base_mismatch == base_mismatch {
+                let content = &current.content;
+                if content.generation == generation && content.base_mismatch == base_mismatch {
                     // A process may have died between the revision and its event. Both are
                     // repeated, because they are idempotent.
                     self.tell(&current).await;
@@ -204,7 +200,7 @@ impl Aliases {
                     return Ok(current);
                 }
             }
-            let said = AliasRevision {
+            let content = AliasRevision {
                 alias: alias.clone(),
                 generation,
                 rollback: false,
@@ -212,7 +208,7 @@ impl Aliases {
                 time: jiff::Timestamp::now().to_string(),
                 traceparent: telemetry::current_traceparent(),
             };
-            if let Some(declared) = self.declare(newest + 1, said).await? {
+            if let Some(declared) = self.declare(newest + 1, content).await? {
                 return Ok(declared);
             }
         }
@@ -235,22 +231,22 @@ impl Aliases {
                 let message = format!("alias \"{alias}\" named nothing before");
                 return Err(Error::precondition(message).with_field("alias"));
             };
-            let said = AliasRevision {
+            let content = AliasRevision {
                 rollback: true,
                 time: jiff::Timestamp::now().to_string(),
                 traceparent: telemetry::current_traceparent(),
-                ..before.said.clone()
+                ..before.content.clone()
             };
-            if let Some(declared) = self.declare(newest.revision + 1, said).await? {
+            if let Some(declared) = self.declare(newest.revision + 1, content).await? {
                 return Ok(declared);
             }
         }
     }
 
     /// Writes a revision and announces it; `None` if another writer was faster.
-    async fn declare(&self, revision: u64, said: AliasRevision) -> Result<Option<Alias>> {
-        let bytes = canonical::json(&said)?;
-        let folder = layout::alias_revisions(&said.alias);
+    async fn declare(&self, revision: u64, content: AliasRevision) -> Result<Option<Alias>> {
+        let bytes = canonical::json(&content)?;
+        let folder = layout::alias_revisions(&content.alias);
         if !self
             .store
             .put_revision(&folder, revision, bytes.into())
@@ -258,7 +254,7 @@ impl Aliases {
         {
             return Ok(None);
         }
-        let declared = Alias { revision, said };
+        let declared = Alias { revision, content };
         self.tell(&declared).await;
         Ok(Some(declared))
     }
@@ -284,14 +280,14 @@ impl Aliases {
             );
         }
         let (name, generation) = (alias.name(), alias.generation());
-        let event = if alias.said.rollback {
+        let event = if alias.content.rollback {
             Event::adapter_rolled_back(name, generation, alias.revision)
         } else {
             Event::adapter_promoted(name, generation, alias.revision)
         };
         if let Err(error) = self
             .bus
-            .publish_in(event, alias.said.traceparent.as_deref())
+            .publish_in(event, alias.content.traceparent.as_deref())
             .await
         {
             tracing::warn!(
@@ -301,97 +297,23 @@ impl Aliases {
             );
         }
     }
-
-    /// Yields all aliases now, and again after each change: at once after an event, otherwise
-    /// within the period. Works without NATS, waits for an absent store, and never ends.
-    #[must_use]
-    pub fn follow(&self, period: Duration) -> Pin<Box<dyn Stream<Item = Vec<Alias>> + Send>> {
-        let following = Following {
-            aliases: self.clone(),
-            period,
-            events: None,
-            last: None,
-        };
-        futures::stream::unfold(following, |mut following| async move {
-            let changed = following.next().await;
-            Some((changed, following))
-        })
-        .boxed()
-    }
 }
 
 /// Returns the revision to roll back to. Promotions form a stack, and a rollback pops it.
 fn before(history: &[Alias]) -> Option<&Alias> {
-    let mut pile: Vec<&Alias> = Vec::new();
+    let mut stack: Vec<&Alias> = Vec::new();
     for alias in history {
-        if alias.said.rollback && pile.len() > 1 {
-            pile.pop();
+        if alias.content.rollback && stack.len() > 1 {
+            stack.pop();
         } else {
-            pile.push(alias);
+            stack.push(alias);
         }
     }
-    pile.len()
+    stack
+        .len()
         .checked_sub(2)
-        .and_then(|below| pile.get(below))
+        .and_then(|below| stack.get(below))
         .copied()
-}
-
-struct Following {
-    aliases: Aliases,
-    period: Duration,
-    events: Option<EventStream>,
-    last: Option<Vec<Alias>>,
-}
-
-impl Following {
-    async fn next(&mut self) -> Vec<Alias> {
-        if self.last.is_some() {
-            self.wait().await;
-        }
-        loop {
-            // Subscribe before listing, so that no change in between is missed.
-            self.listen().await;
-            let last = self.last.as_deref().unwrap_or_default();
-            match self.aliases.list_after(last).await {
-                Ok(list) if self.last.as_ref() != Some(&list) => {
-                    self.last = Some(list.clone());
-                    return list;
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(error = error.chain(), "aliases cannot be listed now");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
-                }
-            }
-            self.wait().await;
-        }
-    }
-
-    async fn listen(&mut self) {
-        if self.events.is_some() {
-            return;
-        }
-        let kinds = [EventKind::AdapterPromoted, EventKind::AdapterRolledBack];
-        let opening = self.aliases.bus.events(&kinds, Start::New);
-        // Without NATS, changes are found only by listing.
-        if let Ok(Ok(events)) = tokio::time::timeout(Duration::from_millis(500), opening).await {
-            self.events = Some(events);
-        }
-    }
-
-    async fn wait(&mut self) {
-        let Some(events) = &mut self.events else {
-            return tokio::time::sleep(self.period.min(Duration::from_secs(5))).await;
-        };
-        let event = tokio::time::timeout(self.period, events.next()).await;
-        if matches!(event, Ok(None)) {
-            // The bus has stopped and delivers no more events; asking again at once would be a busy
-            // loop.
-            self.events = None;
-            tokio::time::sleep(self.period).await;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -407,7 +329,7 @@ mod tests {
     fn history(says: &[(u8, bool)]) -> Vec<Alias> {
         let alias = |(revision, (n, rollback)): (u64, &(u8, bool))| Alias {
             revision,
-            said: AliasRevision {
+            content: AliasRevision {
                 alias: "a".parse().unwrap(),
                 generation: generation(*n),
                 rollback: *rollback,

@@ -43,15 +43,15 @@ fn next(known: Option<&Declared>, list: Vec<Alias>) -> Declared {
         let heard = before
             .filter(|before| before.revision == alias.revision)
             .map_or(now, |before| before.heard);
-        let Alias { revision, said } = alias;
+        let Alias { revision, content } = alias;
         let declaration = Declaration {
-            generation: said.generation,
+            generation: content.generation,
             revision,
-            base_mismatch: said.base_mismatch,
-            traceparent: said.traceparent,
+            base_mismatch: content.base_mismatch,
+            traceparent: content.traceparent,
             heard,
         };
-        (said.alias, declaration)
+        (content.alias, declaration)
     };
     list.into_iter().map(declaration).collect()
 }

@@ -38,9 +38,9 @@ impl AdapterApi {
     async fn describe(&self, published: &[Published]) -> Result<Vec<proto::Adapter>, Error> {
         let named = registry::named(&self.aliases).await?;
         let mut adapters = Vec::with_capacity(published.len());
-        for published in published {
-            match registry::manifest(&self.store, published).await {
-                Ok(manifest) => adapters.push(adapter(manifest, published, &named)),
+        for one in published {
+            match registry::manifest(&self.store, one).await {
+                Ok(manifest) => adapters.push(adapter(manifest, one, &named)),
                 // One that cannot be read hides no other.
                 Err(error) if error.class() == Class::DataLoss => {
                     warn!(%error, "an adapter is passed over")
@@ -62,14 +62,14 @@ impl AdapterService for AdapterApi {
             page_size,
             page_token,
         } = request.into_inner();
-        let published = registry::list(&self.store).await?;
-        let (published, next_page_token) = page(
-            published,
+        let all = registry::list(&self.store).await?;
+        let (shown, next_page_token) = page(
+            all,
             |one| one.generation.to_string(),
             page_size,
             &page_token,
         )?;
-        let adapters = self.describe(&published).await?;
+        let adapters = self.describe(&shown).await?;
         Ok(Response::new(ListAdaptersResponse {
             adapters,
             next_page_token,
@@ -162,13 +162,13 @@ fn adapter(
 }
 
 fn to_message(alias: Alias) -> proto::Alias {
-    let Alias { revision, said } = alias;
+    let Alias { revision, content } = alias;
     proto::Alias {
-        name: said.alias.into(),
-        generation: said.generation.into(),
+        name: content.alias.into(),
+        generation: content.generation.into(),
         revision,
-        allow_base_mismatch: said.base_mismatch.into(),
-        update_time: said.time.parse().ok().map(time),
+        allow_base_mismatch: content.base_mismatch.into(),
+        update_time: content.time.parse().ok().map(time),
     }
 }
 
