@@ -1,5 +1,5 @@
-//! Training as a loop over a thread's own state: [`data`] brings the rows, [`train`] learns them on a
-//! thread of its own ([`thread`]), [`meter`] measures each step.
+//! Training as a loop over a thread's own state: [`data`] brings the rows, [`train`] learns them on
+//! a thread of its own ([`thread`]), [`meter`] measures each step.
 
 pub mod data;
 pub(crate) mod meter;
