@@ -25,6 +25,7 @@ use crate::life::backoff::Backoff;
 pub mod folder;
 pub mod hub;
 mod open;
+mod revisions;
 pub use open::{connect, connect_object};
 
 /// Largest object that is read into memory whole.
@@ -32,7 +33,6 @@ pub const MAX_WHOLE_BYTES: u64 = 1 << 30;
 const CHUNK_BYTES: usize = 8 << 20;
 const PARALLEL_CHUNKS: usize = 4;
 const ATTEMPTS: u32 = 6;
-const CONFLICTS: u32 = 64;
 
 /// The outcome of [`Store::put_new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,58 +338,6 @@ impl Store {
     /// As [`Store::put_new`].
     pub async fn put_new_json<T: Serialize + Sync>(&self, key: &Path, value: &T) -> Result<Put> {
         self.put_new(key, canonical::json(value)?).await
-    }
-
-    /// Returns the highest revision in a folder of `<n>.json`, and its key.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn newest_revision(&self, folder: &Path) -> Result<Option<(u64, Path)>> {
-        let found = self.inner.list_with_delimiter(Some(folder)).await?;
-        let numbers = found
-            .objects
-            .iter()
-            .filter_map(|meta| layout::parse_revision(&meta.location));
-        Ok(numbers.max().map(|n| (n, layout::revision(folder, n))))
-    }
-
-    /// Writes the revision after the highest one and returns its number. Two writers at once both
-    /// write one. `bytes` makes the object of a number; it is called again when another writer took
-    /// that number.
-    ///
-    /// # Errors
-    /// `Aborted` after 64 lost races; the error of `bytes`; those of the store.
-    pub async fn append_revision(
-        &self,
-        folder: &Path,
-        bytes: impl Fn(u64) -> Result<Bytes> + Send,
-    ) -> Result<u64> {
-        for _ in 0..CONFLICTS {
-            let n = self
-                .newest_revision(folder)
-                .await?
-                .map_or(1, |(n, _)| n + 1);
-            if self.put_revision(folder, n, bytes(n)?).await? {
-                return Ok(n);
-            }
-        }
-        Err(Error::new(
-            Class::Aborted,
-            format!("{folder} is changed by others all the time"),
-        ))
-    }
-
-    /// Writes exactly this revision. Returns false if it exists with other bytes, so that the
-    /// caller reads it first.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn put_revision(&self, folder: &Path, n: u64, bytes: Bytes) -> Result<bool> {
-        match self.put_new(&layout::revision(folder, n), bytes).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.class() == Class::AlreadyExists => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }
 

@@ -22,5 +22,7 @@ mod process;
 mod refused;
 #[path = "cli/served.rs"]
 mod served;
+#[path = "cli/services.rs"]
+mod services;
 #[path = "cli/world.rs"]
 mod world;

@@ -6,6 +6,7 @@
 
 mod changes;
 mod image;
+mod programs;
 mod render;
 mod rules;
 

@@ -1,45 +1,13 @@
 //! Jobs from submission to their end.
 
-use std::time::Duration;
-
-use async_nats::jetstream;
 use futures::StreamExt as _;
-use togi_runtime::bus::reader::{EventStream, Received, Start};
+use togi_runtime::bus::reader::Start;
 use togi_runtime::jobs::{Kind, State};
 use togi_runtime::worker::Outcome;
-use togi_runtime::{Class, Context, Error, Event, Fence, events, jobs, layout};
+use togi_runtime::{Class, Error, Fence, jobs};
 use togi_testing::{Rig, wait_until};
 
-use crate::workers::{Scripted, all, reach, submit, work, work_on};
-
-async fn next(stream: &mut EventStream) -> Received {
-    tokio::time::timeout(Duration::from_secs(20), stream.next())
-        .await
-        .expect("an event in time")
-        .unwrap()
-}
-
-/// Returns the dead letters.
-async fn dead(context: &Context, rig: &Rig) -> Vec<serde_json::Value> {
-    let _ = context;
-    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
-    let mut stream = js.get_stream(events::DEAD_STREAM).await.unwrap();
-    let state = stream.info().await.unwrap().state.clone();
-    let mut letters = Vec::new();
-    for sequence in state.first_sequence.max(1)..=state.last_sequence {
-        let message = stream.get_raw_message(sequence).await.unwrap();
-        letters.push(serde_json::from_slice(&message.payload).unwrap());
-    }
-    letters
-}
-
-/// Returns the number of unanswered messages of the train consumer.
-async fn unanswered(rig: &Rig) -> u64 {
-    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
-    let stream = js.get_stream(events::JOBS_STREAM).await.unwrap();
-    let info = stream.consumer_info("togi-train").await.unwrap();
-    info.num_pending + info.num_ack_pending as u64
-}
+use crate::workers::{Scripted, all, dead, next, reach, submit, unanswered, work, work_on};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_claimed_done_and_acknowledged() {
@@ -119,35 +87,6 @@ async fn a_process_for_one_job_stops_after_it_and_leaves_the_next() {
     work_on(&two, &handler, 1).await.unwrap().unwrap();
     let job = all(&rig.context("three").await.unwrap()).get(&second).await;
     assert_eq!(job.unwrap().result, "made by two");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn five_failed_attempts_are_the_end_and_a_dead_letter() {
-    let rig = Rig::start();
-    let context = rig.context("one").await.unwrap();
-    let handler = Scripted::new(|_, call| async move {
-        // A panic counts like an error.
-        assert!(call != 1, "on purpose");
-        Outcome::Failed(Error::unavailable("the moon is not up"))
-    });
-    let id = submit(&context, "a").await;
-    let worker = work(&context, &handler);
-    let job = reach(&context, &id, State::Failed).await;
-    assert_eq!((job.attempts, handler.calls()), (5, 5));
-    let error = job.failure.unwrap();
-    assert_eq!(
-        (error.class, error.message.as_str()),
-        (Class::Unavailable, "the moon is not up")
-    );
-    wait_until("the message is acknowledged", async || {
-        unanswered(&rig).await == 0
-    })
-    .await;
-    let letters = dead(&context, &rig).await;
-    assert_eq!(letters.len(), 1);
-    assert_eq!(letters[0]["job"]["id"], id.as_str());
-    context.stopper.stop();
-    worker.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,7 +178,7 @@ async fn a_job_that_nobody_needs_ends_with_the_reason_and_is_no_dead_letter() {
         (Class::Aborted, "another one is better")
     );
     assert!(!job.cancel_requested);
-    assert!(dead(&context, &rig).await.is_empty());
+    assert!(dead(&rig).await.is_empty());
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }
@@ -306,188 +245,6 @@ async fn the_same_key_is_the_same_job_for_ever_and_another_body_is_refused() {
         .await
         .unwrap();
     assert_eq!((again.state, handler.calls()), (State::Succeeded, 1));
-    context.stopper.stop();
-    worker.await.unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn bare_messages_become_jobs_and_broken_ones_dead_letters() {
-    let rig = Rig::start();
-    let context = rig.context("one").await.unwrap();
-    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
-    for body in [
-        r#"{"base":"demo","idempotencyKey":"k"}"#,
-        "not json",
-        r#"{"base":"demo"}"#,
-    ] {
-        js.publish("togi.jobs.train", body.into())
-            .await
-            .unwrap()
-            .await
-            .unwrap();
-    }
-    let handler = Scripted::succeeding();
-    let worker = work(&context, &handler);
-    let id = jobs::job_id(Kind::Train, "k").unwrap();
-    reach(&context, &id, State::Succeeded).await;
-    wait_until("all three are answered", async || {
-        unanswered(&rig).await == 0
-    })
-    .await;
-    assert_eq!(all(&context).list(Kind::Train).await.unwrap().len(), 2);
-    assert!(
-        context
-            .store
-            .exists(&layout::job_request(&id))
-            .await
-            .unwrap()
-    );
-    let letters = dead(&context, &rig).await;
-    assert_eq!(letters.len(), 1);
-    assert_eq!(
-        (
-            letters[0]["message"].as_str(),
-            letters[0]["error"]["code"].as_str()
-        ),
-        (Some("not json"), Some("INVALID_ARGUMENT"))
-    );
-    context.stopper.stop();
-    worker.await.unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_trace_of_the_request_goes_on_in_the_worker() {
-    togi_runtime::telemetry::init(&Default::default(), "test")
-        .unwrap()
-        .flush()
-        .await;
-    let rig = Rig::start();
-    let context = rig.context("one").await.unwrap();
-    let mut said = context
-        .bus
-        .events(&[events::EventKind::CheckpointSaved], Start::New)
-        .await
-        .unwrap();
-    let (bus, handler_context) = (context.bus.clone(), context.clone());
-    let handler = Scripted::new(move |claim, _| {
-        let bus = bus.clone();
-        async move {
-            let event: Event = togi_proto::events::v1::CheckpointSaved {
-                job: claim.id().to_string(),
-                ..Default::default()
-            }
-            .into();
-            bus.publish(event).await.unwrap();
-            Outcome::Succeeded { result: "x".into() }
-        }
-    });
-    let worker = work(&handler_context, &handler);
-    let trace = "0af7651916cd43dd8448eb211c80319c";
-    let span = togi_runtime::telemetry::span_with_parent(
-        tracing::info_span!(target: "togi_test", "request"),
-        &format!("00-{trace}-b7ad6b7169203331-01"),
-    );
-    tracing::Instrument::instrument(submit(&context, "a"), span).await;
-    let received = next(&mut said).await;
-    assert!(
-        received.meta.traceparent.contains(trace),
-        "{}",
-        received.meta.traceparent
-    );
-    context.stopper.stop();
-    worker.await.unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bare_message_begins_a_trace_or_goes_on_with_its_senders() {
-    togi_runtime::telemetry::init(&Default::default(), "test")
-        .unwrap()
-        .flush()
-        .await;
-    let rig = Rig::start();
-    let context = rig.context("one").await.unwrap();
-    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
-    let trace = "0af7651916cd43dd8448eb211c80319c";
-    let mut headers = async_nats::HeaderMap::new();
-    headers.insert("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
-    let subject = events::job_subject(Kind::Train);
-    for (key, headers) in [("known", headers), ("new", Default::default())] {
-        let body = format!("{{\"base\":\"demo\",\"idempotencyKey\":\"{key}\"}}");
-        let sent = js.publish_with_headers(subject.clone(), headers, body.into());
-        sent.await.unwrap().await.unwrap();
-    }
-    let handler = Scripted::succeeding();
-    let worker = work(&context, &handler);
-    let mut traces = Vec::new();
-    for key in ["known", "new"] {
-        let id = jobs::job_id(Kind::Train, key).unwrap();
-        let job = reach(&context, &id, State::Succeeded).await;
-        traces.push(job.traceparent);
-    }
-    assert!(traces[0].contains(trace), "{traces:?}");
-    assert_eq!(traces[1].len(), traces[0].len(), "{traces:?}");
-    assert!(!traces[1].contains(trace), "{traces:?}");
-    context.stopper.stop();
-    worker.await.unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_end_fails_its_job_for_good_with_a_dead_letter() {
-    let rig = Rig::start();
-    let context = rig.context("worker").await.unwrap();
-    let store = context.store.clone();
-    let handler = Scripted::new(move |claim, call| {
-        let store = store.clone();
-        async move {
-            if call == 0 {
-                let key = layout::job_final(claim.lease.job());
-                let damaged = bytes::Bytes::from_static(b"not JSON");
-                store.put_new(&key, damaged).await.unwrap();
-            }
-            Outcome::Succeeded {
-                result: String::new(),
-            }
-        }
-    });
-    let worker = work(&context, &handler);
-    let id = submit(&context, "damaged").await;
-    let next = submit(&context, "next").await;
-    let job = reach(&context, &id, State::Failed).await;
-    assert_eq!(job.failure.unwrap().class, Class::DataLoss);
-    reach(&context, &next, State::Succeeded).await;
-    wait_until("both messages are acknowledged", async || {
-        unanswered(&rig).await == 0
-    })
-    .await;
-    let letters = dead(&context, &rig).await;
-    assert_eq!(letters.len(), 1);
-    assert_eq!(letters[0]["job"]["id"], id.as_str());
-    assert_eq!(letters[0]["job"]["error"]["code"], "DATA_LOSS");
-    // Also after the bucket is lost: the store alone decides.
-    context.bus.jobs().delete(id.as_str()).await.unwrap();
-    assert_eq!(all(&context).get(&id).await.unwrap().state, State::Failed);
-    context.stopper.stop();
-    worker.await.unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_whose_record_is_damaged_goes_to_the_dead_letters() {
-    let rig = Rig::start();
-    let context = rig.context("worker").await.unwrap();
-    let id = submit(&context, "damaged").await;
-    let damaged = bytes::Bytes::from_static(b"not JSON");
-    context.bus.jobs().put(id.as_str(), damaged).await.unwrap();
-    let worker = work(&context, &Scripted::succeeding());
-    wait_until("the message is buried", async || {
-        dead(&context, &rig).await.len() == 1
-    })
-    .await;
-    wait_until("the message is acknowledged", async || {
-        unanswered(&rig).await == 0
-    })
-    .await;
-    let letters = dead(&context, &rig).await;
-    assert_eq!(letters[0]["error"]["code"], "DATA_LOSS");
     context.stopper.stop();
     worker.await.unwrap().unwrap();
 }

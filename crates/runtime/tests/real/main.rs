@@ -5,8 +5,10 @@
 
 mod aliases;
 mod bus;
+mod dead_letters;
 mod grpc;
 mod hub;
 mod jobs;
 mod outages;
+mod traces;
 mod workers;

@@ -1,13 +1,17 @@
-//! Handlers for tests: they act by script and record their claims.
+//! Handlers for tests: they act by script and record their claims. Helpers that ask the bus.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use async_nats::jetstream;
 use async_trait::async_trait;
+use futures::StreamExt as _;
+use togi_runtime::bus::reader::{EventStream, Received};
 use togi_runtime::jobs::{Job, Kind, State};
 use togi_runtime::worker::{self, Claim, Handler, Outcome};
-use togi_runtime::{Context, JobId, Jobs, Result, jobs};
-use togi_testing::wait_until;
+use togi_runtime::{Context, JobId, Jobs, Result, events, jobs};
+use togi_testing::{Rig, wait_until};
 use tokio::task::JoinHandle;
 
 type Behaviour = dyn Fn(Claim, u32) -> futures::future::BoxFuture<'static, Outcome> + Send + Sync;
@@ -106,4 +110,33 @@ pub(crate) async fn reach(context: &Context, id: &JobId, state: State) -> Job {
     })
     .await;
     jobs.get(id).await.unwrap()
+}
+
+/// Returns the next event, which comes within 20 seconds.
+pub(crate) async fn next(stream: &mut EventStream) -> Received {
+    tokio::time::timeout(Duration::from_secs(20), stream.next())
+        .await
+        .expect("an event in time")
+        .unwrap()
+}
+
+/// Returns the dead letters.
+pub(crate) async fn dead(rig: &Rig) -> Vec<serde_json::Value> {
+    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
+    let mut stream = js.get_stream(events::DEAD_STREAM).await.unwrap();
+    let state = stream.info().await.unwrap().state.clone();
+    let mut letters = Vec::new();
+    for sequence in state.first_sequence.max(1)..=state.last_sequence {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        letters.push(serde_json::from_slice(&message.payload).unwrap());
+    }
+    letters
+}
+
+/// Returns the number of unanswered messages of the train consumer.
+pub(crate) async fn unanswered(rig: &Rig) -> u64 {
+    let js = jetstream::new(async_nats::connect(rig.nats.url()).await.unwrap());
+    let stream = js.get_stream(events::JOBS_STREAM).await.unwrap();
+    let info = stream.consumer_info("togi-train").await.unwrap();
+    info.num_pending + info.num_ack_pending as u64
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::bench::Bench;
-use super::served::Served;
+use super::services::Served;
 use super::world::togi;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use serde_json::Value;
 use togi_runtime::config::StoreConfig;
 use togi_testing::NatsServer;
 
-use super::served::Served;
+use super::services::Served;
 use super::world::{Ran, togi};
 
 const PIPELINE: &str = "\
