@@ -135,7 +135,7 @@ mod tests {
         let upload = |digit: &str| format!("uploads/{}", digit.repeat(64));
         let adapter = serde_json::json!({
             "schema_version": 1, "generation": one, "rank": 8, "alpha": 32.0,
-            "identity": {"base": "", "base_precision": "f32", "tokenizer": "", "template": "", "dataset": "", "recipe": ""},
+            "identity": {"base": "", "base_precision": "f32", "tokenizer": "", "template": "", "dataset": "d".repeat(64), "recipe": ""},
             "target_modules": ["query_key_value"], "job": "j", "recipe_name": "r",
             "files": {"adapter_model.safetensors": {"bytes": 1, "sha256": ""}},
         });
