@@ -83,15 +83,21 @@ impl CheckedBase {
         Ok(Self { base, tokenizer })
     }
 
-    /// Returns the token that ends an answer.
+    /// Returns the tokens that end an answer.
     #[must_use]
-    pub fn eos(&self) -> Option<u32> {
+    pub fn eos(&self) -> Vec<u32> {
         eos(&self.tokenizer, self.base.config())
     }
 }
 
-/// Returns the token that ends an answer: the tokenizer's, else the model's.
+/// Returns the tokens that end an answer: the tokenizer's, and the model's if the tokenizer has
+/// none or the model has several.
 #[must_use]
-pub fn eos(tokenizer: &Tokenizer, config: &Config) -> Option<u32> {
-    tokenizer.eos().or(config.eos_token_id)
+pub fn eos(tokenizer: &Tokenizer, config: &Config) -> Vec<u32> {
+    let mut ids: Vec<u32> = tokenizer.eos().into_iter().collect();
+    if ids.is_empty() || config.eos_token_ids.len() > 1 {
+        let others = config.eos_token_ids.iter().filter(|id| !ids.contains(id));
+        ids.extend(others.copied().collect::<Vec<_>>());
+    }
+    ids
 }

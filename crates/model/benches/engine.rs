@@ -28,7 +28,7 @@ fn config() -> Config {
         tie_word_embeddings: false,
         attention_bias: true,
         bos_token_id: Some(2),
-        eos_token_id: Some(3),
+        eos_token_ids: vec![3],
         pad_token_id: None,
     }
 }
@@ -119,7 +119,7 @@ fn decode(c: &mut Criterion) {
     group.bench_function("one sequence, 40 + 64 tokens", |b| {
         b.iter(|| {
             let mut cache = engine.cache();
-            let mut sampler = Sampler::new(&options, &prompt).expect("a sampler");
+            let mut sampler = Sampler::new(&options, &[], &prompt).expect("a sampler");
             let mut logits = engine
                 .decode(&mut cache, &prompt, Some(&adapter))
                 .expect("logits");

@@ -40,8 +40,9 @@ pub struct Base {
 
 impl Base {
     /// Loads a folder: `config.json`, weights as `model.safetensors`, as shards with
-    /// `model.safetensors.index.json`, or as `pytorch_model.bin` (also sharded), and the
-    /// tokenizer as `spiece.model` or `tokenizer.model` if it is there.
+    /// `model.safetensors.index.json`, or as `pytorch_model.bin` (also sharded), and if they are
+    /// there the tokenizer as `spiece.model` or `tokenizer.model`, and the tokens that end a
+    /// sequence from `generation_config.json`.
     ///
     /// Every tensor of the configuration must be there with its shape, in fp16, bf16 or f32, and
     /// no other tensor. Exceptions are the buffers in files of 2023 (`attention.bias`,
@@ -144,9 +145,9 @@ impl Base {
     }
 
     /// SHA-256 (hex) of the lines `<sha-256 of the file, hex>  <file name>\n` of `config.json` and
-    /// of every weight file, sorted by file name, as `sha256sum` prints them. Index files and the
-    /// tokenizer, which has its own digest, are not part of it. Waits for the threads that hash a
-    /// base that was just opened.
+    /// of every weight file, sorted by file name, as `sha256sum` prints them. Index files,
+    /// `generation_config.json` and the tokenizer, which has its own digest, are not part of it.
+    /// Waits for the threads that hash a base that was just opened.
     #[must_use]
     pub fn digest(&self) -> &str {
         self.digest.value()

@@ -6,6 +6,8 @@ use serde_json::{Map, Value, json};
 use crate::activation::Activation;
 use crate::error::{Error, Result};
 
+/// The field of the tokens that end a sequence.
+const EOS: &str = "eos_token_id";
 /// The head's name in a checkpoint.
 pub(crate) const HEAD: &str = "embed_out.weight";
 
@@ -40,8 +42,8 @@ pub struct Config {
     pub attention_bias: bool,
     /// Begin of sequence, if it is configured.
     pub bos_token_id: Option<u32>,
-    /// End of sequence, if it is configured.
-    pub eos_token_id: Option<u32>,
+    /// The tokens that end a sequence, as `generation_config.json` has them, else `config.json`.
+    pub eos_token_ids: Vec<u32>,
     /// Padding, if it is configured.
     pub pad_token_id: Option<u32>,
 }
@@ -91,11 +93,29 @@ impl Config {
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             attention_bias: fields.flag("attention_bias", true)?,
             bos_token_id: fields.id("bos_token_id", Some(0))?,
-            eos_token_id: fields.id("eos_token_id", Some(2))?,
+            eos_token_ids: fields.ids(EOS, &[2])?,
             pad_token_id: fields.id("pad_token_id", None)?,
         };
         config.validate()?;
         Ok(config)
+    }
+
+    /// Takes over what a `generation_config.json` says of the model: the tokens that end a
+    /// sequence, if it has any.
+    ///
+    /// # Errors
+    /// The text is not a JSON object, or they are not token ids.
+    pub(crate) fn read_generation(&mut self, bytes: &[u8]) -> Result<()> {
+        let map: Map<String, Value> =
+            serde_json::from_slice(bytes).map_err(|source| Error::Json {
+                what: "generation_config.json".into(),
+                source,
+            })?;
+        let fields = Fields(&map);
+        if fields.get(EOS).is_some() {
+            self.eos_token_ids = fields.ids(EOS, &[])?;
+        }
+        Ok(())
     }
 
     /// Checks that the numbers fit together.
@@ -169,11 +189,16 @@ impl Config {
     /// transformers reads.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
+        let eos = match &self.eos_token_ids[..] {
+            [] => Value::Null,
+            [id] => json!(id),
+            ids => json!(ids),
+        };
         let value = json!({
             "architectures": ["GPTNeoXForCausalLM"],
             "attention_bias": self.attention_bias,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_id,
+            "eos_token_id": eos,
             "hidden_act": self.hidden_act.name(),
             "hidden_size": self.hidden_size,
             "initializer_range": 0.02,
@@ -303,23 +328,23 @@ impl<'a> Fields<'a> {
         self.typed(name, "a text", Some(default), Value::as_str)
     }
 
-    /// A token id. An absent field has the default, `null` is no id, and of a list (newer
-    /// `eos_token_id`) the first counts.
+    /// A token id. An absent field has the default, `null` is no id, and of a list the first
+    /// counts.
     fn id(&self, name: &str, default: Option<u32>) -> Result<Option<u32>> {
-        let wrong = |value: &Value| Error::Config(format!("{name} is not a token id: {value}"));
-        let value = match self.0.get(name) {
-            None => return Ok(default),
-            Some(Value::Null) => return Ok(None),
-            Some(Value::Array(list)) => match list.first() {
-                Some(first) => first,
-                None => return Ok(None),
-            },
-            Some(value) => value,
+        Ok(self.ids(name, default.as_slice())?.first().copied())
+    }
+
+    /// Token ids: one, or a list. An absent field has the default, and `null` is no id.
+    fn ids(&self, name: &str, default: &[u32]) -> Result<Vec<u32>> {
+        let id = |value: &Value| {
+            let id = value.as_u64().and_then(|n| u32::try_from(n).ok());
+            id.ok_or_else(|| Error::Config(format!("{name} is not a token id: {value}")))
         };
-        let id = value
-            .as_u64()
-            .and_then(|n| u32::try_from(n).ok())
-            .ok_or_else(|| wrong(value))?;
-        Ok(Some(id))
+        match self.0.get(name) {
+            None => Ok(default.to_vec()),
+            Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(id).collect(),
+            Some(value) => Ok(vec![id(value)?]),
+        }
     }
 }

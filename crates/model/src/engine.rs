@@ -23,6 +23,7 @@ use crate::device::not_built;
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
+use crate::network::decoding::{Decoded, Targets};
 use crate::ops::decoding::PAGE;
 pub use crate::ops::decoding::Phase;
 use resident::Resident;
@@ -226,11 +227,22 @@ impl Engine {
     /// # Errors
     /// As [`Engine::decode`], for any of them; all caches are then unchanged.
     pub fn decode_batch(&self, segments: &mut [Segment<'_>]) -> Result<Vec<Vec<f32>>> {
+        let targets = vec![Targets::default(); segments.len()];
+        let decoded = self.decode_scored(segments, &targets)?;
+        Ok(decoded.into_iter().map(|decoded| decoded.logits).collect())
+    }
+
+    /// [`Engine::decode_batch`] with the targets of each segment, of which an answer has none.
+    pub(crate) fn decode_scored(
+        &self,
+        segments: &mut [Segment<'_>],
+        targets: &[Targets<'_>],
+    ) -> Result<Vec<Decoded>> {
         if segments.is_empty() {
             return Ok(Vec::new());
         }
         let config = self.config();
-        for segment in segments.iter() {
+        for (segment, targets) in segments.iter().zip(targets) {
             if segment.ids.is_empty() {
                 return Err(Error::Input("a sequence has no new ids".into()));
             }
@@ -239,12 +251,15 @@ impl Engine {
             }
             check_length(segment.cache.len + segment.ids.len(), config)?;
             batch::check_ids(segment.ids, config)?;
+            batch::check_ids(targets.ids, config)?;
         }
-        let logits = on!(OnDevice, &self.on_device, resident => resident.decode(segments))?;
+        let decoded = on!(OnDevice, &self.on_device, resident => {
+            resident.decode(segments, targets)
+        })?;
         for segment in segments {
             segment.cache.len += segment.ids.len();
         }
-        Ok(logits)
+        Ok(decoded)
     }
 }
 

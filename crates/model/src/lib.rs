@@ -14,6 +14,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod float;
+pub mod logprobs;
 pub mod lora;
 pub mod memory;
 pub mod merge;

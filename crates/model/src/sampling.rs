@@ -2,11 +2,13 @@
 //! `generate`.
 
 mod options;
+mod process;
 mod warp;
 
 use crate::error::{Error, Result};
 use crate::random;
 pub use options::{Candidate, Options};
+use process::Past;
 
 /// Chooses the tokens of one answer.
 #[derive(Clone, Debug)]
@@ -14,19 +16,22 @@ pub struct Sampler {
     options: Options,
     history: Vec<u32>,
     prompt: usize,
+    ends: Vec<u32>,
 }
 
 impl Sampler {
-    /// A sampler that has seen the prompt.
+    /// A sampler that has seen the prompt, for a model whose answers end with any of `eos`.
     ///
     /// # Errors
     /// As [`Options::validate`].
-    pub fn new(options: &Options, prompt: &[u32]) -> Result<Self> {
+    pub fn new(options: &Options, eos: &[u32], prompt: &[u32]) -> Result<Self> {
         options.validate()?;
+        let eos = if options.ignore_eos { &[] } else { eos };
         Ok(Self {
             options: options.clone(),
             history: prompt.to_vec(),
             prompt: prompt.len(),
+            ends: [eos, &options.stop_token_ids].concat(),
         })
     }
 
@@ -36,10 +41,27 @@ impl Sampler {
         &self.history
     }
 
+    /// Tokens of the prompt.
+    #[must_use]
+    pub fn prompt_len(&self) -> usize {
+        self.prompt
+    }
+
     /// Tokens of the answer so far.
     #[must_use]
     pub fn generated(&self) -> usize {
         self.history.len() - self.prompt
+    }
+
+    /// Whether a token ends the answer: EOS, or one of `stop_token_ids`.
+    #[must_use]
+    pub fn is_end(&self, id: u32) -> bool {
+        self.ends.contains(&id)
+    }
+
+    /// Appends a token of the answer.
+    pub fn push(&mut self, id: u32) {
+        self.history.push(id);
     }
 
     /// Chooses the next token and appends it to the history. `logits` are changed in place.
@@ -54,14 +76,13 @@ impl Sampler {
             left < 0.0
         });
         // `distribution` never returns an empty list. Rounding may leave the sum just below 1.
-        let chosen = drawn.unwrap_or(&candidates[candidates.len() - 1]);
-        self.history.push(chosen.id);
-        Ok(chosen.id)
+        let id = drawn.unwrap_or(&candidates[candidates.len() - 1]).id;
+        self.push(id);
+        Ok(id)
     }
 
     /// Returns the tokens that [`Sampler::next`] draws from, the likeliest first; a greedy sampler
-    /// has one. `logits` are changed in place: by the repetition penalty, then by the ban of
-    /// n-grams.
+    /// has one. `logits` are changed in place: by bias, penalties and bans.
     ///
     /// # Errors
     /// A logit is NaN, or the bans leave no token. (transformers would draw from NaN, or greedily
@@ -70,9 +91,13 @@ impl Sampler {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::Input("the logits are not numbers".into()));
         }
-        self.penalize_repetition(logits);
-        self.ban_ngrams(logits);
-        let candidates = if self.options.greedy {
+        let past = Past {
+            history: &self.history,
+            prompt: self.prompt,
+            ends: &self.ends,
+        };
+        process::process(logits, &self.options, past);
+        let candidates = if self.options.is_greedy() {
             likeliest(logits).into_iter().collect()
         } else {
             warp::candidates(logits, &self.options)
@@ -81,43 +106,6 @@ impl Sampler {
             return Err(Error::Input("no token is left to choose from".into()));
         }
         Ok(candidates)
-    }
-
-    fn penalize_repetition(&self, logits: &mut [f32]) {
-        let penalty = self.options.repetition_penalty;
-        if penalty.to_bits() == 1.0f32.to_bits() {
-            return;
-        }
-        let mut seen = self.history.clone();
-        seen.sort_unstable();
-        seen.dedup();
-        for id in seen {
-            if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = if *logit < 0.0 {
-                    *logit * penalty
-                } else {
-                    *logit / penalty
-                };
-            }
-        }
-    }
-
-    fn ban_ngrams(&self, logits: &mut [f32]) {
-        let size = self.options.no_repeat_ngram_size as usize;
-        if size == 0 || self.history.len() + 1 < size {
-            return;
-        }
-        let (past, tail) = (
-            &self.history,
-            &self.history[self.history.len() + 1 - size..],
-        );
-        for ngram in past.windows(size) {
-            if &ngram[..size - 1] == tail
-                && let Some(logit) = logits.get_mut(ngram[size - 1] as usize)
-            {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
     }
 }
 
@@ -150,95 +138,13 @@ mod tests {
     }
 
     #[test]
-    fn options_out_of_range_are_refused_by_name() {
-        let cases = [
-            (
-                "temperature",
-                Options {
-                    temperature: f32::NAN,
-                    ..plain()
-                },
-            ),
-            (
-                "temperature",
-                Options {
-                    temperature: 0.0,
-                    ..plain()
-                },
-            ),
-            (
-                "temperature",
-                Options {
-                    temperature: -1.0,
-                    ..plain()
-                },
-            ),
-            (
-                "temperature",
-                Options {
-                    temperature: 1e-40,
-                    ..plain()
-                },
-            ),
-            (
-                "top_p",
-                Options {
-                    top_p: f32::NAN,
-                    ..plain()
-                },
-            ),
-            (
-                "top_p",
-                Options {
-                    top_p: -0.1,
-                    ..plain()
-                },
-            ),
-            (
-                "top_p",
-                Options {
-                    top_p: 1.1,
-                    ..plain()
-                },
-            ),
-            (
-                "repetition_penalty",
-                Options {
-                    repetition_penalty: f32::INFINITY,
-                    ..plain()
-                },
-            ),
-            (
-                "repetition_penalty",
-                Options {
-                    repetition_penalty: 0.0,
-                    ..plain()
-                },
-            ),
-            (
-                "max_new_tokens",
-                Options {
-                    max_new_tokens: 0,
-                    ..plain()
-                },
-            ),
-        ];
-        for (expected, options) in cases {
-            let Err(Error::Field { field, .. }) = options.validate() else {
-                panic!("{options:?} passed");
-            };
-            assert_eq!(field, expected);
-        }
-        Options::default().validate().unwrap();
-    }
-
-    #[test]
     fn greedy_takes_the_first_of_equals() {
         let mut sampler = Sampler::new(
             &Options {
                 greedy: true,
                 ..plain()
             },
+            &[],
             &[0],
         )
         .unwrap();
@@ -252,7 +158,7 @@ mod tests {
             no_repeat_ngram_size: 2,
             ..plain()
         };
-        let mut sampler = Sampler::new(&options, &[1, 2, 1]).unwrap();
+        let mut sampler = Sampler::new(&options, &[], &[1, 2, 1]).unwrap();
         // (1, 2) is in the prompt, so 2 is banned; then (1, 0) is in the answer.
         assert_eq!(sampler.next(&mut [1.0, 0.0, 5.0]).unwrap(), 0);
         assert_eq!(sampler.next(&mut [0.0, 1.0, 0.5]).unwrap(), 1);
@@ -269,21 +175,8 @@ mod tests {
             no_repeat_ngram_size: 1,
             ..plain()
         };
-        let mut sampler = Sampler::new(&options, &[0, 1]).unwrap();
+        let mut sampler = Sampler::new(&options, &[], &[0, 1]).unwrap();
         assert_eq!(sampler.next(&mut [9.0, 8.0, -1.0]).unwrap(), 2);
-    }
-
-    #[test]
-    fn repetition_penalty_pulls_down_whatever_the_sign() {
-        let options = Options {
-            greedy: true,
-            repetition_penalty: 2.0,
-            ..plain()
-        };
-        let sampler = Sampler::new(&options, &[0, 1, 0]).unwrap();
-        let mut logits = [4.0, -4.0, 1.0];
-        sampler.penalize_repetition(&mut logits);
-        assert_eq!(logits, [2.0, -8.0, 1.0]);
     }
 
     #[test]
@@ -292,13 +185,13 @@ mod tests {
         for seed in 0..4000 {
             let options = Options { seed, ..plain() };
             let mut logits = [0.0, 2.0f32.ln(), f32::NEG_INFINITY];
-            let first = Sampler::new(&options, &[])
+            let first = Sampler::new(&options, &[], &[])
                 .unwrap()
                 .next(&mut logits.clone())
                 .unwrap();
             assert_eq!(
                 first,
-                Sampler::new(&options, &[])
+                Sampler::new(&options, &[], &[])
                     .unwrap()
                     .next(&mut logits)
                     .unwrap()
@@ -315,7 +208,7 @@ mod tests {
     #[test]
     fn logits_that_are_no_numbers_are_an_error() {
         assert!(
-            Sampler::new(&plain(), &[])
+            Sampler::new(&plain(), &[], &[])
                 .unwrap()
                 .next(&mut [0.0, f32::NAN])
                 .is_err()

@@ -28,8 +28,8 @@ pub(crate) struct Loaded {
     pub(crate) precision: Precision,
     /// The folder of its files.
     pub(crate) folder: PathBuf,
-    /// The token that ends an answer.
-    pub(crate) eos: Option<u32>,
+    /// The tokens that end an answer.
+    pub(crate) eos: Vec<u32>,
 }
 
 /// The device of a base and the precision of its weights there.

@@ -15,6 +15,7 @@ use crate::base;
 use crate::config::EngineConfig;
 use crate::engine::admission::Admission;
 use crate::engine::event::Events;
+use crate::engine::options::MAX_CHOICES;
 use crate::engine::request::{Answerer, Request};
 use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
@@ -23,9 +24,9 @@ use crate::served_adapter::ServedAdapter;
 
 /// Longest prompt in bytes.
 pub(crate) const MAX_PROMPT_BYTES: usize = 256 << 10;
-/// One answer at a time; the other limits are the defaults of a replica.
+/// The answers of one request at a time; the other limits are the defaults of a replica.
 const LIMITS: EngineConfig = EngineConfig {
-    max_active: 1,
+    max_active: MAX_CHOICES as usize,
     max_waiting: 0,
     prefill_chunk: 128,
     max_prompt_bytes: MAX_PROMPT_BYTES,

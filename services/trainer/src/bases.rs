@@ -312,7 +312,7 @@ mod tests {
             tie_word_embeddings: false,
             attention_bias: true,
             bos_token_id: None,
-            eos_token_id: None,
+            eos_token_ids: Vec::new(),
             pad_token_id: None,
         };
         togi_model::base::write_random(folder.path(), &config, 7).unwrap();

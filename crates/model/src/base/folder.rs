@@ -30,7 +30,10 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn open(dir: &Path, precision: Precision) -> Result<Self> {
         let config_json = read::file(&dir.join("config.json"))?;
-        let config = Config::from_json(&config_json)?;
+        let mut config = Config::from_json(&config_json)?;
+        if let Some(path) = read::generation_file(dir) {
+            config.read_generation(&read::file(&path)?)?;
+        }
         let quantized = bitsandbytes::precision(&config_json)?;
         check(precision, quantized)?;
         let mut loader = Loader {

@@ -20,7 +20,7 @@ pub fn quantized_as(dir: &Path) -> Result<Option<Precision>> {
 
 /// Quantizes the base folder `from` to [`Precision::Nf4`] or [`Precision::Int8`] and writes it to
 /// the new folder `into`: `config.json` with a `quantization_config`, `model.safetensors`, and the
-/// tokenizer's file if `from` has one.
+/// files of the tokenizer and of the settings of generation if `from` has them.
 ///
 /// transformers with bitsandbytes loads the result, and [`super::Base::load_as`] gets from it
 /// exactly the values that it gets from `from` in that precision. Tensors that are not quantized
@@ -59,11 +59,12 @@ pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result
     }
     std::fs::create_dir_all(into).map_err(|e| Error::file(into, e))?;
     write::save(into, format!("{config:#}\n").as_bytes(), outgoing)?;
-    if let Some(tokenizer) = read::tokenizer_file(from)
-        && let Some(name) = tokenizer.file_name()
-    {
-        let copy = into.join(name);
-        std::fs::copy(&tokenizer, &copy).map_err(|e| Error::file(&copy, e))?;
+    let others = [read::tokenizer_file(from), read::generation_file(from)];
+    for file in others.iter().flatten() {
+        if let Some(name) = file.file_name() {
+            let copy = into.join(name);
+            std::fs::copy(file, &copy).map_err(|e| Error::file(&copy, e))?;
+        }
     }
     Ok(())
 }

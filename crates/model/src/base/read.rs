@@ -27,6 +27,11 @@ pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
     candidates.find(|path| path.is_file())
 }
 
+/// The settings of generation in a base's folder, if it has them.
+pub(super) fn generation_file(dir: &Path) -> Option<PathBuf> {
+    Some(dir.join("generation_config.json")).filter(|path| path.is_file())
+}
+
 pub(crate) fn file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::file(path, e))
 }

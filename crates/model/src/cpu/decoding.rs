@@ -2,12 +2,14 @@
 
 use candle_core::Tensor;
 use parking_lot::Mutex;
+use rayon::prelude::*;
 
 use super::frozen::Outliers;
 use super::storage::{columns, read, write};
 use super::{Cpu, attention, frozen_linear, kernels, products, rows};
 use crate::activation::Activation;
 use crate::error::Result;
+use crate::logprobs::RowScore;
 use crate::network::factors::Factors;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::{Affine, Heads, Norm, Ops};
@@ -59,6 +61,14 @@ impl Decode for Cpu {
         let values = read(x)?;
         let first = values.chunks(columns(x)).take(rows);
         Ok(first.map(<[f32]>::to_vec).collect())
+    }
+
+    fn score_rows(&self, logits: &Tensor, tokens: &[u32], best: usize) -> Result<Vec<RowScore>> {
+        let values = read(logits)?;
+        let rows = values.par_chunks(columns(logits)).zip(tokens);
+        Ok(rows
+            .map(|(row, &token)| RowScore::of(row, token, best))
+            .collect())
     }
 
     fn embed(&self, table: &Tensor, layout: &DecodeLayout<'_>) -> Result<Tensor> {

@@ -9,12 +9,14 @@ use rayon::prelude::*;
 use crate::config::Config;
 use crate::engine::{Adapter, Cache, Engine, Phase, Segment};
 use crate::error::Result;
+use crate::logprobs::{Logprobs, RowScore};
+use crate::network::decoding::{Decoded, Targets};
 use crate::sampling::{Options, Sampler};
 
 /// Decodes on an engine.
 pub struct Decoder<'a> {
     engine: &'a Engine,
-    eos: Option<u32>,
+    eos: Vec<u32>,
 }
 
 /// A prompt and the answer after it. Dropping it frees its cache.
@@ -24,6 +26,12 @@ pub struct Sequence {
     sampler: Sampler,
     /// Tokens of prompt and answer at which the answer ends.
     max_len: usize,
+    /// As in [`Options`].
+    logprobs: Option<u32>,
+    prompt_logprobs: Option<u32>,
+    /// Tokens of the prompt with log-probabilities, and those that the caller has not taken.
+    scored: usize,
+    read: Vec<Logprobs>,
 }
 
 /// A sequence's share of a round.
@@ -35,10 +43,12 @@ pub struct Share<'a> {
 }
 
 /// The next token of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// The token.
     pub id: u32,
+    /// Its log-probability, if the options ask for it.
+    pub logprobs: Option<Logprobs>,
     /// Set if it is the last one.
     pub end: Option<End>,
 }
@@ -46,34 +56,43 @@ pub struct Choice {
 /// Why a token is the last of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It is the end-of-sequence token.
+    /// It is an end-of-sequence token, or one of the options' `stop_token_ids`.
     Eos,
     /// The answer is as long as its options or the model allow.
     Length,
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder whose answers end with the token `eos`, if the model has one.
+    /// A decoder whose answers end with any of the tokens `eos`.
     #[must_use]
-    pub fn new(engine: &'a Engine, eos: Option<u32>) -> Self {
-        Self { engine, eos }
+    pub fn new(engine: &'a Engine, eos: impl IntoIterator<Item = u32>) -> Self {
+        Self {
+            engine,
+            eos: eos.into_iter().collect(),
+        }
     }
 
     /// Begins a sequence, of the base alone without an adapter.
     ///
     /// # Errors
-    /// As [`Options::validate`].
+    /// As [`Options::validate`] and [`Options::check_ids`].
     pub fn begin(
         &self,
         prompt: &[u32],
         adapter: Option<Adapter>,
         options: &Options,
     ) -> Result<Sequence> {
+        let config = self.engine.config();
+        options.check_ids(config.vocab_size)?;
         Ok(Sequence {
             cache: self.engine.cache(),
             adapter,
-            sampler: Sampler::new(options, prompt)?,
-            max_len: max_len(prompt.len(), options, self.engine.config()),
+            sampler: Sampler::new(options, &self.eos, prompt)?,
+            max_len: max_len(prompt.len(), options, config),
+            logprobs: options.logprobs,
+            prompt_logprobs: options.prompt_logprobs,
+            scored: 0,
+            read: Vec::new(),
         })
     }
 
@@ -84,22 +103,25 @@ impl<'a> Decoder<'a> {
     /// Those of [`Engine::decode`] and [`Sampler::next`], for each share. If a pass fails, each
     /// share runs alone, so that an error ends only its own sequence.
     pub fn run(&self, shares: &mut [Share<'_>]) -> Vec<Result<Option<Choice>>> {
-        let logits = self.logits(shares.iter_mut().map(Share::segment).collect());
-        let shares = shares.par_iter_mut().zip(logits);
+        let decoded = self.decode(shares);
+        let shares = shares.par_iter_mut().zip(decoded);
         shares
-            .map(|(share, logits)| share.sequence.choose(&mut logits?, self.eos))
+            .map(|(share, decoded)| share.sequence.take(decoded?))
             .collect()
     }
 
-    fn logits(&self, mut segments: Vec<Segment<'_>>) -> Vec<Result<Vec<f32>>> {
-        if let Ok(logits) = self.engine.decode_batch(&mut segments) {
-            return logits.into_iter().map(Ok).collect();
+    fn decode(&self, shares: &mut [Share<'_>]) -> Vec<Result<Decoded>> {
+        let parts = shares.iter_mut().map(Share::parts);
+        let (mut segments, targets): (Vec<_>, Vec<_>) = parts.unzip();
+        if let Ok(decoded) = self.engine.decode_scored(&mut segments, &targets) {
+            return decoded.into_iter().map(Ok).collect();
         }
-        let alone = |segment: &mut Segment<'_>| {
-            let logits = self.engine.decode_batch(slice::from_mut(segment))?;
-            Ok(logits.into_iter().next().unwrap_or_default())
+        let alone = |(segment, targets)| {
+            let (segment, targets) = (slice::from_mut(segment), slice::from_ref(targets));
+            let decoded = self.engine.decode_scored(segment, targets)?;
+            Ok(decoded.into_iter().next().unwrap_or_default())
         };
-        segments.iter_mut().map(alone).collect()
+        segments.iter_mut().zip(&targets).map(alone).collect()
     }
 }
 
@@ -115,7 +137,7 @@ impl Sequence {
     /// Tokens of the prompt that the network has not read; 0 once the answer is being written.
     #[must_use]
     pub fn unread(&self) -> usize {
-        let prompt = self.sampler.history().len() - self.generated();
+        let prompt = self.sampler.prompt_len();
         prompt.saturating_sub(self.cache.len())
     }
 
@@ -125,23 +147,56 @@ impl Sequence {
         self.sampler.generated()
     }
 
-    /// Draws the next token from the logits after what the network has read.
-    fn choose(&mut self, logits: &mut [f32], eos: Option<u32>) -> Result<Option<Choice>> {
+    /// Returns the log-probabilities of the prompt's tokens that were read since the last call, in
+    /// order; none if the options do not ask for them.
+    pub fn take_prompt_logprobs(&mut self) -> Vec<Logprobs> {
+        std::mem::take(&mut self.read)
+    }
+
+    /// Keeps the scores of the prompt, and draws the next token once the prompt is read.
+    fn take(&mut self, decoded: Decoded) -> Result<Option<Choice>> {
+        self.keep(decoded.scores)?;
         if self.unread() > 0 {
             return Ok(None);
         }
-        let id = self.sampler.next(logits)?;
-        let end = if Some(id) == eos {
+        let mut logits = decoded.logits;
+        let raw = self.logprobs.map(|best| (logits.clone(), best as usize));
+        let id = self.sampler.next(&mut logits)?;
+        let logprobs = raw.map(|(raw, best)| RowScore::of(&raw, id, best).logprobs(id));
+        let end = if self.sampler.is_end(id) {
             Some(End::Eos)
         } else {
             (self.sampler.history().len() >= self.max_len).then_some(End::Length)
         };
-        Ok(Some(Choice { id, end }))
+        Ok(Some(Choice {
+            id,
+            logprobs: logprobs.transpose()?,
+            end,
+        }))
+    }
+
+    /// Keeps the scores of the prompt's next tokens.
+    fn keep(&mut self, scores: Vec<RowScore>) -> Result<()> {
+        let prompt = &self.sampler.history()[..self.sampler.prompt_len()];
+        if self.prompt_logprobs.is_none() || self.scored == prompt.len() {
+            return Ok(());
+        }
+        if self.scored == 0 {
+            self.read
+                .extend(prompt.first().map(|&id| Logprobs::first(id)));
+            self.scored = 1;
+        }
+        for score in scores {
+            self.read.push(score.logprobs(prompt[self.scored])?);
+            self.scored += 1;
+        }
+        Ok(())
     }
 }
 
 impl Share<'_> {
-    fn segment(&mut self) -> Segment<'_> {
+    /// The sequence's next rows, and the tokens of the prompt that are scored by them.
+    fn parts(&mut self) -> (Segment<'_>, Targets<'_>) {
         let phase = if self.sequence.unread() > 0 {
             Phase::Prefill
         } else {
@@ -151,15 +206,26 @@ impl Share<'_> {
             cache,
             adapter,
             sampler,
+            prompt_logprobs,
             ..
         } = &mut *self.sequence;
         let unread = &sampler.history()[cache.len()..];
-        Segment {
-            ids: &unread[..unread.len().min(self.tokens)],
+        let ids = &unread[..unread.len().min(self.tokens)];
+        let targets = match (phase, *prompt_logprobs) {
+            // Each token of the prompt is scored by the row before it.
+            (Phase::Prefill, Some(best)) => Targets {
+                ids: &unread[1..unread.len().min(ids.len() + 1)],
+                best: best as usize,
+            },
+            _ => Targets::default(),
+        };
+        let segment = Segment {
+            ids,
             cache,
             adapter: adapter.as_ref(),
             phase,
-        }
+        };
+        (segment, targets)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::engine::slots::{Handle, Slots};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
-use crate::network::decoding::Rows;
+use crate::network::decoding::{Decoded, Rows, Targets};
 use crate::ops::decoding::{Decode, PageShape, Phase};
 
 /// An adapter on an engine's device, ready to decode with. Clones share it, and the last one frees
@@ -142,8 +142,12 @@ impl<O: Decode> Resident<O> {
         resized
     }
 
-    /// The logits after the last id of each segment.
-    pub(super) fn decode(&self, segments: &mut [Segment<'_>]) -> Result<Vec<Vec<f32>>> {
+    /// The logits after the last id of each segment, and the scores of its targets.
+    pub(super) fn decode(
+        &self,
+        segments: &mut [Segment<'_>],
+        targets: &[Targets<'_>],
+    ) -> Result<Vec<Decoded>> {
         let adapters: Vec<_> = segments
             .iter()
             .map(|segment| self.on_device(segment.adapter))
@@ -152,12 +156,14 @@ impl<O: Decode> Resident<O> {
         let rows: Vec<_> = segments
             .iter()
             .zip(&adapters)
-            .map(|(segment, adapter)| Rows {
+            .zip(targets)
+            .map(|((segment, adapter), &targets)| Rows {
                 phase: segment.phase,
                 ids: segment.ids,
                 past: segment.cache.len,
                 pages: segment.cache.table.pages(),
                 adapter: adapter.as_deref(),
+                targets,
             })
             .collect();
         self.network.decode(&self.pages, &rows)

@@ -7,7 +7,8 @@ use super::linear::Linear;
 use super::pass::Shared;
 use crate::activation::Activation;
 use crate::error::Result;
-use crate::ops::decoding::{Decode, Phase, Sequences};
+use crate::logprobs::RowScore;
+use crate::ops::decoding::{Decode, Phase, SCORED_ROWS, Sequences};
 use crate::ops::{Norm, Span};
 
 /// One sequence's rows of a pass.
@@ -19,6 +20,26 @@ pub(crate) struct Rows<'a, O: Decode> {
     pub(crate) pages: &'a [u32],
     /// None for the base alone.
     pub(crate) adapter: Option<&'a O::Adapter>,
+    pub(crate) targets: Targets<'a>,
+}
+
+/// The tokens whose scores a pass tells beside its logits: the token after each of a sequence's
+/// first rows, none without ids.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Targets<'a> {
+    /// The tokens, at most one for each row.
+    pub(crate) ids: &'a [u32],
+    /// How many of the likeliest tokens are told with each.
+    pub(crate) best: usize,
+}
+
+/// What a pass tells of one sequence.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Decoded {
+    /// The logits after the last row.
+    pub(crate) logits: Vec<f32>,
+    /// One for each target.
+    pub(crate) scores: Vec<RowScore>,
 }
 
 /// A pass of one phase.
@@ -28,10 +49,10 @@ struct DecodingPass<'a, 'l, O: Decode> {
 }
 
 impl<O: Decode> Network<O> {
-    /// The logits after the last id of each sequence. Appends the keys and values of all ids to the
-    /// pages. Prompts and answers take a pass each.
-    pub(crate) fn decode(&self, pages: &O::Pages, all: &[Rows<'_, O>]) -> Result<Vec<Vec<f32>>> {
-        let mut logits = vec![Vec::new(); all.len()];
+    /// The logits after the last id of each sequence, and the scores of its targets. Appends the
+    /// keys and values of all ids to the pages. Prompts and answers take a pass each.
+    pub(crate) fn decode(&self, pages: &O::Pages, all: &[Rows<'_, O>]) -> Result<Vec<Decoded>> {
+        let mut decoded = vec![Decoded::default(); all.len()];
         for phase in [Phase::Decode, Phase::Prefill] {
             let of_phase = |&number: &usize| all[number].phase == phase;
             let numbers: Vec<usize> = (0..all.len()).filter(of_phase).collect();
@@ -39,46 +60,77 @@ impl<O: Decode> Network<O> {
                 continue;
             }
             let rows = numbers.iter().map(|&number| &all[number]);
-            let sequences = Sequences::new(phase, rows);
-            let found = self.decode_pass(pages, &sequences)?;
-            for (number, row) in numbers.into_iter().zip(found) {
-                logits[number] = row;
+            let sequences = Sequences::new(phase, rows.clone());
+            let targets: Vec<_> = rows.map(|rows| rows.targets).collect();
+            let found = self.decode_pass(pages, &sequences, &targets)?;
+            for (number, found) in numbers.into_iter().zip(found) {
+                decoded[number] = found;
             }
         }
-        Ok(logits)
+        Ok(decoded)
     }
 
-    /// The logits after the last id of each sequence.
-    fn decode_pass(&self, pages: &O::Pages, sequences: &Sequences<'_, O>) -> Result<Vec<Vec<f32>>> {
+    fn decode_pass(
+        &self,
+        pages: &O::Pages,
+        sequences: &Sequences<'_, O>,
+        targets: &[Targets<'_>],
+    ) -> Result<Vec<Decoded>> {
         let ops = self.ops();
         let layout = ops.lay_out_sequences(pages, sequences)?;
         let pass = DecodingPass {
             phase: sequences.phase,
             layout: &layout,
         };
-        let last = match sequences.phase {
-            Phase::Decode => None,
-            Phase::Prefill => Some(sequences.last_rows(ops)),
+        let mut scores = vec![Vec::new(); targets.len()];
+        let logits = match sequences.phase {
+            Phase::Decode => ops.run(&layout, || self.head_logits(&self.hidden(&pass)?))?,
+            Phase::Prefill => {
+                let x = ops.run(&layout, || self.hidden(&pass))?;
+                for (number, targets) in targets.iter().enumerate() {
+                    let first = sequences.spans[number].start;
+                    scores[number] = self.score(&x, first, targets)?;
+                }
+                self.head_logits(&ops.gather(&x, &sequences.last_rows(ops))?)?
+            }
         };
-        let logits = ops.run(&layout, || self.next_logits(&pass, last.as_deref()))?;
-        ops.read_rows(&logits, sequences.spans.len())
+        let logits = ops.read_rows(&logits, sequences.spans.len())?;
+        let decoded = logits.into_iter().zip(scores);
+        Ok(decoded
+            .map(|(logits, scores)| Decoded { logits, scores })
+            .collect())
     }
 
-    /// The logits of these rows of a pass, or of all.
-    fn next_logits(
-        &self,
-        pass: &DecodingPass<'_, '_, O>,
-        rows: Option<&[u32]>,
-    ) -> Result<O::Array> {
+    /// The scores of a sequence's targets. Their logits are made and left again a few rows at a
+    /// time, of this sequence alone, so that they don't depend on other sequences.
+    fn score(&self, x: &O::Array, first: usize, targets: &Targets<'_>) -> Result<Vec<RowScore>> {
+        let ops = self.ops();
+        let mut scores = Vec::with_capacity(targets.ids.len());
+        for tokens in targets.ids.chunks(SCORED_ROWS) {
+            let start = first + scores.len();
+            let rows = start..start + tokens.len();
+            let mut rows: Vec<u32> = rows.map(|row| row as u32).collect();
+            rows.resize(ops.padded_rows(rows.len()), 0);
+            let logits = self.head_logits(&ops.gather(x, &rows)?)?;
+            scores.extend(ops.score_rows(&logits, tokens, targets.best)?);
+        }
+        Ok(scores)
+    }
+
+    /// The residual stream after all layers.
+    fn hidden(&self, pass: &DecodingPass<'_, '_, O>) -> Result<O::Array> {
         let ops = self.ops();
         let mut x = ops.embed(&self.embedding, pass.layout)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.decode(&self.shared, layer, x, pass)?;
         }
-        if let Some(rows) = rows {
-            x = ops.gather(&x, rows)?;
-        }
-        let normed = ops.layer_norm(&x, &self.final_norm)?;
+        Ok(x)
+    }
+
+    /// The logits of these rows.
+    fn head_logits(&self, x: &O::Array) -> Result<O::Array> {
+        let ops = self.ops();
+        let normed = ops.layer_norm(x, &self.final_norm)?;
         ops.linear_by_rows(Phase::Decode, &normed, &self.head)
     }
 }

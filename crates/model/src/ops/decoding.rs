@@ -7,12 +7,17 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::{Affine, Heads, Norm, Ops, Span};
 use crate::activation::Activation;
 use crate::error::Result;
+use crate::logprobs::RowScore;
 use crate::network::factors::Factors;
 use crate::target::Target;
 
+/// Most rows of a prompt whose logits exist at once when they are scored.
+pub(crate) const SCORED_ROWS: usize = 64;
 /// Tokens of a page.
 pub(crate) const PAGE: usize = 32;
 
@@ -126,6 +131,20 @@ pub(crate) trait Decode: Ops {
     }
     /// Copies the first rows of a pass's result from the device.
     fn read_rows(&self, x: &Self::Array, rows: usize) -> Result<Vec<Vec<f32>>>;
+    /// The scores of the first rows of logits, one for each of these tokens, with the `best`
+    /// highest logits. There are at most [`SCORED_ROWS`].
+    fn score_rows(
+        &self,
+        logits: &Self::Array,
+        tokens: &[u32],
+        best: usize,
+    ) -> Result<Vec<RowScore>> {
+        let rows = self.read_rows(logits, tokens.len())?;
+        let rows = rows.par_iter().zip(tokens);
+        Ok(rows
+            .map(|(row, &token)| RowScore::of(row, token, best))
+            .collect())
+    }
     /// The embeddings of the pass's tokens, padded.
     fn embed(&self, table: &Self::Array, layout: &Self::DecodeLayout<'_>) -> Result<Self::Array>;
 

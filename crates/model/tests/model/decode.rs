@@ -19,6 +19,7 @@ on_each_device!(
     an_error_ends_only_its_own_sequence,
     a_sequence_has_the_same_logits_alone_and_among_many,
     a_long_sequence_equals_the_full_pass,
+    log_probabilities_of_a_prompt_are_those_of_the_full_pass,
 );
 
 const IDS: [u32; 9] = [4, 8, 15, 16, 23, 30, 7, 1, 36];
@@ -217,7 +218,8 @@ fn the_loop_writes_the_same_in_chunks_and_together_as_alone(on: &On) {
     }
     // The third token of the first answer becomes the end token for all answers.
     let eos = expected[0].0[2];
-    let until_eos = write_all(&Decoder::new(&engine, Some(eos)), begin(&decoder), 4);
+    let decoder = Decoder::new(&engine, Some(eos));
+    let until_eos = write_all(&decoder, begin(&decoder), 4);
     for ((ids, end), (whole, _)) in until_eos.into_iter().zip(&expected) {
         let (len, reason) = match whole.iter().position(|&id| id == eos) {
             Some(at) => (at + 1, End::Eos),
@@ -333,6 +335,63 @@ fn a_long_sequence_equals_the_full_pass(on: &On) {
         }
         drop(cache);
         assert_eq!(engine.cached_tokens(), 0);
+    }
+}
+
+/// The prompt is longer than the rows that are scored at once, and another one is read beside it.
+fn log_probabilities_of_a_prompt_are_those_of_the_full_pass(on: &On) {
+    let config = Config {
+        max_position_embeddings: 256,
+        ..support::config()
+    };
+    let engine = on.engine(&config);
+    let lora = support::lora(&config, &Target::ALL);
+    let adapter = engine.adapter(&lora).unwrap();
+    let ids: Vec<u32> = (0..200).map(|place| place * place % 37).collect();
+    let logits = engine.logits(&ids, Some(&adapter)).unwrap();
+    let decoder = Decoder::new(&engine, None);
+    let scored = Options {
+        prompt_logprobs: Some(20),
+        ..Options::default()
+    };
+    for chunk in [200, 150, 64, 7] {
+        let mut sequence = decoder.begin(&ids, Some(adapter.clone()), &scored).unwrap();
+        let mut other = decoder.begin(&IDS, None, &Options::default()).unwrap();
+        let mut read = Vec::new();
+        while sequence.unread() > 0 {
+            let mut shares = vec![Share {
+                sequence: &mut sequence,
+                tokens: chunk,
+            }];
+            if other.unread() > 0 {
+                shares.push(Share {
+                    sequence: &mut other,
+                    tokens: 2,
+                });
+            }
+            for choice in decoder.run(&mut shares) {
+                choice.unwrap();
+            }
+            read.extend(sequence.take_prompt_logprobs());
+            assert!(other.take_prompt_logprobs().is_empty());
+        }
+        assert_eq!(read.iter().map(|r| r.id).collect::<Vec<_>>(), ids);
+        assert_eq!((read[0].logprob, read[0].best.len()), (None, 0));
+        let (mut got, mut want) = (Vec::new(), Vec::new());
+        for (row, told) in logits.chunks(37).zip(&read[1..]) {
+            let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+            let of = |id: u32| (f64::from(row[id as usize]) - sum.ln()) as f32;
+            let logprob = told.logprob.unwrap();
+            assert_eq!(told.best.len(), 20);
+            for likely in &told.best {
+                assert!(likely.id != told.id || likely.logprob == logprob);
+                got.push(likely.logprob);
+                want.push(of(likely.id));
+            }
+            got.push(logprob);
+            want.push(of(told.id));
+        }
+        support::assert_close(&got, &want, on.tolerance, "log-probabilities");
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
-use togi_model::{Activation, Base, Config, Error, base};
+use togi_model::{Activation, Base, Config, Error, Precision, base};
 
 use crate::support;
 
@@ -285,10 +285,20 @@ fn old_and_new_names_of_a_configuration_mean_the_same() {
         (
             defaults.rotary_pct,
             defaults.layer_norm_eps,
-            defaults.eos_token_id
+            defaults.eos_token_ids
         ),
-        (0.25, 1e-5, Some(2))
+        (0.25, 1e-5, vec![2])
     );
+    for (written, ids) in [
+        ("7", &[7][..]),
+        ("null", &[]),
+        ("[]", &[]),
+        ("[7, 3]", &[7, 3]),
+    ] {
+        let config = parse(&format!(r#"{{{SHAPE}, "eos_token_id": {written}}}"#)).unwrap();
+        assert_eq!(config.eos_token_ids, ids);
+        assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
+    }
     for (name, kind) in [
         ("gelu_new", Activation::GeluTanh),
         ("gelu_fast", Activation::GeluTanh),
@@ -300,6 +310,35 @@ fn old_and_new_names_of_a_configuration_mean_the_same() {
                 .hidden_act,
             kind
         );
+    }
+}
+
+#[test]
+fn the_ends_of_a_generation_configuration_replace_those_of_the_model() {
+    let config = small();
+    let from = folder(&config);
+    let digest = Base::load(from.path()).unwrap().digest().to_owned();
+    let file = from.path().join("generation_config.json");
+    let own = &config.eos_token_ids[..];
+    for (text, ids) in [
+        ("{}", own),
+        (r#"{"eos_token_id": null}"#, own),
+        (r#"{"eos_token_id": 1}"#, &[1]),
+        (r#"{"eos_token_id": [7, 3], "temperature": 0.6}"#, &[7, 3]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let base = Base::load(from.path()).unwrap();
+        assert_eq!(base.config().eos_token_ids, ids, "{text}");
+        assert_eq!(base.digest(), digest);
+    }
+    let quantized = tempfile::tempdir().unwrap();
+    let precision = Precision::Int8;
+    base::write_quantized(from.path(), quantized.path(), precision).unwrap();
+    let base = Base::load_as(quantized.path(), precision).unwrap();
+    assert_eq!(base.config().eos_token_ids, [7, 3]);
+    for wrong in [r#"{"eos_token_id": ["</s>"]}"#, "[]", "{"] {
+        std::fs::write(&file, wrong).unwrap();
+        assert!(Base::load(from.path()).is_err(), "{wrong}");
     }
 }
 

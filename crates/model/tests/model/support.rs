@@ -159,7 +159,7 @@ pub(crate) fn config() -> Config {
         tie_word_embeddings: false,
         attention_bias: true,
         bos_token_id: Some(2),
-        eos_token_id: Some(3),
+        eos_token_ids: vec![3],
         pad_token_id: None,
     }
 }

@@ -76,25 +76,46 @@ impl Answerer {
     pub async fn answer(
         &self,
         request: GenerateRequest,
-        mut seen: impl FnMut(&GenerateResponse) -> Result<()>,
+        seen: impl FnMut(&GenerateResponse) -> Result<()>,
     ) -> Result<Answer> {
+        let answers = self.answers(request, seen).await?;
+        Ok(answers.into_iter().next().unwrap_or_default())
+    }
+
+    /// [`Answerer::answer`] for a request of several answers, in their order.
+    async fn answers(
+        &self,
+        request: GenerateRequest,
+        mut seen: impl FnMut(&GenerateResponse) -> Result<()>,
+    ) -> Result<Vec<Answer>> {
         let mut stream = self.stream(request).await?;
-        let mut answer = Answer::default();
+        let (mut start, mut answers) = (Started::default(), Vec::new());
         while let Some(response) = stream.next().await {
             let response = response?;
             seen(&response)?;
+            let choice = response.choice as usize;
+            if answers.len() <= choice {
+                answers.resize(choice + 1, Answer::default());
+            }
+            let answer = &mut answers[choice];
             match response.event {
-                Some(Event::Started(started)) => answer.started = started,
+                Some(Event::Started(started)) => start = started,
                 Some(Event::Piece(piece)) => answer.text.push_str(&piece.text),
                 Some(Event::Finished(finished)) => answer.finished = finished,
-                None => {}
+                Some(Event::PromptLogprobs(_)) | None => {}
             }
         }
-        Ok(answer)
+        for (answer, choice) in answers.iter_mut().zip(0u64..) {
+            answer.started = Started {
+                seed: start.seed.wrapping_add(choice),
+                ..start.clone()
+            };
+        }
+        Ok(answers)
     }
 
-    /// Prints an answer on standard output as it comes, then its cost on standard error; as JSON,
-    /// prints every message as a line.
+    /// Prints an answer on standard output as it comes, then its cost on standard error; several
+    /// answers one after the other when all have ended. As JSON, prints every message as a line.
     ///
     /// # Errors
     /// As [`Answerer::answer`], or standard output's.
@@ -105,17 +126,21 @@ impl Answerer {
         sampling: &Sampling,
     ) -> Result<()> {
         let output = &session.output;
-        let answer = self
-            .answer(request, |response| match &response.event {
+        let options = request.options.as_ref();
+        let is_one = options.and_then(|options| options.n).is_none_or(|n| n <= 1);
+        let answers = self
+            .answers(request, |response| match &response.event {
                 _ if output.is_json() => output.json(response),
-                Some(Event::Piece(piece)) => output.text(&piece.text),
+                Some(Event::Piece(piece)) if is_one => output.text(&piece.text),
                 _ => Ok(()),
             })
             .await?;
-        if !output.is_json() {
-            output.line("")?;
+        for answer in answers {
+            if !output.is_json() {
+                output.line(if is_one { "" } else { &answer.text })?;
+            }
+            output.say(output.dim(&usage(&answer, sampling)));
         }
-        output.say(output.dim(&usage(&answer, sampling)));
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use togi_proto::inference::v1::Instruction;
 use togi_proto::inference::v1::generate_request::Prompt;
 
 use crate::commands::answerer::Answerer;
-use crate::commands::sampling::Sampling;
+use crate::commands::sampling::{SAMPLING, Sampling};
 use crate::error::{Error, Result};
 use crate::session::Session;
 
@@ -16,7 +16,7 @@ Examples:
   togi generate --instruction 日本で一番高い山は？
   togi generate --adapter mine --instruction 要約してください。 --input \"$(cat article.txt)\"
   echo 昔々、あるところに | togi generate --raw - --max-new-tokens 64
-  togi generate --adapter mine --instruction 1+1は？ --greedy -o json
+  togi generate --adapter mine --instruction 1+1は？ --greedy --logprobs 5 -o json
   togi generate --base models/mine --adapter adapters/mine --instruction 1+1は？ --greedy    without services";
 
 /// The command's options.
@@ -42,6 +42,15 @@ pub struct Generate {
     /// The sampling options.
     #[command(flatten)]
     pub sampling: Sampling,
+    /// Answers to the prompt, 1 to 8; answer i has the seed of the first plus i [default: 1]
+    #[arg(short, value_name = "ANSWERS", help_heading = SAMPLING)]
+    pub n: Option<u32>,
+    /// With -o json: the log-probability of each token, and of this many likeliest, 0 to 20
+    #[arg(long, value_name = "TOKENS", help_heading = SAMPLING)]
+    pub logprobs: Option<u32>,
+    /// With -o json: the same for the prompt's tokens
+    #[arg(long, value_name = "TOKENS", help_heading = SAMPLING)]
+    pub prompt_logprobs: Option<u32>,
 }
 
 impl Generate {
@@ -61,7 +70,11 @@ impl Generate {
             }
             (None, None) => Prompt::Raw(from_stdin()?),
         };
-        let request = self.sampling.request(prompt);
+        let mut request = self.sampling.request(prompt);
+        let options = request.options.get_or_insert_default();
+        options.n = self.n;
+        options.logprobs = self.logprobs;
+        options.prompt_logprobs = self.prompt_logprobs;
         let answerer = Answerer::of(&self.sampling, session).await?;
         answerer.print(session, request, &self.sampling).await
     }

@@ -9,9 +9,12 @@ use togi_proto::inference::v1::{GenerateRequest, Instruction, Options};
 
 use crate::local;
 
+/// The heading of the flags in a command's help.
+pub(crate) const SAMPLING: &str = "How the answer is chosen";
+
 /// The flags.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "How the answer is chosen")]
+#[command(next_help_heading = SAMPLING)]
 pub struct Sampling {
     /// Answers in this process, without services, over the base in this folder
     #[arg(long, value_name = "FOLDER")]
@@ -28,7 +31,7 @@ pub struct Sampling {
         hide_default_value = true
     )]
     pub adapter: String,
-    /// Above 0; higher is more random [default: 0.7]
+    /// Higher is more random; 0 is greedy [default: 0.7]
     #[arg(long)]
     pub temperature: Option<f32>,
     /// Draws from the likeliest tokens that have this share together [default: 0.75]
@@ -46,6 +49,24 @@ pub struct Sampling {
     /// Most tokens of the answer [default: 256]
     #[arg(long, value_name = "TOKENS")]
     pub max_new_tokens: Option<u32>,
+    /// Tokens of the answer before which it does not end [default: 0]
+    #[arg(long, value_name = "TOKENS")]
+    pub min_new_tokens: Option<u32>,
+    /// The end of sequence does not end the answer
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Subtracted from the logit of a token that the answer has, -2 to 2 [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Subtracted for each time that the answer has the token, -2 to 2 [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Added to a token's logit, -100 to 100; repeatable
+    #[arg(long, value_name = "ID=BIAS", value_parser = bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// A token that ends the answer as the end of sequence does; repeatable
+    #[arg(long, value_name = "ID")]
+    pub stop_token_id: Vec<u32>,
     /// Seed of the draw [default: from the clock]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -102,6 +123,34 @@ impl Sampling {
             seed: self.seed,
             stop: self.stop.clone(),
             greedy: self.greedy.then_some(true),
+            min_new_tokens: self.min_new_tokens,
+            ignore_eos: self.ignore_eos.then_some(true),
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.iter().copied().collect(),
+            stop_token_ids: self.stop_token_id.clone(),
+            ..Options::default()
+        }
+    }
+}
+
+/// Reads a token's id and its bias.
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let pair = text.split_once('=');
+    let parse = |(id, bias): (&str, &str)| Some((id.parse().ok()?, bias.parse().ok()?));
+    pair.and_then(parse)
+        .ok_or_else(|| "a token's id, = and a number are expected, as in 42=-1.5".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_is_an_id_and_a_number() {
+        assert_eq!(bias("42=-1.5"), Ok((42, -1.5)));
+        for wrong in ["42", "=1", "a=1", "1=b", "-1=1", "1=2=3"] {
+            assert!(bias(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Rows, tensors and answers are the same with services and without.
 
+use std::collections::BTreeMap;
 use std::fs;
+
+use serde_json::Value;
 
 use super::bench::Bench;
 use super::services::Served;
@@ -46,8 +49,23 @@ async fn without_services_everything_is_the_same() {
 
     let sampled = ["--seed", "5", "--temperature", "1.5"];
     let greedy = ["--greedy", "--no-repeat-ngram-size", "0"];
-    let prompts = [["--instruction", "色は？"], ["--raw", "昔々\nある"]];
-    for (chosen, prompt) in [&sampled[..], &greedy].into_iter().zip(prompts) {
+    let several = [
+        "-n=2",
+        "--seed=5",
+        "--min-new-tokens=24",
+        "--frequency-penalty=-0.5",
+        "--presence-penalty=1",
+        "--logit-bias=9=2.5",
+        "--logprobs=3",
+        "--prompt-logprobs=1",
+    ];
+    let prompts = [
+        ["--instruction", "色は？"],
+        ["--raw", "昔々\nある"],
+        ["--raw", "山"],
+    ];
+    let options = [&sampled[..], &greedy, &several];
+    for (chosen, prompt) in options.into_iter().zip(prompts) {
         for adapter in [&[][..], &["--adapter", "mine"]] {
             let rest = [
                 chosen,
@@ -66,13 +84,21 @@ async fn without_services_everything_is_the_same() {
     served.running.stop().await.unwrap();
 }
 
-/// Returns an answer's text and ids, joined from all pieces.
-fn pieces(updates: &[serde_json::Value]) -> (String, Vec<serde_json::Value>) {
-    let (mut text, mut ids) = (String::new(), Vec::new());
-    for piece in updates.iter().map(|update| &update["piece"]) {
-        text += piece["text"].as_str().unwrap_or_default();
-        ids.extend(piece["tokenIds"].as_array().cloned().unwrap_or_default());
+/// Returns each answer's text, ids and log-probabilities, joined from all pieces.
+fn pieces(updates: &[Value]) -> BTreeMap<u64, (String, Vec<Value>, Vec<Value>)> {
+    let mut answers: BTreeMap<u64, (String, Vec<Value>, Vec<Value>)> = BTreeMap::new();
+    for update in updates {
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let (piece, choice) = (&update["piece"], update["choice"].as_u64());
+        let (text, ids, logprobs) = answers.entry(choice.unwrap_or(0)).or_default();
+        *text += piece["text"].as_str().unwrap_or_default();
+        ids.extend(list(&piece["tokenIds"]));
+        logprobs.extend(list(&update["promptLogprobs"]["tokens"]));
+        logprobs.extend(list(&piece["logprobs"]));
     }
-    assert!(!ids.is_empty(), "{updates:?}");
-    (text, ids)
+    assert!(
+        answers.values().all(|answer| !answer.1.is_empty()),
+        "{updates:?}"
+    );
+    answers
 }

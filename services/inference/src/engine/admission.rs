@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::Span;
 
 use crate::engine::door::Door;
-use crate::engine::event::{self, Event, Events, Started};
+use crate::engine::event::{self, Event, Events, Kind, Started};
 use crate::engine::load::Permit;
 use crate::engine::request::{Answerer, Request};
 use crate::engine::sequence::{self, Job};
@@ -26,27 +26,28 @@ pub(crate) struct Admission {
     pub(crate) door: Arc<Door>,
 }
 
-/// A request with its permit.
+/// A request with a permit for each of its answers.
 pub(crate) struct Admitted {
     pub(crate) request: Request,
-    permit: Permit,
+    permits: Vec<Permit>,
     arrived: Instant,
 }
 
 impl Admission {
-    /// Takes a permit for a request, before any costly work.
+    /// Takes a permit for each answer of a request, before any costly work.
     ///
     /// # Errors
-    /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
+    /// [`Error::Full`] when too few are left, [`Error::Stopping`] when the door is closed.
     pub(crate) fn admit(&self, request: Request, arrived: Instant) -> Result<Admitted> {
+        let permits = (0..request.options.choices).map(|_| self.door.enter());
         Ok(Admitted {
+            permits: permits.collect::<Result<_>>()?,
             request,
-            permit: self.door.enter()?,
             arrived,
         })
     }
 
-    /// Tokenizes the prompt and hands the request to the engine; returns the answer's events.
+    /// Tokenizes the prompt and hands each answer's job to the engine; returns the answers' events.
     ///
     /// # Errors
     /// [`Error::Field`] for a prompt without tokens or with too many, [`Error::Stopping`] when the
@@ -58,31 +59,33 @@ impl Admission {
     ) -> Result<Events> {
         let Admitted {
             request,
-            permit,
+            permits,
             arrived,
         } = admitted;
-        let span = self.span(&request, adapter.as_deref());
-        let prompt = self.tokenize(&request).await?;
-        let options = request.options;
-        let capacity = sequence::max_events(prompt.len(), &options, self.engine.config());
-        let (events, answer) = mpsc::channel(capacity);
-        let started = Event::Started(Started {
+        let prompt: Arc<[u32]> = self.tokenize(&request).await?.into();
+        let options = &request.options;
+        let capacity = sequence::max_events(prompt.len(), options, self.engine.config());
+        let (events, answers) = mpsc::channel(capacity);
+        let kind = Kind::Started(Started {
             generation: adapter.as_deref().map(ServedAdapter::generation),
             prompt_tokens: prompt.len(),
             seed: options.sampling.seed,
         });
-        // The channel is empty, and `answer` is still here.
-        let _ = events.try_send(Ok(started));
-        self.door.submit(Job {
-            prompt,
-            options,
-            adapter,
-            arrived,
-            events,
-            permit,
-            span,
-        })?;
-        Ok(event::stream(answer))
+        // The channel is empty, and `answers` is still here.
+        let _ = events.try_send(Ok(Event { choice: 0, kind }));
+        for (choice, permit) in (0..options.choices).zip(permits) {
+            self.door.submit(Job {
+                prompt: prompt.clone(),
+                options: options.of_choice(choice),
+                choice,
+                adapter: adapter.clone(),
+                arrived,
+                events: events.clone(),
+                permit,
+                span: self.span(&request, adapter.as_deref()),
+            })?;
+        }
+        Ok(event::stream(answers, options.choices))
     }
 
     /// Tokenizes the prompt on a thread. Checks that it has a token, and that the model's longest

@@ -1,21 +1,33 @@
-//! The events of one answer, in the order in which a client receives them.
+//! The events of a request's answers, in the order in which a client receives them.
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, stream};
 use togi_common::Generation;
+use togi_model::logprobs::Logprobs;
 use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
 
-/// The events of an answer: one `Started`, any number of pieces, then one `Finished` or an error.
+/// The events of a request's answers: one start, then of each answer a piece for each token and an
+/// end. An error ends all.
 pub(crate) type Events = Pin<Box<dyn Stream<Item = Result<Event>> + Send>>;
 
-/// One event.
+/// One event of one of the answers.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Event {
+pub(crate) struct Event {
+    /// The answer's number.
+    pub(crate) choice: u32,
+    pub(crate) kind: Kind,
+}
+
+/// What an event tells.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Kind {
     Started(Started),
+    /// Of the prompt's next tokens.
+    PromptLogprobs(Vec<Logprobs>),
     Piece(Piece),
     Finished(Finished),
 }
@@ -30,12 +42,14 @@ pub(crate) struct Started {
     pub(crate) seed: u64,
 }
 
-/// Text that is certain to be part of the answer, and the ids since the last piece, including those
-/// whose text is still held back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A token of the answer.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Piece {
+    /// Text that is now certain to be part of the answer; empty while it is held back.
     pub(crate) text: String,
-    pub(crate) ids: Vec<u32>,
+    pub(crate) id: u32,
+    /// If the request asks for it.
+    pub(crate) logprobs: Option<Logprobs>,
 }
 
 /// Why and when an answer ended.
@@ -51,7 +65,7 @@ pub(crate) struct Finished {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// The model drew its end-of-sequence token.
+    /// The model drew an end-of-sequence token, or one that the request names.
     Eos,
     /// A stop text was found.
     Stop,
@@ -70,16 +84,22 @@ impl Reason {
     }
 }
 
-/// Returns the events that arrive on a channel. An answer that breaks off before its end is an
-/// error, never a short answer.
-pub(crate) fn stream(events: mpsc::Receiver<Result<Event>>) -> Events {
-    // `None` after the last event.
-    Box::pin(stream::unfold(Some(events), |events| async move {
-        let mut events = events?;
+/// Returns the events of a request's answers that arrive on a channel. An answer that breaks off
+/// before its end is an error, never a short answer.
+pub(crate) fn stream(events: mpsc::Receiver<Result<Event>>, answers: u32) -> Events {
+    // No answer is left after the last event.
+    Box::pin(stream::unfold((events, answers), |state| async move {
+        let (mut events, mut left) = state;
+        if left == 0 {
+            return None;
+        }
         let broken = || Err(Error::Broken("the engine ended before the answer".into()));
         let event = events.recv().await.unwrap_or_else(broken);
-        let is_last = matches!(event, Ok(Event::Finished(_)) | Err(_));
-        Some((event, (!is_last).then_some(events)))
+        match &event {
+            Ok(event) => left -= u32::from(matches!(event.kind, Kind::Finished(_))),
+            Err(_) => left = 0,
+        }
+        Some((event, (events, left)))
     }))
 }
 
@@ -97,13 +117,21 @@ mod tests {
         total: Duration::ZERO,
     };
 
+    fn event(choice: u32, kind: Kind) -> Result<Event> {
+        Ok(Event { choice, kind })
+    }
+
     #[tokio::test]
-    async fn nothing_follows_the_end() {
-        let (sender, receiver) = mpsc::channel(4);
-        for _ in 0..2 {
-            sender.try_send(Ok(Event::Finished(FINISHED))).unwrap();
+    async fn nothing_follows_the_last_end() {
+        for answers in [1, 2] {
+            let (sender, receiver) = mpsc::channel(4);
+            for choice in 0..3 {
+                let end = event(choice, Kind::Finished(FINISHED));
+                sender.try_send(end).unwrap();
+            }
+            let events: Vec<_> = stream(receiver, answers).collect().await;
+            assert_eq!(events.len(), answers as usize);
         }
-        assert_eq!(stream(receiver).count().await, 1);
     }
 
     #[tokio::test]
@@ -111,14 +139,14 @@ mod tests {
         let (sender, receiver) = mpsc::channel(4);
         let piece = Piece {
             text: "あ".into(),
-            ids: vec![1],
+            id: 1,
+            logprobs: None,
         };
-        sender.try_send(Ok(Event::Piece(piece))).unwrap();
+        sender.try_send(event(0, Kind::Piece(piece))).unwrap();
+        // The other answer has ended.
+        sender.try_send(event(1, Kind::Finished(FINISHED))).unwrap();
         drop(sender);
-        let events: Vec<_> = stream(receiver).collect().await;
-        assert!(matches!(
-            events[..],
-            [Ok(Event::Piece(_)), Err(Error::Broken(_))]
-        ));
+        let events: Vec<_> = stream(receiver, 2).collect().await;
+        assert!(matches!(events[..], [Ok(_), Ok(_), Err(Error::Broken(_))]));
     }
 }

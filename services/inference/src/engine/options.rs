@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 pub(crate) const MAX_STOPS: usize = 8;
 /// Longest stop text, in bytes.
 pub(crate) const MAX_STOP_BYTES: usize = 256;
+/// Most answers to one request.
+pub(crate) const MAX_CHOICES: u32 = 8;
 
 /// Valid options.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,22 +18,41 @@ pub(crate) struct Options {
     pub(crate) sampling: sampling::Options,
     /// Texts that end the answer.
     pub(crate) stop: Vec<String>,
+    /// Answers to the prompt, from 1 to [`MAX_CHOICES`].
+    pub(crate) choices: u32,
 }
 
 impl Options {
-    /// Checks options.
+    /// Checks these options, for a model with this vocabulary.
     ///
     /// # Errors
     /// [`Error::Field`] naming the first wrong field by its path in the request.
-    pub(crate) fn new(sampling: sampling::Options, stop: Vec<String>) -> Result<Self> {
-        sampling.validate().map_err(|error| match error {
+    pub(crate) fn checked(self, vocab_size: usize) -> Result<Self> {
+        let named = |error| match error {
             togi_model::Error::Field { field, reason } => {
                 Error::field(format!("options.{field}"), reason)
             }
             other => Error::Network(other),
-        })?;
-        check_stops(&stop)?;
-        Ok(Self { sampling, stop })
+        };
+        self.sampling.validate().map_err(named)?;
+        self.sampling.check_ids(vocab_size).map_err(named)?;
+        check_stops(&self.stop)?;
+        if !(1..=MAX_CHOICES).contains(&self.choices) {
+            let reason = format!("must be from 1 to {MAX_CHOICES}, not {}", self.choices);
+            return Err(Error::field("options.n", reason));
+        }
+        Ok(self)
+    }
+
+    /// Returns the options of one of the answers. The prompt's log-probabilities are told once,
+    /// with the first.
+    pub(crate) fn of_choice(&self, choice: u32) -> Self {
+        let mut options = self.clone();
+        options.sampling.seed = self.sampling.seed.wrapping_add(choice.into());
+        if choice > 0 {
+            options.sampling.prompt_logprobs = None;
+        }
+        options
     }
 }
 
@@ -59,6 +80,17 @@ fn check_stops(stops: &[String]) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// Tokens of the vocabulary.
+    const VOCABULARY: usize = 100;
+
+    fn options() -> Options {
+        Options {
+            sampling: sampling::Options::default(),
+            stop: Vec::new(),
+            choices: 1,
+        }
+    }
+
     #[test]
     fn each_wrong_option_is_refused_by_its_name() {
         type Set = fn(&mut Options);
@@ -67,7 +99,6 @@ mod tests {
             ("options.temperature", |o| {
                 o.sampling.temperature = f32::INFINITY;
             }),
-            ("options.temperature", |o| o.sampling.temperature = 0.0),
             ("options.temperature", |o| o.sampling.temperature = -1.0),
             ("options.temperature", |o| o.sampling.temperature = 1e-40),
             ("options.top_p", |o| o.sampling.top_p = f32::NAN),
@@ -83,6 +114,30 @@ mod tests {
             ("options.stop", |o| o.stop = vec![String::new()]),
             ("options.stop", |o| o.stop = vec!["x".repeat(257)]),
             ("options.stop", |o| o.stop = vec!["x".into(); 9]),
+            ("options.presence_penalty", |o| {
+                o.sampling.presence_penalty = 2.5;
+            }),
+            ("options.frequency_penalty", |o| {
+                o.sampling.frequency_penalty = f32::NAN;
+            }),
+            ("options.logit_bias", |o| {
+                o.sampling.logit_bias.insert(1, 101.0);
+            }),
+            ("options.logit_bias", |o| {
+                o.sampling.logit_bias.insert(100, 1.0);
+            }),
+            ("options.min_new_tokens", |o| {
+                o.sampling.min_new_tokens = o.sampling.max_new_tokens + 1;
+            }),
+            ("options.stop_token_ids", |o| {
+                o.sampling.stop_token_ids = vec![100];
+            }),
+            ("options.logprobs", |o| o.sampling.logprobs = Some(21)),
+            ("options.prompt_logprobs", |o| {
+                o.sampling.prompt_logprobs = Some(21);
+            }),
+            ("options.n", |o| o.choices = 0),
+            ("options.n", |o| o.choices = 9),
             // Also checked where greedy decoding does not use them.
             ("options.top_p", |o| {
                 o.sampling.top_p = 2.0;
@@ -90,10 +145,10 @@ mod tests {
             }),
         ];
         for (expected, set) in table {
-            let mut options = Options::new(sampling::Options::default(), Vec::new()).unwrap();
+            let mut options = options();
             set(&mut options);
             let shown = format!("{options:?}");
-            match Options::new(options.sampling, options.stop) {
+            match options.checked(VOCABULARY) {
                 Err(Error::Field { field, .. }) => assert_eq!(field, *expected, "{shown}"),
                 other => panic!("{shown} gave {other:?}"),
             }
@@ -110,8 +165,23 @@ mod tests {
                 max_new_tokens: 1,
                 ..Default::default()
             };
-            let options = Options::new(sampling, vec!["x".repeat(256); 8]).unwrap();
-            options.sampling.validate().unwrap();
+            let options = Options {
+                sampling,
+                stop: vec!["x".repeat(256); 8],
+                choices: 8,
+            };
+            options.checked(VOCABULARY).unwrap();
         }
+    }
+
+    #[test]
+    fn each_answer_has_its_seed_and_the_first_tells_of_the_prompt() {
+        let mut options = options();
+        options.sampling.seed = u64::MAX;
+        options.sampling.prompt_logprobs = Some(2);
+        let first = options.of_choice(0);
+        assert_eq!(first, options);
+        let third = options.of_choice(2).sampling;
+        assert_eq!((third.seed, third.prompt_logprobs), (1, None));
     }
 }

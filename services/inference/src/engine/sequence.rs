@@ -11,22 +11,25 @@ use tokio::sync::mpsc;
 use tracing::Span;
 
 use crate::engine::answer::Answer;
-use crate::engine::event::{Event, Finished, Piece, Reason};
+use crate::engine::event::{Event, Finished, Kind, Piece, Reason};
 use crate::engine::load::{Permit, Ticket};
 use crate::engine::options::Options;
 use crate::engine::scheduler::Entry;
+use crate::engine::stop_text::Scan;
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
 
 /// A request that is ready for the engine.
 pub(crate) struct Job {
     /// The prompt's ids: at least one, fewer than the model's longest sequence.
-    pub(crate) prompt: Vec<u32>,
+    pub(crate) prompt: Arc<[u32]>,
     pub(crate) options: Options,
+    /// The answer's number among those of its request.
+    pub(crate) choice: u32,
     /// `None` for the base alone.
     pub(crate) adapter: Option<Arc<ServedAdapter>>,
     pub(crate) arrived: Instant,
-    /// Has room for every event of this answer, so that the engine never waits for a client.
+    /// Has room for every event of the request, so that the engine never waits for a client.
     pub(crate) events: mpsc::Sender<Result<Event>>,
     /// Given back when the answer has ended.
     pub(crate) permit: Permit,
@@ -113,45 +116,57 @@ impl Sequence {
     }
 
     /// Takes the next token. Returns the end of the answer, or `None` if it goes on.
-    pub(crate) fn advance(&mut self, Choice { id, end }: Choice) -> Option<Finished> {
+    pub(crate) fn advance(&mut self, choice: Choice) -> Option<Finished> {
         self.first_token.get_or_insert_with(Instant::now);
-        if end == Some(End::Eos) {
-            return Some(self.finish(Some(id), Reason::Eos));
+        let Choice { id, logprobs, end } = choice;
+        let mut scan = match end {
+            // Its text is not a part of the answer.
+            Some(End::Eos) => Scan::default(),
+            _ => self.answer.push(id),
+        };
+        if end.is_some() && !scan.stopped {
+            let rest = self.answer.finish();
+            scan.text += &rest.text;
+            scan.stopped = rest.stopped;
         }
-        let progress = self.answer.push(id);
-        self.show(progress.piece);
-        if progress.stopped {
-            let rest = self.answer.unreported();
-            self.show(rest);
-            return Some(self.finished(Reason::Stop));
+        let text = scan.text;
+        self.show(Kind::Piece(Piece { text, id, logprobs }));
+        let reason = match end {
+            _ if scan.stopped => Reason::Stop,
+            None => return None,
+            Some(End::Eos) => Reason::Eos,
+            Some(End::Length) => Reason::Length,
+        };
+        Some(self.finished(reason))
+    }
+
+    /// Tells the log-probabilities of the part of the prompt that was read, if the request asks for
+    /// them.
+    pub(crate) fn show_prompt(&mut self) {
+        let read = self.decoding.take_prompt_logprobs();
+        if !read.is_empty() {
+            self.show(Kind::PromptLogprobs(read));
         }
-        end.map(|_| self.finish(None, Reason::Length))
     }
 
     /// Sends the end to the client, once the cache and the permit are free again: a client that
     /// asks again at once finds them free.
     pub(crate) fn end(self, result: Result<Finished>) {
-        let events = self.job.events.clone();
+        let (events, choice) = (self.job.events.clone(), self.job.choice);
         drop(self);
+        let kind = result.map(Kind::Finished);
         // The client may have gone away.
-        let _ = events.try_send(result.map(Event::Finished));
+        let _ = events.try_send(kind.map(|kind| Event { choice, kind }));
     }
 
     pub(crate) fn span(&self) -> &Span {
         &self.job.span
     }
 
-    fn finish(&mut self, eos: Option<u32>, reason: Reason) -> Finished {
-        let last = self.answer.finish(eos);
-        self.show(last.piece);
-        self.finished(if last.stopped { Reason::Stop } else { reason })
-    }
-
-    fn show(&self, piece: Option<Piece>) {
-        if let Some(piece) = piece {
-            // The channel has room; a closed one is noticed before the next round.
-            let _ = self.job.events.try_send(Ok(Event::Piece(piece)));
-        }
+    fn show(&self, kind: Kind) {
+        let choice = self.job.choice;
+        // The channel has room; a closed one is noticed before the next round.
+        let _ = self.job.events.try_send(Ok(Event { choice, kind }));
     }
 
     fn finished(&self, reason: Reason) -> Finished {
@@ -166,9 +181,11 @@ impl Sequence {
     }
 }
 
-/// Returns the most events that an answer can have: the start, a piece for each token, the rest of
-/// the text, and the end.
+/// Returns the most events that a request can have: the start, the log-probabilities of parts of
+/// the prompt, and for each answer a piece for each token and the end.
 pub(crate) fn max_events(prompt: usize, options: &Options, config: &Config) -> usize {
     let max_len = decode::max_len(prompt, &options.sampling, config);
-    max_len.saturating_sub(prompt) + 3
+    let of_prompt = options.sampling.prompt_logprobs.map_or(0, |_| prompt);
+    let of_answer = max_len.saturating_sub(prompt) + 1;
+    1 + of_prompt + options.choices as usize * of_answer
 }

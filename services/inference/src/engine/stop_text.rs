@@ -9,7 +9,7 @@ pub(crate) struct StopTexts {
 }
 
 /// The text that can be shown after a piece.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Scan {
     /// Text that is certain to be part of the answer.
     pub(crate) text: String,

@@ -25,7 +25,7 @@ use crate::semconv;
 pub(crate) struct EngineThread {
     engine: Arc<Engine>,
     tokenizer: Arc<Tokenizer>,
-    eos: Option<u32>,
+    eos: Vec<u32>,
     limits: Limits,
     work: Receiver<Work>,
     load: Arc<Load>,
@@ -50,7 +50,7 @@ impl EngineThread {
         let thread = Self {
             engine: loaded.engine.clone(),
             tokenizer: loaded.tokenizer.clone(),
-            eos: loaded.eos,
+            eos: loaded.eos.clone(),
             limits: Limits {
                 max_active: config.max_active,
                 prefill_chunk: config.prefill_chunk,
@@ -65,7 +65,7 @@ impl EngineThread {
 
     /// Works until the door is closed and every request inside has ended.
     pub(crate) fn run(self) {
-        let decoder = Decoder::new(&self.engine, self.eos);
+        let decoder = Decoder::new(&self.engine, self.eos.iter().copied());
         let mut requests = Requests::default();
         while self.receive(&mut requests) {
             self.end_early(&mut requests);
@@ -146,6 +146,7 @@ impl EngineThread {
                 Ok(choice) => choice,
                 Err(error) => return Some(Err(End::Failed(Error::Network(error)))),
             };
+            sequence.show_prompt();
             sequence.advance(choice?).map(Ok)
         });
     }

@@ -3,10 +3,11 @@
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt as _};
+use togi_model::logprobs::Logprobs;
 use togi_proto::inference::v1 as proto;
 use tonic::Status;
 
-use crate::engine::event::{Event, Events, Finished, Reason};
+use crate::engine::event::{Event, Events, Finished, Kind, Reason};
 
 /// An answer as a gRPC client receives it.
 pub type Answers = Pin<Box<dyn Stream<Item = Result<proto::GenerateResponse, Status>> + Send>>;
@@ -18,20 +19,37 @@ pub(crate) fn stream(events: Events) -> Answers {
 
 fn response(event: Event) -> proto::GenerateResponse {
     use proto::generate_response::Event as Message;
-    let message = match event {
-        Event::Started(started) => Message::Started(proto::Started {
+    let message = match event.kind {
+        Kind::Started(started) => Message::Started(proto::Started {
             generation: started.generation.map_or_else(String::new, String::from),
             prompt_tokens: count(started.prompt_tokens),
             seed: started.seed,
         }),
-        Event::Piece(piece) => Message::Piece(proto::Piece {
-            text: piece.text,
-            token_ids: piece.ids,
+        Kind::PromptLogprobs(tokens) => Message::PromptLogprobs(proto::PromptLogprobs {
+            tokens: tokens.into_iter().map(logprobs).collect(),
         }),
-        Event::Finished(end) => Message::Finished(finished(&end)),
+        Kind::Piece(piece) => Message::Piece(proto::Piece {
+            text: piece.text,
+            token_ids: vec![piece.id],
+            logprobs: piece.logprobs.into_iter().map(logprobs).collect(),
+        }),
+        Kind::Finished(end) => Message::Finished(finished(&end)),
     };
     proto::GenerateResponse {
         event: Some(message),
+        choice: event.choice,
+    }
+}
+
+fn logprobs(logprobs: Logprobs) -> proto::TokenLogprobs {
+    let top = logprobs.best.iter().map(|likely| proto::TopLogprob {
+        token_id: likely.id,
+        logprob: likely.logprob,
+    });
+    proto::TokenLogprobs {
+        token_id: logprobs.id,
+        logprob: logprobs.logprob,
+        top: top.collect(),
     }
 }
 

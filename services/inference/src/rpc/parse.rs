@@ -11,14 +11,26 @@ use crate::engine::options::Options;
 use crate::engine::request::{Answerer, Request};
 use crate::error::{Error, Result};
 
-/// Checks a request. A prompt of more than `max_prompt_bytes` is refused before anything is done
-/// with it.
+/// What a request may ask of a base.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// A longer prompt is refused before anything is done with it.
+    pub(crate) max_prompt_bytes: usize,
+    /// Ids of tokens are below.
+    pub(crate) vocab_size: usize,
+}
+
+/// Checks a request.
 ///
 /// # Errors
 /// [`Error::Field`] naming the first wrong field.
-pub(crate) fn request(request: proto::GenerateRequest, max_prompt_bytes: usize) -> Result<Request> {
+pub(crate) fn request(request: proto::GenerateRequest, limits: Limits) -> Result<Request> {
+    let Limits {
+        max_prompt_bytes,
+        vocab_size,
+    } = limits;
     let answerer = Answerer::from_name(&request.adapter)?;
-    let options = options(request.options)?;
+    let options = options(request.options).checked(vocab_size)?;
     let (prompt_field, prompt) = match request.prompt {
         None => {
             return Err(Error::field(
@@ -50,8 +62,8 @@ pub(crate) fn request(request: proto::GenerateRequest, max_prompt_bytes: usize) 
     })
 }
 
-/// Fills in the defaults, then checks the options.
-fn options(options: Option<proto::Options>) -> Result<Options> {
+/// Fills in the defaults.
+fn options(options: Option<proto::Options>) -> Options {
     let proto::Options {
         temperature,
         top_p,
@@ -62,6 +74,15 @@ fn options(options: Option<proto::Options>) -> Result<Options> {
         seed,
         greedy,
         stop,
+        min_new_tokens,
+        ignore_eos,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+        stop_token_ids,
+        logprobs,
+        prompt_logprobs,
+        n,
     } = options.unwrap_or_default();
     let default = sampling::Options::default();
     let sampling = sampling::Options {
@@ -73,8 +94,20 @@ fn options(options: Option<proto::Options>) -> Result<Options> {
         max_new_tokens: max_new_tokens.unwrap_or(default.max_new_tokens),
         seed: seed.unwrap_or_else(seed_from_clock),
         greedy: greedy.unwrap_or(default.greedy),
+        min_new_tokens: min_new_tokens.unwrap_or(default.min_new_tokens),
+        ignore_eos: ignore_eos.unwrap_or(default.ignore_eos),
+        presence_penalty: presence_penalty.unwrap_or(default.presence_penalty),
+        frequency_penalty: frequency_penalty.unwrap_or(default.frequency_penalty),
+        logit_bias: logit_bias.into_iter().collect(),
+        stop_token_ids,
+        logprobs,
+        prompt_logprobs,
     };
-    Options::new(sampling, stop)
+    Options {
+        sampling,
+        stop,
+        choices: n.unwrap_or(1),
+    }
 }
 
 fn check(field: &'static str, text: &str, bytes: usize, max_bytes: usize) -> Result<()> {
@@ -108,7 +141,11 @@ mod tests {
             prompt,
             options,
         };
-        request(message, 100)
+        let limits = Limits {
+            max_prompt_bytes: 100,
+            vocab_size: 100,
+        };
+        request(message, limits)
     }
 
     fn instruction(instruction: &str, input: &str) -> Option<Prompt> {
@@ -148,7 +185,12 @@ mod tests {
 
     #[test]
     fn nothing_set_means_the_defaults_of_the_report() {
-        let Options { sampling, stop } = options(None).unwrap();
+        let Options {
+            sampling,
+            stop,
+            choices,
+        } = options(None);
+        assert_eq!(choices, 1);
         assert_eq!(
             (sampling.temperature, sampling.top_p, sampling.top_k),
             (0.7, 0.75, 40)
@@ -170,7 +212,7 @@ mod tests {
             seed: Some(0),
             ..Default::default()
         };
-        let sampling = options(Some(zeros)).unwrap().sampling;
+        let sampling = options(Some(zeros)).sampling;
         assert_eq!(
             (
                 sampling.top_p,

@@ -16,7 +16,7 @@ use crate::adapters::served::{Refusal, Serving};
 use crate::error::Result;
 use crate::replica::Replica;
 use crate::rpc::answers::{self, Answers};
-use crate::rpc::parse;
+use crate::rpc::parse::{self, Limits};
 
 /// The service over a replica.
 #[derive(Clone)]
@@ -68,7 +68,11 @@ impl InferenceService for Service {
 impl Service {
     async fn answer(&self, request: proto::GenerateRequest, arrived: Instant) -> Result<Answers> {
         let ready = self.replica.ready()?;
-        let request = parse::request(request, self.replica.max_prompt_bytes())?;
+        let limits = Limits {
+            max_prompt_bytes: self.replica.max_prompt_bytes(),
+            vocab_size: ready.admission.engine.config().vocab_size,
+        };
+        let request = parse::request(request, limits)?;
         let admitted = ready.admission.admit(request, arrived)?;
         let answerer = &admitted.request.answerer;
         let adapter = ready.adapters.resolve(answerer).await?;

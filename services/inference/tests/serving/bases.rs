@@ -56,7 +56,7 @@ fn config(hidden: usize, heads: usize, layers: usize, longest: usize) -> Config 
         tie_word_embeddings: false,
         attention_bias: true,
         bos_token_id: Some(1),
-        eos_token_id: Some(vocabulary::EOS),
+        eos_token_ids: vec![vocabulary::EOS],
         pad_token_id: None,
     }
 }

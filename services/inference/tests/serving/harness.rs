@@ -1,6 +1,7 @@
 //! A replica for tests: real gRPC on a free port, a real store in a temporary folder, and a real
 //! nats-server or none.
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use togi_proto::inference::v1::generate_response::Event;
 use togi_proto::inference::v1::inference_service_client::InferenceServiceClient;
 use togi_proto::inference::v1::{
     Finished, GenerateRequest, GenerateResponse, Instruction, ListAdaptersRequest,
-    ListAdaptersResponse, Options, Started,
+    ListAdaptersResponse, Options, Started, TokenLogprobs,
 };
 use togi_runtime::config::{NatsConfig, StoreConfig};
 use togi_runtime::rpc::server::Services;
@@ -183,6 +184,25 @@ impl System {
         answer.whole()
     }
 
+    /// Sends a request for several answers and receives them all, in their order.
+    pub async fn ask_all(&self, request: GenerateRequest) -> Result<Vec<Answer>, Status> {
+        let count = request.options.as_ref().and_then(|options| options.n);
+        let mut stream = self.client().await.generate(request).await?.into_inner();
+        let mut parts: Vec<Part> = Vec::new();
+        parts.resize_with(count.unwrap_or(1) as usize, Part::default);
+        while let Some(message) = stream.message().await? {
+            let event = message.event.expect("an event");
+            match event {
+                // The start is that of all.
+                Event::Started(started) => parts
+                    .iter_mut()
+                    .for_each(|part| part.take(Event::Started(started.clone()))),
+                event => parts[message.choice as usize].take(event),
+            }
+        }
+        Ok(parts.into_iter().map(Part::whole).collect())
+    }
+
     /// Sends a request, and leaves its answer to the caller.
     pub async fn open(&self, request: GenerateRequest) -> Result<OpenAnswer, Status> {
         Ok(OpenAnswer::new(
@@ -233,28 +253,43 @@ impl System {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     pub started: Started,
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     pub text: String,
     pub ids: Vec<u32>,
+    pub logprobs: Vec<TokenLogprobs>,
     pub finished: Finished,
 }
 
 /// The part of an answer that has been received.
-pub struct OpenAnswer {
-    stream: Streaming<GenerateResponse>,
+#[derive(Default)]
+pub struct Part {
     pub started: Option<Started>,
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     pub text: String,
     pub ids: Vec<u32>,
+    pub logprobs: Vec<TokenLogprobs>,
     pub finished: Option<Finished>,
+}
+
+/// A single answer that is being received.
+pub struct OpenAnswer {
+    stream: Streaming<GenerateResponse>,
+    part: Part,
+}
+
+impl Deref for OpenAnswer {
+    type Target = Part;
+
+    fn deref(&self) -> &Part {
+        &self.part
+    }
 }
 
 impl OpenAnswer {
     fn new(stream: Streaming<GenerateResponse>) -> OpenAnswer {
         OpenAnswer {
             stream,
-            started: None,
-            text: String::new(),
-            ids: Vec::new(),
-            finished: None,
+            part: Part::default(),
         }
     }
 
@@ -263,19 +298,8 @@ impl OpenAnswer {
         let Some(message) = self.stream.message().await? else {
             return Ok(false);
         };
-        assert!(self.finished.is_none(), "nothing comes after the end");
-        match message.event.expect("an event") {
-            Event::Started(started) => {
-                assert!(self.started.is_none(), "an answer starts once");
-                self.started = Some(started);
-            }
-            Event::Piece(piece) => {
-                assert!(self.started.is_some(), "the start comes first");
-                self.text.push_str(&piece.text);
-                self.ids.extend(piece.token_ids);
-            }
-            Event::Finished(finished) => self.finished = Some(finished),
-        }
+        assert_eq!(message.choice, 0, "there is one answer");
+        self.part.take(message.event.expect("an event"));
         Ok(true)
     }
 
@@ -292,19 +316,49 @@ impl OpenAnswer {
     }
 
     pub fn whole(self) -> Result<Answer, Status> {
+        Ok(self.part.whole())
+    }
+}
+
+impl Part {
+    fn take(&mut self, event: Event) {
+        assert!(self.finished.is_none(), "nothing comes after the end");
+        match event {
+            Event::Started(started) => {
+                assert!(self.started.is_none(), "an answer starts once");
+                self.started = Some(started);
+            }
+            Event::PromptLogprobs(of_prompt) => {
+                assert!(self.ids.is_empty(), "the prompt comes before the answer");
+                self.prompt_logprobs.extend(of_prompt.tokens);
+            }
+            Event::Piece(piece) => {
+                assert!(self.started.is_some(), "the start comes first");
+                assert_eq!(piece.token_ids.len(), 1, "a piece is a token");
+                assert!(piece.logprobs.len() <= 1, "aligned with the token");
+                self.text.push_str(&piece.text);
+                self.ids.extend(piece.token_ids);
+                self.logprobs.extend(piece.logprobs);
+            }
+            Event::Finished(finished) => self.finished = Some(finished),
+        }
+    }
+
+    fn whole(self) -> Answer {
         let finished = self.finished.expect("an answer that ends says why");
         assert_eq!(
             finished.completion_tokens as usize,
             self.ids.len(),
             "every id is reported once"
         );
-        let started = self.started.expect("an answer starts");
-        Ok(Answer {
-            started,
+        Answer {
+            started: self.started.expect("an answer starts"),
+            prompt_logprobs: self.prompt_logprobs,
             text: self.text,
             ids: self.ids,
+            logprobs: self.logprobs,
             finished,
-        })
+        }
     }
 }
 

@@ -10,11 +10,14 @@
 mod adapters;
 mod answers;
 mod bases;
+mod choices;
 mod device;
 mod door;
 mod following;
 mod harness;
+mod logprobs;
 mod mismatch;
+mod options;
 mod refusing;
 mod scale;
 mod swapping;

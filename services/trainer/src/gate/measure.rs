@@ -201,7 +201,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn push(&mut self, Choice { id, end }: Choice) {
+    fn push(&mut self, Choice { id, end, .. }: Choice) {
         if end != Some(End::Eos) {
             self.text.push_str(&self.decoder.push(id));
         }

@@ -57,7 +57,7 @@ pub(crate) fn config() -> Config {
         tie_word_embeddings: false,
         attention_bias: true,
         bos_token_id: None,
-        eos_token_id: None,
+        eos_token_ids: Vec::new(),
         pad_token_id: None,
     }
 }
