@@ -85,7 +85,11 @@ impl Options {
     /// [`Error::Field`] that names the first field out of its range.
     pub fn validate(&self) -> Result<()> {
         if self.temperature != 0.0 {
-            check_positive("temperature", self.temperature, "must be at least 0")?;
+            check_positive(
+                "temperature",
+                self.temperature,
+                "must be 0, which is greedy, or at least 1.2e-38",
+            )?;
         }
         check_range("top_p", self.top_p, &(0.0..=1.0))?;
         check_positive(

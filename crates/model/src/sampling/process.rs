@@ -44,7 +44,7 @@ fn penalize_repetition(logits: &mut [f32], penalty: f32, history: &[u32]) {
     if penalty.to_bits() == 1.0f32.to_bits() {
         return;
     }
-    for id in counts(history).into_keys() {
+    for (id, _) in counts(history) {
         if let Some(logit) = logits.get_mut(id as usize) {
             *logit = if *logit < 0.0 {
                 *logit * penalty
@@ -87,12 +87,11 @@ fn ban(logits: &mut [f32], id: u32) {
 }
 
 /// How often each token occurs.
-fn counts(ids: &[u32]) -> BTreeMap<u32, u32> {
-    let mut counts = BTreeMap::new();
-    for &id in ids {
-        *counts.entry(id).or_default() += 1;
-    }
-    counts
+fn counts(ids: &[u32]) -> Vec<(u32, usize)> {
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    let runs = sorted.chunk_by(|a, b| a == b);
+    runs.map(|run| (run[0], run.len())).collect()
 }
 
 #[cfg(test)]

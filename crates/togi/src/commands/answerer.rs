@@ -175,7 +175,7 @@ fn usage(answer: &Answer, sampling: &Sampling) -> String {
         "{} + {} tokens",
         finished.prompt_tokens, finished.completion_tokens
     );
-    let seed = if sampling.greedy {
+    let seed = if sampling.greedy || sampling.temperature == Some(0.0) {
         String::new()
     } else {
         format!(", seed {}", answer.started.seed)
