@@ -25,6 +25,7 @@
 //! | `products` | matrix products by the library |
 //! | `values` | casts, sums |
 //! | `replay` | recording and replaying passes of decoding |
+//! | `highest` | the highest logits of each row |
 //! | `layout` | a pass's rows and tiles |
 //! | `lora` | products with a side as narrow as a rank |
 //! | `fp8`, `frozen` | weights in 8-bit floats; weights in any precision |
@@ -54,6 +55,7 @@ mod fp8;
 mod frozen;
 mod gpu;
 mod graphs;
+mod highest;
 mod kernels;
 mod launch;
 mod layout;

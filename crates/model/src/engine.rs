@@ -26,6 +26,7 @@ use crate::network::Network;
 use crate::network::decoding::{Decoded, Targets};
 use crate::ops::decoding::PAGE;
 pub use crate::ops::decoding::Phase;
+use crate::sampling::Logits;
 use resident::Resident;
 pub use resident::{Adapter, Cache, Segment};
 
@@ -229,7 +230,14 @@ impl Engine {
     pub fn decode_batch(&self, segments: &mut [Segment<'_>]) -> Result<Vec<Vec<f32>>> {
         let targets = vec![Targets::default(); segments.len()];
         let decoded = self.decode_scored(segments, &targets)?;
-        Ok(decoded.into_iter().map(|decoded| decoded.logits).collect())
+        let logits = decoded
+            .into_iter()
+            .filter_map(|decoded| match decoded.logits {
+                Logits::All(logits) => Some(logits),
+                // Only told where the targets allow it.
+                Logits::Highest(_) => None,
+            });
+        Ok(logits.collect())
     }
 
     /// [`Engine::decode_batch`] with the targets of each segment, of which an answer has none.

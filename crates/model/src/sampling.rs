@@ -1,14 +1,20 @@
 //! Chooses a token from logits: processors and warpers with the order and meaning of transformers'
 //! `generate`.
 
+mod logits;
 mod options;
 mod process;
 mod warp;
 
 use crate::error::{Error, Result};
 use crate::random;
+use logits::Row;
+pub use logits::{Highest, Logits};
 pub use options::{Candidate, Options};
 use process::Past;
+
+/// The largest `top_k` for which the highest logits that a device tells mostly suffice.
+const MOST_DRAWN: u32 = 64;
 
 /// Chooses the tokens of one answer.
 #[derive(Clone, Debug)]
@@ -70,15 +76,46 @@ impl Sampler {
     /// As [`Sampler::distribution`].
     pub fn next(&mut self, logits: &mut [f32]) -> Result<u32> {
         let candidates = self.distribution(logits)?;
+        Ok(self.draw(&candidates))
+    }
+
+    /// Whether the highest logits mostly decide about the next token: nothing raises a logit, and
+    /// few tokens are drawn from.
+    #[must_use]
+    pub fn takes_highest(&self) -> bool {
+        let options = &self.options;
+        let counts = options.is_greedy() || (1..=MOST_DRAWN).contains(&options.top_k);
+        counts && options.logprobs.is_none() && options.only_lowers()
+    }
+
+    /// [`Sampler::next`] of the highest logits; `None` if they do not decide, because processors
+    /// lowered too many of them.
+    ///
+    /// # Errors
+    /// As [`Sampler::distribution`].
+    pub(crate) fn next_of_highest(&mut self, highest: &mut Highest) -> Result<Option<u32>> {
+        self.process(highest);
+        let drawn_from = match self.options.is_greedy() {
+            true => 1,
+            false => self.options.top_k as usize,
+        };
+        if !highest.has_highest(drawn_from) {
+            return Ok(None);
+        }
+        let candidates = self.candidates(highest)?;
+        Ok(Some(self.draw(&candidates)))
+    }
+
+    fn draw(&mut self, candidates: &[Candidate]) -> u32 {
         let mut left = random::unit(self.options.seed, self.generated() as u64);
         let drawn = candidates.iter().find(|candidate| {
             left -= candidate.probability;
             left < 0.0
         });
-        // `distribution` never returns an empty list. Rounding may leave the sum just below 1.
+        // There is always a candidate. Rounding may leave the sum just below 1.
         let id = drawn.unwrap_or(&candidates[candidates.len() - 1]).id;
         self.push(id);
-        Ok(id)
+        id
     }
 
     /// Returns the tokens that [`Sampler::next`] draws from, the likeliest first; a greedy sampler
@@ -91,12 +128,21 @@ impl Sampler {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::Input("the logits are not numbers".into()));
         }
+        self.process(logits);
+        self.candidates(logits)
+    }
+
+    fn process(&self, logits: &mut (impl Row + ?Sized)) {
         let past = Past {
             history: &self.history,
             prompt: self.prompt,
             ends: &self.ends,
         };
         process::process(logits, &self.options, past);
+    }
+
+    /// The tokens to draw from, of processed logits.
+    fn candidates(&self, logits: &(impl Row + ?Sized)) -> Result<Vec<Candidate>> {
         let candidates = if self.options.is_greedy() {
             likeliest(logits).into_iter().collect()
         } else {
@@ -110,9 +156,9 @@ impl Sampler {
 }
 
 /// The token with the highest logit, the first of equals; `None` if every logit is minus infinity.
-fn likeliest(logits: &[f32]) -> Option<Candidate> {
+fn likeliest(logits: &(impl Row + ?Sized)) -> Option<Candidate> {
     let mut best: Option<(u32, f32)> = None;
-    for (id, &logit) in (0u32..).zip(logits) {
+    for (id, logit) in logits.pairs() {
         if logit > best.map_or(f32::NEG_INFINITY, |(_, highest)| highest) {
             best = Some((id, logit));
         }
@@ -125,6 +171,9 @@ fn likeliest(logits: &[f32]) -> Option<Candidate> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn plain() -> Options {
@@ -203,6 +252,45 @@ mod tests {
             (1200..1470).contains(&counts[0]),
             "a third of 4000 is expected: {counts:?}"
         );
+    }
+
+    proptest! {
+        /// Whatever lowers logits: the highest ones decide as all of them would, or say that they
+        /// do not.
+        #[test]
+        fn the_highest_logits_decide_as_all_would(
+            logits in vec(-8_i32..8, 40),
+            history in vec(0_u32..40, 0..12),
+            told in 1_usize..40,
+            (greedy, top_k, top_p) in (any::<bool>(), 1_u32..8, 0.0_f32..1.0),
+            (size, penalty, frequency) in (0_u32..3, 1.0_f32..2.0, 0.0_f32..2.0),
+            seed in any::<u64>(),
+        ) {
+            let options = Options {
+                greedy,
+                top_k,
+                top_p,
+                no_repeat_ngram_size: size,
+                repetition_penalty: penalty,
+                frequency_penalty: frequency,
+                seed,
+                ..plain()
+            };
+            let sampler = Sampler::new(&options, &[], &history).unwrap();
+            prop_assert!(sampler.takes_highest());
+            let logits: Vec<f32> = logits.iter().map(|&logit| logit as f32 / 2.0).collect();
+            let mut sorted = logits.clone();
+            sorted.sort_by(f32::total_cmp);
+            let border = sorted[sorted.len() - told];
+            let high = logits.pairs().filter(|&(_, logit)| logit >= border);
+            let mut highest = Highest::new(high.collect());
+            let found = sampler.clone().next_of_highest(&mut highest);
+            match found {
+                Ok(Some(id)) => prop_assert_eq!(id, sampler.clone().next(&mut logits.clone()).unwrap()),
+                Ok(None) => {}
+                Err(_) => prop_assert!(sampler.clone().next(&mut logits.clone()).is_err()),
+            }
+        }
     }
 
     #[test]

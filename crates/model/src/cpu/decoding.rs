@@ -127,11 +127,12 @@ impl Decode for Cpu {
 
     fn attend_pages(
         &self,
-        qkv: &Tensor,
+        (qkv, x): (&Tensor, &Tensor),
         heads: &Heads<Tensor>,
         layout: &DecodeLayout<'_>,
         layer: usize,
     ) -> Result<Tensor> {
+        self.add_lora(layout, (layer, Target::QueryKeyValue), x, qkv)?;
         let (sequences, Pages { shape, pages }) = (layout.sequences, layout.pages);
         let mut pages = pages.lock();
         attention::paged(qkv, heads, sequences, &mut pages, shape, layer)

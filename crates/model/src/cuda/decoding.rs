@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::network::factors::Factors;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::{Affine, Heads, Norm, Ops, Span};
+use crate::sampling::{Highest, Logits};
 use crate::target::Target;
 
 /// The sequences of a pass on the GPU.
@@ -73,6 +74,25 @@ impl Decode for Cuda {
 
     fn read_rows(&self, x: &Array, rows: usize) -> Result<Vec<Vec<f32>>> {
         self.read_pinned(&self.rows(x, 0..rows)?)
+    }
+
+    fn read_logits(&self, logits: &Array, highest: &[bool]) -> Result<Vec<Logits>> {
+        let rows = highest.len();
+        let told = match highest.contains(&true) {
+            true => self.highest(logits, rows)?,
+            false => vec![None; rows],
+        };
+        let suffice = |(told, &highest): (&Option<Highest>, &bool)| highest && told.is_some();
+        if told.iter().zip(highest).all(suffice) {
+            return Ok(told.into_iter().flatten().map(Logits::Highest).collect());
+        }
+        let all = self.read_rows(logits, rows)?.into_iter().map(Logits::All);
+        let told = told.into_iter().zip(highest);
+        let told = told.map(|(told, highest)| told.filter(|_| *highest).map(Logits::Highest));
+        Ok(told
+            .zip(all)
+            .map(|(told, all)| told.unwrap_or(all))
+            .collect())
     }
 
     fn embed(&self, table: &Array, layout: &DecodeLayout<'_>) -> Result<Array> {
@@ -173,14 +193,29 @@ impl Decode for Cuda {
 
     fn attend_pages(
         &self,
-        qkv: &Array,
+        (qkv, x): (&Array, &Array),
         heads: &Heads<Array>,
         layout: &DecodeLayout<'_>,
         layer: usize,
     ) -> Result<Array> {
         attention::check(heads)?;
-        self.append_to_pages(qkv, heads, layout, layer)?;
+        let place = (layer, Target::QueryKeyValue);
         let out = self.empty(layout.tables.padded, heads.count * heads.dim)?;
+        let has_lora = self.has_lora(layout, place.1);
+        if layout.sequences.phase == Phase::Decode
+            && let Some(rank) = layout.tables.rank
+        {
+            let shrunk = match has_lora {
+                true => Some(self.shrink_rows(layout, rank, place, x)?),
+                false => None,
+            };
+            self.attend_answers((&out, qkv), shrunk.as_ref(), heads, layout, layer)?;
+            return Ok(out);
+        }
+        if has_lora {
+            self.add_lora(layout, place, x, qkv)?;
+        }
+        self.append_to_pages(qkv, heads, layout, layer)?;
         let Some(tiles) = &layout.tiles else {
             self.attend_rows((&out, qkv), heads, layout, layer, (0, layout.tables.rows))?;
             return Ok(out);
@@ -206,25 +241,15 @@ impl Cuda {
         &self,
         layout: &DecodeLayout<'_>,
         rank: usize,
-        (layer, target): (usize, Target),
+        place: (usize, Target),
         (x, y): (&Array, &Array),
     ) -> Result<()> {
-        let index = layer * Target::ALL.len() + target.index();
-        let shrunk = self.empty_of(Element::F32, layout.tables.rows, LARGEST_RANK)?;
-        let args = [
-            (&shrunk).into(),
-            x.into(),
-            layout.tables.adapters.into(),
-            index.into(),
-            x.columns.into(),
-        ];
-        let kernel = self.kernel("rows_lora_a", x.element, None);
-        self.launch(&kernel, (layout.tables.rows, rank.div_ceil(8)), 256, &args)?;
+        let shrunk = self.shrink_rows(layout, rank, place, x)?;
         let args = [
             y.into(),
             (&shrunk).into(),
             layout.tables.adapters.into(),
-            index.into(),
+            factor_index(place).into(),
             y.columns.into(),
         ];
         let kernel = self.kernel("rows_lora_b", y.element, None);
@@ -234,6 +259,68 @@ impl Cuda {
             256,
             &args,
         )
+    }
+
+    /// Each row's product with its adapter's A; `rank` is the largest rank.
+    fn shrink_rows(
+        &self,
+        layout: &DecodeLayout<'_>,
+        rank: usize,
+        place: (usize, Target),
+        x: &Array,
+    ) -> Result<Array> {
+        let shrunk = self.empty_of(Element::F32, layout.tables.rows, LARGEST_RANK)?;
+        let args = [
+            (&shrunk).into(),
+            x.into(),
+            layout.tables.adapters.into(),
+            factor_index(place).into(),
+            x.columns.into(),
+        ];
+        let kernel = self.kernel("rows_lora_a", x.element, None);
+        self.launch(&kernel, (layout.tables.rows, rank.div_ceil(8)), 256, &args)?;
+        Ok(shrunk)
+    }
+
+    /// Completes the joint product of answers by LoRA and rotation, appends their keys and values,
+    /// and computes their attention, in one launch.
+    fn attend_answers(
+        &self,
+        (out, qkv): (&Array, &Array),
+        shrunk: Option<&Array>,
+        heads: &Heads<Array>,
+        layout: &DecodeLayout<'_>,
+        layer: usize,
+    ) -> Result<()> {
+        let Tables {
+            rows,
+            splits,
+            adapters,
+            ..
+        } = layout.tables;
+        let parts = self.empty_of(Element::F32, rows * heads.count * splits, heads.dim + 2)?;
+        let args = [
+            out.into(),
+            (&parts).into(),
+            qkv.into(),
+            layout.tables.pages.into(),
+            layout.tables.positions.into(),
+            layout.tables.width.into(),
+            heads.count.into(),
+            heads.dim.into(),
+            layer.into(),
+            splits.into(),
+            shrunk.map_or(0, |_| adapters).into(),
+            shrunk.map_or(0, Array::address).into(),
+            factor_index((layer, Target::QueryKeyValue)).into(),
+            (&heads.cos).into(),
+            (&heads.sin).into(),
+            (heads.rotary_dims / 2).into(),
+        ];
+        let (element, lanes) = (qkv.element.name(), lanes(heads.dim));
+        let kernel = format!("attend_answers_{element}_{lanes}");
+        self.launch(&kernel, (heads.count * splits, rows), 128, &args)?;
+        self.combine_splits((out, &parts), heads, layout, (0, rows))
     }
 
     /// Rotates queries and keys in place, and appends keys and values to their pages.
@@ -293,12 +380,24 @@ impl Cuda {
         ];
         let kernel = format!("attend_pages_{}_{}", qkv.element.name(), lanes(heads.dim));
         self.launch(&kernel, (heads.count * splits, rows), 128, &args)?;
+        self.combine_splits((out, &parts), heads, layout, (first, rows))
+    }
+
+    /// Adds up the attention of some rows that have several splits.
+    fn combine_splits(
+        &self,
+        (out, parts): (&Array, &Array),
+        heads: &Heads<Array>,
+        layout: &DecodeLayout<'_>,
+        (first, rows): (usize, usize),
+    ) -> Result<()> {
+        let splits = layout.tables.splits;
         if splits == 1 {
             return Ok(());
         }
         let args = [
             out.into(),
-            (&parts).into(),
+            parts.into(),
             layout.tables.positions.into(),
             first.into(),
             heads.count.into(),
@@ -308,6 +407,11 @@ impl Cuda {
         let kernel = self.kernel("combine_splits", out.element, None);
         self.launch(&kernel, (heads.count, rows), 128, &args)
     }
+}
+
+/// The place of a layer's factors of a target in an adapter's table.
+fn factor_index((layer, target): (usize, Target)) -> usize {
+    layer * Target::ALL.len() + target.index()
 }
 
 /// Returns the typical number of rows, for which a product's algorithm is chosen.

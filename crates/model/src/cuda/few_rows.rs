@@ -175,6 +175,9 @@ impl Cuda {
             cluster: plan.splits,
             threads: THREADS,
             shared_bytes: plan.shared_bytes,
+            // Two blocks of 32 rows fit on a multiprocessor. Started early, those with codes, which
+            // compute for longer than they copy, crowd on a part of the multiprocessors.
+            early: held.name == "full" || plan.rows != 32,
         };
         let (form, element) = (held.name, out.element.name());
         let kernel = format!("few_rows_{form}_{element}_{}", plan.rows / 8);

@@ -60,7 +60,7 @@ macro_rules! lora {
     };
 }
 
-const FILES: [File; 13] = [
+const FILES: [File; 14] = [
     file!("rows.cu" after "norm.cuh", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
         "cross_entropy_{t}_{v}"),
     file!(
@@ -69,8 +69,12 @@ const FILES: [File; 13] = [
     ),
     file!("learning.cu", "add_losses" "squares" "scale_flat" "adamw"),
     file!("heads.cu", "rotate_{t}_{v}" "attend_{t}" "attend_backward_{t}"),
-    file!("pages.cu", "append_pages_{t}" "attend_pages_{t}_{l}" "combine_splits_{t}"),
-    file!("adapters.cu", "rows_lora_a_{t}" "rows_lora_b_{t}"),
+    file!(
+        "pages.cu" after "factors.cuh",
+        "append_pages_{t}" "attend_pages_{t}_{l}" "attend_answers_{t}_{l}" "combine_splits_{t}"
+    ),
+    file!("highest.cu", "highest_{t}_{v}"),
+    file!("adapters.cu" after "factors.cuh", "rows_lora_a_{t}" "rows_lora_b_{t}"),
     file!(
         "tiles.cu" after "matrix.cuh" "tiles.cuh",
         "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"

@@ -15,12 +15,13 @@ const THREADS: usize = 256;
 
 /// The stems of the kernels that wait for the results of the kernels before them, so that they may
 /// be launched before those have ended.
-const WAITING: [&str; 12] = [
+const WAITING: [&str; 13] = [
     "gather",
     "layer_norm",
     "activate",
     "append_pages",
     "attend_pages",
+    "attend_answers",
     "combine_splits",
     "rows_lora_a",
     "rows_lora_b",
@@ -38,6 +39,8 @@ pub(super) struct Grid {
     pub(super) threads: usize,
     /// Dynamic shared memory in bytes per block.
     pub(super) shared_bytes: usize,
+    /// Whether it may start before the kernel before has ended, if it waits for its results.
+    pub(super) early: bool,
 }
 
 /// A kernel's argument: its bits, in the lowest bytes.
@@ -130,6 +133,7 @@ impl Cuda {
             cluster: 1,
             threads,
             shared_bytes,
+            early: true,
         };
         self.launch_grid(kernel, &grid, &mut pointers)
     }
@@ -163,7 +167,7 @@ impl Cuda {
                 value,
             });
         }
-        if self.overlap.is_some() && waits_for_results(kernel) {
+        if grid.early && self.overlap.is_some() && waits_for_results(kernel) {
             let id =
                 sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
             let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };

@@ -8,10 +8,10 @@ use rayon::prelude::*;
 
 use crate::config::Config;
 use crate::engine::{Adapter, Cache, Engine, Phase, Segment};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::logprobs::{Logprobs, RowScore};
 use crate::network::decoding::{Decoded, Targets};
-use crate::sampling::{Options, Sampler};
+use crate::sampling::{Logits, Options, Sampler};
 
 /// Decodes on an engine.
 pub struct Decoder<'a> {
@@ -51,6 +51,14 @@ pub struct Choice {
     pub logprobs: Option<Logprobs>,
     /// Set if it is the last one.
     pub end: Option<End>,
+}
+
+/// What a sequence made of a pass.
+enum Taken {
+    /// The next token; none while a part of the prompt is unread.
+    Choice(Option<Choice>),
+    /// The logits that were told do not decide.
+    Undecided,
 }
 
 /// Why a token is the last of its answer.
@@ -103,11 +111,38 @@ impl<'a> Decoder<'a> {
     /// Those of [`Engine::decode`] and [`Sampler::next`], for each share. If a pass fails, each
     /// share runs alone, so that an error ends only its own sequence.
     pub fn run(&self, shares: &mut [Share<'_>]) -> Vec<Result<Option<Choice>>> {
+        let before: Vec<usize> = shares
+            .iter()
+            .map(|share| share.sequence.cache.len())
+            .collect();
         let decoded = self.decode(shares);
-        let shares = shares.par_iter_mut().zip(decoded);
-        shares
+        let decoded = shares.par_iter_mut().zip(decoded);
+        let taken: Vec<Result<Taken>> = decoded
             .map(|(share, decoded)| share.sequence.take(decoded?))
+            .collect();
+        let shares = shares.iter_mut().zip(before).zip(taken);
+        shares
+            .map(|((share, before), taken)| match taken? {
+                Taken::Choice(choice) => Ok(choice),
+                Taken::Undecided => {
+                    share.sequence.cache.rewind(before);
+                    self.choose_of_all(share)
+                }
+            })
             .collect()
+    }
+
+    /// Decodes a share once more, and chooses its token of all logits.
+    fn choose_of_all(&self, share: &mut Share<'_>) -> Result<Option<Choice>> {
+        let (segment, _) = share.parts();
+        let targets = [Targets::default()];
+        let decoded = self.engine.decode_scored(&mut [segment], &targets)?;
+        for decoded in decoded {
+            if let Taken::Choice(choice) = share.sequence.take(decoded)? {
+                return Ok(choice);
+            }
+        }
+        Ok(None)
     }
 
     fn decode(&self, shares: &mut [Share<'_>]) -> Vec<Result<Decoded>> {
@@ -119,7 +154,8 @@ impl<'a> Decoder<'a> {
         let alone = |(segment, targets)| {
             let (segment, targets) = (slice::from_mut(segment), slice::from_ref(targets));
             let decoded = self.engine.decode_scored(segment, targets)?;
-            Ok(decoded.into_iter().next().unwrap_or_default())
+            let first = decoded.into_iter().next();
+            first.ok_or_else(|| Error::Input("a pass without a sequence".into()))
         };
         segments.iter_mut().zip(&targets).map(alone).collect()
     }
@@ -154,25 +190,33 @@ impl Sequence {
     }
 
     /// Keeps the scores of the prompt, and draws the next token once the prompt is read.
-    fn take(&mut self, decoded: Decoded) -> Result<Option<Choice>> {
+    fn take(&mut self, decoded: Decoded) -> Result<Taken> {
         self.keep(decoded.scores)?;
         if self.unread() > 0 {
-            return Ok(None);
+            return Ok(Taken::Choice(None));
         }
-        let mut logits = decoded.logits;
-        let raw = self.logprobs.map(|best| (logits.clone(), best as usize));
-        let id = self.sampler.next(&mut logits)?;
+        let mut raw = None;
+        let id = match decoded.logits {
+            Logits::Highest(mut highest) => match self.sampler.next_of_highest(&mut highest)? {
+                Some(id) => id,
+                None => return Ok(Taken::Undecided),
+            },
+            Logits::All(mut logits) => {
+                raw = self.logprobs.map(|best| (logits.clone(), best as usize));
+                self.sampler.next(&mut logits)?
+            }
+        };
         let logprobs = raw.map(|(raw, best)| RowScore::of(&raw, id, best).logprobs(id));
         let end = if self.sampler.is_end(id) {
             Some(End::Eos)
         } else {
             (self.sampler.history().len() >= self.max_len).then_some(End::Length)
         };
-        Ok(Some(Choice {
+        Ok(Taken::Choice(Some(Choice {
             id,
             logprobs: logprobs.transpose()?,
             end,
-        }))
+        })))
     }
 
     /// Keeps the scores of the prompt's next tokens.
@@ -211,13 +255,18 @@ impl Share<'_> {
         } = &mut *self.sequence;
         let unread = &sampler.history()[cache.len()..];
         let ids = &unread[..unread.len().min(self.tokens)];
+        let highest = sampler.takes_highest();
         let targets = match (phase, *prompt_logprobs) {
             // Each token of the prompt is scored by the row before it.
             (Phase::Prefill, Some(best)) => Targets {
                 ids: &unread[1..unread.len().min(ids.len() + 1)],
                 best: best as usize,
+                highest,
             },
-            _ => Targets::default(),
+            _ => Targets {
+                highest,
+                ..Targets::default()
+            },
         };
         let segment = Segment {
             ids,

@@ -55,6 +55,11 @@ impl Cache {
         self.len
     }
 
+    /// Forgets all tokens from this one on; they will be decoded once more.
+    pub(crate) fn rewind(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// Whether nothing has been decoded yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {

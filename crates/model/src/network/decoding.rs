@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::logprobs::RowScore;
 use crate::ops::decoding::{Decode, Phase, SCORED_ROWS, Sequences};
 use crate::ops::{Norm, Span};
+use crate::sampling::Logits;
 
 /// One sequence's rows of a pass.
 pub(crate) struct Rows<'a, O: Decode> {
@@ -23,7 +24,7 @@ pub(crate) struct Rows<'a, O: Decode> {
     pub(crate) targets: Targets<'a>,
 }
 
-/// The tokens whose scores a pass tells beside its logits: the token after each of a sequence's
+/// What a pass tells beside the logits of a sequence: the scores of the token after each of its
 /// first rows, none without ids.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Targets<'a> {
@@ -31,13 +32,15 @@ pub(crate) struct Targets<'a> {
     pub(crate) ids: &'a [u32],
     /// How many of the likeliest tokens are told with each.
     pub(crate) best: usize,
+    /// Whether the highest logits suffice.
+    pub(crate) highest: bool,
 }
 
 /// What a pass tells of one sequence.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Decoded {
     /// The logits after the last row.
-    pub(crate) logits: Vec<f32>,
+    pub(crate) logits: Logits,
     /// One for each target.
     pub(crate) scores: Vec<RowScore>,
 }
@@ -52,7 +55,7 @@ impl<O: Decode> Network<O> {
     /// The logits after the last id of each sequence, and the scores of its targets. Appends the
     /// keys and values of all ids to the pages. Prompts and answers take a pass each.
     pub(crate) fn decode(&self, pages: &O::Pages, all: &[Rows<'_, O>]) -> Result<Vec<Decoded>> {
-        let mut decoded = vec![Decoded::default(); all.len()];
+        let mut decoded: Vec<Option<Decoded>> = vec![None; all.len()];
         for phase in [Phase::Decode, Phase::Prefill] {
             let of_phase = |&number: &usize| all[number].phase == phase;
             let numbers: Vec<usize> = (0..all.len()).filter(of_phase).collect();
@@ -64,10 +67,10 @@ impl<O: Decode> Network<O> {
             let targets: Vec<_> = rows.map(|rows| rows.targets).collect();
             let found = self.decode_pass(pages, &sequences, &targets)?;
             for (number, found) in numbers.into_iter().zip(found) {
-                decoded[number] = found;
+                decoded[number] = Some(found);
             }
         }
-        Ok(decoded)
+        Ok(decoded.into_iter().flatten().collect())
     }
 
     fn decode_pass(
@@ -94,7 +97,8 @@ impl<O: Decode> Network<O> {
                 self.head_logits(&ops.gather(&x, &sequences.last_rows(ops))?)?
             }
         };
-        let logits = ops.read_rows(&logits, sequences.spans.len())?;
+        let highest: Vec<bool> = targets.iter().map(|targets| targets.highest).collect();
+        let logits = ops.read_logits(&logits, &highest)?;
         let decoded = logits.into_iter().zip(scores);
         Ok(decoded
             .map(|(logits, scores)| Decoded { logits, scores })
@@ -181,10 +185,9 @@ impl<O: Decode> Block<O> {
     ) -> Result<O::Array> {
         let Shared { ops, config, heads } = shared;
         let normed = (&x, &self.attention_norm);
-        let qkv = self
-            .query_key_value
-            .decode_normed(ops, layer, normed, None, pass)?;
-        let out = ops.attend_pages(&qkv, heads, pass.layout, layer)?;
+        let affine = &self.query_key_value.affine;
+        let (normed, qkv) = ops.normed_linear_by_rows(pass.phase, normed, affine, None)?;
+        let out = ops.attend_pages((&qkv, &normed), heads, pass.layout, layer)?;
         let sum = self.dense.decode(ops, layer, (&out, &x), pass)?;
         let mid = if config.use_parallel_residual {
             &x
@@ -192,10 +195,9 @@ impl<O: Decode> Block<O> {
             &sum
         };
         let normed = (mid, &self.mlp_norm);
-        let activation = Some(config.hidden_act);
         let inner = self
             .up
-            .decode_normed(ops, layer, normed, activation, pass)?;
+            .decode_activated(ops, layer, normed, config.hidden_act, pass)?;
         self.down.decode(ops, layer, (&inner, &sum), pass)
     }
 }
@@ -216,24 +218,21 @@ impl<O: Decode> Linear<O> {
         Ok(y)
     }
 
-    /// [`Linear::decode`] of the layer norm of `x`, without a sum, and its activation if one is
-    /// named.
-    fn decode_normed(
+    /// The activation of the product of the layer norm of `x`, with each sequence's LoRA.
+    fn decode_activated(
         &self,
         ops: &O,
         layer: usize,
         normed: (&O::Array, &Norm<O::Array>),
-        activation: Option<Activation>,
+        activation: Activation,
         pass: &DecodingPass<'_, '_, O>,
     ) -> Result<O::Array> {
         let has_lora = ops.has_lora(pass.layout, self.target);
-        let at_once = activation.filter(|_| !has_lora);
+        let at_once = (!has_lora).then_some(activation);
         let (normed, y) = ops.normed_linear_by_rows(pass.phase, normed, &self.affine, at_once)?;
         if has_lora {
             ops.add_lora(pass.layout, (layer, self.target), &normed, &y)?;
-            if let Some(kind) = activation {
-                ops.activate(&y, kind)?;
-            }
+            ops.activate(&y, activation)?;
         }
         Ok(y)
     }

@@ -14,6 +14,7 @@ use crate::activation::Activation;
 use crate::error::Result;
 use crate::logprobs::RowScore;
 use crate::network::factors::Factors;
+use crate::sampling::Logits;
 use crate::target::Target;
 
 /// Most rows of a prompt whose logits exist at once when they are scored.
@@ -131,6 +132,12 @@ pub(crate) trait Decode: Ops {
     }
     /// Copies the first rows of a pass's result from the device.
     fn read_rows(&self, x: &Self::Array, rows: usize) -> Result<Vec<Vec<f32>>>;
+    /// Reads the first rows of logits. Where a row's flag says that the highest suffice, a device may
+    /// tell only these.
+    fn read_logits(&self, logits: &Self::Array, highest: &[bool]) -> Result<Vec<Logits>> {
+        let rows = self.read_rows(logits, highest.len())?;
+        Ok(rows.into_iter().map(Logits::All).collect())
+    }
     /// The scores of the first rows of logits, one for each of these tokens, with the `best`
     /// highest logits. There are at most [`SCORED_ROWS`].
     fn score_rows(
@@ -183,10 +190,11 @@ pub(crate) trait Decode: Ops {
     fn activate(&self, x: &Self::Array, kind: Activation) -> Result<()>;
 
     /// Causal attention of each sequence over its pages, to which the pass's keys and values are
-    /// appended; from the joint product (rows, heads × 3 × dim).
+    /// appended; from the joint product (rows, heads × 3 × dim) and its input, whose LoRA is added
+    /// first.
     fn attend_pages(
         &self,
-        qkv: &Self::Array,
+        joint: (&Self::Array, &Self::Array),
         heads: &Heads<Self::Array>,
         layout: &Self::DecodeLayout<'_>,
         layer: usize,

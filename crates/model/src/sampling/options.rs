@@ -142,6 +142,15 @@ impl Options {
         Ok(())
     }
 
+    /// Whether no bias and no penalty raises a logit.
+    pub(super) fn only_lowers(&self) -> bool {
+        let raises = self.logit_bias.values().any(|&bias| bias > 0.0)
+            || self.repetition_penalty < 1.0
+            || self.presence_penalty < 0.0
+            || self.frequency_penalty < 0.0;
+        !raises
+    }
+
     /// Whether the likeliest token is taken.
     #[must_use]
     pub fn is_greedy(&self) -> bool {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::logits::Row;
 use super::options::Options;
 
 /// The tokens that the processors look at.
@@ -19,7 +20,7 @@ pub(super) struct Past<'a> {
 }
 
 /// Changes the logits in place.
-pub(super) fn process(logits: &mut [f32], options: &Options, past: Past<'_>) {
+pub(super) fn process(logits: &mut (impl Row + ?Sized), options: &Options, past: Past<'_>) {
     let answer = &past.history[past.prompt..];
     add_bias(logits, &options.logit_bias);
     penalize_repetition(logits, options.repetition_penalty, past.history);
@@ -32,20 +33,20 @@ pub(super) fn process(logits: &mut [f32], options: &Options, past: Past<'_>) {
     }
 }
 
-fn add_bias(logits: &mut [f32], biases: &BTreeMap<u32, f32>) {
+fn add_bias(logits: &mut (impl Row + ?Sized), biases: &BTreeMap<u32, f32>) {
     for (&id, bias) in biases {
-        if let Some(logit) = logits.get_mut(id as usize) {
+        if let Some(logit) = logits.get_mut(id) {
             *logit += bias;
         }
     }
 }
 
-fn penalize_repetition(logits: &mut [f32], penalty: f32, history: &[u32]) {
+fn penalize_repetition(logits: &mut (impl Row + ?Sized), penalty: f32, history: &[u32]) {
     if penalty.to_bits() == 1.0f32.to_bits() {
         return;
     }
     for (id, _) in counts(history) {
-        if let Some(logit) = logits.get_mut(id as usize) {
+        if let Some(logit) = logits.get_mut(id) {
             *logit = if *logit < 0.0 {
                 *logit * penalty
             } else {
@@ -55,20 +56,20 @@ fn penalize_repetition(logits: &mut [f32], penalty: f32, history: &[u32]) {
     }
 }
 
-fn penalize_frequency(logits: &mut [f32], options: &Options, answer: &[u32]) {
+fn penalize_frequency(logits: &mut (impl Row + ?Sized), options: &Options, answer: &[u32]) {
     let (presence, frequency) = (options.presence_penalty, options.frequency_penalty);
     if presence == 0.0 && frequency == 0.0 {
         return;
     }
     for (id, count) in counts(answer) {
-        if let Some(logit) = logits.get_mut(id as usize) {
+        if let Some(logit) = logits.get_mut(id) {
             *logit -= frequency * count as f32;
             *logit -= presence;
         }
     }
 }
 
-fn ban_ngrams(logits: &mut [f32], size: usize, history: &[u32]) {
+fn ban_ngrams(logits: &mut (impl Row + ?Sized), size: usize, history: &[u32]) {
     if size == 0 || history.len() + 1 < size {
         return;
     }
@@ -80,8 +81,8 @@ fn ban_ngrams(logits: &mut [f32], size: usize, history: &[u32]) {
     }
 }
 
-fn ban(logits: &mut [f32], id: u32) {
-    if let Some(logit) = logits.get_mut(id as usize) {
+fn ban(logits: &mut (impl Row + ?Sized), id: u32) {
+    if let Some(logit) = logits.get_mut(id) {
         *logit = f32::NEG_INFINITY;
     }
 }
@@ -101,7 +102,7 @@ mod tests {
     #[test]
     fn repetition_penalty_pulls_down_whatever_the_sign() {
         let mut logits = [4.0, -4.0, 1.0];
-        penalize_repetition(&mut logits, 2.0, &[0, 1, 0]);
+        penalize_repetition(logits.as_mut_slice(), 2.0, &[0, 1, 0]);
         assert_eq!(logits, [2.0, -8.0, 1.0]);
     }
 
@@ -119,7 +120,7 @@ mod tests {
             prompt: 2,
             ends: &[],
         };
-        process(&mut logits, &options, past);
+        process(logits.as_mut_slice(), &options, past);
         assert_eq!(logits, [0.0, 0.25, 1.0, 1.0]);
     }
 
@@ -137,7 +138,7 @@ mod tests {
             prompt: 2,
             ends: &[],
         };
-        process(&mut logits, &options, past);
+        process(logits.as_mut_slice(), &options, past);
         assert_eq!(logits, [1.0, -4.0]);
     }
 
@@ -155,7 +156,7 @@ mod tests {
                 prompt: 1,
                 ends: &[2, 3],
             };
-            process(&mut logits, &options, past);
+            process(logits.as_mut_slice(), &options, past);
             assert_eq!(logits[2] == f32::NEG_INFINITY, banned, "{history:?}");
             assert_eq!((logits[0], logits[2]), (0.0, logits[3]));
         }

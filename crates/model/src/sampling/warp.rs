@@ -3,12 +3,14 @@
 //! Where torch computes in f32, a border is decided in f32 here too, so that a token exactly on the
 //! border falls on torch's side.
 
+use super::logits::Row;
 use super::options::{Candidate, Options};
 
 /// The tokens that the warpers leave, the likeliest first; empty if every logit is minus infinity.
-pub(super) fn candidates(logits: &[f32], options: &Options) -> Vec<Candidate> {
-    let mut kept: Vec<(u32, f32)> = (0u32..)
-        .zip(logits.iter().map(|logit| logit / options.temperature))
+pub(super) fn candidates(logits: &(impl Row + ?Sized), options: &Options) -> Vec<Candidate> {
+    let mut kept: Vec<(u32, f32)> = logits
+        .pairs()
+        .map(|(id, logit)| (id, logit / options.temperature))
         .filter(|(_, logit)| *logit > f32::NEG_INFINITY)
         .collect();
     keep_top_k(&mut kept, options.top_k as usize);

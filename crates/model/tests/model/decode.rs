@@ -19,6 +19,7 @@ on_each_device!(
     an_error_ends_only_its_own_sequence,
     a_sequence_has_the_same_logits_alone_and_among_many,
     a_long_sequence_equals_the_full_pass,
+    the_highest_logits_choose_as_all_do,
     log_probabilities_of_a_prompt_are_those_of_the_full_pass,
 );
 
@@ -302,6 +303,51 @@ fn a_sequence_has_the_same_logits_alone_and_among_many(on: &On) {
 }
 
 /// The sequence is longer than one attention block of the GPU reads, in both phases.
+/// A bias that changes no logit asks for all logits.
+fn the_highest_logits_choose_as_all_do(on: &On) {
+    for vocab_size in [37, 701, 1024] {
+        let engine = on.engine(&Config {
+            vocab_size,
+            ..support::config()
+        });
+        let decoder = Decoder::new(&engine, None);
+        let plain = Options {
+            max_new_tokens: 24,
+            repetition_penalty: 1.3,
+            ..Options::default()
+        };
+        for (greedy, top_k, seed) in [(true, 0, 0), (false, 5, 1), (false, 40, 2), (false, 64, 3)] {
+            let options = Options {
+                greedy,
+                top_k,
+                seed,
+                ..plain.clone()
+            };
+            let all = Options {
+                logit_bias: [(0, 1e-30)].into(),
+                ..options.clone()
+            };
+            let [highest, all] = [options, all].map(|options| {
+                let mut sequence = decoder.begin(&IDS, None, &options).unwrap();
+                let mut ids = Vec::new();
+                loop {
+                    let sequence = &mut sequence;
+                    let share = Share {
+                        sequence,
+                        tokens: 4,
+                    };
+                    let choice = decoder.run(&mut [share]).remove(0).unwrap();
+                    ids.extend(choice.as_ref().map(|choice| choice.id));
+                    if choice.is_some_and(|choice| choice.end.is_some()) {
+                        return ids;
+                    }
+                }
+            });
+            assert_eq!(highest, all, "{vocab_size} {top_k}");
+        }
+    }
+}
+
 fn a_long_sequence_equals_the_full_pass(on: &On) {
     for (heads, dim) in [(2, 24), (3, 20), (2, 128), (1, 200)] {
         let config = Config {

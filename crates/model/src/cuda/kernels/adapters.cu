@@ -1,27 +1,6 @@
 // LoRA in decoding: each row has its own adapter, of its own rank. A row's sums depend only on the
 // row and its adapter.
 
-// A product's factors: A (rank, depth) and B (columns, rank). The rank is 0 if the adapter has
-// none.
-struct Factor {
-    u64 a, b;
-    float scale;
-    u32 rank;
-};
-
-#define LARGEST_RANK 256
-
-// Returns a row's factors, or null if it has none. `adapters[row]` is the address of the adapter's
-// table of factors; null is the base alone.
-__device__ __forceinline__ const Factor *factor_of(const u64 *adapters, int row, int index) {
-    const Factor *table = (const Factor *)adapters[row];
-    return table && table[index].rank ? table + index : nullptr;
-}
-
-template <typename T> __device__ __forceinline__ bool aligned(const T *from, int count) {
-    return count % 8 == 0 && (u64)from % (8 * sizeof(T)) == 0;
-}
-
 // Dot product of x and w across the lanes of a warp.
 template <typename T> __device__ __forceinline__ float warp_dot(const T *x, const T *w, int depth, int lane) {
     float sum = 0;
@@ -60,24 +39,11 @@ __device__ void rows_lora_b(T *y, const float *shrunk, const u64 *adapters, int 
     int row = blockIdx.y, column = blockIdx.x * blockDim.x + threadIdx.x;
     const Factor *factor = factor_of(adapters, row, index);
     if (!factor) return;
-    int rank = factor->rank;
-    for (int r = threadIdx.x; r < rank; r += blockDim.x) own[r] = shrunk[(u64)row * LARGEST_RANK + r];
+    for (int r = threadIdx.x; r < factor->rank; r += blockDim.x) own[r] = shrunk[(u64)row * LARGEST_RANK + r];
     __syncthreads();
     if (column >= columns) return;
-    const T *b = (const T *)factor->b + (u64)column * rank;
-    float sum = 0;
-    if (aligned((const T *)factor->b, rank)) {
-        for (int r = 0; r < rank; r += 8) {
-            float values[8];
-            load<8>(b + r, values);
-#pragma unroll
-            for (int j = 0; j < 8; j++) sum += values[j] * own[r + j];
-        }
-    } else {
-        for (int r = 0; r < rank; r++) sum += widen(b[r]) * own[r];
-    }
     T *to = y + (u64)row * columns + column;
-    *to = narrow<T>(widen(*to) + factor->scale * sum);
+    *to = narrow<T>(widen(*to) + lora_b<T>(*factor, column, own));
 }
 
 #define KERNELS(T, t)                                                                                                  \

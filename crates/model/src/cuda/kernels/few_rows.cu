@@ -185,7 +185,7 @@ __device__ __forceinline__ void few_rows(T *out, const Map &x, const Map &w, con
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    start_next();
+    if (FORMAT != FULL) start_next();
 
     float sums[ROW_TILES][N][4];
     int g = lane / 4, t = lane % 4, group = warp % GROUPS, tile_row = warp / GROUPS * 16 * ROW_TILES;
@@ -216,6 +216,8 @@ __device__ __forceinline__ void few_rows(T *out, const Map &x, const Map &w, con
                 copy_weight(step, stage), copy_x(step, stage);
                 if (++stage == stages) stage = 0, parity ^= 1;
             }
+            // Not before, because the next kernel's copies would compete with these.
+            if (FORMAT == FULL) start_next();
         }
         __syncwarp();
     } else {
@@ -237,6 +239,8 @@ __device__ __forceinline__ void few_rows(T *out, const Map &x, const Map &w, con
 #else
         u32 levels = 0;
 #endif
+        // Waits here, because waiting for the copies of x would take the other kernel's issue slots.
+        wait_for_results();
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++)
 #pragma unroll

@@ -8,6 +8,7 @@
 #define SPLIT 256
 // Keys that a group of lanes loads before it uses the first.
 #define AHEAD 4
+#define LARGEST_HEAD 256
 
 // Returns the start of a sequence's table. Without `sequences`, each row is a sequence.
 __device__ __forceinline__ const u64 *table_of(const u64 *tables, const u32 *sequences, int row, int width) {
@@ -67,11 +68,56 @@ template <int L> __device__ __forceinline__ u32 group_mask() {
     return L == 32 ? 0xffffffffu : ((1u << L % 32) - 1) << threadIdx.x % 32 / L * L;
 }
 
-// One block per (row, head, split), L lanes per key. Online softmax in base 2.
+// What a row of an answer still lacks: its LoRA of the joint projection (`adapters` is null without
+// any), and the rotation.
+struct Raw {
+    const u64 *adapters;
+    const float *shrunk;
+    int index;
+    const float *cos, *sin;
+    int half;
+};
+
+// Completes a row's query, and, if the block has the row's own key, key and value, which are
+// appended to `keys` and `values`. As `rows_lora_b` and `append_pages` do it, bit by bit.
+template <typename T>
+__device__ __forceinline__ void complete(T *query, const T *qkv, const Raw &raw, int row, int head, int position, int dim,
+                                         T *keys, T *values) {
+    __shared__ float own[LARGEST_RANK];
+    __shared__ T key[LARGEST_HEAD];
+    const Factor *factor = raw.adapters ? factor_of(raw.adapters, row, raw.index) : nullptr;
+    if (factor) {
+        for (int r = threadIdx.x; r < factor->rank; r += blockDim.x) own[r] = raw.shrunk[(u64)row * LARGEST_RANK + r];
+        __syncthreads();
+    }
+    auto with_lora = [&](int part, int d) {
+        float x = widen(qkv[part * dim + d]);
+        return factor ? narrow<T>(x + lora_b<T>(*factor, (head * 3 + part) * dim + d, own)) : narrow<T>(x);
+    };
+    for (int d = threadIdx.x; d < dim; d += blockDim.x) {
+        query[d] = with_lora(0, d);
+        if (keys) key[d] = with_lora(1, d), values[d] = with_lora(2, d);
+    }
+    __syncthreads();
+    for (int d = threadIdx.x; d < raw.half; d += blockDim.x) {
+        float c = raw.cos[(u64)position * raw.half + d], s = raw.sin[(u64)position * raw.half + d];
+        float a = widen(query[d]), b = widen(query[d + raw.half]);
+        query[d] = narrow<T>(a * c - b * s), query[d + raw.half] = narrow<T>(b * c + a * s);
+        if (!keys) continue;
+        a = widen(key[d]), b = widen(key[d + raw.half]);
+        keys[d] = narrow<T>(a * c - b * s), keys[d + raw.half] = narrow<T>(b * c + a * s);
+    }
+    if (keys)
+        for (int d = 2 * raw.half + threadIdx.x; d < dim; d += blockDim.x) keys[d] = key[d];
+    __syncthreads();
+}
+
+// One block per (row, head, split), L lanes per key. Online softmax in base 2. With `raw`, each row
+// is the next token of an answer, whose query, key and value are completed first.
 template <typename T, int V, int L>
 __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences,
                              const u32 *positions, int first_row, int width, int heads, int dim, int layer,
-                             int splits) {
+                             int splits, const Raw *raw) {
     constexpr int GROUPS = 128 / L, WIDTH = V == 8 ? L * 8 : 256;
     __shared__ const T *pages[SPLIT / PAGE];
     __shared__ float group_most[GROUPS], group_sum[GROUPS], group_out[GROUPS][WIDTH + 4];
@@ -87,8 +133,15 @@ __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tabl
     u64 at = ((u64)layer * 2 * heads + head) * PAGE * dim, to_values = (u64)heads * PAGE * dim;
     float scale = rsqrtf((float)dim) * 1.4426950408889634f, query[8], sums[8] = {0};
     float most = __int_as_float(0xff800000), sum = 0;
+    const T *joint = qkv + ((u64)row * heads + head) * 3 * dim;
+    __shared__ alignas(16) T completed[LARGEST_HEAD];
+    if (raw) {
+        T *keys = nullptr;
+        if (end == count) keys = const_cast<T *>(pages[(count - 1 - begin) / PAGE]) + at + (u64)((count - 1) % PAGE) * dim;
+        complete(completed, joint, *raw, row, head, count - 1, dim, keys, keys + to_values);
+    }
     Dimensions<T, V> own;
-    own.load(qkv + ((u64)row * heads + head) * 3 * dim, lane, dim);
+    own.load(raw ? completed : joint, lane, dim);
 #pragma unroll
     for (int j = 0; j < 8; j++) query[j] = own.at(lane, j, dim) * scale;
     for (int first = begin + group; first < end; first += GROUPS * AHEAD) {
@@ -187,6 +240,13 @@ __device__ void combine_splits(T *out, const float *parts, const u32 *positions,
         T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences, const u32 *positions,             \
         int first_row, int width, int heads, int dim, int layer, int splits) {                                         \
         attend_pages<T, V, L>(out, parts, qkv, tables, sequences, positions, first_row, width, heads, dim, layer,      \
-                              splits);                                                                                 \
+                              splits, nullptr);                                                                        \
+    }                                                                                                                  \
+    extern "C" __global__ __launch_bounds__(128) void attend_answers_##t##_##l(                                        \
+        T *out, float *parts, const T *qkv, const u64 *tables, const u32 *positions, int width, int heads, int dim,    \
+        int layer, int splits, const u64 *adapters, const float *shrunk, int index, const float *cos,                  \
+        const float *sin, int half) {                                                                                  \
+        Raw raw{adapters, shrunk, index, cos, sin, half};                                                              \
+        attend_pages<T, V, L>(out, parts, qkv, tables, nullptr, positions, 0, width, heads, dim, layer, splits, &raw); \
     }
 FOR_TYPES(KERNELS)
