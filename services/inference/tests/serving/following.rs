@@ -237,6 +237,13 @@ async fn loads_and_answers_are_counted() {
     for name in [
         "gen_ai_server_time_to_first_token_seconds_count",
         "gen_ai_server_time_per_output_token_seconds_count",
+        "togi_inference_time_between_tokens_seconds_count",
+        "togi_inference_time_in_queue_seconds_count",
+        "togi_inference_batch_size_count",
+        "togi_inference_waiting_prompt_tokens",
+        "togi_inference_pages_used",
+        "togi_inference_pages_free",
+        "togi_inference_adapters_resident",
         "togi_inference_tokens",
         "togi_inference_answers",
         "togi_inference_active",
