@@ -1,4 +1,5 @@
 //! Decoding: new tokens of several sequences at once, each over its pages and with its adapter.
+//! [`Decoder`] runs a round, and [`Rounds`] is the loop around it.
 
 mod decoder;
 mod rounds;

@@ -24,10 +24,11 @@ use crate::served_adapter::ServedAdapter;
 
 /// Longest prompt in bytes.
 pub(crate) const MAX_PROMPT_BYTES: usize = 256 << 10;
-/// The answers of one request at a time; the other limits are the defaults of a replica.
+/// The answers of one request at a time, with what memory they need; the other limits are a
+/// replica's defaults.
 const LIMITS: EngineConfig = EngineConfig {
     max_active: Some(MAX_CHOICES as usize),
-    cache_bytes: None,
+    cache_bytes: Some(u64::MAX),
     max_waiting: 0,
     max_waiting_tokens: 1,
     prefill_chunk: decode::CHUNK,

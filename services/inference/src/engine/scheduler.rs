@@ -1,7 +1,7 @@
 //! Facts in, decision out: from the requests that wait and the answers that are active to the work
 //! of the next round. Pure: it knows neither tokens nor the network, and it keeps nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use togi_model::decode;
 
@@ -115,37 +115,67 @@ fn admit<'a>(state: &'a State, limits: &Limits) -> Vec<&'a Waiting> {
     let reserved: usize = state.active.iter().map(|active| active.pages).sum();
     let mut pages = limits.pages.saturating_sub(reserved);
     let mut active = state.active.len();
-    let mut served: HashMap<&Account, u64> = HashMap::new();
-    for waiting in &state.waiting {
-        served.insert(&waiting.account, waiting.served);
-    }
+    let mut accounts = Accounts::new(&state.waiting);
     let mut admitted = Vec::new();
-    let mut chosen = HashSet::new();
+    let mut left: Vec<usize> = (0..state.waiting.len()).collect();
     for priority in [Priority::Interactive, Priority::Batch] {
         loop {
             let has_place = match priority {
                 Priority::Interactive => active < limits.max_active,
                 Priority::Batch => 2 * active < limits.max_active,
             };
-            let next = state
-                .waiting
+            let of_priority =
+                |number: &&usize| state.waiting[**number].account.priority == priority;
+            let next = left
                 .iter()
-                .filter(|waiting| waiting.account.priority == priority)
-                .filter(|waiting| !chosen.contains(&waiting.ticket))
+                .filter(of_priority)
                 // The first of equals.
-                .min_by_key(|waiting| served[&waiting.account]);
-            let Some(next) = next else { break };
+                .min_by_key(|number| accounts.served(**number));
+            let Some(&number) = next else { break };
+            let next = &state.waiting[number];
             if !has_place || next.pages > pages {
                 return admitted;
             }
             pages -= next.pages;
             active += 1;
-            *served.entry(&next.account).or_default() += next.prompt as u64;
-            chosen.insert(next.ticket);
+            accounts.charge(number, next.prompt as u64);
+            left.retain(|other| *other != number);
             admitted.push(next);
         }
     }
     admitted
+}
+
+/// What the accounts of the requests that wait were served, with the round's admissions.
+struct Accounts {
+    served: Vec<u64>,
+    /// The place in `served` of each request's account.
+    of: Vec<usize>,
+}
+
+impl Accounts {
+    fn new(waiting: &[Waiting]) -> Self {
+        let mut places = HashMap::new();
+        let mut served = Vec::new();
+        let of = waiting.iter().map(|waiting| {
+            *places.entry(&waiting.account).or_insert_with(|| {
+                served.push(waiting.served);
+                served.len() - 1
+            })
+        });
+        Self {
+            of: of.collect(),
+            served,
+        }
+    }
+
+    fn served(&self, request: usize) -> u64 {
+        self.served[self.of[request]]
+    }
+
+    fn charge(&mut self, request: usize, cost: u64) {
+        self.served[self.of[request]] += cost;
+    }
 }
 
 /// Shares the round's prompt tokens, by whole chunks: the shortest remainder first. Each round that

@@ -272,3 +272,32 @@ async fn a_client_that_goes_away_frees_its_place_while_its_prompt_is_read() {
     system.until_empty().await;
     system.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_the_same_alone_and_where_others_share_the_budget() {
+    let mut setup = Setup::new(BaseKind::Random).await;
+    setup.config.engine.prefill_chunk = 8;
+    setup.config.engine.prompt_tokens_per_round = Some(20);
+    let system = setup.ready().await;
+    let request = |number: usize| {
+        let options = Options {
+            seed: Some(number as u64),
+            max_new_tokens: Some(30),
+            temperature: Some(1.5),
+            ..Options::default()
+        };
+        raw("", &"かきくけこさ".repeat(1 + number), options)
+    };
+    let mut alone = Vec::new();
+    for number in 0..16 {
+        alone.push(system.ask(request(number)).await.unwrap().ids);
+    }
+    let together = (0..16).map(|number| system.ask(request(number)));
+    let together = within("the answers", futures::future::join_all(together)).await;
+    let together: Vec<_> = together
+        .into_iter()
+        .map(|answer| answer.unwrap().ids)
+        .collect();
+    assert_eq!(together, alone);
+    system.stop().await.unwrap();
+}
