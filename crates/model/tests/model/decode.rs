@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use togi_model::decode::{Decoder, End, Member, Rounds, Sequence};
+use togi_model::decode::{Decoder, End, Member, Rounds, Sequence, Share};
 use togi_model::sampling::Options;
 use togi_model::{Adapter, Base, Cache, Config, Engine, Phase, Precision, Segment, Target, base};
 

@@ -56,11 +56,10 @@ impl Admission {
         caller: Caller,
         arrived: Instant,
     ) -> Result<Admitted> {
-        let enter = |_| self.door.enter(request.priority);
+        let enter = |_| self.door.enter(&caller.client, request.priority);
+        let permits = (0..request.options.choices).map(enter);
         Ok(Admitted {
-            permits: (0..request.options.choices)
-                .map(enter)
-                .collect::<Result<_>>()?,
+            permits: permits.collect::<Result<_>>()?,
             request,
             caller,
             arrived,

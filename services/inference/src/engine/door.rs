@@ -19,6 +19,8 @@ use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
 
+/// One in this many places of the queue is kept for clients that have no request inside.
+const KEPT: usize = 4;
 /// The client of probes.
 const CLIENT: &str = "probe";
 
@@ -97,11 +99,12 @@ impl Door {
         &self.load
     }
 
-    /// Takes a permit. Batch requests may have half of all, so that they leave room to others.
+    /// Takes a permit. Batch requests may have half of all, so that they leave room to others, and
+    /// a part of the queue is kept for clients that have no request inside.
     ///
     /// # Errors
     /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
-    pub(crate) fn enter(&self, priority: Priority) -> Result<Permit> {
+    pub(crate) fn enter(&self, client: &Arc<str>, priority: Priority) -> Result<Permit> {
         if self.work.lock().is_none() {
             return Err(Error::Stopping);
         }
@@ -110,7 +113,9 @@ impl Door {
             Priority::Interactive => all,
             Priority::Batch => all.div_ceil(2),
         };
-        self.load.enter(limit).ok_or_else(|| self.full())
+        let kept = self.room.max_waiting / KEPT;
+        let permit = self.load.enter(client, limit, kept);
+        permit.ok_or_else(|| self.full())
     }
 
     /// Counts a prompt among those that wait.
@@ -173,11 +178,12 @@ impl Door {
         prompt: Vec<u32>,
     ) -> Result<Vec<f32>> {
         let (sender, logits) = oneshot::channel();
-        let permit = self.load.enter(usize::MAX).ok_or_else(|| self.full())?;
+        let client = CLIENT.into();
+        let permit = self.load.enter(&client, usize::MAX, 0);
         let terms = Terms {
-            permit,
+            permit: permit.ok_or_else(|| self.full())?,
             account: Account {
-                client: CLIENT.into(),
+                client,
                 adapter: Some(adapter.generation()),
                 priority: Priority::Batch,
             },

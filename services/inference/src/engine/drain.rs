@@ -31,6 +31,11 @@ impl Drain {
         self.begun = self.begun * fade + begun as f64;
     }
 
+    /// Whether requests still waited after the last round.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.last.is_some()
+    }
+
     /// Returns when to come back: after as many requests as wait now have begun.
     pub(crate) fn come_back(&self, waiting: usize) -> Duration {
         let needed = waiting.max(1) as f64 * self.seconds / self.begun;

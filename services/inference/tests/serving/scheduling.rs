@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use togi_common::random::nth;
 use togi_model::{Device, memory};
 use togi_proto::inference::v1::{FinishReason, GenerateRequest, Options, Priority};
-use togi_testing::within;
+use togi_testing::{wait_until, within};
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
@@ -137,7 +137,8 @@ async fn a_full_queue_says_when_to_come_back() {
     let system = narrow(|setup| setup.config.engine.max_waiting_tokens = 20).await;
     let running = endless(&system).await;
     let _waits = system.open(raw("", "かかかか", greedy(4))).await.unwrap();
-    system.until_inside(1, 1).await;
+    let load = system.replica.load().unwrap();
+    wait_until("it waits", async || load.is_blocked()).await;
     let refused = system.ask(raw("", &"か".repeat(20), greedy(4))).await;
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
@@ -252,6 +253,16 @@ async fn a_client_with_many_requests_does_not_hold_up_another() {
     within("the answers", futures::future::join_all(rest)).await;
     // Each was served nothing yet, so that the first of the many comes first.
     assert_eq!(ended.into_inner()[..2], ["many", "one"]);
+    // A quarter of the queue is kept for those that have no request inside.
+    let mut waiting = vec![endless(&system).await];
+    for _ in 0..48 {
+        let answer = system.open_as("many", raw("", "か", greedy(4))).await;
+        waiting.push(answer.unwrap());
+    }
+    let refused = system.open_as("many", raw("", "か", greedy(4))).await;
+    assert_eq!(refused.err().unwrap().code(), Code::ResourceExhausted);
+    let one = system.open_as("one", raw("", "か", greedy(4))).await;
+    drop((one.unwrap(), waiting));
     let wrong = system.open_as("", raw("", "か", greedy(1))).await;
     let wrong = wrong.err().unwrap();
     assert_eq!(wrong.code(), Code::InvalidArgument, "{wrong}");
