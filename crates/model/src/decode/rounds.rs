@@ -50,13 +50,14 @@ impl<M> Rounds<M> {
 
 impl<M: Member> Rounds<M> {
     /// Runs a round: each member for which `tokens` returns a number takes part, with at most as
-    /// many tokens of its prompt, or with its last token. `advance` takes a member's next token, or
-    /// its error, and returns its end if it has ended. Returns the members that have.
+    /// many tokens of its prompt, or with its last token. `advance` takes its next token, none while
+    /// a part of its prompt is unread, or its error, and returns its end if it has ended. Returns
+    /// the members that have.
     pub fn run<E>(
         &mut self,
         decoder: &Decoder<'_>,
         tokens: impl Fn(&mut M) -> Option<usize>,
-        mut advance: impl FnMut(&mut M, Result<Choice>) -> Option<E>,
+        mut advance: impl FnMut(&mut M, Result<Option<Choice>>) -> Option<E>,
     ) -> Vec<(M, E)> {
         let shares: Vec<_> = self.members.iter_mut().map(tokens).collect();
         let mut taking_part = Vec::with_capacity(shares.len());
@@ -70,9 +71,7 @@ impl<M: Member> Rounds<M> {
         let mut shares = shares.into_iter();
         self.end_where(|member| {
             shares.next()??;
-            // None while a part of the prompt is unread.
-            let choice = choices.next()?.transpose()?;
-            advance(member, choice)
+            advance(member, choices.next()?)
         })
     }
 }

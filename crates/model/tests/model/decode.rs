@@ -192,7 +192,7 @@ fn write_all(
             decoder,
             |answer| (!skips(round, answer.number)).then(|| answer.sequence.chunk(chunk)),
             |answer, choice| {
-                let choice = choice.unwrap();
+                let choice = choice.unwrap()?;
                 answer.ids.push(choice.id);
                 choice.end
             },

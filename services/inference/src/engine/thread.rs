@@ -230,6 +230,7 @@ impl EngineThread {
                     Err(error) => return Some(Err(End::Failed(Error::Network(error)))),
                 };
                 sequence.show_prompt();
+                let choice = choice?;
                 self.metrics.token(&sequence.tick());
                 ledger.charge(&sequence.terms().account, OUTPUT_COST);
                 sequence.advance(choice).map(Ok)

@@ -199,9 +199,9 @@ struct Answer {
 
 impl Answer {
     /// Takes the next token; returns the end of the answer, or its error.
-    fn advance(&mut self, choice: togi_model::Result<Choice>) -> Option<Result<()>> {
+    fn advance(&mut self, choice: togi_model::Result<Option<Choice>>) -> Option<Result<()>> {
         let Choice { id, end, .. } = match choice {
-            Ok(choice) => choice,
+            Ok(choice) => choice?,
             Err(error) => return Some(Err(error.into())),
         };
         if end != Some(End::Eos) {
