@@ -7,7 +7,6 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram};
 
 use crate::engine::event::Finished;
-use crate::engine::sequence::Tick;
 use crate::error::Error;
 use crate::semconv;
 
@@ -22,6 +21,14 @@ const REQUEST_BOUNDS: [f64; 13] = [
 
 /// Bounds in sequences.
 const BATCH_BOUNDS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// The time that a token took.
+pub(crate) enum Tick {
+    /// Since the request's arrival.
+    First(Duration),
+    /// Since the last token.
+    Next(Duration),
+}
 
 /// The instruments; cheap to clone.
 #[derive(Clone)]

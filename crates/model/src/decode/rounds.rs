@@ -50,9 +50,9 @@ impl<M> Rounds<M> {
 
 impl<M: Member> Rounds<M> {
     /// Runs a round: each member for which `tokens` returns a number takes part, with at most as
-    /// many tokens of its prompt, or with its last token. `advance` takes its next token, none while
-    /// a part of its prompt is unread, or its error, and returns its end if it has ended. Returns
-    /// the members that have.
+    /// many tokens of its prompt, or with its last token. `advance` takes its next token, none
+    /// while a part of its prompt is unread, or its error, and returns its end if it has ended.
+    /// Returns the members that have.
     pub fn run<E>(
         &mut self,
         decoder: &Decoder<'_>,

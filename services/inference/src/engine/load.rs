@@ -76,8 +76,8 @@ impl Load {
         self.drain.lock().come_back(self.waiting())
     }
 
-    /// Takes a permit for a client; `None` if `limit` are taken already. The last `kept` of them are
-    /// for clients that have none.
+    /// Takes a permit for a client; `None` if `limit` are taken already. The last `kept` of them
+    /// are for clients that have none.
     pub(crate) fn enter(
         self: &Arc<Self>,
         client: &Arc<str>,

@@ -2,7 +2,7 @@
 //! nothing of the other answers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use togi_model::Config;
 use togi_model::decode::{self, Choice, Decoder, End, Member};
@@ -17,6 +17,7 @@ use crate::engine::scheduler::Active;
 use crate::engine::stop_text::Scan;
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
+use crate::metrics::Tick;
 use crate::served_adapter::ServedAdapter;
 
 /// A request that is ready for the engine.
@@ -48,14 +49,6 @@ impl Job {
         // The client may have gone away.
         let _ = events.try_send(Err(error));
     }
-}
-
-/// The time that a token took.
-pub(crate) enum Tick {
-    /// Since the request's arrival.
-    First(Duration),
-    /// Since the last token.
-    Next(Duration),
 }
 
 /// An answer that progresses.
