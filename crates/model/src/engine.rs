@@ -17,11 +17,12 @@ use crate::config::Config;
 use crate::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
-use crate::device::Device;
 #[cfg(not(feature = "cuda"))]
 use crate::device::not_built;
+use crate::device::{Device, DeviceName};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
+use crate::memory;
 use crate::network::Network;
 use crate::network::decoding::{Decoded, Targets};
 use crate::ops::decoding::PAGE;
@@ -185,12 +186,37 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.cache())
     }
 
+    /// The pages of keys and values that all sequences together may have: those that `bytes` hold,
+    /// or on a GPU without `bytes` those for which it has memory now.
+    ///
+    /// # Errors
+    /// The driver's; [`Error::Input`] on the CPU without `bytes`.
+    pub fn page_capacity(&self, bytes: Option<u64>) -> Result<usize> {
+        let config = self.config();
+        if let Some(bytes) = bytes {
+            let pages = bytes / memory::page(config, self.device);
+            return Ok(usize::try_from(pages).unwrap_or(usize::MAX));
+        }
+        let gpu = match self.device {
+            Device::Cpu => None,
+            Device::Cuda { ordinal, .. } => DeviceName::Cuda { ordinal }.open()?,
+        };
+        let gpu = gpu.ok_or_else(|| Error::Input("the CPU's pages have no limit".into()))?;
+        Ok(memory::gpu_pages(config, self.device, gpu.memory()?))
+    }
+
     /// Frees the memory of keys and values if no sequence has any.
     ///
     /// # Errors
     /// The device's.
     pub fn free_unused_pages(&self) -> Result<()> {
         on!(OnDevice, &self.on_device, resident => resident.free_unused_pages())
+    }
+
+    /// The pages that a sequence of this many tokens has.
+    #[must_use]
+    pub fn pages_of(tokens: usize) -> usize {
+        tokens.div_ceil(PAGE)
     }
 
     /// The tokens that the pages of all sequences hold.

@@ -51,6 +51,7 @@ pub use error::{Error, Result};
 pub use float::Float;
 pub use gpu_limits::GpuMemory;
 pub use lora::{Lora, LoraConfig};
+pub use ops::decoding::PAGE;
 pub use precision::Precision;
 pub use target::Target;
 pub use training::Training;

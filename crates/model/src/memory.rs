@@ -4,8 +4,9 @@
 use crate::config::Config;
 use crate::device::Device;
 use crate::float::Float;
-use crate::gpu_limits::{GPU_LOGITS, GPU_WORKSPACE};
+use crate::gpu_limits::{GPU_LOGITS, GPU_WORKSPACE, GpuMemory};
 use crate::lora::LoraConfig;
+use crate::ops::decoding::PAGE;
 use crate::precision::Precision;
 use crate::quant::nf4;
 use crate::target::Target;
@@ -60,6 +61,21 @@ pub fn weights(config: &Config, precision: Precision, device: Device) -> u64 {
         }
     }
     bytes
+}
+
+/// The bytes of a page: the keys and values of [`PAGE`] tokens in all layers.
+#[must_use]
+pub fn page(config: &Config, device: Device) -> u64 {
+    let values = 2 * config.num_hidden_layers * PAGE * config.hidden_size;
+    (float_bytes(device) * values) as u64
+}
+
+/// The pages of keys and values for which a GPU has memory, beside a base that it holds already. A
+/// tenth of the GPU is left to passes and adapters.
+#[must_use]
+pub fn gpu_pages(config: &Config, device: Device, memory: GpuMemory) -> usize {
+    let free = memory.available.saturating_sub(memory.total / 10);
+    usize::try_from(free / page(config, device)).unwrap_or(usize::MAX)
 }
 
 /// The tokens of the largest pass over a window of records of these lengths.
@@ -204,11 +220,35 @@ mod tests {
     use super::*;
     use crate::device::DeviceName;
 
-    #[test]
-    fn a_plan_is_what_a_gpu_was_measured_to_take() {
+    fn rinna() -> Config {
         let config = br#"{"vocab_size": 32000, "hidden_size": 2816, "num_hidden_layers": 36,
             "num_attention_heads": 22, "intermediate_size": 11264, "max_position_embeddings": 2048}"#;
-        let config = Config::from_json(config).unwrap();
+        Config::from_json(config).unwrap()
+    }
+
+    #[test]
+    fn pages_fill_the_memory_beside_the_weights() {
+        let config = rinna();
+        let device = DeviceName::Cuda { ordinal: 0 }.device(Precision::Bf16);
+        assert_eq!(page(&config, device), 12_976_128);
+        assert_eq!(page(&config, Device::Cpu), 2 * 12_976_128);
+        let weights = weights(&config, Precision::Bf16, device);
+        let memory = |gib: u64| GpuMemory {
+            available: (gib << 30) - weights,
+            total: gib << 30,
+        };
+        // Of an H200: more than 145 sequences of the greatest length.
+        assert_eq!(gpu_pages(&config, device, memory(139)), 9795);
+        let full = GpuMemory {
+            available: 1 << 30,
+            total: 80 << 30,
+        };
+        assert_eq!(gpu_pages(&config, device, full), 0);
+    }
+
+    #[test]
+    fn a_plan_is_what_a_gpu_was_measured_to_take() {
+        let config = rinna();
         let lora = LoraConfig {
             rank: 8,
             alpha: 32.0,

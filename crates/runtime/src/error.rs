@@ -2,6 +2,7 @@
 //! by the text.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 mod class;
 mod convert;
@@ -20,6 +21,7 @@ pub struct Error {
     class: Class,
     message: String,
     field: Option<String>,
+    retry_after: Option<Duration>,
     source: Option<Source>,
 }
 
@@ -30,6 +32,7 @@ impl Error {
             class,
             message: message.into(),
             field: None,
+            retry_after: None,
             source: None,
         }
     }
@@ -71,6 +74,13 @@ impl Error {
         self
     }
 
+    /// Says when a client may try again.
+    #[must_use]
+    pub fn with_retry_after(mut self, time: Duration) -> Self {
+        self.retry_after = Some(time);
+        self
+    }
+
     /// Keeps the cause, which logs show and clients never see.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Source>) -> Self {
@@ -88,6 +98,12 @@ impl Error {
     #[must_use]
     pub fn field(&self) -> Option<&str> {
         self.field.as_deref()
+    }
+
+    /// Returns the time after which a client may try again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// Returns the sentence for clients.
@@ -143,6 +159,15 @@ mod tests {
         assert_eq!(error.class(), Class::InvalidArgument);
         assert_eq!(error.field(), Some("recipe.lora.rank"));
         assert_eq!(error.message(), "must be at least 1");
+    }
+
+    #[test]
+    fn a_time_to_come_back_travels_through_a_status() {
+        let time = Duration::from_millis(2500);
+        let full = Error::new(Class::ResourceExhausted, "full").with_retry_after(time);
+        let error = Error::from(Status::from(full));
+        assert_eq!(error.class(), Class::ResourceExhausted);
+        assert_eq!((error.retry_after(), error.field()), (Some(time), None));
     }
 
     #[test]

@@ -46,14 +46,46 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineConfig {
-    /// Most answers that progress together.
-    pub max_active: usize,
+    /// Most answers that progress together; the device's own number if not set.
+    pub max_active: Option<usize>,
+    /// Bytes for keys and values; the device's own number if not set.
+    pub cache_bytes: Option<u64>,
     /// Most requests that wait.
     pub max_waiting: usize,
+    /// Most prompt tokens that wait.
+    pub max_waiting_tokens: usize,
     /// Most tokens of one prompt that a round reads.
     pub prefill_chunk: usize,
+    /// Most tokens of all prompts that a round reads; the device's own number if not set.
+    pub prompt_tokens_per_round: Option<usize>,
     /// Longest prompt, in bytes.
     pub max_prompt_bytes: usize,
+}
+
+impl EngineConfig {
+    /// Returns the most answers that progress together on a device.
+    pub fn max_active_on(&self, device: DeviceName) -> usize {
+        self.max_active.unwrap_or(match device {
+            DeviceName::Cpu => 16,
+            DeviceName::Cuda { .. } => 128,
+        })
+    }
+
+    /// Returns the bytes for keys and values on a device; `None` for all that the device has free.
+    pub fn cache_bytes_on(&self, device: DeviceName) -> Option<u64> {
+        self.cache_bytes.or(match device {
+            DeviceName::Cpu => Some(4 << 30),
+            DeviceName::Cuda { .. } => None,
+        })
+    }
+
+    /// Returns the most prompt tokens that a round reads on a device.
+    pub fn prompt_tokens_on(&self, device: DeviceName) -> usize {
+        self.prompt_tokens_per_round.unwrap_or(match device {
+            DeviceName::Cpu => 64,
+            DeviceName::Cuda { .. } => 512,
+        })
+    }
 }
 
 /// Limits of adapters.
@@ -138,9 +170,19 @@ impl Config {
     /// # Errors
     /// [`Error::Setting`] naming the first wrong setting.
     pub fn check(&self) -> Result<()> {
+        let or_1 = |setting: Option<usize>| setting.unwrap_or(1) as u64;
         let counts = [
-            ("engine.max_active", self.engine.max_active as u64),
+            ("engine.max_active", or_1(self.engine.max_active)),
+            ("engine.cache_bytes", self.engine.cache_bytes.unwrap_or(1)),
+            (
+                "engine.max_waiting_tokens",
+                self.engine.max_waiting_tokens as u64,
+            ),
             ("engine.prefill_chunk", self.engine.prefill_chunk as u64),
+            (
+                "engine.prompt_tokens_per_round",
+                or_1(self.engine.prompt_tokens_per_round),
+            ),
             (
                 "engine.max_prompt_bytes",
                 self.engine.max_prompt_bytes as u64,
@@ -228,7 +270,10 @@ mod tests {
     fn settings_out_of_range_are_named() {
         for (section, key) in [
             ("engine", "max_active"),
+            ("engine", "cache_bytes"),
+            ("engine", "max_waiting_tokens"),
             ("engine", "prefill_chunk"),
+            ("engine", "prompt_tokens_per_round"),
             ("adapters", "max_resident"),
             ("adapters", "reconcile_seconds"),
         ] {
@@ -239,6 +284,25 @@ mod tests {
             );
         }
         assert!(load(&format!("{BASE}[engine]\nmax_activ = 1\n")).is_err());
+    }
+
+    #[test]
+    fn what_is_not_set_is_the_devices_own() {
+        let of = |text: &str| load(&format!("{BASE}{text}")).unwrap().engine;
+        let (cpu, gpu) = (DeviceName::Cpu, DeviceName::Cuda { ordinal: 0 });
+        let own = of("");
+        let numbers = |engine: &EngineConfig, device| {
+            (
+                engine.max_active_on(device),
+                engine.cache_bytes_on(device),
+                engine.prompt_tokens_on(device),
+            )
+        };
+        assert_eq!(numbers(&own, cpu), (16, Some(4 << 30), 64));
+        assert_eq!(numbers(&own, gpu), (128, None, 512));
+        let set = of("[engine]\nmax_active = 3\ncache_bytes = 5\nprompt_tokens_per_round = 7\n");
+        assert_eq!(numbers(&set, cpu), (3, Some(5), 7));
+        assert_eq!(numbers(&set, gpu), (3, Some(5), 7));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The engine: a valid request in, a stream of events out. [`admission`] takes the request,
 //! [`door`] hands it to [`thread`], which owns the device. Nothing here knows protobuf or gRPC.
 
+mod account;
 pub(crate) mod admission;
 mod answer;
 pub(crate) mod door;
+mod drain;
 pub(crate) mod event;
 pub(crate) mod load;
 pub(crate) mod options;
@@ -12,4 +14,5 @@ pub(crate) mod request;
 mod scheduler;
 pub(crate) mod sequence;
 mod stop_text;
+mod terms;
 pub(crate) mod thread;

@@ -1,6 +1,7 @@
 //! The failures of this crate, each with its class. The class alone decides the gRPC code.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use togi_common::Generation;
 use togi_runtime::error::Class;
@@ -32,14 +33,25 @@ pub enum Error {
     /// The alias is declared, and its adapter is not loaded yet.
     #[error("adapter {0:?} is still loading")]
     StillLoading(String),
-    /// Every permit is taken.
-    #[error("{active} answers are being written and {waiting} requests wait: no place is left")]
+    /// Every permit is taken, or the prompts that wait have too many tokens.
+    #[error(
+        "{active} answers are being written and {waiting} requests with {waiting_tokens} prompt \
+         tokens wait: no place is left; come back in {} s",
+        .retry_after.as_secs_f64().ceil()
+    )]
     Full {
-        /// Most sequences that progress together.
+        /// Answers in progress.
         active: usize,
-        /// Most requests that wait.
+        /// Requests that wait.
         waiting: usize,
+        /// The tokens of their prompts.
+        waiting_tokens: usize,
+        /// When to come back.
+        retry_after: Duration,
     },
+    /// A request's time was over before its answer began.
+    #[error("the request's time was over after {:.1} s, before its answer began", .0.as_secs_f64())]
+    NotBegun(Duration),
     /// An adapter that this replica refuses.
     #[error("{0}")]
     BadAdapter(String),
@@ -53,7 +65,7 @@ pub enum Error {
     TooManyResident(usize),
     /// A load took too long.
     #[error("the adapter was not loaded within {} s", .0.as_secs())]
-    LoadTimeout(std::time::Duration),
+    LoadTimeout(Duration),
     /// The replica stops.
     #[error("this replica is stopping")]
     Stopping,
@@ -105,7 +117,7 @@ impl Error {
             Error::BrokenAdapter(_) => Class::DataLoss,
             Error::Full { .. } | Error::TooManyResident(_) => Class::ResourceExhausted,
             Error::StillLoading(_) | Error::Stopping | Error::BaseLoading => Class::Unavailable,
-            Error::LoadTimeout(_) => Class::DeadlineExceeded,
+            Error::LoadTimeout(_) | Error::NotBegun(_) => Class::DeadlineExceeded,
             Error::Network(_) | Error::Broken(_) => Class::Internal,
             Error::Runtime(error) => error.class(),
         }
@@ -146,6 +158,10 @@ impl From<Error> for togi_runtime::Error {
                 ref setting,
                 ref reason,
             } => togi_runtime::Error::invalid(setting, format!("{setting}: {reason}")),
+            Error::Full { retry_after, .. } => {
+                togi_runtime::Error::new(error.class(), error.to_string())
+                    .with_retry_after(retry_after)
+            }
             other => togi_runtime::Error::new(other.class(), other.to_string()).with_source(other),
         }
     }

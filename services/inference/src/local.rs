@@ -9,14 +9,14 @@ use std::time::Instant;
 
 use togi_base::CheckedBase;
 use togi_common::{Digest, Generation};
-use togi_model::{Base, Config, DeviceName, Lora, adapter};
+use togi_model::{Base, Config, DeviceName, Lora, adapter, decode};
 
 use crate::base;
 use crate::config::EngineConfig;
 use crate::engine::admission::Admission;
 use crate::engine::event::Events;
 use crate::engine::options::MAX_CHOICES;
-use crate::engine::request::{Answerer, Request};
+use crate::engine::request::{Answerer, Caller, Request};
 use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -24,11 +24,15 @@ use crate::served_adapter::ServedAdapter;
 
 /// Longest prompt in bytes.
 pub(crate) const MAX_PROMPT_BYTES: usize = 256 << 10;
-/// The answers of one request at a time; the other limits are the defaults of a replica.
+/// The answers of one request at a time, with what memory they need; the other limits are a
+/// replica's defaults.
 const LIMITS: EngineConfig = EngineConfig {
-    max_active: MAX_CHOICES as usize,
+    max_active: Some(MAX_CHOICES as usize),
+    cache_bytes: Some(u64::MAX),
     max_waiting: 0,
-    prefill_chunk: 128,
+    max_waiting_tokens: 1,
+    prefill_chunk: decode::CHUNK,
+    prompt_tokens_per_round: None,
     max_prompt_bytes: MAX_PROMPT_BYTES,
 };
 
@@ -51,7 +55,7 @@ impl Local {
         let name = folder.display().to_string();
         let checked = CheckedBase::new(base).map_err(|error| error.of_base(&name))?;
         let loaded = base::on_device(&name, folder.to_owned(), checked, device)?;
-        let (door, engine_thread) = EngineThread::new(&loaded, &LIMITS, Metrics::new());
+        let (door, engine_thread) = EngineThread::new(&loaded, &LIMITS, Metrics::new())?;
         let abort = engine_thread.abort.clone();
         let thread = thread::Builder::new()
             .name("togi-engine".into())
@@ -102,7 +106,11 @@ impl Local {
         if request.answerer != Answerer::Base {
             return Err(Error::UnknownAdapter(request.answerer.name()));
         }
-        let admitted = self.admission.admit(request, Instant::now())?;
+        let caller = Caller {
+            client: "local".into(),
+            timeout: None,
+        };
+        let admitted = self.admission.admit(request, caller, Instant::now())?;
         self.admission.answer(admitted, self.adapter.clone()).await
     }
 }

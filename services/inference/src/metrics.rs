@@ -1,6 +1,8 @@
 //! The counters and histograms of a replica. Their names are those of OpenTelemetry's conventions
 //! for generative AI where these have one.
 
+use std::time::Duration;
+
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram};
 
@@ -17,11 +19,25 @@ const REQUEST_BOUNDS: [f64; 13] = [
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
 
+/// Bounds in sequences.
+const BATCH_BOUNDS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// The time that a token took.
+pub(crate) enum Tick {
+    /// Since the request's arrival.
+    First(Duration),
+    /// Since the last token.
+    Next(Duration),
+}
+
 /// The instruments; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     to_first_token: Histogram<f64>,
     per_token: Histogram<f64>,
+    between_tokens: Histogram<f64>,
+    in_queue: Histogram<f64>,
+    batch_size: Histogram<u64>,
     duration: Histogram<f64>,
     tokens: Counter<u64>,
     answers: Counter<u64>,
@@ -63,6 +79,22 @@ impl Metrics {
                 "Time for each token after the first; its inverse is tokens per second",
                 &TOKEN_BOUNDS,
             ),
+            between_tokens: seconds(
+                "togi.inference.time_between_tokens",
+                "From a token of an answer to its next",
+                &TOKEN_BOUNDS,
+            ),
+            in_queue: seconds(
+                "togi.inference.time_in_queue",
+                "From a request's arrival to the round in which it begins",
+                &REQUEST_BOUNDS,
+            ),
+            batch_size: meter
+                .u64_histogram("togi.inference.batch.size")
+                .with_unit("{sequence}")
+                .with_description("Sequences that share a round")
+                .with_boundaries(BATCH_BOUNDS.to_vec())
+                .build(),
             duration: seconds(
                 "gen_ai.server.request.duration",
                 "From a request's arrival to its answer's end",
@@ -79,6 +111,24 @@ impl Metrics {
         }
     }
 
+    /// Counts a request that begins after this time in the queue.
+    pub(crate) fn begun(&self, in_queue: Duration) {
+        self.in_queue.record(in_queue.as_secs_f64(), &[]);
+    }
+
+    /// Counts a token of an answer.
+    pub(crate) fn token(&self, tick: &Tick) {
+        match tick {
+            Tick::First(time) => self.to_first_token.record(time.as_secs_f64(), &[]),
+            Tick::Next(time) => self.between_tokens.record(time.as_secs_f64(), &[]),
+        }
+    }
+
+    /// Counts a round of this many sequences.
+    pub(crate) fn round(&self, sequences: usize) {
+        self.batch_size.record(sequences as u64, &[]);
+    }
+
     /// Counts an answer that was written to its end.
     pub(crate) fn finished(&self, finished: &Finished) {
         self.answers.add(
@@ -90,7 +140,6 @@ impl Metrics {
         );
         let total = finished.total.as_secs_f64();
         let first = finished.to_first_token.as_secs_f64();
-        self.to_first_token.record(first, &[]);
         self.duration.record(total, &[]);
         if finished.completion_tokens > 1 {
             let rest = (finished.completion_tokens - 1) as f64;
@@ -103,7 +152,7 @@ impl Metrics {
             .add(finished.completion_tokens as u64, &token_type("output"));
     }
 
-    /// Counts an answer whose client went away.
+    /// Counts a request whose client went away, while it waited or was answered.
     pub(crate) fn abandoned(&self) {
         self.answers
             .add(1, &[KeyValue::new(semconv::FINISH_REASON, "abandoned")]);

@@ -82,6 +82,12 @@ impl Replica {
             .map_or(0, |ready| ready.adapters.shelf.count())
     }
 
+    /// Returns the tokens that the pages of all sequences hold.
+    pub fn cached_tokens(&self) -> usize {
+        let ready = self.ready.get();
+        ready.map_or(0, |ready| ready.admission.engine.cached_tokens())
+    }
+
     pub(crate) fn max_prompt_bytes(&self) -> usize {
         self.config.engine.max_prompt_bytes
     }
@@ -210,7 +216,7 @@ impl Replica {
     }
 
     fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, Running)> {
-        let (door, engine_thread) = EngineThread::new(loaded, &self.config.engine, metrics);
+        let (door, engine_thread) = EngineThread::new(loaded, &self.config.engine, metrics)?;
         let (door, abort) = (Arc::new(door), engine_thread.abort.clone());
         let (ended_sender, ended) = oneshot::channel();
         let work = move || {

@@ -140,7 +140,7 @@ impl Bases {
         let CheckedBase { base, tokenizer } = fetched.checked;
         // The digest waits for the threads that hash the base's files.
         let hashing = tokio::task::spawn_blocking(move || (base.digest().to_owned(), base));
-        let (digest, base) = hashing.await.map_err(|_| Error::ThreadGone)?;
+        let (digest, base) = hashing.await.map_err(|_| Error::Panicked)?;
         let info = BaseInfo {
             config: base.config().clone(),
             digest,
@@ -177,7 +177,7 @@ impl Bases {
         let base = self.weights(name, precision).await?;
         let device = self.0.device.device(precision);
         let making = tokio::task::spawn_blocking(move || Engine::on(base, device));
-        let engine = Arc::new(making.await.map_err(|_| Error::ThreadGone)??);
+        let engine = Arc::new(making.await.map_err(|_| Error::Panicked)??);
         *loaded = Some(Loaded {
             base: name.to_owned(),
             engine: Arc::clone(&engine),

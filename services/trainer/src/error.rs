@@ -94,9 +94,21 @@ pub enum Error {
         /// The newer revision.
         revision: u64,
     },
-    /// The training thread ended without a reason.
-    #[error("the training thread ended unexpectedly")]
-    ThreadGone,
+    /// A thread of this process panicked; its message is in the log.
+    #[error("a thread panicked")]
+    Panicked,
+    /// A training ended before its last step, and nobody had asked it to.
+    #[error("the training ended before its last step")]
+    StoppedEarly,
+    /// A data set yields fewer rows than its manifest counts.
+    #[error("the rows ended {missing} before their count")]
+    RowsEnded {
+        /// The rows that did not come.
+        missing: u64,
+    },
+    /// The claim ended, so that the result is no longer needed.
+    #[error("the claim on the job has ended")]
+    ClaimEnded,
     /// An error of the network, the adapter or the base.
     #[error(transparent)]
     Model(#[from] togi_model::Error),
@@ -153,7 +165,7 @@ impl Error {
             Error::Unfit { .. } | Error::OtherRun { .. } | Error::NotFinite { .. } => {
                 Class::FailedPrecondition
             }
-            Error::Overtaken { .. } => Class::Aborted,
+            Error::Overtaken { .. } | Error::ClaimEnded => Class::Aborted,
             Error::Memory { .. } => Class::ResourceExhausted,
             Error::Damaged { .. } => Class::DataLoss,
             Error::Data { class, .. } => *class,
@@ -161,7 +173,9 @@ impl Error {
             Error::Model(_) => Class::FailedPrecondition,
             Error::Tokens(_) => Class::DataLoss,
             Error::Runtime(error) => error.class(),
-            Error::ThreadGone | Error::Json(_) => Class::Internal,
+            Error::Panicked | Error::StoppedEarly | Error::RowsEnded { .. } | Error::Json(_) => {
+                Class::Internal
+            }
             Error::Io(_) => Class::Unavailable,
         }
     }

@@ -87,7 +87,7 @@ impl Run {
         watched?;
         let (state, trained) = joined?;
         if !trained? {
-            return Err(Error::ThreadGone);
+            return Err(Error::StoppedEarly);
         }
         self.finish(&state, &lines, order.rows)
     }

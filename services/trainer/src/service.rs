@@ -123,7 +123,7 @@ pub async fn start(
 /// A GPU that is missing or unfit.
 async fn gpu(device: DeviceName) -> crate::Result<Option<Gpu>> {
     let opening = tokio::task::spawn_blocking(move || device.open());
-    let gpu = opening.await.map_err(|_| Error::ThreadGone)??;
+    let gpu = opening.await.map_err(|_| Error::Panicked)??;
     if let Some(gpu) = &gpu {
         let memory_bytes = gpu.memory()?.available;
         info!(%device, gpu = gpu.name(), memory_bytes, "computing on a GPU");

@@ -59,6 +59,6 @@ pub(crate) async fn at(
         let lora = adapter::lora(&manifest, &files, &config)?;
         Ok(Box::new(Serving { manifest, lora }))
     });
-    let read = reading.await.map_err(|_| Error::ThreadGone)?;
+    let read = reading.await.map_err(|_| Error::Panicked)?;
     read.map(Current::Comparable).map_err(unreadable)
 }

@@ -157,7 +157,7 @@ impl Admission {
 
     async fn plan(&self, need: Need, available: Option<u64>) -> Result<MemoryPlan> {
         let planning = spawn_blocking(move || need.check(available));
-        planning.await.map_err(|_| Error::ThreadGone)?
+        planning.await.map_err(|_| Error::Panicked)?
     }
 }
 

@@ -177,6 +177,18 @@ impl Sequence {
         prompt.saturating_sub(self.cache.len())
     }
 
+    /// Tokens of the next chunk of the prompt, at least 1; see [`chunk`].
+    #[must_use]
+    pub fn chunk(&self, size: usize) -> usize {
+        chunk(self.read(), self.unread().max(1), size)
+    }
+
+    /// Tokens that the network has read.
+    #[must_use]
+    pub fn read(&self) -> usize {
+        self.cache.len()
+    }
+
     /// Tokens of the answer so far.
     #[must_use]
     pub fn generated(&self) -> usize {
@@ -276,6 +288,14 @@ impl Share<'_> {
         };
         (segment, targets)
     }
+}
+
+/// Returns how many of `unread` tokens make the next chunk of a prompt of which `read` are read.
+/// Chunks end at multiples of `size` in the sequence, so that what a token's values are made from
+/// depends on nothing else.
+#[must_use]
+pub fn chunk(read: usize, unread: usize, size: usize) -> usize {
+    unread.min(size - read % size)
 }
 
 /// Returns the length of prompt and answer in tokens at which the answer ends.

@@ -20,7 +20,7 @@ use crate::target::Target;
 /// Most rows of a prompt whose logits exist at once when they are scored.
 pub(crate) const SCORED_ROWS: usize = 64;
 /// Tokens of a page.
-pub(crate) const PAGE: usize = 32;
+pub const PAGE: usize = 32;
 
 /// The phase of all sequences of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

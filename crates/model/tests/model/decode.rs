@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use togi_model::decode::{Decoder, End, Sequence, Share};
+use togi_model::decode::{Decoder, End, Member, Rounds, Sequence, Share};
 use togi_model::sampling::Options;
 use togi_model::{Adapter, Base, Cache, Config, Engine, Phase, Precision, Segment, Target, base};
 
@@ -157,36 +157,53 @@ fn what_does_not_fit_is_refused_and_the_cache_stays(on: &On) {
     engine.decode(&mut cache, &[1; 55], None).unwrap();
 }
 
-/// Runs rounds until every sequence ends; returns their tokens and end reasons.
+/// An answer in rounds.
+struct Answer {
+    number: usize,
+    sequence: Sequence,
+    ids: Vec<u32>,
+}
+
+impl Member for Answer {
+    fn sequence(&mut self) -> &mut Sequence {
+        &mut self.sequence
+    }
+}
+
+/// Runs rounds until every sequence ends; returns their tokens and end reasons. Each round, `skips`
+/// says whether it passes a sequence over.
 fn write_all(
     decoder: &Decoder<'_>,
     sequences: Vec<Sequence>,
     chunk: usize,
+    skips: impl Fn(usize, usize) -> bool,
 ) -> Vec<(Vec<u32>, End)> {
-    let mut writing: Vec<_> = sequences
-        .into_iter()
-        .map(|sequence| (sequence, Vec::new(), None))
-        .collect();
-    while writing.iter().any(|(_, _, end)| end.is_none()) {
-        let open = || |(_, _, end): &&mut (Sequence, Vec<u32>, Option<End>)| end.is_none();
-        let mut shares: Vec<_> = writing
-            .iter_mut()
-            .filter(open())
-            .map(|(sequence, _, _)| Share {
-                sequence,
-                tokens: chunk,
-            })
-            .collect();
-        let choices = decoder.run(&mut shares);
-        for ((_, ids, end), choice) in writing.iter_mut().filter(open()).zip(choices) {
-            if let Some(choice) = choice.unwrap() {
-                ids.push(choice.id);
-                *end = choice.end;
-            }
-        }
+    let mut rounds = Rounds::default();
+    let mut written = vec![None; sequences.len()];
+    for (number, sequence) in sequences.into_iter().enumerate() {
+        rounds.join(Answer {
+            number,
+            sequence,
+            ids: Vec::new(),
+        });
     }
-    let ended = |(_, ids, end): (_, _, Option<End>)| (ids, end.unwrap());
-    writing.into_iter().map(ended).collect()
+    let mut round = 0;
+    while !rounds.members().is_empty() {
+        let ended = rounds.run(
+            decoder,
+            |answer| (!skips(round, answer.number)).then(|| answer.sequence.chunk(chunk)),
+            |answer, choice| {
+                let choice = choice.unwrap()?;
+                answer.ids.push(choice.id);
+                choice.end
+            },
+        );
+        for (answer, end) in ended {
+            written[answer.number] = Some((answer.ids, end));
+        }
+        round += 1;
+    }
+    written.into_iter().map(Option::unwrap).collect()
 }
 
 fn the_loop_writes_the_same_in_chunks_and_together_as_alone(on: &On) {
@@ -208,19 +225,22 @@ fn the_loop_writes_the_same_in_chunks_and_together_as_alone(on: &On) {
     let decoder = Decoder::new(&engine, None);
     let expected: Vec<_> = begin(&decoder)
         .into_iter()
-        .map(|sequence| write_all(&decoder, vec![sequence], usize::MAX).remove(0))
+        .map(|sequence| write_all(&decoder, vec![sequence], usize::MAX, |_, _| false).remove(0))
         .collect();
     for (ids, end) in &expected {
         assert_eq!((ids.len(), *end), (6, End::Length));
     }
     for chunk in [1, 4, usize::MAX] {
-        let together = write_all(&decoder, begin(&decoder), chunk);
+        let together = write_all(&decoder, begin(&decoder), chunk, |_, _| false);
         assert_eq!(together, expected, "chunks of {chunk}");
+        let skips = |round: usize, number: usize| (round + number).is_multiple_of(3);
+        let in_turns = write_all(&decoder, begin(&decoder), chunk, skips);
+        assert_eq!(in_turns, expected, "chunks of {chunk}, in turns");
     }
     // The third token of the first answer becomes the end token for all answers.
     let eos = expected[0].0[2];
     let decoder = Decoder::new(&engine, Some(eos));
-    let until_eos = write_all(&decoder, begin(&decoder), 4);
+    let until_eos = write_all(&decoder, begin(&decoder), 4, |_, _| false);
     for ((ids, end), (whole, _)) in until_eos.into_iter().zip(&expected) {
         let (len, reason) = match whole.iter().position(|&id| id == eos) {
             Some(at) => (at + 1, End::Eos),

@@ -11,13 +11,17 @@ impl From<Error> for Status {
         if error.class == Class::Internal {
             tracing::error!(error = error.chain(), "internal error answered to a client");
         }
-        match &error.field {
-            Some(field) => {
-                let details = ErrorDetails::with_bad_request_violation(field, &error.message);
-                Status::with_error_details(error.class.code(), error.message, details)
-            }
-            None => Status::new(error.class.code(), error.message),
+        let mut details = ErrorDetails::new();
+        if let Some(field) = &error.field {
+            details.add_bad_request_violation(field, &error.message);
         }
+        if let Some(time) = error.retry_after {
+            details.set_retry_info(Some(time));
+        }
+        if error.field.is_none() && error.retry_after.is_none() {
+            return Status::new(error.class.code(), error.message);
+        }
+        Status::with_error_details(error.class.code(), error.message, details)
     }
 }
 
@@ -29,6 +33,9 @@ impl From<Status> for Error {
             .map(|violation| violation.field);
         let mut error = Error::new(Class::from_code(status.code()), status.message());
         error.field = field;
+        error.retry_after = status
+            .get_details_retry_info()
+            .and_then(|retry| retry.retry_delay);
         error
     }
 }

@@ -168,6 +168,7 @@ fn usage(answer: &Answer, sampling: &Sampling) -> String {
         FinishReason::Eos => "",
         FinishReason::Stop => ", ended by a stop text",
         FinishReason::Length => ", cut at its longest",
+        FinishReason::Deadline => ", ended by its deadline",
         FinishReason::Unspecified => ", ended for no stated reason",
     };
     let finished = &answer.finished;

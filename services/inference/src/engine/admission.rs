@@ -4,16 +4,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use togi_model::Engine;
+use togi_model::{Engine, decode};
 use togi_tokens::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Span;
 
+use crate::engine::account::Account;
 use crate::engine::door::Door;
 use crate::engine::event::{self, Event, Events, Kind, Started};
 use crate::engine::load::Permit;
-use crate::engine::request::{Answerer, Request};
+use crate::engine::request::{Answerer, Caller, Request};
 use crate::engine::sequence::{self, Job};
+use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
 use crate::semconv;
 use crate::served_adapter::ServedAdapter;
@@ -29,8 +31,18 @@ pub(crate) struct Admission {
 /// A request with a permit for each of its answers.
 pub(crate) struct Admitted {
     pub(crate) request: Request,
+    caller: Caller,
     permits: Vec<Permit>,
     arrived: Instant,
+}
+
+impl Admitted {
+    /// Returns the time at which the request's time is over.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let times = [self.caller.timeout, self.request.max_time];
+        let least = times.into_iter().flatten().min()?;
+        self.arrived.checked_add(least)
+    }
 }
 
 impl Admission {
@@ -38,11 +50,18 @@ impl Admission {
     ///
     /// # Errors
     /// [`Error::Full`] when too few are left, [`Error::Stopping`] when the door is closed.
-    pub(crate) fn admit(&self, request: Request, arrived: Instant) -> Result<Admitted> {
-        let permits = (0..request.options.choices).map(|_| self.door.enter());
+    pub(crate) fn admit(
+        &self,
+        request: Request,
+        caller: Caller,
+        arrived: Instant,
+    ) -> Result<Admitted> {
+        let enter = |_| self.door.enter(&caller.client, request.priority);
+        let permits = (0..request.options.choices).map(enter);
         Ok(Admitted {
             permits: permits.collect::<Result<_>>()?,
             request,
+            caller,
             arrived,
         })
     }
@@ -50,20 +69,32 @@ impl Admission {
     /// Tokenizes the prompt and hands each answer's job to the engine; returns the answers' events.
     ///
     /// # Errors
-    /// [`Error::Field`] for a prompt without tokens or with too many, [`Error::Stopping`] when the
-    /// door is closed.
+    /// [`Error::Field`] for a prompt without tokens or with too many, [`Error::Full`] when the
+    /// prompts that wait have too many, [`Error::Stopping`] when the door is closed.
     pub(crate) async fn answer(
         &self,
         admitted: Admitted,
         adapter: Option<Arc<ServedAdapter>>,
     ) -> Result<Events> {
+        let deadline = admitted.deadline();
         let Admitted {
             request,
-            permits,
+            caller,
+            mut permits,
             arrived,
         } = admitted;
         let prompt: Arc<[u32]> = self.tokenize(&request).await?.into();
         let options = &request.options;
+        let longest = decode::max_len(prompt.len(), &options.sampling, self.engine.config());
+        let pages = self.door.pages("options.max_new_tokens", longest)?;
+        for permit in &mut permits {
+            self.door.wait(permit, prompt.len())?;
+        }
+        let account = Account {
+            client: caller.client,
+            adapter: adapter.as_deref().map(ServedAdapter::generation),
+            priority: request.priority,
+        };
         let capacity = sequence::max_events(prompt.len(), options, self.engine.config());
         let (events, answers) = mpsc::channel(capacity);
         let kind = Kind::Started(Started {
@@ -79,9 +110,15 @@ impl Admission {
                 options: options.of_choice(choice),
                 choice,
                 adapter: adapter.clone(),
-                arrived,
+                terms: Terms {
+                    permit,
+                    account: account.clone(),
+                    pages,
+                    arrived,
+                    deadline,
+                    passed_over: 0,
+                },
                 events: events.clone(),
-                permit,
                 span: self.span(&request, adapter.as_deref()),
             })?;
         }

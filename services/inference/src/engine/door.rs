@@ -1,43 +1,96 @@
-//! The door to the engine: a fixed number of permits, and the channel for jobs. A request gets a
-//! permit immediately or is refused, and holds it until its answer has ended, so that nothing grows
-//! without bound.
+//! The door to the engine: a fixed number of permits and of prompt tokens that wait, and the
+//! channel for jobs. A request gets a permit immediately or is refused, and holds it until its
+//! answer has ended, so that nothing grows without bound.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use parking_lot::Mutex;
-use togi_model::Engine;
+use togi_model::{Engine, PAGE};
 use tokio::sync::oneshot;
 
+use crate::engine::account::Account;
 use crate::engine::load::{Load, Permit};
 use crate::engine::probe::Probe;
+use crate::engine::request::Priority;
 use crate::engine::sequence::Job;
+use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
 use crate::served_adapter::ServedAdapter;
 
+/// One in this many places of the queue is kept for clients that have no request inside.
+const KEPT: usize = 4;
+/// The client of probes.
+const CLIENT: &str = "probe";
+
 /// Work for the engine's thread.
 pub(crate) enum Work {
-    /// An answer to write, among the others.
+    /// An answer to write.
     Answer(Box<Job>),
-    /// Logits to compute at once.
-    Probe(Probe),
+    /// A prompt to read.
+    Probe(Box<Probe>),
+}
+
+impl Work {
+    pub(crate) fn terms(&self) -> &Terms {
+        match self {
+            Self::Answer(job) => &job.terms,
+            Self::Probe(probe) => &probe.terms,
+        }
+    }
+
+    /// Returns the tokens of its prompt.
+    pub(crate) fn prompt(&self) -> usize {
+        match self {
+            Self::Answer(job) => job.prompt.len(),
+            Self::Probe(probe) => probe.prompt.len(),
+        }
+    }
+
+    /// Whether nobody waits for its end.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Answer(job) => job.is_abandoned(),
+            Self::Probe(probe) => probe.is_abandoned(),
+        }
+    }
+
+    /// Ends it with an error before it has begun.
+    pub(crate) fn fail(self, error: Error) {
+        match self {
+            Self::Answer(job) => job.fail(error),
+            Self::Probe(probe) => probe.fail(error),
+        }
+    }
+}
+
+/// How much may be inside.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Most answers that are active together.
+    pub(crate) max_active: usize,
+    /// Most requests that wait.
+    pub(crate) max_waiting: usize,
+    /// Most prompt tokens that wait.
+    pub(crate) max_waiting_tokens: usize,
+    /// Pages of all active answers together.
+    pub(crate) pages: usize,
 }
 
 /// Lets requests in.
 pub(crate) struct Door {
     load: Arc<Load>,
-    max_active: usize,
-    max_waiting: usize,
+    room: Room,
     // `None` once closed.
     work: Mutex<Option<Sender<Work>>>,
 }
 
 impl Door {
-    pub(crate) fn new(work: Sender<Work>, max_active: usize, max_waiting: usize) -> Self {
+    pub(crate) fn new(work: Sender<Work>, room: Room) -> Self {
         Self {
-            load: Arc::default(),
-            max_active,
-            max_waiting,
+            load: Arc::new(Load::new(room.pages)),
+            room,
             work: Mutex::new(Some(work)),
         }
     }
@@ -46,20 +99,61 @@ impl Door {
         &self.load
     }
 
-    /// Takes a permit.
+    /// Takes a permit. Batch requests may have half of all, so that they leave room to others, and
+    /// a part of the queue is kept for clients that have no request inside.
     ///
     /// # Errors
     /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
-    pub(crate) fn enter(&self) -> Result<Permit> {
+    pub(crate) fn enter(&self, client: &Arc<str>, priority: Priority) -> Result<Permit> {
         if self.work.lock().is_none() {
             return Err(Error::Stopping);
         }
-        self.load
-            .enter(self.max_active + self.max_waiting)
-            .ok_or(Error::Full {
-                active: self.max_active,
-                waiting: self.max_waiting,
-            })
+        let all = self.room.max_active + self.room.max_waiting;
+        let limit = match priority {
+            Priority::Interactive => all,
+            Priority::Batch => all.div_ceil(2),
+        };
+        let kept = self.room.max_waiting / KEPT;
+        let permit = self.load.enter(client, limit, kept);
+        permit.ok_or_else(|| self.full())
+    }
+
+    /// Counts a prompt among those that wait.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when they would have too many tokens.
+    pub(crate) fn wait(&self, permit: &mut Permit, prompt: usize) -> Result<()> {
+        if permit.wait(prompt, self.room.max_waiting_tokens) {
+            Ok(())
+        } else {
+            Err(self.full())
+        }
+    }
+
+    /// Returns the pages of a sequence of at most this many tokens.
+    ///
+    /// # Errors
+    /// [`Error::Field`] with the figures when it never fits.
+    pub(crate) fn pages(&self, field: &'static str, tokens: usize) -> Result<usize> {
+        let (needed, all) = (Engine::pages_of(tokens), self.room.pages);
+        if needed <= all {
+            return Ok(needed);
+        }
+        let reason = format!(
+            "prompt and answer of at most {tokens} tokens need {needed} pages of keys and values, \
+             and this replica has {all}, for {} tokens",
+            all * PAGE
+        );
+        Err(Error::field(field, reason))
+    }
+
+    fn full(&self) -> Error {
+        Error::Full {
+            active: self.load.active(),
+            waiting: self.load.waiting(),
+            waiting_tokens: self.load.waiting_tokens(),
+            retry_after: self.load.come_back(),
+        }
     }
 
     /// Hands a job to the engine.
@@ -71,11 +165,12 @@ impl Door {
     }
 
     /// Returns the logits after a prompt, from an engine on the thread's device that has the
-    /// adapter. A probe needs no permit, because only one runs at a time.
+    /// adapter. A probe is a batch request. It gets a permit also when none is left, because only
+    /// one runs at a time.
     ///
     /// # Errors
     /// [`Error::Stopping`] when the door is closed, [`Error::Network`] for a prompt that the
-    /// network cannot read.
+    /// network cannot read, [`Error::Field`] for one that never fits.
     pub(crate) async fn probe(
         &self,
         engine: Arc<Engine>,
@@ -83,12 +178,27 @@ impl Door {
         prompt: Vec<u32>,
     ) -> Result<Vec<f32>> {
         let (sender, logits) = oneshot::channel();
-        self.send(Work::Probe(Probe {
+        let client = CLIENT.into();
+        let permit = self.load.enter(&client, usize::MAX, 0);
+        let terms = Terms {
+            permit: permit.ok_or_else(|| self.full())?,
+            account: Account {
+                client,
+                adapter: Some(adapter.generation()),
+                priority: Priority::Batch,
+            },
+            pages: self.pages("prompt", prompt.len())?,
+            arrived: Instant::now(),
+            deadline: None,
+            passed_over: 0,
+        };
+        self.send(Work::Probe(Box::new(Probe {
             engine,
             adapter,
             prompt,
+            terms,
             logits: sender,
-        }))?;
+        })))?;
         logits.await.map_err(|_| Error::Stopping)?
     }
 

@@ -71,6 +71,8 @@ pub(crate) enum Reason {
     Stop,
     /// The answer has as many tokens as the request or the model allows.
     Length,
+    /// Its time was over.
+    Deadline,
 }
 
 impl Reason {
@@ -80,6 +82,7 @@ impl Reason {
             Self::Eos => "eos",
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::Deadline => "deadline",
         }
     }
 }

@@ -1,11 +1,33 @@
 //! A valid request: the answerer, the text of the prompt, the options. Only the prompt's length in
 //! tokens is not checked yet.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use togi_common::{AliasName, Generation};
 use togi_runtime::layout;
 
 use crate::engine::options::Options;
 use crate::error::Result;
+
+/// How urgent a request is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Priority {
+    /// Somebody waits for the answer.
+    #[default]
+    Interactive,
+    /// It may wait for all others.
+    Batch,
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// The name that requests are shared out by.
+    pub(crate) client: Arc<str>,
+    /// The time that the client waits, from the request's arrival.
+    pub(crate) timeout: Option<Duration>,
+}
 
 /// A valid request.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +38,9 @@ pub(crate) struct Request {
     /// The field of the prompt, for errors about it.
     pub(crate) prompt_field: &'static str,
     pub(crate) options: Options,
+    pub(crate) priority: Priority,
+    /// The longest time until the answer's end, from the request's arrival.
+    pub(crate) max_time: Option<Duration>,
 }
 
 /// The base or the adapter that answers.

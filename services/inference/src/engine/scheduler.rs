@@ -1,22 +1,47 @@
 //! Facts in, decision out: from the requests that wait and the answers that are active to the work
 //! of the next round. Pure: it knows neither tokens nor the network, and it keeps nothing.
 
-use crate::engine::load::Ticket;
+use std::collections::HashMap;
 
-/// One request, waiting or active.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Entry {
+use togi_model::decode;
+
+use crate::engine::account::Account;
+use crate::engine::load::Ticket;
+use crate::engine::request::Priority;
+
+/// A request that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waiting {
     pub(crate) ticket: Ticket,
-    /// Tokens of the prompt that the network has not read; 0 once the answer is being written.
+    pub(crate) account: Account,
+    /// What the account was served before this round, in tokens by cost.
+    pub(crate) served: u64,
+    /// Tokens of the prompt.
+    pub(crate) prompt: usize,
+    /// The pages of the prompt and its longest answer, which are reserved before it begins.
+    pub(crate) pages: usize,
+}
+
+/// An answer in progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Active {
+    pub(crate) ticket: Ticket,
+    /// Tokens that the network has read.
+    pub(crate) read: usize,
+    /// Tokens of the prompt that it has not read; 0 once the answer is being written.
     pub(crate) unread: usize,
+    /// Rounds without a share of them, while the prompt was read.
+    pub(crate) passed_over: usize,
+    /// The pages that are reserved for it.
+    pub(crate) pages: usize,
 }
 
 /// The requests inside the engine at the start of a round.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct State {
     /// In order of arrival.
-    pub(crate) waiting: Vec<Entry>,
-    pub(crate) active: Vec<Entry>,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) active: Vec<Active>,
 }
 
 /// Limits of a round.
@@ -24,14 +49,18 @@ pub(crate) struct State {
 pub(crate) struct Limits {
     /// Most answers that are active together.
     pub(crate) max_active: usize,
-    /// Most tokens of one prompt that a round reads.
+    /// Pages of all active answers together.
+    pub(crate) pages: usize,
+    /// Most tokens of one prompt that a round reads; at most `prompt_tokens`.
     pub(crate) prefill_chunk: usize,
+    /// Most tokens of all prompts that a round reads.
+    pub(crate) prompt_tokens: usize,
 }
 
 /// The work of one round: first the admissions, then one pass over all shares.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Round {
-    /// Requests that become active, and take part in this round.
+    /// Requests that become active, and may take part in this round.
     pub(crate) admit: Vec<Ticket>,
     /// Prompts of which a part is read.
     pub(crate) prefill: Vec<Share>,
@@ -48,36 +77,128 @@ pub(crate) struct Share {
 }
 
 impl Round {
-    /// Returns how many tokens of a request the pass reads; `None` if it has no share.
-    pub(crate) fn tokens(&self, ticket: Ticket) -> Option<usize> {
-        if self.decode.contains(&ticket) {
-            return Some(1);
-        }
-        let share = self.prefill.iter().find(|share| share.ticket == ticket);
-        share.map(|share| share.tokens)
+    /// Returns how many tokens of each request the pass reads; those without a share are missing.
+    pub(crate) fn tokens(&self) -> HashMap<Ticket, usize> {
+        let decode = self.decode.iter().map(|ticket| (*ticket, 1));
+        let prefill = self
+            .prefill
+            .iter()
+            .map(|share| (share.ticket, share.tokens));
+        decode.chain(prefill).collect()
     }
 }
 
-/// Plans a round. Requests are admitted in order of arrival. Every active answer has a share of
-/// every round, so none starves: a chunk of its prompt, or its next token.
+/// Plans a round. Every answer that is being written gets a token; prompts share what may be read
+/// of them.
 pub(crate) fn plan(state: &State, limits: &Limits) -> Round {
-    let free = limits.max_active.saturating_sub(state.active.len());
-    let admitted = || state.waiting.iter().take(free);
-    let mut round = Round {
-        admit: admitted().map(|entry| entry.ticket).collect(),
-        ..Round::default()
-    };
-    for entry in state.active.iter().chain(admitted()) {
-        if entry.unread == 0 {
-            round.decode.push(entry.ticket);
-        } else {
-            round.prefill.push(Share {
-                ticket: entry.ticket,
-                tokens: entry.unread.min(limits.prefill_chunk),
+    let admitted = admit(state, limits);
+    let begins = admitted.iter().map(|waiting| Active {
+        ticket: waiting.ticket,
+        read: 0,
+        unread: waiting.prompt,
+        passed_over: 0,
+        pages: waiting.pages,
+    });
+    let active: Vec<Active> = state.active.iter().copied().chain(begins).collect();
+    let writing = active.iter().filter(|active| active.unread == 0);
+    Round {
+        admit: admitted.iter().map(|waiting| waiting.ticket).collect(),
+        prefill: prefill(&active, limits),
+        decode: writing.map(|active| active.ticket).collect(),
+    }
+}
+
+/// Chooses the requests that begin: of the account that was served least the one that arrived
+/// first. One that has no pages yet holds up those after it, so that small ones do not starve it. A
+/// batch request begins after all interactive ones, and only in the first half of the places.
+fn admit<'a>(state: &'a State, limits: &Limits) -> Vec<&'a Waiting> {
+    let reserved: usize = state.active.iter().map(|active| active.pages).sum();
+    let mut pages = limits.pages.saturating_sub(reserved);
+    let mut active = state.active.len();
+    let mut accounts = Accounts::new(&state.waiting);
+    let mut admitted = Vec::new();
+    let mut left: Vec<usize> = (0..state.waiting.len()).collect();
+    for priority in [Priority::Interactive, Priority::Batch] {
+        loop {
+            let has_place = match priority {
+                Priority::Interactive => active < limits.max_active,
+                Priority::Batch => 2 * active < limits.max_active,
+            };
+            let of_priority =
+                |number: &&usize| state.waiting[**number].account.priority == priority;
+            let next = left
+                .iter()
+                .filter(of_priority)
+                // The first of equals.
+                .min_by_key(|number| accounts.served(**number));
+            let Some(&number) = next else { break };
+            let next = &state.waiting[number];
+            if !has_place || next.pages > pages {
+                return admitted;
+            }
+            pages -= next.pages;
+            active += 1;
+            accounts.charge(number, next.prompt as u64);
+            left.retain(|other| *other != number);
+            admitted.push(next);
+        }
+    }
+    admitted
+}
+
+/// What the accounts of the requests that wait were served, with the round's admissions.
+struct Accounts {
+    served: Vec<u64>,
+    /// The place in `served` of each request's account.
+    of: Vec<usize>,
+}
+
+impl Accounts {
+    fn new(waiting: &[Waiting]) -> Self {
+        let mut places = HashMap::new();
+        let mut served = Vec::new();
+        let of = waiting.iter().map(|waiting| {
+            *places.entry(&waiting.account).or_insert_with(|| {
+                served.push(waiting.served);
+                served.len() - 1
+            })
+        });
+        Self {
+            of: of.collect(),
+            served,
+        }
+    }
+
+    fn served(&self, request: usize) -> u64 {
+        self.served[self.of[request]]
+    }
+
+    fn charge(&mut self, request: usize, cost: u64) {
+        self.served[self.of[request]] += cost;
+    }
+}
+
+/// Shares the round's prompt tokens, by whole chunks: the shortest remainder first. Each round that
+/// passes a prompt over counts as a chunk less, so that it comes before every later one in the end.
+fn prefill(active: &[Active], limits: &Limits) -> Vec<Share> {
+    let mut reading: Vec<&Active> = active.iter().filter(|active| active.unread > 0).collect();
+    reading.sort_by_key(|active| {
+        let credit = active.passed_over.saturating_mul(limits.prefill_chunk);
+        active.unread as i128 - credit as i128
+    });
+    let mut left = limits.prompt_tokens;
+    let mut shares = Vec::new();
+    for active in reading {
+        let tokens = decode::chunk(active.read, active.unread, limits.prefill_chunk);
+        if tokens <= left {
+            left -= tokens;
+            shares.push(Share {
+                ticket: active.ticket,
+                tokens,
             });
         }
     }
-    round
+    shares
 }
 
 #[cfg(test)]
@@ -86,165 +207,394 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::account::{Ledger, OUTPUT_COST};
 
-    fn entries(entries: &[(u64, usize)]) -> Vec<Entry> {
-        let entry = |&(ticket, unread)| Entry {
-            ticket: Ticket::new(ticket),
+    const LIMITS: Limits = Limits {
+        max_active: 4,
+        pages: 100,
+        prefill_chunk: 128,
+        prompt_tokens: 256,
+    };
+
+    fn account(client: &str, priority: Priority) -> Account {
+        Account {
+            client: client.into(),
+            adapter: None,
+            priority,
+        }
+    }
+
+    fn waiting(number: u64, client: &str, served: u64, prompt: usize) -> Waiting {
+        Waiting {
+            ticket: Ticket::new(number),
+            account: account(client, Priority::Interactive),
+            served,
+            prompt,
+            pages: 1,
+        }
+    }
+
+    fn batch(number: u64) -> Waiting {
+        Waiting {
+            account: account("batch", Priority::Batch),
+            ..waiting(number, "batch", 0, 5)
+        }
+    }
+
+    fn active(number: u64, read: usize, unread: usize, passed_over: usize) -> Active {
+        Active {
+            ticket: Ticket::new(number),
+            read,
             unread,
-        };
-        entries.iter().map(entry).collect()
+            passed_over,
+            pages: 1,
+        }
+    }
+
+    fn admitted(state: &State, limits: &Limits) -> Vec<u64> {
+        let round = plan(state, limits);
+        round.admit.iter().map(|ticket| ticket.number()).collect()
     }
 
     #[test]
-    fn rounds_by_state() {
-        type Entries = &'static [(u64, usize)];
-        struct Case {
-            active: Entries,
-            waiting: Entries,
-            admit: &'static [u64],
-            prefill: Entries,
-            decode: &'static [u64],
-        }
-        let table = [
-            // Nothing to do.
-            Case {
-                active: &[],
-                waiting: &[],
-                admit: &[],
-                prefill: &[],
-                decode: &[],
-            },
-            // The longest-waiting are admitted, and begin at once.
-            Case {
-                active: &[(1, 0)],
-                waiting: &[(2, 5), (3, 300), (4, 7)],
-                admit: &[2, 3],
-                prefill: &[(2, 5), (3, 128)],
-                decode: &[1],
-            },
-            // No place is free.
-            Case {
-                active: &[(1, 0), (2, 1), (3, 129)],
-                waiting: &[(4, 7)],
-                admit: &[],
-                prefill: &[(2, 1), (3, 128)],
-                decode: &[1],
-            },
-            // A prompt of exactly one chunk.
-            Case {
-                active: &[(1, 128)],
-                waiting: &[],
-                admit: &[],
-                prefill: &[(1, 128)],
-                decode: &[],
-            },
+    fn the_least_served_account_is_admitted_first() {
+        let writing = |count: u64| (100..100 + count).map(|n| active(n, 9, 0, 0)).collect();
+        let table: [(Vec<Waiting>, u64, &[u64]); 7] = [
+            (vec![], 0, &[]),
+            // Of one account in order of arrival.
+            (
+                vec![waiting(2, "a", 7, 5), waiting(1, "a", 7, 5)],
+                0,
+                &[2, 1],
+            ),
+            (
+                vec![waiting(1, "a", 7, 5), waiting(2, "b", 6, 5)],
+                0,
+                &[2, 1],
+            ),
+            // An admission is charged at once.
+            (
+                vec![
+                    waiting(1, "a", 0, 50),
+                    waiting(2, "a", 0, 5),
+                    waiting(3, "b", 40, 5),
+                ],
+                1,
+                &[1, 3, 2],
+            ),
+            (vec![waiting(1, "a", 0, 5)], 4, &[]),
+            // Batch requests begin last, and in the first half of the places.
+            (vec![batch(1), waiting(2, "a", 9, 5), batch(3)], 0, &[2, 1]),
+            (vec![batch(1)], 2, &[]),
         ];
-        let limits = Limits {
-            max_active: 3,
-            prefill_chunk: 128,
-        };
-        let tickets = |numbers: &[u64]| numbers.iter().copied().map(Ticket::new).collect();
-        for case in table {
+        for (waiting, writes, expected) in table {
             let state = State {
-                waiting: entries(case.waiting),
-                active: entries(case.active),
+                waiting,
+                active: writing(writes),
             };
-            let share = |entry: Entry| Share {
-                ticket: entry.ticket,
-                tokens: entry.unread,
-            };
-            let expected = Round {
-                admit: tickets(case.admit),
-                prefill: entries(case.prefill).into_iter().map(share).collect(),
-                decode: tickets(case.decode),
-            };
-            assert_eq!(plan(&state, &limits), expected, "{state:?}");
+            assert_eq!(admitted(&state, &LIMITS), expected, "{state:?}");
         }
+        // A place alone is for both.
+        let state = State {
+            waiting: vec![batch(1)],
+            active: vec![],
+        };
+        let one = Limits {
+            max_active: 1,
+            ..LIMITS
+        };
+        assert_eq!(admitted(&state, &one), [1]);
     }
 
     #[test]
-    fn a_round_says_how_many_tokens_of_a_request_it_reads() {
+    fn one_that_has_no_pages_yet_holds_up_the_next() {
+        let wide = Waiting {
+            pages: 99,
+            ..waiting(1, "a", 0, 5)
+        };
         let state = State {
-            waiting: entries(&[(3, 9)]),
-            active: entries(&[(1, 0), (2, 200)]),
+            waiting: vec![wide, waiting(2, "b", 1, 5), batch(3)],
+            active: vec![Active {
+                pages: 2,
+                ..active(9, 9, 0, 0)
+            }],
         };
+        assert_eq!(admitted(&state, &LIMITS), [0_u64; 0]);
         let limits = Limits {
-            max_active: 2,
-            prefill_chunk: 128,
+            pages: 101,
+            ..LIMITS
         };
-        let round = plan(&state, &limits);
-        let tokens = [1, 2, 3].map(|number| round.tokens(Ticket::new(number)));
-        assert_eq!(tokens, [Some(1), Some(128), None]);
+        assert_eq!(admitted(&state, &limits), [1]);
+    }
+
+    #[test]
+    fn prompts_share_the_budget_by_whole_chunks() {
+        type Case = (Vec<Active>, &'static [(u64, usize)]);
+        let table: [Case; 6] = [
+            // One prompt reads a chunk, whatever is left.
+            (vec![active(1, 0, 300, 0)], &[(1, 128)]),
+            // The shortest remainder first.
+            (
+                vec![
+                    active(1, 0, 300, 0),
+                    active(2, 0, 200, 0),
+                    active(3, 128, 20, 0),
+                ],
+                &[(3, 20), (2, 128)],
+            ),
+            // A round that passed over counts as a chunk less.
+            (
+                vec![
+                    active(1, 0, 300, 2),
+                    active(2, 0, 200, 0),
+                    active(3, 0, 130, 0),
+                ],
+                &[(1, 128), (3, 128)],
+            ),
+            // What is left is for the next that fits.
+            (
+                vec![
+                    active(1, 0, 100, 0),
+                    active(2, 0, 120, 0),
+                    active(3, 0, 121, 9),
+                ],
+                &[(3, 121), (1, 100)],
+            ),
+            // Chunks end at multiples of the chunk.
+            (vec![active(1, 96, 300, 0)], &[(1, 32)]),
+            (vec![active(1, 0, 0, 0), active(2, 0, 1, 0)], &[(2, 1)]),
+        ];
+        for (active, expected) in table {
+            let state = State {
+                waiting: vec![],
+                active,
+            };
+            let round = plan(&state, &LIMITS);
+            let shares = round.prefill.iter();
+            let shares: Vec<_> = shares
+                .map(|share| (share.ticket.number(), share.tokens))
+                .collect();
+            assert_eq!(shares, expected, "{state:?}");
+        }
     }
 
     /// A request as the simulation sees it.
     #[derive(Debug, Clone)]
     struct Simulated {
-        entry: Entry,
+        waiting: Waiting,
+        active: Active,
         /// Tokens of the answer that are not written yet.
         unwritten: usize,
-        /// The last round in which it may still be active.
-        deadline: usize,
+    }
+
+    impl Simulated {
+        fn new(number: u64, account: Account, prompt: usize, answer: usize) -> Self {
+            let pages = (prompt + answer).div_ceil(32);
+            Self {
+                active: Active {
+                    pages,
+                    ..active(number, 0, prompt, 0)
+                },
+                waiting: Waiting {
+                    account,
+                    pages,
+                    ..waiting(number, "", 0, prompt)
+                },
+                unwritten: answer,
+            }
+        }
+    }
+
+    /// An engine that computes nothing.
+    struct Simulation {
+        limits: Limits,
+        ledger: Ledger,
+        waiting: Vec<Simulated>,
+        active: Vec<Simulated>,
+        /// Served tokens by cost, without what the ledger lifts.
+        served: HashMap<Account, u64>,
+    }
+
+    impl Simulation {
+        fn new(limits: Limits) -> Self {
+            Self {
+                limits,
+                ledger: Ledger::default(),
+                waiting: Vec::new(),
+                active: Vec::new(),
+                served: HashMap::new(),
+            }
+        }
+
+        fn arrive(&mut self, request: Simulated) {
+            let accounts = self.waiting.iter().map(|other| &other.waiting.account);
+            self.ledger.arrive(&request.waiting.account, accounts);
+            self.waiting.push(request);
+        }
+
+        fn charge(&mut self, account: &Account, cost: u64) {
+            self.ledger.charge(account, cost);
+            *self.served.entry(account.clone()).or_default() += cost;
+        }
+
+        /// Runs a round, and checks all that holds in each.
+        fn round(&mut self) -> std::result::Result<(), TestCaseError> {
+            for request in &mut self.waiting {
+                request.waiting.served = self.ledger.served(&request.waiting.account);
+            }
+            let state = State {
+                waiting: self.waiting.iter().map(|r| r.waiting.clone()).collect(),
+                active: self.active.iter().map(|r| r.active).collect(),
+            };
+            let round = plan(&state, &self.limits);
+            prop_assert_eq!(&plan(&state, &self.limits), &round);
+            for ticket in &round.admit {
+                let position = self
+                    .waiting
+                    .iter()
+                    .position(|r| r.waiting.ticket == *ticket);
+                let request = self.waiting.remove(position.expect("it waits"));
+                let account = request.waiting.account.clone();
+                if account.priority == Priority::Batch {
+                    prop_assert!(2 * self.active.len() < self.limits.max_active);
+                    let interactive =
+                        |r: &Simulated| r.waiting.account.priority == Priority::Interactive;
+                    prop_assert!(!self.waiting.iter().any(interactive));
+                }
+                self.charge(&account, request.active.unread as u64);
+                self.active.push(request);
+            }
+            prop_assert!(self.active.len() <= self.limits.max_active);
+            let pages: usize = self.active.iter().map(|r| r.active.pages).sum();
+            prop_assert!(pages <= self.limits.pages);
+            self.check_shares(&round)?;
+            let tokens = round.tokens();
+            let mut charges = Vec::new();
+            for request in &mut self.active {
+                let Some(tokens) = tokens.get(&request.active.ticket) else {
+                    request.active.passed_over += 1;
+                    continue;
+                };
+                request.active.read += tokens;
+                request.active.unread = request.active.unread.saturating_sub(*tokens);
+                // The pass that reads the last of the prompt draws the first token.
+                if request.active.unread == 0 {
+                    request.unwritten -= 1;
+                    charges.push(request.waiting.account.clone());
+                }
+            }
+            for account in charges {
+                self.charge(&account, OUTPUT_COST);
+            }
+            self.active.retain(|request| request.unwritten > 0);
+            Ok(())
+        }
+
+        fn check_shares(&self, round: &Round) -> std::result::Result<(), TestCaseError> {
+            let Limits {
+                prefill_chunk,
+                prompt_tokens,
+                max_active,
+                ..
+            } = self.limits;
+            let tokens = round.tokens();
+            prop_assert_eq!(tokens.len(), round.prefill.len() + round.decode.len());
+            let read: usize = round.prefill.iter().map(|share| share.tokens).sum();
+            prop_assert!(read <= prompt_tokens);
+            for Simulated { active, .. } in &self.active {
+                match (tokens.get(&active.ticket), active.unread) {
+                    (share, 0) => prop_assert_eq!(share, Some(&1)),
+                    (Some(share), unread) => {
+                        prop_assert_eq!(*share, decode::chunk(active.read, unread, prefill_chunk));
+                        let ends = active.read + share;
+                        prop_assert!(*share == unread || ends.is_multiple_of(prefill_chunk));
+                    }
+                    (None, _) => {
+                        prop_assert!(!round.prefill.is_empty());
+                        // Those that may come before it: all that were there, and all that began
+                        // before its turn.
+                        let chunks = 600_usize.div_ceil(prefill_chunk);
+                        let before = max_active * chunks * (1 + chunks);
+                        prop_assert!(active.passed_over <= before);
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+
+    fn limits() -> impl Strategy<Value = Limits> {
+        (1_usize..8, 20_usize..60, 1_usize..200, 0_usize..400).prop_map(
+            |(max_active, pages, prefill_chunk, more)| Limits {
+                max_active,
+                pages,
+                prefill_chunk,
+                prompt_tokens: prefill_chunk + more,
+            },
+        )
     }
 
     proptest! {
         #[test]
-        fn no_answer_starves_and_limits_hold(
-            requests in vec((0_usize..30, 1_usize..600, 1_usize..20), 1..20),
-            max_active in 1_usize..6,
-            prefill_chunk in 1_usize..200,
+        fn limits_hold_and_every_request_ends(
+            limits in limits(),
+            requests in vec((0_usize..30, 0..4, any::<bool>(), 1_usize..600, 1_usize..30), 1..40),
         ) {
-            let limits = Limits { max_active, prefill_chunk };
             let mut arrivals = requests.clone();
             arrivals.sort_by_key(|(round, ..)| *round);
-            let simulated = |(number, (_, unread, unwritten))| Simulated {
-                entry: Entry { ticket: Ticket::new(number), unread },
-                unwritten,
-                deadline: 0,
-            };
-            let rounds_of = |request: &Simulated| {
-                request.entry.unread.div_ceil(prefill_chunk) + request.unwritten - 1
-            };
-            let mut future: Vec<_> = (0..).zip(arrivals.clone()).collect();
-            let mut waiting: Vec<Simulated> = Vec::new();
-            let mut active: Vec<Simulated> = Vec::new();
-            let mut round_number = 0;
-            while !(future.is_empty() && waiting.is_empty() && active.is_empty()) {
-                while future.first().is_some_and(|(_, (round, ..))| *round <= round_number) {
-                    waiting.push(simulated(future.remove(0)));
+            let mut future = arrivals.into_iter().zip(0..).peekable();
+            let mut simulation = Simulation::new(limits);
+            for round in 0.. {
+                while let Some(((_, client, interactive, prompt, answer), number)) =
+                    future.next_if(|((at, ..), _)| *at <= round)
+                {
+                    let priority =
+                        if interactive { Priority::Interactive } else { Priority::Batch };
+                    let account = account(&format!("{client}"), priority);
+                    simulation.arrive(Simulated::new(number, account, prompt, answer));
                 }
-                let entries = |requests: &[Simulated]| requests.iter().map(|r| r.entry).collect();
-                let state = State { waiting: entries(&waiting), active: entries(&active) };
-                let round = plan(&state, &limits);
+                if future.peek().is_none()
+                    && simulation.waiting.is_empty()
+                    && simulation.active.is_empty()
+                {
+                    break;
+                }
+                simulation.round()?;
+                // Each round reads a chunk, writes a token or admits a request.
+                prop_assert!(round < 40 * 700);
+            }
+        }
 
-                // First come, first served, and no place stays free while a request waits.
-                let admitted = waiting.len().min(max_active - active.len());
-                let front: Vec<_> = waiting[..admitted].iter().map(|r| r.entry.ticket).collect();
-                prop_assert_eq!(&round.admit, &front);
-                for mut request in waiting.drain(..admitted) {
-                    request.deadline = round_number + rounds_of(&request);
-                    active.push(request);
-                }
-                prop_assert!(active.len() <= max_active);
-                prop_assert_eq!(round.prefill.len() + round.decode.len(), active.len());
-
-                for request in &mut active {
-                    prop_assert!(round_number < request.deadline);
-                    let Some(tokens) = round.tokens(request.entry.ticket) else {
-                        return Err(TestCaseError::fail("an active answer has no share"));
-                    };
-                    prop_assert!((1..=prefill_chunk).contains(&tokens));
-                    if request.entry.unread > 0 {
-                        prop_assert!(tokens <= request.entry.unread);
-                        request.entry.unread -= tokens;
+        #[test]
+        fn clients_that_always_wait_are_served_alike(
+            limits in limits(),
+            sizes in vec((1_usize..300, 1_usize..30), 1..20),
+            crowd in 1_usize..6,
+        ) {
+            let mut simulation = Simulation::new(limits);
+            let clients = ["few", "many"].map(|name| account(name, Priority::Interactive));
+            let mut size = sizes.iter().cycle();
+            let mut number = 0;
+            let longest = sizes.iter().map(|(_, answer)| *answer).max().unwrap_or_default();
+            let prompt = sizes.iter().map(|(prompt, _)| *prompt).max().unwrap_or_default();
+            let in_flight = OUTPUT_COST as usize * longest * limits.max_active;
+            let bound = 2 * (prompt + in_flight) as u64;
+            // More than a round admits, so that both wait at any time.
+            let queued = [1, crowd].map(|times| times * limits.max_active + 1);
+            for _ in 0..300 {
+                for (client, queued) in clients.iter().zip(queued) {
+                    let of_client = |r: &&Simulated| r.waiting.account == *client;
+                    while simulation.waiting.iter().filter(of_client).count() < queued {
+                        let (prompt, answer) = size.next().expect("a cycle");
+                        let one = Simulated::new(number, client.clone(), *prompt, *answer);
+                        simulation.arrive(one);
+                        number += 1;
                     }
-                    // The pass that reads the last of the prompt draws the first token.
-                    if request.entry.unread == 0 {
-                        request.unwritten -= 1;
-                    }
                 }
-                active.retain(|request| request.unwritten > 0);
-                round_number += 1;
+                simulation.round()?;
+                let served = |client| simulation.served.get(client).copied().unwrap_or_default();
+                let [few, many] = [served(&clients[0]), served(&clients[1])];
+                prop_assert!(few.abs_diff(many) <= bound, "{few} and {many}, bound {bound}");
             }
         }
     }

@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use togi_model::Config;
-use togi_model::decode::{self, Choice, Decoder, End, Share};
+use togi_model::decode::{self, Choice, Decoder, End, Member};
 use togi_tokens::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Span;
 
 use crate::engine::answer::Answer;
 use crate::engine::event::{Event, Finished, Kind, Piece, Reason};
-use crate::engine::load::{Permit, Ticket};
 use crate::engine::options::Options;
-use crate::engine::scheduler::Entry;
+use crate::engine::scheduler::Active;
 use crate::engine::stop_text::Scan;
+use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
+use crate::metrics::Tick;
 use crate::served_adapter::ServedAdapter;
 
 /// A request that is ready for the engine.
@@ -28,28 +29,14 @@ pub(crate) struct Job {
     pub(crate) choice: u32,
     /// `None` for the base alone.
     pub(crate) adapter: Option<Arc<ServedAdapter>>,
-    pub(crate) arrived: Instant,
+    pub(crate) terms: Terms,
     /// Has room for every event of the request, so that the engine never waits for a client.
     pub(crate) events: mpsc::Sender<Result<Event>>,
-    /// Given back when the answer has ended.
-    pub(crate) permit: Permit,
     /// The request's span.
     pub(crate) span: Span,
 }
 
 impl Job {
-    pub(crate) fn ticket(&self) -> Ticket {
-        self.permit.ticket()
-    }
-
-    /// Returns the facts for the scheduler while this waits.
-    pub(crate) fn entry(&self) -> Entry {
-        Entry {
-            ticket: self.ticket(),
-            unread: self.prompt.len(),
-        }
-    }
-
     /// Whether the client has gone away.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.events.is_closed()
@@ -70,6 +57,7 @@ pub(crate) struct Sequence {
     decoding: decode::Sequence,
     answer: Answer,
     first_token: Option<Instant>,
+    last_token: Option<Instant>,
 }
 
 impl Sequence {
@@ -77,7 +65,12 @@ impl Sequence {
     ///
     /// # Errors
     /// [`Error::Network`] for options that the sampler refuses.
-    pub(crate) fn new(job: Job, decoder: &Decoder<'_>, tokenizer: &Arc<Tokenizer>) -> Result<Self> {
+    pub(crate) fn new(
+        mut job: Job,
+        decoder: &Decoder<'_>,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Result<Self> {
+        job.terms.permit.begin();
         let served = job.adapter.as_deref();
         let adapter = served.map(|served| served.adapter().clone());
         Ok(Self {
@@ -86,20 +79,19 @@ impl Sequence {
                 .map_err(Error::Network)?,
             answer: Answer::new(tokenizer.decoder(), job.options.stop.clone()),
             first_token: None,
+            last_token: None,
             job,
         })
     }
 
-    pub(crate) fn ticket(&self) -> Ticket {
-        self.job.ticket()
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.job.terms
     }
 
     /// Returns the facts for the scheduler.
-    pub(crate) fn entry(&self) -> Entry {
-        Entry {
-            ticket: self.ticket(),
-            unread: self.decoding.unread(),
-        }
+    pub(crate) fn active(&self) -> Active {
+        let (read, unread) = (self.decoding.read(), self.decoding.unread());
+        self.job.terms.active(read, unread)
     }
 
     /// Whether the client has gone away.
@@ -107,17 +99,32 @@ impl Sequence {
         self.job.is_abandoned()
     }
 
-    /// Returns the sequence's share of a round: at most `tokens` of its prompt, or its last token.
-    pub(crate) fn share(&mut self, tokens: usize) -> Share<'_> {
-        Share {
-            sequence: &mut self.decoding,
-            tokens,
+    /// Takes its share of a round, and returns it; without one the round passes the prompt over.
+    pub(crate) fn take(&mut self, share: Option<&usize>) -> Option<usize> {
+        if share.is_none() {
+            self.job.terms.passed_over += 1;
         }
+        share.copied()
+    }
+
+    /// Notes that a token has come now. Returns the time since the last one, or for the first since
+    /// the request's arrival.
+    pub(crate) fn tick(&mut self) -> Tick {
+        let now = Instant::now();
+        self.first_token.get_or_insert(now);
+        match self.last_token.replace(now) {
+            None => Tick::First(now - self.job.terms.arrived),
+            Some(last) => Tick::Next(now - last),
+        }
+    }
+
+    /// Ends the answer where it is, because its time is over; text that is held back is left out.
+    pub(crate) fn give_up(&mut self) -> Finished {
+        self.finished(Reason::Deadline)
     }
 
     /// Takes the next token. Returns the end of the answer, or `None` if it goes on.
     pub(crate) fn advance(&mut self, choice: Choice) -> Option<Finished> {
-        self.first_token.get_or_insert_with(Instant::now);
         let Choice { id, logprobs, end } = choice;
         let mut scan = match end {
             // Its text is not a part of the answer.
@@ -175,9 +182,15 @@ impl Sequence {
             reason,
             prompt_tokens: self.job.prompt.len(),
             completion_tokens: self.decoding.generated(),
-            to_first_token: self.first_token.unwrap_or(now) - self.job.arrived,
-            total: now - self.job.arrived,
+            to_first_token: self.first_token.unwrap_or(now) - self.job.terms.arrived,
+            total: now - self.job.terms.arrived,
         }
+    }
+}
+
+impl Member for Sequence {
+    fn sequence(&mut self) -> &mut decode::Sequence {
+        &mut self.decoding
     }
 }
 

@@ -1,23 +1,27 @@
 //! The thread that owns the device: it receives work, plans a round, runs it and sends the events.
 //! A client that has gone away is noticed before the next round.
 
-use std::collections::VecDeque;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Instant;
 
 use togi_model::Engine;
-use togi_model::decode::Decoder;
+use togi_model::decode::{Decoder, Rounds};
 use togi_tokens::Tokenizer;
 
 use crate::base::Loaded;
 use crate::config::EngineConfig;
-use crate::engine::door::{Door, Work};
+use crate::engine::account::{Ledger, OUTPUT_COST};
+use crate::engine::door::{Door, Room, Work};
 use crate::engine::event::Finished;
 use crate::engine::load::Load;
+use crate::engine::probe::Reading;
 use crate::engine::scheduler::{self, Limits, Round, State};
-use crate::engine::sequence::{Job, Sequence};
-use crate::error::Error;
+use crate::engine::sequence::Sequence;
+use crate::engine::terms::Terms;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::semconv;
 
@@ -38,29 +42,60 @@ pub(crate) struct EngineThread {
 #[derive(Default)]
 struct Requests {
     /// In order of arrival.
-    waiting: VecDeque<Job>,
-    active: Vec<Sequence>,
+    waiting: Vec<Work>,
+    answers: Rounds<Sequence>,
+    probes: Vec<Reading>,
+    ledger: Ledger,
 }
 
 impl EngineThread {
     /// Makes the work of a thread over a base, and the door to it.
-    pub(crate) fn new(loaded: &Loaded, config: &EngineConfig, metrics: Metrics) -> (Door, Self) {
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there is no memory for a page of keys and values.
+    pub(crate) fn new(
+        loaded: &Loaded,
+        config: &EngineConfig,
+        metrics: Metrics,
+    ) -> Result<(Door, Self)> {
+        let device = loaded.device;
+        let bytes = config.cache_bytes_on(device);
+        let pages = loaded.engine.page_capacity(bytes).map_err(Error::Device)?;
+        if pages == 0 {
+            return Err(Error::Setting {
+                setting: "engine.cache_bytes".into(),
+                reason: format!("the memory for keys and values on {device} holds no page of them"),
+            });
+        }
+        let (max_active, prompt_tokens) = (
+            config.max_active_on(device).min(pages),
+            config.prompt_tokens_on(device),
+        );
+        tracing::info!(%device, pages, max_active, "room for answers");
         let (sender, work) = channel();
-        let door = Door::new(sender, config.max_active, config.max_waiting);
+        let room = Room {
+            max_active,
+            max_waiting: config.max_waiting,
+            max_waiting_tokens: config.max_waiting_tokens,
+            pages,
+        };
+        let door = Door::new(sender, room);
         let thread = Self {
             engine: loaded.engine.clone(),
             tokenizer: loaded.tokenizer.clone(),
             eos: loaded.eos.clone(),
             limits: Limits {
-                max_active: config.max_active,
-                prefill_chunk: config.prefill_chunk,
+                max_active,
+                pages,
+                prefill_chunk: config.prefill_chunk.min(prompt_tokens),
+                prompt_tokens,
             },
             work,
             load: door.load().clone(),
             abort: Arc::default(),
             metrics,
         };
-        (door, thread)
+        Ok((door, thread))
     }
 
     /// Works until the door is closed and every request inside has ended.
@@ -71,9 +106,12 @@ impl EngineThread {
             self.end_early(&mut requests);
             let round = scheduler::plan(&requests.state(), &self.limits);
             self.admit(&decoder, &round, &mut requests);
-            self.load.set_active(requests.active.len());
-            self.advance(&decoder, &round, &mut requests.active);
-            self.load.set_active(requests.active.len());
+            self.count(&requests);
+            self.load
+                .note_round(round.admit.len(), requests.waiting.len());
+            self.advance(&decoder, &round, &mut requests);
+            self.count(&requests);
+            requests.forget();
         }
     }
 
@@ -95,33 +133,70 @@ impl EngineThread {
         }
     }
 
-    /// Ends the requests whose client has gone away, and after the grace time all of them.
+    /// Ends the requests whose client has gone away or whose time is over, and after the grace time
+    /// all of them.
     fn end_early(&self, requests: &mut Requests) {
-        requests.waiting.retain(|job| !job.is_abandoned());
-        self.end_where(&mut requests.active, |sequence| {
-            sequence.is_abandoned().then_some(Err(End::Abandoned))
-        });
-        if self.abort.load(Ordering::Relaxed) {
-            for job in requests.waiting.drain(..) {
-                self.metrics.failed(&Error::Stopping);
-                job.fail(Error::Stopping);
+        let (now, stopping) = (Instant::now(), self.abort.load(Ordering::Relaxed));
+        let early = |is_abandoned: bool| {
+            if is_abandoned {
+                Some(End::Abandoned)
+            } else {
+                stopping.then_some(End::Failed(Error::Stopping))
             }
-            let stopping = |_: &mut Sequence| Some(Err(End::Failed(Error::Stopping)));
-            self.end_where(&mut requests.active, stopping);
+        };
+        for work in std::mem::take(&mut requests.waiting) {
+            let terms = work.terms();
+            let late = || {
+                let waited = now - terms.arrived;
+                terms
+                    .is_late(now)
+                    .then_some(End::Failed(Error::NotBegun(waited)))
+            };
+            match early(work.is_abandoned()).or_else(late) {
+                None => requests.waiting.push(work),
+                Some(End::Abandoned) => self.metrics.abandoned(),
+                Some(End::Failed(error)) => {
+                    self.metrics.failed(&error);
+                    work.fail(error);
+                }
+            }
         }
+        for reading in std::mem::take(&mut requests.probes) {
+            match early(reading.probe().is_abandoned()) {
+                None => requests.probes.push(reading),
+                Some(End::Abandoned) => {}
+                Some(End::Failed(error)) => reading.into_probe().fail(error),
+            }
+        }
+        let ended = requests.answers.end_where(|sequence| {
+            let late = sequence.terms().is_late(now);
+            let early = early(sequence.is_abandoned()).map(Err);
+            early.or_else(|| late.then(|| Ok(sequence.give_up())))
+        });
+        self.end(ended);
     }
 
     /// Makes the round's admissions active.
     fn admit(&self, decoder: &Decoder<'_>, round: &Round, requests: &mut Requests) {
         for ticket in &round.admit {
-            let is_admitted = |job: &Job| job.ticket() == *ticket;
-            let position = requests.waiting.iter().position(is_admitted);
-            let Some(job) = position.and_then(|position| requests.waiting.remove(position)) else {
+            let is_admitted = |work: &Work| work.terms().ticket() == *ticket;
+            let Some(position) = requests.waiting.iter().position(is_admitted) else {
                 continue;
+            };
+            let work = requests.waiting.remove(position);
+            let (terms, prompt) = (work.terms(), work.prompt() as u64);
+            self.metrics.begun(terms.arrived.elapsed());
+            requests.ledger.charge(&terms.account, prompt);
+            let job = match work {
+                Work::Probe(probe) => {
+                    requests.probes.push(probe.begin());
+                    continue;
+                }
+                Work::Answer(job) => *job,
             };
             let events = job.events.clone();
             match Sequence::new(job, decoder, &self.tokenizer) {
-                Ok(sequence) => requests.active.push(sequence),
+                Ok(sequence) => requests.answers.join(sequence),
                 Err(error) => {
                     self.metrics.failed(&error);
                     // The client may have gone away.
@@ -132,74 +207,105 @@ impl EngineThread {
     }
 
     /// Runs the round's pass and lets each sequence that took part in it advance.
-    fn advance(&self, decoder: &Decoder<'_>, round: &Round, active: &mut Vec<Sequence>) {
-        let mut shares = Vec::with_capacity(active.len());
-        for sequence in active.iter_mut() {
-            if let Some(tokens) = round.tokens(sequence.ticket()) {
-                shares.push(sequence.share(tokens));
-            }
+    fn advance(&self, decoder: &Decoder<'_>, round: &Round, requests: &mut Requests) {
+        let Requests {
+            answers,
+            probes,
+            ledger,
+            ..
+        } = requests;
+        let shares = round.tokens();
+        if !shares.is_empty() {
+            self.metrics.round(shares.len());
         }
-        let mut choices = decoder.run(&mut shares).into_iter();
-        self.end_where(active, |sequence| {
-            round.tokens(sequence.ticket())?;
-            let choice = match choices.next()? {
-                Ok(choice) => choice,
-                Err(error) => return Some(Err(End::Failed(Error::Network(error)))),
-            };
-            sequence.show_prompt();
-            sequence.advance(choice?).map(Ok)
-        });
+        let ended = answers.run(
+            decoder,
+            |sequence| {
+                let share = shares.get(&sequence.terms().ticket());
+                sequence.take(share)
+            },
+            |sequence, choice| {
+                let choice = match choice {
+                    Ok(choice) => choice,
+                    Err(error) => return Some(Err(End::Failed(Error::Network(error)))),
+                };
+                sequence.show_prompt();
+                let choice = choice?;
+                self.metrics.token(&sequence.tick());
+                ledger.charge(&sequence.terms().account, OUTPUT_COST);
+                sequence.advance(choice).map(Ok)
+            },
+        );
+        self.end(ended);
+        for reading in std::mem::take(probes) {
+            let share = shares.get(&reading.probe().terms.ticket());
+            probes.extend(reading.read(share));
+        }
     }
 
-    /// Takes out the sequences that have ended; the others keep their order.
-    fn end_where(
-        &self,
-        active: &mut Vec<Sequence>,
-        mut ended: impl FnMut(&mut Sequence) -> Option<Ended>,
-    ) {
-        for mut sequence in std::mem::take(active) {
-            match ended(&mut sequence) {
-                None => active.push(sequence),
-                Some(ended) => self.end(sequence, ended),
+    fn end(&self, ended: Vec<(Sequence, Ended)>) {
+        for (sequence, end) in ended {
+            match end {
+                Ok(finished) => {
+                    self.metrics.finished(&finished);
+                    record(sequence.span(), &finished);
+                    sequence.end(Ok(finished));
+                }
+                Err(End::Abandoned) => self.metrics.abandoned(),
+                Err(End::Failed(error)) => {
+                    self.metrics.failed(&error);
+                    sequence.end(Err(error));
+                }
             }
         }
     }
 
-    fn end(&self, sequence: Sequence, ended: Ended) {
-        match ended {
-            Ok(finished) => {
-                self.metrics.finished(&finished);
-                record(sequence.span(), &finished);
-                sequence.end(Ok(finished));
-            }
-            Err(End::Abandoned) => self.metrics.abandoned(),
-            Err(End::Failed(error)) => {
-                self.metrics.failed(&error);
-                sequence.end(Err(error));
-            }
-        }
+    /// Publishes how many requests are active, and their pages.
+    fn count(&self, requests: &Requests) {
+        let active = requests.active();
+        let pages = active.iter().map(|active| active.pages).sum();
+        self.load.set_active(active.len(), pages);
     }
 }
 
 impl Requests {
     fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.active.is_empty()
+        self.waiting.is_empty() && self.answers.members().is_empty() && self.probes.is_empty()
     }
 
-    /// Queues a job; runs a probe at once, between two rounds.
     fn take(&mut self, work: Work) {
-        match work {
-            Work::Answer(job) => self.waiting.push_back(*job),
-            Work::Probe(probe) => probe.run(),
-        }
+        let waiting = self.waiting.iter().map(|other| &other.terms().account);
+        self.ledger.arrive(&work.terms().account, waiting);
+        self.waiting.push(work);
     }
 
     /// Returns the facts that a round is planned from.
     fn state(&self) -> State {
+        let waiting = self.waiting.iter().map(|work| {
+            let terms = work.terms();
+            terms.waiting(work.prompt(), self.ledger.served(&terms.account))
+        });
         State {
-            waiting: self.waiting.iter().map(Job::entry).collect(),
-            active: self.active.iter().map(Sequence::entry).collect(),
+            waiting: waiting.collect(),
+            active: self.active(),
         }
+    }
+
+    fn active(&self) -> Vec<scheduler::Active> {
+        let answers = self.answers.members().iter().map(Sequence::active);
+        answers
+            .chain(self.probes.iter().map(Reading::active))
+            .collect()
+    }
+
+    /// Forgets the accounts that nothing depends on.
+    fn forget(&mut self) {
+        let waiting = self.waiting.iter().map(Work::terms);
+        let answers = self.answers.members().iter().map(Sequence::terms);
+        let probes = self.probes.iter().map(|reading| &reading.probe().terms);
+        let inside = waiting.chain(answers).chain(probes);
+        let inside: HashSet<_> = inside.map(|terms: &Terms| &terms.account).collect();
+        self.ledger.forget(&inside);
     }
 }
 

@@ -8,31 +8,54 @@ use crate::adapters::served::Shelf;
 use crate::engine::load::Load;
 use crate::semconv;
 
-/// Registers the gauges of active and waiting requests, and of adapters in memory and served.
+/// A gauge over the load: its name, its description and its value.
+type OverLoad = (&'static str, &'static str, fn(&Load) -> usize);
+
+const OVER_LOAD: [OverLoad; 5] = [
+    (
+        "togi.inference.active",
+        "Answers that progress now",
+        Load::active,
+    ),
+    (
+        "togi.inference.waiting",
+        "Requests that wait for one of the active to end",
+        Load::waiting,
+    ),
+    (
+        "togi.inference.waiting.prompt_tokens",
+        "Tokens of the prompts that wait",
+        Load::waiting_tokens,
+    ),
+    (
+        "togi.inference.pages.used",
+        "Pages of keys and values that are reserved for the active answers",
+        Load::pages_used,
+    ),
+    (
+        "togi.inference.pages.free",
+        "Pages of keys and values that are not reserved",
+        Load::pages_free,
+    ),
+];
+
+/// Registers the gauges of requests and pages, and of adapters in memory and served.
 pub(super) fn register(load: &Arc<Load>, shelf: &Arc<Shelf>, replica: &str) {
     let meter = togi_runtime::telemetry::meter();
     let replica = KeyValue::new(semconv::REPLICA, replica.to_owned());
-    // Weak: the meter outlives the replica.
-    let (weak, label) = (Arc::downgrade(load), replica.clone());
-    meter
-        .u64_observable_gauge("togi.inference.active")
-        .with_description("Answers that progress now")
-        .with_callback(move |observer| {
-            if let Some(load) = weak.upgrade() {
-                observer.observe(load.active() as u64, std::slice::from_ref(&label));
-            }
-        })
-        .build();
-    let (weak, label) = (Arc::downgrade(load), replica.clone());
-    meter
-        .u64_observable_gauge("togi.inference.waiting")
-        .with_description("Requests that wait for one of the active to end")
-        .with_callback(move |observer| {
-            if let Some(load) = weak.upgrade() {
-                observer.observe(load.waiting() as u64, std::slice::from_ref(&label));
-            }
-        })
-        .build();
+    for (name, what, value) in OVER_LOAD {
+        // Weak: the meter outlives the replica.
+        let (weak, label) = (Arc::downgrade(load), replica.clone());
+        meter
+            .u64_observable_gauge(name)
+            .with_description(what)
+            .with_callback(move |observer| {
+                if let Some(load) = weak.upgrade() {
+                    observer.observe(value(&load) as u64, std::slice::from_ref(&label));
+                }
+            })
+            .build();
+    }
     let (weak, label) = (Arc::downgrade(shelf), replica.clone());
     meter
         .u64_observable_gauge("togi.inference.adapters.resident")

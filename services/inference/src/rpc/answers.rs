@@ -58,6 +58,7 @@ fn finished(finished: &Finished) -> proto::Finished {
         Reason::Eos => proto::FinishReason::Eos,
         Reason::Stop => proto::FinishReason::Stop,
         Reason::Length => proto::FinishReason::Length,
+        Reason::Deadline => proto::FinishReason::Deadline,
     };
     proto::Finished {
         reason: reason.into(),

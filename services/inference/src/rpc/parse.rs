@@ -1,14 +1,14 @@
 //! From a `GenerateRequest` to a valid request: checked field by field, with the defaults filled
 //! in.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use togi_model::sampling;
 use togi_proto::inference::v1 as proto;
 use togi_tokens::prompt;
 
 use crate::engine::options::Options;
-use crate::engine::request::{Answerer, Request};
+use crate::engine::request::{Answerer, Priority, Request};
 use crate::error::{Error, Result};
 
 /// What a request may ask of a base.
@@ -30,6 +30,7 @@ pub(crate) fn request(request: proto::GenerateRequest, limits: Limits) -> Result
         vocab_size,
     } = limits;
     let answerer = Answerer::from_name(&request.adapter)?;
+    let (priority, max_time) = urgency(request.options.as_ref())?;
     let options = options(request.options).checked(vocab_size)?;
     let (prompt_field, prompt) = match request.prompt {
         None => {
@@ -59,7 +60,34 @@ pub(crate) fn request(request: proto::GenerateRequest, limits: Limits) -> Result
         prompt,
         prompt_field,
         options,
+        priority,
+        max_time,
     })
+}
+
+/// Reads how urgent a request is, and the longest time until its answer's end.
+fn urgency(options: Option<&proto::Options>) -> Result<(Priority, Option<Duration>)> {
+    let Some(options) = options else {
+        return Ok(Default::default());
+    };
+    let priority = match proto::Priority::try_from(options.priority) {
+        Ok(proto::Priority::Unspecified | proto::Priority::Interactive) => Priority::Interactive,
+        Ok(proto::Priority::Batch) => Priority::Batch,
+        Err(_) => {
+            let reason = format!("{} is no priority", options.priority);
+            return Err(Error::field("options.priority", reason));
+        }
+    };
+    let Some(seconds) = options.max_seconds else {
+        return Ok((priority, None));
+    };
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if !time.is_zero() => Ok((priority, Some(time))),
+        _ => {
+            let reason = format!("must be over 0 and finite, not {seconds}");
+            Err(Error::field("options.max_seconds", reason))
+        }
+    }
 }
 
 /// Fills in the defaults.
@@ -83,6 +111,8 @@ fn options(options: Option<proto::Options>) -> Options {
         logprobs,
         prompt_logprobs,
         n,
+        max_seconds: _,
+        priority: _,
     } = options.unwrap_or_default();
     let default = sampling::Options::default();
     let sampling = sampling::Options {
@@ -226,13 +256,46 @@ mod tests {
 
     #[test]
     fn a_wrong_option_is_refused_by_its_path() {
-        let wrong = proto::Options {
-            top_p: Some(2.0),
+        let wrong = |set: fn(&mut proto::Options)| {
+            let mut options = proto::Options::default();
+            set(&mut options);
+            options
+        };
+        let table = [
+            ("options.top_p", wrong(|o| o.top_p = Some(2.0))),
+            ("options.max_seconds", wrong(|o| o.max_seconds = Some(0.0))),
+            ("options.max_seconds", wrong(|o| o.max_seconds = Some(-1.0))),
+            (
+                "options.max_seconds",
+                wrong(|o| o.max_seconds = Some(f64::NAN)),
+            ),
+            ("options.priority", wrong(|o| o.priority = 9)),
+        ];
+        for (expected, options) in table {
+            match parse(instruction("問", ""), Some(options)) {
+                Err(Error::Field { field, .. }) => assert_eq!(field, expected),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_interactive_and_has_all_time_unless_it_says_otherwise() {
+        let plain = parse(instruction("問", ""), None).unwrap();
+        assert_eq!(
+            (plain.priority, plain.max_time),
+            (Priority::Interactive, None)
+        );
+        let options = proto::Options {
+            priority: proto::Priority::Batch.into(),
+            max_seconds: Some(1.5),
             ..Default::default()
         };
-        match parse(instruction("問", ""), Some(wrong)) {
-            Err(Error::Field { field, .. }) => assert_eq!(field, "options.top_p"),
-            other => panic!("{other:?}"),
-        }
+        let batch = parse(instruction("問", ""), Some(options)).unwrap();
+        let time = Duration::from_millis(1500);
+        assert_eq!(
+            (batch.priority, batch.max_time),
+            (Priority::Batch, Some(time))
+        );
     }
 }

@@ -13,9 +13,11 @@ use togi_runtime::rpc::server::Services;
 use tonic::{Request, Response, Status};
 
 use crate::adapters::served::{Refusal, Serving};
-use crate::error::Result;
+use crate::engine::request::Caller;
+use crate::error::{Error, Result};
 use crate::replica::Replica;
 use crate::rpc::answers::{self, Answers};
+use crate::rpc::caller;
 use crate::rpc::parse::{self, Limits};
 
 /// The service over a replica.
@@ -45,9 +47,9 @@ impl InferenceService for Service {
         request: Request<proto::GenerateRequest>,
     ) -> std::result::Result<Response<Answers>, Status> {
         let arrived = Instant::now();
-        Ok(Response::new(
-            self.answer(request.into_inner(), arrived).await?,
-        ))
+        let caller = caller::caller(&request)?;
+        let answers = self.answer(request.into_inner(), caller, arrived);
+        Ok(Response::new(answers.await?))
     }
 
     async fn list_adapters(
@@ -66,16 +68,26 @@ impl InferenceService for Service {
 }
 
 impl Service {
-    async fn answer(&self, request: proto::GenerateRequest, arrived: Instant) -> Result<Answers> {
+    async fn answer(
+        &self,
+        request: proto::GenerateRequest,
+        caller: Caller,
+        arrived: Instant,
+    ) -> Result<Answers> {
         let ready = self.replica.ready()?;
         let limits = Limits {
             max_prompt_bytes: self.replica.max_prompt_bytes(),
             vocab_size: ready.admission.engine.config().vocab_size,
         };
         let request = parse::request(request, limits)?;
-        let admitted = ready.admission.admit(request, arrived)?;
-        let answerer = &admitted.request.answerer;
-        let adapter = ready.adapters.resolve(answerer).await?;
+        let admitted = ready.admission.admit(request, caller, arrived)?;
+        let resolving = ready.adapters.resolve(&admitted.request.answerer);
+        let adapter = match admitted.deadline() {
+            None => resolving.await?,
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), resolving)
+                .await
+                .map_err(|_| Error::NotBegun(arrived.elapsed()))??,
+        };
         let events = ready.admission.answer(admitted, adapter).await?;
         Ok(answers::stream(events))
     }

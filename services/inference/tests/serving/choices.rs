@@ -51,7 +51,7 @@ async fn each_of_n_answers_is_that_of_its_seed_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn n_answers_take_n_places() {
     let mut setup = Setup::new(BaseKind::Table).await;
-    setup.config.engine.max_active = 2;
+    setup.config.engine.max_active = Some(2);
     setup.config.engine.max_waiting = 2;
     let system = setup.ready().await;
     let times = |n, max| {

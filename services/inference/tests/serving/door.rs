@@ -13,7 +13,7 @@ const LONG: u32 = TABLE_LONGEST as u32;
 
 async fn narrow(max_active: usize, max_waiting: usize) -> System {
     let mut setup = Setup::new(BaseKind::Table).await;
-    setup.config.engine.max_active = max_active;
+    setup.config.engine.max_active = Some(max_active);
     setup.config.engine.max_waiting = max_waiting;
     setup.ready().await
 }

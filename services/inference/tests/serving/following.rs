@@ -9,7 +9,8 @@ use togi_runtime::registry::revisions::BaseMismatch;
 use togi_testing::{wait_until, within};
 
 use crate::adapters::{promote, publish_good, roll_back};
-use crate::harness::{BaseKind, Setup, greedy, question};
+use crate::bases::TABLE_LONGEST;
+use crate::harness::{BaseKind, Setup, greedy, question, raw};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_starts_reaches_the_declared_set_and_follows_events() {
@@ -237,6 +238,13 @@ async fn loads_and_answers_are_counted() {
     for name in [
         "gen_ai_server_time_to_first_token_seconds_count",
         "gen_ai_server_time_per_output_token_seconds_count",
+        "togi_inference_time_between_tokens_seconds_count",
+        "togi_inference_time_in_queue_seconds_count",
+        "togi_inference_batch_size_count",
+        "togi_inference_waiting_prompt_tokens",
+        "togi_inference_pages_used",
+        "togi_inference_pages_free",
+        "togi_inference_adapters_resident",
         "togi_inference_tokens",
         "togi_inference_answers",
         "togi_inference_active",
@@ -247,5 +255,31 @@ async fn loads_and_answers_are_counted() {
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
+    system.stop().await.unwrap();
+    a_client_that_goes_away_while_it_waits_is_counted().await;
+}
+
+async fn a_client_that_goes_away_while_it_waits_is_counted() {
+    let mut setup = Setup::new(BaseKind::Table).await;
+    setup.config.engine.max_active = Some(1);
+    let system = setup.ready().await;
+    let request = || raw("", "か", greedy(TABLE_LONGEST as u32));
+    let mut running = system.open(request()).await.unwrap();
+    running.first_text().await;
+    let waits = system.open(request()).await.unwrap();
+    system.until_inside(1, 1).await;
+    let abandoned = || {
+        let text = togi_runtime::telemetry::metrics_text();
+        let mut lines = text.lines();
+        let line = lines.find(|line| {
+            line.starts_with("togi_inference_answers") && line.contains("\"abandoned\"")
+        });
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        value.map_or(0.0, |value| value.parse::<f64>().unwrap())
+    };
+    let before = abandoned();
+    drop(waits);
+    wait_until("it is counted", async || abandoned() > before).await;
+    drop(running);
     system.stop().await.unwrap();
 }

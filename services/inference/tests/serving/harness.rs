@@ -18,7 +18,7 @@ use togi_runtime::rpc::server::Services;
 use togi_runtime::{Bus, Context, Readiness, Stopper, Store, Tasks, rpc};
 use togi_testing::{NatsServer, wait_until, within};
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::bases;
 
@@ -210,6 +210,19 @@ impl System {
         ))
     }
 
+    /// Sends a request under a client's name.
+    pub async fn open_as(
+        &self,
+        client: &str,
+        request: GenerateRequest,
+    ) -> Result<OpenAnswer, Status> {
+        let mut request = Request::new(request);
+        let name = client.parse().unwrap();
+        request.metadata_mut().insert("togi-client", name);
+        let answer = self.client().await.generate(request).await?;
+        Ok(OpenAnswer::new(answer.into_inner()))
+    }
+
     pub async fn list(&self) -> ListAdaptersResponse {
         self.client()
             .await
@@ -240,6 +253,25 @@ impl System {
 
     pub fn waiting(&self) -> usize {
         self.replica.load().map_or(0, |load| load.waiting())
+    }
+
+    /// Waits until these numbers of requests are active and wait.
+    pub async fn until_inside(&self, active: usize, waiting: usize) {
+        let what = format!("{active} are active and {waiting} wait");
+        wait_until(&what, async || {
+            (self.active(), self.waiting()) == (active, waiting)
+        })
+        .await;
+    }
+
+    /// Waits until nothing is inside, and checks that nothing is left behind.
+    pub async fn until_empty(&self) {
+        self.until_inside(0, 0).await;
+        let load = self.replica.load().unwrap();
+        wait_until("no page is used", async || {
+            load.pages_used() + self.replica.cached_tokens() + load.waiting_tokens() == 0
+        })
+        .await;
     }
 
     /// Stops and returns the result that the process would end with.
@@ -286,7 +318,7 @@ impl Deref for OpenAnswer {
 }
 
 impl OpenAnswer {
-    fn new(stream: Streaming<GenerateResponse>) -> OpenAnswer {
+    pub fn new(stream: Streaming<GenerateResponse>) -> OpenAnswer {
         OpenAnswer {
             stream,
             part: Part::default(),

@@ -20,5 +20,6 @@ mod mismatch;
 mod options;
 mod refusing;
 mod scale;
+mod scheduling;
 mod swapping;
 mod vocabulary;

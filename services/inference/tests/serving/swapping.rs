@@ -60,7 +60,7 @@ async fn answers_during_swaps_are_entirely_the_one_or_the_other() {
 async fn an_answer_keeps_the_generation_that_it_started_with() {
     let mut setup = Setup::new(BaseKind::Random).await.with_nats().await;
     // The long answers wait for each other, so that the last has not begun when the alias moves.
-    setup.config.engine.max_active = 1;
+    setup.config.engine.max_active = Some(1);
     let folder = setup.base_folder();
     let a = publish_good(&setup.store, &folder, 1).await;
     let b = publish_good(&setup.store, &folder, 2).await;

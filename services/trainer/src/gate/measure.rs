@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use togi_base::checked::eos;
-use togi_model::decode::{self, Choice, End, Sequence, Share};
+use togi_model::decode::{self, Choice, End, Member, Rounds, Sequence};
 use togi_model::{Adapter, Batch, Engine, Lora, WindowLoss, sampling};
 use togi_tokens::{Decoder, Row, Tokenizer, prompt};
 
@@ -41,8 +41,8 @@ impl Measure<'_> {
     /// `together` of them share a pass.
     ///
     /// # Errors
-    /// The rows' and the engine's errors; [`Error::ThreadGone`] if the rows end early or the result
-    /// is no longer needed.
+    /// The rows' and the engine's errors; [`Error::RowsEnded`] if the rows end early;
+    /// [`Error::ClaimEnded`] if the result is no longer needed.
     pub(crate) fn losses(
         &self,
         rows: &mut impl Iterator<Item = Result<Row>>,
@@ -63,7 +63,7 @@ impl Measure<'_> {
                 batch.push(&row.input_ids, &row.labels, 0);
             }
             if batch.records() == 0 {
-                return Err(Error::ThreadGone);
+                return Err(Error::RowsEnded { missing: left });
             }
             left -= batch.records() as u64;
             new.add(self.engine.evaluate(Some(self.pair.new), &batch)?);
@@ -81,7 +81,7 @@ impl Measure<'_> {
     /// answers right.
     ///
     /// # Errors
-    /// [`Error::ThreadGone`] if the result is no longer needed; the engine's errors.
+    /// [`Error::ClaimEnded`] if the result is no longer needed; the engine's errors.
     pub(crate) fn answers(
         &self,
         tokenizer: &Tokenizer,
@@ -95,7 +95,7 @@ impl Measure<'_> {
                 let answers = self.write(&writer, some)?;
                 let pairs = some.iter().zip(&answers);
                 right += pairs
-                    .filter(|(question, answer)| is_right(&answer.text, &question.output))
+                    .filter(|(question, answer)| is_right(answer, &question.output))
                     .count() as u64;
             }
             Ok::<_, Error>(right)
@@ -106,39 +106,33 @@ impl Measure<'_> {
         })
     }
 
-    /// Writes all answers to their ends; each pass adds a token to each answer.
-    fn write(&self, writer: &Writer<'_>, questions: &[Question]) -> Result<Vec<Answer>> {
-        let answers = questions.iter().map(|question| writer.begin(question));
-        let mut answers: Vec<Answer> = answers.collect::<Result<_>>()?;
-        loop {
-            self.go_on()?;
-            let sequences = answers
-                .iter_mut()
-                .filter_map(|answer| answer.sequence.as_mut());
-            let mut shares: Vec<_> = sequences
-                .map(|sequence| Share {
-                    sequence,
-                    tokens: usize::MAX,
-                })
-                .collect();
-            if shares.is_empty() {
-                return Ok(answers);
-            }
-            let choices = writer.decoder.run(&mut shares);
-            let open = answers
-                .iter_mut()
-                .filter(|answer| answer.sequence.is_some());
-            for (answer, choice) in open.zip(choices) {
-                if let Some(choice) = choice? {
-                    answer.push(choice);
-                }
+    /// Writes all answers to their ends, and returns their texts.
+    fn write(&self, writer: &Writer<'_>, questions: &[Question]) -> Result<Vec<String>> {
+        let mut texts = vec![String::new(); questions.len()];
+        let mut rounds = Rounds::default();
+        for (number, question) in questions.iter().enumerate() {
+            if let Some(answer) = writer.begin(number, question)? {
+                rounds.join(answer);
             }
         }
+        while !rounds.members().is_empty() {
+            self.go_on()?;
+            let ended = rounds.run(
+                &writer.decoder,
+                |answer| Some(answer.sequence.chunk(decode::CHUNK)),
+                Answer::advance,
+            );
+            for (answer, end) in ended {
+                end?;
+                texts[answer.number] = answer.text;
+            }
+        }
+        Ok(texts)
     }
 
     fn go_on(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
-            Err(Error::ThreadGone)
+            Err(Error::ClaimEnded)
         } else {
             Ok(())
         }
@@ -176,38 +170,52 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Begins an answer, which stays empty if the prompt fills the model's maximum length.
-    fn begin(&self, question: &Question) -> Result<Answer> {
+    /// Begins the answer to a question; `None`, so that it stays empty, if the prompt fills the
+    /// model's maximum length.
+    fn begin(&self, number: usize, question: &Question) -> Result<Option<Answer>> {
         let prompt = prompt::generation(&question.instruction, &question.input);
         let ids = self.tokenizer.encode(&prompt);
-        let begin = || {
-            self.decoder
-                .begin(&ids, Some(self.adapter.clone()), &self.options)
-        };
-        Ok(Answer {
-            sequence: (ids.len() < self.max_positions).then(begin).transpose()?,
+        if ids.len() >= self.max_positions {
+            return Ok(None);
+        }
+        let adapter = Some(self.adapter.clone());
+        Ok(Some(Answer {
+            number,
+            sequence: self.decoder.begin(&ids, adapter, &self.options)?,
             decoder: self.tokenizer.decoder(),
             text: String::new(),
-        })
+        }))
     }
 }
 
 /// An answer in progress.
 struct Answer {
-    /// `None` once the answer has ended.
-    sequence: Option<Sequence>,
+    /// The place of its question.
+    number: usize,
+    sequence: Sequence,
     decoder: Decoder,
     text: String,
 }
 
 impl Answer {
-    fn push(&mut self, Choice { id, end, .. }: Choice) {
+    /// Takes the next token; returns the end of the answer, or its error.
+    fn advance(&mut self, choice: togi_model::Result<Option<Choice>>) -> Option<Result<()>> {
+        let Choice { id, end, .. } = match choice {
+            Ok(choice) => choice?,
+            Err(error) => return Some(Err(error.into())),
+        };
         if end != Some(End::Eos) {
             self.text.push_str(&self.decoder.push(id));
         }
-        if end.is_some() {
+        end.map(|_| {
             self.text.push_str(&self.decoder.finish());
-            self.sequence = None;
-        }
+            Ok(())
+        })
+    }
+}
+
+impl Member for Answer {
+    fn sequence(&mut self) -> &mut Sequence {
+        &mut self.sequence
     }
 }

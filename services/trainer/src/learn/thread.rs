@@ -91,12 +91,13 @@ impl TrainingThread {
     /// Waits for the thread's result. Updates that nobody has taken are dropped.
     ///
     /// # Errors
-    /// [`Error::ThreadGone`] if the thread panicked or was joined before.
+    /// [`Error::Panicked`] if the thread panicked; [`Error::StoppedEarly`] if it was joined
+    /// before.
     pub(crate) async fn join(&mut self) -> Result<Trained> {
         let thread = self.ending()?;
         let joined = spawn_blocking(move || thread.join()).await;
-        let joined = joined.map_err(|_| Error::ThreadGone)?;
-        joined.map_err(|_| Error::ThreadGone)
+        let joined = joined.map_err(|_| Error::Panicked)?;
+        joined.map_err(|_| Error::Panicked)
     }
 
     /// Like [`TrainingThread::join`], but blocks. Must not be called from async code.
@@ -104,12 +105,12 @@ impl TrainingThread {
     /// # Errors
     /// As [`TrainingThread::join`].
     pub(crate) fn blocking_join(&mut self) -> Result<Trained> {
-        self.ending()?.join().map_err(|_| Error::ThreadGone)
+        self.ending()?.join().map_err(|_| Error::Panicked)
     }
 
     /// Closes the channel, so that the loop never waits for a reader that has left.
     fn ending(&mut self) -> Result<JoinHandle<Trained>> {
         self.updates.close();
-        self.thread.take().ok_or(Error::ThreadGone)
+        self.thread.take().ok_or(Error::StoppedEarly)
     }
 }

@@ -38,7 +38,7 @@ impl Candidate<'_> {
     /// Returns the gate's decision and publishes its event, on every call.
     ///
     /// # Errors
-    /// The errors of the rows, the engine and the store; [`Error::ThreadGone`] if the claim ended
+    /// The errors of the rows, the engine and the store; [`Error::ClaimEnded`] if the claim ended
     /// first. An adapter that does not pass is not an error.
     pub(crate) async fn evaluate(&self) -> Result<Evaluation> {
         let (store, lease) = (&self.parts.store, &self.claim.lease);
@@ -234,14 +234,14 @@ impl Work {
             measured = &mut measuring => Some(measured),
         };
         if let Some(measured) = measured {
-            return measured.map_err(|_| Error::ThreadGone)?;
+            return measured.map_err(|_| Error::Panicked)?;
         }
         stop.store(true, Ordering::Relaxed);
         // A thread that waits for a row receives `None` and ends.
         drop(readers);
         // The result is no longer needed.
         let _ = measuring.await;
-        Err(Error::ThreadGone)
+        Err(Error::ClaimEnded)
     }
 
     fn measure(

@@ -135,7 +135,7 @@ impl Run {
         match trained {
             // All steps were done before the stop, so nothing is handed back.
             Ok(true) if end == End::Stopped => end = End::Done,
-            Ok(false) if end == End::Done => return Err(Error::ThreadGone),
+            Ok(false) if end == End::Done => return Err(Error::StoppedEarly),
             Ok(_) => {}
             Err(error) => {
                 self.last_lines(lease).await?;
