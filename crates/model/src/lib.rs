@@ -36,6 +36,7 @@ mod mapped;
 mod network;
 mod ops;
 mod random;
+mod simd;
 mod target;
 mod world;
 
