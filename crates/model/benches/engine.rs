@@ -1,15 +1,18 @@
 //! Training and decoding speed on a random base of the demo's shape, and the kernels that are not
 //! products.
 
+use std::cell::LazyCell;
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::sampling::{Options, Sampler};
 use togi_model::{
-    Activation, Base, Batch, Config, Dropout, Engine, Lora, LoraConfig, Phase, Segment, Target,
-    Training, World, base,
+    Activation, Adapter, Base, Batch, Cache, Config, Dropout, Engine, Float, Lora, LoraConfig,
+    Phase, Precision, Segment, Target, Training, Weight, World, base,
 };
 
 fn config() -> Config {
@@ -37,6 +40,37 @@ fn engine() -> Engine {
     let dir = tempfile::tempdir().expect("a temporary folder");
     base::write_random(dir.path(), &config(), 1).expect("a written base");
     Engine::new(Arc::new(Base::load(dir.path()).expect("a loaded base"))).expect("an engine")
+}
+
+/// Two layers of rinna-3.6b's widths. The vocabulary is so small that the head has the share of a
+/// pass that it has in 36 layers.
+fn rinna_layers() -> Config {
+    Config {
+        vocab_size: 1792,
+        hidden_size: 2816,
+        num_hidden_layers: 2,
+        num_attention_heads: 22,
+        intermediate_size: 11_264,
+        ..config()
+    }
+}
+
+/// An engine over random values.
+fn random_engine(config: Config, precision: Precision) -> Engine {
+    let base = Base::made(config, precision, |name, shape| {
+        let mut bits = 1_u32;
+        let mut uniform = || {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (bits >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let values = (0..shape.iter().product()).map(|_| 0.03 * uniform());
+        let is_linear = Target::ALL
+            .iter()
+            .any(|target| name.ends_with(&format!("{}.weight", target.path())));
+        let form = if is_linear { precision } else { Precision::F32 };
+        Weight::new(name, values.collect(), shape, Float::Bf16, form)
+    });
+    Engine::new(Arc::new(base.expect("a base"))).expect("an engine")
 }
 
 /// Eight records of 60 tokens, of which the last 12 are learned, as with `learn = "answer"`.
@@ -99,8 +133,7 @@ fn train(c: &mut Criterion) {
     group.finish();
 }
 
-fn decode(c: &mut Criterion) {
-    let engine = engine();
+fn adapter(engine: &Engine) -> Adapter {
     let settings = LoraConfig {
         rank: 8,
         alpha: 32.0,
@@ -108,7 +141,12 @@ fn decode(c: &mut Criterion) {
         targets: vec![Target::QueryKeyValue],
     };
     let lora = Lora::init(engine.config(), &settings, 1).expect("an adapter");
-    let adapter = engine.adapter(&lora).expect("a loaded adapter");
+    engine.adapter(&lora).expect("a loaded adapter")
+}
+
+fn decode(c: &mut Criterion) {
+    let engine = engine();
+    let adapter = adapter(&engine);
     let prompt: Vec<u32> = (0..40).collect();
     let options = Options {
         seed: 1,
@@ -159,5 +197,73 @@ fn decode(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, train, decode);
+/// The time in which `count` sequences write `tokens` tokens each, after prompts of 40 tokens.
+fn write_answers(engine: &Engine, adapter: &Adapter, count: usize, tokens: Range<u32>) -> Duration {
+    let prompt: Vec<u32> = (0..40).collect();
+    let mut caches: Vec<Cache> = (0..count).map(|_| engine.cache()).collect();
+    let pass = |caches: &mut [Cache], ids: &[u32], phase| {
+        let segments = caches.iter_mut().map(|cache| Segment {
+            cache,
+            ids,
+            adapter: Some(adapter),
+            phase,
+        });
+        let logits = engine.decode_batch(&mut segments.collect::<Vec<_>>());
+        black_box(logits.expect("logits"));
+    };
+    pass(&mut caches, &prompt, Phase::Prefill);
+    let started = Instant::now();
+    for id in tokens {
+        pass(&mut caches, &[id], Phase::Decode);
+    }
+    started.elapsed()
+}
+
+/// Answers alone and eight at once, without their prompts.
+fn answers(c: &mut Criterion) {
+    for (name, config, precision, tokens) in [
+        ("the demo's base", config(), Precision::F32, 64),
+        (
+            "2 layers of rinna-3.6b, int8",
+            rinna_layers(),
+            Precision::Int8,
+            4,
+        ),
+        (
+            "2 layers of rinna-3.6b, nf4",
+            rinna_layers(),
+            Precision::Nf4,
+            4,
+        ),
+        (
+            "2 layers of rinna-3.6b, bf16",
+            rinna_layers(),
+            Precision::Bf16,
+            4,
+        ),
+    ] {
+        // Made when it is measured, because a filter may leave it out.
+        let made = LazyCell::new(|| {
+            let engine = random_engine(config, precision);
+            let adapter = adapter(&engine);
+            (engine, adapter)
+        });
+        let mut group = c.benchmark_group("answers");
+        group.sample_size(10);
+        for count in [1, 8] {
+            group.throughput(Throughput::Elements(u64::from(tokens) * count as u64));
+            group.bench_function(format!("{name}, {count} at once"), |b| {
+                let (engine, adapter) = &*made;
+                b.iter_custom(|times| {
+                    (0..times)
+                        .map(|_| write_answers(engine, adapter, count, 0..tokens))
+                        .sum()
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, train, decode, answers);
 criterion_main!(benches);

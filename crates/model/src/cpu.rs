@@ -6,6 +6,7 @@
 //! summed in the same order with any number of threads.
 
 mod attention;
+mod by_rows;
 mod decoding;
 mod frozen;
 mod kernels;
@@ -23,7 +24,6 @@ use crate::dropout::{Mask, MaskRow};
 use crate::error::Result;
 use crate::ops::{Affine, Norm, Ops, Slot, Span};
 use crate::weight::Weight;
-use frozen::Outliers;
 pub(crate) use storage::read;
 use storage::{columns, matrix, write};
 
@@ -93,7 +93,7 @@ impl Ops for Cpu {
     }
 
     fn frozen_linear(&self, x: &Tensor, w: &Affine<Self>, plus: Option<&Tensor>) -> Result<Tensor> {
-        frozen_linear(x, w, plus, Outliers::OfAllRows)
+        plus_matrix(frozen::linear(x, &w.weight, w.bias.as_ref())?, plus)
     }
 
     fn lora_a(
@@ -141,14 +141,8 @@ impl Ops for Cpu {
     }
 }
 
-/// `x wᵀ + bias + plus`
-fn frozen_linear(
-    x: &Tensor,
-    w: &Affine<Cpu>,
-    plus: Option<&Tensor>,
-    outliers: Outliers,
-) -> Result<Tensor> {
-    let y = frozen::linear(x, &w.weight, w.bias.as_ref(), outliers)?;
+/// `y + plus`, in place.
+fn plus_matrix(y: Tensor, plus: Option<&Tensor>) -> Result<Tensor> {
     if let Some(plus) = plus {
         add_scaled(&y, 0, plus, 1.0)?;
     }

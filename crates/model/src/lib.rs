@@ -37,6 +37,7 @@ mod mapped;
 mod network;
 mod ops;
 mod random;
+mod simd;
 mod target;
 mod world;
 

@@ -4,15 +4,14 @@ use candle_core::Tensor;
 use parking_lot::Mutex;
 use rayon::prelude::*;
 
-use super::frozen::Outliers;
 use super::storage::{columns, read, write};
-use super::{Cpu, attention, frozen_linear, kernels, products, rows};
+use super::{Cpu, add_scaled, attention, by_rows, frozen, kernels, plus_matrix, rows};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::logprobs::RowScore;
 use crate::network::factors::Factors;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
-use crate::ops::{Affine, Heads, Norm, Ops};
+use crate::ops::{Affine, Heads, Norm, Ops, Span};
 use crate::target::Target;
 
 /// Pages of keys and values, each of all layers.
@@ -76,7 +75,7 @@ impl Decode for Cpu {
     }
 
     fn linear_by_rows(&self, _: Phase, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-        products::linear(x, w, None)
+        by_rows::tensor_linear(&read(x)?, w, None)
     }
 
     fn frozen_linear_by_rows(
@@ -86,7 +85,8 @@ impl Decode for Cpu {
         w: &Affine<Self>,
         plus: Option<&Tensor>,
     ) -> Result<Tensor> {
-        frozen_linear(x, w, plus, Outliers::OfEachRow)
+        let y = frozen::linear_by_rows(x, &w.weight, w.bias.as_ref())?;
+        plus_matrix(y, plus)
     }
 
     fn normed_linear_by_rows(
@@ -97,7 +97,7 @@ impl Decode for Cpu {
         activation: Option<Activation>,
     ) -> Result<(Tensor, Tensor)> {
         let normed = self.layer_norm(x, norm)?;
-        let y = frozen_linear(&normed, w, None, Outliers::OfEachRow)?;
+        let y = frozen::linear_by_rows(&normed, &w.weight, w.bias.as_ref())?;
         if let Some(kind) = activation {
             self.activate(&y, kind)?;
         }
@@ -115,7 +115,25 @@ impl Decode for Cpu {
         x: &Tensor,
         y: &Tensor,
     ) -> Result<()> {
-        layout.sequences.add_lora(self, place, x, y)
+        let (columns, x) = (columns(x), read(x)?);
+        let sequences = layout.sequences;
+        let shares = sequences.spans.iter().zip(&sequences.adapters);
+        let shares: Vec<(&Span, Option<&Factors<Tensor>>)> =
+            shares.map(|(span, adapter)| (span, *adapter)).collect();
+        // Neighbours with the same adapter are one product.
+        for shares in shares.chunk_by(|(_, a), (_, b)| same(*a, *b)) {
+            let factor = shares[0]
+                .1
+                .and_then(|adapter| adapter.get(place.0, place.1));
+            let Some(factor) = factor else { continue };
+            let first = shares[0].0.start;
+            let rows: usize = shares.iter().map(|(span, _)| span.len).sum();
+            let x = &x[first * columns..(first + rows) * columns];
+            let shrunk = by_rows::tensor_linear(x, &factor.a, None)?;
+            let product = by_rows::tensor_linear(&read(&shrunk)?, &factor.b, None)?;
+            add_scaled(y, first, &product, factor.scale)?;
+        }
+        Ok(())
     }
 
     fn activate(&self, x: &Tensor, kind: Activation) -> Result<()> {
@@ -137,4 +155,9 @@ impl Decode for Cpu {
         let mut pages = pages.lock();
         attention::paged(qkv, heads, sequences, &mut pages, shape, layer)
     }
+}
+
+/// Whether two sequences have one adapter, or both the base alone.
+fn same(a: Option<&Factors<Tensor>>, b: Option<&Factors<Tensor>>) -> bool {
+    a.map(std::ptr::from_ref) == b.map(std::ptr::from_ref)
 }

@@ -3,6 +3,8 @@
 
 use candle_core::Tensor;
 
+use super::by_rows::{self, Weights};
+use super::kernels::tiles::{self, Part};
 use super::products::{self, FEW_ROWS};
 use super::storage::{matrix, read};
 use super::{kernels, rows};
@@ -13,33 +15,14 @@ use crate::quant::int8::{Activations, HIGHEST};
 use crate::quant::rows::{Rounding, Rows};
 use crate::weight::Weight;
 
-/// Rows of activations whose codes fit into a core's cache while it reads the weights.
-const ROWS_IN_CACHE: usize = 32;
+/// Inputs of a part of a sum of codes: those of a tile fit into a core's first cache.
+const CODES_DEPTH: usize = 2048;
 
-/// The rows whose outliers leave a column of a product by 8-bit integers to floats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outliers {
-    /// An outlier in any row takes the column out of all rows, as in bitsandbytes.
-    OfAllRows,
-    /// Each row has its own outlier columns, so that no row depends on another.
-    OfEachRow,
-}
-
-/// `x wᵀ + bias`
-pub(super) fn linear(
-    x: &Tensor,
-    w: &Weight,
-    bias: Option<&Tensor>,
-    outliers: Outliers,
-) -> Result<Tensor> {
+/// `x wᵀ + bias` of training: any row may change another.
+pub(super) fn linear(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
     if let Weight::Int8(w) = w {
         let bias = bias.map(read).transpose()?;
-        let (x, bias) = (read(x)?, bias.as_deref());
-        let y = match outliers {
-            Outliers::OfAllRows => w.linear(&x, bias),
-            Outliers::OfEachRow => w.linear_by_rows(&x, bias),
-        };
-        return matrix(y, w.shape()[0]);
+        return matrix(w.linear(&read(x)?, bias.as_deref()), w.shape()[0]);
     }
     let w = match w.rows() {
         Ok(rows) => rows,
@@ -51,6 +34,18 @@ pub(super) fn linear(
         return matrix(few_rows(&read(x)?, w, bias.as_deref()), outputs);
     }
     products::linear(x, &matrix(w.all(Rounding::None), inputs)?, bias)
+}
+
+/// `x wᵀ + bias` of decoding: no row depends on another.
+pub(super) fn linear_by_rows(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let bias = bias.map(read).transpose()?;
+    let (x, bias) = (read(x)?, bias.as_deref());
+    let y = match (w, w.rows()) {
+        (Weight::Int8(w), _) => w.linear_by_rows(&x, bias),
+        (_, Ok(packed)) => by_rows::linear(&x, Weights::Packed(packed), bias, packed.size()),
+        (_, Err(tensor)) => return by_rows::tensor_linear(&x, tensor, bias),
+    };
+    matrix(y, w.shape()[0])
 }
 
 /// `dy w`
@@ -65,7 +60,7 @@ fn few_rows(x: &[f32], w: &dyn Rows, bias: Option<&[f32]>) -> Vec<f32> {
     rows::by_columns((count, outputs), inputs, bias, |first, columns| {
         let mut scratch = vec![0.0; inputs];
         for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
-            w.row_into(output, &mut scratch, Rounding::None);
+            w.part_into((output, 0), &mut scratch, Rounding::None);
             kernels::run(kernels::Dots {
                 out,
                 x,
@@ -85,17 +80,15 @@ impl Int8 {
     #[must_use]
     pub fn linear(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let [outputs, inputs] = self.shape();
-        let Activations {
-            quantized,
-            outliers,
-        } = Activations::quantize(x, inputs);
+        let activations = Activations::quantize(x, inputs);
+        let outliers = &activations.outliers;
         let count = x.len() / inputs;
-        let kept = columns_of(x, inputs, &outliers);
+        let kept = columns_of(x, inputs, outliers);
         rows::by_columns((count, outputs), inputs, None, |first, columns| {
-            self.products_of_codes(&quantized, bias, first, columns);
+            self.products_of_codes(&activations, bias, first, columns);
             if !outliers.is_empty() {
                 for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
-                    self.add_outliers(output, out, &kept, &outliers);
+                    self.add_outliers(output, out, &kept, outliers);
                 }
             }
         })
@@ -106,19 +99,21 @@ impl Int8 {
     pub(super) fn linear_by_rows(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let [outputs, inputs] = self.shape();
         let count = x.len() / inputs;
-        let (quantized, outliers) = Activations::quantize_by_rows(x, inputs);
+        let (activations, outliers) = quantize_by_rows(x, inputs);
         let kept: Vec<Vec<f32>> = x
             .chunks_exact(inputs)
             .zip(&outliers)
             .map(|(row, outliers)| columns_of(row, inputs, outliers))
             .collect();
+        let rows_with_any: Vec<usize> = (0..count)
+            .filter(|&row| !outliers[row].is_empty())
+            .collect();
         rows::by_columns((count, outputs), inputs, None, |first, columns| {
-            self.products_of_codes(&quantized, bias, first, columns);
-            for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
-                for ((out, kept), outliers) in out.chunks_mut(1).zip(&kept).zip(&outliers) {
-                    if !outliers.is_empty() {
-                        self.add_outliers(output, out, kept, outliers);
-                    }
+            self.products_of_codes(&activations, bias, first, columns);
+            for &row in &rows_with_any {
+                for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
+                    let out = &mut out[row..=row];
+                    self.add_outliers(output, out, &kept[row], &outliers[row]);
                 }
             }
         })
@@ -127,35 +122,77 @@ impl Int8 {
     /// The products of codes, scaled, plus the bias: all rows of each output from `first` on.
     fn products_of_codes(
         &self,
-        quantized: &Self,
+        x: &Activations,
         bias: Option<&[f32]>,
         first: usize,
         columns: &mut [f32],
     ) {
-        let count = quantized.shape()[0];
-        for block in (0..count).step_by(ROWS_IN_CACHE) {
-            for (output, out) in (first..).zip(columns.chunks_exact_mut(count)) {
-                let bias = bias.map_or(0.0, |bias| bias[output]);
-                for (row, out) in (block..).zip(out[block..].iter_mut().take(ROWS_IN_CACHE)) {
-                    let sum = kernels::dot_codes(quantized.row(row), self.row(output)) as f32;
-                    let scaled = sum * quantized.absmax()[row] * self.absmax()[output];
-                    *out = through_fp16(through_fp16(scaled / (HIGHEST * HIGHEST)) + bias);
-                }
+        let (inputs, rows) = (self.shape()[1], x.absmax.len());
+        let block_outputs = by_rows::block_outputs(rows);
+        let mut sums = vec![0; block_outputs * rows];
+        for (number, out) in columns.chunks_mut(block_outputs * rows).enumerate() {
+            let first = first + number * block_outputs;
+            let sums = &mut sums[..out.len()];
+            sums.fill(0);
+            for at in (0..inputs).step_by(CODES_DEPTH) {
+                tiles::add_products_of_codes(Part {
+                    out: &mut *sums,
+                    rows,
+                    x: &x.codes[at..],
+                    x_width: inputs,
+                    w: &self.codes()[first * inputs + at..],
+                    w_width: inputs,
+                    depth: CODES_DEPTH.min(inputs - at),
+                });
             }
+            kernels::simd(
+                #[inline(always)]
+                || {
+                    let outputs = out.chunks_exact_mut(rows).zip(sums.chunks_exact(rows));
+                    for (output, (out, sums)) in (first..).zip(outputs) {
+                        let bias = bias.map_or(0.0, |bias| bias[output]);
+                        let absmax = self.absmax()[output];
+                        for ((out, &sum), scale) in out.iter_mut().zip(sums).zip(&x.absmax) {
+                            let scaled = sum as f32 * scale * absmax / (HIGHEST * HIGHEST);
+                            *out = through_fp16(through_fp16(scaled) + bias);
+                        }
+                    }
+                },
+            );
         }
     }
 
     /// Adds the products of one output's weights with the outlier values, `kept`, to every row.
     fn add_outliers(&self, output: usize, out: &mut [f32], kept: &[f32], outliers: &[usize]) {
         let (codes, unit) = (self.row(output), self.unit(output));
-        let weights = outliers
-            .iter()
-            .map(|&column| f32::from(codes[column]) * unit);
-        let weights: Vec<f32> = weights.collect();
         for (out, x) in out.iter_mut().zip(kept.chunks_exact(outliers.len())) {
-            *out += x.iter().zip(&weights).map(|(x, w)| x * w).sum::<f32>();
+            let products = x.iter().zip(outliers);
+            let products = products.map(|(x, &column)| x * (f32::from(codes[column]) * unit));
+            *out += products.sum::<f32>();
         }
     }
+}
+
+/// [`Activations::quantize`] for each row separately: the codes of all rows, and each row's outlier
+/// columns.
+fn quantize_by_rows(x: &[f32], inputs: usize) -> (Activations, Vec<Vec<usize>>) {
+    let mut all = Activations {
+        codes: Vec::with_capacity(x.len()),
+        absmax: Vec::new(),
+        outliers: Vec::new(),
+    };
+    let mut outliers = Vec::new();
+    for row in rows::map(x, inputs, |row| {
+        kernels::simd(
+            #[inline(always)]
+            || Activations::quantize(row, inputs),
+        )
+    }) {
+        all.codes.extend(row.codes);
+        all.absmax.extend(row.absmax);
+        outliers.push(row.outliers);
+    }
+    (all, outliers)
 }
 
 /// The values of some columns: (rows, columns).
@@ -166,6 +203,7 @@ fn columns_of(x: &[f32], inputs: usize, columns: &[usize]) -> Vec<f32> {
 }
 
 /// The nearest fp16, or the value itself where that would be infinite.
+#[inline(always)]
 fn through_fp16(value: f32) -> f32 {
     let rounded = Float::Fp16.round(value);
     if rounded.is_finite() { rounded } else { value }

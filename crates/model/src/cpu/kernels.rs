@@ -4,25 +4,17 @@
 //! the same kind of machine.
 
 mod functions;
+pub(super) mod tiles;
 
 use pulp::{Simd, WithSimd};
 
 use crate::activation::Activation;
+pub(super) use crate::simd::run;
 pub(super) use functions::{dot_in, exp, highest, sum};
-
-/// Runs an operation compiled for AVX2 where the machine has it.
-#[inline(always)]
-pub(super) fn run<Op: WithSimd>(op: Op) -> Op::Output {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(v3) = pulp::x86::V3::try_new() {
-        return Simd::vectorize(v3, op);
-    }
-    Simd::vectorize(pulp::Scalar, op)
-}
 
 /// [`run`] for a closure.
 #[inline(always)]
-fn simd<R>(f: impl FnOnce() -> R) -> R {
+pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
     run(f)
 }
 
@@ -90,19 +82,6 @@ impl WithSimd for Dots<'_> {
             }
         }
     }
-}
-
-/// `a · b` of codes, for up to 2^17 of them.
-pub(super) fn dot_codes(a: &[i8], b: &[i8]) -> i32 {
-    simd(
-        #[inline(always)]
-        || {
-            // Nothing wraps, and checked arithmetic would not be vectorized.
-            let product = |(&a, &b): (&i8, &i8)| i32::from(i16::from(a).wrapping_mul(b.into()));
-            let pairs = a.iter().zip(b);
-            pairs.fold(0, |sum: i32, pair| sum.wrapping_add(product(pair)))
-        },
-    )
 }
 
 /// Mean and reciprocal standard deviation.

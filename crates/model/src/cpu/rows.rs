@@ -10,6 +10,9 @@ const ALONE: usize = 1 << 13;
 /// The most multiplications of a few-row product for which one thread is faster than many.
 const ALONE_PRODUCT: usize = 1 << 18;
 
+/// Outputs that tiles of any shape divide.
+const WHOLE_TILES: usize = 24;
+
 fn rows_at_once(rows: usize) -> usize {
     rows.div_ceil(4 * rayon::current_num_threads()).max(1)
 }
@@ -32,6 +35,18 @@ pub(super) fn each(values: &mut [f32], columns: usize, f: impl Fn(usize, &mut [f
                 f(chunk * at_once + row, values);
             }
         });
+}
+
+/// `f(row)` of each row.
+pub(super) fn map<T: Send>(
+    values: &[f32],
+    columns: usize,
+    f: impl Fn(&[f32]) -> T + Sync + Send,
+) -> Vec<T> {
+    if values.len() <= ALONE {
+        return values.chunks_exact(columns).map(f).collect();
+    }
+    values.par_chunks_exact(columns).map(f).collect()
 }
 
 /// Calls `f(row, a, b)` for each row of two matrices with these widths.
@@ -97,7 +112,7 @@ pub(super) fn by_columns(
     if rows * depth * outputs <= ALONE_PRODUCT {
         fill(0, &mut columns);
     } else {
-        let at_once = rows_at_once(outputs);
+        let at_once = rows_at_once(outputs).next_multiple_of(WHOLE_TILES);
         columns
             .par_chunks_mut(at_once * rows)
             .enumerate()

@@ -2,6 +2,7 @@
 //! each row.
 
 use super::rows::{Rounding, Rows, absmax};
+use crate::simd;
 
 /// The largest value of the type.
 pub const HIGHEST: f32 = 448.0;
@@ -72,35 +73,30 @@ impl Rows for Fp8 {
         self.shape()
     }
 
-    fn row_into(&self, row: usize, out: &mut [f32], _: Rounding) {
+    fn part_into(&self, (row, column): (usize, usize), out: &mut [f32], _: Rounding) {
         let scale = self.scales[row];
-        let codes = &self.codes[row * self.columns..][..self.columns];
-        for (value, &code) in out.iter_mut().zip(codes) {
-            *value = VALUES[usize::from(code)] * scale;
-        }
+        let codes = &self.codes[row * self.columns + column..];
+        simd::run(
+            #[inline(always)]
+            || {
+                for (out, &code) in out.iter_mut().zip(codes) {
+                    *out = value(code) * scale;
+                }
+            },
+        );
     }
 }
 
-/// The values of all codes. The two NaN codes are never written; they read as 0.
-static VALUES: [f32; 256] = {
-    let mut values = [0.0; 256];
-    let mut code = 0;
-    while code < 256 {
-        let (exponent, fraction) = ((code >> 3) & 15, code & 7);
-        // The step is 2⁻⁹ at first, and doubles with each exponent.
-        let units = if exponent == 0 {
-            fraction as u64
-        } else {
-            (8 + fraction as u64) << (exponent - 1)
-        };
-        let magnitude = units as f32 / 512.0;
-        if code & 127 != 127 {
-            values[code] = if code < 128 { magnitude } else { -magnitude };
-        }
-        code += 1;
-    }
-    values
-};
+/// The value of a code. The two NaN codes are never written; they read as 0.
+#[inline(always)]
+fn value(code: u8) -> f32 {
+    // The biases of the exponents differ by 120. The product is exact, for subnormal values too.
+    let shift = f32::from_bits((127 + 120) << 23);
+    let bits = u32::from(code);
+    let magnitude = if bits & 127 == 127 { 0 } else { bits & 127 };
+    let magnitude = f32::from_bits(magnitude << 20) * shift;
+    f32::from_bits(magnitude.to_bits() | (bits & 128) << 24)
+}
 
 /// The code of the nearest value; ties go to the even code, and larger values get the largest.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -119,14 +115,35 @@ fn code(value: f32) -> u8 {
 mod tests {
     use super::*;
 
+    /// The values of all codes, from their definition.
+    static VALUES: [f32; 256] = {
+        let mut values = [0.0; 256];
+        let mut code = 0;
+        while code < 256 {
+            let (exponent, fraction) = ((code >> 3) & 15, code & 7);
+            // The step is 2⁻⁹ at first, and doubles with each exponent.
+            let units = if exponent == 0 {
+                fraction as u64
+            } else {
+                (8 + fraction as u64) << (exponent - 1)
+            };
+            let magnitude = units as f32 / 512.0;
+            if code & 127 != 127 {
+                values[code] = if code < 128 { magnitude } else { -magnitude };
+            }
+            code += 1;
+        }
+        values
+    };
+
     #[test]
     fn every_value_has_its_own_code() {
         for number in 0..=255_u8 {
+            assert_eq!(value(number), VALUES[usize::from(number)]);
             if number & 127 == 127 {
                 continue;
             }
-            let value = VALUES[usize::from(number)];
-            assert_eq!(code(value), number, "{value}");
+            assert_eq!(code(value(number)), number, "{number}");
         }
         assert_eq!(VALUES[0x7e], 448.0);
         assert_eq!(VALUES[1], 2_f32.powi(-9));

@@ -101,75 +101,57 @@ impl Rows for Int8 {
         self.shape()
     }
 
-    fn row_into(&self, row: usize, out: &mut [f32], _: Rounding) {
+    fn part_into(&self, (row, column): (usize, usize), out: &mut [f32], _: Rounding) {
         let unit = self.unit(row);
-        for (value, &code) in out.iter_mut().zip(self.row(row)) {
+        for (value, &code) in out.iter_mut().zip(&self.row(row)[column..]) {
             *value = f32::from(code) * unit;
         }
     }
 }
 
-/// A pass's activations: codes with zeros in the outlier columns, and these columns.
+/// Rows of activations in codes.
 pub(crate) struct Activations {
-    pub(crate) quantized: Int8,
+    /// (rows, columns), as wide as a product's instructions want them; 0 in outlier columns.
+    pub(crate) codes: Vec<i16>,
+    /// The largest magnitude of each row, outliers aside.
+    pub(crate) absmax: Vec<f32>,
+    /// The outlier columns of all rows.
     pub(crate) outliers: Vec<usize>,
 }
 
 impl Activations {
     /// Quantizes rows through fp16. A row's scale ignores outlier values, but not the other values
     /// in outlier columns.
+    #[inline(always)]
     pub(crate) fn quantize(x: &[f32], columns: usize) -> Self {
-        let x = through_fp16(x);
-        let is_outlier = |value: f32| value.abs() >= THRESHOLD;
+        let mut kept = through_fp16(x);
         let mut flags = vec![false; columns];
-        for row in x.chunks_exact(columns) {
-            for (flag, &value) in flags.iter_mut().zip(row) {
-                *flag |= is_outlier(value);
+        for row in kept.chunks_exact_mut(columns) {
+            for (flag, value) in flags.iter_mut().zip(row) {
+                let is_outlier = value.abs() >= THRESHOLD;
+                *flag |= is_outlier;
+                *value = if is_outlier { 0.0 } else { *value };
             }
         }
         let outliers: Vec<usize> = (0..columns).filter(|&column| flags[column]).collect();
         let (mut codes, mut scales) = (Vec::with_capacity(x.len()), Vec::new());
-        for row in x.chunks_exact(columns) {
-            let kept: Vec<f32> = row
-                .iter()
-                .map(|&value| if is_outlier(value) { 0.0 } else { value })
-                .collect();
-            let largest = absmax(&kept);
+        for row in kept.chunks_exact(columns) {
+            let largest = absmax(row);
             let factor = HIGHEST / largest;
             let start = codes.len();
-            codes.extend(kept.iter().map(|value| code(value * factor)));
+            codes.extend(row.iter().map(|value| i16::from(code(value * factor))));
             outliers.iter().for_each(|column| codes[start + column] = 0);
             scales.push(largest);
         }
         Self {
-            quantized: Int8 {
-                columns,
-                codes,
-                absmax: scales,
-            },
+            codes,
+            absmax: scales,
             outliers,
         }
     }
-
-    /// [`Activations::quantize`] for each row separately: the codes of all rows, and each row's
-    /// outlier columns.
-    pub(crate) fn quantize_by_rows(x: &[f32], columns: usize) -> (Int8, Vec<Vec<usize>>) {
-        let mut all = Int8 {
-            columns,
-            codes: Vec::with_capacity(x.len()),
-            absmax: Vec::new(),
-        };
-        let mut outliers = Vec::new();
-        for row in x.chunks_exact(columns) {
-            let row = Self::quantize(row, columns);
-            all.codes.extend(row.quantized.codes);
-            all.absmax.extend(row.quantized.absmax);
-            outliers.push(row.outliers);
-        }
-        (all, outliers)
-    }
 }
 
+#[inline(always)]
 fn through_fp16(values: &[f32]) -> Vec<f32> {
     values
         .iter()
@@ -179,6 +161,7 @@ fn through_fp16(values: &[f32]) -> Vec<f32> {
 
 /// The nearest code; ties go to the even one. NaN, as in a row of zeros, becomes 0.
 #[allow(clippy::cast_possible_truncation)]
+#[inline(always)]
 fn code(scaled: f32) -> i8 {
     scaled.round_ties_even() as i8
 }

@@ -1,6 +1,9 @@
 //! NF4: blocks of 64 values with a scale, and 16 levels, which are quantiles of the normal
 //! distribution (QLoRA, arXiv:2305.14314).
 
+#[cfg(target_arch = "x86_64")]
+use pulp::x86::V3;
+
 use super::rows::{Rounding, Rows, absmax, check_len};
 use super::scales::{self, Nested, Scales};
 use crate::error::Result;
@@ -127,19 +130,49 @@ impl Nf4 {
     /// Writes the values from the `start`-th on, rounded to a type. A forward in f32 uses
     /// [`Float::F32`]: the values are not rounded then.
     pub fn expand(&self, start: usize, out: &mut [f32], float: Float) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(v3) = V3::try_new() {
+            return v3.vectorize(
+                #[inline(always)]
+                || {
+                    self.expand_with(start, out, float, |packed, out, levels| {
+                        fill_eights(v3, packed, out, levels)
+                    })
+                },
+            );
+        }
+        self.expand_with(start, out, float, |_, _, _| 0);
+    }
+
+    /// [`Nf4::expand`], where `fill` writes as many values as it can of those that begin with a
+    /// byte, and returns their count, which is even.
+    #[inline(always)]
+    fn expand_with(
+        &self,
+        start: usize,
+        out: &mut [f32],
+        float: Float,
+        fill: impl Fn(&[u8], &mut [f32], &[f32; 16]) -> usize,
+    ) {
         let (mut at, mut rest) = (start, out);
         while !rest.is_empty() {
             let block = at / BLOCK;
             let (values, after) = rest.split_at_mut(rest.len().min((block + 1) * BLOCK - at));
             let scale = self.scales.get(block);
             let levels = LEVELS.map(|level| float.round(level * scale));
-            self.fill(at, values, &levels);
+            let filled = if at % 2 == 0 {
+                fill(&self.packed[at / 2..], values, &levels)
+            } else {
+                0
+            };
+            self.fill(at + filled, &mut values[filled..], &levels);
             at += values.len();
             rest = after;
         }
     }
 
     /// Writes the levels of the codes from the `at`-th on.
+    #[inline(always)]
     fn fill(&self, at: usize, out: &mut [f32], levels: &[f32; 16]) {
         let level = |code: u8| levels[usize::from(code & 0xf)];
         let (odd, out) = out.split_at_mut(at % 2);
@@ -162,13 +195,33 @@ impl Rows for Nf4 {
         self.shape()
     }
 
-    fn row_into(&self, row: usize, out: &mut [f32], rounding: Rounding) {
+    fn part_into(&self, (row, column): (usize, usize), out: &mut [f32], rounding: Rounding) {
         let float = match rounding {
             Rounding::None => Float::F32,
             Rounding::AsQuantized => self.float,
         };
-        self.expand(row * self.columns, out, float);
+        self.expand(row * self.columns + column, out, float);
     }
+}
+
+/// Writes the levels of packed codes, eight at a time; returns their count.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn fill_eights(simd: V3, packed: &[u8], out: &mut [f32], levels: &[f32; 16]) -> usize {
+    let [low, high]: [[f32; 8]; 2] = pulp::cast(*levels);
+    let (low, high) = (pulp::cast(low), pulp::cast(high));
+    // A byte's first code is in its high half.
+    let places = pulp::cast([4_u32, 0, 12, 8, 20, 16, 28, 24]);
+    let eights = out.as_chunks_mut::<8>().0;
+    for (out, &packed) in eights.iter_mut().zip(packed.as_chunks::<4>().0) {
+        let codes = simd.shr_dyn_u32x8(simd.splat_u32x8(u32::from_le_bytes(packed)), places);
+        // A permutation looks at three bits of each place, and a choice at the sign.
+        let (index, fourth) = (pulp::cast(codes), simd.shl_const_u32x8::<28>(codes));
+        let low = simd.avx2._mm256_permutevar8x32_ps(low, index);
+        let high = simd.avx2._mm256_permutevar8x32_ps(high, index);
+        *out = pulp::cast(simd.avx._mm256_blendv_ps(low, high, pulp::cast(fourth)));
+    }
+    8 * eights.len().min(packed.len() / 4)
 }
 
 /// The size in bytes of `count` values with nested scales.

@@ -18,8 +18,8 @@ pub(crate) enum Rounding {
 pub(crate) trait Rows: Sync {
     /// Rows and columns.
     fn size(&self) -> [usize; 2];
-    /// Writes a row's values.
-    fn row_into(&self, row: usize, out: &mut [f32], rounding: Rounding);
+    /// Writes the values of a row from a column on.
+    fn part_into(&self, first: (usize, usize), out: &mut [f32], rounding: Rounding);
 
     /// All values, computed on all cores.
     fn all(&self, rounding: Rounding) -> Vec<f32> {
@@ -27,14 +27,24 @@ pub(crate) trait Rows: Sync {
         let mut values = vec![0.0; rows * columns];
         let each = values.par_chunks_exact_mut(columns.max(1)).enumerate();
         each.with_min_len((1 << 13) / columns.max(1) + 1)
-            .for_each(|(row, out)| self.row_into(row, out, rounding));
+            .for_each(|(row, out)| self.part_into((row, 0), out, rounding));
         values
     }
 }
 
 /// The largest magnitude; 0 without values.
+#[inline(always)]
 pub(super) fn absmax(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |most, value| most.max(value.abs()))
+    // In lanes, which are vectorized; the order does not matter.
+    let (chunks, rest) = values.as_chunks::<32>();
+    let mut most = [0.0_f32; 32];
+    for chunk in chunks {
+        for (most, value) in most.iter_mut().zip(chunk) {
+            *most = most.max(value.abs());
+        }
+    }
+    let rest = rest.iter().map(|value| value.abs());
+    most.into_iter().chain(rest).fold(0.0, f32::max)
 }
 
 /// Checks that a part of a quantized matrix has as many values as its shape needs.

@@ -27,6 +27,7 @@ pub(super) trait Row {
 
 impl Highest {
     /// The highest logits from pairs of tokens and logits in any order.
+    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn new(mut pairs: Vec<(u32, f32)>) -> Self {
         pairs.sort_unstable_by_key(|&(id, _)| id);
         let logits = pairs.iter().map(|&(_, logit)| logit);

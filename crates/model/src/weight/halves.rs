@@ -3,6 +3,7 @@
 use crate::float::Float;
 use crate::mapped::Bytes;
 use crate::quant::rows::{Rounding, Rows};
+use crate::simd;
 
 /// A matrix in fp16 or bf16.
 #[derive(Clone, Debug)]
@@ -54,8 +55,12 @@ impl Rows for Halves {
         self.shape
     }
 
-    fn row_into(&self, row: usize, out: &mut [f32], _: Rounding) {
-        let width = 2 * self.shape[1];
-        self.float.widen(&self.bytes[row * width..][..width], out);
+    fn part_into(&self, (row, column): (usize, usize), out: &mut [f32], _: Rounding) {
+        let first = row * self.shape[1] + column;
+        let bytes = &self.bytes[2 * first..][..2 * out.len()];
+        simd::run(
+            #[inline(always)]
+            || self.float.widen(bytes, out),
+        );
     }
 }

@@ -86,10 +86,6 @@ impl On {
         }
     }
 
-    pub(crate) fn is_gpu(&self) -> bool {
-        matches!(self.device, Device::Cuda { .. })
-    }
-
     pub(crate) fn over(&self, base: Arc<Base>) -> Engine {
         Engine::on(base, self.device).unwrap()
     }
