@@ -17,6 +17,9 @@ use crate::ops::{Affine, Heads, Norm, Ops, Span};
 use crate::sampling::{Highest, Logits};
 use crate::target::Target;
 
+/// Threads of a block of answers' attention, as in `pages.cu`.
+const ANSWER_THREADS: usize = 256;
+
 /// The sequences of a pass on the GPU.
 pub(crate) struct DecodeLayout<'a> {
     sequences: &'a Sequences<'a, Cuda>,
@@ -319,7 +322,7 @@ impl Cuda {
         ];
         let (element, lanes) = (qkv.element.name(), lanes(heads.dim));
         let kernel = format!("attend_answers_{element}_{lanes}");
-        self.launch(&kernel, (heads.count * splits, rows), 128, &args)?;
+        self.launch(&kernel, (heads.count * splits, rows), ANSWER_THREADS, &args)?;
         self.combine_splits((out, &parts), heads, layout, (0, rows))
     }
 

@@ -1,5 +1,7 @@
 //! The highest logits of each row, chosen on the GPU.
 
+use rayon::prelude::*;
+
 use super::array::{Array, Element};
 use super::context::Cuda;
 use crate::error::Result;
@@ -19,7 +21,7 @@ impl Cuda {
         let args = [(&out).into(), logits.into(), logits.columns.into()];
         self.by_blocks("highest", &[logits], (rows, THREADS), &args)?;
         self.with_pinned(&out, |values| {
-            let rows = values.chunks(WORDS).map(|row| {
+            let rows = values.par_chunks(WORDS).map(|row| {
                 let [told, flawed] = [row[0], row[1]].map(f32::to_bits);
                 let pairs = row[2..].chunks_exact(2).take(told as usize);
                 let pairs = pairs.map(|pair| (pair[0].to_bits(), pair[1]));

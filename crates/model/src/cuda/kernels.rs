@@ -73,7 +73,7 @@ const FILES: [File; 14] = [
         "pages.cu" after "factors.cuh",
         "append_pages_{t}" "attend_pages_{t}_{l}" "attend_answers_{t}_{l}" "combine_splits_{t}"
     ),
-    file!("highest.cu", "highest_{t}_{v}"),
+    file!("highest.cu" after "norm.cuh", "highest_{t}_{v}"),
     file!("adapters.cu" after "factors.cuh", "rows_lora_a_{t}" "rows_lora_b_{t}"),
     file!(
         "tiles.cu" after "matrix.cuh" "tiles.cuh",
@@ -134,6 +134,24 @@ const CHOICES: [(&str, &[&str]); 8] = [
     ("{c}", &["4", "8"]),
     ("{l}", &["1", "8", "16", "32"]),
     ("{n}", &["1", "4", "8"]),
+];
+
+/// The stems of the kernels that wait for the results of the kernels before them, so that they may
+/// be launched before those have ended.
+const WAITING: [&str; 13] = [
+    "gather",
+    "layer_norm",
+    "activate",
+    "append_pages",
+    "attend_pages",
+    "attend_answers",
+    "combine_splits",
+    "rows_lora_a",
+    "rows_lora_b",
+    "few_rows_full",
+    "few_rows_int8",
+    "few_rows_fp8",
+    "few_rows_nf4",
 ];
 
 /// Compiles the kernels for a base's precision on a GPU.
@@ -254,6 +272,13 @@ unsafe fn image(
         sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result()?;
         Ok(image)
     }
+}
+
+/// Whether a kernel waits for the results of those before it.
+pub(super) fn waits_for_results(kernel: &str) -> bool {
+    let types = ["_f32", "_bf16", "_f16"];
+    let end = types.iter().find_map(|name| kernel.find(name));
+    end.is_some_and(|end| WAITING.contains(&&kernel[..end]))
 }
 
 /// The names that a name with placeholders stands for.

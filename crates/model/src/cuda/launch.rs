@@ -7,29 +7,12 @@ use cudarc::driver::sys;
 
 use super::array::{Array, Element};
 use super::context::Cuda;
+use super::kernels::waits_for_results;
 use crate::activation::Activation;
 use crate::error::{Error, Result};
 
 /// Threads of a block, unless a kernel needs another number.
 const THREADS: usize = 256;
-
-/// The stems of the kernels that wait for the results of the kernels before them, so that they may
-/// be launched before those have ended.
-const WAITING: [&str; 13] = [
-    "gather",
-    "layer_norm",
-    "activate",
-    "append_pages",
-    "attend_pages",
-    "attend_answers",
-    "combine_splits",
-    "rows_lora_a",
-    "rows_lora_b",
-    "few_rows_full",
-    "few_rows_int8",
-    "few_rows_fp8",
-    "few_rows_nf4",
-];
 
 /// The blocks of a launch.
 pub(super) struct Grid {
@@ -260,13 +243,6 @@ impl Cuda {
         let each = if vectorized { 4 * 8 } else { few };
         self.launch_values(&kernel, out.len().div_ceil(each), args)
     }
-}
-
-/// Whether a kernel waits for the results of those before it.
-fn waits_for_results(kernel: &str) -> bool {
-    let types = ["_f32", "_bf16", "_f16"];
-    let end = types.iter().find_map(|name| kernel.find(name));
-    end.is_some_and(|end| WAITING.contains(&&kernel[..end]))
 }
 
 fn all_vectorized(arrays: &[&Array]) -> bool {

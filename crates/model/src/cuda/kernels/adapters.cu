@@ -1,34 +1,44 @@
 // LoRA in decoding: each row has its own adapter, of its own rank. A row's sums depend only on the
 // row and its adapter.
 
-// Dot product of x and w across the lanes of a warp.
-template <typename T> __device__ __forceinline__ float warp_dot(const T *x, const T *w, int depth, int lane) {
-    float sum = 0;
-    if (aligned(x, depth) && aligned(w, depth)) {
-#pragma unroll 4
-        for (int k = lane * 8; k < depth; k += 256) {
-            float left[8], right[8];
-            load<8>(x + k, left), load<8>(w + k, right);
-#pragma unroll
-            for (int j = 0; j < 8; j++) sum += left[j] * right[j];
-        }
-    } else {
-        for (int k = lane; k < depth; k += 32) sum += widen(x[k]) * widen(w[k]);
-    }
-    return warp_sum(sum);
-}
+// Packs of eight values of A that a lane loads before the kernel before has ended.
+#define HELD 12
 
 // shrunk = A x. One warp per element, (row, rank).
 template <typename T>
 __device__ void rows_lora_a(float *shrunk, const T *x, const u64 *adapters, int index, int depth) {
-    start_next(), wait_for_results();
+    start_next();
     int row = blockIdx.x, lane = threadIdx.x % 32;
     const Factor *factor = factor_of(adapters, row, index);
-    if (!factor) return;
-    for (u32 rank = blockIdx.y * 8 + threadIdx.x / 32; rank < factor->rank; rank += gridDim.y * 8) {
-        float sum = warp_dot(x + (u64)row * depth, (const T *)factor->a + (u64)rank * depth, depth, lane);
-        if (lane == 0) shrunk[(u64)row * LARGEST_RANK + rank] = sum;
+    u32 rank = blockIdx.y * 8 + threadIdx.x / 32;
+    const T *a = factor ? (const T *)factor->a + (u64)rank * depth : nullptr;
+    x += (u64)row * depth;
+    bool wide = aligned(x, depth) && aligned(a, depth);
+    Pack<T, 8> held[HELD];
+    if (factor && rank < factor->rank && wide) {
+#pragma unroll
+        for (int n = 0; n < HELD; n++)
+            if (n * 256 + lane * 8 < depth) held[n] = *reinterpret_cast<const Pack<T, 8> *>(a + n * 256 + lane * 8);
     }
+    wait_for_results();
+    if (!factor || rank >= factor->rank) return;
+    float sum = 0;
+    if (wide) {
+        auto add = [&](int k, const Pack<T, 8> &pack) {
+            float values[8];
+            load<8>(x + k, values);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum += values[j] * widen(pack.at[j]);
+        };
+#pragma unroll
+        for (int n = 0; n < HELD; n++)
+            if (n * 256 + lane * 8 < depth) add(n * 256 + lane * 8, held[n]);
+        for (int k = HELD * 256 + lane * 8; k < depth; k += 256) add(k, *reinterpret_cast<const Pack<T, 8> *>(a + k));
+    } else {
+        for (int k = lane; k < depth; k += 32) sum += widen(x[k]) * widen(a[k]);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) shrunk[(u64)row * LARGEST_RANK + rank] = sum;
 }
 
 // y += scale * B shrunk. One thread per element, (row, column).

@@ -68,59 +68,80 @@ template <int L> __device__ __forceinline__ u32 group_mask() {
     return L == 32 ? 0xffffffffu : ((1u << L % 32) - 1) << threadIdx.x % 32 / L * L;
 }
 
-// What a row of an answer still lacks: its LoRA of the joint projection (`adapters` is null without
-// any), and the rotation.
-struct Raw {
-    const u64 *adapters;
-    const float *shrunk;
-    int index;
-    const float *cos, *sin;
-    int half;
+// The running softmax of a group of lanes, in base 2: the highest score, the sum of weights, and the
+// weighted sum of values, of which a lane has eight dimensions.
+struct Running {
+    float most, sum, sums[8];
+
+    __device__ __forceinline__ Running() : most(__int_as_float(0xff800000)), sum(0) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) sums[j] = 0;
+    }
 };
 
-// Completes a row's query, and, if the block has the row's own key, key and value, which are
-// appended to `keys` and `values`. As `rows_lora_b` and `append_pages` do it, bit by bit.
-template <typename T>
-__device__ __forceinline__ void complete(T *query, const T *qkv, const Raw &raw, int row, int head, int position, int dim,
-                                         T *keys, T *values) {
-    __shared__ float own[LARGEST_RANK];
-    __shared__ T key[LARGEST_HEAD];
-    const Factor *factor = raw.adapters ? factor_of(raw.adapters, row, raw.index) : nullptr;
-    if (factor) {
-        for (int r = threadIdx.x; r < factor->rank; r += blockDim.x) own[r] = raw.shrunk[(u64)row * LARGEST_RANK + r];
-        __syncthreads();
+// Takes in AHEAD keys from `first` on, each group every GROUPS-th; those from `end` on do not count.
+template <typename T, int V, int L, int GROUPS>
+__device__ __forceinline__ void take(Running &run, const Dimensions<T, V> (&keys)[AHEAD], const Dimensions<T, V> (&values)[AHEAD],
+                                     const float (&query)[8], int first, int end, int lane, int dim) {
+    float scores[AHEAD], highest = run.most;
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) {
+        scores[n] = __int_as_float(0xff800000);
+        if (first + n * GROUPS < end) {
+            scores[n] = 0;
+#pragma unroll
+            for (int j = 0; j < 8; j++) scores[n] += query[j] * keys[n].at(lane, j, dim);
+        }
+#pragma unroll
+        for (int step = L / 2; step > 0; step /= 2) scores[n] += __shfl_xor_sync(group_mask<L>(), scores[n], step);
+        highest = fmaxf(highest, scores[n]);
     }
-    auto with_lora = [&](int part, int d) {
-        float x = widen(qkv[part * dim + d]);
-        return factor ? narrow<T>(x + lora_b<T>(*factor, (head * 3 + part) * dim + d, own)) : narrow<T>(x);
-    };
-    for (int d = threadIdx.x; d < dim; d += blockDim.x) {
-        query[d] = with_lora(0, d);
-        if (keys) key[d] = with_lora(1, d), values[d] = with_lora(2, d);
+    float keep = two_to(run.most - highest);
+    run.most = highest, run.sum *= keep;
+#pragma unroll
+    for (int j = 0; j < 8; j++) run.sums[j] *= keep;
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) {
+        if (first + n * GROUPS >= end) break;
+        float weight = two_to(scores[n] - run.most);
+        run.sum += weight;
+#pragma unroll
+        for (int j = 0; j < 8; j++) run.sums[j] += weight * values[n].at(lane, j, dim);
     }
-    __syncthreads();
-    for (int d = threadIdx.x; d < raw.half; d += blockDim.x) {
-        float c = raw.cos[(u64)position * raw.half + d], s = raw.sin[(u64)position * raw.half + d];
-        float a = widen(query[d]), b = widen(query[d + raw.half]);
-        query[d] = narrow<T>(a * c - b * s), query[d + raw.half] = narrow<T>(b * c + a * s);
-        if (!keys) continue;
-        a = widen(key[d]), b = widen(key[d + raw.half]);
-        keys[d] = narrow<T>(a * c - b * s), keys[d + raw.half] = narrow<T>(b * c + a * s);
-    }
-    if (keys)
-        for (int d = 2 * raw.half + threadIdx.x; d < dim; d += blockDim.x) keys[d] = key[d];
-    __syncthreads();
 }
 
-// One block per (row, head, split), L lanes per key. Online softmax in base 2. With `raw`, each row
-// is the next token of an answer, whose query, key and value are completed first.
+// Adds up the groups of a block, and writes the row's result, or that of its split.
+template <typename T, int V, int L, int THREADS>
+__device__ __forceinline__ void write(T *out, float *part, const Running &run, bool whole, int dim) {
+    constexpr int GROUPS = THREADS / L, WIDTH = V == 8 ? L * 8 : 256;
+    __shared__ float group_most[GROUPS], group_sum[GROUPS], group_out[GROUPS][WIDTH + 4];
+    int lane = threadIdx.x % L, group = threadIdx.x / L;
+    if (lane == 0) group_most[group] = run.most, group_sum[group] = run.sum;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        if (dimension<V>(lane, j) < WIDTH) group_out[group][dimension<V>(lane, j)] = run.sums[j];
+    __syncthreads();
+    float most = group_most[0], sum = 0;
+    for (int g = 1; g < GROUPS; g++) most = fmaxf(most, group_most[g]);
+    for (int g = 0; g < GROUPS; g++) sum += group_sum[g] * two_to(group_most[g] - most);
+    for (int d = threadIdx.x; d < dim; d += THREADS) {
+        float value = 0;
+        for (int g = 0; g < GROUPS; g++) value += group_out[g][d] * two_to(group_most[g] - most);
+        if (whole)
+            out[d] = narrow<T>(value / sum);
+        else
+            part[2 + d] = value;
+    }
+    if (!whole && threadIdx.x == 0) part[0] = most, part[1] = sum;
+}
+
+// One block per (row, head, split), L lanes per key.
 template <typename T, int V, int L>
 __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences,
                              const u32 *positions, int first_row, int width, int heads, int dim, int layer,
-                             int splits, const Raw *raw) {
-    constexpr int GROUPS = 128 / L, WIDTH = V == 8 ? L * 8 : 256;
+                             int splits) {
+    constexpr int THREADS = 128, GROUPS = THREADS / L;
     __shared__ const T *pages[SPLIT / PAGE];
-    __shared__ float group_most[GROUPS], group_sum[GROUPS], group_out[GROUPS][WIDTH + 4];
     start_next(), wait_for_results();
     int row = first_row + blockIdx.y, head = blockIdx.x % heads, split = blockIdx.x / heads;
     int count = positions[row] + 1, begin = split * SPLIT, end = min(begin + SPLIT, count);
@@ -131,22 +152,14 @@ __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tabl
     __syncthreads();
     int lane = threadIdx.x % L, group = threadIdx.x / L;
     u64 at = ((u64)layer * 2 * heads + head) * PAGE * dim, to_values = (u64)heads * PAGE * dim;
-    float scale = rsqrtf((float)dim) * 1.4426950408889634f, query[8], sums[8] = {0};
-    float most = __int_as_float(0xff800000), sum = 0;
-    const T *joint = qkv + ((u64)row * heads + head) * 3 * dim;
-    __shared__ alignas(16) T completed[LARGEST_HEAD];
-    if (raw) {
-        T *keys = nullptr;
-        if (end == count) keys = const_cast<T *>(pages[(count - 1 - begin) / PAGE]) + at + (u64)((count - 1) % PAGE) * dim;
-        complete(completed, joint, *raw, row, head, count - 1, dim, keys, keys + to_values);
-    }
+    float scale = rsqrtf((float)dim) * 1.4426950408889634f, query[8];
     Dimensions<T, V> own;
-    own.load(raw ? completed : joint, lane, dim);
+    own.load(qkv + ((u64)row * heads + head) * 3 * dim, lane, dim);
 #pragma unroll
     for (int j = 0; j < 8; j++) query[j] = own.at(lane, j, dim) * scale;
+    Running run;
     for (int first = begin + group; first < end; first += GROUPS * AHEAD) {
         Dimensions<T, V> keys[AHEAD], values[AHEAD];
-        float scores[AHEAD];
 #pragma unroll
         for (int n = 0; n < AHEAD; n++) {
             int key = first + n * GROUPS;
@@ -154,52 +167,108 @@ __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tabl
             const T *from = pages[(key - begin) / PAGE] + at + (u64)(key % PAGE) * dim;
             keys[n].load(from, lane, dim), values[n].load(from + to_values, lane, dim);
         }
-        float highest = most;
-#pragma unroll
-        for (int n = 0; n < AHEAD; n++) {
-            scores[n] = __int_as_float(0xff800000);
-            if (first + n * GROUPS < end) {
-                scores[n] = 0;
-#pragma unroll
-                for (int j = 0; j < 8; j++) scores[n] += query[j] * keys[n].at(lane, j, dim);
-            }
-#pragma unroll
-            for (int step = L / 2; step > 0; step /= 2) scores[n] += __shfl_xor_sync(group_mask<L>(), scores[n], step);
-            highest = fmaxf(highest, scores[n]);
-        }
-        float keep = two_to(most - highest);
-        most = highest, sum *= keep;
-#pragma unroll
-        for (int j = 0; j < 8; j++) sums[j] *= keep;
-#pragma unroll
-        for (int n = 0; n < AHEAD; n++) {
-            if (first + n * GROUPS >= end) break;
-            float weight = two_to(scores[n] - most);
-            sum += weight;
-#pragma unroll
-            for (int j = 0; j < 8; j++) sums[j] += weight * values[n].at(lane, j, dim);
-        }
+        take<T, V, L, GROUPS>(run, keys, values, query, first, end, lane, dim);
     }
-    if (lane == 0) group_most[group] = most, group_sum[group] = sum;
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-        if (dimension<V>(lane, j) < WIDTH) group_out[group][dimension<V>(lane, j)] = sums[j];
+    u64 place = (u64)row * heads + head;
+    write<T, V, L, THREADS>(out + place * dim, parts + (place * splits + split) * (dim + 2), run, count <= SPLIT, dim);
+}
+
+#define ANSWER_THREADS 256
+
+// What a row of an answer still lacks: its LoRA of the joint projection (`adapters` is null without
+// any), and the rotation.
+struct Raw {
+    const u64 *adapters;
+    const float *shrunk;
+    int index;
+    const float *cos, *sin;
+    int half;
+};
+
+// Completes a row's joint product as `rows_lora_b` and `append_pages` do it, bit by bit: `joint` gets
+// the rotated query, and with `is_own` the rotated key and the value, which also go to the page.
+template <typename T>
+__device__ __forceinline__ void complete(T *joint, const T *qkv, const Raw &raw, const Factor *factor, int row, int head,
+                                         int position, int dim, bool is_own, T *keys, T *values) {
+    __shared__ float shrunk[LARGEST_RANK];
+    if (factor)
+        for (int r = threadIdx.x; r < factor->rank; r += ANSWER_THREADS) shrunk[r] = raw.shrunk[(u64)row * LARGEST_RANK + r];
     __syncthreads();
-    most = group_most[0];
-    for (int g = 1; g < GROUPS; g++) most = fmaxf(most, group_most[g]);
-    sum = 0;
-    for (int g = 0; g < GROUPS; g++) sum += group_sum[g] * two_to(group_most[g] - most);
-    bool whole = count <= SPLIT;
-    float *part = parts + (((u64)row * heads + head) * splits + split) * (dim + 2);
-    for (int d = threadIdx.x; d < dim; d += 128) {
-        float value = 0;
-        for (int g = 0; g < GROUPS; g++) value += group_out[g][d] * two_to(group_most[g] - most);
-        if (whole)
-            out[((u64)row * heads + head) * dim + d] = narrow<T>(value / sum);
-        else
-            part[2 + d] = value;
+    int parts = is_own ? 3 * dim : dim;
+    for (int i = threadIdx.x; i < parts; i += ANSWER_THREADS) {
+        T x = qkv[i];
+        if (factor) x = narrow<T>(widen(x) + lora_b<T>(*factor, head * 3 * dim + i, shrunk));
+        joint[i] = x;
+        if (i >= 2 * dim) values[i - 2 * dim] = x;
     }
-    if (!whole && threadIdx.x == 0) part[0] = most, part[1] = sum;
+    __syncthreads();
+    for (int i = threadIdx.x; i < (is_own ? 2 : 1) * raw.half; i += ANSWER_THREADS) {
+        int d = i % raw.half;
+        T *part = joint + (i < raw.half ? 0 : dim);
+        float c = raw.cos[(u64)position * raw.half + d], s = raw.sin[(u64)position * raw.half + d];
+        float a = widen(part[d]), b = widen(part[d + raw.half]);
+        part[d] = narrow<T>(a * c - b * s), part[d + raw.half] = narrow<T>(b * c + a * s);
+    }
+    __syncthreads();
+    if (is_own)
+        for (int d = threadIdx.x; d < dim; d += ANSWER_THREADS) keys[d] = joint[dim + d];
+}
+
+// Attention of answers' next tokens, one block per (row, head, split), L lanes per key. All that was
+// written before this pass is loaded before the kernel before has ended. The token's own key comes
+// last.
+template <typename T, int V, int L>
+__device__ void attend_answers(T *out, float *parts, const T *qkv, const u64 *tables, const u32 *positions, int width,
+                               int heads, int dim, int layer, int splits, const Raw &raw) {
+    constexpr int GROUPS = ANSWER_THREADS / L;
+    __shared__ const T *pages[SPLIT / PAGE];
+    __shared__ alignas(16) T joint[3 * LARGEST_HEAD];
+    start_next();
+    int row = blockIdx.y, head = blockIdx.x % heads, split = blockIdx.x / heads;
+    int own = positions[row], begin = split * SPLIT, end = min(begin + SPLIT, own);
+    // At least the first block stays, and waits.
+    if (begin > own) return;
+    bool is_own = own < begin + SPLIT;
+    const u64 *table = tables + (u64)row * width + begin / PAGE;
+    if (threadIdx.x < SPLIT / PAGE && begin + (int)threadIdx.x * PAGE <= own)
+        pages[threadIdx.x] = (const T *)table[threadIdx.x];
+    const Factor *factor = raw.adapters ? factor_of(raw.adapters, row, raw.index) : nullptr;
+    if (factor)
+        for (int i = threadIdx.x; i < 3 * dim; i += ANSWER_THREADS)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"((const T *)factor->b + (u64)(head * 3 * dim + i) * factor->rank));
+    __syncthreads();
+    int lane = threadIdx.x % L, group = threadIdx.x / L;
+    u64 at = ((u64)layer * 2 * heads + head) * PAGE * dim, to_values = (u64)heads * PAGE * dim;
+    Dimensions<T, V> keys[AHEAD], values[AHEAD];
+    auto load = [&](int first) {
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            int key = first + n * GROUPS;
+            if (key >= end) break;
+            const T *from = pages[(key - begin) / PAGE] + at + (u64)(key % PAGE) * dim;
+            keys[n].load(from, lane, dim), values[n].load(from + to_values, lane, dim);
+        }
+    };
+    load(begin + group);
+    wait_for_results();
+    u64 place = (u64)row * heads + head;
+    T *own_key = const_cast<T *>(pages[is_own ? (own - begin) / PAGE : 0]) + at + (u64)(own % PAGE) * dim;
+    complete(joint, qkv + place * 3 * dim, raw, factor, row, head, own, dim, is_own, own_key, own_key + to_values);
+    float scale = rsqrtf((float)dim) * 1.4426950408889634f, query[8];
+    Dimensions<T, V> held;
+    held.load(joint, lane, dim);
+#pragma unroll
+    for (int j = 0; j < 8; j++) query[j] = held.at(lane, j, dim) * scale;
+    Running run;
+    for (int first = begin + group; first < end; first += GROUPS * AHEAD) {
+        take<T, V, L, GROUPS>(run, keys, values, query, first, end, lane, dim);
+        load(first + GROUPS * AHEAD);
+    }
+    if (is_own && group == 0) {
+        keys[0].load(joint + dim, lane, dim), values[0].load(joint + 2 * dim, lane, dim);
+        take<T, V, L, GROUPS>(run, keys, values, query, own, own + 1, lane, dim);
+    }
+    write<T, V, L, ANSWER_THREADS>(out + place * dim, parts + (place * splits + split) * (dim + 2), run, own < SPLIT, dim);
 }
 
 // Combines the splits of each row that has several. One block per (row, head).
@@ -240,13 +309,13 @@ __device__ void combine_splits(T *out, const float *parts, const u32 *positions,
         T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences, const u32 *positions,             \
         int first_row, int width, int heads, int dim, int layer, int splits) {                                         \
         attend_pages<T, V, L>(out, parts, qkv, tables, sequences, positions, first_row, width, heads, dim, layer,      \
-                              splits, nullptr);                                                                        \
+                              splits);                                                                                 \
     }                                                                                                                  \
-    extern "C" __global__ __launch_bounds__(128) void attend_answers_##t##_##l(                                        \
+    extern "C" __global__ __launch_bounds__(ANSWER_THREADS, 3) void attend_answers_##t##_##l(                          \
         T *out, float *parts, const T *qkv, const u64 *tables, const u32 *positions, int width, int heads, int dim,    \
         int layer, int splits, const u64 *adapters, const float *shrunk, int index, const float *cos,                  \
         const float *sin, int half) {                                                                                  \
         Raw raw{adapters, shrunk, index, cos, sin, half};                                                              \
-        attend_pages<T, V, L>(out, parts, qkv, tables, nullptr, positions, 0, width, heads, dim, layer, splits, &raw); \
+        attend_answers<T, V, L>(out, parts, qkv, tables, positions, width, heads, dim, layer, splits, raw);            \
     }
 FOR_TYPES(KERNELS)
