@@ -286,7 +286,9 @@ mod tests {
             let mut highest = Highest::new(high.collect());
             let found = sampler.clone().next_of_highest(&mut highest);
             match found {
-                Ok(Some(id)) => prop_assert_eq!(id, sampler.clone().next(&mut logits.clone()).unwrap()),
+                Ok(Some(id)) => {
+                    prop_assert_eq!(id, sampler.clone().next(&mut logits.clone()).unwrap());
+                }
                 Ok(None) => {}
                 Err(_) => prop_assert!(sampler.clone().next(&mut logits.clone()).is_err()),
             }

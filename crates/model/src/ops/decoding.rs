@@ -136,8 +136,8 @@ pub(crate) trait Decode: Ops {
     }
     /// Copies the first rows of a pass's result from the device.
     fn read_rows(&self, x: &Self::Array, rows: usize) -> Result<Vec<Vec<f32>>>;
-    /// Reads the first rows of logits. Where a row's flag says that the highest suffice, a device may
-    /// tell only these.
+    /// Reads the first rows of logits. Where a row's flag says that the highest suffice, a device
+    /// may tell only these.
     fn read_logits(&self, logits: &Self::Array, highest: &[bool]) -> Result<Vec<Logits>> {
         let rows = self.read_rows(logits, highest.len())?;
         Ok(rows.into_iter().map(Logits::All).collect())
@@ -170,8 +170,8 @@ pub(crate) trait Decode: Ops {
         w: &Affine<Self>,
         plus: Option<&Self::Array>,
     ) -> Result<Self::Array>;
-    /// [`Ops::normed_linear`] in which no row's result depends on another row, and its activation if
-    /// one is named.
+    /// [`Ops::normed_linear`] in which no row's result depends on another row, and its activation
+    /// if one is named.
     fn normed_linear_by_rows(
         &self,
         phase: Phase,

@@ -1,13 +1,8 @@
 //! Decoding with a cache equals the full pass, alone and beside other sequences.
 
-use std::ops::Range;
-use std::sync::Arc;
-
 use togi_model::decode::{Decoder, End, Member, Rounds, Sequence, Share};
 use togi_model::sampling::Options;
-use togi_model::{
-    Adapter, Base, Cache, Config, Engine, LoraConfig, Phase, Precision, Segment, Target, base,
-};
+use togi_model::{Config, Engine, Phase, Segment, Target};
 
 use crate::support::{self, On, on_each_device};
 
@@ -19,10 +14,7 @@ on_each_device!(
     what_does_not_fit_is_refused_and_the_cache_stays,
     the_loop_writes_the_same_in_chunks_and_together_as_alone,
     an_error_ends_only_its_own_sequence,
-    a_sequence_has_the_same_logits_alone_and_among_many,
     a_long_sequence_equals_the_full_pass,
-    the_highest_logits_choose_as_all_do,
-    log_probabilities_of_a_prompt_are_those_of_the_full_pass,
 );
 
 const IDS: [u32; 9] = [4, 8, 15, 16, 23, 30, 7, 1, 36];
@@ -279,120 +271,7 @@ fn an_error_ends_only_its_own_sequence(on: &On) {
     assert!(decoder.run(&mut []).is_empty());
 }
 
-/// Adapters of mixed ranks; the base alone is among them.
-fn adapters(engine: &Engine) -> Vec<Option<Adapter>> {
-    let mut adapters: Vec<_> = [
-        (4, &Target::ALL[..]),
-        (9, &[Target::QueryKeyValue]),
-        (17, &Target::ALL),
-    ]
-    .map(|(rank, targets)| {
-        let settings = LoraConfig {
-            rank,
-            ..support::lora_config(targets)
-        };
-        let lora = support::lora_of(engine.config(), &settings);
-        Some(engine.adapter(&lora).unwrap())
-    })
-    .into();
-    adapters.push(None);
-    adapters
-}
-
-/// Returns the logits of the `which`-th kind of sequence in each pass, beside `others` sequences:
-/// first its prompt in two parts, then its answer.
-fn logits_among(
-    engine: &Engine,
-    adapters: &[Option<Adapter>],
-    which: usize,
-    others: usize,
-) -> Vec<Vec<f32>> {
-    let mut caches: Vec<_> = (0..=others).map(|_| engine.cache()).collect();
-    let ids: Vec<u32> = (0..40).map(|place| place * 7 % 37).collect();
-    let pass = |caches: &mut [Cache], range: Range<usize>, phase| {
-        let segments = caches.iter_mut().enumerate();
-        let mut segments: Vec<_> = segments
-            .map(|(number, cache)| Segment {
-                cache,
-                // The other sequences have different ids and shorter prompts.
-                ids: match (number, phase) {
-                    (0, _) => &ids[range.clone()],
-                    (_, Phase::Prefill) => &ids[..1 + number % range.len()],
-                    (_, Phase::Decode) => &ids[number % 30..=number % 30],
-                },
-                // Some neighbours have the same adapter.
-                adapter: adapters[(which + number * number / 3) % adapters.len()].as_ref(),
-                phase,
-            })
-            .collect();
-        engine.decode_batch(&mut segments).unwrap().swap_remove(0)
-    };
-    let mut logits = vec![
-        pass(&mut caches, 0..16, Phase::Prefill),
-        pass(&mut caches, 16..32, Phase::Prefill),
-    ];
-    logits.extend((32..40).map(|at| pass(&mut caches, at..at + 1, Phase::Decode)));
-    logits
-}
-
-fn a_sequence_has_the_same_logits_alone_and_among_many(on: &On) {
-    let engine = on.engine(&support::config());
-    let adapters = adapters(&engine);
-    for which in 0..adapters.len() {
-        let alone = logits_among(&engine, &adapters, which, 0);
-        for others in [1, 7, 63, 69] {
-            let among = logits_among(&engine, &adapters, which, others);
-            assert_eq!(among, alone, "{which} among {others}");
-        }
-    }
-}
-
 /// The sequence is longer than one attention block of the GPU reads, in both phases.
-/// A bias that changes no logit asks for all logits.
-fn the_highest_logits_choose_as_all_do(on: &On) {
-    for vocab_size in [37, 701, 1024] {
-        let engine = on.engine(&Config {
-            vocab_size,
-            ..support::config()
-        });
-        let decoder = Decoder::new(&engine, None);
-        let plain = Options {
-            max_new_tokens: 24,
-            repetition_penalty: 1.3,
-            ..Options::default()
-        };
-        for (greedy, top_k, seed) in [(true, 0, 0), (false, 5, 1), (false, 40, 2), (false, 64, 3)] {
-            let options = Options {
-                greedy,
-                top_k,
-                seed,
-                ..plain.clone()
-            };
-            let all = Options {
-                logit_bias: [(0, 1e-30)].into(),
-                ..options.clone()
-            };
-            let [highest, all] = [options, all].map(|options| {
-                let mut sequence = decoder.begin(&IDS, None, &options).unwrap();
-                let mut ids = Vec::new();
-                loop {
-                    let sequence = &mut sequence;
-                    let share = Share {
-                        sequence,
-                        tokens: 4,
-                    };
-                    let choice = decoder.run(&mut [share]).remove(0).unwrap();
-                    ids.extend(choice.as_ref().map(|choice| choice.id));
-                    if choice.is_some_and(|choice| choice.end.is_some()) {
-                        return ids;
-                    }
-                }
-            });
-            assert_eq!(highest, all, "{vocab_size} {top_k}");
-        }
-    }
-}
-
 fn a_long_sequence_equals_the_full_pass(on: &On) {
     for (heads, dim) in [(2, 24), (3, 20), (2, 128), (1, 200)] {
         let config = Config {
@@ -426,130 +305,5 @@ fn a_long_sequence_equals_the_full_pass(on: &On) {
         }
         drop(cache);
         assert_eq!(engine.cached_tokens(), 0);
-    }
-}
-
-/// The prompt is longer than the rows that are scored at once, and another one is read beside it.
-fn log_probabilities_of_a_prompt_are_those_of_the_full_pass(on: &On) {
-    let config = Config {
-        max_position_embeddings: 256,
-        ..support::config()
-    };
-    let engine = on.engine(&config);
-    let lora = support::lora(&config, &Target::ALL);
-    let adapter = engine.adapter(&lora).unwrap();
-    let ids: Vec<u32> = (0..200).map(|place| place * place % 37).collect();
-    let logits = engine.logits(&ids, Some(&adapter)).unwrap();
-    let decoder = Decoder::new(&engine, None);
-    let scored = Options {
-        prompt_logprobs: Some(20),
-        ..Options::default()
-    };
-    for chunk in [200, 150, 64, 7] {
-        let mut sequence = decoder.begin(&ids, Some(adapter.clone()), &scored).unwrap();
-        let mut other = decoder.begin(&IDS, None, &Options::default()).unwrap();
-        let mut read = Vec::new();
-        while sequence.unread() > 0 {
-            let mut shares = vec![Share {
-                sequence: &mut sequence,
-                tokens: chunk,
-            }];
-            if other.unread() > 0 {
-                shares.push(Share {
-                    sequence: &mut other,
-                    tokens: 2,
-                });
-            }
-            for choice in decoder.run(&mut shares) {
-                choice.unwrap();
-            }
-            read.extend(sequence.take_prompt_logprobs());
-            assert!(other.take_prompt_logprobs().is_empty());
-        }
-        assert_eq!(read.iter().map(|r| r.id).collect::<Vec<_>>(), ids);
-        assert_eq!((read[0].logprob, read[0].best.len()), (None, 0));
-        let (mut got, mut want) = (Vec::new(), Vec::new());
-        for (row, told) in logits.chunks(37).zip(&read[1..]) {
-            let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
-            let of = |id: u32| (f64::from(row[id as usize]) - sum.ln()) as f32;
-            let logprob = told.logprob.unwrap();
-            assert_eq!(told.best.len(), 20);
-            for likely in &told.best {
-                assert!(likely.id != told.id || likely.logprob == logprob);
-                got.push(likely.logprob);
-                want.push(of(likely.id));
-            }
-            got.push(logprob);
-            want.push(of(told.id));
-        }
-        support::assert_close(&got, &want, on.tolerance, "log-probabilities");
-    }
-}
-
-/// Returns engines on the CPU in all precisions, wide enough that a sum has several parts. Large
-/// norm gains make outliers of int8 in some columns of some rows.
-fn in_all_precisions() -> impl Iterator<Item = (Precision, Engine)> {
-    let config = Config {
-        intermediate_size: 1100,
-        max_position_embeddings: 512,
-        ..support::deep()
-    };
-    let folder = tempfile::tempdir().unwrap();
-    base::write(folder.path(), &config, |name, count| {
-        let bound = if name.contains("norm") { 4.0 } else { 0.5 };
-        (0..count)
-            .map(|at| bound * (1.0 + at as f32 * 1.7).sin())
-            .collect()
-    })
-    .unwrap();
-    Precision::ALL.into_iter().map(move |precision| {
-        let base = Base::load_as(folder.path(), precision).unwrap();
-        (precision, Engine::new(Arc::new(base)).unwrap())
-    })
-}
-
-/// In int8 too: outliers are chosen for each row separately.
-#[test]
-fn in_each_precision_a_sequence_has_the_same_logits_alone_and_among_many() {
-    for (precision, engine) in in_all_precisions() {
-        let adapters = adapters(&engine);
-        let alone = logits_among(&engine, &adapters, 0, 0);
-        for others in [1, 7, 63] {
-            let among = logits_among(&engine, &adapters, 0, others);
-            assert_eq!(among, alone, "{precision:?} among {others}");
-        }
-    }
-}
-
-#[test]
-fn in_each_precision_a_prompt_in_parts_gives_the_same_logits() {
-    for (precision, engine) in in_all_precisions() {
-        let adapters = adapters(&engine);
-        let adapter = adapters[0].as_ref();
-        let ids: Vec<u32> = (0..300).map(|place| place * place % 37).collect();
-        let logits = |parts: &[Range<usize>]| {
-            let mut cache = engine.cache();
-            let mut logits = Vec::new();
-            for part in parts {
-                logits = engine
-                    .decode(&mut cache, &ids[part.clone()], adapter)
-                    .unwrap();
-            }
-            let answer = engine.decode_batch(&mut [Segment {
-                cache: &mut cache,
-                ids: &[5],
-                adapter,
-                phase: Phase::Decode,
-            }]);
-            [logits, answer.unwrap().remove(0)]
-        };
-        let whole = logits(&[0..300]);
-        for parts in [
-            &[0..128, 128..256, 256..300][..],
-            &[0..256, 256..300],
-            &[0..128, 128..300],
-        ] {
-            assert_eq!(logits(parts), whole, "{precision:?} in {parts:?}");
-        }
     }
 }

@@ -6,6 +6,7 @@
 mod adapter;
 mod backward;
 mod bitsandbytes;
+mod chosen;
 mod decode;
 mod determinism;
 mod device;
@@ -17,6 +18,7 @@ mod oracle;
 mod packing;
 mod quantized;
 mod quantized_folder;
+mod same_bytes;
 mod scale;
 mod support;
 mod training;

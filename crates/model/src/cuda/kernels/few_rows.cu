@@ -1,11 +1,11 @@
 // Products of few rows with a frozen weight, out = activation(x wᵀ + bias + plus), for decoding on
-// GPUs that copy by themselves (Hopper and later). They take as long as reading the weight, so it is
-// read once, as it is held; its first parts are loaded before the kernel before has ended. A row's
-// sums depend on the weight's shape alone, not on the other rows or their number.
+// GPUs that copy by themselves (Hopper and later). They take as long as reading the weight, so it
+// is read once, as it is held; its first parts are loaded before the kernel before has ended. A
+// row's sums depend on the weight's shape alone, not on the other rows or their number.
 //
-// A cluster of blocks has 64 rows of the weight, and each of its blocks a part of the columns, which
-// come in stages. One warp asks for the copies. Eight warps multiply: some have the rows of a group
-// of columns, others the same rows of the next group. All groups' sums are added in order.
+// A cluster of blocks has 64 rows of the weight, and each of its blocks a part of the columns,
+// which come in stages. One warp asks for the copies. Eight warps multiply: some have the rows of a
+// group of columns, others the same rows of the next group. All groups' sums are added in order.
 
 #define TILE 64
 #define MULTIPLIERS 256
@@ -239,7 +239,8 @@ __device__ __forceinline__ void few_rows(T *out, const Map &x, const Map &w, con
 #else
         u32 levels = 0;
 #endif
-        // Waits here, because waiting for the copies of x would take the other kernel's issue slots.
+        // Waits here, because waiting for the copies of x would take issue slots of the other
+        // kernel.
         wait_for_results();
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++)
