@@ -68,8 +68,8 @@ template <int L> __device__ __forceinline__ u32 group_mask() {
     return L == 32 ? 0xffffffffu : ((1u << L % 32) - 1) << threadIdx.x % 32 / L * L;
 }
 
-// The running softmax of a group of lanes, in base 2: the highest score, the sum of weights, and the
-// weighted sum of values, of which a lane has eight dimensions.
+// The running softmax of a group of lanes, in base 2: the highest score, the sum of weights, and
+// the weighted sum of values, of which a lane has eight dimensions.
 struct Running {
     float most, sum, sums[8];
 
@@ -79,7 +79,8 @@ struct Running {
     }
 };
 
-// Takes in AHEAD keys from `first` on, each group every GROUPS-th; those from `end` on do not count.
+// Takes in AHEAD keys from `first` on, each group every GROUPS-th. Those from `end` on do not
+// count.
 template <typename T, int V, int L, int GROUPS>
 __device__ __forceinline__ void take(Running &run, const Dimensions<T, V> (&keys)[AHEAD], const Dimensions<T, V> (&values)[AHEAD],
                                      const float (&query)[8], int first, int end, int lane, int dim) {
@@ -185,8 +186,9 @@ struct Raw {
     int half;
 };
 
-// Completes a row's joint product as `rows_lora_b` and `append_pages` do it, bit by bit: `joint` gets
-// the rotated query, and with `is_own` the rotated key and the value, which also go to the page.
+// Completes a row's joint product as `rows_lora_b` and `append_pages` do it, bit by bit. `joint`
+// gets the rotated query, and with `is_own` the rotated key and the value, which also go to the
+// page.
 template <typename T>
 __device__ __forceinline__ void complete(T *joint, const T *qkv, const Raw &raw, const Factor *factor, int row, int head,
                                          int position, int dim, bool is_own, T *keys, T *values) {
@@ -214,9 +216,9 @@ __device__ __forceinline__ void complete(T *joint, const T *qkv, const Raw &raw,
         for (int d = threadIdx.x; d < dim; d += ANSWER_THREADS) keys[d] = joint[dim + d];
 }
 
-// Attention of answers' next tokens, one block per (row, head, split), L lanes per key. All that was
-// written before this pass is loaded before the kernel before has ended. The token's own key comes
-// last.
+// Attention of answers' next tokens, one block per (row, head, split), L lanes per key. All that
+// was written before this pass is loaded before the kernel before has ended. The token's own key
+// comes last.
 template <typename T, int V, int L>
 __device__ void attend_answers(T *out, float *parts, const T *qkv, const u64 *tables, const u32 *positions, int width,
                                int heads, int dim, int layer, int splits, const Raw &raw) {
