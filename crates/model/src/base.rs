@@ -7,7 +7,6 @@ mod folder;
 mod quantize;
 mod random;
 pub(crate) mod read;
-pub(crate) mod stored;
 mod write;
 
 use std::collections::BTreeMap;
@@ -19,13 +18,13 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::precision::Precision;
+use crate::stored::{self, StoredForm};
 use crate::weight::Weight;
 use digest::BaseDigest;
 use folder::Folder;
 pub use quantize::{quantized_as, write_quantized};
 pub use random::{Buffers, Random};
 pub use read::tokenizer_file;
-use stored::StoredForm;
 pub(crate) use write::save;
 pub use write::{write, write_random};
 

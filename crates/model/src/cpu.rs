@@ -19,10 +19,10 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
-use crate::base::stored::StoredForm;
 use crate::dropout::{Mask, MaskRow};
 use crate::error::Result;
 use crate::ops::{Affine, Norm, Ops, Slot, Span};
+use crate::stored::StoredForm;
 use crate::weight::Weight;
 pub(crate) use storage::read;
 use storage::{columns, matrix, write};

@@ -38,6 +38,7 @@ mod network;
 mod ops;
 mod random;
 mod simd;
+mod stored;
 mod target;
 mod world;
 

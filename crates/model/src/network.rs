@@ -3,7 +3,6 @@
 
 pub(crate) mod block;
 pub(crate) mod decoding;
-pub(crate) mod factors;
 pub(crate) mod linear;
 pub(crate) mod pass;
 
@@ -13,10 +12,10 @@ use crate::base::Base;
 use crate::config::Config;
 use crate::error::Result;
 use crate::lora::{Lora, Module};
+use crate::ops::factors::Factors;
 use crate::ops::training::Learn;
 use crate::ops::{Heads, Norm, Ops};
 use block::{Block, Gradient, LayerTape};
-use factors::Factors;
 use linear::{Backward, Need};
 use pass::{Pass, Shared};
 

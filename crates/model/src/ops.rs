@@ -2,13 +2,14 @@
 //! decoding in a trait each. Each device implements the three.
 
 pub(crate) mod decoding;
+pub(crate) mod factors;
 pub(crate) mod training;
 
 use std::ops::Range;
 
-use crate::base::stored::StoredForm;
 use crate::dropout::{Mask, MaskRow};
 use crate::error::Result;
+use crate::stored::StoredForm;
 
 /// Rows of one sequence in a pass.
 #[derive(Clone, Copy, Debug, PartialEq)]

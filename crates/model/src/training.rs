@@ -10,7 +10,7 @@ use crate::engine::{Engine, OnDevice, on};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
-use crate::network::factors::Factors;
+use crate::ops::factors::Factors;
 use crate::ops::training::Learn;
 use crate::optim::{self, AdamW, AdamWConfig, Coefficients, LossScale};
 use crate::world::World;

@@ -6,7 +6,6 @@ pub(crate) mod admission;
 mod answer;
 pub(crate) mod door;
 mod drain;
-pub(crate) mod event;
 pub(crate) mod load;
 pub(crate) mod options;
 mod probe;

@@ -2,7 +2,7 @@
 //!
 //! A request goes through [`rpc`] (parsed and checked), [`engine::admission`] (a permit, or refused
 //! at once), [`adapters`] (pinned to a generation), [`engine::door`], [`engine::thread`] (decoded
-//! with the others), [`engine::sequence`], [`engine::event`] and [`rpc`] again. An adapter goes
+//! with the others), [`engine::sequence`], [`event`] and [`rpc`] again. An adapter goes
 //! through [`adapters::follower`] (declared), [`adapters::plan`] (the next action),
 //! [`adapters::loader`] (checked), [`adapters::served`] (swapped in), [`adapters::mismatch`]
 //! (measured, if its base has another precision here) and [`adapters::announcer`] (announced).
@@ -13,6 +13,7 @@ mod base;
 mod config;
 mod engine;
 mod error;
+mod event;
 mod local;
 mod metrics;
 mod replica;

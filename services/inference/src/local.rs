@@ -14,11 +14,11 @@ use togi_model::{Base, Config, DeviceName, Lora, adapter, decode};
 use crate::base;
 use crate::config::EngineConfig;
 use crate::engine::admission::Admission;
-use crate::engine::event::Events;
 use crate::engine::options::MAX_CHOICES;
 use crate::engine::request::{Answerer, Caller, Request};
 use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
+use crate::event::Events;
 use crate::metrics::Metrics;
 use crate::served_adapter::ServedAdapter;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram};
 
-use crate::engine::event::Finished;
 use crate::error::Error;
+use crate::event::Finished;
 use crate::semconv;
 
 /// Bounds in seconds for a token.

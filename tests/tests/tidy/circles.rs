@@ -13,28 +13,11 @@ type Module = Vec<String>;
 /// Arrows that close a circle of folders and wait for a better place of what they point at. Each
 /// has a file, the file that it points at, and where that should go. One that is gone is reported,
 /// so that the list only shrinks.
-const KNOWN: [(&str, &str, &str); 4] = [
-    (
-        "crates/model/src/ops.rs",
-        "crates/model/src/base/stored.rs",
-        "a stored matrix belongs below the operations that take it",
-    ),
-    (
-        "crates/model/src/ops/decoding.rs",
-        "crates/model/src/network/factors.rs",
-        "a sequence's LoRA factors belong below the operations that take them",
-    ),
-    (
-        "services/inference/src/adapters/announcer.rs",
-        "services/inference/src/rpc/events.rs",
-        "the events' conversion stands beside the requests', which use the adapters",
-    ),
-    (
-        "services/inference/src/metrics.rs",
-        "services/inference/src/engine/event.rs",
-        "the end of an answer belongs below both the engine and its metrics",
-    ),
-];
+const KNOWN: [(&str, &str, &str); 1] = [(
+    "services/inference/src/adapters/announcer.rs",
+    "services/inference/src/rpc/events.rs",
+    "the events' conversion stands beside the requests', which use the adapters",
+)];
 
 /// The files of one crate by their modules.
 struct Crate {

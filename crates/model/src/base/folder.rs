@@ -6,11 +6,11 @@ use std::path::Path;
 use super::bitsandbytes::{self, Parts};
 use super::digest::BaseDigest;
 use super::read::{self, Entry};
-use super::stored::{Stored, StoredForm};
 use crate::config::{Config, HEAD};
 use crate::error::{Error, Result};
 use crate::mapped::Bytes;
 use crate::precision::Precision;
+use crate::stored::{Stored, StoredForm};
 use crate::target::{Target, weight_name};
 use crate::weight::Weight;
 

@@ -9,10 +9,10 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
-use super::stored::Floats;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::mapped::Bytes;
+use crate::stored::Floats;
 
 /// The longest header of a safetensors file that is read; the largest models need a small part.
 const HEADER_LIMIT: u64 = 16 << 20;

@@ -9,8 +9,8 @@ use super::{Cpu, add_scaled, attention, by_rows, frozen, kernels, plus_matrix, r
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::logprobs::RowScore;
-use crate::network::factors::Factors;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
+use crate::ops::factors::Factors;
 use crate::ops::{Affine, Heads, Norm, Ops, Span};
 use crate::target::Target;
 

@@ -3,7 +3,7 @@
 use super::array::{Array, Buffer};
 use super::context::Cuda;
 use crate::error::Result;
-use crate::network::factors::Factors;
+use crate::ops::factors::Factors;
 use crate::target::Target;
 
 /// The largest rank for which the decoding kernels have shared memory, as in `adapters.cu`.

@@ -7,11 +7,11 @@ use super::context::Cuda;
 use super::fp8::Added;
 use super::frozen::Frozen;
 use super::layout::Layout;
-use crate::base::stored::StoredForm;
 use crate::dropout::{Mask, MaskRow};
 use crate::error::Result;
 use crate::ops::{Affine, Norm, Ops, Slot, Span};
 use crate::quant::rows::Rounding;
+use crate::stored::StoredForm;
 
 impl Ops for Cuda {
     type Array = Array;

@@ -8,12 +8,12 @@ use super::frozen::{BlockScales, Frozen, Int8Codes, Nf4Codes};
 use super::loading::{Loading, Pending};
 use super::staging::{Failure, Staging};
 use crate::base::Base;
-use crate::base::stored::{InFile, StoredForm};
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::mapped::Bytes;
 use crate::precision::Precision;
 use crate::quant::{nf4, scales};
+use crate::stored::{InFile, StoredForm};
 
 /// Blocks that check a tensor.
 const BLOCKS: usize = 1024;

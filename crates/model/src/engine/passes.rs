@@ -4,9 +4,9 @@ use crate::batch::{Batch, WindowLoss};
 use crate::cut::Cut;
 use crate::dropout::{Dropout, MaskRow};
 use crate::error::Result;
-use crate::network::factors::Factors;
 use crate::network::pass::Pass;
 use crate::network::{Network, Tape};
+use crate::ops::factors::Factors;
 use crate::ops::training::Learn;
 use crate::ops::{Ops, Span};
 

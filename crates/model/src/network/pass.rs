@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::dropout::{Dropout, Mask};
-use crate::network::factors::{Factor, Factors};
+use crate::ops::factors::{Factor, Factors};
 use crate::ops::{Heads, Ops};
 use crate::target::Target;
 

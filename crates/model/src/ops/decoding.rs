@@ -13,7 +13,7 @@ use super::{Affine, Heads, Norm, Ops, Span};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::logprobs::RowScore;
-use crate::network::factors::Factors;
+use crate::ops::factors::Factors;
 use crate::sampling::Logits;
 use crate::target::Target;
 

@@ -11,12 +11,12 @@ use tracing::Span;
 
 use crate::engine::account::Account;
 use crate::engine::door::Door;
-use crate::engine::event::{self, Event, Events, Kind, Started};
 use crate::engine::load::Permit;
 use crate::engine::request::{Answerer, Caller, Request};
 use crate::engine::sequence::{self, Job};
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
+use crate::event::{self, Event, Events, Kind, Started};
 use crate::semconv;
 use crate::served_adapter::ServedAdapter;
 

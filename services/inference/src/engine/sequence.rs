@@ -11,12 +11,12 @@ use tokio::sync::mpsc;
 use tracing::Span;
 
 use crate::engine::answer::Answer;
-use crate::engine::event::{Event, Finished, Kind, Piece, Reason};
 use crate::engine::options::Options;
 use crate::engine::scheduler::Active;
 use crate::engine::stop_text::Scan;
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
+use crate::event::{Event, Finished, Kind, Piece, Reason};
 use crate::metrics::Tick;
 use crate::served_adapter::ServedAdapter;
 

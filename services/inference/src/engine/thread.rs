@@ -15,13 +15,13 @@ use crate::base::Loaded;
 use crate::config::EngineConfig;
 use crate::engine::account::{Ledger, OUTPUT_COST};
 use crate::engine::door::{Door, Room, Work};
-use crate::engine::event::Finished;
 use crate::engine::load::Load;
 use crate::engine::probe::Reading;
 use crate::engine::scheduler::{self, Limits, Round, State};
 use crate::engine::sequence::Sequence;
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
+use crate::event::Finished;
 use crate::metrics::Metrics;
 use crate::semconv;
 

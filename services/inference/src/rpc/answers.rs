@@ -7,7 +7,7 @@ use togi_model::logprobs::Logprobs;
 use togi_proto::inference::v1 as proto;
 use tonic::Status;
 
-use crate::engine::event::{Event, Events, Finished, Kind, Reason};
+use crate::event::{Event, Events, Finished, Kind, Reason};
 
 /// An answer as a gRPC client receives it.
 pub type Answers = Pin<Box<dyn Stream<Item = Result<proto::GenerateResponse, Status>> + Send>>;

@@ -7,11 +7,11 @@ use safetensors::tensor::Dtype;
 
 use super::parts::{self, State};
 use crate::base::read::{self, Entry};
-use crate::base::stored::{Stored, StoredForm};
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::precision::Precision;
 use crate::quant::{Int8, Nested, Nf4, Scales, nf4, scales};
+use crate::stored::{Stored, StoredForm};
 use crate::weight::Weight;
 
 /// The tensors of a folder's quantized weights that are not assembled yet.

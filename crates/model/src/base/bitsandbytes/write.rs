@@ -6,10 +6,10 @@ use safetensors::View;
 use safetensors::tensor::Dtype;
 
 use super::parts::{self, State};
-use crate::base::stored::Stored;
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::quant::{Int8, Nf4, Scales, nf4, scales};
+use crate::stored::Stored;
 use crate::weight::Weight;
 
 /// A tensor to be written.

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
+use super::{Ops, Slot};
 use crate::config::Config;
 use crate::error::Result;
 use crate::lora::Module;
-use crate::ops::{Ops, Slot};
 use crate::target::Target;
 
 /// One module's factors on the device, and where their gradients lie in the flat buffer.
@@ -15,8 +15,8 @@ pub(crate) struct Factor<A> {
     /// (outputs, rank)
     pub(crate) b: A,
     pub(crate) scale: f32,
-    pub(super) a_range: Range<usize>,
-    pub(super) b_range: Range<usize>,
+    pub(crate) a_range: Range<usize>,
+    pub(crate) b_range: Range<usize>,
 }
 
 /// An adapter on the device: for each layer and target its factors, if it has them.
@@ -32,7 +32,7 @@ impl<A> AsRef<Self> for Factors<A> {
 
 impl<A> Factors<A> {
     /// Those of the modules, whose values lie in a flat buffer.
-    pub(super) fn new<O: Ops<Array = A>>(
+    pub(crate) fn new<O: Ops<Array = A>>(
         ops: &O,
         config: &Config,
         modules: &[Module],
@@ -69,7 +69,7 @@ impl<A> Factors<A> {
     }
 
     /// The lowest layer that has factors.
-    pub(super) fn first_adapted(&self) -> Option<usize> {
+    pub(crate) fn first_adapted(&self) -> Option<usize> {
         self.layers
             .iter()
             .position(|layer| layer.iter().any(Option::is_some))

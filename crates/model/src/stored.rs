@@ -11,9 +11,9 @@ use crate::quant::nf4;
 use crate::weight::{Halves, Weight};
 
 /// A tensor of a folder, and the float type that it has, or had before it was quantized.
-pub(super) struct Stored {
-    pub(super) form: StoredForm,
-    pub(super) float: Float,
+pub(crate) struct Stored {
+    pub(crate) form: StoredForm,
+    pub(crate) float: Float,
 }
 
 /// Where a tensor is, and in which form.
@@ -41,7 +41,7 @@ pub(crate) struct Floats {
 }
 
 impl StoredForm {
-    pub(super) fn in_file(name: &str, floats: Floats, precision: Precision) -> Self {
+    pub(crate) fn in_file(name: &str, floats: Floats, precision: Precision) -> Self {
         Self::InFile(InFile {
             name: name.to_owned(),
             floats,
@@ -50,7 +50,7 @@ impl StoredForm {
         })
     }
 
-    pub(super) fn shape(&self) -> Vec<usize> {
+    pub(crate) fn shape(&self) -> Vec<usize> {
         match self {
             Self::InMemory(weight) => weight.shape(),
             Self::InFile(tensor) => tensor.floats.shape.clone(),
@@ -76,7 +76,7 @@ impl StoredForm {
     }
 
     /// The tensor in memory. Only 16-bit floats that are used as they are stay mapped.
-    pub(super) fn in_memory(self) -> Result<Self> {
+    pub(crate) fn in_memory(self) -> Result<Self> {
         match self {
             Self::InMemory(weight) => Ok(Self::InMemory(weight)),
             Self::InFile(mut tensor) => match tensor.weight.take() {
@@ -88,7 +88,7 @@ impl StoredForm {
 
     /// The bytes on a GPU whose activations have `float_bytes` bytes each.
     #[cfg(feature = "cuda")]
-    pub(super) fn device_bytes(&self, float_bytes: u64) -> u64 {
+    pub(crate) fn device_bytes(&self, float_bytes: u64) -> u64 {
         let tensor = match self {
             Self::InMemory(Weight::Full(tensor)) => {
                 return tensor.elem_count() as u64 * float_bytes;
@@ -143,7 +143,7 @@ impl InFile {
 
 impl Floats {
     /// Whether both have the same shape and values.
-    pub(super) fn same(&self, other: &Self) -> bool {
+    pub(crate) fn same(&self, other: &Self) -> bool {
         self.shape == other.shape && self.float == other.float && *self.bytes == *other.bytes
     }
 }
