@@ -41,6 +41,7 @@ pub struct Segment<'a> {
 /// A network on its device, with what callers hold by handle.
 pub(crate) struct Resident<O: Decode> {
     pub(crate) network: Network<O>,
+    parameters: u64,
     adapters: Slots<O::Adapter>,
     pool: PagePool,
     pages: O::Pages,
@@ -72,6 +73,7 @@ impl<O: Decode> Resident<O> {
             longest: config.max_position_embeddings,
         });
         Self {
+            parameters: config.parameters(),
             network,
             adapters: Slots::new(),
             pool: PagePool::new(),
@@ -160,6 +162,9 @@ impl<O: Decode> Resident<O> {
                 adapter: adapter.as_deref(),
             })
             .collect();
-        self.network.decode(&self.pages, &rows)
+        let tokens: usize = rows.iter().map(|rows| rows.ids.len()).sum();
+        let multiplications = self.parameters * tokens as u64;
+        let ops = self.network.ops();
+        ops.enter(multiplications, || self.network.decode(&self.pages, &rows))
     }
 }

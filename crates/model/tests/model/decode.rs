@@ -418,7 +418,7 @@ fn in_each_precision_a_prompt_in_parts_gives_the_same_logits() {
             }]);
             [logits, answer.unwrap().remove(0)]
         };
-        let whole = logits(&[0..300]);
+        let whole = logits(std::slice::from_ref(&(0..300)));
         for parts in [
             &[0..128, 128..256, 256..300][..],
             &[0..256, 256..300],
