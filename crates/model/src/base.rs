@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::precision::Precision;
-use crate::stored::{self, StoredForm};
+use crate::stored::StoredForm;
 use crate::weight::Weight;
 use digest::BaseDigest;
 use folder::Folder;
@@ -190,7 +190,7 @@ impl Base {
 
     /// The tensors that are still in their files, in the order in which a network takes them.
     #[cfg(feature = "cuda")]
-    pub(crate) fn in_files(&self) -> impl Iterator<Item = &stored::InFile> {
+    pub(crate) fn in_files(&self) -> impl Iterator<Item = &crate::stored::InFile> {
         let names = self.config.shapes().into_iter().map(|(name, _)| name);
         names.filter_map(|name| match self.tensors.get(&name) {
             Some(StoredForm::InFile(tensor)) => Some(tensor),

@@ -5,6 +5,7 @@
 //! order. The blocks of products depend on shapes and cache sizes only, so that each element is
 //! summed in the same order with any number of threads.
 
+mod adapter;
 mod attention;
 mod by_rows;
 mod decoding;

@@ -17,6 +17,9 @@ use crate::ops::training::Attended;
 use crate::ops::{Heads, Span};
 use head::{Attend, Backward, Queries, Slices};
 
+/// The most products of a query's and a key's values for which one thread is faster than many.
+const ALONE: usize = 1 << 17;
+
 pub(super) fn forward(
     qkv: &Tensor,
     heads: &Heads<Tensor>,
@@ -282,7 +285,7 @@ fn attend_all(all: &[Queries<'_>], heads: &Heads<Tensor>, total: usize) -> (Vec<
             log_sums,
         })
         .collect();
-    if products < 1 << 16 {
+    if rows::is_quicker_alone(products, ALONE) {
         work.into_iter().for_each(run);
     } else {
         work.into_par_iter().for_each(run);

@@ -5,16 +5,20 @@
 
 use candle_core::Tensor;
 
-use super::kernels::tiles::{Part, add_products, outputs_of_one_tile};
+use super::kernels::tiles::{Part, add_products, are_one_tile};
 use super::rows;
 use super::storage::{matrix, read};
 use crate::error::Result;
 use crate::quant::rows::{Rounding, Rows};
 
-/// Inputs of a part of a sum: those of a tile fit into a core's first cache.
-const DEPTH: usize = 1024;
-/// Outputs of a block: their weights, [`DEPTH`] inputs deep, fit into a core's second cache.
+/// Weights of a block: in f32 they fit into a core's second cache. Its inputs are a multiple of
+/// [`SUM`](super::kernels::tiles::SUM).
+const BLOCK: usize = 48 << 10;
+/// Outputs of a block.
 const OUTPUTS: usize = 48;
+/// Inputs of a block of one output, whose packed weights are used once: in f32 they fit into a
+/// core's first cache.
+const INPUTS_USED_ONCE: usize = 2048;
 
 /// A weight, (outputs, inputs).
 #[derive(Clone, Copy)]
@@ -23,10 +27,23 @@ pub(super) enum Weights<'a> {
     Packed(&'a dyn Rows),
 }
 
-/// Outputs of a block for this count of rows. A weight that only one tile uses is not kept for
-/// another one.
-pub(super) fn block_outputs(rows: usize) -> usize {
-    outputs_of_one_tile(rows).unwrap_or(OUTPUTS)
+/// Outputs and inputs of a block for this count of rows, of weights that are used as they lie in
+/// memory. Those that are used once are read in long pieces.
+pub(super) fn block(rows: usize, inputs: usize) -> (usize, usize) {
+    if are_one_tile(rows) {
+        (OUTPUTS, inputs)
+    } else {
+        (OUTPUTS, BLOCK / OUTPUTS)
+    }
+}
+
+/// [`block`] of packed weights, whose values are written to the cache first.
+fn packed_block(rows: usize) -> (usize, usize) {
+    if are_one_tile(rows) {
+        (1, INPUTS_USED_ONCE)
+    } else {
+        (OUTPUTS, BLOCK / OUTPUTS)
+    }
 }
 
 /// `x wᵀ + bias` by a matrix in f32.
@@ -44,16 +61,19 @@ pub(super) fn linear(
     [outputs, inputs]: [usize; 2],
 ) -> Vec<f32> {
     let rows = x.len() / inputs;
-    let block_outputs = block_outputs(rows);
+    let (block_outputs, block_inputs) = match w {
+        Weights::Floats(_) => block(rows, inputs),
+        Weights::Packed(_) => packed_block(rows),
+    };
     rows::by_columns((rows, outputs), inputs, bias, |first, columns| {
         let mut scratch = match w {
             Weights::Floats(_) => Vec::new(),
-            Weights::Packed(_) => vec![0.0; block_outputs * inputs.min(DEPTH)],
+            Weights::Packed(_) => vec![0.0; block_outputs * inputs.min(block_inputs)],
         };
         for (number, out) in columns.chunks_mut(block_outputs * rows).enumerate() {
             let first = first + number * block_outputs;
-            for at in (0..inputs).step_by(DEPTH) {
-                let depth = DEPTH.min(inputs - at);
+            for at in (0..inputs).step_by(block_inputs) {
+                let depth = block_inputs.min(inputs - at);
                 let (w, w_width) = match w {
                     Weights::Floats(w) => (&w[first * inputs + at..], inputs),
                     Weights::Packed(w) => {

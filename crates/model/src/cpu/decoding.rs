@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use parking_lot::Mutex;
 use rayon::prelude::*;
 
+use super::adapter::Adapter;
 use super::storage::{columns, read, write};
-use super::{Cpu, add_scaled, attention, by_rows, frozen, kernels, plus_matrix, rows};
+use super::{Cpu, attention, by_rows, frozen, kernels, plus_matrix, rows};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::logprobs::RowScore;
@@ -13,6 +14,9 @@ use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::factors::Factors;
 use crate::ops::{Affine, Heads, Norm, Ops, Span};
 use crate::target::Target;
+
+/// The most multiplications of a pass that is faster on the caller's thread.
+const ALONE_PASS: u64 = 1 << 21;
 
 /// Pages of keys and values, each of all layers.
 pub(crate) struct Pages {
@@ -28,7 +32,7 @@ pub(crate) struct DecodeLayout<'a> {
 
 impl Decode for Cpu {
     type Pages = Pages;
-    type Adapter = Factors<Tensor>;
+    type Adapter = Adapter;
     type DecodeLayout<'a> = DecodeLayout<'a>;
 
     fn pages(&self, shape: PageShape) -> Pages {
@@ -44,8 +48,17 @@ impl Decode for Cpu {
         Ok(())
     }
 
-    fn adapter(&self, factors: Factors<Tensor>, _layers: usize) -> Result<Factors<Tensor>> {
-        Ok(factors)
+    fn adapter(&self, factors: Factors<Tensor>, layers: usize) -> Result<Adapter> {
+        Adapter::new(factors, layers)
+    }
+
+    /// On a thread of the pool, so that each of the pass's loops shares its work without a switch of
+    /// threads.
+    fn enter<R: Send>(&self, multiplications: u64, pass: impl FnOnce() -> R + Send) -> R {
+        if multiplications <= ALONE_PASS {
+            return pass();
+        }
+        rayon::scope(|_| pass())
     }
 
     fn lay_out_sequences<'a>(
@@ -118,20 +131,16 @@ impl Decode for Cpu {
         let (columns, x) = (columns(x), read(x)?);
         let sequences = layout.sequences;
         let shares = sequences.spans.iter().zip(&sequences.adapters);
-        let shares: Vec<(&Span, Option<&Factors<Tensor>>)> =
+        let shares: Vec<(&Span, Option<&Adapter>)> =
             shares.map(|(span, adapter)| (span, *adapter)).collect();
         // Neighbours with the same adapter are one product.
-        for shares in shares.chunk_by(|(_, a), (_, b)| same(*a, *b)) {
-            let factor = shares[0]
-                .1
-                .and_then(|adapter| adapter.get(place.0, place.1));
-            let Some(factor) = factor else { continue };
-            let first = shares[0].0.start;
+        for shares in shares.chunk_by(|(_, a), (_, b)| are_same(*a, *b)) {
+            let (Span { start, .. }, Some(adapter)) = shares[0] else {
+                continue;
+            };
             let rows: usize = shares.iter().map(|(span, _)| span.len).sum();
-            let x = &x[first * columns..(first + rows) * columns];
-            let shrunk = by_rows::tensor_linear(x, &factor.a, None)?;
-            let product = by_rows::tensor_linear(&read(&shrunk)?, &factor.b, None)?;
-            add_scaled(y, first, &product, factor.scale)?;
+            let x = &x[start * columns..(start + rows) * columns];
+            adapter.add(place, x, (y, *start))?;
         }
         Ok(())
     }
@@ -158,6 +167,6 @@ impl Decode for Cpu {
 }
 
 /// Whether two sequences have one adapter, or both the base alone.
-fn same(a: Option<&Factors<Tensor>>, b: Option<&Factors<Tensor>>) -> bool {
+fn are_same(a: Option<&Adapter>, b: Option<&Adapter>) -> bool {
     a.map(std::ptr::from_ref) == b.map(std::ptr::from_ref)
 }

@@ -15,9 +15,6 @@ use crate::quant::int8::{Activations, HIGHEST};
 use crate::quant::rows::{Rounding, Rows};
 use crate::weight::Weight;
 
-/// Inputs of a part of a sum of codes: those of a tile fit into a core's first cache.
-const CODES_DEPTH: usize = 2048;
-
 /// `x wᵀ + bias` of training: any row may change another.
 pub(super) fn linear(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
     if let Weight::Int8(w) = w {
@@ -128,13 +125,13 @@ impl Int8 {
         columns: &mut [f32],
     ) {
         let (inputs, rows) = (self.shape()[1], x.absmax.len());
-        let block_outputs = by_rows::block_outputs(rows);
+        let (block_outputs, block_inputs) = by_rows::block(rows, inputs);
         let mut sums = vec![0; block_outputs * rows];
         for (number, out) in columns.chunks_mut(block_outputs * rows).enumerate() {
             let first = first + number * block_outputs;
             let sums = &mut sums[..out.len()];
             sums.fill(0);
-            for at in (0..inputs).step_by(CODES_DEPTH) {
+            for at in (0..inputs).step_by(block_inputs) {
                 tiles::add_products_of_codes(Part {
                     out: &mut *sums,
                     rows,
@@ -142,7 +139,7 @@ impl Int8 {
                     x_width: inputs,
                     w: &self.codes()[first * inputs + at..],
                     w_width: inputs,
-                    depth: CODES_DEPTH.min(inputs - at),
+                    depth: block_inputs.min(inputs - at),
                 });
             }
             kernels::simd(

@@ -46,6 +46,23 @@ pub(super) fn add_scaled(y: &mut [f32], x: &[f32], scale: f32) {
     );
 }
 
+/// `y += scale x b`, with `b` of (x's length, y's length).
+pub(super) fn add_expanded(y: &mut [f32], x: &[f32], b: &[f32], scale: f32) {
+    /// Values of `y` that stay in a core's first cache while all of `x` is added to them.
+    const AT_ONCE: usize = 1024;
+    let outputs = y.len();
+    simd(
+        #[inline(always)]
+        || {
+            for (part, y) in y.chunks_mut(AT_ONCE).enumerate() {
+                for (x, b) in x.iter().zip(b.chunks_exact(outputs)) {
+                    axpy(y, &b[part * AT_ONCE..][..y.len()], scale * x);
+                }
+            }
+        },
+    );
+}
+
 /// `y *= x`
 pub(super) fn multiply(y: &mut [f32], x: &[f32]) {
     simd(

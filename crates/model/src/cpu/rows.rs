@@ -11,7 +11,14 @@ const ALONE: usize = 1 << 13;
 const ALONE_PRODUCT: usize = 1 << 18;
 
 /// Outputs that tiles of any shape divide.
-const WHOLE_TILES: usize = 24;
+const WHOLE_TILES: usize = 12;
+
+/// Whether one thread is faster with this much work, of which it is with up to `most` where the
+/// caller would wait for the pool. A thread of the pool takes part itself.
+pub(super) fn is_quicker_alone(work: usize, most: usize) -> bool {
+    let is_in_pool = rayon::current_thread_index().is_some();
+    work <= if is_in_pool { most / 8 } else { most }
+}
 
 fn rows_at_once(rows: usize) -> usize {
     rows.div_ceil(4 * rayon::current_num_threads()).max(1)
@@ -19,7 +26,7 @@ fn rows_at_once(rows: usize) -> usize {
 
 /// Calls `f(row, values)` for each row.
 pub(super) fn each(values: &mut [f32], columns: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
-    if values.len() <= ALONE {
+    if is_quicker_alone(values.len(), ALONE) {
         values
             .chunks_exact_mut(columns)
             .enumerate()
@@ -43,7 +50,7 @@ pub(super) fn map<T: Send>(
     columns: usize,
     f: impl Fn(&[f32]) -> T + Sync + Send,
 ) -> Vec<T> {
-    if values.len() <= ALONE {
+    if is_quicker_alone(values.len(), ALONE) {
         return values.chunks_exact(columns).map(f).collect();
     }
     values.par_chunks_exact(columns).map(f).collect()
@@ -56,7 +63,7 @@ pub(super) fn each_with(
     widths: (usize, usize),
     f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
 ) {
-    if a.len() <= ALONE {
+    if is_quicker_alone(a.len(), ALONE) {
         let rows = a
             .chunks_exact_mut(widths.0)
             .zip(b.chunks_exact_mut(widths.1));
@@ -109,7 +116,7 @@ pub(super) fn by_columns(
             }
         }
     };
-    if rows * depth * outputs <= ALONE_PRODUCT {
+    if is_quicker_alone(rows * depth * outputs, ALONE_PRODUCT) {
         fill(0, &mut columns);
     } else {
         let at_once = rows_at_once(outputs).next_multiple_of(WHOLE_TILES);

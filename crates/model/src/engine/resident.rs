@@ -41,6 +41,7 @@ pub struct Segment<'a> {
 /// A network on its device, with what callers hold by handle.
 pub(crate) struct Resident<O: Decode> {
     pub(crate) network: Network<O>,
+    parameters: u64,
     adapters: Slots<O::Adapter>,
     pool: PagePool,
     pages: O::Pages,
@@ -77,6 +78,7 @@ impl<O: Decode> Resident<O> {
             longest: config.max_position_embeddings,
         });
         Self {
+            parameters: config.parameters(),
             network,
             adapters: Slots::new(),
             pool: PagePool::new(),
@@ -171,6 +173,9 @@ impl<O: Decode> Resident<O> {
                 targets,
             })
             .collect();
-        self.network.decode(&self.pages, &rows)
+        let tokens: usize = rows.iter().map(|rows| rows.ids.len()).sum();
+        let multiplications = self.parameters * tokens as u64;
+        let ops = self.network.ops();
+        ops.enter(multiplications, || self.network.decode(&self.pages, &rows))
     }
 }

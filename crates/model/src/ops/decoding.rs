@@ -116,6 +116,10 @@ pub(crate) trait Decode: Ops {
     /// Makes an adapter ready for passes.
     fn adapter(&self, factors: Factors<Self::Array>, layers: usize) -> Result<Self::Adapter>;
 
+    /// The result of `pass`, which takes about this many multiplications.
+    fn enter<R: Send>(&self, _multiplications: u64, pass: impl FnOnce() -> R + Send) -> R {
+        pass()
+    }
     /// Rows of a pass with this many tokens; those beyond the tokens have no meaning.
     fn padded_rows(&self, rows: usize) -> usize {
         rows

@@ -9,14 +9,17 @@ use pulp::{Simd, WithSimd};
 
 use crate::simd::run;
 
-/// The most outputs of a tile, by its rows. Each pair of a row and an output has a vector register,
-/// of which there are sixteen.
-const WIDEST: [usize; 4] = [8, 6, 4, 3];
+/// The outputs of a tile, by its rows. Each pair of a row and an output has two of the sixteen vector
+/// registers.
+const WIDEST: [usize; 3] = [4, 3, 2];
 
-/// The outputs that these rows go through at once without loading a weight twice; none if the rows
-/// need more than one tile.
-pub(crate) fn outputs_of_one_tile(rows: usize) -> Option<usize> {
-    WIDEST.get(rows.checked_sub(1)?).copied()
+/// Inputs whose sum is added to an element at once. It decides the order of sums: a product that is
+/// computed in parts is cut at multiples of it.
+pub(crate) const SUM: usize = 512;
+
+/// Whether these rows are one tile, so that each weight is used once.
+pub(crate) fn are_one_tile(rows: usize) -> bool {
+    rows <= WIDEST.len()
 }
 
 /// A part of a product: `out[j rows + i] += x_i · w_j` over `depth` inputs. `x` and `w` begin at
@@ -40,15 +43,38 @@ trait Dots<X, W, Y> {
 impl<X, W, Y: Copy> Part<'_, X, W, Y> {
     #[inline(always)]
     fn add_all(mut self, dots: &impl Dots<X, W, Y>) {
+        if self.rows == 1 {
+            return self.add_row(dots);
+        }
         let mut row = 0;
         while row < self.rows {
             match self.rows - row {
                 1 => self.add_rows::<1, { WIDEST[0] }>(row, dots),
                 2 => self.add_rows::<2, { WIDEST[1] }>(row, dots),
-                3 => self.add_rows::<3, { WIDEST[2] }>(row, dots),
-                _ => self.add_rows::<4, { WIDEST[3] }>(row, dots),
+                _ => self.add_rows::<3, { WIDEST[2] }>(row, dots),
             }
             row += WIDEST.len();
+        }
+    }
+
+    /// The only row. It takes one output after the other, as the weights lie in memory.
+    #[inline(always)]
+    fn add_row<D: Dots<X, W, Y>>(self, dots: &D) {
+        let x = &self.x[..self.depth];
+        let outputs = self.out.iter_mut().zip(self.w.chunks(self.w_width));
+        if x.len() <= SUM {
+            // Without a loop, which takes as long as a short sum.
+            for (out, w) in outputs {
+                let [[sum]] = dots.dots([x], [&w[..x.len()]]);
+                *out = D::add(*out, sum);
+            }
+            return;
+        }
+        for (out, w) in outputs {
+            for (x, w) in x.chunks(SUM).zip(w[..x.len()].chunks(SUM)) {
+                let [[sum]] = dots.dots([x], [w]);
+                *out = D::add(*out, sum);
+            }
         }
     }
 
@@ -74,18 +100,21 @@ impl<X, W, Y: Copy> Part<'_, X, W, Y> {
         output: usize,
         dots: &D,
     ) {
-        let (mut x, mut w): ([&[X]; R], [&[W]; C]) = ([&[]; R], [&[]; C]);
-        for (i, x) in x.iter_mut().enumerate() {
-            *x = &self.x[(row + i) * self.x_width..][..self.depth];
-        }
-        for (j, w) in w.iter_mut().enumerate() {
-            *w = &self.w[(output + j) * self.w_width..][..self.depth];
-        }
-        let sums = dots.dots(x, w);
-        for (j, sums) in sums.iter().enumerate() {
-            let out = &mut self.out[(output + j) * self.rows + row..][..R];
-            for (out, &sum) in out.iter_mut().zip(sums) {
-                *out = D::add(*out, sum);
+        for at in (0..self.depth).step_by(SUM) {
+            let depth = SUM.min(self.depth - at);
+            let (mut x, mut w): ([&[X]; R], [&[W]; C]) = ([&[]; R], [&[]; C]);
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = &self.x[(row + i) * self.x_width + at..][..depth];
+            }
+            for (j, w) in w.iter_mut().enumerate() {
+                *w = &self.w[(output + j) * self.w_width + at..][..depth];
+            }
+            let sums = dots.dots(x, w);
+            for (j, sums) in sums.iter().enumerate() {
+                let out = &mut self.out[(output + j) * self.rows + row..][..R];
+                for (out, &sum) in out.iter_mut().zip(sums) {
+                    *out = D::add(*out, sum);
+                }
             }
         }
     }
@@ -105,7 +134,7 @@ impl WithSimd for Part<'_, f32, f32, f32> {
     }
 }
 
-/// In the vectors of the machine, then one by one.
+/// In the vectors of the machine, two at a time, then one by one.
 struct Floats<S>(S);
 
 impl<S: Simd> Dots<f32, f32, f32> for Floats<S> {
@@ -116,27 +145,38 @@ impl<S: Simd> Dots<f32, f32, f32> for Floats<S> {
         w: [&[f32]; C],
     ) -> [[f32; R]; C] {
         let simd = self.0;
-        let mut sums = [[simd.splat_f32s(0.0); R]; C];
-        let (mut x_vectors, mut w_vectors) = ([&[][..]; R], [&[][..]; C]);
-        let vectors = S::as_simd_f32s(x[0]).0.len();
-        for (vector, x) in x_vectors.iter_mut().zip(x) {
-            *vector = &S::as_simd_f32s(x).0[..vectors];
+        let mut even = [[simd.splat_f32s(0.0); R]; C];
+        let mut odd = even;
+        let (mut x_pairs, mut w_pairs) = ([&[][..]; R], [&[][..]; C]);
+        let pairs = S::as_simd_f32s(x[0]).0.len() / 2;
+        for (pair, x) in x_pairs.iter_mut().zip(x) {
+            *pair = &S::as_simd_f32s(x).0.as_chunks::<2>().0[..pairs];
         }
-        for (vector, w) in w_vectors.iter_mut().zip(w) {
-            *vector = &S::as_simd_f32s(w).0[..vectors];
+        for (pair, w) in w_pairs.iter_mut().zip(w) {
+            *pair = &S::as_simd_f32s(w).0.as_chunks::<2>().0[..pairs];
         }
-        for at in 0..vectors {
+        for at in 0..pairs {
+            for j in 0..C {
+                for i in 0..R {
+                    let (x, w) = (x_pairs[i][at], w_pairs[j][at]);
+                    even[j][i] = simd.mul_add_e_f32s(x[0], w[0], even[j][i]);
+                    odd[j][i] = simd.mul_add_e_f32s(x[1], w[1], odd[j][i]);
+                }
+            }
+        }
+        for j in 0..C {
             for i in 0..R {
-                let x = x_vectors[i][at];
-                for j in 0..C {
-                    sums[j][i] = simd.mul_add_e_f32s(x, w_vectors[j][at], sums[j][i]);
+                let x = S::as_simd_f32s(x[i]).0.as_chunks::<2>().1;
+                let w = S::as_simd_f32s(w[j]).0.as_chunks::<2>().1;
+                for (&x, &w) in x.iter().zip(w) {
+                    even[j][i] = simd.mul_add_e_f32s(x, w, even[j][i]);
                 }
             }
         }
         let mut out = [[0.0; R]; C];
         for j in 0..C {
             for i in 0..R {
-                let mut sum = simd.reduce_sum_f32s(sums[j][i]);
+                let mut sum = simd.reduce_sum_f32s(simd.add_f32s(even[j][i], odd[j][i]));
                 let rest = S::as_simd_f32s(x[i]).1.iter().zip(S::as_simd_f32s(w[j]).1);
                 for (x, w) in rest {
                     sum += x * w;
@@ -244,8 +284,13 @@ mod tests {
 
     #[test]
     fn a_product_in_tiles_has_every_element() {
-        for (rows, outputs, width) in [(1, 9, 5), (2, 13, 16), (3, 5, 33), (4, 7, 64), (11, 50, 39)]
-        {
+        for (rows, outputs, width) in [
+            (1, 9, 5),
+            (2, 13, 16),
+            (3, 5, 533),
+            (4, 7, 64),
+            (11, 50, 39),
+        ] {
             let (x, w) = (whole(rows * width, 3), whole(outputs * width, 11));
             let dot = |i: usize, j: usize| -> i32 {
                 let pairs = x[i * width..][..width].iter().zip(&w[j * width..]);
