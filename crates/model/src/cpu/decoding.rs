@@ -52,8 +52,8 @@ impl Decode for Cpu {
         Adapter::new(factors, layers)
     }
 
-    /// On a thread of the pool, so that each of the pass's loops shares its work without a switch of
-    /// threads.
+    /// On a thread of the pool, so that the pass's loops share their work without a switch of
+    /// threads each.
     fn enter<R: Send>(&self, multiplications: u64, pass: impl FnOnce() -> R + Send) -> R {
         if multiplications <= ALONE_PASS {
             return pass();

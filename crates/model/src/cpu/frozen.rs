@@ -205,3 +205,27 @@ fn through_fp16(value: f32) -> f32 {
     let rounded = Float::Fp16.round(value);
     if rounded.is_finite() { rounded } else { value }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_int8_a_row_among_others_is_as_alone() {
+        let (inputs, outputs) = (70, 9);
+        let values = |count: usize, bound: f32| -> Vec<f32> {
+            let wave = |at: usize| bound * (1.0 + at as f32 * 1.7).sin();
+            (0..count).map(wave).collect()
+        };
+        let weight = Int8::quantize(&values(inputs * outputs, 0.2), inputs);
+        let bias = values(outputs, 1.0);
+        // Some of the values are outliers.
+        let x = values(11 * inputs, 6.05);
+        let together = weight.linear_by_rows(&x, Some(&bias));
+        let alone = x
+            .chunks(inputs)
+            .flat_map(|row| weight.linear(row, Some(&bias)));
+        assert_eq!(together, alone.collect::<Vec<f32>>());
+        assert_ne!(together, weight.linear(&x, Some(&bias)));
+    }
+}

@@ -9,8 +9,8 @@ use pulp::{Simd, WithSimd};
 
 use crate::simd::run;
 
-/// The outputs of a tile, by its rows. Each pair of a row and an output has two of the sixteen vector
-/// registers.
+/// The outputs of a tile, by its rows. Each pair of a row and an output has two of the sixteen
+/// vector registers.
 const WIDEST: [usize; 3] = [4, 3, 2];
 
 /// Inputs whose sum is added to an element at once. It decides the order of sums: a product that is
