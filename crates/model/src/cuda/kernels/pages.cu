@@ -79,6 +79,22 @@ struct Running {
     }
 };
 
+// Loads AHEAD keys and values from `first` on, each group every GROUPS-th, below `end`. `pages`
+// begins with the page of `begin`; `at` is the head's place in a page, its values lie `to_values`
+// further.
+template <typename T, int V, int GROUPS>
+__device__ __forceinline__ void load_ahead(Dimensions<T, V> (&keys)[AHEAD], Dimensions<T, V> (&values)[AHEAD],
+                                           const T *const *pages, u64 at, u64 to_values, int first, int begin, int end,
+                                           int lane, int dim) {
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) {
+        int key = first + n * GROUPS;
+        if (key >= end) break;
+        const T *from = pages[(key - begin) / PAGE] + at + (u64)(key % PAGE) * dim;
+        keys[n].load(from, lane, dim), values[n].load(from + to_values, lane, dim);
+    }
+}
+
 // Takes in AHEAD keys from `first` on, each group every GROUPS-th. Those from `end` on do not
 // count.
 template <typename T, int V, int L, int GROUPS>
@@ -161,13 +177,7 @@ __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tabl
     Running run;
     for (int first = begin + group; first < end; first += GROUPS * AHEAD) {
         Dimensions<T, V> keys[AHEAD], values[AHEAD];
-#pragma unroll
-        for (int n = 0; n < AHEAD; n++) {
-            int key = first + n * GROUPS;
-            if (key >= end) break;
-            const T *from = pages[(key - begin) / PAGE] + at + (u64)(key % PAGE) * dim;
-            keys[n].load(from, lane, dim), values[n].load(from + to_values, lane, dim);
-        }
+        load_ahead<T, V, GROUPS>(keys, values, pages, at, to_values, first, begin, end, lane, dim);
         take<T, V, L, GROUPS>(run, keys, values, query, first, end, lane, dim);
     }
     u64 place = (u64)row * heads + head;
@@ -243,13 +253,7 @@ __device__ void attend_answers(T *out, float *parts, const T *qkv, const u64 *ta
     u64 at = ((u64)layer * 2 * heads + head) * PAGE * dim, to_values = (u64)heads * PAGE * dim;
     Dimensions<T, V> keys[AHEAD], values[AHEAD];
     auto load = [&](int first) {
-#pragma unroll
-        for (int n = 0; n < AHEAD; n++) {
-            int key = first + n * GROUPS;
-            if (key >= end) break;
-            const T *from = pages[(key - begin) / PAGE] + at + (u64)(key % PAGE) * dim;
-            keys[n].load(from, lane, dim), values[n].load(from + to_values, lane, dim);
-        }
+        load_ahead<T, V, GROUPS>(keys, values, pages, at, to_values, first, begin, end, lane, dim);
     };
     load(begin + group);
     wait_for_results();
