@@ -143,7 +143,7 @@ impl Decode for Cuda {
         w: &Affine<Self>,
         activation: Option<Activation>,
     ) -> Result<(Array, Array)> {
-        if phase == Phase::Decode {
+        if phase == Phase::Decode && self.can_multiply_few() {
             let normed = self.layer_norm(x, norm)?;
             let (bias, plus) = (w.bias.as_ref(), None);
             let added = Added { bias, plus };

@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use super::array::{Array, Element};
 use super::context::Cuda;
 use super::fp8::Added;
-use super::frozen::{BlockScales, Frozen};
+use super::frozen::Frozen;
 use super::launch::{Arg, Grid, activation_id};
 use crate::activation::Activation;
 use crate::error::Result;
@@ -65,21 +65,7 @@ impl Held {
                 shape: nf4.shape,
                 each: 32,
                 stage_row: 128,
-                scales: match &nf4.scales {
-                    BlockScales::Plain(scales) => [scales.address, 0, 0, 0, 0],
-                    BlockScales::Nested {
-                        codes,
-                        absmax,
-                        map,
-                        offset,
-                    } => [
-                        0,
-                        codes.address,
-                        absmax.address,
-                        map.address,
-                        offset.address,
-                    ],
-                },
+                scales: nf4.scales.addresses(),
             },
         }
     }
@@ -123,7 +109,8 @@ impl Cuda {
         few.unwrap_or_else(|| tokens.next_multiple_of(ROWS[2]))
     }
 
-    fn can_multiply_few(&self) -> bool {
+    /// Whether the kernel takes the engine's type on this GPU.
+    pub(super) fn can_multiply_few(&self) -> bool {
         self.overlap.is_some() && self.element != Element::F32
     }
 

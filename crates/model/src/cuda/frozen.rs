@@ -41,6 +41,27 @@ pub(super) enum BlockScales {
     },
 }
 
+impl BlockScales {
+    /// What kernels take: plain scales; else null, and the codes, their absmax, map and offset.
+    pub(super) fn addresses(&self) -> [u64; 5] {
+        match self {
+            Self::Plain(scales) => [scales.address, 0, 0, 0, 0],
+            Self::Nested {
+                codes,
+                absmax,
+                map,
+                offset,
+            } => [
+                0,
+                codes.address,
+                absmax.address,
+                map.address,
+                offset.address,
+            ],
+        }
+    }
+}
+
 /// 8-bit codes, and a scale for each row.
 pub(crate) struct Int8Codes {
     pub(super) shape: [usize; 2],
@@ -123,28 +144,13 @@ impl Cuda {
     fn dequantize_nf4(&self, weight: &Nf4Codes, rounding: Rounding) -> Result<Array> {
         let [rows, columns] = weight.shape;
         let out = self.empty(rows, columns)?;
-        let scales: [u64; 5] = match &weight.scales {
-            BlockScales::Plain(scales) => [scales.address, 0, 0, 0, 0],
-            BlockScales::Nested {
-                codes,
-                absmax,
-                map,
-                offset,
-            } => [
-                0,
-                codes.address,
-                absmax.address,
-                map.address,
-                offset.address,
-            ],
-        };
         let rounding_id: usize = match (rounding, weight.float) {
             (Rounding::None, _) | (_, Float::F32) => 0,
             (Rounding::AsQuantized, Float::Fp16) => 1,
             (Rounding::AsQuantized, Float::Bf16) => 2,
         };
         let mut args: Vec<Arg> = vec![(&out).into(), weight.packed.address.into()];
-        args.extend(scales.map(Arg::from));
+        args.extend(weight.scales.addresses().map(Arg::from));
         args.extend([rounding_id, out.len()].map(Arg::from));
         self.launch_dequantizing("nf4", &out, 2, &args)?;
         Ok(out)
