@@ -203,6 +203,7 @@ fn named(text: &str) -> BTreeSet<String> {
         "togi_generation",
         "togi_replica",
         "togi_outcome",
+        "togi_tier",
         "messaging_destination_template",
     ];
     words

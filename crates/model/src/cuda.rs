@@ -16,6 +16,7 @@
 //! | `kernels` | the list of kernels (`kernels/*.cu`) and their compilation |
 //! | `library` | products of cuBLASLt and their plans |
 //! | `staging`, `loading` | copying a base to the GPU; the state while it is loaded |
+//! | `uploads` | copying adapters while the GPU computes |
 //! | `reuse` | buffers that recorded passes share |
 //! | `graphs` | recorded passes of decoding |
 //! | `recorder` | what benchmarks record (feature `bench`) |
@@ -76,6 +77,7 @@ mod setup;
 mod shared_memory;
 mod staging;
 mod training;
+mod uploads;
 mod values;
 
 pub(crate) use context::Cuda;

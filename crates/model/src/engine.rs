@@ -21,6 +21,7 @@ use crate::cuda::Cuda;
 use crate::device::not_built;
 use crate::device::{Device, DeviceName};
 use crate::error::{Error, Result};
+use crate::gpu_limits::{GPU_LARGEST_RANK, GpuMemory};
 use crate::lora::Lora;
 use crate::memory;
 use crate::network::Network;
@@ -172,7 +173,24 @@ impl Engine {
         })
     }
 
-    /// Brings an adapter onto the device, until the last clone of the handle is dropped.
+    /// The bytes that an adapter takes on the device.
+    #[must_use]
+    pub fn adapter_bytes(&self, lora: &Lora) -> u64 {
+        memory::adapter(lora, self.device)
+    }
+
+    /// The largest rank that the device has kernels for in decoding; none on the CPU, which takes
+    /// any. A GPU decodes a larger one too, but its sequences one after the other.
+    #[must_use]
+    pub fn largest_rank(&self) -> Option<usize> {
+        match self.device {
+            Device::Cpu => None,
+            Device::Cuda { .. } => Some(GPU_LARGEST_RANK),
+        }
+    }
+
+    /// Brings an adapter onto the device, until the last clone of the handle is dropped. The caller
+    /// waits for the copy; passes that run meanwhile do not.
     ///
     /// # Errors
     /// The adapter's shapes are not the model's.
@@ -186,23 +204,37 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.cache())
     }
 
+    /// The bytes that adapters may have on a GPU, of the memory that it has now.
+    ///
+    /// # Errors
+    /// The driver's; [`Error::Input`] on the CPU, which has no plan for them.
+    pub fn adapter_capacity(&self) -> Result<u64> {
+        Ok(memory::gpu_adapters(self.gpu_memory()?))
+    }
+
     /// The pages of keys and values that all sequences together may have: those that `bytes` hold,
-    /// or on a GPU without `bytes` those for which it has memory now.
+    /// or on a GPU without `bytes` those for which it has memory now, beside as many bytes of
+    /// `adapters`.
     ///
     /// # Errors
     /// The driver's; [`Error::Input`] on the CPU without `bytes`.
-    pub fn page_capacity(&self, bytes: Option<u64>) -> Result<usize> {
+    pub fn page_capacity(&self, bytes: Option<u64>, adapters: u64) -> Result<usize> {
         let config = self.config();
         if let Some(bytes) = bytes {
             let pages = bytes / memory::page(config, self.device);
             return Ok(usize::try_from(pages).unwrap_or(usize::MAX));
         }
+        let memory = self.gpu_memory()?;
+        Ok(memory::gpu_pages(config, self.device, memory, adapters))
+    }
+
+    fn gpu_memory(&self) -> Result<GpuMemory> {
         let gpu = match self.device {
             Device::Cpu => None,
             Device::Cuda { ordinal, .. } => DeviceName::Cuda { ordinal }.open()?,
         };
-        let gpu = gpu.ok_or_else(|| Error::Input("the CPU's pages have no limit".into()))?;
-        Ok(memory::gpu_pages(config, self.device, gpu.memory()?))
+        let gpu = gpu.ok_or_else(|| Error::Input("the CPU's memory is not planned".into()))?;
+        gpu.memory()
     }
 
     /// Frees the memory of keys and values if no sequence has any.

@@ -6,6 +6,9 @@ pub(crate) const GPU_LOGITS: usize = 1 << 26;
 /// Bytes of scratch for the library's products on a GPU; its Hopper kernels want 32 MiB.
 pub(crate) const GPU_WORKSPACE: usize = 32 << 20;
 
+/// The largest rank for which a GPU's decoding kernels have shared memory, as in `adapters.cu`.
+pub(crate) const GPU_LARGEST_RANK: usize = 256;
+
 /// A GPU's memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpuMemory {

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::float::Float;
 use crate::gpu_limits::{GPU_LOGITS, GPU_WORKSPACE, GpuMemory};
-use crate::lora::LoraConfig;
+use crate::lora::{Lora, LoraConfig};
 use crate::ops::decoding::PAGE;
 use crate::precision::Precision;
 use crate::quant::nf4;
@@ -70,12 +70,43 @@ pub fn page(config: &Config, device: Device) -> u64 {
     (float_bytes(device) * values) as u64
 }
 
-/// The pages of keys and values for which a GPU has memory, beside a base that it holds already. A
-/// tenth of the GPU is left to passes and adapters.
+/// The bytes of an adapter that decodes on a device.
 #[must_use]
-pub fn gpu_pages(config: &Config, device: Device, memory: GpuMemory) -> usize {
-    let free = memory.available.saturating_sub(memory.total / 10);
+pub fn adapter(lora: &Lora, device: Device) -> u64 {
+    let values = float_bytes(device) * lora.len();
+    let beside = match device {
+        // B is also held transposed.
+        Device::Cpu => {
+            4 * lora
+                .modules()
+                .iter()
+                .map(|module| module.b.len())
+                .sum::<usize>()
+        }
+        // Three words of 8 bytes for each factor.
+        Device::Cuda { .. } => 3 * 8 * Target::ALL.len() * lora.layers(),
+    };
+    (values + beside) as u64
+}
+
+/// The bytes that adapters may have on a GPU beside a base that it holds already: a sixteenth of
+/// the GPU, or a quarter of what is free if that is less.
+#[must_use]
+pub fn gpu_adapters(memory: GpuMemory) -> u64 {
+    (memory.total / 16).min(free(memory) / 4)
+}
+
+/// The pages of keys and values for which a GPU has memory, beside a base that it holds already and
+/// the bytes of all adapters.
+#[must_use]
+pub fn gpu_pages(config: &Config, device: Device, memory: GpuMemory, adapters: u64) -> usize {
+    let free = free(memory).saturating_sub(adapters);
     usize::try_from(free / page(config, device)).unwrap_or(usize::MAX)
+}
+
+/// What keys, values and adapters may have of a GPU: a tenth of it is left to passes.
+fn free(memory: GpuMemory) -> u64 {
+    memory.available.saturating_sub(memory.total / 10)
 }
 
 /// The tokens of the largest pass over a window of records of these lengths.
@@ -238,12 +269,42 @@ mod tests {
             total: gib << 30,
         };
         // Of an H200: more than 145 sequences of the greatest length.
-        assert_eq!(gpu_pages(&config, device, memory(139)), 9795);
+        assert_eq!(gpu_pages(&config, device, memory(139), 0), 9795);
+        // Adapters take a sixteenth of it.
+        let adapters = gpu_adapters(memory(139));
+        assert_eq!(adapters, (139 << 30) / 16);
+        assert_eq!(gpu_pages(&config, device, memory(139), adapters), 9076);
         let full = GpuMemory {
             available: 1 << 30,
             total: 80 << 30,
         };
-        assert_eq!(gpu_pages(&config, device, full), 0);
+        assert_eq!(gpu_pages(&config, device, full, 0), 0);
+        assert_eq!(gpu_adapters(full), 0);
+        // Where other programs have most of it, adapters take a quarter of the rest.
+        let shared = GpuMemory {
+            available: 10 << 30,
+            ..full
+        };
+        assert_eq!(gpu_adapters(shared), 1 << 29);
+    }
+
+    #[test]
+    fn an_adapter_is_counted_in_the_type_of_its_device() {
+        let config = rinna();
+        let lora = LoraConfig {
+            rank: 8,
+            alpha: 32.0,
+            dropout: 0.0,
+            targets: vec![Target::QueryKeyValue],
+        };
+        let values = trainable(&config, &lora);
+        let lora = Lora::init(&config, &lora, 1).unwrap();
+        let device = DeviceName::Cuda { ordinal: 0 }.device(Precision::Nf4);
+        assert_eq!(adapter(&lora, device), 2 * values + 36 * 4 * 24);
+        assert_eq!(
+            adapter(&lora, Device::Cpu),
+            4 * (values + 36 * 8 * 3 * 2816)
+        );
     }
 
     #[test]

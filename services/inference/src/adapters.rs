@@ -1,5 +1,5 @@
-//! The adapters of a replica. It loads what is declared ([`follower`]) one generation at a time, in
-//! the order of [`plan`], and finds the generation of each request.
+//! The adapters of a replica. It serves what is declared ([`follower`]) in the order of [`plan`],
+//! finds the generation of each request, and gets it onto the device ([`tiers`]).
 
 pub(crate) mod announcer;
 pub(crate) mod follower;
@@ -7,6 +7,7 @@ mod loader;
 pub(crate) mod mismatch;
 mod plan;
 pub(crate) mod served;
+pub(crate) mod tiers;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,16 +16,18 @@ use togi_common::{AliasName, Generation};
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::{Class, Stopper, telemetry};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
 
 pub(crate) use self::loader::{Expected, Loader};
 use self::plan::{Action, Again, Declaration, Declared, Deferred, is_current, next_action};
 use self::served::{Refusal, Serving, Shelf};
+use self::tiers::Tiers;
 use crate::adapters::announcer::News;
 use crate::engine::request::Answerer;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::pool::ReadyAdapter;
 use crate::semconv;
 use crate::served_adapter::ServedAdapter;
 
@@ -37,30 +40,44 @@ const MAX_REASON_CHARS: usize = 1000;
 /// The adapters of one replica.
 pub(crate) struct Adapters {
     pub(crate) shelf: Arc<Shelf>,
-    pub(crate) loader: Arc<Loader>,
+    pub(crate) tiers: Arc<Tiers>,
     /// None until the store's aliases have been read once.
     pub(crate) declared: Arc<watch::Sender<Option<Declared>>>,
     pub(crate) news: mpsc::Sender<News>,
     pub(crate) metrics: Metrics,
     pub(crate) replica: String,
-    pub(crate) load_timeout: Duration,
     pub(crate) retry_period: Duration,
-    /// Held while a generation is loaded: one at a time, so that memory and disk are bounded.
-    pub(crate) load_lock: Mutex<()>,
 }
 
 impl Adapters {
-    /// Returns the generation that a request is pinned to; None for the base alone.
+    /// Returns the generation that a request is pinned to, once it is on the device; None for the
+    /// base alone.
     ///
     /// # Errors
     /// `NotFound` for a name that nothing declares, `Unavailable` while what it names is still
-    /// loading, `FailedPrecondition` when that was refused.
-    pub(crate) async fn resolve(&self, answerer: &Answerer) -> Result<Option<Arc<ServedAdapter>>> {
-        match answerer {
-            Answerer::Base => Ok(None),
-            Answerer::Alias(alias) => self.by_alias(alias).map(Some),
-            Answerer::Generation(generation) => self.by_digest(*generation).await.map(Some),
-        }
+    /// loading, `FailedPrecondition` when that was refused, `ResourceExhausted` with a time to come
+    /// back where the adapters in use leave no room.
+    pub(crate) async fn resolve(&self, answerer: &Answerer) -> Result<Option<Arc<ReadyAdapter>>> {
+        let (name, generation, ready) = match answerer {
+            Answerer::Base => return Ok(None),
+            Answerer::Alias(alias) => {
+                let served = self.by_alias(alias)?;
+                let ready = self.tiers.wait_for(&served).await;
+                (alias.to_string(), served.generation(), ready)
+            }
+            Answerer::Generation(generation) => {
+                let ready = self.by_digest(*generation).await;
+                (generation.to_string(), *generation, ready)
+            }
+        };
+        ready.map(Some).map_err(|error| match error {
+            Error::BadAdapter(reason) | Error::BrokenAdapter(reason) => Error::Refused {
+                name,
+                generation,
+                reason,
+            },
+            error => error,
+        })
     }
 
     fn by_alias(&self, alias: &AliasName) -> Result<Arc<ServedAdapter>> {
@@ -86,20 +103,10 @@ impl Adapters {
         })
     }
 
-    async fn by_digest(&self, generation: Generation) -> Result<Arc<ServedAdapter>> {
+    async fn by_digest(&self, generation: Generation) -> Result<Arc<ReadyAdapter>> {
         let base_mismatch = self.base_mismatch(generation);
-        match self.get(generation, base_mismatch, false).await {
-            Ok(adapter) => {
-                self.shelf.keep(&adapter);
-                Ok(adapter)
-            }
-            Err(Error::BadAdapter(reason) | Error::BrokenAdapter(reason)) => Err(Error::Refused {
-                name: generation.to_string(),
-                generation,
-                reason,
-            }),
-            Err(error) => Err(error),
-        }
+        let served = self.tiers.get(generation, base_mismatch).await?;
+        self.tiers.wait_for(&served).await
     }
 
     /// Whether a generation that is named by its digest may be served over another precision of its
@@ -111,37 +118,6 @@ impl Adapters {
             declaration.generation == generation && !declaration.base_mismatch.is_refused()
         });
         is_allowed.into()
-    }
-
-    /// Returns a generation, from memory or from the store.
-    async fn get(
-        &self,
-        generation: Generation,
-        base_mismatch: BaseMismatch,
-        replaces: bool,
-    ) -> Result<Arc<ServedAdapter>> {
-        if let Some(adapter) = self.shelf.find(generation) {
-            // Another alias, which allows a mismatch, may have brought it into memory.
-            self.loader.admit(adapter.trained_over(), base_mismatch)?;
-            return Ok(adapter);
-        }
-        let load = async {
-            let _one_at_a_time = self.load_lock.lock().await;
-            if let Some(adapter) = self.shelf.find(generation) {
-                self.loader.admit(adapter.trained_over(), base_mismatch)?;
-                return Ok(adapter);
-            }
-            if !self.shelf.make_room(replaces) {
-                return Err(Error::TooManyResident(self.shelf.count()));
-            }
-            let adapter = self.loader.load(generation, base_mismatch).await?;
-            self.shelf.put(&adapter);
-            Ok(adapter)
-        };
-        let late = |_| Error::LoadTimeout(self.load_timeout);
-        tokio::time::timeout(self.load_timeout, load)
-            .await
-            .map_err(late)?
     }
 
     /// Serves what is declared until the stop. `caught_up` is called once, when every declaration
@@ -209,11 +185,7 @@ impl Adapters {
             Some(parent) => telemetry::span_with_parent(span, parent),
             None => span,
         };
-        let replaces = self.shelf.served().aliases.contains_key(alias);
-        let result = self
-            .get(declaration.generation, declaration.base_mismatch, replaces)
-            .instrument(span.clone())
-            .await;
+        let result = self.load(alias, declaration).instrument(span.clone()).await;
         let still_says = is_current(self.declared.borrow().as_ref(), alias, declaration);
         let outcome = span.in_scope(|| match result {
             _ if !still_says => {
@@ -225,7 +197,7 @@ impl Adapters {
                 );
                 "overtaken"
             }
-            Ok(adapter) => {
+            Ok((adapter, _ready)) => {
                 deferred.remove(alias);
                 self.loaded(alias, declaration, adapter);
                 "loaded"
@@ -237,8 +209,29 @@ impl Adapters {
             .load_ended(outcome, declaration.heard.elapsed().as_secs_f64());
     }
 
+    /// Loads the generation that an alias names, and brings it onto the device, so that the first
+    /// request finds it there. If another one must go for it, only where the alias serves already:
+    /// at the start there may be more aliases than the device holds.
+    async fn load(&self, alias: &AliasName, declaration: &Declaration) -> Result<Loaded> {
+        let get = (self.tiers).get(declaration.generation, declaration.base_mismatch);
+        let adapter = get.await?;
+        let replaces = self.shelf.served().aliases.contains_key(alias);
+        if !replaces && !self.tiers.has_room(&adapter) {
+            return Ok((adapter, None));
+        }
+        match self.tiers.ready(&adapter).await {
+            Ok(ready) => Ok((adapter, Some(ready))),
+            Err(error) => {
+                let generation = adapter.generation();
+                tracing::info!(%alias, %generation, %error, "adapter is not on the device yet");
+                Ok((adapter, None))
+            }
+        }
+    }
+
     fn loaded(&self, alias: &AliasName, declaration: &Declaration, adapter: Arc<ServedAdapter>) {
-        let mismatched = (!self.loader.holds_base_of(&adapter)).then(|| Arc::clone(&adapter));
+        let holds_base = self.tiers.loader().holds_base_of(&adapter);
+        let mismatched = (!holds_base).then(|| Arc::clone(&adapter));
         let serving = Serving {
             adapter,
             revision: declaration.revision,
@@ -317,6 +310,9 @@ impl Adapters {
         }
     }
 }
+
+/// A loaded adapter, and its hold on the device if it is there.
+type Loaded = (Arc<ServedAdapter>, Option<Arc<ReadyAdapter>>);
 
 /// The consequence of a failed load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

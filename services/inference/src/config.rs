@@ -92,8 +92,10 @@ impl EngineConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdaptersConfig {
-    /// Most adapters in memory.
-    pub max_resident: usize,
+    /// Bytes of the adapters on the device; the device's own number if not set.
+    pub device_bytes: Option<u64>,
+    /// Bytes of the adapters in main memory.
+    pub host_bytes: u64,
     /// Largest tensor file, in bytes.
     pub max_bytes: u64,
     /// Time after which a load is given up.
@@ -103,6 +105,14 @@ pub struct AdaptersConfig {
 }
 
 impl AdaptersConfig {
+    /// Returns the bytes of the adapters on a device; `None` for those of the GPU's memory plan.
+    pub fn device_bytes_on(&self, device: DeviceName) -> Option<u64> {
+        self.device_bytes.or(match device {
+            DeviceName::Cpu => Some(2 << 30),
+            DeviceName::Cuda { .. } => None,
+        })
+    }
+
     /// Returns the time after which a load is given up.
     pub fn load_timeout(&self) -> Duration {
         Duration::from_secs(self.load_timeout_seconds)
@@ -187,7 +197,10 @@ impl Config {
                 "engine.max_prompt_bytes",
                 self.engine.max_prompt_bytes as u64,
             ),
-            ("adapters.max_resident", self.adapters.max_resident as u64),
+            (
+                "adapters.device_bytes",
+                self.adapters.device_bytes.unwrap_or(1),
+            ),
             ("adapters.max_bytes", self.adapters.max_bytes),
             (
                 "adapters.load_timeout_seconds",
@@ -274,7 +287,7 @@ mod tests {
             ("engine", "max_waiting_tokens"),
             ("engine", "prefill_chunk"),
             ("engine", "prompt_tokens_per_round"),
-            ("adapters", "max_resident"),
+            ("adapters", "device_bytes"),
             ("adapters", "reconcile_seconds"),
         ] {
             let error = load(&format!("{BASE}[{section}]\n{key} = 0\n")).unwrap_err();
@@ -288,8 +301,11 @@ mod tests {
 
     #[test]
     fn what_is_not_set_is_the_devices_own() {
+        let adapters = load(BASE).unwrap().adapters;
         let of = |text: &str| load(&format!("{BASE}{text}")).unwrap().engine;
         let (cpu, gpu) = (DeviceName::Cpu, DeviceName::Cuda { ordinal: 0 });
+        assert_eq!(adapters.device_bytes_on(cpu), Some(2 << 30));
+        assert_eq!(adapters.device_bytes_on(gpu), None);
         let own = of("");
         let numbers = |engine: &EngineConfig, device| {
             (

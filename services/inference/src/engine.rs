@@ -5,7 +5,6 @@ mod account;
 pub(crate) mod admission;
 mod answer;
 pub(crate) mod door;
-mod drain;
 pub(crate) mod load;
 pub(crate) mod options;
 mod probe;

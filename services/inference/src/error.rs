@@ -58,11 +58,27 @@ pub enum Error {
     /// The files of an adapter are missing or differ from its manifest.
     #[error("{0}")]
     BrokenAdapter(String),
-    /// The most adapters that are allowed are resident, and all of them are in use.
+    /// The adapters that requests use leave no room on the device for another one.
     #[error(
-        "{0} adapters are resident, the most that adapters.max_resident allows, and all are in use"
+        "the adapter takes {needed} bytes on the device, where requests use {in_use} adapters of \
+         {bytes} bytes and {limit} are for all: no room is left; come back in {} s",
+        .retry_after.as_secs_f64().ceil()
     )]
-    TooManyResident(usize),
+    PoolFull {
+        /// The bytes of the adapter.
+        needed: u64,
+        /// The adapters in use.
+        in_use: usize,
+        /// Their bytes.
+        bytes: u64,
+        /// The most bytes of all adapters.
+        limit: u64,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// The device did not take an adapter.
+    #[error("the adapter cannot be brought onto the device")]
+    NotOnDevice(#[source] togi_model::Error),
     /// A load took too long.
     #[error("the adapter was not loaded within {} s", .0.as_secs())]
     LoadTimeout(Duration),
@@ -115,8 +131,11 @@ impl Error {
                 Class::FailedPrecondition
             }
             Error::BrokenAdapter(_) => Class::DataLoss,
-            Error::Full { .. } | Error::TooManyResident(_) => Class::ResourceExhausted,
-            Error::StillLoading(_) | Error::Stopping | Error::BaseLoading => Class::Unavailable,
+            Error::Full { .. } | Error::PoolFull { .. } => Class::ResourceExhausted,
+            Error::StillLoading(_)
+            | Error::Stopping
+            | Error::BaseLoading
+            | Error::NotOnDevice(_) => Class::Unavailable,
             Error::LoadTimeout(_) | Error::NotBegun(_) => Class::DeadlineExceeded,
             Error::Network(_) | Error::Broken(_) => Class::Internal,
             Error::Runtime(error) => error.class(),
@@ -158,7 +177,7 @@ impl From<Error> for togi_runtime::Error {
                 ref setting,
                 ref reason,
             } => togi_runtime::Error::invalid(setting, format!("{setting}: {reason}")),
-            Error::Full { retry_after, .. } => {
+            Error::Full { retry_after, .. } | Error::PoolFull { retry_after, .. } => {
                 togi_runtime::Error::new(error.class(), error.to_string())
                     .with_retry_after(retry_after)
             }

@@ -20,6 +20,7 @@ use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::metrics::Metrics;
+use crate::pool::ReadyAdapter;
 use crate::served_adapter::ServedAdapter;
 
 /// Longest prompt in bytes.
@@ -39,7 +40,7 @@ const LIMITS: EngineConfig = EngineConfig {
 /// A base that answers in this process.
 pub struct Local {
     admission: Admission,
-    adapter: Option<Arc<ServedAdapter>>,
+    adapter: Option<Arc<ReadyAdapter>>,
     abort: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -55,7 +56,7 @@ impl Local {
         let name = folder.display().to_string();
         let checked = CheckedBase::new(base).map_err(|error| error.of_base(&name))?;
         let loaded = base::on_device(&name, folder.to_owned(), checked, device)?;
-        let (door, engine_thread) = EngineThread::new(&loaded, &LIMITS, Metrics::new())?;
+        let (door, engine_thread) = EngineThread::new(&loaded, &LIMITS, 0, Metrics::new())?;
         let abort = engine_thread.abort.clone();
         let thread = thread::Builder::new()
             .name("togi-engine".into())
@@ -93,8 +94,9 @@ impl Local {
         // An adapter's folder does not have the precision that it was trained over.
         let precision = engine.base().precision().name().to_owned();
         let generation = Generation::from(Digest::of(&tensors));
-        let served = ServedAdapter::new(generation, precision, adapter);
-        self.adapter = Some(Arc::new(served));
+        let bytes = engine.adapter_bytes(lora);
+        let served = Arc::new(ServedAdapter::new(generation, precision, bytes));
+        self.adapter = Some(Arc::new(ReadyAdapter::alone(served, adapter)));
         Ok(self)
     }
 

@@ -30,6 +30,26 @@ pub(crate) enum Tick {
     Next(Duration),
 }
 
+/// Where an adapter is brought to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TierName {
+    /// The device, from main memory.
+    Device,
+    /// Main memory, from the store.
+    Host,
+}
+
+impl TierName {
+    /// Returns the name as a label.
+    pub(crate) fn label(self) -> KeyValue {
+        let name = match self {
+            Self::Device => "device",
+            Self::Host => "host",
+        };
+        KeyValue::new(semconv::TIER, name)
+    }
+}
+
 /// The instruments; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -43,6 +63,9 @@ pub(crate) struct Metrics {
     answers: Counter<u64>,
     load_duration: Histogram<f64>,
     loads: Counter<u64>,
+    brought_up: Histogram<f64>,
+    evicted: Counter<u64>,
+    waited_for_adapter: Histogram<f64>,
 }
 
 impl Metrics {
@@ -67,6 +90,13 @@ impl Metrics {
         // unnoticed.
         for outcome in ["rejected", "deferred"] {
             loads.add(0, &[KeyValue::new(semconv::OUTCOME, outcome)]);
+        }
+        let evicted = count(
+            "togi.inference.pool.evictions",
+            "Adapters that left the device or main memory for another one",
+        );
+        for tier in [TierName::Device, TierName::Host] {
+            evicted.add(0, &[tier.label()]);
         }
         Self {
             to_first_token: seconds(
@@ -108,6 +138,17 @@ impl Metrics {
                 &REQUEST_BOUNDS,
             ),
             loads,
+            brought_up: seconds(
+                "togi.inference.pool.load.duration",
+                "Bringing an adapter from the store to main memory, or from there onto the device",
+                &TOKEN_BOUNDS,
+            ),
+            evicted,
+            waited_for_adapter: seconds(
+                "togi.inference.time_for_adapter",
+                "Waiting of a request for its adapter to be on the device",
+                &TOKEN_BOUNDS,
+            ),
         }
     }
 
@@ -167,6 +208,21 @@ impl Metrics {
                 KeyValue::new(semconv::ERROR_TYPE, error.class().name()),
             ],
         );
+    }
+
+    /// Counts an adapter that was brought to a tier.
+    pub(crate) fn brought_up(&self, tier: TierName, time: Duration) {
+        self.brought_up.record(time.as_secs_f64(), &[tier.label()]);
+    }
+
+    /// Counts adapters that left a tier for another one.
+    pub(crate) fn evicted(&self, tier: TierName, count: usize) {
+        self.evicted.add(count as u64, &[tier.label()]);
+    }
+
+    /// Counts a request that waited for its adapter.
+    pub(crate) fn waited_for_adapter(&self, time: Duration) {
+        self.waited_for_adapter.record(time.as_secs_f64(), &[]);
     }
 
     /// Counts a load by its outcome: `loaded`, `rejected`, `deferred`, or `overtaken` by the next

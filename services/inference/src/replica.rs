@@ -11,12 +11,13 @@ use std::time::Duration;
 use togi_base::adapter::MadeFor;
 use togi_runtime::{Context, Latch, Stopper};
 use togi_tokens::prompt;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::adapters::announcer::{Announcer, News};
 use crate::adapters::follower::Follower;
 use crate::adapters::mismatch::Gauge;
-use crate::adapters::served::{Served, Shelf};
+use crate::adapters::served::Served;
+use crate::adapters::tiers::Tiers;
 use crate::adapters::{Adapters, Expected, Loader};
 use crate::base::{self, DeviceChoice, Loaded};
 use crate::config::Config;
@@ -26,6 +27,7 @@ use crate::engine::load::Load;
 use crate::engine::thread::EngineThread;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::pool::Usage;
 
 /// The most news items that wait for the bus.
 const MAX_NEWS: usize = 1024;
@@ -75,11 +77,14 @@ impl Replica {
         self.ready.get().map(|ready| ready.adapters.shelf.served())
     }
 
-    /// Returns the number of adapters in memory, including those that only running answers hold.
-    pub fn resident(&self) -> usize {
-        self.ready
-            .get()
-            .map_or(0, |ready| ready.adapters.shelf.count())
+    /// Returns what adapters have of the device and of main memory; nothing while the base is
+    /// loading.
+    pub fn adapters_held(&self) -> (Usage, Usage) {
+        let of = |ready: &Ready| {
+            let tiers = &ready.adapters.tiers;
+            (tiers.on_device(), tiers.in_memory())
+        };
+        self.ready.get().map(of).unwrap_or_default()
     }
 
     /// Returns the tokens that the pages of all sequences hold.
@@ -124,12 +129,18 @@ impl Replica {
             return Ok(());
         };
         let metrics = Metrics::new();
-        let (door, engine_thread) = self.start_engine(&loaded, metrics.clone())?;
-        let loader = Arc::new(self.loader(&loaded));
-        let announcer = self.announcer(&loaded, loader.clone(), door.clone());
+        let device_bytes = self.device_bytes(&loaded)?;
+        let (door, engine_thread) = self.start_engine(&loaded, device_bytes, metrics.clone())?;
+        let tiers = Arc::new(Tiers::new(
+            Arc::new(self.loader(&loaded, device_bytes)),
+            self.config.adapters.host_bytes,
+            self.config.adapters.load_timeout(),
+            metrics.clone(),
+        ));
+        let announcer = self.announcer(&loaded, tiers.clone(), door.clone());
         let (news_sender, news) = mpsc::channel(MAX_NEWS);
-        let adapters = Arc::new(self.adapters(loader, metrics, news_sender));
-        gauges::register(door.load(), &adapters.shelf, self.name());
+        let adapters = Arc::new(self.adapters(tiers, metrics, news_sender));
+        gauges::register(door.load(), &adapters, self.name());
         let follower = Follower {
             store: self.context.store.clone(),
             bus: self.context.bus.clone(),
@@ -163,7 +174,14 @@ impl Replica {
         ended.and(announced.map_err(Error::from))
     }
 
-    fn loader(&self, loaded: &Loaded) -> Loader {
+    /// Returns the bytes of all adapters on the device.
+    fn device_bytes(&self, loaded: &Loaded) -> Result<u64> {
+        let set = self.config.adapters.device_bytes_on(loaded.device);
+        let planned = || loaded.engine.adapter_capacity().map_err(Error::Device);
+        set.map_or_else(planned, Ok)
+    }
+
+    fn loader(&self, loaded: &Loaded, device_bytes: u64) -> Loader {
         Loader {
             store: self.context.store.clone(),
             engine: loaded.engine.clone(),
@@ -176,37 +194,30 @@ impl Replica {
                 base_precision: loaded.precision.name().to_owned(),
             },
             max_bytes: self.config.adapters.max_bytes,
+            device_bytes,
         }
     }
 
-    fn adapters(
-        &self,
-        loader: Arc<Loader>,
-        metrics: Metrics,
-        news: mpsc::Sender<News>,
-    ) -> Adapters {
-        let settings = &self.config.adapters;
+    fn adapters(&self, tiers: Arc<Tiers>, metrics: Metrics, news: mpsc::Sender<News>) -> Adapters {
         Adapters {
-            shelf: Arc::new(Shelf::new(settings.max_resident)),
-            loader,
+            shelf: Arc::default(),
+            tiers,
             declared: Arc::new(watch::Sender::new(None)),
             news,
             metrics,
             replica: self.name().to_owned(),
-            load_timeout: settings.load_timeout(),
-            retry_period: settings.reconcile_period(),
-            load_lock: Mutex::new(()),
+            retry_period: self.config.adapters.reconcile_period(),
         }
     }
 
-    fn announcer(&self, loaded: &Loaded, loader: Arc<Loader>, door: Arc<Door>) -> Announcer {
+    fn announcer(&self, loaded: &Loaded, tiers: Arc<Tiers>, door: Arc<Door>) -> Announcer {
         Announcer {
             bus: self.context.bus.clone(),
             replica: self.name().to_owned(),
             base: self.config.base.clone(),
             base_digest: loaded.digest.clone(),
             gauge: Gauge {
-                loader,
+                tiers,
                 base_folder: loaded.folder.clone(),
                 device: loaded.device,
                 tokenizer: loaded.tokenizer.clone(),
@@ -215,8 +226,14 @@ impl Replica {
         }
     }
 
-    fn start_engine(&self, loaded: &Loaded, metrics: Metrics) -> Result<(Arc<Door>, Running)> {
-        let (door, engine_thread) = EngineThread::new(loaded, &self.config.engine, metrics)?;
+    fn start_engine(
+        &self,
+        loaded: &Loaded,
+        adapters: u64,
+        metrics: Metrics,
+    ) -> Result<(Arc<Door>, Running)> {
+        let config = &self.config.engine;
+        let (door, engine_thread) = EngineThread::new(loaded, config, adapters, metrics)?;
         let (door, abort) = (Arc::new(door), engine_thread.abort.clone());
         let (ended_sender, ended) = oneshot::channel();
         let work = move || {

@@ -42,5 +42,7 @@ pub const REVISION: &str = "togi.alias.revision";
 pub const REPLICA: &str = "togi.replica";
 /// The outcome of a load: `loaded`, `rejected`, `deferred` or `overtaken`.
 pub const OUTCOME: &str = "togi.outcome";
+/// Where adapters are: `device` or `host`.
+pub const TIER: &str = "togi.tier";
 /// The reason of an answer's end, as a label.
 pub const FINISH_REASON: &str = "togi.finish_reason";

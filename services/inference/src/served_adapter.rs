@@ -1,25 +1,25 @@
-//! One generation of an adapter, checked and in memory. A request holds it by `Arc` until its
-//! answer has ended; the last holder frees its memory.
+//! One generation of an adapter that was checked and may answer. Where its values are, on the
+//! device, in main memory or only in the store, changes; this does not.
 
 use std::time::SystemTime;
 
 use togi_common::Generation;
-use togi_model::Adapter;
 
-/// An adapter in memory, immutable.
+/// A checked adapter, immutable.
+#[derive(Debug)]
 pub struct ServedAdapter {
     generation: Generation,
     trained_over: String,
-    adapter: Adapter,
+    device_bytes: u64,
     loaded: SystemTime,
 }
 
 impl ServedAdapter {
-    pub(crate) fn new(generation: Generation, trained_over: String, adapter: Adapter) -> Self {
+    pub(crate) fn new(generation: Generation, trained_over: String, device_bytes: u64) -> Self {
         Self {
             generation,
             trained_over,
-            adapter,
+            device_bytes,
             loaded: SystemTime::now(),
         }
     }
@@ -34,20 +34,13 @@ impl ServedAdapter {
         &self.trained_over
     }
 
-    /// Returns when it was loaded.
+    /// Returns the bytes that it takes on the device.
+    pub fn device_bytes(&self) -> u64 {
+        self.device_bytes
+    }
+
+    /// Returns when it was checked.
     pub fn loaded(&self) -> SystemTime {
         self.loaded
-    }
-
-    pub(crate) fn adapter(&self) -> &Adapter {
-        &self.adapter
-    }
-}
-
-impl std::fmt::Debug for ServedAdapter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServedAdapter")
-            .field("generation", &self.generation)
-            .finish_non_exhaustive()
     }
 }

@@ -3,18 +3,16 @@
 use super::array::{Array, Buffer};
 use super::context::Cuda;
 use crate::error::Result;
+use crate::gpu_limits::GPU_LARGEST_RANK;
 use crate::ops::factors::Factors;
 use crate::target::Target;
-
-/// The largest rank for which the decoding kernels have shared memory, as in `adapters.cu`.
-pub(super) const LARGEST_RANK: usize = 256;
 
 /// An adapter on the GPU.
 pub(crate) struct Adapter {
     factors: Factors<Array>,
     /// Three words for each layer and target: A's address, B's address, and the rank (high half)
     /// with the bits of the scale (low half). The rank is 0 if there are no factors.
-    table: Buffer<u64>,
+    table: Buffer<u8>,
     /// The targets with factors.
     pub(super) targets: [bool; 4],
     /// The rank; `None` if the kernels do not support it.
@@ -44,10 +42,13 @@ impl Adapter {
             }
         }
         Ok(Self {
-            table: cuda.bring(&table)?,
+            table: cuda.upload_beside(8 * table.len(), |start, bytes| {
+                let words = bytes.as_chunks_mut().0.iter_mut().zip(&table[start / 8..]);
+                words.for_each(|(bytes, word): (_, &u64)| *bytes = word.to_ne_bytes());
+            })?,
             factors,
             targets,
-            rank: (largest <= LARGEST_RANK).then_some(largest),
+            rank: (largest <= GPU_LARGEST_RANK).then_some(largest),
         })
     }
 

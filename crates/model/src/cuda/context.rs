@@ -13,6 +13,7 @@ use super::library::Library;
 use super::loading::Loading;
 #[cfg(feature = "bench")]
 use super::recorder::Recorder;
+use super::uploads::Uploads;
 use crate::error::Result;
 
 /// A GPU with the stream of its work.
@@ -24,6 +25,8 @@ pub(crate) struct Cuda {
     /// Held by the pass that uses `steps`.
     pub(super) pass: Mutex<()>,
     pub(super) steps: Mutex<Steps>,
+    /// For adapters, one at a time.
+    pub(super) uploads: Mutex<Uploads>,
     /// The kernels by name.
     pub(super) functions: HashMap<String, CudaFunction>,
     pub(super) library: Library,

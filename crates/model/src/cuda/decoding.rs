@@ -1,6 +1,6 @@
 //! Decoding on the GPU.
 
-use super::adapter::{Adapter, LARGEST_RANK};
+use super::adapter::Adapter;
 use super::array::{Array, Buffer, Element};
 use super::attention::{self, tiled};
 use super::context::Cuda;
@@ -11,9 +11,10 @@ use super::launch::activation_id;
 use super::pages::Pages;
 use crate::activation::Activation;
 use crate::error::Result;
+use crate::gpu_limits::GPU_LARGEST_RANK;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::factors::Factors;
-use crate::ops::{Affine, Heads, Norm, Ops, Span};
+use crate::ops::{Affine, Heads, Norm, Ops, Slot, Span};
 use crate::sampling::{Highest, Logits};
 use crate::target::Target;
 
@@ -39,6 +40,12 @@ impl Decode for Cuda {
 
     fn resize(&self, pages: &Pages, count: usize) -> Result<()> {
         pages.resize(self, count)
+    }
+
+    fn adapter_matrices(&self, values: &[f32], slots: &[Slot]) -> Result<Vec<Array>> {
+        let all = self.upload_values(values)?;
+        let part = |slot: &Slot| all.part(slot.range.start, slot.rows, slot.columns);
+        Ok(slots.iter().map(part).collect())
     }
 
     fn adapter(&self, factors: Factors<Array>, layers: usize) -> Result<Adapter> {
@@ -272,7 +279,7 @@ impl Cuda {
         place: (usize, Target),
         x: &Array,
     ) -> Result<Array> {
-        let shrunk = self.empty_of(Element::F32, layout.tables.rows, LARGEST_RANK)?;
+        let shrunk = self.empty_of(Element::F32, layout.tables.rows, GPU_LARGEST_RANK)?;
         let args = [
             (&shrunk).into(),
             x.into(),

@@ -83,6 +83,35 @@ impl Cuda {
         self.adopt_bytes(element, &bytes, rows, columns)
     }
 
+    /// Copies bytes to the GPU while it computes. `fill` writes those from an offset on, which is a
+    /// multiple of 8. Every pass that begins after the return may read them.
+    pub(super) fn upload_beside(
+        &self,
+        len: usize,
+        fill: impl FnMut(usize, &mut [u8]),
+    ) -> Result<Buffer<u8>> {
+        // Allocated and freed in the stream of the passes: what it had before may be in use there.
+        let buffer = self.alloc::<u8>(len)?;
+        let free = self.check(self.stream().record_event(None))?;
+        let copied = (self.uploads.lock()).copy(&free, (buffer.address, len), fill);
+        self.check(copied)?;
+        Ok(buffer)
+    }
+
+    /// [`Cuda::upload_beside`] of f32 values as one row of the engine's type.
+    pub(super) fn upload_values(&self, values: &[f32]) -> Result<Array> {
+        let (element, count) = (self.element, values.len());
+        let buffer = self.upload_beside(count * element.bytes(), |start, bytes| {
+            let values = &values[start / element.bytes()..];
+            match element {
+                Element::Bf16 => each(bytes, values, |value| bf16::from_f32(value).to_le_bytes()),
+                Element::F16 => each(bytes, values, |value| f16::from_f32(value).to_le_bytes()),
+                Element::F32 | Element::E4m3 => each(bytes, values, f32::to_le_bytes),
+            }
+        })?;
+        Ok(Array::of(buffer, element, 1, count))
+    }
+
     /// A matrix of a type from its bytes.
     pub(super) fn adopt_bytes(
         &self,
@@ -92,6 +121,13 @@ impl Cuda {
         columns: usize,
     ) -> Result<Array> {
         Ok(Array::of(self.bring(bytes)?, element, rows, columns))
+    }
+}
+
+/// Writes the bytes of values, on this core alone: the others may be computing.
+fn each<const N: usize>(bytes: &mut [u8], values: &[f32], narrow: impl Fn(f32) -> [u8; N]) {
+    for (bytes, &value) in bytes.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *bytes = narrow(value);
     }
 }
 

@@ -8,7 +8,8 @@ use super::graphs::RECORDING;
 use super::library::Library;
 #[cfg(feature = "bench")]
 use super::recorder::Recorder;
-use super::staging::Staging;
+use super::staging::{Failure, Staging};
+use super::uploads::Uploads;
 use super::{gpu, kernels, pool};
 use crate::base::Base;
 use crate::error::Result;
@@ -27,12 +28,16 @@ impl Cuda {
         let stream = gpu::stream(&context)?;
         // Pinning memory takes long, and compiling takes longer.
         let (joined, functions) = std::thread::scope(|scope| {
-            let staging = scope.spawn(|| Staging::start(&context));
+            let pinned = scope.spawn(|| {
+                let staging = Staging::start(&context)?;
+                Ok::<_, Failure>((staging, Uploads::new(&context)?))
+            });
             let functions = kernels::compile(&context, base.precision());
-            (staging.join(), functions)
+            (pinned.join(), functions)
         });
         let started = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let staging = started.map_err(|failure| failure.into_error("staging", ordinal))?;
+        let (staging, uploads) =
+            started.map_err(|failure| failure.into_error("staging", ordinal))?;
         let allocated = stream.alloc_zeros::<u8>(GPU_WORKSPACE);
         let workspace = allocated.map_err(|error| gpu::failed(ordinal, &error))?;
         let overlap = if gpu::overlaps(&context)? {
@@ -52,6 +57,7 @@ impl Cuda {
             main_stream: stream,
             pass: Mutex::default(),
             steps: Mutex::default(),
+            uploads: Mutex::new(uploads),
             element,
             loading: Mutex::new(None),
             #[cfg(feature = "bench")]

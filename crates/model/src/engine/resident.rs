@@ -11,6 +11,7 @@ use crate::lora::Lora;
 use crate::network::Network;
 use crate::network::decoding::{Decoded, Rows, Targets};
 use crate::ops::decoding::{Decode, PageShape, Phase};
+use crate::ops::factors::{self, Factors};
 
 /// An adapter on an engine's device, ready to decode with. Clones share it, and the last one frees
 /// its memory. Only the engine that made it takes it.
@@ -88,9 +89,12 @@ impl<O: Decode> Resident<O> {
     }
 
     pub(super) fn adapter(&self, lora: &Lora) -> Result<Adapter> {
-        let factors = self.network.factors(lora)?;
-        let layers = self.network.config().num_hidden_layers;
-        let adapter = self.network.ops().adapter(factors, layers)?;
+        let (config, ops) = (self.network.config(), self.network.ops());
+        lora.check_fits(config)?;
+        let modules = lora.modules();
+        let matrices = ops.adapter_matrices(lora.values(), &factors::slots(modules))?;
+        let factors = Factors::of(config, modules, matrices);
+        let adapter = ops.adapter(factors, config.num_hidden_layers)?;
         Ok(Adapter {
             handle: Arc::new(self.adapters.insert(adapter)),
         })

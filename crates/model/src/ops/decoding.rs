@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Affine, Heads, Norm, Ops, Span};
+use super::{Affine, Heads, Norm, Ops, Slot, Span};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::logprobs::RowScore;
@@ -113,6 +113,11 @@ pub(crate) trait Decode: Ops {
     fn pages(&self, shape: PageShape) -> Self::Pages;
     /// Makes pages until there are this many, or frees those above.
     fn resize(&self, pages: &Self::Pages, count: usize) -> Result<()>;
+    /// The parts of an adapter's values as matrices on the device. No pass waits for the copy, and
+    /// every pass that begins after the return may read them.
+    fn adapter_matrices(&self, values: &[f32], slots: &[Slot]) -> Result<Vec<Self::Array>> {
+        self.matrices(&self.flat(values)?, slots)
+    }
     /// Makes an adapter ready for passes.
     fn adapter(&self, factors: Factors<Self::Array>, layers: usize) -> Result<Self::Adapter>;
 

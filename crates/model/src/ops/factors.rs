@@ -38,8 +38,13 @@ impl<A> Factors<A> {
         modules: &[Module],
         values: &O::Flat,
     ) -> Result<Self> {
-        let slots: Vec<Slot> = modules.iter().flat_map(slots).collect();
-        let mut matrices = ops.matrices(values, &slots)?.into_iter();
+        let matrices = ops.matrices(values, &slots(modules))?;
+        Ok(Self::of(config, modules, matrices))
+    }
+
+    /// Those of the modules, from the matrices of [`slots`].
+    pub(crate) fn of(config: &Config, modules: &[Module], matrices: Vec<A>) -> Self {
+        let mut matrices = matrices.into_iter();
         let mut layers: Vec<[Option<Factor<A>>; 4]> = (0..config.num_hidden_layers)
             .map(|_| [const { None }; 4])
             .collect();
@@ -55,7 +60,7 @@ impl<A> Factors<A> {
                 b_range: module.b.clone(),
             });
         }
-        Ok(Self { layers })
+        Self { layers }
     }
 
     pub(crate) fn get(&self, layer: usize, target: Target) -> Option<&Factor<A>> {
@@ -76,15 +81,18 @@ impl<A> Factors<A> {
     }
 }
 
-/// Where a module's factors lie.
-fn slots(module: &Module) -> [Slot; 2] {
+/// Where the factors of modules lie: A and B of each.
+pub(crate) fn slots(modules: &[Module]) -> Vec<Slot> {
     let slot = |range: &Range<usize>, rows, columns| Slot {
         range: range.clone(),
         rows,
         columns,
     };
-    [
-        slot(&module.a, module.rank, module.inputs),
-        slot(&module.b, module.outputs, module.rank),
-    ]
+    let of_module = |module: &Module| {
+        [
+            slot(&module.a, module.rank, module.inputs),
+            slot(&module.b, module.outputs, module.rank),
+        ]
+    };
+    modules.iter().flat_map(of_module).collect()
 }

@@ -11,9 +11,11 @@ use togi_runtime::process::memory;
 use togi_runtime::registry::revisions::BaseMismatch;
 use togi_tokens::Tokenizer;
 
-use super::loader::Loader;
+use super::loader::Checked;
+use super::tiers::Tiers;
 use crate::engine::door::Door;
 use crate::error::with_cause;
+use crate::pool::ReadyAdapter;
 use crate::served_adapter::ServedAdapter;
 
 /// The mismatch of an adapter that is served over another base precision than in training.
@@ -39,7 +41,7 @@ pub(crate) struct Difference {
 }
 
 pub(crate) struct Gauge {
-    pub(crate) loader: Arc<Loader>,
+    pub(crate) tiers: Arc<Tiers>,
     pub(crate) base_folder: PathBuf,
     pub(crate) device: DeviceName,
     pub(crate) tokenizer: Arc<Tokenizer>,
@@ -51,7 +53,7 @@ impl Gauge {
     pub(crate) async fn measure(&self, adapter: &Arc<ServedAdapter>) -> Mismatch {
         let mismatch = Mismatch {
             trained_over: adapter.trained_over().to_owned(),
-            served_over: self.loader.expected.base_precision.clone(),
+            served_over: self.tiers.loader().expected.base_precision.clone(),
             difference: self.difference(adapter).await,
         };
         let generation = adapter.generation();
@@ -78,7 +80,7 @@ impl Gauge {
     }
 
     async fn difference(&self, served: &Arc<ServedAdapter>) -> Result<Difference, String> {
-        let samples = self.loader.samples(served.generation()).await;
+        let samples = self.tiers.loader().samples(served.generation()).await;
         let samples = samples.map_err(|error| with_cause(&error))?;
         if samples.is_empty() {
             return Err("the model card has no sample prompts".into());
@@ -86,16 +88,18 @@ impl Gauge {
         let precision = served.trained_over();
         let precision = Precision::from_name(precision).map_err(|error| error.to_string())?;
         let trained = self.as_trained(served.generation(), precision).await?;
+        let here = self.tiers.ready(served).await;
+        let here = here.map_err(|error| with_cause(&error))?;
         let mut differences = Differences::default();
         for sample in &samples {
             let prompt = self.tokenizer.encode(sample);
-            let logits = async |engine: &Arc<Engine>, adapter: &Arc<ServedAdapter>| {
+            let logits = async |engine: &Arc<Engine>, adapter: &Arc<ReadyAdapter>| {
                 let logits = self
                     .door
                     .probe(engine.clone(), adapter.clone(), prompt.clone());
                 logits.await.map_err(|error| with_cause(&error))
             };
-            let ours = logits(&self.loader.engine, served).await?;
+            let ours = logits(&self.tiers.loader().engine, &here).await?;
             let (engine, adapter) = &trained;
             differences.add(&ours, &logits(engine, adapter).await?);
         }
@@ -107,12 +111,17 @@ impl Gauge {
         &self,
         generation: Generation,
         precision: Precision,
-    ) -> Result<(Arc<Engine>, Arc<ServedAdapter>), String> {
+    ) -> Result<(Arc<Engine>, Arc<ReadyAdapter>), String> {
         let engine = self.other_base(precision).await?;
-        let loader = self.loader.over(engine.clone());
-        let adapter = loader.load(generation, BaseMismatch::Refused);
-        let adapter = adapter.await.map_err(|error| with_cause(&error))?;
-        Ok((engine, adapter))
+        let loader = self.tiers.loader().over(engine.clone());
+        let checked = loader.load(generation, BaseMismatch::Refused);
+        let Checked { served, lora } = checked.await.map_err(|error| with_cause(&error))?;
+        let device = engine.clone();
+        let adapter = tokio::task::spawn_blocking(move || device.adapter(&lora)).await;
+        let adapter = adapter
+            .map_err(|error| format!("the copy of the adapter ended: {error}"))?
+            .map_err(|error| with_cause(&error))?;
+        Ok((engine, Arc::new(ReadyAdapter::alone(served, adapter))))
     }
 
     /// Loads the base in the training's precision.
@@ -121,7 +130,7 @@ impl Gauge {
         // On a GPU the allocator refuses a base that does not fit.
         if name == DeviceName::Cpu {
             let needed =
-                togi_model::memory::weights(self.loader.engine.config(), precision, device);
+                togi_model::memory::weights(self.tiers.loader().engine.config(), precision, device);
             check_room(needed, memory::available_bytes())?;
         }
         let folder = self.base_folder.clone();
@@ -134,7 +143,7 @@ impl Gauge {
             .await
             .map_err(|error| format!("reading the base ended: {error}"))?
             .map_err(|error| with_cause(&error))?;
-        if engine.base().digest() != self.loader.expected.made_for.base {
+        if engine.base().digest() != self.tiers.loader().expected.made_for.base {
             return Err("the base's files have changed since it was loaded".into());
         }
         Ok(Arc::new(engine))

@@ -1,11 +1,10 @@
-//! The generations of this replica: an immutable snapshot of those that aliases serve, which the
-//! loader replaces as a whole, and all generations in memory.
+//! The generations that the aliases of this replica serve: an immutable snapshot, which is replaced
+//! as a whole.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Weak};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use parking_lot::Mutex;
 use togi_common::{AliasName, Generation};
 use tokio::sync::watch;
 
@@ -44,30 +43,13 @@ pub struct Refusal {
     pub is_final: bool,
 }
 
-/// The current snapshot, and the generations in memory.
+/// The current snapshot.
+#[derive(Default)]
 pub(crate) struct Shelf {
     served: watch::Sender<Arc<Served>>,
-    resident: Mutex<Resident>,
-    max_resident: usize,
-}
-
-#[derive(Default)]
-struct Resident {
-    // Weak: a generation lives as long as an alias, a running answer or `recent` holds it.
-    all: HashMap<Generation, Weak<ServedAdapter>>,
-    // Generations that requests named by digest, the most recent last; kept while they fit.
-    recent: VecDeque<Arc<ServedAdapter>>,
 }
 
 impl Shelf {
-    pub(crate) fn new(max_resident: usize) -> Self {
-        Self {
-            served: watch::Sender::default(),
-            resident: Mutex::default(),
-            max_resident,
-        }
-    }
-
     pub(crate) fn served(&self) -> Arc<Served> {
         self.served.borrow().clone()
     }
@@ -81,59 +63,5 @@ impl Shelf {
     pub(crate) fn change(&self, edit: impl FnOnce(&mut Served)) {
         self.served
             .send_modify(|served| edit(Arc::make_mut(served)));
-    }
-
-    /// Returns a generation if it is in memory.
-    pub(crate) fn find(&self, generation: Generation) -> Option<Arc<ServedAdapter>> {
-        self.resident
-            .lock()
-            .all
-            .get(&generation)
-            .and_then(Weak::upgrade)
-    }
-
-    /// Makes room for one more generation by dropping recent ones that nothing else holds, oldest
-    /// first. With `replaces` the limit is one higher, because the new generation takes over an
-    /// alias. Returns false if there is no room.
-    pub(crate) fn make_room(&self, replaces: bool) -> bool {
-        let limit = self.max_resident + usize::from(replaces);
-        let mut resident = self.resident.lock();
-        while resident.count() >= limit {
-            let unused = |adapter: &Arc<ServedAdapter>| Arc::strong_count(adapter) == 1;
-            let Some(oldest) = resident.recent.iter().position(unused) else {
-                return false;
-            };
-            resident.recent.remove(oldest);
-        }
-        true
-    }
-
-    /// Registers a loaded generation.
-    pub(crate) fn put(&self, adapter: &Arc<ServedAdapter>) {
-        let mut resident = self.resident.lock();
-        resident
-            .all
-            .insert(adapter.generation(), Arc::downgrade(adapter));
-    }
-
-    /// Keeps a generation that a request named by digest, as long as there is room.
-    pub(crate) fn keep(&self, adapter: &Arc<ServedAdapter>) {
-        let mut resident = self.resident.lock();
-        resident
-            .recent
-            .retain(|other| other.generation() != adapter.generation());
-        resident.recent.push_back(adapter.clone());
-    }
-
-    /// Returns the number of generations in memory.
-    pub(crate) fn count(&self) -> usize {
-        self.resident.lock().count()
-    }
-}
-
-impl Resident {
-    fn count(&mut self) -> usize {
-        self.all.retain(|_, adapter| adapter.strong_count() > 0);
-        self.all.len()
     }
 }

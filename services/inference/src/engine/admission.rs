@@ -17,8 +17,8 @@ use crate::engine::sequence::{self, Job};
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
 use crate::event::{self, Event, Events, Kind, Started};
+use crate::pool::ReadyAdapter;
 use crate::semconv;
-use crate::served_adapter::ServedAdapter;
 
 /// Admits requests to one engine.
 pub(crate) struct Admission {
@@ -74,7 +74,7 @@ impl Admission {
     pub(crate) async fn answer(
         &self,
         admitted: Admitted,
-        adapter: Option<Arc<ServedAdapter>>,
+        adapter: Option<Arc<ReadyAdapter>>,
     ) -> Result<Events> {
         let deadline = admitted.deadline();
         let Admitted {
@@ -92,13 +92,13 @@ impl Admission {
         }
         let account = Account {
             client: caller.client,
-            adapter: adapter.as_deref().map(ServedAdapter::generation),
+            adapter: adapter.as_deref().map(ReadyAdapter::generation),
             priority: request.priority,
         };
         let capacity = sequence::max_events(prompt.len(), options, self.engine.config());
         let (events, answers) = mpsc::channel(capacity);
         let kind = Kind::Started(Started {
-            generation: adapter.as_deref().map(ServedAdapter::generation),
+            generation: adapter.as_deref().map(ReadyAdapter::generation),
             prompt_tokens: prompt.len(),
             seed: options.sampling.seed,
         });
@@ -151,7 +151,7 @@ impl Admission {
         Ok(prompt)
     }
 
-    fn span(&self, request: &Request, adapter: Option<&ServedAdapter>) -> Span {
+    fn span(&self, request: &Request, adapter: Option<&ReadyAdapter>) -> Span {
         let sampling = &request.options.sampling;
         let asked = match &request.answerer {
             Answerer::Base => self.base_name.clone(),

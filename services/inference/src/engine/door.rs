@@ -17,7 +17,7 @@ use crate::engine::request::Priority;
 use crate::engine::sequence::Job;
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
-use crate::served_adapter::ServedAdapter;
+use crate::pool::ReadyAdapter;
 
 /// One in this many places of the queue is kept for clients that have no request inside.
 const KEPT: usize = 4;
@@ -174,7 +174,7 @@ impl Door {
     pub(crate) async fn probe(
         &self,
         engine: Arc<Engine>,
-        adapter: Arc<ServedAdapter>,
+        adapter: Arc<ReadyAdapter>,
         prompt: Vec<u32>,
     ) -> Result<Vec<f32>> {
         let (sender, logits) = oneshot::channel();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::engine::drain::Drain;
+use crate::drain::Drain;
 
 /// Counts of what is inside, for metrics and tests.
 #[derive(Debug, Default)]

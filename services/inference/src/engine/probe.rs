@@ -9,14 +9,14 @@ use tokio::sync::oneshot;
 use crate::engine::scheduler::Active;
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
-use crate::served_adapter::ServedAdapter;
+use crate::pool::ReadyAdapter;
 
 /// A request for logits.
 pub(crate) struct Probe {
     /// An engine on the device of the thread, not necessarily the one that serves.
     pub(crate) engine: Arc<Engine>,
     /// On the same engine.
-    pub(crate) adapter: Arc<ServedAdapter>,
+    pub(crate) adapter: Arc<ReadyAdapter>,
     /// The prompt's ids.
     pub(crate) prompt: Vec<u32>,
     pub(crate) terms: Terms,

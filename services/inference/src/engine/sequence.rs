@@ -18,7 +18,7 @@ use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
 use crate::event::{Event, Finished, Kind, Piece, Reason};
 use crate::metrics::Tick;
-use crate::served_adapter::ServedAdapter;
+use crate::pool::ReadyAdapter;
 
 /// A request that is ready for the engine.
 pub(crate) struct Job {
@@ -28,7 +28,7 @@ pub(crate) struct Job {
     /// The answer's number among those of its request.
     pub(crate) choice: u32,
     /// `None` for the base alone.
-    pub(crate) adapter: Option<Arc<ServedAdapter>>,
+    pub(crate) adapter: Option<Arc<ReadyAdapter>>,
     pub(crate) terms: Terms,
     /// Has room for every event of the request, so that the engine never waits for a client.
     pub(crate) events: mpsc::Sender<Result<Event>>,
@@ -71,8 +71,8 @@ impl Sequence {
         tokenizer: &Arc<Tokenizer>,
     ) -> Result<Self> {
         job.terms.permit.begin();
-        let served = job.adapter.as_deref();
-        let adapter = served.map(|served| served.adapter().clone());
+        let ready = job.adapter.as_deref();
+        let adapter = ready.map(|ready| ready.adapter().clone());
         Ok(Self {
             decoding: decoder
                 .begin(&job.prompt, adapter, &job.options.sampling)

@@ -49,18 +49,21 @@ struct Requests {
 }
 
 impl EngineThread {
-    /// Makes the work of a thread over a base, and the door to it.
+    /// Makes the work of a thread over a base, and the door to it. The device keeps as many bytes
+    /// for adapters.
     ///
     /// # Errors
     /// [`Error::Setting`] if there is no memory for a page of keys and values.
     pub(crate) fn new(
         loaded: &Loaded,
         config: &EngineConfig,
+        adapters: u64,
         metrics: Metrics,
     ) -> Result<(Door, Self)> {
         let device = loaded.device;
         let bytes = config.cache_bytes_on(device);
-        let pages = loaded.engine.page_capacity(bytes).map_err(Error::Device)?;
+        let pages = loaded.engine.page_capacity(bytes, adapters);
+        let pages = pages.map_err(Error::Device)?;
         if pages == 0 {
             return Err(Error::Setting {
                 setting: "engine.cache_bytes".into(),

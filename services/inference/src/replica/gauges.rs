@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use opentelemetry::KeyValue;
 
-use crate::adapters::served::Shelf;
+use crate::adapters::Adapters;
 use crate::engine::load::Load;
+use crate::metrics::TierName;
+use crate::pool::Usage;
 use crate::semconv;
 
 /// A gauge over the load: its name, its description and its value.
@@ -39,48 +41,97 @@ const OVER_LOAD: [OverLoad; 5] = [
     ),
 ];
 
-/// Registers the gauges of requests and pages, and of adapters in memory and served.
-pub(super) fn register(load: &Arc<Load>, shelf: &Arc<Shelf>, replica: &str) {
-    let meter = togi_runtime::telemetry::meter();
+/// A gauge over what adapters have of a tier: its name, its description and its value.
+type OverTier = (&'static str, &'static str, fn(&Usage) -> u64);
+
+const OVER_TIERS: [OverTier; 4] = [
+    (
+        "togi.inference.pool.adapters",
+        "Adapters on the device and in main memory",
+        |usage| usage.adapters as u64,
+    ),
+    (
+        "togi.inference.pool.adapters.used",
+        "Adapters that requests use",
+        |usage| usage.in_use as u64,
+    ),
+    (
+        "togi.inference.pool.bytes",
+        "Bytes of the adapters on the device and in main memory",
+        |usage| usage.bytes,
+    ),
+    (
+        "togi.inference.pool.limit.bytes",
+        "Most bytes of adapters on the device and in main memory",
+        |usage| usage.limit,
+    ),
+];
+
+/// Registers the gauges of requests, pages and adapters.
+pub(super) fn register(load: &Arc<Load>, adapters: &Arc<Adapters>, replica: &str) {
     let replica = KeyValue::new(semconv::REPLICA, replica.to_owned());
+    // Weak: the meter outlives the replica.
     for (name, what, value) in OVER_LOAD {
-        // Weak: the meter outlives the replica.
-        let (weak, label) = (Arc::downgrade(load), replica.clone());
-        meter
-            .u64_observable_gauge(name)
-            .with_description(what)
-            .with_callback(move |observer| {
-                if let Some(load) = weak.upgrade() {
-                    observer.observe(value(&load) as u64, std::slice::from_ref(&label));
-                }
-            })
-            .build();
+        let weak = Arc::downgrade(load);
+        observe(name, what, &replica, move |observe| {
+            if let Some(load) = weak.upgrade() {
+                observe(value(&load) as u64, &[]);
+            }
+        });
     }
-    let (weak, label) = (Arc::downgrade(shelf), replica.clone());
-    meter
-        .u64_observable_gauge("togi.inference.adapters.resident")
-        .with_description("Adapters in memory")
-        .with_callback(move |observer| {
-            if let Some(shelf) = weak.upgrade() {
-                observer.observe(shelf.count() as u64, std::slice::from_ref(&label));
+    for (name, what, value) in OVER_TIERS {
+        let weak = Arc::downgrade(adapters);
+        observe(name, what, &replica, move |observe| {
+            if let Some(adapters) = weak.upgrade() {
+                let tiers = &adapters.tiers;
+                observe(value(&tiers.on_device()), &[TierName::Device.label()]);
+                observe(value(&tiers.in_memory()), &[TierName::Host.label()]);
             }
-        })
-        .build();
-    let weak = Arc::downgrade(shelf);
-    meter
-        .u64_observable_gauge("togi.inference.adapter.info")
-        .with_description("1 for each alias that is served, with its generation")
+        });
+    }
+    let weak = Arc::downgrade(adapters);
+    let (name, what) = (
+        "togi.inference.waiting.adapters",
+        "Requests that wait for their adapter to be brought onto the device",
+    );
+    observe(name, what, &replica, move |observe| {
+        if let Some(adapters) = weak.upgrade() {
+            observe(adapters.tiers.waiting() as u64, &[]);
+        }
+    });
+    let weak = Arc::downgrade(adapters);
+    let (name, what) = (
+        "togi.inference.adapter.info",
+        "1 for each alias that is served, with its generation",
+    );
+    observe(name, what, &replica, move |observe| {
+        let Some(adapters) = weak.upgrade() else {
+            return;
+        };
+        for (alias, serving) in &adapters.shelf.served().aliases {
+            let generation = serving.adapter.generation().to_string();
+            let alias = KeyValue::new(semconv::ALIAS, alias.to_string());
+            observe(1, &[alias, KeyValue::new(semconv::GENERATION, generation)]);
+        }
+    });
+}
+
+/// Registers a gauge of a replica. `read` calls its argument for each value with its other labels.
+fn observe(
+    name: &'static str,
+    what: &'static str,
+    replica: &KeyValue,
+    read: impl Fn(&dyn Fn(u64, &[KeyValue])) + Send + Sync + 'static,
+) {
+    let replica = replica.clone();
+    togi_runtime::telemetry::meter()
+        .u64_observable_gauge(name)
+        .with_description(what)
         .with_callback(move |observer| {
-            let Some(shelf) = weak.upgrade() else { return };
-            for (alias, serving) in &shelf.served().aliases {
-                let generation = serving.adapter.generation().to_string();
-                let labels = [
-                    KeyValue::new(semconv::ALIAS, alias.to_string()),
-                    KeyValue::new(semconv::GENERATION, generation),
-                    replica.clone(),
-                ];
-                observer.observe(1, &labels);
-            }
+            read(&|value, labels| {
+                let labels = [labels, std::slice::from_ref(&replica)].concat();
+                observer.observe(value, &labels);
+            });
         })
         .build();
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use togi_common::{Digest, canonical};
 use togi_model::adapter::{self, CONFIG_FILE, Files, TENSORS_FILE};
-use togi_model::{Base, Config, Lora, LoraConfig, Target};
+use togi_model::{Base, Config, Engine, Lora, LoraConfig, Target};
 use togi_runtime::events::Event;
 use togi_runtime::registry::adapter_manifest::{
     ADAPTER_MANIFEST_VERSION, AdapterFile, AdapterManifest, Identity,
@@ -51,9 +51,14 @@ pub fn draft(base_folder: &Path, seed: u64) -> Draft {
 
 /// The files of an adapter for a model of this shape.
 pub fn files(config: &Config, seed: u64) -> Files {
+    files_of_rank(config, 4, seed)
+}
+
+/// The files of an adapter of this rank.
+pub fn files_of_rank(config: &Config, rank: usize, seed: u64) -> Files {
     let targets = vec![Target::QueryKeyValue, Target::Dense];
     let settings = LoraConfig {
-        rank: 4,
+        rank,
         alpha: 16.0,
         dropout: 0.0,
         targets,
@@ -70,6 +75,14 @@ pub fn files(config: &Config, seed: u64) -> Files {
         }
     }
     adapter::to_files(&lora, "random").unwrap()
+}
+
+/// The bytes of a good adapter on the device, each seed's the same.
+pub fn device_bytes(base_folder: &Path) -> u64 {
+    let base = Base::load(base_folder).unwrap();
+    let files = files(base.config(), 1);
+    let lora = adapter::from_files(&files.config, &files.tensors, base.config()).unwrap();
+    Engine::new(base.into()).unwrap().adapter_bytes(&lora)
 }
 
 /// Publishes a draft; returns the generation's name.

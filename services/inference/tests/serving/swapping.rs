@@ -2,7 +2,7 @@
 
 use togi_testing::wait_until;
 
-use crate::adapters::{promote, publish_good};
+use crate::adapters::{device_bytes, promote, publish_good};
 use crate::harness::{BaseKind, Setup, greedy, question};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,8 +87,8 @@ async fn an_answer_keeps_the_generation_that_it_started_with() {
         assert_eq!(answer.started.generation, a);
         assert_eq!((&answer.text, &answer.ids), (&alone.text, &alone.ids));
     }
-    wait_until("the old generation is dropped", async || {
-        system.replica.resident() == 1
+    wait_until("nothing uses the old generation", async || {
+        system.replica.adapters_held().0.in_use == 0
     })
     .await;
     let next = system
@@ -101,10 +101,13 @@ async fn an_answer_keeps_the_generation_that_it_started_with() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reloaded_adapter_never_reuses_a_cached_state() {
-    let setup = Setup::new(BaseKind::Random).await.with_nats().await;
+    let mut setup = Setup::new(BaseKind::Random).await.with_nats().await;
     let folder = setup.base_folder();
     let a = publish_good(&setup.store, &folder, 1).await;
     let b = publish_good(&setup.store, &folder, 2).await;
+    // Each unloads the other.
+    setup.config.adapters.device_bytes = Some(device_bytes(&folder));
+    setup.config.adapters.host_bytes = 0;
     let system = setup.ready().await;
     // The same prompt every time, so that a state kept from it would be found again.
     let say = async |adapter: &str| {
@@ -117,8 +120,8 @@ async fn a_reloaded_adapter_never_reuses_a_cached_state() {
     let swap = async |generation: &str| {
         promote(&system.store, Some(&system.bus), "main", generation).await;
         system.until_serving("main", generation).await;
-        let others_are_gone = async || system.replica.resident() == 1;
-        wait_until("the other generation is unloaded", others_are_gone).await;
+        let (on_device, in_memory) = system.replica.adapters_held();
+        assert_eq!((on_device.adapters, in_memory.adapters), (1, 0));
         let served = system.replica.served().unwrap();
         served.aliases[&"main".parse().unwrap()].adapter.loaded()
     };

@@ -1,5 +1,6 @@
-//! How quickly the queue drains: the time in which one request more begins, measured over the last
-//! half minute in which requests waited.
+//! How quickly a queue drains: the time in which one request more begins, measured over the last
+//! half minute in which requests waited. The pool of adapters measures so the time in which one
+//! more comes out of use.
 
 use std::time::{Duration, Instant};
 

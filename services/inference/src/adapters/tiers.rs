@@ -1,0 +1,251 @@
+//! Where the adapters are: on the device, in main memory, and in the store, which has all of them.
+//! An adapter that a request needs is brought up to the device here, off the engine's thread; the
+//! request reaches the engine when it is there.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use togi_common::Generation;
+use togi_runtime::registry::revisions::BaseMismatch;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
+
+use super::loader::{Checked, Loader};
+use crate::error::{Error, Result};
+use crate::metrics::{Metrics, TierName};
+use crate::pool::tier::Tier;
+use crate::pool::{Pool, ReadyAdapter, Usage};
+use crate::served_adapter::ServedAdapter;
+
+/// Most adapters that are read from the store at once, so that their memory is bounded.
+const READS: usize = 4;
+
+/// The adapters of one replica by where they are.
+pub(crate) struct Tiers {
+    loader: Arc<Loader>,
+    pool: Arc<Pool>,
+    memory: Mutex<Tier<Arc<Checked>>>,
+    /// Those that an alias, a request, the pool or main memory has.
+    known: Mutex<HashMap<Generation, Weak<ServedAdapter>>>,
+    /// Held while a generation is brought up, so that it is done once for all who wait.
+    moving: Mutex<HashMap<Generation, Weak<tokio::sync::Mutex<()>>>>,
+    reads: Semaphore,
+    /// Requests that wait for an adapter.
+    waiting: AtomicUsize,
+    load_timeout: Duration,
+    metrics: Metrics,
+}
+
+impl Tiers {
+    /// Tiers without an adapter: a pool on the device of the loader's engine, and at most
+    /// `host_bytes` in main memory.
+    pub(crate) fn new(
+        loader: Arc<Loader>,
+        host_bytes: u64,
+        load_timeout: Duration,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            pool: Arc::new(Pool::new(loader.device_bytes)),
+            loader,
+            memory: Mutex::new(Tier::new(host_bytes)),
+            known: Mutex::default(),
+            moving: Mutex::default(),
+            reads: Semaphore::new(READS),
+            waiting: AtomicUsize::new(0),
+            load_timeout,
+            metrics,
+        }
+    }
+
+    pub(super) fn loader(&self) -> &Arc<Loader> {
+        &self.loader
+    }
+
+    /// Returns what is on the device.
+    pub(crate) fn on_device(&self) -> Usage {
+        self.pool.usage()
+    }
+
+    /// Returns what is in main memory.
+    pub(crate) fn in_memory(&self) -> Usage {
+        Usage::from(&*self.memory.lock())
+    }
+
+    /// Returns how many requests wait for an adapter to be brought onto the device.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Returns a generation, which is read from the store if it is not known.
+    ///
+    /// # Errors
+    /// As [`Loader::load`]; [`Error::LoadTimeout`].
+    pub(crate) async fn get(
+        &self,
+        generation: Generation,
+        base_mismatch: BaseMismatch,
+    ) -> Result<Arc<ServedAdapter>> {
+        let served = match self.find(generation) {
+            Some(served) => served,
+            None => {
+                let read = async {
+                    let _moving = self.lock(generation).await;
+                    match self.find(generation) {
+                        Some(served) => Ok(served),
+                        None => {
+                            let read = self.read(generation, base_mismatch).await?;
+                            Ok(Arc::clone(&read.served))
+                        }
+                    }
+                };
+                self.in_time(read).await?
+            }
+        };
+        // Another alias, which allows a mismatch, may have made it known.
+        self.loader.admit(served.trained_over(), base_mismatch)?;
+        Ok(served)
+    }
+
+    /// Returns a request's adapter on the device, once it is there.
+    ///
+    /// # Errors
+    /// As [`Tiers::ready`].
+    pub(super) async fn wait_for(&self, served: &Arc<ServedAdapter>) -> Result<Arc<ReadyAdapter>> {
+        let _waiting = Waiting::new(&self.waiting);
+        let began = Instant::now();
+        let ready = self.ready(served).await?;
+        self.metrics.waited_for_adapter(began.elapsed());
+        Ok(ready)
+    }
+
+    /// Returns an adapter on the device, once it is there.
+    ///
+    /// # Errors
+    /// [`Error::PoolFull`] if those in use leave no room for it; [`Error::NotOnDevice`];
+    /// [`Error::LoadTimeout`]; if it is read from the store again, as [`Loader::load`].
+    pub(super) async fn ready(&self, served: &Arc<ServedAdapter>) -> Result<Arc<ReadyAdapter>> {
+        let ready = match self.pool.take(served.generation()) {
+            Some(ready) => ready,
+            None => self.in_time(self.bring(served)).await?,
+        };
+        Ok(Arc::new(ready))
+    }
+
+    /// Whether an adapter is on the device, or can be without another one going.
+    pub(crate) fn has_room(&self, served: &ServedAdapter) -> bool {
+        self.pool.has_room(served)
+    }
+
+    async fn bring(&self, served: &Arc<ServedAdapter>) -> Result<ReadyAdapter> {
+        let generation = served.generation();
+        let moving = self.lock(generation).await;
+        if let Some(ready) = self.pool.take(generation) {
+            return Ok(ready);
+        }
+        // First, so that a request that finds no room does not wait for the store.
+        let (place, gone) = self.pool.reserve(served)?;
+        self.metrics.evicted(TierName::Device, gone.len());
+        // It was admitted when it became known.
+        let read = self.read(generation, BaseMismatch::Allowed).await?;
+        let (engine, served) = (Arc::clone(&self.loader.engine), Arc::clone(served));
+        let began = Instant::now();
+        let copy = move || {
+            // Held here: a request that goes away does not end the copy.
+            let _moving = moving;
+            drop(gone);
+            let adapter = engine.adapter(&read.lora).map_err(Error::NotOnDevice)?;
+            Ok(place.fill(&served, adapter))
+        };
+        let copied = tokio::task::spawn_blocking(copy).await;
+        let ready =
+            copied.map_err(|error| Error::Broken(format!("the copy of an adapter: {error}")))?;
+        self.metrics.brought_up(TierName::Device, began.elapsed());
+        ready
+    }
+
+    /// Returns an adapter in main memory. The caller holds the generation's lock.
+    async fn read(
+        &self,
+        generation: Generation,
+        base_mismatch: BaseMismatch,
+    ) -> Result<Arc<Checked>> {
+        if let Some(checked) = self.recall(generation) {
+            return Ok(checked);
+        }
+        // Never closed.
+        let _read = self.reads.acquire().await;
+        let began = Instant::now();
+        let mut checked = self.loader.load(generation, base_mismatch).await?;
+        self.metrics.brought_up(TierName::Host, began.elapsed());
+        match self.find(generation) {
+            Some(served) => checked.served = served,
+            None => self.note(&checked.served),
+        }
+        let checked = Arc::new(checked);
+        let mut memory = self.memory.lock();
+        let bytes = checked.bytes();
+        // Where it does not fit, it goes straight to the device each time.
+        if let Ok(gone) = memory.insert(generation, bytes, Arc::clone(&checked)) {
+            memory.release(generation);
+            drop(memory);
+            self.metrics.evicted(TierName::Host, gone.len());
+        }
+        Ok(checked)
+    }
+
+    /// Returns an adapter that is in main memory.
+    fn recall(&self, generation: Generation) -> Option<Arc<Checked>> {
+        let mut memory = self.memory.lock();
+        let checked = memory.hold(generation).cloned();
+        memory.release(generation);
+        checked
+    }
+
+    fn find(&self, generation: Generation) -> Option<Arc<ServedAdapter>> {
+        self.known.lock().get(&generation).and_then(Weak::upgrade)
+    }
+
+    fn note(&self, served: &Arc<ServedAdapter>) {
+        let mut known = self.known.lock();
+        known.retain(|_, served| served.strong_count() > 0);
+        known.insert(served.generation(), Arc::downgrade(served));
+    }
+
+    async fn lock(&self, generation: Generation) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut moving = self.moving.lock();
+            moving.retain(|_, lock| lock.strong_count() > 0);
+            let lock = moving.get(&generation).and_then(Weak::upgrade);
+            let lock = lock.unwrap_or_default();
+            moving.insert(generation, Arc::downgrade(&lock));
+            lock
+        };
+        lock.lock_owned().await
+    }
+
+    async fn in_time<T>(&self, load: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = |_| Error::LoadTimeout(self.load_timeout);
+        tokio::time::timeout(self.load_timeout, load)
+            .await
+            .map_err(late)?
+    }
+}
+
+/// Counts a request that waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
