@@ -124,8 +124,10 @@ pub async fn file(
 /// # Errors
 /// As [`file::read`].
 pub async fn files(store: &Store, manifest: &AdapterManifest, max_bytes: u64) -> Result<Files> {
-    let config = file(store, manifest, CONFIG_FILE, MAX_TEXT_BYTES).await?;
-    let tensors = file(store, manifest, TENSORS_FILE, max_bytes).await?;
+    let (config, tensors) = tokio::try_join!(
+        file(store, manifest, CONFIG_FILE, MAX_TEXT_BYTES),
+        file(store, manifest, TENSORS_FILE, max_bytes),
+    )?;
     Ok(Files {
         config: config.into(),
         tensors: tensors.into(),

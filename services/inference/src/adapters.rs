@@ -12,6 +12,9 @@ pub(crate) mod tiers;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use togi_common::{AliasName, Generation};
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
@@ -20,7 +23,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
 
 pub(crate) use self::loader::{Expected, Loader};
-use self::plan::{Action, Again, Declaration, Declared, Deferred, is_current, next_action};
+use self::plan::{
+    Action, Again, Declaration, Declared, Deferred, Loading, is_current, next_action,
+};
 use self::served::{Refusal, Serving, Shelf};
 use self::tiers::Tiers;
 use crate::adapters::announcer::News;
@@ -124,25 +129,31 @@ impl Adapters {
     /// of the start has been tried.
     pub(crate) async fn keep_up(&self, stopper: &Stopper, caught_up: impl FnOnce()) {
         let mut changes = self.declared.subscribe();
-        let mut deferred = Deferred::new();
+        let deferred = Mutex::new(Deferred::new());
+        let (mut loading, mut loads) = (Loading::new(), FuturesUnordered::new());
         let mut caught_up = Some(caught_up);
         while !stopper.is_stopped() {
             let declared = changes.borrow_and_update().clone();
             let action = match &declared {
                 Some(declared) => {
-                    let served = self.shelf.served();
-                    next_action(declared, &served, &deferred, Instant::now())
+                    let (served, deferred) = (self.shelf.served(), deferred.lock());
+                    next_action(declared, &served, (&deferred, &loading), Instant::now())
                 }
                 None => Action::Wait(None),
             };
             match (action, declared) {
                 (Action::Load(alias), Some(declared)) => {
-                    let serve = self.serve(&alias, &declared[&alias], &mut deferred);
-                    stopper.run(serve).await;
+                    let declaration = declared[&alias].clone();
+                    loading.insert((alias.clone(), declaration.revision));
+                    let deferred = &deferred;
+                    loads.push(async move {
+                        self.serve(&alias, &declaration, deferred).await;
+                        (alias, declaration.revision)
+                    });
                 }
                 (Action::Drop(alias), _) => self.drop_alias(&alias),
                 (Action::Wait(until), declared) => {
-                    if declared.is_some() {
+                    if declared.is_some() && loads.is_empty() {
                         caught_up.take().into_iter().for_each(|call| call());
                     }
                     let due = async {
@@ -156,6 +167,9 @@ impl Adapters {
                         // The sender lives in `self`.
                         _ = changes.changed() => {}
                         () = due => {}
+                        Some(ended) = loads.next() => {
+                            loading.remove(&ended);
+                        }
                     }
                 }
                 (Action::Load(_), None) => {}
@@ -172,7 +186,12 @@ impl Adapters {
     }
 
     /// Loads the generation that an alias names, and lets the alias serve it.
-    async fn serve(&self, alias: &AliasName, declaration: &Declaration, deferred: &mut Deferred) {
+    async fn serve(
+        &self,
+        alias: &AliasName,
+        declaration: &Declaration,
+        deferred: &Mutex<Deferred>,
+    ) {
         let span = tracing::info_span!(
             "load adapter",
             { semconv::ALIAS } = alias.as_str(),
@@ -198,11 +217,11 @@ impl Adapters {
                 "overtaken"
             }
             Ok((adapter, _ready)) => {
-                deferred.remove(alias);
+                deferred.lock().remove(alias);
                 self.loaded(alias, declaration, adapter);
                 "loaded"
             }
-            Err(error) => self.failed(alias, declaration, &error, deferred),
+            Err(error) => self.failed(alias, declaration, &error, &mut deferred.lock()),
         });
         span.record(semconv::OUTCOME, outcome);
         self.metrics

@@ -3,6 +3,7 @@
 
 mod following;
 
+use futures::{StreamExt as _, stream};
 use togi_common::{AliasName, Generation, canonical};
 
 use crate::bus::Bus;
@@ -12,6 +13,9 @@ use crate::layout;
 use crate::registry::revisions::{AliasRevision, BaseMismatch};
 use crate::store::Store;
 use crate::telemetry;
+
+/// Most aliases that are read at once.
+const READS: usize = 16;
 
 /// One revision of an alias.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,10 +111,15 @@ impl Aliases {
 
     /// Like [`Aliases::list`], but an unreadable alias keeps its entry from `last`.
     async fn list_after(&self, last: &[Alias]) -> Result<Vec<Alias>> {
-        let mut aliases = Vec::new();
-        for name in self.store.list_dirs(&layout::aliases()).await? {
+        let names = self.store.list_dirs(&layout::aliases()).await?;
+        let read = |name: String| async move {
             let current = async { self.current(&layout::parse("alias", &name)?).await };
-            match current.await {
+            (current.await, name)
+        };
+        let mut reads = stream::iter(names).map(read).buffered(READS);
+        let mut aliases = Vec::new();
+        while let Some((current, name)) = reads.next().await {
+            match current {
                 Ok(found) => aliases.extend(found),
                 Err(error) if error.class().retryable() => return Err(error),
                 Err(error) => {
@@ -261,17 +270,16 @@ impl Aliases {
 
     /// Updates the mirror and publishes the event. The revision is valid without them.
     async fn tell(&self, alias: &Alias) {
-        let mirrored = match canonical::json(&serde_json::json!({
-            "alias": alias.name(), "generation": alias.generation(), "revision": alias.revision,
-        })) {
-            Ok(bytes) => self
-                .bus
-                .aliases()
-                .put(alias.name().as_str(), bytes)
-                .await
-                .map(|_| ()),
-            Err(error) => Err(error.into()),
+        let (name, generation) = (alias.name(), alias.generation());
+        let event = if alias.content.rollback {
+            Event::adapter_rolled_back(name, generation, alias.revision)
+        } else {
+            Event::adapter_promoted(name, generation, alias.revision)
         };
+        let traceparent = alias.content.traceparent.as_deref();
+        // Replicas wait for the event, and the event does not wait for the mirror.
+        let (mirrored, published) =
+            tokio::join!(self.mirror(alias), self.bus.publish_in(event, traceparent));
         if let Err(error) = mirrored {
             tracing::warn!(
                 alias = alias.name().as_str(),
@@ -279,23 +287,21 @@ impl Aliases {
                 "alias was not mirrored"
             );
         }
-        let (name, generation) = (alias.name(), alias.generation());
-        let event = if alias.content.rollback {
-            Event::adapter_rolled_back(name, generation, alias.revision)
-        } else {
-            Event::adapter_promoted(name, generation, alias.revision)
-        };
-        if let Err(error) = self
-            .bus
-            .publish_in(event, alias.content.traceparent.as_deref())
-            .await
-        {
+        if let Err(error) = published {
             tracing::warn!(
                 alias = alias.name().as_str(),
                 error = error.chain(),
                 "alias's event was not published"
             );
         }
+    }
+
+    async fn mirror(&self, alias: &Alias) -> Result<()> {
+        let bytes = canonical::json(&serde_json::json!({
+            "alias": alias.name(), "generation": alias.generation(), "revision": alias.revision,
+        }))?;
+        let put = self.bus.aliases().put(alias.name().as_str(), bytes);
+        put.await.map(|_| ())
     }
 }
 

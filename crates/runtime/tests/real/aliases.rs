@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use togi_common::{AliasName, Digest, Generation};
-use togi_runtime::registry::aliases::Aliases;
+use togi_common::{AliasName, Digest, Generation, canonical};
+use togi_runtime::registry::aliases::{Alias, Aliases};
 use togi_runtime::registry::revisions::BaseMismatch::{Allowed, Refused};
 use togi_runtime::{Class, Context, layout};
 use togi_testing::Rig;
@@ -231,6 +231,43 @@ async fn a_follower_hears_at_once_and_a_broken_alias_blocks_no_other() {
         .unwrap()
         .unwrap();
     assert_eq!(seen[0].generation(), one);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_reads_its_alias_alone_and_events_do_not_put_off_the_next_list() {
+    let rig = Rig::start();
+    let context = rig.context("one").await.unwrap();
+    let aliases = Aliases::new(&context.bus, &context.store);
+    let (one, two) = (publish(&context, 1).await, publish(&context, 2).await);
+    for name in ["a", "b"] {
+        aliases.promote(&alias(name), one, Refused).await.unwrap();
+    }
+    let named = |list: &[Alias]| -> Vec<(u64, Generation)> {
+        let alias = |alias: &Alias| (alias.revision, alias.generation());
+        list.iter().map(alias).collect()
+    };
+    let mut changes = aliases.follow(Duration::from_secs(600));
+    let seen = changes.next().await.unwrap();
+    assert_eq!(named(&seen), [(1, one), (1, one)]);
+    // A revision without an event is found by listing alone.
+    let silent = alias("a");
+    let revision = canonical::json(&seen[0].content).unwrap();
+    let path = layout::alias_revision(&silent, 2);
+    context.store.put_new(&path, revision).await.unwrap();
+    aliases.promote(&alias("b"), two, Refused).await.unwrap();
+    let seen = changes.next().await.unwrap();
+    assert_eq!(named(&seen), [(1, one), (2, two)]);
+    // One that is back at an earlier revision, or new, is read as well.
+    aliases.rollback(&alias("b")).await.unwrap();
+    let seen = changes.next().await.unwrap();
+    assert_eq!(named(&seen), [(1, one), (3, one)]);
+    aliases.promote(&alias("c"), two, Refused).await.unwrap();
+    let seen = changes.next().await.unwrap();
+    assert_eq!(named(&seen), [(1, one), (3, one), (1, two)]);
+    // With a short period the silent one is found among the events.
+    let mut changes = aliases.follow(Duration::from_millis(50));
+    let seen = changes.next().await.unwrap();
+    assert_eq!(named(&seen)[0], (2, one));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Facts in, decision out: the next action, given the registry's declared set and this replica's
 //! served set. Pure, so that every order of events ends in the same set.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use togi_common::{AliasName, Generation};
@@ -9,6 +9,9 @@ use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
 
 use super::served::Served;
+
+/// Most loads at once: a promotion does not wait for another alias's slow load.
+pub(crate) const MAX_LOADS: usize = 4;
 
 /// An alias as the registry declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,9 @@ pub(crate) type Declared = BTreeMap<AliasName, Declaration>;
 
 /// Loads that failed for a transient reason, by alias.
 pub(crate) type Deferred = BTreeMap<AliasName, Again>;
+
+/// The revisions of aliases that are being loaded.
+pub(crate) type Loading = BTreeSet<(AliasName, u64)>;
 
 /// When a failed load is retried.
 #[derive(Debug, Clone)]
@@ -63,11 +69,11 @@ pub(crate) enum Action {
 }
 
 /// Returns the next action towards the declared set. Drops come first, because they are free, then
-/// the load of the newest declaration.
+/// the load of the newest declaration, while there are fewer than [`MAX_LOADS`].
 pub(crate) fn next_action(
     declared: &Declared,
     served: &Served,
-    deferred: &Deferred,
+    (deferred, loading): (&Deferred, &Loading),
     now: Instant,
 ) -> Action {
     let known = served.aliases.keys().chain(served.refused.keys());
@@ -80,7 +86,8 @@ pub(crate) fn next_action(
     let mut due: Option<(&AliasName, &Declaration)> = None;
     let mut earliest: Option<Instant> = None;
     for (alias, declaration) in declared {
-        if is_settled(alias, declaration, served) {
+        let is_loading = loading.contains(&(alias.clone(), declaration.revision));
+        if is_loading || is_settled(alias, declaration, served) {
             continue;
         }
         match deferred.get(alias) {
@@ -93,9 +100,12 @@ pub(crate) fn next_action(
             _ => {}
         }
     }
-    due.map_or(Action::Wait(earliest), |(alias, _)| {
-        Action::Load(alias.clone())
-    })
+    match due {
+        Some((alias, _)) if loading.len() < MAX_LOADS => Action::Load(alias.clone()),
+        // The end of a load comes first.
+        Some(_) => Action::Wait(None),
+        None => Action::Wait(earliest),
+    }
 }
 
 /// Whether an alias still has the revision that it had when a load began.
@@ -169,7 +179,12 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let declared = declare(&[("a", 1, now), ("b", 7, later), ("c", 1, now)]);
-        let action = next_action(&declared, &Served::default(), &Deferred::new(), later);
+        let action = next_action(
+            &declared,
+            &Served::default(),
+            (&Deferred::new(), &Loading::new()),
+            later,
+        );
         assert_eq!(action, Action::Load(alias("b")));
     }
 
@@ -179,12 +194,12 @@ mod tests {
         let served = refuse("a", 1, true);
         let same = declare(&[("a", 1, now)]);
         assert_eq!(
-            next_action(&same, &served, &Deferred::new(), now),
+            next_action(&same, &served, (&Deferred::new(), &Loading::new()), now),
             Action::Wait(None)
         );
         let next = declare(&[("a", 2, now)]);
         assert_eq!(
-            next_action(&next, &served, &Deferred::new(), now),
+            next_action(&next, &served, (&Deferred::new(), &Loading::new()), now),
             Action::Load(alias("a"))
         );
     }
@@ -219,24 +234,49 @@ mod tests {
         let mut deferred = Deferred::from([(alias("a"), again(until))]);
         let served = Served::default();
         assert_eq!(
-            next_action(&declared, &served, &deferred, now),
+            next_action(&declared, &served, (&deferred, &Loading::new()), now),
             Action::Load(alias("b"))
         );
         deferred.insert(alias("b"), again(until + Duration::from_secs(1)));
         assert_eq!(
-            next_action(&declared, &served, &deferred, now),
+            next_action(&declared, &served, (&deferred, &Loading::new()), now),
             Action::Wait(Some(until))
         );
         assert_eq!(
-            next_action(&declared, &served, &deferred, until),
+            next_action(&declared, &served, (&deferred, &Loading::new()), until),
             Action::Load(alias("a"))
         );
     }
 
     #[test]
+    fn a_load_holds_up_neither_another_alias_nor_its_own_next_revision() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let declared = declare(&[("a", 2, later), ("b", 1, now)]);
+        let after = |loading: &[(&str, u64)]| {
+            let loading = loading
+                .iter()
+                .map(|&(name, revision)| (alias(name), revision));
+            let (served, deferred) = (Served::default(), Deferred::new());
+            next_action(&declared, &served, (&deferred, &loading.collect()), later)
+        };
+        assert_eq!(after(&[]), Action::Load(alias("a")));
+        assert_eq!(after(&[("a", 2)]), Action::Load(alias("b")));
+        assert_eq!(after(&[("a", 1)]), Action::Load(alias("a")));
+        assert_eq!(after(&[("a", 2), ("b", 1)]), Action::Wait(None));
+        let others = ["c", "d", "e", "f"].map(|name| (name, 1));
+        assert_eq!(after(&others), Action::Wait(None));
+    }
+
+    #[test]
     fn an_undeclared_alias_is_dropped() {
         let served = refuse("gone", 1, true);
-        let action = next_action(&Declared::new(), &served, &Deferred::new(), Instant::now());
+        let action = next_action(
+            &Declared::new(),
+            &served,
+            (&Deferred::new(), &Loading::new()),
+            Instant::now(),
+        );
         assert_eq!(action, Action::Drop(alias("gone")));
     }
 }
