@@ -1,8 +1,8 @@
 //! An NVIDIA GPU: matrices of f32, bf16 or f16 in its memory, products by cuBLASLt, our kernels for
 //! the rest.
 //!
-//! All work is in one stream, in the order of the calls, and the host waits only to read. Libraries
-//! are looked up at run time. No kernel adds floats in an order that depends on timing, so that a
+//! All work but copies of bases and adapters is in one stream, in the order of the calls, and the
+//! host waits only to read. Libraries are looked up at run time. No kernel adds floats in an order that depends on timing, so that a
 //! pass repeats bit for bit.
 //!
 //! Each file uses only files above it in this list. [`Cuda`] has its fields in `context`; the files
