@@ -2,8 +2,8 @@
 //! the rest.
 //!
 //! All work but copies of bases and adapters is in one stream, in the order of the calls, and the
-//! host waits only to read. Libraries are looked up at run time. No kernel adds floats in an order that depends on timing, so that a
-//! pass repeats bit for bit.
+//! host waits only to read. Libraries are looked up at run time. No kernel adds floats in an order
+//! that depends on timing, so that a pass repeats bit for bit.
 //!
 //! Each file uses only files above it in this list. [`Cuda`] has its fields in `context`; the files
 //! below that one implement its methods.
