@@ -9,7 +9,7 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use super::staging::Pinned;
 
 /// Bytes of a slot of pinned memory, and slots: one is filled while the GPU copies from the other.
-const SLOT: usize = 4 << 20;
+const SLOT: usize = 1 << 20;
 const SLOTS: usize = 2;
 
 /// The stream and its pinned memory.

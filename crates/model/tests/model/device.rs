@@ -265,40 +265,56 @@ fn steps_are_the_cpus() {
 #[test]
 fn decoding_is_the_cpus_alone_and_beside_others() {
     for config in shapes() {
-        on_the_card(&config, Precision::F32, |pair| {
-            let lora = lora(&config, &Target::ALL);
-            let ids: Vec<u32> = (0..40).map(|i| i * 7 % 37).collect();
-            let [want, got] = [&pair.cpu, &pair.gpu].map(|engine| {
-                let adapter = engine.adapter(&lora).unwrap();
-                let mut logits = engine.logits(&ids, Some(&adapter)).unwrap();
-                let mut caches = [engine.cache(), engine.cache()];
-                for (split, phase) in [
-                    (0..30, Phase::Prefill),
-                    (30..31, Phase::Decode),
-                    (31..32, Phase::Decode),
-                ] {
-                    let [one, two] = &mut caches;
-                    let steps = &mut [
-                        Segment {
-                            cache: one,
-                            ids: &ids[split.clone()],
-                            adapter: Some(&adapter),
-                            phase,
-                        },
-                        Segment {
-                            cache: two,
-                            ids: &ids[split.start / 2..split.end / 2 + 1],
-                            adapter: None,
-                            phase: Phase::Prefill,
-                        },
-                    ];
-                    logits.extend(engine.decode_batch(steps).unwrap().concat());
-                }
-                logits
-            });
-            support::assert_close(&got, &want, pair.tolerance, "logits");
-        });
+        decodes_as_the_cpu(&config, &lora(&config, &Target::ALL));
     }
+}
+
+#[test]
+fn an_adapter_that_is_copied_in_several_parts_is_whole() {
+    let config = wide();
+    let settings = LoraConfig {
+        rank: config.hidden_size,
+        ..support::lora_config(&Target::ALL)
+    };
+    let lora = rounded_lora(support::lora_of(&config, &settings));
+    // In 16 bits too, more than twice the part that is copied at once.
+    assert!(lora.len() > 1 << 20);
+    decodes_as_the_cpu(&config, &lora);
+}
+
+fn decodes_as_the_cpu(config: &Config, lora: &Lora) {
+    on_the_card(config, Precision::F32, |pair| {
+        let ids: Vec<u32> = (0..40).map(|i| i * 7 % 37).collect();
+        let [want, got] = [&pair.cpu, &pair.gpu].map(|engine| {
+            let adapter = engine.adapter(lora).unwrap();
+            let mut logits = engine.logits(&ids, Some(&adapter)).unwrap();
+            let mut caches = [engine.cache(), engine.cache()];
+            for (split, phase) in [
+                (0..30, Phase::Prefill),
+                (30..31, Phase::Decode),
+                (31..32, Phase::Decode),
+            ] {
+                let [one, two] = &mut caches;
+                let steps = &mut [
+                    Segment {
+                        cache: one,
+                        ids: &ids[split.clone()],
+                        adapter: Some(&adapter),
+                        phase,
+                    },
+                    Segment {
+                        cache: two,
+                        ids: &ids[split.start / 2..split.end / 2 + 1],
+                        adapter: None,
+                        phase: Phase::Prefill,
+                    },
+                ];
+                logits.extend(engine.decode_batch(steps).unwrap().concat());
+            }
+            logits
+        });
+        support::assert_close(&got, &want, pair.tolerance, "logits");
+    });
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod adapter;
 mod backward;
 mod bitsandbytes;
 mod chosen;
+mod coming_and_going;
 mod decode;
 mod determinism;
 mod device;
