@@ -27,7 +27,7 @@ use self::plan::{
     Action, Again, Declaration, Declared, Deferred, Loading, is_current, next_action,
 };
 use self::served::{Refusal, Serving, Shelf};
-use self::tiers::Tiers;
+use self::tiers::{Found, Tiers};
 use crate::adapters::announcer::News;
 use crate::engine::request::Answerer;
 use crate::error::{Error, Result};
@@ -67,8 +67,9 @@ impl Adapters {
             Answerer::Base => return Ok(None),
             Answerer::Alias(alias) => {
                 let served = self.by_alias(alias)?;
-                let ready = self.tiers.wait_for(&served).await;
-                (alias.to_string(), served.generation(), ready)
+                let generation = served.generation();
+                let ready = self.tiers.wait_for(Found::from(served)).await;
+                (alias.to_string(), generation, ready)
             }
             Answerer::Generation(generation) => {
                 let ready = self.by_digest(*generation).await;
@@ -110,8 +111,8 @@ impl Adapters {
 
     async fn by_digest(&self, generation: Generation) -> Result<Arc<ReadyAdapter>> {
         let base_mismatch = self.base_mismatch(generation);
-        let served = self.tiers.get(generation, base_mismatch).await?;
-        self.tiers.wait_for(&served).await
+        let found = self.tiers.get(generation, base_mismatch).await?;
+        self.tiers.wait_for(found).await
     }
 
     /// Whether a generation that is named by its digest may be served over another precision of its
@@ -233,12 +234,13 @@ impl Adapters {
     /// at the start there may be more aliases than the device holds.
     async fn load(&self, alias: &AliasName, declaration: &Declaration) -> Result<Loaded> {
         let get = (self.tiers).get(declaration.generation, declaration.base_mismatch);
-        let adapter = get.await?;
+        let found = get.await?;
+        let adapter = Arc::clone(&found.served);
         let replaces = self.shelf.served().aliases.contains_key(alias);
         if !replaces && !self.tiers.has_room(&adapter) {
             return Ok((adapter, None));
         }
-        match self.tiers.ready(&adapter).await {
+        match self.tiers.ready(found).await {
             Ok(ready) => Ok((adapter, Some(ready))),
             Err(error) => {
                 let generation = adapter.generation();

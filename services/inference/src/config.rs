@@ -94,8 +94,8 @@ impl EngineConfig {
 pub struct AdaptersConfig {
     /// Bytes of the adapters on the device; the device's own number if not set.
     pub device_bytes: Option<u64>,
-    /// Bytes of the adapters in main memory.
-    pub host_bytes: u64,
+    /// Bytes of the adapters in main memory; the device's own number if not set.
+    pub host_bytes: Option<u64>,
     /// Largest tensor file, in bytes.
     pub max_bytes: u64,
     /// Time after which a load is given up.
@@ -110,6 +110,15 @@ impl AdaptersConfig {
         self.device_bytes.or(match device {
             DeviceName::Cpu => Some(2 << 30),
             DeviceName::Cuda { .. } => None,
+        })
+    }
+
+    /// Returns the bytes of the adapters in main memory beside a device. The CPU's are in main
+    /// memory already.
+    pub fn host_bytes_beside(&self, device: DeviceName) -> u64 {
+        self.host_bytes.unwrap_or(match device {
+            DeviceName::Cpu => 1 << 30,
+            DeviceName::Cuda { .. } => 4 << 30,
         })
     }
 
@@ -306,6 +315,8 @@ mod tests {
         let (cpu, gpu) = (DeviceName::Cpu, DeviceName::Cuda { ordinal: 0 });
         assert_eq!(adapters.device_bytes_on(cpu), Some(2 << 30));
         assert_eq!(adapters.device_bytes_on(gpu), None);
+        let beside = [cpu, gpu].map(|device| adapters.host_bytes_beside(device));
+        assert_eq!(beside, [1 << 30, 4 << 30]);
         let own = of("");
         let numbers = |engine: &EngineConfig, device| {
             (

@@ -133,7 +133,7 @@ impl Replica {
         let (door, engine_thread) = self.start_engine(&loaded, device_bytes, metrics.clone())?;
         let tiers = Arc::new(Tiers::new(
             Arc::new(self.loader(&loaded, device_bytes)),
-            self.config.adapters.host_bytes,
+            self.config.adapters.host_bytes_beside(loaded.device),
             self.config.adapters.load_timeout(),
             metrics.clone(),
         ));

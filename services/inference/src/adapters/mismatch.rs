@@ -12,7 +12,7 @@ use togi_runtime::registry::revisions::BaseMismatch;
 use togi_tokens::Tokenizer;
 
 use super::loader::Checked;
-use super::tiers::Tiers;
+use super::tiers::{Found, Tiers};
 use crate::engine::door::Door;
 use crate::error::with_cause;
 use crate::pool::ReadyAdapter;
@@ -88,7 +88,7 @@ impl Gauge {
         let precision = served.trained_over();
         let precision = Precision::from_name(precision).map_err(|error| error.to_string())?;
         let trained = self.as_trained(served.generation(), precision).await?;
-        let here = self.tiers.ready(served).await;
+        let here = self.tiers.ready(Found::from(Arc::clone(served))).await;
         let here = here.map_err(|error| with_cause(&error))?;
         let mut differences = Differences::default();
         for sample in &samples {

@@ -38,6 +38,18 @@ pub(crate) struct Tiers {
     metrics: Metrics,
 }
 
+/// A generation that was found, and its values if they were just read.
+pub(crate) struct Found {
+    pub(super) served: Arc<ServedAdapter>,
+    read: Option<Arc<Checked>>,
+}
+
+impl From<Arc<ServedAdapter>> for Found {
+    fn from(served: Arc<ServedAdapter>) -> Self {
+        Self { served, read: None }
+    }
+}
+
 impl Tiers {
     /// Tiers without an adapter: a pool on the device of the loader's engine, and at most
     /// `host_bytes` in main memory.
@@ -87,36 +99,44 @@ impl Tiers {
         &self,
         generation: Generation,
         base_mismatch: BaseMismatch,
-    ) -> Result<Arc<ServedAdapter>> {
-        let served = match self.find(generation) {
-            Some(served) => served,
+    ) -> Result<Found> {
+        let found = match self.find(generation) {
+            Some(served) => Found::from(served),
             None => {
-                let read = async {
-                    let _moving = self.lock(generation).await;
-                    match self.find(generation) {
-                        Some(served) => Ok(served),
-                        None => {
-                            let read = self.read(generation, base_mismatch).await?;
-                            Ok(Arc::clone(&read.served))
-                        }
-                    }
-                };
-                self.in_time(read).await?
+                let find = self.find_or_read(generation, base_mismatch);
+                self.in_time(find).await?
             }
         };
         // Another alias, which allows a mismatch, may have made it known.
-        self.loader.admit(served.trained_over(), base_mismatch)?;
-        Ok(served)
+        let trained_over = found.served.trained_over();
+        self.loader.admit(trained_over, base_mismatch)?;
+        Ok(found)
+    }
+
+    async fn find_or_read(
+        &self,
+        generation: Generation,
+        base_mismatch: BaseMismatch,
+    ) -> Result<Found> {
+        let _moving = self.lock(generation).await;
+        if let Some(served) = self.find(generation) {
+            return Ok(Found::from(served));
+        }
+        let read = self.read(generation, base_mismatch).await?;
+        Ok(Found {
+            served: Arc::clone(&read.served),
+            read: Some(read),
+        })
     }
 
     /// Returns a request's adapter on the device, once it is there.
     ///
     /// # Errors
     /// As [`Tiers::ready`].
-    pub(super) async fn wait_for(&self, served: &Arc<ServedAdapter>) -> Result<Arc<ReadyAdapter>> {
+    pub(super) async fn wait_for(&self, found: Found) -> Result<Arc<ReadyAdapter>> {
         let _waiting = Waiting::new(&self.waiting);
         let began = Instant::now();
-        let ready = self.ready(served).await?;
+        let ready = self.ready(found).await?;
         self.metrics.waited_for_adapter(began.elapsed());
         Ok(ready)
     }
@@ -126,10 +146,10 @@ impl Tiers {
     /// # Errors
     /// [`Error::PoolFull`] if those in use leave no room for it; [`Error::NotOnDevice`];
     /// [`Error::LoadTimeout`]; if it is read from the store again, as [`Loader::load`].
-    pub(super) async fn ready(&self, served: &Arc<ServedAdapter>) -> Result<Arc<ReadyAdapter>> {
-        let ready = match self.pool.take(served.generation()) {
+    pub(super) async fn ready(&self, found: Found) -> Result<Arc<ReadyAdapter>> {
+        let ready = match self.pool.take(found.served.generation()) {
             Some(ready) => ready,
-            None => self.in_time(self.bring(served)).await?,
+            None => self.in_time(self.bring(found)).await?,
         };
         Ok(Arc::new(ready))
     }
@@ -139,18 +159,21 @@ impl Tiers {
         self.pool.has_room(served)
     }
 
-    async fn bring(&self, served: &Arc<ServedAdapter>) -> Result<ReadyAdapter> {
+    async fn bring(&self, Found { served, read }: Found) -> Result<ReadyAdapter> {
         let generation = served.generation();
         let moving = self.lock(generation).await;
         if let Some(ready) = self.pool.take(generation) {
             return Ok(ready);
         }
         // First, so that a request that finds no room does not wait for the store.
-        let (place, gone) = self.pool.reserve(served)?;
+        let (place, gone) = self.pool.reserve(&served)?;
         self.metrics.evicted(TierName::Device, gone.len());
-        // It was admitted when it became known.
-        let read = self.read(generation, BaseMismatch::Allowed).await?;
-        let (engine, served) = (Arc::clone(&self.loader.engine), Arc::clone(served));
+        let read = match read {
+            Some(read) => read,
+            // It was admitted when it became known.
+            None => self.read(generation, BaseMismatch::Allowed).await?,
+        };
+        let engine = Arc::clone(&self.loader.engine);
         let began = Instant::now();
         let copy = move || {
             // Held here: a request that goes away does not end the copy.

@@ -66,7 +66,7 @@ async fn a_small_pool_answers_as_a_large_one_while_aliases_move() {
     let mut setup = large.beside("replica-2");
     let limit = 3 * device_bytes(&folder);
     setup.config.adapters.device_bytes = Some(limit);
-    setup.config.adapters.host_bytes = device_bytes(&folder) + 1;
+    setup.config.adapters.host_bytes = Some(device_bytes(&folder) + 1);
     let small = Arc::new(setup.ready().await);
     let (generations, expected) = (Arc::new(generations), Arc::new(expected));
     let refused = Arc::new(AtomicU64::new(0));
@@ -207,7 +207,7 @@ async fn a_replica_serves_more_aliases_than_its_device_and_memory_hold() {
     let mut setup = Setup::new(BaseKind::Random).await;
     let folder = setup.base_folder();
     setup.config.adapters.device_bytes = Some(2 * device_bytes(&folder));
-    setup.config.adapters.host_bytes = 0;
+    setup.config.adapters.host_bytes = Some(0);
     let mut generations = Vec::new();
     for seed in 1..=4 {
         let generation = publish_good(&setup.store, &folder, seed).await;

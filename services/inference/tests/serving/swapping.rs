@@ -107,7 +107,7 @@ async fn a_reloaded_adapter_never_reuses_a_cached_state() {
     let b = publish_good(&setup.store, &folder, 2).await;
     // Each unloads the other.
     setup.config.adapters.device_bytes = Some(device_bytes(&folder));
-    setup.config.adapters.host_bytes = 0;
+    setup.config.adapters.host_bytes = Some(0);
     let system = setup.ready().await;
     // The same prompt every time, so that a state kept from it would be found again.
     let say = async |adapter: &str| {
