@@ -66,6 +66,7 @@ pub(crate) struct Metrics {
     brought_up: Histogram<f64>,
     evicted: Counter<u64>,
     waited_for_adapter: Histogram<f64>,
+    found_no_room: Counter<u64>,
 }
 
 impl Metrics {
@@ -98,6 +99,11 @@ impl Metrics {
         for tier in [TierName::Device, TierName::Host] {
             evicted.add(0, &[tier.label()]);
         }
+        let found_no_room = count(
+            "togi.inference.pool.refusals",
+            "Requests refused because the adapters in use leave no room on the device",
+        );
+        found_no_room.add(0, &[]);
         Self {
             to_first_token: seconds(
                 "gen_ai.server.time_to_first_token",
@@ -149,6 +155,7 @@ impl Metrics {
                 "Waiting of a request for its adapter to be on the device",
                 &TOKEN_BOUNDS,
             ),
+            found_no_room,
         }
     }
 
@@ -223,6 +230,11 @@ impl Metrics {
     /// Counts a request that waited for its adapter.
     pub(crate) fn waited_for_adapter(&self, time: Duration) {
         self.waited_for_adapter.record(time.as_secs_f64(), &[]);
+    }
+
+    /// Counts a request whose adapter found no room on the device.
+    pub(crate) fn found_no_room(&self) {
+        self.found_no_room.add(1, &[]);
     }
 
     /// Counts a load by its outcome: `loaded`, `rejected`, `deferred`, or `overtaken` by the next

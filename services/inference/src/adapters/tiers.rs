@@ -136,9 +136,13 @@ impl Tiers {
     pub(super) async fn wait_for(&self, found: Found) -> Result<Arc<ReadyAdapter>> {
         let _waiting = Waiting::new(&self.waiting);
         let began = Instant::now();
-        let ready = self.ready(found).await?;
-        self.metrics.waited_for_adapter(began.elapsed());
-        Ok(ready)
+        let ready = self.ready(found).await;
+        match &ready {
+            Ok(_) => self.metrics.waited_for_adapter(began.elapsed()),
+            Err(Error::PoolFull { .. }) => self.metrics.found_no_room(),
+            Err(_) => {}
+        }
+        ready
     }
 
     /// Returns an adapter on the device, once it is there.
@@ -180,13 +184,13 @@ impl Tiers {
             let _moving = moving;
             drop(gone);
             let adapter = engine.adapter(&read.lora).map_err(Error::NotOnDevice)?;
-            Ok(place.fill(&served, adapter))
+            Ok::<_, Error>(place.fill(&served, adapter))
         };
         let copied = tokio::task::spawn_blocking(copy).await;
         let ready =
-            copied.map_err(|error| Error::Broken(format!("the copy of an adapter: {error}")))?;
+            copied.map_err(|error| Error::Broken(format!("the copy of an adapter: {error}")))??;
         self.metrics.brought_up(TierName::Device, began.elapsed());
-        ready
+        Ok(ready)
     }
 
     /// Returns an adapter in main memory. The caller holds the generation's lock.

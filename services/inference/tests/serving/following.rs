@@ -242,6 +242,7 @@ async fn loads_and_answers_are_counted() {
         "togi_inference_pool_limit_bytes{",
         "togi_inference_pool_load_duration_seconds_count{",
         "togi_inference_pool_evictions_total{",
+        "togi_inference_pool_refusals_total",
         "togi_inference_time_for_adapter_seconds_count",
         "togi_inference_waiting_adapters{",
         "togi_inference_tokens",
