@@ -40,7 +40,8 @@ def run(name: str, command: list[str], limit: float) -> dict:
     log = FOLDER / f"{name.replace(':', '-')}.log"
     with log.open("w") as errors:
         # A new session, so that a timeout also ends the program's children.
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+                                   env={**os.environ, "RUST_BACKTRACE": "0"})
         try:
             out, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
