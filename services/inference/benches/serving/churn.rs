@@ -4,12 +4,14 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rand::RngExt as _;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tonic::Code;
 
 use crate::deployment::{Deployment, Question};
 use crate::prompts::{Prompts, asked};
@@ -18,6 +20,8 @@ use crate::prompts::{Prompts, asked};
 const KNOWN: usize = 8;
 /// One in this many requests is one of them.
 const KNOWN_EVERY: usize = 10;
+/// Time until a refused request is sent again.
+const COME_BACK: Duration = Duration::from_millis(20);
 
 /// The options of `serving churn`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +60,8 @@ struct Fate {
 
 #[derive(Default)]
 struct Counts {
+    /// Times that a request was refused, because all places were taken.
+    refused: usize,
     finished: usize,
     cancelled: usize,
     tokens: usize,
@@ -95,6 +101,7 @@ pub(crate) async fn run(
         "sequences": options.sequences,
         "at_once": options.at_once,
         "adapters": options.adapters,
+        "refused": second.refused,
         "finished": second.finished,
         "cancelled": second.cancelled,
         "tokens": second.tokens,
@@ -166,6 +173,7 @@ async fn ask_all(deployment: &Arc<Deployment>, fates: Vec<Fate>, at_once: usize)
     let mut all = Counts::default();
     while let Some(counts) = tasks.join_next().await {
         let counts = counts??;
+        all.refused += counts.refused;
         all.finished += counts.finished;
         all.cancelled += counts.cancelled;
         all.tokens += counts.tokens;
@@ -175,8 +183,18 @@ async fn ask_all(deployment: &Arc<Deployment>, fates: Vec<Fate>, at_once: usize)
 }
 
 async fn live(deployment: &Deployment, fate: Fate) -> Result<Counts> {
-    let mut answer = deployment.open(&fate.question).await?;
     let mut counts = Counts::default();
+    let mut answer = loop {
+        match deployment.open(&fate.question).await {
+            Ok(answer) => break answer,
+            // Those whose clients left have their places until the round is over.
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                counts.refused += 1;
+                tokio::time::sleep(COME_BACK).await;
+            }
+            Err(status) => return Err(status.into()),
+        }
+    };
     loop {
         if fate
             .leaves_after
