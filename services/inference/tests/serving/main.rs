@@ -10,7 +10,11 @@
 mod adapters;
 mod answers;
 mod bases;
+mod benchmark;
 mod choices;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../../benches/serving/deployment.rs"]
+mod deployment;
 mod device;
 mod door;
 mod following;
@@ -18,6 +22,8 @@ mod harness;
 mod logprobs;
 mod mismatch;
 mod options;
+#[path = "../../benches/serving/prompts.rs"]
+mod prompts;
 mod refusing;
 mod scale;
 mod scheduling;
