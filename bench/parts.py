@@ -17,11 +17,12 @@ def say(text: str) -> None:
     print(f"{pathlib.Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
 
 
-def build(package: str, words: list[str], name: str) -> str:
-    command = ["cargo", "build", "--message-format", "json-render-diagnostics", "--package", package, *words]
+def build(*words: str) -> dict[str, str]:
+    """Runs cargo; returns the programs that it built, by their targets' names."""
+    command = ["cargo", "build", "--message-format", "json-render-diagnostics", *words]
     told = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     built = (json.loads(line) for line in told.splitlines())
-    return next(line["executable"] for line in built if line.get("executable") and line["target"]["name"] == name)
+    return {line["target"]["name"]: line["executable"] for line in built if line.get("executable")}
 
 
 def base(togi: str) -> str:
