@@ -46,10 +46,6 @@ pub(crate) async fn run(
     options: &Options,
 ) -> Result<()> {
     let questions = questions(prompts, options)?;
-    let prompt_tokens: usize = questions
-        .iter()
-        .map(|question| question.prompt_tokens)
-        .sum();
     let gap = |prompts: &mut Prompts| {
         let rate = options.rate?;
         let uniform: f64 = prompts.rng.random_range(f64::MIN_POSITIVE..1.0);
@@ -58,12 +54,14 @@ pub(crate) async fn run(
     let gaps: Vec<_> = questions.iter().map(|_| gap(prompts)).collect();
     let began = Instant::now();
     let (answers, refused) = ask_all(deployment, questions, gaps, options.at_once).await?;
-    let last = answers
-        .iter()
-        .filter_map(|answer| answer.times.last())
-        .max();
-    let seconds = (*last.context("no token came")? - began).as_secs_f64();
-    let tokens: usize = answers.iter().map(|answer| answer.ids.len()).sum();
+    // Speeds count while requests are still sent: after that, few long answers are left.
+    let until = answers.iter().map(|answer| answer.sent).max();
+    let until = until.context("all requests were refused")?;
+    let seconds = (until - began).as_secs_f64();
+    let tokens = answers.iter().flat_map(|answer| &answer.times);
+    let tokens = tokens.filter(|time| **time <= until).count();
+    let ended = answers.iter().filter_map(|answer| answer.times.last());
+    let ended = ended.filter(|time| **time <= until).count();
     let first: Vec<_> = answers.iter().filter_map(Answer::to_first_token).collect();
     let between: Vec<_> = answers.iter().flat_map(Answer::between_tokens).collect();
     let whole = answers
@@ -77,8 +75,7 @@ pub(crate) async fn run(
         "rate_per_s": options.rate,
         "refused": refused,
         "seconds": seconds,
-        "requests_per_s": answers.len() as f64 / seconds,
-        "prompt_tokens_per_s": prompt_tokens as f64 / seconds,
+        "requests_per_s": ended as f64 / seconds,
         "tokens_per_s": tokens as f64 / seconds,
         "to_first_token": spread(&first),
         "between_tokens": spread(&between),
