@@ -12,9 +12,6 @@ mod answers;
 mod bases;
 mod benchmark;
 mod choices;
-#[allow(dead_code, reason = "the benchmark uses the rest")]
-#[path = "../../benches/serving/deployment.rs"]
-mod deployment;
 mod device;
 mod door;
 mod following;
@@ -22,10 +19,14 @@ mod harness;
 mod logprobs;
 mod mismatch;
 mod options;
-#[path = "../../benches/serving/prompts.rs"]
-mod prompts;
 mod refusing;
 mod scale;
 mod scheduling;
 mod swapping;
 mod vocabulary;
+
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../../benches/serving/deployment.rs"]
+mod deployment;
+#[path = "../../benches/serving/prompts.rs"]
+mod prompts;
