@@ -67,4 +67,6 @@ test-gpu:
 	TOGI_NEEDS_CUDA=1 $(CARGO) test --package togi-model --features cuda --test model
 
 bench-gpu:
+	@tools/install nats
 	tools/bench-gpu
+	tools/bench-serving

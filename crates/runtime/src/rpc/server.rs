@@ -23,7 +23,9 @@ use crate::rpc::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
 /// The time for running calls after the stop.
 const GRACE: Duration = Duration::from_secs(15);
-const MAX_CONCURRENT_STREAMS: u32 = 128;
+/// Most calls of one connection: more than an engine has places and a queue, so that a full engine
+/// refuses a call, with a time to come back, instead of HTTP/2 holding it back in its client.
+const MAX_CONCURRENT_STREAMS: u32 = 1024;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 
 /// The services that a process offers at its port.

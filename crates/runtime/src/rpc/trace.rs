@@ -197,8 +197,7 @@ impl<B: HttpBody + Unpin> HttpBody for TracedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let Self { inner, call } = &mut *self;
-        let span = call.span.clone();
-        let polled = span.in_scope(|| Pin::new(inner).poll_frame(cx));
+        let polled = call.span.in_scope(|| Pin::new(inner).poll_frame(cx));
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(trailers) = frame.trailers_ref()
         {

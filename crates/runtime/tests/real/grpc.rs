@@ -9,7 +9,7 @@ use togi_proto::trainer::v1::{ListAliasesRequest, ListAliasesResponse};
 use togi_runtime::process::admin;
 use togi_runtime::rpc::server::Services;
 use togi_runtime::{Error, Readiness, Stopper, rpc, telemetry};
-use togi_testing::wait_until;
+use togi_testing::{wait_until, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status};
@@ -143,6 +143,23 @@ async fn health_says_what_readiness_says() {
         health(&running, "no.such.Service").await,
         Err(Code::NotFound)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_carries_more_calls_than_an_engine_has_places_and_queue() {
+    let running = run().await;
+    let channel = rpc::client::plain_channel(&running.endpoint).unwrap();
+    // A watch answers at once and stays open.
+    let mut open = Vec::new();
+    for _ in 0..300 {
+        let mut client = HealthClient::new(channel.clone());
+        let watch = client.watch(HealthCheckRequest::default());
+        let watch = within("a call is answered", watch).await;
+        open.push(watch.unwrap().into_inner());
+    }
+    drop(open);
+    running.stopper.stop();
+    running.server.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

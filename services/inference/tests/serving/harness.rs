@@ -171,6 +171,10 @@ impl System {
         self.nats.as_mut().expect("a test with a bus")
     }
 
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     pub async fn client(&self) -> InferenceServiceClient<Channel> {
         InferenceServiceClient::connect(self.endpoint.clone())
             .await

@@ -10,6 +10,7 @@
 mod adapters;
 mod answers;
 mod bases;
+mod benchmark;
 mod choices;
 mod device;
 mod door;
@@ -24,3 +25,9 @@ mod scale;
 mod scheduling;
 mod swapping;
 mod vocabulary;
+
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../../benches/serving/deployment.rs"]
+mod deployment;
+#[path = "../../benches/serving/prompts.rs"]
+mod prompts;
