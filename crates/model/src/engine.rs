@@ -5,6 +5,7 @@
 pub mod bench;
 mod pages;
 mod passes;
+mod prefixes;
 mod resident;
 mod slots;
 
@@ -28,6 +29,8 @@ use crate::network::decoding::{Decoded, Targets};
 use crate::ops::decoding::PAGE;
 pub use crate::ops::decoding::Phase;
 use crate::sampling::Logits;
+pub use pages::PrefixLimits;
+pub(crate) use prefixes::Root;
 use resident::Resident;
 pub use resident::{Adapter, Cache, Segment};
 
@@ -205,7 +208,31 @@ impl Engine {
         Ok(memory::gpu_pages(config, self.device, gpu.memory()?))
     }
 
-    /// Frees the memory of keys and values if no sequence has any.
+    /// Keeps the full pages of prompts after their sequences end, within these limits, for a
+    /// [`Decoder`](crate::decode::Decoder) that shares prefixes. Without a call, none is kept.
+    pub fn keep_prefixes(&self, limits: PrefixLimits) {
+        on!(OnDevice, &self.on_device, resident => resident.keep_prefixes(limits));
+    }
+
+    /// The pages that hold the beginnings of prompts and that no sequence has.
+    #[must_use]
+    pub fn kept_pages(&self) -> usize {
+        on!(OnDevice, &self.on_device, resident => resident.kept_pages())
+    }
+
+    /// A cache of one more sequence that begins with the tokens of `cache`, whose full pages both
+    /// have.
+    pub(crate) fn fork(&self, cache: &Cache) -> Result<Cache> {
+        on!(OnDevice, &self.on_device, resident => resident.fork(cache))
+    }
+
+    /// An empty cache into which the kept pages of a prompt's beginning are taken, but for its last
+    /// token, whose logits are needed.
+    pub(crate) fn cache_of(&self, root: Root, prompt: &[u32]) -> Cache {
+        on!(OnDevice, &self.on_device, resident => resident.cache_of(root, prompt))
+    }
+
+    /// Frees the memory of keys and values, with that of kept pages, if no sequence has any.
     ///
     /// # Errors
     /// The device's.

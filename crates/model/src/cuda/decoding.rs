@@ -8,7 +8,7 @@ use super::decode_layout::{PASS_ROWS, Tables};
 use super::fp8::Added;
 use super::frozen::Frozen;
 use super::launch::activation_id;
-use super::pages::Pages;
+use super::pages::{Pages, pages_of_chunks};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
@@ -39,6 +39,16 @@ impl Decode for Cuda {
 
     fn resize(&self, pages: &Pages, count: usize) -> Result<()> {
         pages.resize(self, count)
+    }
+
+    fn copy_page(&self, pages: &Pages, from: u32, to: u32) -> Result<()> {
+        pages.copy(self, from, to)
+    }
+
+    /// A prompt's first chunk is attended to in another order of sums than those after it, so that
+    /// each must be the same with and without kept pages.
+    fn prefix_step(&self, chunk: usize) -> usize {
+        pages_of_chunks(chunk)
     }
 
     fn adapter(&self, factors: Factors<Array>, layers: usize) -> Result<Adapter> {

@@ -113,6 +113,12 @@ pub(crate) trait Decode: Ops {
     fn pages(&self, shape: PageShape) -> Self::Pages;
     /// Makes pages until there are this many, or frees those above.
     fn resize(&self, pages: &Self::Pages, count: usize) -> Result<()>;
+    /// Copies a page's keys and values to another.
+    fn copy_page(&self, pages: &Self::Pages, from: u32, to: u32) -> Result<()>;
+    /// At multiples of this many pages, a prompt that is read in chunks of `chunk` tokens may go on
+    /// from pages that another prompt with this beginning has filled: each later row is computed as
+    /// if the prompt had been read from its first token.
+    fn prefix_step(&self, chunk: usize) -> usize;
     /// Makes an adapter ready for passes.
     fn adapter(&self, factors: Factors<Self::Array>, layers: usize) -> Result<Self::Adapter>;
 
