@@ -232,6 +232,12 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.cache_of(root, prompt))
     }
 
+    /// Offers to other sequences the pages of a prompt that a cache has read, by whole steps of the
+    /// device: in a part of a chunk, rows may have been computed otherwise.
+    pub(crate) fn share(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
+        on!(OnDevice, &self.on_device, resident => resident.share(cache, root, prompt));
+    }
+
     /// Frees the memory of keys and values, with that of kept pages, if no sequence has any.
     ///
     /// # Errors

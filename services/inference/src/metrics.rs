@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     between_tokens: Histogram<f64>,
     in_queue: Histogram<f64>,
     batch_size: Histogram<u64>,
+    prefix_hits: Counter<u64>,
+    prefix_tokens: Counter<u64>,
     duration: Histogram<f64>,
     tokens: Counter<u64>,
     answers: Counter<u64>,
@@ -68,7 +70,19 @@ impl Metrics {
         for outcome in ["rejected", "deferred"] {
             loads.add(0, &[KeyValue::new(semconv::OUTCOME, outcome)]);
         }
+        let prefix_hits = count(
+            "togi.inference.prefix.hits",
+            "Prompts whose beginning was read before",
+        );
+        prefix_hits.add(0, &[]);
+        let prefix_tokens = count(
+            "togi.inference.prefix.tokens",
+            "Tokens of prompts that were not read, because they were read before",
+        );
+        prefix_tokens.add(0, &[]);
         Self {
+            prefix_hits,
+            prefix_tokens,
             to_first_token: seconds(
                 "gen_ai.server.time_to_first_token",
                 "From a request's arrival to the answer's first token",
@@ -114,6 +128,14 @@ impl Metrics {
     /// Counts a request that begins after this time in the queue.
     pub(crate) fn begun(&self, in_queue: Duration) {
         self.in_queue.record(in_queue.as_secs_f64(), &[]);
+    }
+
+    /// Counts the tokens of a prompt that were read before.
+    pub(crate) fn found(&self, tokens: usize) {
+        if tokens > 0 {
+            self.prefix_hits.add(1, &[]);
+            self.prefix_tokens.add(tokens as u64, &[]);
+        }
     }
 
     /// Counts a token of an answer.

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use togi_common::Generation;
+use togi_common::{Digest, Generation};
 use togi_model::Adapter;
 
 /// An adapter in memory, immutable.
@@ -19,7 +19,7 @@ impl ServedAdapter {
         Self {
             generation,
             trained_over,
-            adapter,
+            adapter: adapter.identified(*Digest::from(generation).as_bytes()),
             loaded: SystemTime::now(),
         }
     }

@@ -87,7 +87,7 @@ impl<'a> Decoder<'a> {
             root: sequence.root,
             found: sequence.found,
             prompt_logprobs: None,
-            ..self.sequence(cache, sequence.prompt(), options)?
+            ..self.sequence(cache, sequence.sampler.prompt(), options)?
         };
         let choice = fork.choose(Logits::All(logits.clone()))?;
         let choice = choice.ok_or_else(|| Error::Input("all logits decide".into()))?;
@@ -148,8 +148,16 @@ impl<'a> Decoder<'a> {
             }
         });
         let choices = choices.collect();
-        for share in shares {
-            share.sequence.share_prefix();
+        for Share { sequence, .. } in shares {
+            let Sequence {
+                cache,
+                root,
+                sampler,
+                ..
+            } = &mut **sequence;
+            if let Some(root) = *root {
+                self.engine.share(cache, root, sampler.prompt());
+            }
         }
         choices
     }

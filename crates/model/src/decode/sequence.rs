@@ -108,10 +108,6 @@ impl Sequence {
         self.forks = Forks::Wanted;
     }
 
-    pub(super) fn prompt(&self) -> &[u32] {
-        &self.sampler.history()[..self.sampler.prompt_len()]
-    }
-
     /// Tokens of the answer so far.
     #[must_use]
     pub fn generated(&self) -> usize {
@@ -122,14 +118,6 @@ impl Sequence {
     /// order; none if the options do not ask for them.
     pub fn take_prompt_logprobs(&mut self) -> Vec<Logprobs> {
         std::mem::take(&mut self.read)
-    }
-
-    /// Offers the pages of the prompt that are read to other sequences.
-    pub(super) fn share_prefix(&mut self) {
-        if let Some(root) = self.root {
-            let prompt = &self.sampler.history()[..self.sampler.prompt_len()];
-            self.cache.share(root, prompt);
-        }
     }
 
     /// Keeps the scores of the prompt, and draws the next token once the prompt is read.
@@ -176,7 +164,7 @@ impl Sequence {
 
     /// Keeps the scores of the prompt's next tokens.
     fn keep(&mut self, scores: Vec<RowScore>) -> Result<()> {
-        let prompt = &self.sampler.history()[..self.sampler.prompt_len()];
+        let prompt = self.sampler.prompt();
         if self.prompt_logprobs.is_none() || self.scored == prompt.len() {
             return Ok(());
         }

@@ -78,11 +78,6 @@ impl Cache {
         self.len = self.len.min(len);
     }
 
-    /// Offers the full pages of the tokens with which the sequence begins, all read, to others.
-    pub(crate) fn share(&mut self, root: Root, ids: &[u32]) {
-        self.table.share(root, &ids[..ids.len().min(self.len)]);
-    }
-
     /// Whether nothing has been decoded yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -132,6 +127,16 @@ impl<O: Decode> Resident<O> {
         let most = prompt.len().saturating_sub(1) / PAGE;
         cache.len = PAGE * cache.table.adopt(root, prompt, (most, step));
         cache
+    }
+
+    pub(super) fn share(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
+        let step = self
+            .network
+            .ops()
+            .prefix_step(root.chunk)
+            .saturating_mul(PAGE);
+        let read = prompt.len().min(cache.len) / step * step;
+        cache.table.share(root, &prompt[..read]);
     }
 
     pub(super) fn keep_prefixes(&self, limits: PrefixLimits) {

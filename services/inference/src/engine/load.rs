@@ -18,6 +18,7 @@ pub struct Load {
     waiting_tokens: AtomicUsize,
     pages: AtomicUsize,
     reserved: AtomicUsize,
+    cached: AtomicUsize,
     next_ticket: AtomicU64,
     drain: Mutex<Drain>,
 }
@@ -71,6 +72,12 @@ impl Load {
         pages.saturating_sub(self.pages_used())
     }
 
+    /// Returns the pages, of those that are not reserved, that are kept for prompts with the same
+    /// beginning.
+    pub fn pages_cached(&self) -> usize {
+        self.cached.load(Ordering::Relaxed)
+    }
+
     /// Returns when a request that found no place may come back.
     pub(crate) fn come_back(&self) -> Duration {
         self.drain.lock().come_back(self.waiting())
@@ -117,6 +124,10 @@ impl Load {
     pub(crate) fn set_active(&self, active: usize, pages: usize) {
         self.active.store(active, Ordering::Relaxed);
         self.reserved.store(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_cached(&self, pages: usize) {
+        self.cached.store(pages, Ordering::Relaxed);
     }
 
     /// Notes a round: how many requests begin, and how many still wait.

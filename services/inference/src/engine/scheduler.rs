@@ -1,5 +1,6 @@
-//! Facts in, decision out: from the requests that wait and the answers that are active to the work
-//! of the next round. Pure: it knows neither tokens nor the network, and it keeps nothing.
+//! Facts in, decision out: from the requests that wait and the answers that are active to those
+//! that begin, and from the active ones to the work of a round. Pure: it knows neither tokens nor
+//! the network, and it keeps nothing.
 
 use std::collections::HashMap;
 
@@ -57,11 +58,9 @@ pub(crate) struct Limits {
     pub(crate) prompt_tokens: usize,
 }
 
-/// The work of one round: first the admissions, then one pass over all shares.
+/// The work of one round: a pass over all shares.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Round {
-    /// Requests that become active, and may take part in this round.
-    pub(crate) admit: Vec<Ticket>,
     /// Prompts of which a part is read.
     pub(crate) prefill: Vec<Share>,
     /// Answers that get their next token.
@@ -88,22 +87,12 @@ impl Round {
     }
 }
 
-/// Plans a round. Every answer that is being written gets a token; prompts share what may be read
-/// of them.
-pub(crate) fn plan(state: &State, limits: &Limits) -> Round {
-    let admitted = admit(state, limits);
-    let begins = admitted.iter().map(|waiting| Active {
-        ticket: waiting.ticket,
-        read: 0,
-        unread: waiting.prompt,
-        passed_over: 0,
-        pages: waiting.pages,
-    });
-    let active: Vec<Active> = state.active.iter().copied().chain(begins).collect();
+/// Plans a round of the active answers. Every one that is being written gets a token; prompts share
+/// what may be read of them.
+pub(crate) fn plan(active: &[Active], limits: &Limits) -> Round {
     let writing = active.iter().filter(|active| active.unread == 0);
     Round {
-        admit: admitted.iter().map(|waiting| waiting.ticket).collect(),
-        prefill: prefill(&active, limits),
+        prefill: prefill(active, limits),
         decode: writing.map(|active| active.ticket).collect(),
     }
 }
@@ -111,7 +100,7 @@ pub(crate) fn plan(state: &State, limits: &Limits) -> Round {
 /// Chooses the requests that begin: of the account that was served least the one that arrived
 /// first. One that has no pages yet holds up those after it, so that small ones do not starve it. A
 /// batch request begins after all interactive ones, and only in the first half of the places.
-fn admit<'a>(state: &'a State, limits: &Limits) -> Vec<&'a Waiting> {
+pub(crate) fn admit(state: &State, limits: &Limits) -> Vec<Ticket> {
     let reserved: usize = state.active.iter().map(|active| active.pages).sum();
     let mut pages = limits.pages.saturating_sub(reserved);
     let mut active = state.active.len();
@@ -140,7 +129,7 @@ fn admit<'a>(state: &'a State, limits: &Limits) -> Vec<&'a Waiting> {
             active += 1;
             accounts.charge(number, next.prompt as u64);
             left.retain(|other| *other != number);
-            admitted.push(next);
+            admitted.push(next.ticket);
         }
     }
     admitted

@@ -181,6 +181,7 @@ impl Sequence {
         Finished {
             reason,
             prompt_tokens: self.job.prompt.len(),
+            cached_tokens: self.decoding.found(),
             completion_tokens: self.decoding.generated(),
             to_first_token: self.first_token.unwrap_or(now) - self.job.terms.arrived,
             total: now - self.job.terms.arrived,

@@ -9,15 +9,16 @@ use std::time::Instant;
 
 use togi_model::Engine;
 use togi_model::decode::{Decoder, Rounds};
+use togi_model::engine::PrefixLimits;
 use togi_tokens::Tokenizer;
 
 use crate::base::Loaded;
 use crate::config::EngineConfig;
 use crate::engine::account::{Ledger, OUTPUT_COST};
 use crate::engine::door::{Door, Room, Work};
-use crate::engine::load::Load;
+use crate::engine::load::{Load, Ticket};
 use crate::engine::probe::Reading;
-use crate::engine::scheduler::{self, Limits, Round, State};
+use crate::engine::scheduler::{self, Active, Limits, Round, State};
 use crate::engine::sequence::Sequence;
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
@@ -67,11 +68,20 @@ impl EngineThread {
                 reason: format!("the memory for keys and values on {device} holds no page of them"),
             });
         }
+        let kept = match config.prefix_cache_bytes_on(device) {
+            Some(0) => 0,
+            Some(bytes) => {
+                let capacity = loaded.engine.page_capacity(Some(bytes));
+                capacity.map_err(Error::Device)?.min(pages)
+            }
+            None => pages,
+        };
+        loaded.engine.keep_prefixes(PrefixLimits { kept, pages });
         let (max_active, prompt_tokens) = (
             config.max_active_on(device).min(pages),
             config.prompt_tokens_on(device),
         );
-        tracing::info!(%device, pages, max_active, "room for answers");
+        tracing::info!(%device, pages, kept, max_active, "room for answers");
         let (sender, work) = channel();
         let room = Room {
             max_active,
@@ -101,14 +111,16 @@ impl EngineThread {
     /// Works until the door is closed and every request inside has ended.
     pub(crate) fn run(self) {
         let decoder = Decoder::new(&self.engine, self.eos.iter().copied());
+        let decoder = decoder.sharing_prefixes(self.limits.prefill_chunk);
         let mut requests = Requests::default();
         while self.receive(&mut requests) {
             self.end_early(&mut requests);
-            let round = scheduler::plan(&requests.state(), &self.limits);
-            self.admit(&decoder, &round, &mut requests);
+            let admitted = scheduler::admit(&requests.state(), &self.limits);
+            self.admit(&decoder, &admitted, &mut requests);
             self.count(&requests);
-            self.load
-                .note_round(round.admit.len(), requests.waiting.len());
+            self.load.note_round(admitted.len(), requests.waiting.len());
+            // Only now it is known what is left to read of the prompts that begin.
+            let round = scheduler::plan(&requests.active(), &self.limits);
             self.advance(&decoder, &round, &mut requests);
             self.count(&requests);
             requests.forget();
@@ -176,19 +188,20 @@ impl EngineThread {
         self.end(ended);
     }
 
-    /// Makes the round's admissions active.
-    fn admit(&self, decoder: &Decoder<'_>, round: &Round, requests: &mut Requests) {
-        for ticket in &round.admit {
+    /// Lets requests begin.
+    fn admit(&self, decoder: &Decoder<'_>, admitted: &[Ticket], requests: &mut Requests) {
+        for ticket in admitted {
             let is_admitted = |work: &Work| work.terms().ticket() == *ticket;
             let Some(position) = requests.waiting.iter().position(is_admitted) else {
                 continue;
             };
             let work = requests.waiting.remove(position);
-            let (terms, prompt) = (work.terms(), work.prompt() as u64);
-            self.metrics.begun(terms.arrived.elapsed());
-            requests.ledger.charge(&terms.account, prompt);
+            let account = work.terms().account.clone();
+            self.metrics.begun(work.terms().arrived.elapsed());
             let job = match work {
                 Work::Probe(probe) => {
+                    let prompt = probe.prompt.len() as u64;
+                    requests.ledger.charge(&account, prompt);
                     requests.probes.push(probe.begin());
                     continue;
                 }
@@ -196,7 +209,12 @@ impl EngineThread {
             };
             let events = job.events.clone();
             match Sequence::new(job, decoder, &self.tokenizer) {
-                Ok(sequence) => requests.answers.join(sequence),
+                Ok(sequence) => {
+                    let Active { read, unread, .. } = sequence.active();
+                    self.metrics.found(read);
+                    requests.ledger.charge(&account, unread as u64);
+                    requests.answers.join(sequence);
+                }
                 Err(error) => {
                     self.metrics.failed(&error);
                     // The client may have gone away.
@@ -265,6 +283,7 @@ impl EngineThread {
         let active = requests.active();
         let pages = active.iter().map(|active| active.pages).sum();
         self.load.set_active(active.len(), pages);
+        self.load.set_cached(self.engine.kept_pages());
     }
 }
 
@@ -291,7 +310,7 @@ impl Requests {
         }
     }
 
-    fn active(&self) -> Vec<scheduler::Active> {
+    fn active(&self) -> Vec<Active> {
         let answers = self.answers.members().iter().map(Sequence::active);
         answers
             .chain(self.probes.iter().map(Reading::active))

@@ -18,6 +18,7 @@ mod harness;
 mod logprobs;
 mod mismatch;
 mod options;
+mod prefixes;
 mod refusing;
 mod scale;
 mod scheduling;
