@@ -6,6 +6,7 @@ pub(crate) mod admission;
 mod answer;
 pub(crate) mod door;
 mod drain;
+mod group;
 pub(crate) mod load;
 pub(crate) mod options;
 mod probe;

@@ -174,10 +174,12 @@ impl Metrics {
             .add(finished.completion_tokens as u64, &token_type("output"));
     }
 
-    /// Counts a request whose client went away, while it waited or was answered.
-    pub(crate) fn abandoned(&self) {
-        self.answers
-            .add(1, &[KeyValue::new(semconv::FINISH_REASON, "abandoned")]);
+    /// Counts answers whose client went away, while they waited or were written.
+    pub(crate) fn abandoned(&self, answers: usize) {
+        self.answers.add(
+            answers as u64,
+            &[KeyValue::new(semconv::FINISH_REASON, "abandoned")],
+        );
     }
 
     /// Counts an answer that failed.

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Instant;
 
 use togi_model::Engine;
-use togi_model::decode::{Decoder, Rounds};
+use togi_model::decode::{Choice, Decoder, Rounds};
 use togi_model::engine::PrefixLimits;
 use togi_tokens::Tokenizer;
 
@@ -16,6 +16,7 @@ use crate::base::Loaded;
 use crate::config::EngineConfig;
 use crate::engine::account::{Ledger, OUTPUT_COST};
 use crate::engine::door::{Door, Room, Work};
+use crate::engine::group::Group;
 use crate::engine::load::{Load, Ticket};
 use crate::engine::probe::Reading;
 use crate::engine::scheduler::{self, Active, Limits, Round, State};
@@ -116,9 +117,9 @@ impl EngineThread {
         while self.receive(&mut requests) {
             self.end_early(&mut requests);
             let admitted = scheduler::admit(&requests.state(), &self.limits);
-            self.admit(&decoder, &admitted, &mut requests);
+            let begun = self.admit(&decoder, &admitted, &mut requests);
             self.count(&requests);
-            self.load.note_round(admitted.len(), requests.waiting.len());
+            self.load.note_round(begun, requests.waiting.len());
             // Only now it is known what is left to read of the prompts that begin.
             let round = scheduler::plan(&requests.active(), &self.limits);
             self.advance(&decoder, &round, &mut requests);
@@ -166,7 +167,7 @@ impl EngineThread {
             };
             match early(work.is_abandoned()).or_else(late) {
                 None => requests.waiting.push(work),
-                Some(End::Abandoned) => self.metrics.abandoned(),
+                Some(End::Abandoned) => self.metrics.abandoned(work.places()),
                 Some(End::Failed(error)) => {
                     self.metrics.failed(&error);
                     work.fail(error);
@@ -188,8 +189,9 @@ impl EngineThread {
         self.end(ended);
     }
 
-    /// Lets requests begin.
-    fn admit(&self, decoder: &Decoder<'_>, admitted: &[Ticket], requests: &mut Requests) {
+    /// Lets requests begin. Returns how many answers they are.
+    fn admit(&self, decoder: &Decoder<'_>, admitted: &[Ticket], requests: &mut Requests) -> usize {
+        let mut begun = 0;
         for ticket in admitted {
             let is_admitted = |work: &Work| work.terms().ticket() == *ticket;
             let Some(position) = requests.waiting.iter().position(is_admitted) else {
@@ -197,18 +199,19 @@ impl EngineThread {
             };
             let work = requests.waiting.remove(position);
             let account = work.terms().account.clone();
+            begun += work.places();
             self.metrics.begun(work.terms().arrived.elapsed());
-            let job = match work {
+            let Group { first, others } = match work {
                 Work::Probe(probe) => {
                     let prompt = probe.prompt.len() as u64;
                     requests.ledger.charge(&account, prompt);
                     requests.probes.push(probe.begin());
                     continue;
                 }
-                Work::Answer(job) => *job,
+                Work::Answers(group) => *group,
             };
-            let events = job.events.clone();
-            match Sequence::new(job, decoder, &self.tokenizer) {
+            let events = first.events.clone();
+            match Sequence::new(first, others, decoder, &self.tokenizer) {
                 Ok(sequence) => {
                     let Active { read, unread, .. } = sequence.active();
                     self.metrics.found(read);
@@ -222,6 +225,7 @@ impl EngineThread {
                 }
             }
         }
+        begun
     }
 
     /// Runs the round's pass and lets each sequence that took part in it advance.
@@ -232,7 +236,7 @@ impl EngineThread {
             ledger,
             ..
         } = requests;
-        let shares = round.tokens();
+        let (shares, mut forks) = (round.tokens(), Vec::new());
         if !shares.is_empty() {
             self.metrics.round(shares.len());
         }
@@ -249,27 +253,44 @@ impl EngineThread {
                 };
                 sequence.show_prompt();
                 let choice = choice?;
-                self.metrics.token(&sequence.tick());
-                ledger.charge(&sequence.terms().account, OUTPUT_COST);
-                sequence.advance(choice).map(Ok)
+                match sequence.fork(decoder, &self.tokenizer) {
+                    Ok(begun) => forks.extend(begun),
+                    Err(error) => return Some(Err(End::Failed(error))),
+                }
+                self.write(sequence, choice, ledger)
             },
         );
         self.end(ended);
+        for (mut sequence, choice) in forks {
+            match self.write(&mut sequence, choice, ledger) {
+                None => answers.join(sequence),
+                Some(end) => self.end(vec![(sequence, end)]),
+            }
+        }
         for reading in std::mem::take(probes) {
             let share = shares.get(&reading.probe().terms.ticket());
             probes.extend(reading.read(share));
         }
     }
 
+    /// Writes the next token of an answer. Returns its end if it has ended.
+    fn write(&self, sequence: &mut Sequence, choice: Choice, ledger: &mut Ledger) -> Option<Ended> {
+        self.metrics.token(&sequence.tick());
+        ledger.charge(&sequence.terms().account, OUTPUT_COST);
+        sequence.advance(choice).map(Ok)
+    }
+
     fn end(&self, ended: Vec<(Sequence, Ended)>) {
         for (sequence, end) in ended {
             match end {
                 Ok(finished) => {
-                    self.metrics.finished(&finished);
+                    for _ in 0..sequence.places() {
+                        self.metrics.finished(&finished);
+                    }
                     record(sequence.span(), &finished);
                     sequence.end(Ok(finished));
                 }
-                Err(End::Abandoned) => self.metrics.abandoned(),
+                Err(End::Abandoned) => self.metrics.abandoned(sequence.places()),
                 Err(End::Failed(error)) => {
                     self.metrics.failed(&error);
                     sequence.end(Err(error));
@@ -281,8 +302,9 @@ impl EngineThread {
     /// Publishes how many requests are active, and their pages.
     fn count(&self, requests: &Requests) {
         let active = requests.active();
+        let places = active.iter().map(|active| active.places).sum();
         let pages = active.iter().map(|active| active.pages).sum();
-        self.load.set_active(active.len(), pages);
+        self.load.set_active(places, pages);
         self.load.set_cached(self.engine.kept_pages());
     }
 }
@@ -302,7 +324,8 @@ impl Requests {
     fn state(&self) -> State {
         let waiting = self.waiting.iter().map(|work| {
             let terms = work.terms();
-            terms.waiting(work.prompt(), self.ledger.served(&terms.account))
+            let served = self.ledger.served(&terms.account);
+            terms.waiting(work.prompt(), served, work.places())
         });
         State {
             waiting: waiting.collect(),
