@@ -11,6 +11,7 @@ use super::launch::activation_id;
 use super::pages::{Pages, pages_of_chunks};
 use crate::activation::Activation;
 use crate::error::Result;
+use crate::logprobs::RowScore;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::factors::Factors;
 use crate::ops::{Affine, Heads, Norm, Ops, Span};
@@ -106,6 +107,10 @@ impl Decode for Cuda {
             .zip(all)
             .map(|(told, all)| told.unwrap_or(all))
             .collect())
+    }
+
+    fn score_rows(&self, logits: &Array, tokens: &[u32], best: usize) -> Result<Vec<RowScore>> {
+        self.scores(logits, tokens, best)
     }
 
     fn embed(&self, table: &Array, layout: &DecodeLayout<'_>) -> Result<Array> {

@@ -7,8 +7,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{Affine, Heads, Norm, Ops, Span};
 use crate::activation::Activation;
 use crate::error::Result;
@@ -159,13 +157,7 @@ pub(crate) trait Decode: Ops {
         logits: &Self::Array,
         tokens: &[u32],
         best: usize,
-    ) -> Result<Vec<RowScore>> {
-        let rows = self.read_rows(logits, tokens.len())?;
-        let rows = rows.par_iter().zip(tokens);
-        Ok(rows
-            .map(|(row, &token)| RowScore::of(row, token, best))
-            .collect())
-    }
+    ) -> Result<Vec<RowScore>>;
     /// The embeddings of the pass's tokens, padded.
     fn embed(&self, table: &Self::Array, layout: &Self::DecodeLayout<'_>) -> Result<Self::Array>;
 
