@@ -226,10 +226,10 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.fork(cache))
     }
 
-    /// An empty cache into which the kept pages of a prompt's beginning are taken, but for its last
-    /// token, whose logits are needed.
-    pub(crate) fn cache_of(&self, root: Root, prompt: &[u32]) -> Cache {
-        on!(OnDevice, &self.on_device, resident => resident.cache_of(root, prompt))
+    /// Takes into a cache the pages with which a prompt goes on and that another sequence has read;
+    /// never the page of its last token, whose logits are needed.
+    pub(crate) fn adopt(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
+        on!(OnDevice, &self.on_device, resident => resident.adopt(cache, root, prompt));
     }
 
     /// Offers to other sequences the pages of a prompt that a cache has read, by whole steps of the

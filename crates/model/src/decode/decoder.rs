@@ -52,19 +52,28 @@ impl<'a> Decoder<'a> {
         options: &Options,
     ) -> Result<Sequence> {
         let root = self.root(adapter.as_ref());
-        // A token that was found has no logits to score the next one by.
-        let cache = match (root, options.prompt_logprobs) {
-            (Some(root), None) => self.engine.cache_of(root, prompt),
-            _ => self.engine.cache(),
-        };
-        let found = cache.len();
-        let sequence = self.sequence(cache, prompt, options)?;
-        Ok(Sequence {
+        let mut sequence = Sequence {
             adapter,
             root,
-            found,
-            ..sequence
-        })
+            ..self.sequence(self.engine.cache(), prompt, options)?
+        };
+        self.find_prefix(&mut sequence);
+        Ok(sequence)
+    }
+
+    /// Lets a sequence go on after the tokens of its prompt that another one has read since it
+    /// began, if the decoder shares prefixes.
+    pub fn find_prefix(&self, sequence: &mut Sequence) {
+        // A token that was found has no logits to score the next one by.
+        let (Some(root), None) = (sequence.root, sequence.prompt_logprobs) else {
+            return;
+        };
+        let before = sequence.cache.len();
+        let prompt = sequence.sampler.prompt();
+        if before < prompt.len() {
+            self.engine.adopt(&mut sequence.cache, root, prompt);
+            sequence.found += sequence.cache.len() - before;
+        }
     }
 
     /// Begins another answer to the prompt that a sequence has read in its last pass, with all but

@@ -36,6 +36,11 @@ impl<M> Rounds<M> {
         &self.members
     }
 
+    /// The members that have not ended, to be changed.
+    pub fn members_mut(&mut self) -> &mut [M] {
+        &mut self.members
+    }
+
     /// Takes out the members for which `ended` returns an end; the others keep their order.
     pub fn end_where<E>(&mut self, mut ended: impl FnMut(&mut M) -> Option<E>) -> Vec<(M, E)> {
         let mut ends = Vec::new();

@@ -140,13 +140,19 @@ impl PageTable {
         freed.rev().for_each(|page| state.give_back(page));
     }
 
-    /// Takes the kept pages with which a prompt begins into an empty table: as many as are found of
-    /// the first `most` pages, by whole steps of `step` pages. Returns their number.
-    pub(super) fn adopt(&mut self, root: Root, ids: &[u32], (most, step): (usize, usize)) -> usize {
-        debug_assert!(self.pages.is_empty());
+    /// Takes the shared pages with which a prompt goes on after those of the table, all of which
+    /// are shared and full: as many as are found of the first `most` pages, by whole steps of
+    /// `step` pages.
+    pub(super) fn adopt(&mut self, root: Root, ids: &[u32], (most, step): (usize, usize)) {
+        let before = self.pages.len();
+        if self.shared < before || !before.is_multiple_of(step) {
+            return;
+        }
         let mut state = self.state.lock();
-        let (mut parent, mut found) = (Parent::Root(root), Vec::new());
-        for ids in ids.as_chunks::<PAGE>().0.iter().take(most) {
+        let mut found = Vec::new();
+        let last = self.pages.last();
+        let mut parent = last.map_or(Parent::Root(root), |&page| Parent::Page(page));
+        for ids in ids.as_chunks::<PAGE>().0.iter().take(most).skip(before) {
             let Some(page) = state.prefixes.find(parent, ids) else {
                 break;
             };
@@ -155,9 +161,8 @@ impl PageTable {
         }
         found.truncate(found.len() / step * step);
         found.iter().for_each(|&page| state.add_user(page));
-        self.shared = found.len();
-        self.pages = found;
-        self.shared
+        self.pages.extend(found);
+        self.shared = self.pages.len();
     }
 
     /// Offers the full pages of `ids`, with which the sequence begins and which it has read, to

@@ -121,12 +121,14 @@ impl<O: Decode> Resident<O> {
         }
     }
 
-    pub(super) fn cache_of(&self, root: Root, prompt: &[u32]) -> Cache {
-        let mut cache = self.cache();
+    pub(super) fn adopt(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
+        if cache.len != PAGE * cache.table.pages().len() {
+            return;
+        }
         let step = self.network.ops().prefix_step(root.chunk);
         let most = prompt.len().saturating_sub(1) / PAGE;
-        cache.len = PAGE * cache.table.adopt(root, prompt, (most, step));
-        cache
+        cache.table.adopt(root, prompt, (most, step));
+        cache.len = PAGE * cache.table.pages().len();
     }
 
     pub(super) fn share(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {

@@ -150,6 +150,21 @@ fn check(engine: &Engine, chunk: usize, step: usize) {
     }
     let (full, all) = (300 / step * step / PAGE, 305_usize.div_ceil(PAGE));
     assert_eq!(engine.cached_tokens(), (full + 3 * (all - full)) * PAGE);
+    drop(same);
+    // One that waits goes on after what another one has read meanwhile.
+    engine.keep_prefixes(limits(0, 1000));
+    engine.keep_prefixes(limits(1000, 1000));
+    let mut late: Vec<_> = (0..2).map(begin).map(Result::unwrap).collect();
+    while late[0].unread() > 0 {
+        let (tokens, sequence) = (late[0].chunk(chunk), &mut late[0]);
+        let choice = shares.run(&mut [Share { sequence, tokens }]).remove(0);
+        assert!(choice.unwrap().is_none_or(|choice| choice == cold[9][0]));
+    }
+    assert_eq!(late[1].found(), 0);
+    shares.find_prefix(&mut late[1]);
+    assert_eq!(late[1].found(), 299 / step * step);
+    assert_eq!(write(&shares, chunk, &mut late[1..])[0], cold[9]);
+    drop(late);
     engine.keep_prefixes(limits(0, 0));
 }
 

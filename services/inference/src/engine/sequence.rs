@@ -118,6 +118,18 @@ impl Sequence {
         forks.collect()
     }
 
+    /// Goes on after what another sequence has read of its prompt meanwhile.
+    pub(crate) fn find_prefix(&mut self, decoder: &Decoder<'_>) {
+        decoder.find_prefix(&mut self.decoding);
+    }
+
+    /// Returns the tokens of its prompt that were not read, with the first token of the answer; 0
+    /// with the next ones.
+    pub(crate) fn found_now(&self) -> usize {
+        let is_first = self.first_token.is_none();
+        if is_first { self.decoding.found() } else { 0 }
+    }
+
     /// Returns how many answers it stands for: with those that have not begun.
     pub(crate) fn places(&self) -> usize {
         1 + self.others.len()

@@ -120,7 +120,9 @@ impl EngineThread {
             let begun = self.admit(&decoder, &admitted, &mut requests);
             self.count(&requests);
             self.load.note_round(begun, requests.waiting.len());
-            // Only now it is known what is left to read of the prompts that begin.
+            let reading = requests.answers.members_mut().iter_mut();
+            reading.for_each(|sequence| sequence.find_prefix(&decoder));
+            // Only now it is known what is left to read of the prompts.
             let round = scheduler::plan(&requests.active(), &self.limits);
             self.advance(&decoder, &round, &mut requests);
             self.count(&requests);
@@ -213,9 +215,8 @@ impl EngineThread {
             let events = first.events.clone();
             match Sequence::new(first, others, decoder, &self.tokenizer) {
                 Ok(sequence) => {
-                    let Active { read, unread, .. } = sequence.active();
-                    self.metrics.found(read);
-                    requests.ledger.charge(&account, unread as u64);
+                    let unread = sequence.active().unread as u64;
+                    requests.ledger.charge(&account, unread);
                     requests.answers.join(sequence);
                 }
                 Err(error) => {
@@ -253,6 +254,7 @@ impl EngineThread {
                 };
                 sequence.show_prompt();
                 let choice = choice?;
+                self.metrics.found(sequence.found_now());
                 match sequence.fork(decoder, &self.tokenizer) {
                     Ok(begun) => forks.extend(begun),
                     Err(error) => return Some(Err(End::Failed(error))),

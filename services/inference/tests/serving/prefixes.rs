@@ -140,3 +140,26 @@ async fn answers_take_the_pages_that_are_only_kept() {
     off.stop().await.unwrap();
     Arc::into_inner(system).unwrap().stop().await.unwrap();
 }
+
+/// A round of the CPU reads one chunk, so that the prompts that wait find it before their turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn equal_prompts_that_arrive_together_are_read_once() {
+    const CLIENTS: usize = 6;
+    let system = Arc::new(Setup::new(BaseKind::Random).await.ready().await);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let system = system.clone();
+            tokio::spawn(async move { ask(&system, "", &prompt(130, "き")).await })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for client in clients {
+        answers.push(within("a client's answer", client).await.unwrap());
+    }
+    for answer in &answers {
+        assert_same(answer, &answers[0]);
+    }
+    let pages: usize = answers.iter().map(found).sum();
+    assert_eq!(pages, (CLIENTS - 1) * 4);
+    Arc::into_inner(system).unwrap().stop().await.unwrap();
+}

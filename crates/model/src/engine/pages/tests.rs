@@ -24,8 +24,9 @@ fn prompt(pages: &[u32]) -> Vec<u32> {
 /// Begins a sequence with all of a prompt that is kept; returns it and the tokens that were found.
 fn begin(pool: &PagePool, root: Root, ids: &[u32]) -> (PageTable, usize) {
     let mut table = pool.table();
-    let found = table.adopt(root, ids, (ids.len() / PAGE, 1));
-    (table, found * PAGE)
+    table.adopt(root, ids, (ids.len() / PAGE, 1));
+    let found = table.pages().len() * PAGE;
+    (table, found)
 }
 
 /// Reads a whole prompt as a sequence of its own.
@@ -106,8 +107,19 @@ fn full_pages_of_a_prompt_are_found_by_their_tokens_and_their_root() {
         assert_eq!(found(other, &ids), 0, "{other:?}");
     }
     // By whole steps, and no more than asked for.
-    let adopt = |most, step| pool.table().adopt(BASE, &ids, (most, step));
+    let adopt = |most, step| {
+        let mut table = pool.table();
+        table.adopt(BASE, &ids, (most, step));
+        table.pages().len()
+    };
     assert_eq!((adopt(3, 2), adopt(3, 4), adopt(1, 1)), (2, 0, 1));
+    // One that has read a part goes on where its pages are shared.
+    let mut late = begin(&pool, BASE, &prompt(&[1])).0;
+    late.adopt(BASE, &ids, (3, 1));
+    assert_eq!(late.pages().len(), 3);
+    late.reserve(4 * PAGE);
+    late.adopt(BASE, &ids, (4, 1));
+    assert_eq!(late.pages().len(), 4);
 }
 
 #[test]
@@ -264,14 +276,18 @@ proptest! {
                     let root = Root { adapter: adapted.then_some([7; 32]), ..BASE };
                     let mut ids = [prompt(&pages), vec![9; rest]].concat();
                     let (mut table, prompt) = (pool.table(), ids.len());
-                    let found = table.adopt(root, &ids, ((prompt - 1) / PAGE, 1));
+                    table.adopt(root, &ids, ((prompt - 1) / PAGE, 1));
                     ids.extend(200..(200 + EACH * PAGE - prompt) as u32);
-                    let len = found * PAGE;
+                    let len = table.pages().len() * PAGE;
                     prop_assert!(len < prompt);
                     sequences.push(Sequence { table, root, ids, prompt, len });
                 }
                 Step::Read(which, tokens) if count > 0 => {
                     let Sequence { table, root, ids, prompt, len } = &mut sequences[which % count];
+                    if *len == table.pages().len() * PAGE && *len < *prompt {
+                        table.adopt(*root, ids, ((*prompt - 1) / PAGE, 1 + tokens % 2));
+                        *len = table.pages().len() * PAGE;
+                    }
                     let end = (*len + tokens).min(EACH * PAGE);
                     table.reserve(end);
                     for place in *len / PAGE..end.div_ceil(PAGE) {
