@@ -154,6 +154,14 @@ impl<O: Decode> Resident<O> {
             return Err(Error::Input("a cache is of another engine".into()));
         }
         let _resizing = self.resizing.lock();
+        let forked = self.try_fork(cache);
+        if forked.is_err() && self.pool.limit_to_made() {
+            return self.try_fork(cache);
+        }
+        forked
+    }
+
+    fn try_fork(&self, cache: &Cache) -> Result<Cache> {
         let made = self.pool.made();
         let (table, copied) = cache.table.fork(cache.len);
         if let Err(error) = self.resize() {

@@ -160,6 +160,26 @@ fn no_more_pages_are_kept_than_the_limit() {
 }
 
 #[test]
+fn kept_pages_are_given_away_where_the_device_makes_no_more() {
+    let pool = PagePool::new();
+    let limits = PrefixLimits {
+        kept: 9,
+        pages: 100,
+    };
+    pool.limit(limits);
+    assert!(!pool.limit_to_made());
+    pool.limit(limits);
+    drop(read(&pool, BASE, &prompt(&[1, 2])));
+    let mut own = pool.table();
+    own.reserve(PAGE);
+    assert_eq!((pool.made(), pool.kept()), (3, 2));
+    assert!(pool.limit_to_made());
+    own.reserve(3 * PAGE);
+    assert_eq!((pool.made(), pool.kept()), (3, 0));
+    assert!(!pool.limit_to_made());
+}
+
+#[test]
 fn equal_pages_that_were_read_at_once_become_one() {
     let pool = PagePool::new();
     pool.limit(KEEPS);
