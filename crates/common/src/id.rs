@@ -22,6 +22,12 @@ macro_rules! digest_id {
             }
         }
 
+        impl From<$name> for Digest {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
         impl FromStr for $name {
             type Err = InvalidDigest;
 

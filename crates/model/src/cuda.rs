@@ -26,7 +26,7 @@
 //! | `products` | matrix products by the library |
 //! | `values` | casts, sums |
 //! | `replay` | recording and replaying passes of decoding |
-//! | `highest` | the highest logits of each row |
+//! | `highest`, `scores` | the highest logits of each row; what log-probabilities need of it |
 //! | `layout` | a pass's rows and tiles |
 //! | `lora` | products with a side as narrow as a rank |
 //! | `fp8`, `frozen` | weights in 8-bit floats; weights in any precision |
@@ -73,6 +73,7 @@ mod quantize;
 mod recorder;
 mod replay;
 mod reuse;
+mod scores;
 mod setup;
 mod shared_memory;
 mod staging;

@@ -1,11 +1,13 @@
 //! Decoding: new tokens of several sequences at once, each over its pages and with its adapter.
-//! [`Decoder`] runs a round, and [`Rounds`] is the loop around it.
+//! [`Decoder`] runs a round of each [`Sequence`], and [`Rounds`] is the loop around it.
 
 mod decoder;
 mod rounds;
+mod sequence;
 
-pub use decoder::{Choice, Decoder, End, Sequence, Share, chunk, max_len};
+pub use decoder::Decoder;
 pub use rounds::{Member, Rounds};
+pub use sequence::{Choice, End, Sequence, Share, chunk, max_len};
 
 /// The default of the largest chunk of a prompt, in tokens.
 pub const CHUNK: usize = 128;

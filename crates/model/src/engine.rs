@@ -5,6 +5,7 @@
 pub mod bench;
 mod pages;
 mod passes;
+mod prefixes;
 mod resident;
 mod slots;
 
@@ -29,6 +30,8 @@ use crate::network::decoding::{Decoded, Targets};
 use crate::ops::decoding::PAGE;
 pub use crate::ops::decoding::Phase;
 use crate::sampling::Logits;
+pub use pages::PrefixLimits;
+pub(crate) use prefixes::Root;
 use resident::Resident;
 pub use resident::{Adapter, Cache, Segment};
 
@@ -237,7 +240,37 @@ impl Engine {
         gpu.memory()
     }
 
-    /// Frees the memory of keys and values if no sequence has any.
+    /// Keeps the full pages of prompts after their sequences end, within these limits, for a
+    /// [`Decoder`](crate::decode::Decoder) that shares prefixes. Without a call, none is kept.
+    pub fn keep_prefixes(&self, limits: PrefixLimits) {
+        on!(OnDevice, &self.on_device, resident => resident.keep_prefixes(limits));
+    }
+
+    /// The pages that hold the beginnings of prompts and that no sequence has.
+    #[must_use]
+    pub fn kept_pages(&self) -> usize {
+        on!(OnDevice, &self.on_device, resident => resident.kept_pages())
+    }
+
+    /// A cache of one more sequence that begins with the tokens of `cache`, whose full pages both
+    /// have.
+    pub(crate) fn fork(&self, cache: &Cache) -> Result<Cache> {
+        on!(OnDevice, &self.on_device, resident => resident.fork(cache))
+    }
+
+    /// Takes into a cache the pages with which a prompt goes on and that another sequence has read;
+    /// never the page of its last token, whose logits are needed.
+    pub(crate) fn adopt(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
+        on!(OnDevice, &self.on_device, resident => resident.adopt(cache, root, prompt));
+    }
+
+    /// Offers to other sequences the pages of a prompt that a cache has read, by whole steps of the
+    /// device: in a part of a chunk, rows may have been computed otherwise.
+    pub(crate) fn share(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
+        on!(OnDevice, &self.on_device, resident => resident.share(cache, root, prompt));
+    }
+
+    /// Frees the memory of keys and values, with that of kept pages, if no sequence has any.
     ///
     /// # Errors
     /// The device's.

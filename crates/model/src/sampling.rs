@@ -47,6 +47,11 @@ impl Sampler {
         &self.history
     }
 
+    /// The prompt.
+    pub(crate) fn prompt(&self) -> &[u32] {
+        &self.history[..self.prompt]
+    }
+
     /// Tokens of the prompt.
     #[must_use]
     pub fn prompt_len(&self) -> usize {

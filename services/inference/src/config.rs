@@ -50,6 +50,9 @@ pub struct EngineConfig {
     pub max_active: Option<usize>,
     /// Bytes for keys and values; the device's own number if not set.
     pub cache_bytes: Option<u64>,
+    /// Bytes of keys and values that are kept for prompts with the same beginning, 0 for none; the
+    /// device's own number if not set.
+    pub prefix_cache_bytes: Option<u64>,
     /// Most requests that wait.
     pub max_waiting: usize,
     /// Most prompt tokens that wait.
@@ -75,6 +78,15 @@ impl EngineConfig {
     pub fn cache_bytes_on(&self, device: DeviceName) -> Option<u64> {
         self.cache_bytes.or(match device {
             DeviceName::Cpu => Some(4 << 30),
+            DeviceName::Cuda { .. } => None,
+        })
+    }
+
+    /// Returns the bytes of keys and values that are kept for prompts with the same beginning;
+    /// `None` for all that no answer needs.
+    pub fn prefix_cache_bytes_on(&self, device: DeviceName) -> Option<u64> {
+        self.prefix_cache_bytes.or(match device {
+            DeviceName::Cpu => Some(1 << 30),
             DeviceName::Cuda { .. } => None,
         })
     }
@@ -322,14 +334,18 @@ mod tests {
             (
                 engine.max_active_on(device),
                 engine.cache_bytes_on(device),
+                engine.prefix_cache_bytes_on(device),
                 engine.prompt_tokens_on(device),
             )
         };
-        assert_eq!(numbers(&own, cpu), (16, Some(4 << 30), 64));
-        assert_eq!(numbers(&own, gpu), (128, None, 512));
-        let set = of("[engine]\nmax_active = 3\ncache_bytes = 5\nprompt_tokens_per_round = 7\n");
-        assert_eq!(numbers(&set, cpu), (3, Some(5), 7));
-        assert_eq!(numbers(&set, gpu), (3, Some(5), 7));
+        assert_eq!(numbers(&own, cpu), (16, Some(4 << 30), Some(1 << 30), 64));
+        assert_eq!(numbers(&own, gpu), (128, None, None, 512));
+        let set = of(
+            "[engine]\nmax_active = 3\ncache_bytes = 5\nprefix_cache_bytes = 0\n\
+             prompt_tokens_per_round = 7\n",
+        );
+        assert_eq!(numbers(&set, cpu), (3, Some(5), Some(0), 7));
+        assert_eq!(numbers(&set, gpu), (3, Some(5), Some(0), 7));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod account;
 pub(crate) mod admission;
 mod answer;
 pub(crate) mod door;
+mod group;
 pub(crate) mod load;
 pub(crate) mod options;
 mod probe;

@@ -57,6 +57,8 @@ pub(crate) struct Piece {
 pub(crate) struct Finished {
     pub(crate) reason: Reason,
     pub(crate) prompt_tokens: usize,
+    /// Those of the prompt that were not read, because their keys and values were kept.
+    pub(crate) cached_tokens: usize,
     pub(crate) completion_tokens: usize,
     pub(crate) to_first_token: Duration,
     pub(crate) total: Duration,
@@ -115,6 +117,7 @@ mod tests {
     const FINISHED: Finished = Finished {
         reason: Reason::Length,
         prompt_tokens: 1,
+        cached_tokens: 0,
         completion_tokens: 1,
         to_first_token: Duration::ZERO,
         total: Duration::ZERO,

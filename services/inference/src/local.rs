@@ -30,6 +30,7 @@ pub(crate) const MAX_PROMPT_BYTES: usize = 256 << 10;
 const LIMITS: EngineConfig = EngineConfig {
     max_active: Some(MAX_CHOICES as usize),
     cache_bytes: Some(u64::MAX),
+    prefix_cache_bytes: Some(0),
     max_waiting: 0,
     max_waiting_tokens: 1,
     prefill_chunk: decode::CHUNK,

@@ -58,6 +58,8 @@ pub(crate) struct Metrics {
     between_tokens: Histogram<f64>,
     in_queue: Histogram<f64>,
     batch_size: Histogram<u64>,
+    prefix_hits: Counter<u64>,
+    prefix_tokens: Counter<u64>,
     duration: Histogram<f64>,
     tokens: Counter<u64>,
     answers: Counter<u64>,
@@ -104,7 +106,19 @@ impl Metrics {
             "Requests refused because the adapters in use leave no room on the device",
         );
         found_no_room.add(0, &[]);
+        let prefix_hits = count(
+            "togi.inference.prefix.hits",
+            "Prompts whose beginning was read before",
+        );
+        prefix_hits.add(0, &[]);
+        let prefix_tokens = count(
+            "togi.inference.prefix.tokens",
+            "Tokens of prompts that were not read, because they were read before",
+        );
+        prefix_tokens.add(0, &[]);
         Self {
+            prefix_hits,
+            prefix_tokens,
             to_first_token: seconds(
                 "gen_ai.server.time_to_first_token",
                 "From a request's arrival to the answer's first token",
@@ -164,6 +178,14 @@ impl Metrics {
         self.in_queue.record(in_queue.as_secs_f64(), &[]);
     }
 
+    /// Counts the tokens of a prompt that were read before.
+    pub(crate) fn found(&self, tokens: usize) {
+        if tokens > 0 {
+            self.prefix_hits.add(1, &[]);
+            self.prefix_tokens.add(tokens as u64, &[]);
+        }
+    }
+
     /// Counts a token of an answer.
     pub(crate) fn token(&self, tick: &Tick) {
         match tick {
@@ -200,10 +222,12 @@ impl Metrics {
             .add(finished.completion_tokens as u64, &token_type("output"));
     }
 
-    /// Counts a request whose client went away, while it waited or was answered.
-    pub(crate) fn abandoned(&self) {
-        self.answers
-            .add(1, &[KeyValue::new(semconv::FINISH_REASON, "abandoned")]);
+    /// Counts answers whose client went away, while they waited or were written.
+    pub(crate) fn abandoned(&self, answers: usize) {
+        self.answers.add(
+            answers as u64,
+            &[KeyValue::new(semconv::FINISH_REASON, "abandoned")],
+        );
     }
 
     /// Counts an answer that failed.

@@ -48,6 +48,18 @@ impl Decode for Cpu {
         Ok(())
     }
 
+    fn copy_page(&self, pages: &Pages, from: u32, to: u32) -> Result<()> {
+        let mut pages = pages.pages.lock();
+        let (from, to) = (from as usize, to as usize);
+        pages[to] = pages[from].clone();
+        Ok(())
+    }
+
+    /// Each row is computed alone, from its pages.
+    fn prefix_step(&self, _chunk: usize) -> usize {
+        1
+    }
+
     fn adapter(&self, factors: Factors<Tensor>, layers: usize) -> Result<Adapter> {
         Adapter::new(factors, layers)
     }

@@ -8,10 +8,11 @@ use super::decode_layout::{PASS_ROWS, Tables};
 use super::fp8::Added;
 use super::frozen::Frozen;
 use super::launch::activation_id;
-use super::pages::Pages;
+use super::pages::{Pages, pages_of_chunks};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::gpu_limits::GPU_LARGEST_RANK;
+use crate::logprobs::RowScore;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::factors::Factors;
 use crate::ops::{Affine, Heads, Norm, Ops, Slot, Span};
@@ -46,6 +47,16 @@ impl Decode for Cuda {
         let all = self.upload_values(values)?;
         let part = |slot: &Slot| all.part(slot.range.start, slot.rows, slot.columns);
         Ok(slots.iter().map(part).collect())
+    }
+
+    fn copy_page(&self, pages: &Pages, from: u32, to: u32) -> Result<()> {
+        pages.copy(self, from, to)
+    }
+
+    /// A prompt's first chunk is attended to in another order of sums than those after it, so that
+    /// each must be the same with and without kept pages.
+    fn prefix_step(&self, chunk: usize) -> usize {
+        pages_of_chunks(chunk)
     }
 
     fn adapter(&self, factors: Factors<Array>, layers: usize) -> Result<Adapter> {
@@ -103,6 +114,10 @@ impl Decode for Cuda {
             .zip(all)
             .map(|(told, all)| told.unwrap_or(all))
             .collect())
+    }
+
+    fn score_rows(&self, logits: &Array, tokens: &[u32], best: usize) -> Result<Vec<RowScore>> {
+        self.scores(logits, tokens, best)
     }
 
     fn embed(&self, table: &Array, layout: &DecodeLayout<'_>) -> Result<Array> {

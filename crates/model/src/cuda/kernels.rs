@@ -60,7 +60,7 @@ macro_rules! lora {
     };
 }
 
-const FILES: [File; 14] = [
+const FILES: [File; 15] = [
     file!("rows.cu" after "norm.cuh", "gather_{t}_{v}" "scatter_{t}_{v}" "layer_norm_{t}_{v}" "layer_norm_backward_{t}_{v}"
         "cross_entropy_{t}_{v}"),
     file!(
@@ -74,6 +74,7 @@ const FILES: [File; 14] = [
         "append_pages_{t}" "attend_pages_{t}_{l}" "attend_answers_{t}_{l}" "combine_splits_{t}"
     ),
     file!("highest.cu" after "norm.cuh", "highest_{t}_{v}"),
+    file!("scores.cu" after "norm.cuh", "scores_{t}_{v}"),
     file!("adapters.cu" after "factors.cuh", "rows_lora_a_{t}" "rows_lora_b_{t}"),
     file!(
         "tiles.cu" after "matrix.cuh" "tiles.cuh",

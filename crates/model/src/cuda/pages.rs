@@ -1,12 +1,13 @@
 //! Pages of keys and values on the GPU. They are allocated in slabs on demand: an engine that never
 //! decodes allocates none, and a page never moves.
 
+use cudarc::driver::result;
 use parking_lot::Mutex;
 
 use super::array::Buffer;
 use super::context::Cuda;
 use crate::error::Result;
-use crate::ops::decoding::PageShape;
+use crate::ops::decoding::{PAGE, PageShape};
 
 /// Bytes of a slab, unless a page is larger.
 const SLAB: usize = 256 << 20;
@@ -55,5 +56,39 @@ impl Pages {
             slabs[slab].address + (page * self.bytes) as u64
         };
         numbers.iter().map(address).collect()
+    }
+    /// Copies a page to another.
+    pub(super) fn copy(&self, cuda: &Cuda, from: u32, to: u32) -> Result<()> {
+        let addresses = self.addresses(&[from, to]);
+        cuda.check(cuda.stream().context().bind_to_thread())?;
+        let stream = cuda.stream().cu_stream();
+        // SAFETY: both are pages of this engine's slabs, `bytes` long and not the same, and the
+        // stream runs the copy between the passes that write them.
+        let copied =
+            unsafe { result::memcpy_dtod_async(addresses[1], addresses[0], self.bytes, stream) };
+        cuda.check(copied)
+    }
+}
+
+/// Returns the pages of the fewest whole chunks that are whole pages.
+pub(super) fn pages_of_chunks(chunk: usize) -> usize {
+    let (mut divisor, mut rest) = (chunk, PAGE);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    chunk / divisor
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_chunks_of_whole_pages() {
+        let table = [(128, 4), (32, 1), (16, 1), (1, 1), (100, 25), (33, 33)];
+        for (chunk, pages) in table {
+            assert_eq!(pages_of_chunks(chunk), pages, "{chunk}");
+            assert!((pages * PAGE).is_multiple_of(chunk));
+        }
     }
 }

@@ -6,10 +6,9 @@ use std::slice;
 
 use rayon::prelude::*;
 
-use crate::config::Config;
-use crate::engine::{Adapter, Cache, Engine, Phase, Segment};
+use super::sequence::{Choice, Forks, Sequence, Share, Taken, max_len};
+use crate::engine::{Adapter, Cache, Engine, Root};
 use crate::error::{Error, Result};
-use crate::logprobs::{Logprobs, RowScore};
 use crate::network::decoding::{Decoded, Targets};
 use crate::sampling::{Logits, Options, Sampler};
 
@@ -17,57 +16,8 @@ use crate::sampling::{Logits, Options, Sampler};
 pub struct Decoder<'a> {
     engine: &'a Engine,
     eos: Vec<u32>,
-}
-
-/// A prompt and the answer after it. Dropping it frees its cache.
-pub struct Sequence {
-    cache: Cache,
-    adapter: Option<Adapter>,
-    sampler: Sampler,
-    /// Tokens of prompt and answer at which the answer ends.
-    max_len: usize,
-    /// As in [`Options`].
-    logprobs: Option<u32>,
-    prompt_logprobs: Option<u32>,
-    /// Tokens of the prompt with log-probabilities, and those that the caller has not taken.
-    scored: usize,
-    read: Vec<Logprobs>,
-}
-
-/// A sequence's share of a round.
-pub struct Share<'a> {
-    /// The sequence, which has not ended.
-    pub sequence: &'a mut Sequence,
-    /// Most tokens to read of the prompt, at least 1; an answer reads its last token.
-    pub tokens: usize,
-}
-
-/// The next token of an answer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
-    /// The token.
-    pub id: u32,
-    /// Its log-probability, if the options ask for it.
-    pub logprobs: Option<Logprobs>,
-    /// Set if it is the last one.
-    pub end: Option<End>,
-}
-
-/// What a sequence made of a pass.
-enum Taken {
-    /// The next token; none while a part of the prompt is unread.
-    Choice(Option<Choice>),
-    /// The logits that were told do not decide.
-    Undecided,
-}
-
-/// Why a token is the last of its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It is an end-of-sequence token, or one of the options' `stop_token_ids`.
-    Eos,
-    /// The answer is as long as its options or the model allow.
-    Length,
+    /// Tokens of a chunk, if sequences share the pages of equal beginnings.
+    shares: Option<usize>,
 }
 
 impl<'a> Decoder<'a> {
@@ -77,7 +27,18 @@ impl<'a> Decoder<'a> {
         Self {
             engine,
             eos: eos.into_iter().collect(),
+            shares: None,
         }
+    }
+
+    /// The same decoder, whose sequences find the pages of prompts with the same beginning that
+    /// were read before with the same adapter, and keep theirs for others; as many as
+    /// [`Engine::keep_prefixes`] allows. Every prompt must be read in chunks of [`chunk`] for this
+    /// size. An adapter takes part once it is [`identified`](Adapter::identified).
+    #[must_use]
+    pub fn sharing_prefixes(mut self, chunk: usize) -> Self {
+        self.shares = Some(chunk.max(1));
+        self
     }
 
     /// Begins a sequence, of the base alone without an adapter.
@@ -90,18 +51,85 @@ impl<'a> Decoder<'a> {
         adapter: Option<Adapter>,
         options: &Options,
     ) -> Result<Sequence> {
+        let root = self.root(adapter.as_ref());
+        let mut sequence = Sequence {
+            adapter,
+            root,
+            ..self.sequence(self.engine.cache(), prompt, options)?
+        };
+        self.find_prefix(&mut sequence);
+        Ok(sequence)
+    }
+
+    /// Lets a sequence go on after the tokens of its prompt that another one has read since it
+    /// began, if the decoder shares prefixes.
+    pub fn find_prefix(&self, sequence: &mut Sequence) {
+        // A token that was found has no logits to score the next one by.
+        let (Some(root), None) = (sequence.root, sequence.prompt_logprobs) else {
+            return;
+        };
+        let before = sequence.cache.len();
+        let prompt = sequence.sampler.prompt();
+        if before < prompt.len() {
+            self.engine.adopt(&mut sequence.cache, root, prompt);
+            sequence.found += sequence.cache.len() - before;
+        }
+    }
+
+    /// Begins another answer to the prompt that a sequence has read in its last pass, with all but
+    /// the `prompt_logprobs` of the options. Returns it with its first token: those of a sequence
+    /// that reads the prompt itself. Both have the prompt's full pages.
+    ///
+    /// # Errors
+    /// As [`Decoder::begin`]; [`Error::Input`] unless the sequence
+    /// [keeps its logits](Sequence::keep_for_forks) and has written one token; the device's, if it
+    /// has no memory for a page.
+    pub fn fork(&self, sequence: &Sequence, options: &Options) -> Result<(Sequence, Choice)> {
+        let Forks::Ready(logits) = &sequence.forks else {
+            return Err(Error::Input(
+                "a sequence is forked after its prompt, if it keeps its logits".into(),
+            ));
+        };
+        let cache = self.engine.fork(&sequence.cache)?;
+        let mut fork = Sequence {
+            adapter: sequence.adapter.clone(),
+            root: sequence.root,
+            found: sequence.found,
+            prompt_logprobs: None,
+            ..self.sequence(cache, sequence.sampler.prompt(), options)?
+        };
+        let choice = fork.choose(Logits::All(logits.clone()))?;
+        let choice = choice.ok_or_else(|| Error::Input("all logits decide".into()))?;
+        Ok((fork, choice))
+    }
+
+    /// A sequence of the base alone over a cache.
+    fn sequence(&self, cache: Cache, prompt: &[u32], options: &Options) -> Result<Sequence> {
         let config = self.engine.config();
         options.check_ids(config.vocab_size)?;
         Ok(Sequence {
-            cache: self.engine.cache(),
-            adapter,
+            cache,
+            adapter: None,
+            root: None,
+            found: 0,
             sampler: Sampler::new(options, &self.eos, prompt)?,
             max_len: max_len(prompt.len(), options, config),
             logprobs: options.logprobs,
             prompt_logprobs: options.prompt_logprobs,
             scored: 0,
             read: Vec::new(),
+            forks: Forks::default(),
         })
+    }
+
+    /// What pages are found by that are read with this adapter.
+    fn root(&self, adapter: Option<&Adapter>) -> Option<Root> {
+        let adapter = match adapter {
+            Some(adapter) => Some(adapter.identity()?),
+            None => None,
+        };
+        let chunk = self.shares?;
+        Some(Root { adapter, chunk })
     }
 
     /// Runs a pass over the answers and a pass over the prompts among the shares. Returns the next
@@ -120,16 +148,27 @@ impl<'a> Decoder<'a> {
         let taken: Vec<Result<Taken>> = decoded
             .map(|(share, decoded)| share.sequence.take(decoded?))
             .collect();
-        let shares = shares.iter_mut().zip(before).zip(taken);
-        shares
-            .map(|((share, before), taken)| match taken? {
-                Taken::Choice(choice) => Ok(choice),
-                Taken::Undecided => {
-                    share.sequence.cache.rewind(before);
-                    self.choose_of_all(share)
-                }
-            })
-            .collect()
+        let results = shares.iter_mut().zip(before).zip(taken);
+        let choices = results.map(|((share, before), taken)| match taken? {
+            Taken::Choice(choice) => Ok(choice),
+            Taken::Undecided => {
+                share.sequence.cache.rewind(before);
+                self.choose_of_all(share)
+            }
+        });
+        let choices = choices.collect();
+        for Share { sequence, .. } in shares {
+            let Sequence {
+                cache,
+                root,
+                sampler,
+                ..
+            } = &mut **sequence;
+            if let Some(root) = *root {
+                self.engine.share(cache, root, sampler.prompt());
+            }
+        }
+        choices
     }
 
     /// Decodes a share once more, and chooses its token of all logits.
@@ -167,141 +206,4 @@ impl Drop for Decoder<'_> {
         // An error of the device shows in the next pass.
         let _ = self.engine.free_unused_pages();
     }
-}
-
-impl Sequence {
-    /// Tokens of the prompt that the network has not read; 0 once the answer is being written.
-    #[must_use]
-    pub fn unread(&self) -> usize {
-        let prompt = self.sampler.prompt_len();
-        prompt.saturating_sub(self.cache.len())
-    }
-
-    /// Tokens of the next chunk of the prompt, at least 1; see [`chunk`].
-    #[must_use]
-    pub fn chunk(&self, size: usize) -> usize {
-        chunk(self.read(), self.unread().max(1), size)
-    }
-
-    /// Tokens that the network has read.
-    #[must_use]
-    pub fn read(&self) -> usize {
-        self.cache.len()
-    }
-
-    /// Tokens of the answer so far.
-    #[must_use]
-    pub fn generated(&self) -> usize {
-        self.sampler.generated()
-    }
-
-    /// Returns the log-probabilities of the prompt's tokens that were read since the last call, in
-    /// order; none if the options do not ask for them.
-    pub fn take_prompt_logprobs(&mut self) -> Vec<Logprobs> {
-        std::mem::take(&mut self.read)
-    }
-
-    /// Keeps the scores of the prompt, and draws the next token once the prompt is read.
-    fn take(&mut self, decoded: Decoded) -> Result<Taken> {
-        self.keep(decoded.scores)?;
-        if self.unread() > 0 {
-            return Ok(Taken::Choice(None));
-        }
-        let mut raw = None;
-        let id = match decoded.logits {
-            Logits::Highest(mut highest) => match self.sampler.next_of_highest(&mut highest)? {
-                Some(id) => id,
-                None => return Ok(Taken::Undecided),
-            },
-            Logits::All(mut logits) => {
-                raw = self.logprobs.map(|best| (logits.clone(), best as usize));
-                self.sampler.next(&mut logits)?
-            }
-        };
-        let logprobs = raw.map(|(raw, best)| RowScore::of(&raw, id, best).logprobs(id));
-        let end = if self.sampler.is_end(id) {
-            Some(End::Eos)
-        } else {
-            (self.sampler.history().len() >= self.max_len).then_some(End::Length)
-        };
-        Ok(Taken::Choice(Some(Choice {
-            id,
-            logprobs: logprobs.transpose()?,
-            end,
-        })))
-    }
-
-    /// Keeps the scores of the prompt's next tokens.
-    fn keep(&mut self, scores: Vec<RowScore>) -> Result<()> {
-        let prompt = &self.sampler.history()[..self.sampler.prompt_len()];
-        if self.prompt_logprobs.is_none() || self.scored == prompt.len() {
-            return Ok(());
-        }
-        if self.scored == 0 {
-            self.read
-                .extend(prompt.first().map(|&id| Logprobs::first(id)));
-            self.scored = 1;
-        }
-        for score in scores {
-            self.read.push(score.logprobs(prompt[self.scored])?);
-            self.scored += 1;
-        }
-        Ok(())
-    }
-}
-
-impl Share<'_> {
-    /// The sequence's next rows, and the tokens of the prompt that are scored by them.
-    fn parts(&mut self) -> (Segment<'_>, Targets<'_>) {
-        let phase = if self.sequence.unread() > 0 {
-            Phase::Prefill
-        } else {
-            Phase::Decode
-        };
-        let Sequence {
-            cache,
-            adapter,
-            sampler,
-            prompt_logprobs,
-            ..
-        } = &mut *self.sequence;
-        let unread = &sampler.history()[cache.len()..];
-        let ids = &unread[..unread.len().min(self.tokens)];
-        let highest = sampler.takes_highest();
-        let targets = match (phase, *prompt_logprobs) {
-            // Each token of the prompt is scored by the row before it.
-            (Phase::Prefill, Some(best)) => Targets {
-                ids: &unread[1..unread.len().min(ids.len() + 1)],
-                best: best as usize,
-                highest,
-            },
-            _ => Targets {
-                highest,
-                ..Targets::default()
-            },
-        };
-        let segment = Segment {
-            ids,
-            cache,
-            adapter: adapter.as_ref(),
-            phase,
-        };
-        (segment, targets)
-    }
-}
-
-/// Returns how many of `unread` tokens make the next chunk of a prompt of which `read` are read.
-/// Chunks end at multiples of `size` in the sequence, so that what a token's values are made from
-/// depends on nothing else.
-#[must_use]
-pub fn chunk(read: usize, unread: usize, size: usize) -> usize {
-    unread.min(size - read % size)
-}
-
-/// Returns the length of prompt and answer in tokens at which the answer ends.
-#[must_use]
-pub fn max_len(prompt: usize, options: &Options, config: &Config) -> usize {
-    prompt
-        .saturating_add(options.max_new_tokens as usize)
-        .min(config.max_position_embeddings)
 }

@@ -1,7 +1,8 @@
 //! The loop around the decoder: members that go through rounds together, each with its sequence.
 //! Serving and a gate's measurement both write their answers with it.
 
-use super::decoder::{Choice, Decoder, Sequence, Share};
+use super::decoder::Decoder;
+use super::sequence::{Choice, Sequence, Share};
 use crate::error::Result;
 
 /// What goes through rounds: an answer, with what its owner keeps beside the sequence.
@@ -33,6 +34,11 @@ impl<M> Rounds<M> {
     #[must_use]
     pub fn members(&self) -> &[M] {
         &self.members
+    }
+
+    /// The members that have not ended, to be changed.
+    pub fn members_mut(&mut self) -> &mut [M] {
+        &mut self.members
     }
 
     /// Takes out the members for which `ended` returns an end; the others keep their order.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::engine::pages::{PagePool, PageTable};
+use crate::engine::pages::{Copied, PagePool, PageTable, PrefixLimits};
+use crate::engine::prefixes::Root;
 use crate::engine::slots::{Handle, Slots};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
 use crate::network::decoding::{Decoded, Rows, Targets};
-use crate::ops::decoding::{Decode, PageShape, Phase};
+use crate::ops::decoding::{Decode, PAGE, PageShape, Phase};
 use crate::ops::factors::{self, Factors};
 
 /// An adapter on an engine's device, ready to decode with. Clones share it, and the last one frees
@@ -18,6 +19,7 @@ use crate::ops::factors::{self, Factors};
 #[derive(Clone)]
 pub struct Adapter {
     handle: Arc<Handle>,
+    identity: Option<[u8; 32]>,
 }
 
 /// The keys and values of one sequence on an engine's device. It grows with the sequence; dropping
@@ -48,6 +50,21 @@ pub(crate) struct Resident<O: Decode> {
     pages: O::Pages,
     /// Held while the count of pages changes, so that the device has those that the pool counts.
     resizing: Mutex<()>,
+}
+
+impl Adapter {
+    /// The same adapter under an identity, which only adapters with equal values may have. Prompts
+    /// that were read with it are found again by it.
+    #[must_use]
+    pub fn identified(self, identity: [u8; 32]) -> Self {
+        let identity = Some(identity);
+        Self { identity, ..self }
+    }
+
+    /// Its identity, if it was given one.
+    pub(crate) fn identity(&self) -> Option<[u8; 32]> {
+        self.identity
+    }
 }
 
 impl Cache {
@@ -97,6 +114,7 @@ impl<O: Decode> Resident<O> {
         let adapter = ops.adapter(factors, config.num_hidden_layers)?;
         Ok(Adapter {
             handle: Arc::new(self.adapters.insert(adapter)),
+            identity: None,
         })
     }
 
@@ -105,6 +123,67 @@ impl<O: Decode> Resident<O> {
             table: self.pool.table(),
             len: 0,
         }
+    }
+
+    pub(super) fn adopt(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
+        if cache.len != PAGE * cache.table.pages().len() {
+            return;
+        }
+        let step = self.network.ops().prefix_step(root.chunk);
+        let most = prompt.len().saturating_sub(1) / PAGE;
+        cache.table.adopt(root, prompt, (most, step));
+        cache.len = PAGE * cache.table.pages().len();
+    }
+
+    pub(super) fn share(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
+        let step = self
+            .network
+            .ops()
+            .prefix_step(root.chunk)
+            .saturating_mul(PAGE);
+        let read = prompt.len().min(cache.len) / step * step;
+        cache.table.share(root, &prompt[..read]);
+    }
+
+    pub(super) fn keep_prefixes(&self, limits: PrefixLimits) {
+        self.pool.limit(limits);
+    }
+
+    pub(super) fn kept_pages(&self) -> usize {
+        self.pool.kept()
+    }
+
+    pub(super) fn fork(&self, cache: &Cache) -> Result<Cache> {
+        if !self.pool.owns(&cache.table) {
+            return Err(Error::Input("a cache is of another engine".into()));
+        }
+        let _resizing = self.resizing.lock();
+        let forked = self.try_fork(cache);
+        if forked.is_err() && self.pool.limit_to_made() {
+            return self.try_fork(cache);
+        }
+        forked
+    }
+
+    fn try_fork(&self, cache: &Cache) -> Result<Cache> {
+        let made = self.pool.made();
+        let (table, copied) = cache.table.fork(cache.len);
+        if let Err(error) = self.resize() {
+            drop(table);
+            self.pool.forget_above(made);
+            return Err(error);
+        }
+        if let Some(Copied { from, to }) = copied {
+            self.network.ops().copy_page(&self.pages, from, to)?;
+        }
+        let len = cache.len;
+        Ok(Cache { table, len })
+    }
+
+    /// Makes the pages on the device that the pool counts.
+    fn resize(&self) -> Result<()> {
+        let count = self.pool.made() as usize;
+        self.network.ops().resize(&self.pages, count)
     }
 
     /// Frees all pages if no sequence has any.
@@ -135,6 +214,15 @@ impl<O: Decode> Resident<O> {
             return Err(Error::Input("a cache is of another engine".into()));
         }
         let _resizing = self.resizing.lock();
+        let reserved = self.try_reserve(segments);
+        // Kept pages give way where there is no memory for new ones.
+        if reserved.is_err() && self.pool.limit_to_made() {
+            return self.try_reserve(segments);
+        }
+        reserved
+    }
+
+    fn try_reserve(&self, segments: &mut [Segment<'_>]) -> Result<()> {
         let made = self.pool.made();
         let mut before = Vec::with_capacity(segments.len());
         for segment in segments.iter_mut() {
@@ -142,8 +230,7 @@ impl<O: Decode> Resident<O> {
             let tokens = segment.cache.len + segment.ids.len();
             segment.cache.table.reserve(tokens);
         }
-        let needed = self.pool.made() as usize;
-        let resized = self.network.ops().resize(&self.pages, needed);
+        let resized = self.resize();
         if resized.is_err() {
             for (segment, count) in segments.iter_mut().zip(before) {
                 segment.cache.table.truncate(count);

@@ -7,8 +7,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{Affine, Heads, Norm, Ops, Slot, Span};
 use crate::activation::Activation;
 use crate::error::Result;
@@ -118,6 +116,12 @@ pub(crate) trait Decode: Ops {
     fn adapter_matrices(&self, values: &[f32], slots: &[Slot]) -> Result<Vec<Self::Array>> {
         self.matrices(&self.flat(values)?, slots)
     }
+    /// Copies a page's keys and values to another.
+    fn copy_page(&self, pages: &Self::Pages, from: u32, to: u32) -> Result<()>;
+    /// At multiples of this many pages, a prompt that is read in chunks of `chunk` tokens may go on
+    /// from pages that another prompt with this beginning has filled: each later row is computed as
+    /// if the prompt had been read from its first token.
+    fn prefix_step(&self, chunk: usize) -> usize;
     /// Makes an adapter ready for passes.
     fn adapter(&self, factors: Factors<Self::Array>, layers: usize) -> Result<Self::Adapter>;
 
@@ -158,13 +162,7 @@ pub(crate) trait Decode: Ops {
         logits: &Self::Array,
         tokens: &[u32],
         best: usize,
-    ) -> Result<Vec<RowScore>> {
-        let rows = self.read_rows(logits, tokens.len())?;
-        let rows = rows.par_iter().zip(tokens);
-        Ok(rows
-            .map(|(row, &token)| RowScore::of(row, token, best))
-            .collect())
-    }
+    ) -> Result<Vec<RowScore>>;
     /// The embeddings of the pass's tokens, padded.
     fn embed(&self, table: &Self::Array, layout: &Self::DecodeLayout<'_>) -> Result<Self::Array>;
 

@@ -1,5 +1,8 @@
 //! The logits of a token: all of them, or only the highest.
 
+#[cfg(any(feature = "cuda", test))]
+use std::cmp::Ordering;
+
 /// The logits of one row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Logits {
@@ -35,6 +38,20 @@ impl Highest {
         Self { pairs, lowest }
     }
 
+    /// The `count` highest, the highest first; of equals the lower token first. None if fewer are
+    /// told.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn best(&self, count: usize) -> Option<Vec<(u32, f32)>> {
+        if self.pairs.len() < count {
+            return None;
+        }
+        let mut best = self.pairs.clone();
+        // Stable: equals stay in the order of tokens.
+        best.sort_by(|(_, a), (_, b)| b.partial_cmp(a).unwrap_or(Ordering::Equal));
+        best.truncate(count);
+        Some(best)
+    }
+
     /// Whether, after processors that only lower logits, at least `count` are still above all that
     /// are not told.
     pub(super) fn has_highest(&self, count: usize) -> bool {
@@ -64,5 +81,20 @@ impl Row for Highest {
 
     fn pairs(&self) -> impl Iterator<Item = (u32, f32)> {
         self.pairs.iter().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_are_told_in_order() {
+        let highest = Highest::new(vec![(9, 1.0), (3, 0.0), (4, 2.0), (1, 1.0), (7, -0.0)]);
+        let all = [(4, 2.0), (1, 1.0), (9, 1.0), (3, 0.0), (7, -0.0)];
+        for count in 0..=5 {
+            assert_eq!(highest.best(count).unwrap(), all[..count]);
+        }
+        assert_eq!(highest.best(6), None);
     }
 }

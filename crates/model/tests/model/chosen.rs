@@ -1,14 +1,17 @@
 //! Tokens chosen from a few logits, and log-probabilities, are those of all logits.
 
+use std::sync::Arc;
+
 use togi_model::decode::{Decoder, Share};
 use togi_model::sampling::Options;
-use togi_model::{Config, Target};
+use togi_model::{Base, Config, Target, base};
 
 use crate::support::{self, On, on_each_device};
 
 on_each_device!(
     the_highest_logits_choose_as_all_do,
     log_probabilities_of_a_prompt_are_those_of_the_full_pass,
+    equal_logits_are_told_by_token,
 );
 
 const IDS: [u32; 9] = [4, 8, 15, 16, 23, 30, 7, 1, 36];
@@ -60,7 +63,14 @@ fn the_highest_logits_choose_as_all_do(on: &On) {
 
 /// The prompt is longer than the rows that are scored at once, and another one is read beside it.
 fn log_probabilities_of_a_prompt_are_those_of_the_full_pass(on: &On) {
+    for vocab_size in [37, 701, 1024] {
+        log_probabilities_are_those_of_the_full_pass(on, vocab_size);
+    }
+}
+
+fn log_probabilities_are_those_of_the_full_pass(on: &On, vocab_size: usize) {
     let config = Config {
+        vocab_size,
         max_position_embeddings: 256,
         ..support::config()
     };
@@ -98,11 +108,15 @@ fn log_probabilities_of_a_prompt_are_those_of_the_full_pass(on: &On) {
         assert_eq!(read.iter().map(|r| r.id).collect::<Vec<_>>(), ids);
         assert_eq!((read[0].logprob, read[0].best.len()), (None, 0));
         let (mut got, mut want) = (Vec::new(), Vec::new());
-        for (row, told) in logits.chunks(37).zip(&read[1..]) {
+        for (row, told) in logits.chunks(vocab_size).zip(&read[1..]) {
             let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
             let of = |id: u32| (f64::from(row[id as usize]) - sum.ln()) as f32;
             let logprob = told.logprob.unwrap();
             assert_eq!(told.best.len(), 20);
+            let is_sorted = told.best.is_sorted_by(|one, next| {
+                one.logprob > next.logprob || (one.logprob == next.logprob && one.id < next.id)
+            });
+            assert!(is_sorted, "{:?}", told.best);
             for likely in &told.best {
                 assert!(likely.id != told.id || likely.logprob == logprob);
                 got.push(likely.logprob);
@@ -112,5 +126,38 @@ fn log_probabilities_of_a_prompt_are_those_of_the_full_pass(on: &On) {
             want.push(of(told.id));
         }
         support::assert_close(&got, &want, on.tolerance, "log-probabilities");
+    }
+}
+
+/// A GPU does not tell the highest of equals that are more than it tells at all.
+fn equal_logits_are_told_by_token(on: &On) {
+    let config = Config {
+        vocab_size: 900,
+        ..support::config()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    base::write(folder.path(), &config, |name, count| {
+        let is_head = name == "embed_out.weight";
+        let value = |at: usize| if is_head { 0.0 } else { (at as f32).sin() };
+        (0..count).map(value).collect()
+    })
+    .unwrap();
+    let engine = on.over(Arc::new(Base::load(folder.path()).unwrap()));
+    let decoder = Decoder::new(&engine, None);
+    let scored = Options {
+        prompt_logprobs: Some(5),
+        ..Options::default()
+    };
+    let mut sequence = decoder.begin(&IDS, None, &scored).unwrap();
+    let share = Share {
+        sequence: &mut sequence,
+        tokens: IDS.len(),
+    };
+    decoder.run(&mut [share]).remove(0).unwrap();
+    let logprob = -(900_f64.ln()) as f32;
+    for told in &sequence.take_prompt_logprobs()[1..] {
+        let best: Vec<_> = told.best.iter().map(|l| (l.id, l.logprob)).collect();
+        let expected: Vec<_> = (0..5).map(|id| (id, logprob)).collect();
+        assert_eq!((told.logprob, best), (Some(logprob), expected));
     }
 }

@@ -17,6 +17,7 @@ mod load;
 mod loading;
 mod oracle;
 mod packing;
+mod prefixes;
 mod quantized;
 mod quantized_folder;
 mod same_bytes;

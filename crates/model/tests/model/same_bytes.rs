@@ -81,7 +81,7 @@ fn a_sequence_has_the_same_logits_alone_and_among_many(on: &On) {
 
 /// Returns engines on the CPU in all precisions, wide enough that a sum has several parts. Large
 /// norm gains make outliers of int8 in some columns of some rows.
-fn in_all_precisions() -> impl Iterator<Item = (Precision, Engine)> {
+pub(crate) fn in_all_precisions() -> impl Iterator<Item = (Precision, Engine)> {
     let config = Config {
         intermediate_size: 1100,
         max_position_embeddings: 512,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use togi_common::Generation;
+use togi_common::{Digest, Generation};
 use togi_runtime::registry::revisions::BaseMismatch;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
@@ -184,6 +184,8 @@ impl Tiers {
             let _moving = moving;
             drop(gone);
             let adapter = engine.adapter(&read.lora).map_err(Error::NotOnDevice)?;
+            // What was read with it is found again when it comes back to the device.
+            let adapter = adapter.identified(*Digest::from(generation).as_bytes());
             Ok::<_, Error>(place.fill(&served, adapter))
         };
         let copied = tokio::task::spawn_blocking(copy).await;

@@ -11,6 +11,7 @@ use tracing::Span;
 
 use crate::engine::account::Account;
 use crate::engine::door::Door;
+use crate::engine::group::Group;
 use crate::engine::load::Permit;
 use crate::engine::request::{Answerer, Caller, Request};
 use crate::engine::sequence::{self, Job};
@@ -56,10 +57,10 @@ impl Admission {
         caller: Caller,
         arrived: Instant,
     ) -> Result<Admitted> {
-        let enter = |_| self.door.enter(&caller.client, request.priority);
-        let permits = (0..request.options.choices).map(enter);
+        let count = request.options.choices as usize;
+        let permits = self.door.enter(&caller.client, request.priority, count)?;
         Ok(Admitted {
-            permits: permits.collect::<Result<_>>()?,
+            permits,
             request,
             caller,
             arrived,
@@ -87,8 +88,10 @@ impl Admission {
         let options = &request.options;
         let longest = decode::max_len(prompt.len(), &options.sampling, self.engine.config());
         let pages = self.door.pages("options.max_new_tokens", longest)?;
-        for permit in &mut permits {
-            self.door.wait(permit, prompt.len())?;
+        // The answers that begin together read the prompt once.
+        let together = self.door.together(pages, request.priority);
+        for permits in permits.chunks_mut(together) {
+            self.door.wait(&mut permits[0], prompt.len())?;
         }
         let account = Account {
             client: caller.client,
@@ -104,8 +107,9 @@ impl Admission {
         });
         // The channel is empty, and `answers` is still here.
         let _ = events.try_send(Ok(Event { choice: 0, kind }));
-        for (choice, permit) in (0..options.choices).zip(permits) {
-            self.door.submit(Job {
+        let mut jobs = (0..options.choices)
+            .zip(permits)
+            .map(|(choice, permit)| Job {
                 prompt: prompt.clone(),
                 options: options.of_choice(choice),
                 choice,
@@ -120,7 +124,10 @@ impl Admission {
                 },
                 events: events.clone(),
                 span: self.span(&request, adapter.as_deref()),
-            })?;
+            });
+        while let Some(first) = jobs.next() {
+            let others = jobs.by_ref().take(together - 1).collect();
+            self.door.submit(Group { first, others })?;
         }
         Ok(event::stream(answers, options.choices))
     }

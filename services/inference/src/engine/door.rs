@@ -11,10 +11,11 @@ use togi_model::{Engine, PAGE};
 use tokio::sync::oneshot;
 
 use crate::engine::account::Account;
+use crate::engine::group::Group;
 use crate::engine::load::{Load, Permit};
 use crate::engine::probe::Probe;
 use crate::engine::request::Priority;
-use crate::engine::sequence::Job;
+use crate::engine::scheduler;
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
 use crate::pool::ReadyAdapter;
@@ -26,8 +27,8 @@ const CLIENT: &str = "probe";
 
 /// Work for the engine's thread.
 pub(crate) enum Work {
-    /// An answer to write.
-    Answer(Box<Job>),
+    /// Answers to write.
+    Answers(Box<Group>),
     /// A prompt to read.
     Probe(Box<Probe>),
 }
@@ -35,7 +36,7 @@ pub(crate) enum Work {
 impl Work {
     pub(crate) fn terms(&self) -> &Terms {
         match self {
-            Self::Answer(job) => &job.terms,
+            Self::Answers(group) => group.terms(),
             Self::Probe(probe) => &probe.terms,
         }
     }
@@ -43,15 +44,23 @@ impl Work {
     /// Returns the tokens of its prompt.
     pub(crate) fn prompt(&self) -> usize {
         match self {
-            Self::Answer(job) => job.prompt.len(),
+            Self::Answers(group) => group.first.prompt.len(),
             Self::Probe(probe) => probe.prompt.len(),
+        }
+    }
+
+    /// Returns how many answers begin with it.
+    pub(crate) fn places(&self) -> usize {
+        match self {
+            Self::Answers(group) => group.places(),
+            Self::Probe(_) => 1,
         }
     }
 
     /// Whether nobody waits for its end.
     pub(crate) fn is_abandoned(&self) -> bool {
         match self {
-            Self::Answer(job) => job.is_abandoned(),
+            Self::Answers(group) => group.is_abandoned(),
             Self::Probe(probe) => probe.is_abandoned(),
         }
     }
@@ -59,7 +68,7 @@ impl Work {
     /// Ends it with an error before it has begun.
     pub(crate) fn fail(self, error: Error) {
         match self {
-            Self::Answer(job) => job.fail(error),
+            Self::Answers(group) => group.fail(error),
             Self::Probe(probe) => probe.fail(error),
         }
     }
@@ -99,12 +108,17 @@ impl Door {
         &self.load
     }
 
-    /// Takes a permit. Batch requests may have half of all, so that they leave room to others, and
-    /// a part of the queue is kept for clients that have no request inside.
+    /// Takes `count` permits at once. Batch requests may have half of all, so that they leave room
+    /// to others, and a part of the queue is kept for clients that have no request inside.
     ///
     /// # Errors
-    /// [`Error::Full`] when none is left, [`Error::Stopping`] when the door is closed.
-    pub(crate) fn enter(&self, client: &Arc<str>, priority: Priority) -> Result<Permit> {
+    /// [`Error::Full`] when fewer are left, [`Error::Stopping`] when the door is closed.
+    pub(crate) fn enter(
+        &self,
+        client: &Arc<str>,
+        priority: Priority,
+        count: usize,
+    ) -> Result<Vec<Permit>> {
         if self.work.lock().is_none() {
             return Err(Error::Stopping);
         }
@@ -114,8 +128,8 @@ impl Door {
             Priority::Batch => all.div_ceil(2),
         };
         let kept = self.room.max_waiting / KEPT;
-        let permit = self.load.enter(client, limit, kept);
-        permit.ok_or_else(|| self.full())
+        let permits = self.load.enter(client, count, (limit, kept));
+        permits.ok_or_else(|| self.full())
     }
 
     /// Counts a prompt among those that wait.
@@ -147,6 +161,12 @@ impl Door {
         Err(Error::field(field, reason))
     }
 
+    /// Returns how many answers of `pages` pages each can ever begin together, at least 1.
+    pub(crate) fn together(&self, pages: usize, priority: Priority) -> usize {
+        let places = scheduler::places(self.room.max_active, priority);
+        places.min(self.room.pages / pages.max(1)).max(1)
+    }
+
     fn full(&self) -> Error {
         Error::Full {
             active: self.load.active(),
@@ -156,12 +176,12 @@ impl Door {
         }
     }
 
-    /// Hands a job to the engine.
+    /// Hands answers to the engine, which begin together.
     ///
     /// # Errors
     /// [`Error::Stopping`] when the door is closed.
-    pub(crate) fn submit(&self, job: Job) -> Result<()> {
-        self.send(Work::Answer(Box::new(job)))
+    pub(crate) fn submit(&self, group: Group) -> Result<()> {
+        self.send(Work::Answers(Box::new(group)))
     }
 
     /// Returns the logits after a prompt, from an engine on the thread's device that has the
@@ -179,7 +199,8 @@ impl Door {
     ) -> Result<Vec<f32>> {
         let (sender, logits) = oneshot::channel();
         let client = CLIENT.into();
-        let permit = self.load.enter(&client, usize::MAX, 0);
+        let permits = self.load.enter(&client, 1, (usize::MAX, 0));
+        let permit = permits.and_then(|mut permits| permits.pop());
         let terms = Terms {
             permit: permit.ok_or_else(|| self.full())?,
             account: Account {

@@ -18,6 +18,7 @@ pub struct Load {
     waiting_tokens: AtomicUsize,
     pages: AtomicUsize,
     reserved: AtomicUsize,
+    cached: AtomicUsize,
     next_ticket: AtomicU64,
     drain: Mutex<Drain>,
 }
@@ -71,36 +72,43 @@ impl Load {
         pages.saturating_sub(self.pages_used())
     }
 
+    /// Returns the pages, of those that are not reserved, that are kept for prompts with the same
+    /// beginning.
+    pub fn pages_cached(&self) -> usize {
+        self.cached.load(Ordering::Relaxed)
+    }
+
     /// Returns when a request that found no place may come back.
     pub(crate) fn come_back(&self) -> Duration {
         self.drain.lock().come_back(self.waiting())
     }
 
-    /// Takes a permit for a client; `None` if `limit` are taken already. The last `kept` of them
-    /// are for clients that have none.
+    /// Takes `count` permits for a client at once; `None` if more than `limit` would be taken then.
+    /// The last `kept` of them are for clients that have none.
     pub(crate) fn enter(
         self: &Arc<Self>,
         client: &Arc<str>,
-        limit: usize,
-        kept: usize,
-    ) -> Option<Permit> {
+        count: usize,
+        (limit, kept): (usize, usize),
+    ) -> Option<Vec<Permit>> {
         let mut inside = self.inside.lock();
         let limit = if inside.clients.contains_key(client) {
             limit.saturating_sub(kept)
         } else {
             limit
         };
-        if inside.count >= limit {
+        if inside.count + count > limit {
             return None;
         }
-        inside.count += 1;
-        *inside.clients.entry(client.clone()).or_default() += 1;
-        Some(Permit {
+        inside.count += count;
+        *inside.clients.entry(client.clone()).or_default() += count;
+        let permit = |_| Permit {
             ticket: Ticket(self.next_ticket.fetch_add(1, Ordering::Relaxed)),
             client: client.clone(),
             tokens: 0,
             load: self.clone(),
-        })
+        };
+        Some((0..count).map(permit).collect())
     }
 
     fn leave(&self, client: &Arc<str>) {
@@ -117,6 +125,10 @@ impl Load {
     pub(crate) fn set_active(&self, active: usize, pages: usize) {
         self.active.store(active, Ordering::Relaxed);
         self.reserved.store(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_cached(&self, pages: usize) {
+        self.cached.store(pages, Ordering::Relaxed);
     }
 
     /// Notes a round: how many requests begin, and how many still wait.
@@ -200,7 +212,7 @@ mod tests {
     fn permits_are_bounded_numbered_and_given_back() {
         let load = Arc::<Load>::default();
         let client = "client".into();
-        let enter = || load.enter(&client, 2, 0);
+        let enter = || load.enter(&client, 1, (2, 0))?.pop();
         let first = enter().unwrap();
         let second = enter().unwrap();
         assert_ne!(first.ticket(), second.ticket());
@@ -213,10 +225,25 @@ mod tests {
     }
 
     #[test]
+    fn several_permits_are_taken_at_once_or_not_at_all() {
+        let load = Arc::<Load>::default();
+        let client = "client".into();
+        let enter = |count| load.enter(&client, count, (5, 0));
+        let three = enter(3).unwrap();
+        assert!(enter(3).is_none());
+        let two = enter(2).unwrap();
+        assert_eq!((three.len(), two.len(), load.waiting()), (3, 2, 5));
+        drop(three);
+        assert_eq!(enter(3).unwrap().len(), 3);
+        drop(two);
+        assert_eq!(load.waiting(), 0);
+    }
+
+    #[test]
     fn the_last_permits_are_for_clients_that_have_none() {
         let load = Arc::<Load>::default();
         let [many, one] = ["many", "one"].map(Arc::from);
-        let enter = |client| load.enter(client, 4, 1);
+        let enter = |client| load.enter(client, 1, (4, 1))?.pop();
         let mut permits: Vec<_> = (0..3).map(|_| enter(&many).unwrap()).collect();
         assert!(enter(&many).is_none());
         let last = enter(&one).unwrap();
@@ -230,10 +257,8 @@ mod tests {
     #[test]
     fn the_prompts_that_wait_have_a_bound_but_one_alone_may_always_wait() {
         let load = Arc::<Load>::default();
-        let [mut first, mut second, mut third] = [(); 3].map(|()| {
-            let permit = load.enter(&"client".into(), 3, 0);
-            permit.unwrap()
-        });
+        let enter = || load.enter(&"client".into(), 1, (3, 0))?.pop();
+        let [mut first, mut second, mut third] = [(); 3].map(|()| enter().unwrap());
         load.note_round(0, 1);
         assert!(first.wait(100, 10));
         assert!(!second.wait(1, 10));
@@ -244,10 +269,7 @@ mod tests {
         assert_eq!(load.waiting_tokens(), 0);
         // A burst that the next round admits has no limit.
         load.note_round(3, 0);
-        let [mut first, mut second] = [(); 2].map(|()| {
-            let permit = load.enter(&"client".into(), 3, 0);
-            permit.unwrap()
-        });
+        let [mut first, mut second] = [(); 2].map(|()| enter().unwrap());
         assert!(first.wait(100, 10) && second.wait(100, 10));
     }
 }

@@ -58,7 +58,7 @@ impl Reading {
         let read = self.cache.len();
         self.probe
             .terms
-            .active(read, self.probe.prompt.len() - read)
+            .active(read, self.probe.prompt.len() - read, 1)
     }
 
     pub(crate) fn probe(&self) -> &Probe {

@@ -1,5 +1,6 @@
-//! Facts in, decision out: from the requests that wait and the answers that are active to the work
-//! of the next round. Pure: it knows neither tokens nor the network, and it keeps nothing.
+//! Facts in, decision out: from the requests that wait and the answers that are active to those
+//! that begin, and from the active ones to the work of a round. Pure: it knows neither tokens nor
+//! the network, and it keeps nothing.
 
 use std::collections::HashMap;
 
@@ -9,7 +10,7 @@ use crate::engine::account::Account;
 use crate::engine::load::Ticket;
 use crate::engine::request::Priority;
 
-/// A request that waits.
+/// A request that waits, or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Waiting {
     pub(crate) ticket: Ticket,
@@ -18,7 +19,10 @@ pub(crate) struct Waiting {
     pub(crate) served: u64,
     /// Tokens of the prompt.
     pub(crate) prompt: usize,
-    /// The pages of the prompt and its longest answer, which are reserved before it begins.
+    /// Answers to it, which begin together.
+    pub(crate) places: usize,
+    /// The pages of the prompt and its longest answer, for all answers together, which are reserved
+    /// before it begins.
     pub(crate) pages: usize,
 }
 
@@ -32,7 +36,9 @@ pub(crate) struct Active {
     pub(crate) unread: usize,
     /// Rounds without a share of them, while the prompt was read.
     pub(crate) passed_over: usize,
-    /// The pages that are reserved for it.
+    /// The places that it takes: with those of the answers that begin once its prompt is read.
+    pub(crate) places: usize,
+    /// The pages that are reserved for them.
     pub(crate) pages: usize,
 }
 
@@ -57,11 +63,9 @@ pub(crate) struct Limits {
     pub(crate) prompt_tokens: usize,
 }
 
-/// The work of one round: first the admissions, then one pass over all shares.
+/// The work of one round: a pass over all shares.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Round {
-    /// Requests that become active, and may take part in this round.
-    pub(crate) admit: Vec<Ticket>,
     /// Prompts of which a part is read.
     pub(crate) prefill: Vec<Share>,
     /// Answers that get their next token.
@@ -88,42 +92,29 @@ impl Round {
     }
 }
 
-/// Plans a round. Every answer that is being written gets a token; prompts share what may be read
-/// of them.
-pub(crate) fn plan(state: &State, limits: &Limits) -> Round {
-    let admitted = admit(state, limits);
-    let begins = admitted.iter().map(|waiting| Active {
-        ticket: waiting.ticket,
-        read: 0,
-        unread: waiting.prompt,
-        passed_over: 0,
-        pages: waiting.pages,
-    });
-    let active: Vec<Active> = state.active.iter().copied().chain(begins).collect();
+/// Plans a round of the active answers. Every one that is being written gets a token; prompts share
+/// what may be read of them.
+pub(crate) fn plan(active: &[Active], limits: &Limits) -> Round {
     let writing = active.iter().filter(|active| active.unread == 0);
     Round {
-        admit: admitted.iter().map(|waiting| waiting.ticket).collect(),
-        prefill: prefill(&active, limits),
+        prefill: prefill(active, limits),
         decode: writing.map(|active| active.ticket).collect(),
     }
 }
 
 /// Chooses the requests that begin: of the account that was served least the one that arrived
-/// first. One that has no pages yet holds up those after it, so that small ones do not starve it. A
-/// batch request begins after all interactive ones, and only in the first half of the places.
-fn admit<'a>(state: &'a State, limits: &Limits) -> Vec<&'a Waiting> {
+/// first. One that has no places or pages yet holds up those after it, so that small ones do not
+/// starve it. A batch request begins after all interactive ones, and only in its half of the
+/// places.
+pub(crate) fn admit(state: &State, limits: &Limits) -> Vec<Ticket> {
     let reserved: usize = state.active.iter().map(|active| active.pages).sum();
     let mut pages = limits.pages.saturating_sub(reserved);
-    let mut active = state.active.len();
+    let mut active: usize = state.active.iter().map(|active| active.places).sum();
     let mut accounts = Accounts::new(&state.waiting);
     let mut admitted = Vec::new();
     let mut left: Vec<usize> = (0..state.waiting.len()).collect();
     for priority in [Priority::Interactive, Priority::Batch] {
         loop {
-            let has_place = match priority {
-                Priority::Interactive => active < limits.max_active,
-                Priority::Batch => 2 * active < limits.max_active,
-            };
             let of_priority =
                 |number: &&usize| state.waiting[**number].account.priority == priority;
             let next = left
@@ -133,17 +124,26 @@ fn admit<'a>(state: &'a State, limits: &Limits) -> Vec<&'a Waiting> {
                 .min_by_key(|number| accounts.served(**number));
             let Some(&number) = next else { break };
             let next = &state.waiting[number];
-            if !has_place || next.pages > pages {
+            let places = places(limits.max_active, priority);
+            if active + next.places > places || next.pages > pages {
                 return admitted;
             }
             pages -= next.pages;
-            active += 1;
+            active += next.places;
             accounts.charge(number, next.prompt as u64);
             left.retain(|other| *other != number);
-            admitted.push(next);
+            admitted.push(next.ticket);
         }
     }
     admitted
+}
+
+/// Returns the places of a priority: all, or for batch requests the first half of them.
+pub(crate) fn places(max_active: usize, priority: Priority) -> usize {
+    match priority {
+        Priority::Interactive => max_active,
+        Priority::Batch => max_active.div_ceil(2),
+    }
 }
 
 /// What the accounts of the requests that wait were served, with the round's admissions.

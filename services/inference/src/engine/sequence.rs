@@ -1,6 +1,7 @@
 //! One answer while it is written: its tokens become text and events for its client. It knows
 //! nothing of the other answers.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -54,6 +55,8 @@ impl Job {
 /// An answer that progresses.
 pub(crate) struct Sequence {
     job: Job,
+    /// The jobs of the answers that begin once the prompt is read.
+    others: Vec<Job>,
     decoding: decode::Sequence,
     answer: Answer,
     first_token: Option<Instant>,
@@ -61,27 +64,75 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// Begins the answer to a job.
+    /// Begins the answer to a job. The others, which have its prompt and its adapter, begin with
+    /// [`Sequence::fork`].
     ///
     /// # Errors
     /// [`Error::Network`] for options that the sampler refuses.
     pub(crate) fn new(
         mut job: Job,
+        others: Vec<Job>,
         decoder: &Decoder<'_>,
-        tokenizer: &Arc<Tokenizer>,
+        tokenizer: &Tokenizer,
     ) -> Result<Self> {
         job.terms.permit.begin();
         let ready = job.adapter.as_deref();
         let adapter = ready.map(|ready| ready.adapter().clone());
-        Ok(Self {
-            decoding: decoder
-                .begin(&job.prompt, adapter, &job.options.sampling)
-                .map_err(Error::Network)?,
+        let mut decoding = decoder
+            .begin(&job.prompt, adapter, &job.options.sampling)
+            .map_err(Error::Network)?;
+        if !others.is_empty() {
+            decoding.keep_for_forks();
+        }
+        let sequence = Self::over(decoding, job, tokenizer);
+        Ok(Self { others, ..sequence })
+    }
+
+    fn over(decoding: decode::Sequence, job: Job, tokenizer: &Tokenizer) -> Self {
+        Self {
+            decoding,
             answer: Answer::new(tokenizer.decoder(), job.options.stop.clone()),
             first_token: None,
             last_token: None,
+            others: Vec::new(),
             job,
-        })
+        }
+    }
+
+    /// Begins the other answers, after the pass that read the last of the prompt. Returns each with
+    /// its first token.
+    ///
+    /// # Errors
+    /// [`Error::Network`] as [`Decoder::fork`].
+    pub(crate) fn fork(
+        &mut self,
+        decoder: &Decoder<'_>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<(Self, Choice)>> {
+        let others = std::mem::take(&mut self.others).into_iter();
+        let forks = others.map(|job| {
+            let fork = decoder.fork(&self.decoding, &job.options.sampling);
+            let (decoding, choice) = fork.map_err(Error::Network)?;
+            Ok((Self::over(decoding, job, tokenizer), choice))
+        });
+        forks.collect()
+    }
+
+    /// Goes on after what another sequence has read of its prompt meanwhile.
+    pub(crate) fn find_prefix(&mut self, decoder: &Decoder<'_>) {
+        decoder.find_prefix(&mut self.decoding);
+    }
+
+    /// Returns the tokens of its prompt that were not read, with the first token of the answer; 0
+    /// with the next ones.
+    pub(crate) fn found_now(&self) -> usize {
+        let is_first = self.first_token.is_none();
+        if is_first { self.decoding.found() } else { 0 }
+    }
+
+    /// Returns how many answers it stands for: with those that have not begun.
+    pub(crate) fn places(&self) -> usize {
+        1 + self.others.len()
     }
 
     pub(crate) fn terms(&self) -> &Terms {
@@ -91,7 +142,7 @@ impl Sequence {
     /// Returns the facts for the scheduler.
     pub(crate) fn active(&self) -> Active {
         let (read, unread) = (self.decoding.read(), self.decoding.unread());
-        self.job.terms.active(read, unread)
+        self.job.terms.active(read, unread, self.places())
     }
 
     /// Whether the client has gone away.
@@ -156,14 +207,21 @@ impl Sequence {
         }
     }
 
-    /// Sends the end to the client, once the cache and the permit are free again: a client that
-    /// asks again at once finds them free.
+    /// Sends the end to the client, also that of answers that have not begun, once the cache and
+    /// the permits are free again: a client that asks again at once finds them free.
     pub(crate) fn end(self, result: Result<Finished>) {
-        let (events, choice) = (self.job.events.clone(), self.job.choice);
+        let events = self.job.events.clone();
+        let others = self.others.iter().map(|job| job.choice);
+        let choices: Vec<u32> = iter::once(self.job.choice).chain(others).collect();
         drop(self);
-        let kind = result.map(Kind::Finished);
         // The client may have gone away.
-        let _ = events.try_send(kind.map(|kind| Event { choice, kind }));
+        match result.map(Kind::Finished) {
+            Ok(kind) => choices.into_iter().for_each(|choice| {
+                let kind = kind.clone();
+                let _ = events.try_send(Ok(Event { choice, kind }));
+            }),
+            Err(error) => drop(events.try_send(Err(error))),
+        }
     }
 
     pub(crate) fn span(&self) -> &Span {
@@ -181,6 +239,7 @@ impl Sequence {
         Finished {
             reason,
             prompt_tokens: self.job.prompt.len(),
+            cached_tokens: self.decoding.found(),
             completion_tokens: self.decoding.generated(),
             to_first_token: self.first_token.unwrap_or(now) - self.job.terms.arrived,
             total: now - self.job.terms.arrived,

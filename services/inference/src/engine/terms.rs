@@ -11,7 +11,7 @@ pub(crate) struct Terms {
     /// Given back when the request has ended.
     pub(crate) permit: Permit,
     pub(crate) account: Account,
-    /// The pages that it needs at most.
+    /// The pages that an answer needs at most.
     pub(crate) pages: usize,
     pub(crate) arrived: Instant,
     pub(crate) deadline: Option<Instant>,
@@ -29,25 +29,28 @@ impl Terms {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// Returns the facts for the scheduler while the request waits; its account has been `served`.
-    pub(crate) fn waiting(&self, prompt: usize, served: u64) -> Waiting {
+    /// Returns the facts for the scheduler while `places` answers on these terms wait to begin
+    /// together; their account has been `served`.
+    pub(crate) fn waiting(&self, prompt: usize, served: u64, places: usize) -> Waiting {
         Waiting {
             ticket: self.ticket(),
             account: self.account.clone(),
             served,
             prompt,
-            pages: self.pages,
+            places,
+            pages: places * self.pages,
         }
     }
 
-    /// Returns the facts for the scheduler once it has begun.
-    pub(crate) fn active(&self, read: usize, unread: usize) -> Active {
+    /// Returns the facts for the scheduler once they have begun.
+    pub(crate) fn active(&self, read: usize, unread: usize, places: usize) -> Active {
         Active {
             ticket: self.ticket(),
             read,
             unread,
             passed_over: self.passed_over,
-            pages: self.pages,
+            places,
+            pages: places * self.pages,
         }
     }
 }

@@ -8,16 +8,18 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Instant;
 
 use togi_model::Engine;
-use togi_model::decode::{Decoder, Rounds};
+use togi_model::decode::{Choice, Decoder, Rounds};
+use togi_model::engine::PrefixLimits;
 use togi_tokens::Tokenizer;
 
 use crate::base::Loaded;
 use crate::config::EngineConfig;
 use crate::engine::account::{Ledger, OUTPUT_COST};
 use crate::engine::door::{Door, Room, Work};
-use crate::engine::load::Load;
+use crate::engine::group::Group;
+use crate::engine::load::{Load, Ticket};
 use crate::engine::probe::Reading;
-use crate::engine::scheduler::{self, Limits, Round, State};
+use crate::engine::scheduler::{self, Active, Limits, Round, State};
 use crate::engine::sequence::Sequence;
 use crate::engine::terms::Terms;
 use crate::error::{Error, Result};
@@ -70,11 +72,20 @@ impl EngineThread {
                 reason: format!("the memory for keys and values on {device} holds no page of them"),
             });
         }
+        let kept = match config.prefix_cache_bytes_on(device) {
+            Some(0) => 0,
+            Some(bytes) => {
+                let capacity = loaded.engine.page_capacity(Some(bytes), adapters);
+                capacity.map_err(Error::Device)?.min(pages)
+            }
+            None => pages,
+        };
+        loaded.engine.keep_prefixes(PrefixLimits { kept, pages });
         let (max_active, prompt_tokens) = (
             config.max_active_on(device).min(pages),
             config.prompt_tokens_on(device),
         );
-        tracing::info!(%device, pages, max_active, "room for answers");
+        tracing::info!(%device, pages, kept, max_active, "room for answers");
         let (sender, work) = channel();
         let room = Room {
             max_active,
@@ -104,14 +115,18 @@ impl EngineThread {
     /// Works until the door is closed and every request inside has ended.
     pub(crate) fn run(self) {
         let decoder = Decoder::new(&self.engine, self.eos.iter().copied());
+        let decoder = decoder.sharing_prefixes(self.limits.prefill_chunk);
         let mut requests = Requests::default();
         while self.receive(&mut requests) {
             self.end_early(&mut requests);
-            let round = scheduler::plan(&requests.state(), &self.limits);
-            self.admit(&decoder, &round, &mut requests);
+            let admitted = scheduler::admit(&requests.state(), &self.limits);
+            let begun = self.admit(&decoder, &admitted, &mut requests);
             self.count(&requests);
-            self.load
-                .note_round(round.admit.len(), requests.waiting.len());
+            self.load.note_round(begun, requests.waiting.len());
+            let reading = requests.answers.members_mut().iter_mut();
+            reading.for_each(|sequence| sequence.find_prefix(&decoder));
+            // Only now it is known what is left to read of the prompts.
+            let round = scheduler::plan(&requests.active(), &self.limits);
             self.advance(&decoder, &round, &mut requests);
             self.count(&requests);
             requests.forget();
@@ -157,7 +172,7 @@ impl EngineThread {
             };
             match early(work.is_abandoned()).or_else(late) {
                 None => requests.waiting.push(work),
-                Some(End::Abandoned) => self.metrics.abandoned(),
+                Some(End::Abandoned) => self.metrics.abandoned(work.places()),
                 Some(End::Failed(error)) => {
                     self.metrics.failed(&error);
                     work.fail(error);
@@ -179,27 +194,34 @@ impl EngineThread {
         self.end(ended);
     }
 
-    /// Makes the round's admissions active.
-    fn admit(&self, decoder: &Decoder<'_>, round: &Round, requests: &mut Requests) {
-        for ticket in &round.admit {
+    /// Lets requests begin. Returns how many answers they are.
+    fn admit(&self, decoder: &Decoder<'_>, admitted: &[Ticket], requests: &mut Requests) -> usize {
+        let mut begun = 0;
+        for ticket in admitted {
             let is_admitted = |work: &Work| work.terms().ticket() == *ticket;
             let Some(position) = requests.waiting.iter().position(is_admitted) else {
                 continue;
             };
             let work = requests.waiting.remove(position);
-            let (terms, prompt) = (work.terms(), work.prompt() as u64);
-            self.metrics.begun(terms.arrived.elapsed());
-            requests.ledger.charge(&terms.account, prompt);
-            let job = match work {
+            let account = work.terms().account.clone();
+            begun += work.places();
+            self.metrics.begun(work.terms().arrived.elapsed());
+            let Group { first, others } = match work {
                 Work::Probe(probe) => {
+                    let prompt = probe.prompt.len() as u64;
+                    requests.ledger.charge(&account, prompt);
                     requests.probes.push(probe.begin());
                     continue;
                 }
-                Work::Answer(job) => *job,
+                Work::Answers(group) => *group,
             };
-            let events = job.events.clone();
-            match Sequence::new(job, decoder, &self.tokenizer) {
-                Ok(sequence) => requests.answers.join(sequence),
+            let events = first.events.clone();
+            match Sequence::new(first, others, decoder, &self.tokenizer) {
+                Ok(sequence) => {
+                    let unread = sequence.active().unread as u64;
+                    requests.ledger.charge(&account, unread);
+                    requests.answers.join(sequence);
+                }
                 Err(error) => {
                     self.metrics.failed(&error);
                     // The client may have gone away.
@@ -207,6 +229,7 @@ impl EngineThread {
                 }
             }
         }
+        begun
     }
 
     /// Runs the round's pass and lets each sequence that took part in it advance.
@@ -217,7 +240,7 @@ impl EngineThread {
             ledger,
             ..
         } = requests;
-        let shares = round.tokens();
+        let (shares, mut forks) = (round.tokens(), Vec::new());
         if !shares.is_empty() {
             self.metrics.round(shares.len());
         }
@@ -234,27 +257,45 @@ impl EngineThread {
                 };
                 sequence.show_prompt();
                 let choice = choice?;
-                self.metrics.token(&sequence.tick());
-                ledger.charge(&sequence.terms().account, OUTPUT_COST);
-                sequence.advance(choice).map(Ok)
+                self.metrics.found(sequence.found_now());
+                match sequence.fork(decoder, &self.tokenizer) {
+                    Ok(begun) => forks.extend(begun),
+                    Err(error) => return Some(Err(End::Failed(error))),
+                }
+                self.write(sequence, choice, ledger)
             },
         );
         self.end(ended);
+        for (mut sequence, choice) in forks {
+            match self.write(&mut sequence, choice, ledger) {
+                None => answers.join(sequence),
+                Some(end) => self.end(vec![(sequence, end)]),
+            }
+        }
         for reading in std::mem::take(probes) {
             let share = shares.get(&reading.probe().terms.ticket());
             probes.extend(reading.read(share));
         }
     }
 
+    /// Writes the next token of an answer. Returns its end if it has ended.
+    fn write(&self, sequence: &mut Sequence, choice: Choice, ledger: &mut Ledger) -> Option<Ended> {
+        self.metrics.token(&sequence.tick());
+        ledger.charge(&sequence.terms().account, OUTPUT_COST);
+        sequence.advance(choice).map(Ok)
+    }
+
     fn end(&self, ended: Vec<(Sequence, Ended)>) {
         for (sequence, end) in ended {
             match end {
                 Ok(finished) => {
-                    self.metrics.finished(&finished);
+                    for _ in 0..sequence.places() {
+                        self.metrics.finished(&finished);
+                    }
                     record(sequence.span(), &finished);
                     sequence.end(Ok(finished));
                 }
-                Err(End::Abandoned) => self.metrics.abandoned(),
+                Err(End::Abandoned) => self.metrics.abandoned(sequence.places()),
                 Err(End::Failed(error)) => {
                     self.metrics.failed(&error);
                     sequence.end(Err(error));
@@ -266,8 +307,10 @@ impl EngineThread {
     /// Publishes how many requests are active, and their pages.
     fn count(&self, requests: &Requests) {
         let active = requests.active();
+        let places = active.iter().map(|active| active.places).sum();
         let pages = active.iter().map(|active| active.pages).sum();
-        self.load.set_active(active.len(), pages);
+        self.load.set_active(places, pages);
+        self.load.set_cached(self.engine.kept_pages());
     }
 }
 
@@ -286,7 +329,8 @@ impl Requests {
     fn state(&self) -> State {
         let waiting = self.waiting.iter().map(|work| {
             let terms = work.terms();
-            terms.waiting(work.prompt(), self.ledger.served(&terms.account))
+            let served = self.ledger.served(&terms.account);
+            terms.waiting(work.prompt(), served, work.places())
         });
         State {
             waiting: waiting.collect(),
@@ -294,7 +338,7 @@ impl Requests {
         }
     }
 
-    fn active(&self) -> Vec<scheduler::Active> {
+    fn active(&self) -> Vec<Active> {
         let answers = self.answers.members().iter().map(Sequence::active);
         answers
             .chain(self.probes.iter().map(Reading::active))

@@ -13,7 +13,7 @@ use crate::semconv;
 /// A gauge over the load: its name, its description and its value.
 type OverLoad = (&'static str, &'static str, fn(&Load) -> usize);
 
-const OVER_LOAD: [OverLoad; 5] = [
+const OVER_LOAD: [OverLoad; 6] = [
     (
         "togi.inference.active",
         "Answers that progress now",
@@ -38,6 +38,11 @@ const OVER_LOAD: [OverLoad; 5] = [
         "togi.inference.pages.free",
         "Pages of keys and values that are not reserved",
         Load::pages_free,
+    ),
+    (
+        "togi.inference.pages.cached",
+        "Pages, of the free ones, that are kept for prompts with the same beginning",
+        Load::pages_cached,
     ),
 ];
 

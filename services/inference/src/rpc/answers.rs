@@ -66,6 +66,7 @@ fn finished(finished: &Finished) -> proto::Finished {
         completion_tokens: count(finished.completion_tokens),
         seconds_to_first_token: finished.to_first_token.as_secs_f64(),
         seconds: finished.total.as_secs_f64(),
+        cached_prompt_tokens: count(finished.cached_tokens),
     }
 }
 

@@ -1,9 +1,11 @@
 //! Several answers to one prompt.
 
-use togi_proto::inference::v1::Options;
+use togi_model::{Device, PAGE, memory};
+use togi_proto::inference::v1::{FinishReason, Options};
 use togi_testing::{wait_until, within};
 use tonic::Code;
 
+use crate::bases;
 use crate::harness::{BaseKind, Setup, greedy, question, raw};
 
 fn sampled(seed: u64) -> Options {
@@ -86,5 +88,96 @@ async fn n_answers_take_n_places() {
         system.active() + system.waiting() == 0
     })
     .await;
+    system.stop().await.unwrap();
+}
+
+/// Without the prefix cache, which would find the prompt too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_begin_together_read_their_prompt_once() {
+    let mut setup = Setup::new(BaseKind::Table).await;
+    setup.config.engine.prefix_cache_bytes = Some(0);
+    let system = setup.ready().await;
+    let options = Options {
+        n: Some(8),
+        ..greedy(500)
+    };
+    let request = raw("", &"か".repeat(2000), options);
+    let mut client = system.client().await;
+    let mut answers = client.generate(request).await.unwrap().into_inner();
+    let (mut messages, mut most) = (0, 0);
+    while let Some(message) = answers.message().await.unwrap() {
+        messages += u32::from(message.choice == 7);
+        most = most.max(system.replica.cached_tokens() / PAGE);
+    }
+    // Its tokens and its end.
+    assert_eq!(messages, 501);
+    // The full pages of the prompt are those of all.
+    let own = 500_usize.div_ceil(PAGE) + 1;
+    let all = 2000 / PAGE + 8 * own;
+    assert!((1..=all).contains(&most), "{most} pages of at most {all}");
+    system.until_empty().await;
+    system.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_do_not_fit_together_begin_in_parts_and_are_the_same() {
+    let prompt = "あかさた".repeat(20);
+    let request = |seed, n| {
+        let options = Options {
+            n: Some(n),
+            ..sampled(seed)
+        };
+        raw("", &prompt, options)
+    };
+    let mut expected = Vec::new();
+    for (pages, cached) in [(100, 0), (100, 1 << 20), (9, 0), (9, 1 << 20), (4, 0)] {
+        let mut setup = Setup::new(BaseKind::Random).await;
+        let config = bases::write_random(&setup.base_folder());
+        let engine = &mut setup.config.engine;
+        engine.cache_bytes = Some(pages * memory::page(&config, Device::Cpu));
+        engine.prefix_cache_bytes = Some(cached);
+        let system = setup.ready().await;
+        if expected.is_empty() {
+            for seed in 7..12 {
+                let alone = system.ask_all(request(seed, 1)).await.unwrap();
+                expected.push((alone[0].ids.clone(), alone[0].text.clone()));
+            }
+        }
+        for _ in 0..2 {
+            let answers = system.ask_all(request(7, 5)).await.unwrap();
+            let tokens = answers[0].started.prompt_tokens as usize;
+            assert!((65..96).contains(&tokens), "{tokens}");
+            let written = answers
+                .iter()
+                .map(|answer| (answer.ids.clone(), answer.text.clone()));
+            assert_eq!(written.collect::<Vec<_>>(), expected, "{pages} pages");
+        }
+        system.until_empty().await;
+        system.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_whose_time_is_over_before_their_prompt_is_read_all_end() {
+    let system = Setup::new(BaseKind::Table).await.ready().await;
+    for seconds in [0.001, 0.01, 0.05] {
+        let options = Options {
+            n: Some(4),
+            max_seconds: Some(seconds),
+            ..greedy(4000)
+        };
+        match system.ask_all(raw("", &"か".repeat(4000), options)).await {
+            Ok(answers) => {
+                for answer in answers {
+                    let reason = answer.finished.reason();
+                    // Some may be as long as the model allows already.
+                    let early = [FinishReason::Deadline, FinishReason::Length];
+                    assert!(early.contains(&reason), "{reason:?}");
+                }
+            }
+            Err(late) => assert_eq!(late.code(), Code::DeadlineExceeded, "{late}"),
+        }
+        system.until_empty().await;
+    }
     system.stop().await.unwrap();
 }

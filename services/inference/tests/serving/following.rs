@@ -245,6 +245,9 @@ async fn loads_and_answers_are_counted() {
         "togi_inference_pool_refusals_total",
         "togi_inference_time_for_adapter_seconds_count",
         "togi_inference_waiting_adapters{",
+        "togi_inference_pages_cached",
+        "togi_inference_prefix_hits_total",
+        "togi_inference_prefix_tokens_total",
         "togi_inference_tokens",
         "togi_inference_answers",
         "togi_inference_active",
@@ -255,8 +258,25 @@ async fn loads_and_answers_are_counted() {
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
+    let long = || raw("counted", &"かきくけ".repeat(20), greedy(5));
+    for count in [0.0, 1.0] {
+        let before = counted("togi_inference_prefix_hits_total", "");
+        let answer = system.ask(long()).await.unwrap();
+        // Other tests are counted too.
+        assert!(counted("togi_inference_prefix_hits_total", "") >= before + count);
+        assert_eq!(answer.finished.cached_prompt_tokens > 0, count > 0.0);
+    }
     system.stop().await.unwrap();
     a_client_that_goes_away_while_it_waits_is_counted().await;
+}
+
+/// Returns a metric's value, of the series whose labels have a text.
+fn counted(name: &str, label: &str) -> f64 {
+    let text = togi_runtime::telemetry::metrics_text();
+    let mut lines = text.lines();
+    let line = lines.find(|line| line.starts_with(name) && line.contains(label));
+    let value = line.and_then(|line| line.rsplit(' ').next());
+    value.map_or(0.0, |value| value.parse().unwrap())
 }
 
 async fn a_client_that_goes_away_while_it_waits_is_counted() {
@@ -268,15 +288,7 @@ async fn a_client_that_goes_away_while_it_waits_is_counted() {
     running.first_text().await;
     let waits = system.open(request()).await.unwrap();
     system.until_inside(1, 1).await;
-    let abandoned = || {
-        let text = togi_runtime::telemetry::metrics_text();
-        let mut lines = text.lines();
-        let line = lines.find(|line| {
-            line.starts_with("togi_inference_answers") && line.contains("\"abandoned\"")
-        });
-        let value = line.and_then(|line| line.rsplit(' ').next());
-        value.map_or(0.0, |value| value.parse::<f64>().unwrap())
-    };
+    let abandoned = || counted("togi_inference_answers", "\"abandoned\"");
     let before = abandoned();
     drop(waits);
     wait_until("it is counted", async || abandoned() > before).await;

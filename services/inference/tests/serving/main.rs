@@ -20,6 +20,7 @@ mod logprobs;
 mod mismatch;
 mod options;
 mod pool;
+mod prefixes;
 mod refusing;
 mod scale;
 mod scheduling;

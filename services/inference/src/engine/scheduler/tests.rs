@@ -27,6 +27,7 @@ fn waiting(number: u64, client: &str, served: u64, prompt: usize) -> Waiting {
         account: account(client, Priority::Interactive),
         served,
         prompt,
+        places: 1,
         pages: 1,
     }
 }
@@ -44,13 +45,14 @@ fn active(number: u64, read: usize, unread: usize, passed_over: usize) -> Active
         read,
         unread,
         passed_over,
+        places: 1,
         pages: 1,
     }
 }
 
 fn admitted(state: &State, limits: &Limits) -> Vec<u64> {
-    let round = plan(state, limits);
-    round.admit.iter().map(|ticket| ticket.number()).collect()
+    let admitted = admit(state, limits);
+    admitted.iter().map(|ticket| ticket.number()).collect()
 }
 
 #[test]
@@ -125,6 +127,35 @@ fn one_that_has_no_pages_yet_holds_up_the_next() {
 }
 
 #[test]
+fn answers_that_begin_together_need_all_their_places() {
+    let several = |places, request: Waiting| Waiting { places, ..request };
+    let reading = |places| Active {
+        places,
+        ..active(9, 0, 5, 0)
+    };
+    let table: [(Vec<Waiting>, usize, &[u64]); 5] = [
+        (vec![several(4, waiting(1, "a", 0, 5))], 0, &[1]),
+        (vec![several(2, waiting(1, "a", 0, 5))], 2, &[1]),
+        // It holds up the next.
+        (
+            vec![several(3, waiting(1, "a", 0, 5)), waiting(2, "b", 1, 5)],
+            2,
+            &[],
+        ),
+        (vec![several(2, batch(1))], 0, &[1]),
+        (vec![several(2, batch(1))], 1, &[]),
+    ];
+    for (waiting, places, expected) in table {
+        let active = match places {
+            0 => vec![],
+            places => vec![reading(places)],
+        };
+        let state = State { waiting, active };
+        assert_eq!(admitted(&state, &LIMITS), expected, "{state:?}");
+    }
+}
+
+#[test]
 fn prompts_share_the_budget_by_whole_chunks() {
     type Case = (Vec<Active>, &'static [(u64, usize)]);
     let table: [Case; 6] = [
@@ -162,16 +193,12 @@ fn prompts_share_the_budget_by_whole_chunks() {
         (vec![active(1, 0, 0, 0), active(2, 0, 1, 0)], &[(2, 1)]),
     ];
     for (active, expected) in table {
-        let state = State {
-            waiting: vec![],
-            active,
-        };
-        let round = plan(&state, &LIMITS);
+        let round = plan(&active, &LIMITS);
         let shares = round.prefill.iter();
         let shares: Vec<_> = shares
             .map(|share| (share.ticket.number(), share.tokens))
             .collect();
-        assert_eq!(shares, expected, "{state:?}");
+        assert_eq!(shares, expected, "{active:?}");
     }
 }
 
@@ -199,6 +226,40 @@ impl Simulated {
             },
             unwritten: answer,
         }
+    }
+
+    /// Several answers that begin together.
+    fn together(self, places: usize) -> Self {
+        let pages = places * self.waiting.pages;
+        Self {
+            waiting: Waiting {
+                places,
+                pages,
+                ..self.waiting
+            },
+            active: Active {
+                places,
+                pages,
+                ..self.active
+            },
+            ..self
+        }
+    }
+
+    /// Returns one answer for each place.
+    fn split(self) -> impl Iterator<Item = Self> {
+        let places = self.active.places as u64;
+        let pages = self.active.pages / places as usize;
+        (0..places).map(move |number| Self {
+            active: Active {
+                // Other requests have smaller numbers.
+                ticket: Ticket::new(self.active.ticket.number() + number * 1_000_000),
+                places: 1,
+                pages,
+                ..self.active
+            },
+            ..self.clone()
+        })
     }
 }
 
@@ -243,9 +304,9 @@ impl Simulation {
             waiting: self.waiting.iter().map(|r| r.waiting.clone()).collect(),
             active: self.active.iter().map(|r| r.active).collect(),
         };
-        let round = plan(&state, &self.limits);
-        prop_assert_eq!(&plan(&state, &self.limits), &round);
-        for ticket in &round.admit {
+        let admitted = admit(&state, &self.limits);
+        prop_assert_eq!(&admit(&state, &self.limits), &admitted);
+        for ticket in &admitted {
             let position = self
                 .waiting
                 .iter()
@@ -253,7 +314,8 @@ impl Simulation {
             let request = self.waiting.remove(position.expect("it waits"));
             let account = request.waiting.account.clone();
             if account.priority == Priority::Batch {
-                prop_assert!(2 * self.active.len() < self.limits.max_active);
+                let places = self.places() + request.waiting.places;
+                prop_assert!(places <= self.limits.max_active.div_ceil(2));
                 let interactive =
                     |r: &Simulated| r.waiting.account.priority == Priority::Interactive;
                 prop_assert!(!self.waiting.iter().any(interactive));
@@ -261,9 +323,12 @@ impl Simulation {
             self.charge(&account, request.active.unread as u64);
             self.active.push(request);
         }
-        prop_assert!(self.active.len() <= self.limits.max_active);
+        prop_assert!(self.places() <= self.limits.max_active);
         let pages: usize = self.active.iter().map(|r| r.active.pages).sum();
         prop_assert!(pages <= self.limits.pages);
+        let active: Vec<_> = self.active.iter().map(|r| r.active).collect();
+        let round = plan(&active, &self.limits);
+        prop_assert_eq!(&plan(&active, &self.limits), &round);
         self.check_shares(&round)?;
         let tokens = round.tokens();
         let mut charges = Vec::new();
@@ -284,7 +349,18 @@ impl Simulation {
             self.charge(&account, OUTPUT_COST);
         }
         self.active.retain(|request| request.unwritten > 0);
+        let active = std::mem::take(&mut self.active).into_iter();
+        self.active = active
+            .flat_map(|request| match request.active.unread {
+                0 => request.split().collect(),
+                _ => vec![request],
+            })
+            .collect();
         Ok(())
+    }
+
+    fn places(&self) -> usize {
+        self.active.iter().map(|r| r.active.places).sum()
     }
 
     fn check_shares(&self, round: &Round) -> std::result::Result<(), TestCaseError> {
@@ -335,20 +411,28 @@ proptest! {
     #[test]
     fn limits_hold_and_every_request_ends(
         limits in limits(),
-        requests in vec((0_usize..30, 0..4, any::<bool>(), 1_usize..600, 1_usize..30), 1..40),
+        requests in vec(
+            (0_usize..30, 0..4, any::<bool>(), 1_usize..600, 1_usize..30, 1_usize..9),
+            1..40,
+        ),
     ) {
         let mut arrivals = requests.clone();
         arrivals.sort_by_key(|(round, ..)| *round);
         let mut future = arrivals.into_iter().zip(0..).peekable();
         let mut simulation = Simulation::new(limits);
         for round in 0.. {
-            while let Some(((_, client, interactive, prompt, answer), number)) =
+            while let Some(((_, client, interactive, prompt, answer, places), number)) =
                 future.next_if(|((at, ..), _)| *at <= round)
             {
                 let priority =
                     if interactive { Priority::Interactive } else { Priority::Batch };
                 let account = account(&format!("{client}"), priority);
-                simulation.arrive(Simulated::new(number, account, prompt, answer));
+                let one = Simulated::new(number, account, prompt, answer);
+                // As many as can begin together at all.
+                let places = places
+                    .min(super::places(limits.max_active, priority))
+                    .min(limits.pages / one.waiting.pages);
+                simulation.arrive(one.together(places));
             }
             if future.peek().is_none()
                 && simulation.waiting.is_empty()
