@@ -4,7 +4,9 @@
 
 mod array;
 mod chunk;
+mod format;
 mod lines;
+mod other_forms;
 mod parquet;
 mod table;
 mod unpack;
@@ -12,40 +14,18 @@ mod unpack;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::str::FromStr;
+
+use togi_tokens::manifest::Split;
 
 use self::unpack::unpack;
 use crate::error::Error;
 
 pub use chunk::{Chunk, Chunks, MAX_RECORD_BYTES, Text, TextRecord};
+pub use format::Format;
 pub use table::Table;
 
 /// Bytes that the detection of a format reads.
 const PREFIX_BYTES: usize = 4 << 10;
-
-/// How a file holds its records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// One JSON array of objects.
-    Json,
-    /// One JSON object a line; blank lines are skipped.
-    JsonLines,
-    /// A Parquet table.
-    Parquet,
-}
-
-impl FromStr for Format {
-    type Err = ();
-
-    fn from_str(word: &str) -> Result<Self, ()> {
-        match word {
-            "json" => Ok(Self::Json),
-            "jsonl" => Ok(Self::JsonLines),
-            "parquet" => Ok(Self::Parquet),
-            _ => Err(()),
-        }
-    }
-}
 
 /// One file to read records from.
 pub struct Input {
@@ -53,6 +33,8 @@ pub struct Input {
     pub reader: Box<dyn Read + Send>,
     /// The same bytes as a local file, if they are one: a Parquet table is then read in place.
     pub file: Option<File>,
+    /// The side of its records. Of those to train on, a request may keep a share for validation.
+    pub split: Split,
 }
 
 /// How to open an input.
@@ -78,6 +60,7 @@ pub fn open(input: Input, options: &Options<'_>) -> Result<Box<dyn Chunks + Send
         .by_ref()
         .take(PREFIX_BYTES as u64)
         .read_to_end(&mut prefix)?;
+    other_forms::refuse(&prefix, options.format)?;
     let format = options.format.unwrap_or_else(|| detect(&prefix));
     let text = if prefix.starts_with(b"\xef\xbb\xbf") {
         prefix.split_off(3)
@@ -145,7 +128,12 @@ mod tests {
             scratch: scratch.path(),
         };
         let reader = Box::new(std::io::Cursor::new(bytes.to_vec()));
-        let mut chunks = open(Input { reader, file: None }, &options)?;
+        let input = Input {
+            reader,
+            file: None,
+            split: Split::Train,
+        };
+        let mut chunks = open(input, &options)?;
         let mut found = Vec::new();
         while let Some(chunk) = chunks.next_chunk()? {
             let Chunk::Text(text) = chunk else {
@@ -204,7 +192,14 @@ mod tests {
 
     #[test]
     fn lines_keep_their_numbers_over_blank_ones() {
-        let found = read(b"\xef\xbb\xbf{\"a\":1}\r\n\n  \n{\"b\":2}", None).unwrap();
+        let many = "\n".repeat(1 << 20);
+        let blank = format!("{many} \t\r\n{many}");
+        let found = read(
+            format!("{blank}[]\n{blank}").as_bytes(),
+            Some(Format::JsonLines),
+        );
+        assert_eq!(found.unwrap(), [((1 << 21) + 2, "[]".into(), false)]);
+        let found = read(b"\xef\xbb\xbf{\"a\":1}\r\n\n  \n  {\"b\":2}", None).unwrap();
         assert_eq!(
             found,
             [

@@ -22,6 +22,9 @@ pub fn is_base_file(name: &str) -> bool {
             | "spiece.model"
             | "tokenizer.model"
             | "tokenizer_config.json"
+            | "tokenizer.json"
+            | "added_tokens.json"
+            | "special_tokens_map.json"
     ) || [".safetensors", ".safetensors.index.json"]
         .iter()
         .any(|end| name.ends_with(end))
@@ -81,7 +84,11 @@ pub async fn from_hub(hub: &Hub, reference: &HubRef) -> Result<PathBuf> {
     Ok(hub.snapshot(reference, is_base_file).await?.folder)
 }
 
-fn local_folder(url: &str) -> Result<Option<PathBuf>> {
+/// Returns the folder of a `file://` URL, and nothing for another store.
+///
+/// # Errors
+/// `InvalidArgument` if it is no URL.
+pub fn local_folder(url: &str) -> Result<Option<PathBuf>> {
     let wrong = || {
         Error::invalid(
             "url",

@@ -110,12 +110,18 @@ impl Training {
         let trained = train(run, steps, &log, output)?;
         write_all(&out, &trained)?;
         output.say(format_args!("the adapter is in {}", out.display()));
+        if let Some(divergence) = &trained.divergence {
+            output.say(divergence);
+        }
         output.one(&trained.report, |report| {
             let figure = |name: &str| report[name].to_string();
             vec![
                 format!("generation  {}", trained.adapter.generation),
                 format!("steps       {}", figure("steps")),
-                format!("last loss   {}", report["loss"]["last"]),
+                format!(
+                    "last loss   {} (mean of the last {} steps)",
+                    report["loss"]["last"], report["loss"]["last_steps"]
+                ),
                 format!("seconds     {}", figure("seconds")),
             ]
         })
