@@ -73,7 +73,7 @@ const FILES: [File; 15] = [
         "pages.cu" after "factors.cuh",
         "append_pages_{t}" "attend_pages_{t}_{l}" "attend_answers_{t}_{l}" "combine_splits_{t}"
     ),
-    file!("highest.cu" after "norm.cuh", "highest_{t}_{v}"),
+    file!("highest.cu", "highest_{t}_{v}"),
     file!("scores.cu" after "norm.cuh", "scores_{t}_{v}"),
     file!("adapters.cu" after "factors.cuh", "rows_lora_a_{t}" "rows_lora_b_{t}"),
     file!(
@@ -139,8 +139,9 @@ const CHOICES: [(&str, &[&str]); 8] = [
 
 /// The stems of the kernels that wait for the results of the kernels before them, so that they may
 /// be launched before those have ended.
-const WAITING: [&str; 13] = [
+const WAITING: [&str; 14] = [
     "gather",
+    "highest",
     "layer_norm",
     "activate",
     "append_pages",

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use togi_model::{
-    Adapter, Base, Cache, Config, Engine, LoraConfig, Phase, Precision, Segment, Target, base,
+    Adapter, Base, Cache, Config, Engine, Float, LoraConfig, Phase, Precision, Segment, Target,
+    base,
 };
 
 use crate::support::{self, On, on_each_device};
@@ -32,15 +33,16 @@ fn adapters(engine: &Engine) -> Vec<Option<Adapter>> {
 }
 
 /// Returns the logits of the `which`-th kind of sequence in each pass, beside `others` sequences:
-/// first its prompt in two parts, then its answer.
+/// first its prompt of so many tokens in two parts, then its answer.
 fn logits_among(
     engine: &Engine,
     adapters: &[Option<Adapter>],
     which: usize,
     others: usize,
+    prompt: usize,
 ) -> Vec<Vec<f32>> {
     let mut caches: Vec<_> = (0..=others).map(|_| engine.cache()).collect();
-    let ids: Vec<u32> = (0..40).map(|place| place * 7 % 37).collect();
+    let ids: Vec<u32> = (0..prompt as u32 + 8).map(|place| place * 7 % 37).collect();
     let pass = |caches: &mut [Cache], range: Range<usize>, phase| {
         let segments = caches.iter_mut().enumerate();
         let mut segments: Vec<_> = segments
@@ -60,10 +62,10 @@ fn logits_among(
         engine.decode_batch(&mut segments).unwrap().swap_remove(0)
     };
     let mut logits = vec![
-        pass(&mut caches, 0..16, Phase::Prefill),
-        pass(&mut caches, 16..32, Phase::Prefill),
+        pass(&mut caches, 0..prompt / 2, Phase::Prefill),
+        pass(&mut caches, prompt / 2..prompt, Phase::Prefill),
     ];
-    logits.extend((32..40).map(|at| pass(&mut caches, at..at + 1, Phase::Decode)));
+    logits.extend((prompt..prompt + 8).map(|at| pass(&mut caches, at..at + 1, Phase::Decode)));
     logits
 }
 
@@ -71,9 +73,9 @@ fn a_sequence_has_the_same_logits_alone_and_among_many(on: &On) {
     let engine = on.engine(&support::config());
     let adapters = adapters(&engine);
     for which in 0..adapters.len() {
-        let alone = logits_among(&engine, &adapters, which, 0);
+        let alone = logits_among(&engine, &adapters, which, 0, 32);
         for others in [1, 7, 63, 69] {
-            let among = logits_among(&engine, &adapters, which, others);
+            let among = logits_among(&engine, &adapters, which, others, 32);
             assert_eq!(among, alone, "{which} among {others}");
         }
     }
@@ -106,10 +108,56 @@ pub(crate) fn in_all_precisions() -> impl Iterator<Item = (Precision, Engine)> {
 fn in_each_precision_a_sequence_has_the_same_logits_alone_and_among_many() {
     for (precision, engine) in in_all_precisions() {
         let adapters = adapters(&engine);
-        let alone = logits_among(&engine, &adapters, 0, 0);
+        let alone = logits_among(&engine, &adapters, 0, 0, 32);
         for others in [1, 7, 63] {
-            let among = logits_among(&engine, &adapters, 0, others);
+            let among = logits_among(&engine, &adapters, 0, others, 32);
             assert_eq!(among, alone, "{precision:?} among {others}");
+        }
+    }
+}
+
+/// As wide as a real base, where a few answers take all layers in one launch and many take each
+/// product in its own; with keys in two blocks of attention.
+#[cfg(feature = "cuda")]
+#[test]
+fn in_each_precision_wide_layers_give_the_same_logits_alone_and_among_many() {
+    if !support::has_card() {
+        return;
+    }
+    let config = Config {
+        hidden_size: 2816,
+        num_hidden_layers: 3,
+        num_attention_heads: 22,
+        intermediate_size: 8960,
+        max_position_embeddings: 512,
+        ..support::config()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    base::write(folder.path(), &config, |_, count| {
+        (0..count)
+            .map(|at| (at as u32).wrapping_mul(0x9e37_79b9) as i32 as f32 / 4e10)
+            .collect()
+    })
+    .unwrap();
+    let precisions = Precision::ALL.into_iter();
+    for precision in precisions.filter(|&precision| precision != Precision::F32) {
+        let base = Arc::new(Base::load_as(folder.path(), precision).unwrap());
+        for float in [Float::Bf16, Float::Fp16] {
+            let engine = On::gpu(float).over(base.clone());
+            let adapters = adapters(&engine);
+            // With factors of the joint product alone, and the base.
+            for which in [1, 3] {
+                let alone = logits_among(&engine, &adapters, which, 0, 296);
+                let are_finite = alone.iter().flatten().all(|logit| logit.is_finite());
+                assert!(are_finite, "{precision:?} {float:?} {which}");
+                for others in [1, 7, 69] {
+                    let among = logits_among(&engine, &adapters, which, others, 296);
+                    assert_eq!(
+                        among, alone,
+                        "{precision:?} {float:?} {which} among {others}"
+                    );
+                }
+            }
         }
     }
 }

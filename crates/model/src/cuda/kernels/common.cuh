@@ -86,6 +86,14 @@ template <int V, typename T> __device__ __forceinline__ void store(T *to, const 
     *reinterpret_cast<Pack<T, V> *>(to) = pack;
 }
 
+// Hides 16-bit values from the compiler, which would keep them as f32 in twice the registers.
+template <typename T> __device__ __forceinline__ void keep_packed(Pack<T, 8> &pack) {
+    if constexpr (sizeof(T) == 2) {
+        uint4 &words = reinterpret_cast<uint4 &>(pack);
+        asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
+    }
+}
+
 // The block's index counted from the end. The kernel before wrote the end last, so that the end is
 // still in cache; this kernel writes the beginning last, which the next kernel then finds there.
 __device__ __forceinline__ u32 block_from_end() { return gridDim.x - 1 - blockIdx.x; }

@@ -98,12 +98,13 @@ __device__ __forceinline__ void load_ahead(Dimensions<T, V> (&keys)[AHEAD], Dime
 // Takes in AHEAD keys from `first` on, each group every GROUPS-th. Those from `end` on do not
 // count.
 template <typename T, int V, int L, int GROUPS>
-__device__ __forceinline__ void take(Running &run, const Dimensions<T, V> (&keys)[AHEAD], const Dimensions<T, V> (&values)[AHEAD],
+__device__ __forceinline__ void take(Running &run, Dimensions<T, V> (&keys)[AHEAD], Dimensions<T, V> (&values)[AHEAD],
                                      const float (&query)[8], int first, int end, int lane, int dim) {
     float scores[AHEAD], highest = run.most;
 #pragma unroll
     for (int n = 0; n < AHEAD; n++) {
         scores[n] = __int_as_float(0xff800000);
+        if constexpr (V == 8) keep_packed(keys[n].packs[0]);
         if (first + n * GROUPS < end) {
             scores[n] = 0;
 #pragma unroll
@@ -120,6 +121,7 @@ __device__ __forceinline__ void take(Running &run, const Dimensions<T, V> (&keys
 #pragma unroll
     for (int n = 0; n < AHEAD; n++) {
         if (first + n * GROUPS >= end) break;
+        if constexpr (V == 8) keep_packed(values[n].packs[0]);
         float weight = two_to(scores[n] - run.most);
         run.sum += weight;
 #pragma unroll
@@ -202,24 +204,35 @@ struct Raw {
 template <typename T>
 __device__ __forceinline__ void complete(T *joint, const T *qkv, const Raw &raw, const Factor *factor, int row, int head,
                                          int position, int dim, bool is_own, T *keys, T *values) {
+    constexpr int EACH = 3 * LARGEST_HEAD / ANSWER_THREADS;
     __shared__ float shrunk[LARGEST_RANK];
+    int thread = threadIdx.x, parts = is_own ? 3 * dim : dim;
+    // All loads come before the first of their values is needed. A head has at most half as many
+    // pairs of rotated dimensions as there are threads.
+    T own[EACH];
+#pragma unroll
+    for (int n = 0; n < EACH; n++)
+        if (n * ANSWER_THREADS + thread < parts) own[n] = qkv[n * ANSWER_THREADS + thread];
+    int pair = thread % max(raw.half, 1);
+    float c = 0, s = 0;
+    if (thread < 2 * raw.half) c = raw.cos[(u64)position * raw.half + pair], s = raw.sin[(u64)position * raw.half + pair];
     if (factor)
-        for (int r = threadIdx.x; r < factor->rank; r += ANSWER_THREADS) shrunk[r] = raw.shrunk[(u64)row * LARGEST_RANK + r];
+        for (int r = thread; r < factor->rank; r += ANSWER_THREADS) shrunk[r] = raw.shrunk[(u64)row * LARGEST_RANK + r];
     __syncthreads();
-    int parts = is_own ? 3 * dim : dim;
-    for (int i = threadIdx.x; i < parts; i += ANSWER_THREADS) {
-        T x = qkv[i];
+#pragma unroll
+    for (int n = 0; n < EACH; n++) {
+        int i = n * ANSWER_THREADS + thread;
+        if (i >= parts) break;
+        T x = own[n];
         if (factor) x = narrow<T>(widen(x) + lora_b<T>(*factor, head * 3 * dim + i, shrunk));
         joint[i] = x;
         if (i >= 2 * dim) values[i - 2 * dim] = x;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < (is_own ? 2 : 1) * raw.half; i += ANSWER_THREADS) {
-        int d = i % raw.half;
-        T *part = joint + (i < raw.half ? 0 : dim);
-        float c = raw.cos[(u64)position * raw.half + d], s = raw.sin[(u64)position * raw.half + d];
-        float a = widen(part[d]), b = widen(part[d + raw.half]);
-        part[d] = narrow<T>(a * c - b * s), part[d + raw.half] = narrow<T>(b * c + a * s);
+    if (thread < (is_own ? 2 : 1) * raw.half) {
+        T *part = joint + (thread < raw.half ? 0 : dim);
+        float a = widen(part[pair]), b = widen(part[pair + raw.half]);
+        part[pair] = narrow<T>(a * c - b * s), part[pair + raw.half] = narrow<T>(b * c + a * s);
     }
     __syncthreads();
     if (is_own)
