@@ -47,6 +47,14 @@ impl DatasetHasher {
         self.accepted += 1;
     }
 
+    /// Adds the digest of a record that the source itself keeps for validation. The same record to
+    /// train on is another data set.
+    pub fn hold_out(&mut self, record: Digest) {
+        self.hasher.update([3]);
+        self.hasher.update(record.as_bytes());
+        self.accepted += 1;
+    }
+
     /// Adds a rejected record by its line in `rejects.jsonl`.
     pub fn reject(&mut self, line: &[u8]) {
         self.hasher.update([0]);
@@ -91,6 +99,14 @@ mod tests {
     fn a_changed_tokenizer_makes_another_dataset_id() {
         let template = prompt::template_digest();
         assert_ne!(dataset(PREFIX, template, &Settings::default()), ours());
+    }
+
+    #[test]
+    fn a_record_that_is_held_out_makes_another_dataset_id() {
+        let tokenizer = Tokenizer::from_bytes(PLAIN).unwrap();
+        let mut hasher = DatasetHasher::new(&tokenizer, &Settings::default());
+        hasher.hold_out(Digest::from([7; 32]));
+        assert_ne!(hasher.finish(), ours());
     }
 
     #[test]

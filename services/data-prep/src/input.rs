@@ -14,6 +14,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::str::FromStr;
 
+use togi_tokens::manifest::Split;
+
 use self::unpack::unpack;
 use crate::error::Error;
 
@@ -53,6 +55,8 @@ pub struct Input {
     pub reader: Box<dyn Read + Send>,
     /// The same bytes as a local file, if they are one: a Parquet table is then read in place.
     pub file: Option<File>,
+    /// The side of its records. Of those to train on, a request may keep a share for validation.
+    pub split: Split,
 }
 
 /// How to open an input.
@@ -145,7 +149,12 @@ mod tests {
             scratch: scratch.path(),
         };
         let reader = Box::new(std::io::Cursor::new(bytes.to_vec()));
-        let mut chunks = open(Input { reader, file: None }, &options)?;
+        let input = Input {
+            reader,
+            file: None,
+            split: Split::Train,
+        };
+        let mut chunks = open(input, &options)?;
         let mut found = Vec::new();
         while let Some(chunk) = chunks.next_chunk()? {
             let Chunk::Text(text) = chunk else {

@@ -1,7 +1,7 @@
 //! Data-prep: records in, token shards out, rows over Arrow Flight.
 //!
-//! Each step of a preparation has one file: [`request`] → [`source`] → [`input`] → `tokenize`
-//! within [`pipeline`] → `spool` → [`shards`] → `commit`, driven by [`preparer`]. Committed data
+//! Each step of a preparation has one file: [`request`] → [`source`] ([`splits`]) → [`input`] →
+//! `tokenize` within [`pipeline`] → `spool` → [`shards`] → `commit`, driven by [`preparer`]. Committed data
 //! sets are read by [`catalog`] and `rows`, and served by [`rpc`].
 
 use std::sync::Arc;
@@ -27,6 +27,7 @@ pub mod request;
 pub mod rpc;
 pub mod shards;
 pub mod source;
+pub mod splits;
 pub mod tokenizers;
 
 pub use config::Config;

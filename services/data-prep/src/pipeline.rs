@@ -21,6 +21,7 @@ use serde::Deserialize;
 use tempfile::NamedTempFile;
 use togi_common::{DatasetId, Hasher};
 use togi_tokens::digest::DatasetHasher;
+use togi_tokens::manifest::Split;
 use togi_tokens::record::{COLUMNS, Columns};
 use togi_tokens::row::{Encoder, Settings};
 use togi_tokens::tokenizer::Tokenizer;
@@ -123,6 +124,7 @@ pub struct Rejects {
 struct Numbered {
     chunk: Chunk,
     file: Option<Arc<str>>,
+    split: Split,
 }
 
 /// Reads a source's files, which are opened one by one, each with its name. The call blocks until
@@ -185,15 +187,17 @@ fn read(
     for file in files {
         let (name, input) = file?;
         let file: Option<Arc<str>> = several.then(|| name.into());
+        let split = input.split;
         let mut chunks = input::open(input, &options)?;
         while let Some(chunk) = chunks.next_chunk()? {
             if plan.stop.is_cancelled() {
                 return Err(Error::Stopped);
             }
             let file = file.clone();
+            let numbered = Numbered { chunk, file, split };
             let sent = rotation
                 .next()
-                .is_some_and(|inlet| inlet.send(Numbered { chunk, file }).is_ok());
+                .is_some_and(|inlet| inlet.send(numbered).is_ok());
             if !sent {
                 // The other end was closed after its own error, which is returned.
                 return Ok(());
@@ -208,9 +212,9 @@ fn tokenize(
     chunks: &Receiver<Numbered>,
     results: &SyncSender<Tokenized>,
 ) {
-    for Numbered { chunk, file } in chunks {
+    for Numbered { chunk, file, split } in chunks {
         if results
-            .send(tokenizing.chunk(&chunk, file.as_deref()))
+            .send(tokenizing.chunk(&chunk, file.as_deref(), split))
             .is_err()
         {
             return;
@@ -258,8 +262,11 @@ impl Gathered {
         let (before_accepted, before_rejected) = (self.accepted, self.rejected);
         for fate in tokenized.fates {
             match fate {
-                Fate::Accepted(digest) => {
-                    self.hasher.accept(digest);
+                Fate::Accepted { digest, split } => {
+                    match split {
+                        Split::Train => self.hasher.accept(digest),
+                        Split::Validation => self.hasher.hold_out(digest),
+                    }
                     self.accepted += 1;
                 }
                 Fate::Rejected { number, reason, .. }
@@ -335,6 +342,7 @@ pub fn local_files(
         let input = Input {
             reader: Box::new(opened.try_clone().map_err(Error::Scratch)?),
             file: Some(opened),
+            split: Split::Train,
         };
         Ok((name.into_owned(), input))
     })

@@ -106,9 +106,16 @@ impl Preparer {
         .await
         .map_err(|_| Error::Panicked { thread: "scratch" })?
         .map_err(Error::Scratch)?;
+        if !located.reading.is_empty() {
+            info!(
+                dataset = request.name,
+                reading = located.reading,
+                "source found"
+            );
+        }
         Ok(Work {
             workers: request.workers.unwrap_or_else(|| self.config.workers()),
-            progress: Arc::new(Progress::new(located.bytes)),
+            progress: Arc::new(Progress::new(located.bytes, &located.reading)),
             scratch,
             request,
             located,

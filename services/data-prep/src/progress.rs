@@ -10,10 +10,11 @@ pub struct Progress {
     records: AtomicU64,
     bytes: AtomicU64,
     bytes_total: AtomicU64,
+    reading: String,
 }
 
 /// The counts at one moment, as a worker publishes them and a watcher reads them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Records read.
     pub records: u64,
@@ -21,13 +22,17 @@ pub struct Snapshot {
     pub bytes: u64,
     /// Bytes of the source; 0 if unknown.
     pub bytes_total: u64,
+    /// A sentence about the files that are read and those that are not; empty for one file.
+    #[serde(default)]
+    pub reading: String,
 }
 
 impl Progress {
-    /// Starts at zero bytes of `bytes_total`.
-    pub fn new(bytes_total: u64) -> Self {
+    /// Starts at zero bytes of `bytes_total`, with a sentence about the files that are read.
+    pub fn new(bytes_total: u64, reading: &str) -> Self {
         Self {
             bytes_total: bytes_total.into(),
+            reading: reading.to_owned(),
             ..Self::default()
         }
     }
@@ -48,6 +53,7 @@ impl Progress {
             records: self.records.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             bytes_total: self.bytes_total.load(Ordering::Relaxed),
+            reading: self.reading.clone(),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::input::Format;
 use crate::pipeline::OnBadRecord;
 use crate::source::{Finder, Located, RecordsFrom};
+use crate::splits::Choice;
 use crate::tokenizers::{TokenizerFrom, Tokenizers};
 
 /// A preparation.
@@ -20,6 +21,8 @@ pub struct Request {
     pub name: String,
     /// Where the records are.
     pub records: RecordsFrom,
+    /// Which of the records' splits are read.
+    pub splits: Choice,
     /// The records' format; detected from the bytes if not set.
     pub format: Option<Format>,
     /// The source's names of our columns.
@@ -59,7 +62,7 @@ impl Resolver {
     /// # Errors
     /// As [`Resolver::check`].
     pub async fn resolve(&self, request: &Request) -> Result<(Located, Arc<Tokenizer>)> {
-        let located = self.finder.find(&request.records).await?;
+        let located = self.finder.find(&request.records, &request.splits).await?;
         Ok((located, self.tokenizers.load(&request.tokenizer).await?))
     }
 }

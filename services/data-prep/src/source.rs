@@ -2,9 +2,10 @@
 //! object is read in ranges of one version, so that a replaced object fails instead of being mixed
 //! with its successor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,9 +14,11 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 use togi_runtime::config::StoreConfig;
+use togi_runtime::store::folder::local_folder;
 use togi_runtime::store::hub::{Hub, HubRef};
 use togi_runtime::store::{connect, connect_object};
 use togi_runtime::{Store, layout};
+use togi_tokens::manifest::Split;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
+use crate::splits::Choice;
 
 /// Bytes of one read of an object.
 const RANGE_BYTES: u64 = 4 << 20;
@@ -51,9 +55,11 @@ pub enum RecordsFrom {
 /// The files of a source, found but not opened.
 #[derive(Clone)]
 pub struct Located {
-    files: Vec<Location>,
+    files: Vec<(Location, Split)>,
     /// Bytes in all files, as they are stored.
     pub bytes: u64,
+    /// A sentence about the files that are read and those that are not; empty for one file.
+    pub reading: String,
 }
 
 #[derive(Clone)]
@@ -80,24 +86,24 @@ pub struct Finder {
 }
 
 impl Finder {
-    /// Finds a source's files.
+    /// Finds a source's files of the chosen splits.
     ///
     /// # Errors
-    /// `NotFound` with the field if the source, its object or its data set does not exist.
-    pub async fn find(&self, from: &RecordsFrom) -> Result<Located> {
+    /// `NotFound` with the field if the source, its object or its data set does not exist;
+    /// `InvalidArgument` if a chosen split does not.
+    pub async fn find(&self, from: &RecordsFrom, splits: &Choice) -> Result<Located> {
         match from {
             RecordsFrom::Upload(id) => {
-                let meta = self.store.head(&layout::upload(id)).await;
-                let absent = |e| Error::missing(e, "records.upload", "no such upload");
-                let meta = meta.map_err(absent)?;
+                let meta = self.upload(id).await?;
                 let store = self.store.inner();
-                Ok(Located {
-                    bytes: meta.size,
-                    files: vec![Location::Object { store, meta }],
-                })
+                // One file, whose name is the upload's id.
+                located(
+                    vec![(String::new(), meta.size, Location::Object { store, meta })],
+                    splits,
+                )
             }
-            RecordsFrom::Configured(name) => self.configured(name).await,
-            RecordsFrom::Hub(reference) => self.hub(reference).await,
+            RecordsFrom::Configured(name) => self.configured(name, splits).await,
+            RecordsFrom::Hub(reference) => self.hub(reference, splits).await,
         }
     }
 
@@ -108,9 +114,14 @@ impl Finder {
     pub async fn check(&self, from: &RecordsFrom) -> Result<()> {
         match from {
             RecordsFrom::Hub(_) => Ok(()),
-            RecordsFrom::Upload(_) => self.find(from).await.map(drop),
+            RecordsFrom::Upload(id) => self.upload(id).await.map(drop),
             RecordsFrom::Configured(name) => self.source(name).map(drop),
         }
+    }
+
+    async fn upload(&self, id: &str) -> Result<ObjectMeta> {
+        let meta = self.store.head(&layout::upload(id)).await;
+        meta.map_err(|e| Error::missing(e, "records.upload", "no such upload"))
     }
 
     fn source(&self, name: &str) -> Result<&StoreConfig> {
@@ -120,7 +131,7 @@ impl Finder {
         })
     }
 
-    async fn configured(&self, name: &str) -> Result<Located> {
+    async fn configured(&self, name: &str, splits: &Choice) -> Result<Located> {
         const FIELD: &str = "records.configured";
         let source = self.source(name)?;
         // The configuration is at fault, but this field of the request names it.
@@ -140,6 +151,9 @@ impl Finder {
                 .try_collect()
                 .await
                 .map_err(|e| absent(e.into()))?;
+            if let Some(folder) = local_folder(&source.url).map_err(wrong)? {
+                metas = without_links(&folder, metas);
+            }
             metas.sort_by(|a, b| a.location.cmp(&b.location));
             (store, metas)
         } else {
@@ -148,30 +162,28 @@ impl Finder {
             (store, vec![meta])
         };
         self.bounded(metas.len(), FIELD)?;
-        let bytes = metas.iter().map(|meta| meta.size).sum();
-        let files = metas.into_iter().map(|meta| Location::Object {
-            store: store.clone(),
-            meta,
+        let alone = !source.url.ends_with('/');
+        let files = metas.into_iter().map(|meta| {
+            let name = if alone { "" } else { meta.location.as_ref() };
+            let (name, store) = (name.to_owned(), store.clone());
+            (name, meta.size, Location::Object { store, meta })
         });
-        Ok(Located {
-            files: files.collect(),
-            bytes,
-        })
+        located(files.collect(), splits)
     }
 
-    async fn hub(&self, reference: &HubRef) -> Result<Located> {
+    async fn hub(&self, reference: &HubRef, splits: &Choice) -> Result<Located> {
         const FIELD: &str = "records.hub";
         let hub = Hub::from_environment()?;
         let found = hub.snapshot(reference, holds_records).await;
         let found = found.map_err(|e| e.with_field(FIELD))?.files;
         self.bounded(found.len(), FIELD)?;
-        let (mut files, mut bytes) = (Vec::new(), 0);
+        let mut files = Vec::new();
         for (name, path) in found {
             let metadata = tokio::fs::metadata(&path).await;
-            bytes += metadata.map_err(togi_runtime::Error::from)?.len();
-            files.push(Location::File { path, name });
+            let bytes = metadata.map_err(togi_runtime::Error::from)?.len();
+            files.push((name.clone(), bytes, Location::File { path, name }));
         }
-        Ok(Located { files, bytes })
+        located(files, splits)
     }
 
     fn bounded(&self, files: usize, field: &str) -> Result<()> {
@@ -185,6 +197,38 @@ impl Finder {
         }
         Ok(())
     }
+}
+
+/// Keeps the files of the chosen splits, of files with their names within the source and their
+/// bytes. The name of a file that is no part of a folder is empty.
+fn located(files: Vec<(String, u64, Location)>, splits: &Choice) -> Result<Located> {
+    let names: Vec<&str> = files.iter().map(|(name, ..)| name.as_str()).collect();
+    let chosen = splits.of(&names)?;
+    let mut located = Located {
+        files: Vec::with_capacity(files.len()),
+        bytes: 0,
+        reading: chosen.sentence,
+    };
+    for ((_, bytes, location), side) in files.into_iter().zip(chosen.sides) {
+        if let Some(split) = side {
+            located.bytes += bytes;
+            located.files.push((location, split));
+        }
+    }
+    Ok(located)
+}
+
+/// Leaves out further names of the same file, as links give them: a mounted ConfigMap has each file
+/// three times. The name with the fewest folders stays.
+fn without_links(folder: &std::path::Path, mut metas: Vec<ObjectMeta>) -> Vec<ObjectMeta> {
+    metas.sort_by_key(|meta| (meta.location.parts_count(), meta.location.to_string()));
+    let mut seen = HashSet::new();
+    metas.retain(|meta| {
+        // A file that is gone again is named when it is opened.
+        let file = std::fs::metadata(folder.join(meta.location.as_ref()));
+        file.map_or(true, |file| seen.insert((file.dev(), file.ino())))
+    });
+    metas
 }
 
 /// Returns whether a file of a folder or of a hub's data set has records, by its name.
@@ -220,12 +264,12 @@ impl Located {
         reading: Reading,
     ) -> impl ExactSizeIterator<Item = Result<(String, Input)>> + Send {
         let files = self.files.iter();
-        files.map(move |location| location.open(&reading))
+        files.map(move |(location, split)| location.open(*split, &reading))
     }
 }
 
 impl Location {
-    fn open(&self, reading: &Reading) -> Result<(String, Input)> {
+    fn open(&self, split: Split, reading: &Reading) -> Result<(String, Input)> {
         let (name, reader, file): (_, Box<dyn Read + Send>, _) = match self {
             Self::Object { store, meta } => {
                 let reader = ObjectReader {
@@ -247,7 +291,14 @@ impl Location {
                 (name.clone(), Box::new(reader), Some(opened))
             }
         };
-        Ok((name, Input { reader, file }))
+        Ok((
+            name,
+            Input {
+                reader,
+                file,
+                split,
+            },
+        ))
     }
 }
 

@@ -4,6 +4,7 @@
 use serde::Serialize;
 use serde_json::Value;
 use togi_common::{Digest, canonical};
+use togi_tokens::manifest::Split;
 use togi_tokens::record::{Columns, Record, Reject};
 use togi_tokens::row::{Encoder, is_validation};
 
@@ -26,8 +27,8 @@ pub(crate) struct Tokenized {
 
 /// The result of a record.
 pub(crate) enum Fate {
-    /// A row was made; this is the record's digest.
-    Accepted(Digest),
+    /// A row was made of the record with this digest, from a file of this side.
+    Accepted { digest: Digest, split: Split },
     /// No row was made; `line` is the record's line in `rejects.jsonl`, without its newline.
     Rejected {
         number: u64,
@@ -52,6 +53,15 @@ struct RejectLine<'a> {
     sample: &'a str,
 }
 
+/// The file of a chunk.
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    /// Its name, if the source has more than one.
+    file: Option<&'a str>,
+    /// The side of its records.
+    split: Split,
+}
+
 /// Turns chunks into rows. Each thread has its own.
 pub(crate) struct Tokenizing {
     encoder: Encoder,
@@ -63,7 +73,8 @@ impl Tokenizing {
         Self { encoder, columns }
     }
 
-    pub(crate) fn chunk(&mut self, chunk: &Chunk, file: Option<&str>) -> Tokenized {
+    pub(crate) fn chunk(&mut self, chunk: &Chunk, file: Option<&str>, split: Split) -> Tokenized {
+        let origin = Origin { file, split };
         let mut done = Tokenized::default();
         match chunk {
             Chunk::Text(text) => {
@@ -75,7 +86,7 @@ impl Tokenizing {
                         Record::from_json_slice(record.bytes, &self.columns)
                     };
                     let sample = || String::from_utf8_lossy(head(record.bytes)).into_owned();
-                    self.record(read, record.number, file, sample, &mut done);
+                    self.record(read, record.number, origin, sample, &mut done);
                 }
             }
             Chunk::Table(table) => {
@@ -84,7 +95,7 @@ impl Tokenizing {
                     let sample = move || sample.to_string();
                     let read = within_length(&value)
                         .and_then(|()| Record::from_json(value, &self.columns));
-                    self.record(read, number, file, sample, &mut done);
+                    self.record(read, number, origin, sample, &mut done);
                 }
             }
         }
@@ -95,7 +106,7 @@ impl Tokenizing {
         &mut self,
         read: Result<Record, Reject>,
         number: u64,
-        file: Option<&str>,
+        origin: Origin<'_>,
         sample: impl FnOnce() -> String,
         done: &mut Tokenized,
     ) {
@@ -104,21 +115,25 @@ impl Tokenizing {
         let fate = match row {
             Ok((record, row)) => {
                 let share = encoder.settings().validation_share;
-                let kept = share > 0.0 && is_validation(record.content_hash(), share);
+                let of_share = || share > 0.0 && is_validation(record.content_hash(), share);
+                let kept = origin.split == Split::Validation || of_share();
                 if kept {
                     &mut done.validation
                 } else {
                     &mut done.train
                 }
                 .push(&row);
-                Fate::Accepted(record.digest())
+                Fate::Accepted {
+                    digest: record.digest(),
+                    split: origin.split,
+                }
             }
             Err(Reject { reason, field }) => {
                 let sample = sample();
                 let sample = cut(&sample, SAMPLE_BYTES);
                 let line = RejectLine {
                     line: number,
-                    file,
+                    file: origin.file,
                     field: &field,
                     reason: &reason,
                     sample,

@@ -58,6 +58,7 @@ fn generated(records: u64) -> Input {
         at: 0,
     };
     Input {
+        split: togi_tokens::Split::Train,
         reader: Box::new(reader),
         file: None,
     }

@@ -81,7 +81,11 @@ pub async fn from_hub(hub: &Hub, reference: &HubRef) -> Result<PathBuf> {
     Ok(hub.snapshot(reference, is_base_file).await?.folder)
 }
 
-fn local_folder(url: &str) -> Result<Option<PathBuf>> {
+/// Returns the folder of a `file://` URL, and nothing for another store.
+///
+/// # Errors
+/// `InvalidArgument` if it is no URL.
+pub fn local_folder(url: &str) -> Result<Option<PathBuf>> {
     let wrong = || {
         Error::invalid(
             "url",

@@ -26,6 +26,7 @@ Examples:
   togi prepare records.jsonl --name mine
   togi prepare dolly.json.gz --name dolly --column input=context --column output=response
   togi prepare --hub hf://datasets/kunishou/databricks-dolly-15k-ja --name dolly-ja --tokenizer spiece.model
+  togi prepare --hub hf://datasets/OWNER/NAME --name both --split train+test
   togi prepare records.jsonl --name mine --learn answer --validation-share 0.05";
 
 /// The command's options; also a pipeline's table of the same names, with `_` for `-`.
@@ -51,6 +52,12 @@ pub struct Prepare {
     /// A SentencePiece model to tokenize with
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// The split to train on, or several: train+test [default: train, where the source has splits]
+    #[arg(long, value_name = "SPLIT")]
+    pub split: Option<String>,
+    /// The split kept for validation, or none [default: validation, where the source has it]
+    #[arg(long, value_name = "SPLIT")]
+    pub validation_split: Option<String>,
     /// json, jsonl or parquet [default: detected from the file]
     #[arg(long, value_parser = ["json", "jsonl", "parquet"])]
     pub format: Option<String>,
@@ -158,6 +165,8 @@ impl Prepare {
                 source: Some(records),
                 format: self.format.clone().unwrap_or_default(),
                 columns: self.column.iter().cloned().collect(),
+                split: self.split.clone().unwrap_or_default(),
+                validation_split: self.validation_split.clone().unwrap_or_default(),
             }),
             tokenizer: Some(TokenizerSource {
                 source: Some(tokenizer),
@@ -228,6 +237,10 @@ fn summary(dataset: &Dataset, elapsed: f64) -> String {
         0 => String::new(),
         rejected => format!(", {rejected} rejected (rejects.jsonl beside the shards names each)"),
     };
+    let held_out = match dataset.validation_rows {
+        0 => String::new(),
+        rows => format!(", {rows} kept for validation"),
+    };
     let Dataset {
         name,
         revision,
@@ -235,7 +248,7 @@ fn summary(dataset: &Dataset, elapsed: f64) -> String {
         ..
     } = dataset;
     format!(
-        "{name} revision {revision}: {records_read} records read{rejected}, in {}",
+        "{name} revision {revision}: {records_read} records read{held_out}{rejected}, in {}",
         seconds(elapsed)
     )
 }

@@ -115,6 +115,7 @@ pub(crate) async fn training(
 pub(crate) async fn prepare(session: &Session, mut job: Job) -> Result<Job> {
     let mut progress = session.output.progress("preparing");
     let mut patience = Patience::default();
+    let mut reading = String::new();
     while !is_final(&job) {
         let attempt = async {
             let request = WatchPreparationRequest {
@@ -139,6 +140,7 @@ pub(crate) async fn prepare(session: &Session, mut job: Job) -> Result<Job> {
                     job_lines::waiting(&job)
                 };
                 progress.set(update.bytes_read, &message);
+                reading = update.reading;
                 job = update.job.unwrap_or(job.clone());
             }
             Ok(())
@@ -147,6 +149,9 @@ pub(crate) async fn prepare(session: &Session, mut job: Job) -> Result<Job> {
         patience.bear(outcome).await?;
     }
     progress.finish();
+    if !reading.is_empty() {
+        session.output.say(reading);
+    }
     Ok(job)
 }
 

@@ -19,6 +19,7 @@ use crate::input::Format;
 use crate::pipeline::OnBadRecord;
 use crate::request::Request;
 use crate::source::RecordsFrom;
+use crate::splits::Choice;
 use crate::tokenizers::TokenizerFrom;
 
 /// Most tokenizing threads of a request.
@@ -28,6 +29,8 @@ const MAX_LENGTH: u32 = 32_768;
 /// Most ids in a shard, as rows times `max_length`. A thread holds them while it writes the shard:
 /// 64 MiB.
 const MAX_SHARD_IDS: u64 = 1 << 23;
+/// Most bytes of a split's name.
+const MAX_SPLIT_BYTES: usize = 256;
 /// Most bytes of an idempotency key.
 const MAX_KEY_BYTES: usize = 256;
 
@@ -63,6 +66,8 @@ impl TryFrom<proto::PrepareRequest> for Request {
             source,
             format,
             columns,
+            split,
+            validation_split,
         } = request
             .records
             .ok_or_else(|| Error::invalid("records", "records must be set"))?;
@@ -80,6 +85,7 @@ impl TryFrom<proto::PrepareRequest> for Request {
         }
         Ok(Self {
             name: request.name,
+            splits: splits(source.as_ref(), split, validation_split)?,
             records: records(source)?,
             format: self::format(&format)?,
             columns,
@@ -107,6 +113,31 @@ fn records(source: Option<RecordSource>) -> Result<RecordsFrom> {
             "records must name an upload, a configured source or a hub",
         )),
     }
+}
+
+fn splits(source: Option<&RecordSource>, train: String, validation: String) -> Result<Choice> {
+    let named = [
+        ("records.split", train),
+        ("records.validation_split", validation),
+    ];
+    let [train, validation] = named.map(|(field, split)| {
+        if split.is_empty() {
+            return Ok(None);
+        }
+        if matches!(source, Some(RecordSource::Upload(_))) {
+            let text = format!("{field}: an upload is one file and has no splits");
+            return Err(Error::invalid(field, text));
+        }
+        if split.len() > MAX_SPLIT_BYTES {
+            let text = format!("{field} must have at most {MAX_SPLIT_BYTES} bytes");
+            return Err(Error::invalid(field, text));
+        }
+        Ok(Some(split))
+    });
+    Ok(Choice {
+        train: train?,
+        validation: validation?,
+    })
 }
 
 fn hub(url: &str) -> Result<HubRef> {
@@ -357,6 +388,12 @@ mod tests {
             }),
             ("records.format", |r| {
                 r.records.as_mut().unwrap().format = "csv".into()
+            }),
+            ("records.split", |r| {
+                r.records.as_mut().unwrap().split = "test".into()
+            }),
+            ("records.validation_split", |r| {
+                r.records.as_mut().unwrap().validation_split = "dev".into()
             }),
             ("records.columns", |r| {
                 r.records.as_mut().unwrap().columns = [("prompt".into(), "x".into())].into();

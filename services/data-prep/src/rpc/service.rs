@@ -117,6 +117,7 @@ impl Watch {
                 records_read: self.sent.records,
                 bytes_read: self.sent.bytes,
                 bytes_total: self.sent.bytes_total,
+                reading: self.sent.reading.clone(),
             };
             return Some((Ok(update), self));
         }
@@ -129,11 +130,11 @@ impl Watch {
             .as_ref()
             .is_none_or(|job| !job.state.is_final() && job.fence == Fence::default());
         if queued {
-            return self.sent;
+            return self.sent.clone();
         }
         let body = self.context.bus.progress(&self.id).await.ok().flatten();
         body.and_then(|body| serde_json::from_slice(&body).ok())
-            .unwrap_or(self.sent)
+            .unwrap_or_else(|| self.sent.clone())
     }
 }
 

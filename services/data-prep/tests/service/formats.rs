@@ -1,6 +1,7 @@
 //! The same records are the same data set in every format and at every location.
 
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
@@ -9,8 +10,9 @@ use flate2::write::GzEncoder;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use serde_json::{Value, json};
-use togi_proto::job::v1::JobState;
+use togi_proto::job::v1::{Job, JobState};
 use togi_runtime::config::StoreConfig;
+use togi_tokens::manifest::Split;
 
 use crate::rig::{System, lines, records};
 
@@ -152,4 +154,94 @@ async fn configured_sources_are_an_object_or_a_folder() {
         ("NOT_FOUND", "records.configured")
     );
     system.stop().await;
+}
+
+/// A source of the configuration that is a folder, prepared with edits of its record source.
+async fn of_folder(folder: &std::path::Path, edits: Value) -> (System, Job) {
+    let url = StoreConfig {
+        url: format!("file://{}/", folder.display()),
+        options: [].into(),
+        secrets: None,
+    };
+    let system = System::start_with(|config| {
+        config.sources.insert("folder".into(), url);
+    })
+    .await;
+    let mut records = json!({"configured": "folder"});
+    records
+        .as_object_mut()
+        .unwrap()
+        .extend(edits.as_object().unwrap().clone());
+    let mut request = system.request("", json!({}));
+    request.records = serde_json::from_value(records).unwrap();
+    let job = system.run(request).await;
+    (system, job)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_counts_once_however_many_links_lead_to_it() {
+    // A mounted ConfigMap's layout, a folder that another name leads to, and a hard link.
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("..2026_11_28")).unwrap();
+    std::fs::write(at("..2026_11_28/records.jsonl"), lines(&records(0, 5))).unwrap();
+    symlink("..2026_11_28", at("..data")).unwrap();
+    symlink("..data/records.jsonl", at("records.jsonl")).unwrap();
+    std::fs::create_dir(at("2026-11-27")).unwrap();
+    std::fs::write(at("2026-11-27/more.jsonl"), lines(&records(5, 8))).unwrap();
+    symlink("2026-11-27", at("latest")).unwrap();
+    std::fs::hard_link(at("2026-11-27/more.jsonl"), at("same.jsonl")).unwrap();
+    let (system, job) = of_folder(folder.path(), json!({})).await;
+    assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
+    assert_eq!(system.manifest(&job.result).await.records_read, 8);
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_test_split_is_left_out_and_validation_is_held_out() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    for (name, from, to) in [("train", 0, 3), ("validation", 3, 5), ("test", 5, 9)] {
+        let path = folder.path().join(format!("data/{name}.jsonl"));
+        std::fs::write(path, lines(&records(from, to))).unwrap();
+    }
+    let table = [
+        (json!({}), Some((3, 2))),
+        (json!({"validationSplit": "none"}), Some((3, 0))),
+        (
+            json!({"split": "test", "validationSplit": "train"}),
+            Some((4, 3)),
+        ),
+        (json!({"split": "train+validation+test"}), Some((9, 0))),
+        (json!({"split": "trian"}), None),
+    ];
+    let mut seen = std::collections::BTreeSet::new();
+    for (edits, wanted) in table {
+        let (system, job) = of_folder(folder.path(), edits.clone()).await;
+        match wanted {
+            Some((train, validation)) => {
+                assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
+                let manifest = system.manifest(&job.result).await;
+                let rows = (
+                    manifest.rows(Split::Train),
+                    manifest.rows(Split::Validation),
+                );
+                assert_eq!(rows, (train, validation), "{edits}");
+                assert!(seen.insert(job.result), "{edits} is another data set");
+            }
+            None => {
+                let error = job.error.unwrap();
+                assert_eq!(
+                    (error.code.as_str(), error.field.as_str()),
+                    ("INVALID_ARGUMENT", "records.split")
+                );
+                assert!(
+                    error
+                        .message
+                        .ends_with("its splits are test, train, validation")
+                );
+            }
+        }
+        system.stop().await;
+    }
 }
