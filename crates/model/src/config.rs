@@ -1,8 +1,14 @@
 //! A GPT-NeoX `config.json` in the spelling of any year, checked; and the shapes that follow from
 //! it.
 
+mod fields;
+mod generation;
+mod rotary;
+
 use serde_json::{Map, Value, json};
 
+use self::fields::Fields;
+use self::rotary::rotary;
 use crate::activation::Activation;
 use crate::error::{Error, Result};
 
@@ -54,7 +60,7 @@ impl Config {
     ///
     /// # Errors
     /// The text is not JSON, has another `model_type`, a field of a wrong type or range, or a
-    /// feature that would change the numbers (rotary scaling, dropout inside the base).
+    /// feature that would change the numbers or the answers (rotary scaling, forced tokens).
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         let value: Value = serde_json::from_slice(bytes).map_err(|source| Error::Json {
             what: "config.json".into(),
@@ -76,6 +82,13 @@ impl Config {
                 )));
             }
         }
+        if let Some(Value::Object(heads)) = fields.get("pruned_heads")
+            && !heads.is_empty()
+        {
+            let reason = "pruned_heads is not supported: every head is computed";
+            return Err(Error::Config(reason.into()));
+        }
+        generation::check("config.json", &fields)?;
         let (rotary_pct, rotary_emb_base) = rotary(&fields)?;
         let hidden_size = fields.count("hidden_size", Some(6144))?;
         let config = Self {
@@ -104,7 +117,8 @@ impl Config {
     /// sequence, if it has any.
     ///
     /// # Errors
-    /// The text is not a JSON object, or they are not token ids.
+    /// The text is not a JSON object, they are not token ids, or a rule that forbids or forces
+    /// tokens is set.
     pub(crate) fn read_generation(&mut self, bytes: &[u8]) -> Result<()> {
         let map: Map<String, Value> =
             serde_json::from_slice(bytes).map_err(|source| Error::Json {
@@ -112,6 +126,7 @@ impl Config {
                 source,
             })?;
         let fields = Fields(&map);
+        generation::check("generation_config.json", &fields)?;
         if fields.get(EOS).is_some() {
             self.eos_token_ids = fields.ids(EOS, &[])?;
         }
@@ -255,96 +270,5 @@ impl Config {
         shapes
             .map(|(_, shape)| shape.iter().product::<usize>() as u64)
             .sum()
-    }
-}
-
-fn rotary(fields: &Fields<'_>) -> Result<(f64, f64)> {
-    if fields.get("rope_scaling").is_some() {
-        return Err(Error::Config("rope_scaling is not supported".into()));
-    }
-    let (mut share, mut base) = (
-        fields.number("rotary_pct", 0.25)?,
-        fields.number("rotary_emb_base", 10_000.0)?,
-    );
-    // Newer files have both at the top level under other names.
-    share = fields.number("partial_rotary_factor", share)?;
-    base = fields.number("rope_theta", base)?;
-    match fields.get("rope_parameters") {
-        None => {}
-        Some(Value::Object(rope)) => {
-            let rope = Fields(rope);
-            let kind = rope.text("rope_type", "default")?;
-            if kind != "default" {
-                return Err(Error::Config(format!(
-                    "rope_type {kind:?} is not supported"
-                )));
-            }
-            share = rope.number("partial_rotary_factor", share)?;
-            base = rope.number("rope_theta", base)?;
-        }
-        Some(_) => return Err(Error::Config("rope_parameters is not an object".into())),
-    }
-    Ok((share, base))
-}
-
-/// Typed access to an object; `null` is the same as absent.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.0.get(name).filter(|value| !value.is_null())
-    }
-
-    fn typed<T>(
-        &self,
-        name: &str,
-        kind: &str,
-        default: Option<T>,
-        read: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<T> {
-        match self.get(name) {
-            Some(value) => {
-                read(value).ok_or_else(|| Error::Config(format!("{name} is not {kind}: {value}")))
-            }
-            None => default.ok_or_else(|| Error::Config(format!("{name} is missing"))),
-        }
-    }
-
-    fn count(&self, name: &str, default: Option<usize>) -> Result<usize> {
-        self.typed(name, "a count", default, |v| {
-            v.as_u64().and_then(|n| usize::try_from(n).ok())
-        })
-    }
-
-    fn number(&self, name: &str, default: f64) -> Result<f64> {
-        self.typed(name, "a number", Some(default), Value::as_f64)
-    }
-
-    fn flag(&self, name: &str, default: bool) -> Result<bool> {
-        self.typed(name, "true or false", Some(default), Value::as_bool)
-    }
-
-    fn text(&self, name: &str, default: &'a str) -> Result<&'a str> {
-        self.typed(name, "a text", Some(default), Value::as_str)
-    }
-
-    /// A token id. An absent field has the default, `null` is no id, and of a list the first
-    /// counts.
-    fn id(&self, name: &str, default: Option<u32>) -> Result<Option<u32>> {
-        Ok(self.ids(name, default.as_slice())?.first().copied())
-    }
-
-    /// Token ids: one, or a list. An absent field has the default, and `null` is no id.
-    fn ids(&self, name: &str, default: &[u32]) -> Result<Vec<u32>> {
-        let id = |value: &Value| {
-            let id = value.as_u64().and_then(|n| u32::try_from(n).ok());
-            id.ok_or_else(|| Error::Config(format!("{name} is not a token id: {value}")))
-        };
-        match self.0.get(name) {
-            None => Ok(default.to_vec()),
-            Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::Array(list)) => list.iter().map(id).collect(),
-            Some(value) => Ok(vec![id(value)?]),
-        }
     }
 }

@@ -280,6 +280,19 @@ fn old_and_new_names_of_a_configuration_mean_the_same() {
         (4, 5000.0, true)
     );
     assert_eq!(Config::from_json(&old.to_json()).unwrap(), old);
+    // Each means the same, in the spelling of another year.
+    for spelling in [
+        r#""rope_scaling": null"#,
+        r#""rope_scaling": {}"#,
+        r#""rope_scaling": {"type": "default"}"#,
+        r#""rope_scaling": {"rope_type": "default", "type": "default"}"#,
+        r#""rope_parameters": {"type": "default", "rope_theta": 5000.0}"#,
+        r#""partial_rotary_factor": 0.5, "rope_theta": 5000"#,
+    ] {
+        let text =
+            format!(r#"{{{SHAPE}, "rotary_pct": 0.5, "rotary_emb_base": 5000, {spelling}}}"#);
+        assert_eq!(parse(&text).unwrap(), old, "{spelling}");
+    }
     let defaults = parse(&format!("{{{SHAPE}}}")).unwrap();
     assert_eq!(
         (
@@ -336,7 +349,22 @@ fn the_ends_of_a_generation_configuration_replace_those_of_the_model() {
     base::write_quantized(from.path(), quantized.path(), precision).unwrap();
     let base = Base::load_as(quantized.path(), precision).unwrap();
     assert_eq!(base.config().eos_token_ids, [7, 3]);
-    for wrong in [r#"{"eos_token_id": ["</s>"]}"#, "[]", "{"] {
+    for neutral in [
+        r#"{"do_sample": true, "temperature": 0.6, "top_k": 5, "max_length": 20}"#,
+        r#"{"stop_strings": null, "bad_words_ids": [], "guidance_scale": 1.0}"#,
+    ] {
+        std::fs::write(&file, neutral).unwrap();
+        assert!(Base::load(from.path()).is_ok(), "{neutral}");
+    }
+    for wrong in [
+        r#"{"eos_token_id": ["</s>"]}"#,
+        "[]",
+        "{",
+        r#"{"stop_strings": ["。"]}"#,
+        r#"{"suppress_tokens": [1]}"#,
+        r#"{"forced_bos_token_id": 0}"#,
+        r#"{"sequence_bias": [[[4], -1.0]]}"#,
+    ] {
         std::fs::write(&file, wrong).unwrap();
         assert!(Base::load(from.path()).is_err(), "{wrong}");
     }
@@ -352,6 +380,39 @@ fn configurations_that_mean_something_else_are_refused_by_name() {
             r#""rope_scaling": {"type": "linear", "factor": 2.0}"#,
         ),
         ("rope_type", r#""rope_parameters": {"rope_type": "yarn"}"#),
+        (
+            "rope_parameters.type",
+            r#""rope_parameters": {"type": "linear", "factor": 4.0}"#,
+        ),
+        (
+            "rope_parameters.type",
+            r#""rope_parameters": {"rope_type": null, "type": "dynamic", "factor": 4.0}"#,
+        ),
+        (
+            "rope_scaling.rope_type",
+            r#""rope_scaling": {"rope_type": "llama3", "factor": 2.0}"#,
+        ),
+        (
+            "differ",
+            r#""rope_scaling": {"rope_type": "default", "type": "linear", "factor": 2.0}"#,
+        ),
+        (
+            "differ",
+            r#""rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_theta": 9}"#,
+        ),
+        (
+            "rope_parameters.full_attention",
+            r#""rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}"#,
+        ),
+        ("rope_scaling", r#""rope_scaling": "linear""#),
+        (
+            "rope_theta",
+            r#""rope_theta": 5000.0, "rotary_emb_base": 10000"#,
+        ),
+        ("partial_rotary_factor", r#""partial_rotary_factor": 0.5"#),
+        ("pruned_heads", r#""pruned_heads": {"0": [1]}"#),
+        ("forced_eos_token_id", r#""forced_eos_token_id": 0"#),
+        ("bad_words_ids", r#""bad_words_ids": [[3]]"#),
         ("hidden_dropout", r#""hidden_dropout": 0.1"#),
         ("num_attention_heads", r#""num_attention_heads": 3"#),
         ("num_attention_heads", r#""num_attention_heads": 0"#),
