@@ -12,6 +12,9 @@ use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
 
+/// The `eos_token_id` of a GPT-NeoX configuration that has none.
+const DEFAULT_EOS: u32 = 2;
+
 /// A base and the tokenizer that fits it.
 pub struct CheckedBase {
     /// The base.
@@ -68,6 +71,10 @@ impl CheckedBase {
     pub fn new(base: Base) -> Result<Self> {
         let bytes = base.tokenizer().ok_or(Error::NoTokenizer)?;
         let tokenizer = Tokenizer::from_bytes(bytes).map_err(Error::Tokenizer)?;
+        for (file, bytes) in base.tokenizer_settings() {
+            let checked = tokenizer.check_beside(file, bytes);
+            checked.map_err(Error::Tokenizer)?;
+        }
         Self::with_tokenizer(base, tokenizer)
     }
 
@@ -90,12 +97,12 @@ impl CheckedBase {
     }
 }
 
-/// Returns the tokens that end an answer: the tokenizer's, and the model's if the tokenizer has
-/// none or the model has several.
+/// Returns the tokens that end an answer: the tokenizer's and the model's. A lone 2, which is
+/// transformers' default for GPT-NeoX, counts only if the tokenizer has none.
 #[must_use]
 pub fn eos(tokenizer: &Tokenizer, config: &Config) -> Vec<u32> {
     let mut ids: Vec<u32> = tokenizer.eos().into_iter().collect();
-    if ids.is_empty() || config.eos_token_ids.len() > 1 {
+    if ids.is_empty() || config.eos_token_ids != [DEFAULT_EOS] {
         let others = config.eos_token_ids.iter().filter(|id| !ids.contains(id));
         ids.extend(others.copied().collect::<Vec<_>>());
     }

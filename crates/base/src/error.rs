@@ -13,7 +13,7 @@ pub enum Error {
     #[error("its folder has no spiece.model and no tokenizer.model")]
     NoTokenizer,
     /// The tokenizer's file is damaged or of an unsupported kind.
-    #[error("its tokenizer is invalid: {0}")]
+    #[error("its tokenizer is not usable: {0}")]
     Tokenizer(togi_tokens::Error),
     /// The tokenizer makes ids that the network does not have.
     #[error("its tokenizer has {pieces} pieces, its network {ids} ids")]

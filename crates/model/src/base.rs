@@ -33,6 +33,7 @@ pub struct Base {
     config: Config,
     tensors: BTreeMap<String, StoredForm>,
     tokenizer: Option<Vec<u8>>,
+    tokenizer_settings: Vec<(String, Vec<u8>)>,
     digest: BaseDigest,
     precision: Precision,
 }
@@ -89,6 +90,11 @@ impl Base {
         } = Folder::open(dir, precision)?;
         let tokenizer = tokenizer_file(dir);
         let tokenizer = tokenizer.map(|path| read::file(&path)).transpose()?;
+        let settings = read::tokenizer_settings(dir).map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Ok((name.into_owned(), read::file(&path)?))
+        });
+        let tokenizer_settings = settings.collect::<Result<_>>()?;
         Ok(Self {
             config,
             tensors: tensors
@@ -96,6 +102,7 @@ impl Base {
                 .map(|(name, tensor)| (name, tensor.form))
                 .collect(),
             tokenizer,
+            tokenizer_settings,
             digest,
             precision,
         })
@@ -120,6 +127,7 @@ impl Base {
             config,
             tensors,
             tokenizer: None,
+            tokenizer_settings: Vec::new(),
             digest: BaseDigest::none(),
             precision,
         })
@@ -141,6 +149,13 @@ impl Base {
     #[must_use]
     pub fn tokenizer(&self) -> Option<&[u8]> {
         self.tokenizer.as_deref()
+    }
+
+    /// The files that transformers keeps beside the tokenizer, with their names, which are not
+    /// interpreted here.
+    pub fn tokenizer_settings(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let files = self.tokenizer_settings.iter();
+        files.map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
     }
 
     /// SHA-256 (hex) of the lines `<sha-256 of the file, hex>  <file name>\n` of `config.json` and

@@ -63,7 +63,12 @@ pub fn tokenizer(file: &Path) -> Result<Tokenizer> {
 pub fn tokenizer_of(folder: &Path) -> Result<Tokenizer> {
     present(folder)?;
     match base::tokenizer_file(folder) {
-        Some(file) => tokenizer(&file),
+        Some(file) => {
+            let tokenizer = tokenizer(&file)?;
+            let checked = tokenizer.check_folder(folder);
+            checked.map_err(|error| Error::unfit("base", folder, error))?;
+            Ok(tokenizer)
+        }
         None => {
             let reason = "it has no spiece.model and no tokenizer.model";
             Err(Error::unfit("base", folder, reason))

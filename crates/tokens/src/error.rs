@@ -11,6 +11,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file beside a SentencePiece model would make other ids, or another end, than the model.
+    #[error("{file}: {reason}")]
+    Beside {
+        /// The file's name.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A setting's value is out of its range.
     #[error("invalid {field}: {reason}")]
     Setting {
@@ -45,6 +53,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn tokenizer(reason: impl Into<String>) -> Self {
         Self::Tokenizer {
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn beside(file: &str, reason: impl Into<String>) -> Self {
+        Self::Beside {
+            file: file.to_owned(),
             reason: reason.into(),
         }
     }

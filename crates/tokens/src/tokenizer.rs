@@ -3,6 +3,7 @@
 //! Encoding: `normalizer` (text → symbols) → `lattice` (symbols → pieces, over `trie`) → ids.
 //! Decoding is in `decoder`.
 
+mod beside;
 mod charsmap;
 mod decoder;
 mod lattice;
@@ -13,17 +14,19 @@ mod table;
 mod trie;
 pub(crate) mod vocabulary;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use togi_common::Digest;
 
+pub use self::beside::BESIDE;
 pub use self::decoder::Decoder;
 use self::decoder::Detokenizer;
 use self::lattice::{Best, Span};
 use self::load::Model;
 use self::normalizer::Symbol;
 use self::vocabulary::Role;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A SentencePiece unigram model. Text never yields a control id: `</s>` typed by a user is
 /// ordinary text.
@@ -50,6 +53,30 @@ impl Tokenizer {
             model: Model::read(file)?,
             digest: Digest::of(file).to_string(),
         })
+    }
+
+    /// Checks one of the files [`BESIDE`] this model, by its name and bytes.
+    ///
+    /// # Errors
+    /// The file cannot be parsed, or it would make other ids or another end than the model alone:
+    /// the text names the file, the field and the token.
+    pub fn check_beside(&self, file: &str, bytes: &[u8]) -> Result<()> {
+        beside::check(&self.model.vocabulary, file, bytes)
+    }
+
+    /// Checks every file [`BESIDE`] this model that a folder has.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::check_beside`]; a file that is there cannot be read.
+    pub fn check_folder(&self, folder: &Path) -> Result<()> {
+        for name in BESIDE {
+            match std::fs::read(folder.join(name)) {
+                Ok(bytes) => self.check_beside(name, &bytes)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::beside(name, error.to_string())),
+            }
+        }
+        Ok(())
     }
 
     /// Returns the SHA-256 of the model's file as 64 lower-case hex digits.

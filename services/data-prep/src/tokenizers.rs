@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use object_store::ObjectStoreExt;
+use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
 use togi_runtime::config::{BaseConfig, BasesConfig};
 use togi_runtime::store::connect;
 use togi_runtime::store::hub::{Hub, HubRef};
 use togi_runtime::{Class, Store, layout};
-use togi_tokens::tokenizer::Tokenizer;
+use togi_tokens::tokenizer::{BESIDE, Tokenizer};
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
@@ -56,11 +56,15 @@ impl Tokenizers {
         if let Some(tokenizer) = self.known(from) {
             return Ok(tokenizer);
         }
-        let (field, model) = match from {
-            TokenizerFrom::Upload(id) => ("tokenizer.upload", self.uploaded(id).await?),
+        let (field, files) = match from {
+            TokenizerFrom::Upload(id) => {
+                let model = self.uploaded(id).await?;
+                let beside = Vec::new();
+                ("tokenizer.upload", Files { model, beside })
+            }
             TokenizerFrom::Base(name) => ("tokenizer.base", self.of_base(name).await?),
         };
-        let parsed = spawn_blocking(move || Tokenizer::from_bytes(&model)).await;
+        let parsed = spawn_blocking(move || files.parse()).await;
         let tokenizer = parsed
             .map_err(|_| Error::Panicked {
                 thread: "tokenizer",
@@ -98,7 +102,7 @@ impl Tokenizers {
         }
     }
 
-    async fn of_base(&self, name: &str) -> Result<Vec<u8>> {
+    async fn of_base(&self, name: &str) -> Result<Files> {
         const FIELD: &str = "tokenizer.base";
         let base = self
             .bases
@@ -118,40 +122,81 @@ impl Tokenizers {
     }
 }
 
+/// A tokenizer's files.
+struct Files {
+    /// The SentencePiece model.
+    model: Vec<u8>,
+    /// The names and bytes of the files beside it.
+    beside: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Files {
+    fn parse(self) -> togi_tokens::Result<Tokenizer> {
+        let tokenizer = Tokenizer::from_bytes(&self.model)?;
+        for (name, bytes) in &self.beside {
+            tokenizer.check_beside(name, bytes)?;
+        }
+        Ok(tokenizer)
+    }
+}
+
 /// Fetches the tokenizer without the weights beside it.
-async fn from_hub(url: &str) -> togi_runtime::Result<Option<Vec<u8>>> {
+async fn from_hub(url: &str) -> togi_runtime::Result<Option<Files>> {
     let reference = HubRef::parse("url", url)?;
     let snapshot = Hub::from_environment()?
-        .snapshot(&reference, |name| NAMES.contains(&name))
+        .snapshot(&reference, |name| {
+            NAMES.contains(&name) || BESIDE.contains(&name)
+        })
         .await?;
+    let path = |wanted: &str| {
+        let mut files = snapshot.files.iter();
+        files.find(|(file, _)| file == wanted).map(|(_, path)| path)
+    };
     for name in NAMES {
-        if let Some((_, path)) = snapshot.files.iter().find(|(file, _)| file == name) {
-            return read(path).await;
+        let Some(model) = path(name) else { continue };
+        let model = read(model).await?;
+        let mut beside = Vec::new();
+        for name in BESIDE {
+            if let Some(path) = path(name) {
+                beside.push((name, read(path).await?));
+            }
         }
+        return Ok(Some(Files { model, beside }));
     }
     Ok(None)
 }
 
-async fn from_store(base: &BaseConfig) -> togi_runtime::Result<Option<Vec<u8>>> {
+async fn from_store(base: &BaseConfig) -> togi_runtime::Result<Option<Files>> {
     let store = connect(&base.url, &base.options)?;
     for name in NAMES {
-        match store.get(&name.into()).await {
-            Ok(found) if found.meta.size <= MAX_MODEL_BYTES => {
-                return Ok(Some(found.bytes().await?.into()));
+        let Some(model) = get(&store, name).await? else {
+            continue;
+        };
+        let mut beside = Vec::new();
+        for name in BESIDE {
+            if let Some(bytes) = get(&store, name).await? {
+                beside.push((name, bytes));
             }
-            Ok(_) => return Err(too_large()),
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
         }
+        return Ok(Some(Files { model, beside }));
     }
     Ok(None)
 }
 
-async fn read(path: &Path) -> togi_runtime::Result<Option<Vec<u8>>> {
+async fn get(store: &dyn ObjectStore, name: &str) -> togi_runtime::Result<Option<Vec<u8>>> {
+    match store.get(&name.into()).await {
+        Ok(found) if found.meta.size <= MAX_MODEL_BYTES => Ok(Some(found.bytes().await?.into())),
+        Ok(_) => Err(too_large()),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn read(path: &Path) -> togi_runtime::Result<Vec<u8>> {
     if tokio::fs::metadata(path).await?.len() > MAX_MODEL_BYTES {
         return Err(too_large());
     }
-    Ok(Some(tokio::fs::read(path).await?))
+    Ok(tokio::fs::read(path).await?)
 }
 
 fn too_large() -> togi_runtime::Error {

@@ -60,10 +60,11 @@ pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result
     std::fs::create_dir_all(into).map_err(|e| Error::file(into, e))?;
     write::save(into, format!("{config:#}\n").as_bytes(), outgoing)?;
     let others = [read::tokenizer_file(from), read::generation_file(from)];
-    for file in others.iter().flatten() {
+    let others = others.into_iter().flatten();
+    for file in others.chain(read::tokenizer_settings(from)) {
         if let Some(name) = file.file_name() {
             let copy = into.join(name);
-            std::fs::copy(file, &copy).map_err(|e| Error::file(&copy, e))?;
+            std::fs::copy(&file, &copy).map_err(|e| Error::file(&copy, e))?;
         }
     }
     Ok(())

@@ -28,6 +28,23 @@ pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
 }
 
 /// The settings of generation in a base's folder, if it has them.
+/// The names of the files that transformers keeps beside a tokenizer.
+const TOKENIZER_SETTINGS: [&str; 4] = [
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+/// The files beside the tokenizer that the folder has.
+pub(super) fn tokenizer_settings(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let files = TOKENIZER_SETTINGS.into_iter().map(|name| dir.join(name));
+    files
+        .filter(|path| path.is_file())
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
 pub(super) fn generation_file(dir: &Path) -> Option<PathBuf> {
     Some(dir.join("generation_config.json")).filter(|path| path.is_file())
 }

@@ -22,6 +22,9 @@ pub fn is_base_file(name: &str) -> bool {
             | "spiece.model"
             | "tokenizer.model"
             | "tokenizer_config.json"
+            | "tokenizer.json"
+            | "added_tokens.json"
+            | "special_tokens_map.json"
     ) || [".safetensors", ".safetensors.index.json"]
         .iter()
         .any(|end| name.ends_with(end))

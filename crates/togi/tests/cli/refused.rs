@@ -119,6 +119,27 @@ fn wrong_input_is_named_with_its_exit_code() {
     refused(&bench, &others);
 }
 
+/// The files of a base that was extended by transformers: every command that needs its ids says so.
+#[test]
+fn added_tokens_that_the_model_has_not_are_named() {
+    let bench = Bench::new();
+    bench.write(
+        "base/added_tokens.json",
+        r#"{"<NL>": 1280, "[INST]": 1281}"#,
+    );
+    let says = "added_tokens.json: the added token \"<NL>\" (id 1280) has another id";
+    let cases = [
+        "tokenize --base base x",
+        "generate --base base --raw x",
+        "train --local --out out --base base --recipe recipe.toml --records records.jsonl",
+    ];
+    refused(&bench, &cases.map(|line| (line, 5, says)));
+    bench.write("base/added_tokens.json", "{}");
+    bench.write("base/generation_config.json", r#"{"stop_strings": ["。"]}"#);
+    let says = "generation_config.json: stop_strings";
+    refused(&bench, &[("generate --base base --raw x", 5, says)]);
+}
+
 #[test]
 fn a_training_that_cannot_be_is_refused_by_its_part() {
     let bench = Bench::new();

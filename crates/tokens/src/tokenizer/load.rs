@@ -228,6 +228,7 @@ fn vocabulary(
             .unwrap_or_else(|| " \u{2047} ".to_owned()),
         strip_space: dummy_prefix || remove_extra,
         strip_all_spaces: remove_extra,
+        user_defined: ids_of(pieces, Kind::UserDefined),
         unk,
         bos: control(&trainer.bos_piece, "<s>"),
         eos: control(&trainer.eos_piece, "</s>"),

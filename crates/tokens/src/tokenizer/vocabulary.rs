@@ -13,6 +13,8 @@ pub(crate) struct Vocabulary {
     pub(crate) strip_space: bool,
     /// The normalizer removes all spaces at the beginning of a text.
     pub(crate) strip_all_spaces: bool,
+    /// The user-defined pieces, which win over all others.
+    pub(crate) user_defined: Vec<u32>,
     pub(crate) unk: u32,
     pub(crate) bos: Option<u32>,
     pub(crate) eos: Option<u32>,
