@@ -3,16 +3,22 @@
 //!
 //! A bad record becomes a [`Reject`], which is data for `rejects.jsonl` and does not end the flow.
 
+mod json;
+mod reject;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use togi_common::{Digest, Hasher};
 
+pub use self::reject::Reject;
 use crate::error::{Error, Result};
 
 /// The columns of a record in the order of hashing.
 pub const COLUMNS: [&str; 5] = ["instruction", "input", "output", "category", "index"];
+/// Most of a record's own columns that a rejection names.
+const SHOWN_NAMES: usize = 8;
 
 /// An instruction with its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,33 +33,6 @@ pub struct Record {
     pub category: String,
     /// The record's own name in its source; may be empty.
     pub index: String,
-}
-
-/// Why a record was rejected.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reject {
-    /// The fault, in words for the record's author.
-    pub reason: String,
-    /// The column at fault, by our name; empty if it is the whole record.
-    pub field: String,
-}
-
-impl Reject {
-    /// Rejects a whole record.
-    pub fn record(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-            field: String::new(),
-        }
-    }
-
-    /// Rejects a record for one column.
-    pub fn field(field: &str, reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-            field: field.to_owned(),
-        }
-    }
 }
 
 /// The source's names of our columns.
@@ -119,10 +98,10 @@ impl Columns {
 }
 
 impl Record {
-    /// Reads one JSON text, such as a line of JSON Lines.
+    /// Reads one JSON text, such as a line of JSON Lines. `NaN`, which Python writes where a table
+    /// has no value, is read as null.
     pub fn from_json_slice(json: &[u8], columns: &Columns) -> Result<Self, Reject> {
-        let value: Value = serde_json::from_slice(json)
-            .map_err(|error| Reject::record(format!("not JSON: {error}")))?;
+        let value = json::record(json, &columns.names, COLUMNS)?;
         Self::from_json(value, columns)
     }
 
@@ -136,13 +115,25 @@ impl Record {
                 kind(&value)
             )));
         };
-        let mut take = |at: usize| object.remove(&columns.names[at]).unwrap_or(Value::Null);
+        let values: [Option<Value>; 5] =
+            std::array::from_fn(|at| object.remove(&columns.names[at]));
+        for at in [0, 2] {
+            if values[at].is_none() {
+                let there = columns
+                    .names
+                    .iter()
+                    .zip(&values)
+                    .filter(|(_, v)| v.is_some());
+                return Err(absent(COLUMNS[at], there.map(|(name, _)| name), &object));
+            }
+        }
+        let [instruction, input, output, category, index] = values.map(Option::unwrap_or_default);
         let record = Self {
-            instruction: required(COLUMNS[0], take(0))?,
-            input: optional(COLUMNS[1], take(1))?,
-            output: required(COLUMNS[2], take(2))?,
-            category: optional(COLUMNS[3], take(3))?,
-            index: name(COLUMNS[4], take(4))?,
+            instruction: required(COLUMNS[0], instruction)?,
+            input: optional(COLUMNS[1], input)?,
+            output: required(COLUMNS[2], output)?,
+            category: optional(COLUMNS[3], category)?,
+            index: name(COLUMNS[4], index)?,
         };
         record.checked()
     }
@@ -194,6 +185,33 @@ impl Record {
             self.index.clone()
         }
     }
+}
+
+/// Rejects a record without a column, and names the columns that it has.
+fn absent<'a>(
+    field: &str,
+    known: impl Iterator<Item = &'a String>,
+    others: &'a Map<String, Value>,
+) -> Reject {
+    let mut names: Vec<String> = known.chain(others.keys()).cloned().collect();
+    names.sort();
+    let more = if names.len() > SHOWN_NAMES {
+        ", …"
+    } else {
+        ""
+    };
+    names.truncate(SHOWN_NAMES);
+    let short = |name: &String| name.chars().take(40).collect::<String>();
+    let names: Vec<String> = names.iter().map(short).collect();
+    let reason = if names.is_empty() {
+        "missing; the record is empty".to_owned()
+    } else {
+        let names = names.join(", ");
+        format!(
+            "missing; the record has {names}{more} (--column {field}=NAME reads another column)"
+        )
+    };
+    Reject::field(field, reason)
 }
 
 fn required(field: &str, value: Value) -> Result<String, Reject> {
@@ -289,6 +307,55 @@ mod tests {
         let reject =
             Record::from_json_slice(b"{\"instruction\": ", &Columns::default()).unwrap_err();
         assert!(reject.reason.starts_with("not JSON"), "{}", reject.reason);
+    }
+
+    #[test]
+    fn a_text_that_is_not_json_says_what_it_is() {
+        let read = |json: &[u8]| Record::from_json_slice(json, &Columns::default());
+        let nan = read(r#"{"instruction": "NaNとは", "input": NaN, "output": "a"}"#.as_bytes());
+        let nan = nan.unwrap();
+        assert_eq!(
+            (nan.instruction.as_str(), nan.input.as_str()),
+            ("NaNとは", "")
+        );
+        let null = read(r#"{"instruction": "NaNとは", "input": null, "output": "a"}"#.as_bytes());
+        assert_eq!(null.unwrap(), nan);
+        for (json, field, says) in [
+            (
+                &br#"{"instruction": "q", "output": NaN}"#[..],
+                "output",
+                "NaN",
+            ),
+            (
+                br#"{"instruction": "q", "output": "a", "x": -Infinity}"#,
+                "",
+                "Infinity",
+            ),
+            (
+                br#"{"instruction": "q", "output": "a", "output": "b"}"#,
+                "output",
+                "\"output\" twice",
+            ),
+            (
+                b"{\"instruction\": \"\x82\xa0\"}",
+                "",
+                "not UTF-8 at byte 18",
+            ),
+            (br#"{"instruction": "q" "output": "a"}"#, "", "not JSON"),
+            (br#"{"instruction": "q", "output": "a"} x"#, "", "not JSON"),
+            (
+                br#"{"prompt": "q", "output": "a"}"#,
+                "instruction",
+                "the record has output, prompt (--column instruction=NAME",
+            ),
+            (b"{}", "instruction", "empty"),
+        ] {
+            let reject = read(json).unwrap_err();
+            assert_eq!(reject.field, field, "{}", reject.reason);
+            assert!(reject.reason.contains(says), "{}", reject.reason);
+        }
+        // A column that is not read may be there twice.
+        assert!(read(br#"{"instruction": "q", "output": "a", "x": 1, "x": 2}"#).is_ok());
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 mod array;
 mod chunk;
+mod format;
 mod lines;
+mod other_forms;
 mod parquet;
 mod table;
 mod unpack;
@@ -12,7 +14,6 @@ mod unpack;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::str::FromStr;
 
 use togi_tokens::manifest::Split;
 
@@ -20,34 +21,11 @@ use self::unpack::unpack;
 use crate::error::Error;
 
 pub use chunk::{Chunk, Chunks, MAX_RECORD_BYTES, Text, TextRecord};
+pub use format::Format;
 pub use table::Table;
 
 /// Bytes that the detection of a format reads.
 const PREFIX_BYTES: usize = 4 << 10;
-
-/// How a file holds its records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// One JSON array of objects.
-    Json,
-    /// One JSON object a line; blank lines are skipped.
-    JsonLines,
-    /// A Parquet table.
-    Parquet,
-}
-
-impl FromStr for Format {
-    type Err = ();
-
-    fn from_str(word: &str) -> Result<Self, ()> {
-        match word {
-            "json" => Ok(Self::Json),
-            "jsonl" => Ok(Self::JsonLines),
-            "parquet" => Ok(Self::Parquet),
-            _ => Err(()),
-        }
-    }
-}
 
 /// One file to read records from.
 pub struct Input {
@@ -82,6 +60,7 @@ pub fn open(input: Input, options: &Options<'_>) -> Result<Box<dyn Chunks + Send
         .by_ref()
         .take(PREFIX_BYTES as u64)
         .read_to_end(&mut prefix)?;
+    other_forms::refuse(&prefix, options.format)?;
     let format = options.format.unwrap_or_else(|| detect(&prefix));
     let text = if prefix.starts_with(b"\xef\xbb\xbf") {
         prefix.split_off(3)

@@ -1,8 +1,8 @@
 //! Data-prep: records in, token shards out, rows over Arrow Flight.
 //!
-//! Each step of a preparation has one file: [`request`] → [`source`] ([`splits`]) → [`input`] →
-//! `tokenize` within [`pipeline`] → `spool` → [`shards`] → `commit`, driven by [`preparer`]. Committed data
-//! sets are read by [`catalog`] and `rows`, and served by [`rpc`].
+//! Each step of a preparation has one file: [`request`] → [`source`] and [`splits`] → [`input`] →
+//! `tokenize` within [`pipeline`] → `spool` → [`shards`] → `commit`, driven by
+//! [`preparer`]. Committed data sets are read by [`catalog`] and `rows`, and served by [`rpc`].
 
 use std::sync::Arc;
 

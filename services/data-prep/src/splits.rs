@@ -231,7 +231,7 @@ mod tests {
             "all.jsonl",
         ];
         assert_eq!(told(&files), ["train", "validation", "test", "test", ""]);
-        // A word inside a longer one is none.
+        // A word inside a longer one does not count.
         for name in ["latest.jsonl", "trains.jsonl", "retrieval.jsonl", "train"] {
             assert_eq!(told(&[name]), [""], "{name}");
         }

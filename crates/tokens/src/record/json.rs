@@ -1,0 +1,122 @@
+//! A record's JSON text as a value. Texts that are not JSON, or whose columns are not clear, are
+//! rejected with what they are.
+
+use std::fmt;
+
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::reject::Reject;
+
+/// Reads one JSON text whose columns have these names; `ours` are the names for the author.
+/// `NaN` is read as null.
+pub(super) fn record(
+    json: &[u8],
+    names: &[String; 5],
+    ours: [&'static str; 5],
+) -> Result<Value, Reject> {
+    if let Err(error) = std::str::from_utf8(json) {
+        return Err(Reject::record(format!(
+            "not UTF-8 at byte {}; convert it, for example with `iconv -f SHIFT_JIS -t UTF-8`",
+            error.valid_up_to() + 1
+        )));
+    }
+    let read = |json: &[u8]| {
+        if json.trim_ascii_start().starts_with(b"{") {
+            object(json)
+        } else {
+            serde_json::from_slice(json).map(|value| (value, Vec::new()))
+        }
+    };
+    let (value, twice) = match read(json) {
+        Ok(read) => read,
+        Err(error) => {
+            let reason = || Reject::record(format!("not JSON: {error}"));
+            let without = without_nan(json)?.ok_or_else(reason)?;
+            let read = read(&without).map_err(|_| reason())?;
+            // The two columns that a record must have.
+            for at in [0, 2] {
+                if read.0.get(&names[at]).is_some_and(Value::is_null) {
+                    let reason = "NaN, which is no text; write a text or leave the record out";
+                    return Err(Reject::field(ours[at], reason));
+                }
+            }
+            read
+        }
+    };
+    let unclear = names
+        .iter()
+        .zip(ours)
+        .find(|(name, _)| twice.contains(*name));
+    if let Some((name, field)) = unclear {
+        let reason = format!("the record has {name:?} twice; keep one of them");
+        return Err(Reject::field(field, reason));
+    }
+    Ok(value)
+}
+
+/// Reads an object, and the keys that it has more than once.
+fn object(json: &[u8]) -> serde_json::Result<(Value, Vec<String>)> {
+    struct Entries;
+
+    impl<'de> Visitor<'de> for Entries {
+        type Value = (Value, Vec<String>);
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+            let (mut map, mut twice) = (Map::new(), Vec::new());
+            while let Some((key, value)) = access.next_entry::<String, Value>()? {
+                if map.contains_key(&key) {
+                    twice.push(key.clone());
+                }
+                map.insert(key, value);
+            }
+            Ok((Value::Object(map), twice))
+        }
+    }
+
+    let mut from = serde_json::Deserializer::from_slice(json);
+    let read = from.deserialize_map(Entries)?;
+    from.end()?;
+    Ok(read)
+}
+
+/// Returns the text with null for each `NaN` outside its strings, or nothing if it has none.
+/// Infinity, which JSON has no value for either, is rejected by name.
+fn without_nan(json: &[u8]) -> Result<Option<Vec<u8>>, Reject> {
+    let (mut quoted, mut escaped) = (false, false);
+    let mut out: Option<Vec<u8>> = None;
+    let mut at = 0;
+    while at < json.len() {
+        let rest = &json[at..];
+        if !quoted && rest.starts_with(b"NaN") {
+            out.get_or_insert_with(|| json[..at].to_vec())
+                .extend_from_slice(b"null");
+            at += 3;
+            continue;
+        }
+        if !quoted && rest.starts_with(b"Infinity") {
+            return Err(Reject::record(format!(
+                "not JSON: Infinity at byte {} is no value of JSON; write null or a number",
+                at + 1
+            )));
+        }
+        let byte = json[at];
+        if escaped {
+            escaped = false;
+        } else if quoted {
+            escaped = byte == b'\\';
+            quoted = byte != b'"';
+        } else {
+            quoted = byte == b'"';
+        }
+        if let Some(out) = &mut out {
+            out.push(byte);
+        }
+        at += 1;
+    }
+    Ok(out)
+}

@@ -1,0 +1,196 @@
+//! Recognises files that hold their records in a form that is not read, by their first bytes, and
+//! says which form it is and what to do.
+
+use super::format::Format;
+use crate::error::Error;
+
+/// First bytes, the form that has them, and the way to records that are read.
+const MAGIC: [(&[u8], &str, &str); 17] = [
+    (b"PK\x03\x04", "a zip archive (or a workbook)", UNPACK),
+    (b"PK\x05\x06", "an empty zip archive", UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (b"Rar!", "a rar archive", UNPACK),
+    (b"\xfd7zXZ\0", "packed with xz", PACK_AGAIN),
+    (b"BZh", "packed with bzip2", PACK_AGAIN),
+    (b"\x04\x22\x4d\x18", "packed with lz4", PACK_AGAIN),
+    (b"\x1f\x8b", "packed twice", "unpack it once"),
+    (b"\x28\xb5\x2f\xfd", "packed twice", "unpack it once"),
+    (b"ARROW1", "an Arrow file", TO_PARQUET),
+    (b"\xff\xff\xff\xff", "an Arrow stream", TO_PARQUET),
+    (b"ORC", "an ORC table", TO_PARQUET),
+    (b"Obj\x01", "an Avro file", TO_PARQUET),
+    (b"SQLite format 3\0", "an SQLite database", TO_PARQUET),
+    (b"\x80\x04", "a Python pickle", TO_PARQUET),
+    (b"%PDF", "a PDF", "write its records as JSON Lines"),
+    (b"\x89HDF", "an HDF5 file", TO_PARQUET),
+];
+const UNPACK: &str = "unpack it and give the file with the records";
+const PACK_AGAIN: &str = "unpack it, or pack it with gzip or zstd";
+const TO_PARQUET: &str = "write its table as Parquet or JSON Lines";
+/// The mark of a tar archive and its place.
+const TAR: (usize, &[u8]) = (257, b"ustar");
+/// First bytes of text that is not UTF-8. UTF-32 comes first, because it begins as UTF-16 does.
+const MARKS: [(&[u8], &str); 4] = [
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+];
+const PARQUET: &[u8] = b"PAR1";
+/// Most columns of a header that are shown.
+const SHOWN_COLUMNS: usize = 8;
+
+/// Refuses a file in a form that is not read. `prefix` are its first bytes once unpacked, and
+/// `format` is the form that the request names.
+///
+/// # Errors
+/// [`Error::Malformed`] with the form and what to do.
+pub(super) fn refuse(prefix: &[u8], format: Option<Format>) -> Result<(), Error> {
+    let is_parquet = prefix.starts_with(PARQUET);
+    match format {
+        Some(Format::Parquet) if !is_parquet && !prefix.is_empty() => {
+            let text = "the file is not Parquet, as the format says; leave the format out to have \
+                        it detected";
+            return Err(Error::malformed(text));
+        }
+        Some(Format::Json | Format::JsonLines) if is_parquet => {
+            let text = "the file is Parquet and not JSON; leave the format out to have it detected";
+            return Err(Error::malformed(text));
+        }
+        _ if is_parquet => return Ok(()),
+        _ => {}
+    }
+    if let Some(encoding) = encoding(prefix) {
+        return Err(Error::malformed(format!(
+            "the file is {encoding}, and UTF-8 is read; convert it, for example with \
+             `iconv -f {encoding} -t UTF-8` (in PowerShell: `Set-Content -Encoding utf8`)"
+        )));
+    }
+    let tar = prefix
+        .get(TAR.0..)
+        .is_some_and(|rest| rest.starts_with(TAR.1));
+    let archive = tar.then_some(("a tar archive", UNPACK));
+    let by_magic = MAGIC.iter().find(|(magic, ..)| prefix.starts_with(magic));
+    if let Some((form, remedy)) = archive.or(by_magic.map(|(_, form, remedy)| (*form, *remedy))) {
+        return Err(Error::malformed(format!("the file is {form}; {remedy}")));
+    }
+    match table(prefix) {
+        Some(text) => Err(Error::malformed(text)),
+        None => Ok(()),
+    }
+}
+
+/// The encoding of a text that is not UTF-8: by its mark, or by the zeros beside
+/// its first brace or bracket.
+fn encoding(prefix: &[u8]) -> Option<&'static str> {
+    let marked = MARKS.iter().find(|(mark, _)| prefix.starts_with(mark));
+    if let Some((_, encoding)) = marked {
+        return Some(encoding);
+    }
+    match prefix {
+        [b'{' | b'[', 0, 0, 0, ..] | [0, 0, 0, b'{' | b'[', ..] => Some("UTF-32"),
+        [b'{' | b'[', 0, ..] | [0, b'{' | b'[', ..] => Some("UTF-16"),
+        _ => None,
+    }
+}
+
+/// The refusal of a table with separated columns: neither its header nor its first row can be the
+/// beginning of JSON.
+fn table(prefix: &[u8]) -> Option<String> {
+    let text = prefix.strip_prefix(b"\xef\xbb\xbf").unwrap_or(prefix);
+    let text = String::from_utf8_lossy(text);
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    let header = lines.next()?;
+    let is_json = |line: &str| {
+        line.trim_start().starts_with(['{', '['])
+            || serde_json::from_str::<serde::de::IgnoredAny>(line).is_ok()
+    };
+    if is_json(header) || lines.next().is_some_and(is_json) {
+        return None;
+    }
+    let (form, separator) = [("TSV", '\t'), ("CSV", ','), ("CSV", ';')]
+        .into_iter()
+        .find(|(_, separator)| header.contains(*separator))?;
+    let columns: Vec<&str> = header
+        .split(separator)
+        .map(|column| column.trim_matches(['"', '\'', ' ', '\r']))
+        .collect();
+    // A sentence with commas is no header.
+    let plain = |name: &&str| !name.is_empty() && name.chars().count() <= 40;
+    if columns.len() < 2 || !columns.iter().all(plain) {
+        return None;
+    }
+    let shown = columns[..columns.len().min(SHOWN_COLUMNS)].join(", ");
+    Some(format!(
+        "the file looks like {form} (columns {shown}) and not like JSON or Parquet; write it as JSON \
+         Lines, for example with pandas: \
+         read_csv(FILE).to_json(OUT, orient=\"records\", lines=True, force_ascii=False)"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(bytes: &[u8], format: Option<Format>) -> Option<String> {
+        refuse(bytes, format).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_form_that_is_not_read_is_named() {
+        let mut tar = vec![0_u8; 512];
+        tar[..9].copy_from_slice(b"a.jsonl\0\0");
+        tar[257..262].copy_from_slice(b"ustar");
+        let utf16 =
+            |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+        let table: [(&[u8], &str); 14] = [
+            (b"PK\x03\x04rest", "zip"),
+            (&tar, "tar"),
+            (b"\xfd7zXZ\0", "xz"),
+            (b"\x1f\x8b\x08", "twice"),
+            (b"ARROW1\0\0", "Arrow"),
+            (&utf16("\u{feff}{\"instruction\": \"問い\"}"), "UTF-16"),
+            (&utf16("{\"instruction\": \"問い\"}"), "UTF-16"),
+            (b"\xfe\xff\0{", "UTF-16"),
+            (b"\xff\xfe\0\0{\0\0\0", "UTF-32"),
+            (
+                b"instruction,input,output\nq,,a\n",
+                "CSV (columns instruction, input, output)",
+            ),
+            (b"\"instruction\",\"output\"\r\n\"q\",\"a, b\"\r\n", "CSV"),
+            (b"\xef\xbb\xbfinstruction\toutput\nq\ta\n", "TSV"),
+            (b"instruction;output\nq;a\n", "CSV"),
+            (b"1,2\n3,4\n", "CSV"),
+        ];
+        for (bytes, named) in table {
+            let error = refused(bytes, None).unwrap_or_default();
+            assert!(error.contains(named), "{named}: {error}");
+        }
+        assert!(
+            refused(b"PAR1", Some(Format::JsonLines))
+                .unwrap()
+                .contains("Parquet")
+        );
+        assert!(
+            refused(b"{}", Some(Format::Parquet))
+                .unwrap()
+                .contains("not Parquet")
+        );
+    }
+
+    #[test]
+    fn json_stays_json_even_if_a_line_is_broken() {
+        for text in [
+            "",
+            "{\"a\": 1}\n",
+            "[{\"a\": 1},\n{\"a\": 2}]",
+            "not json, but a line\n{\"instruction\": \"q\"}\n",
+            "\"a, b\"\n\"c\"\n",
+            "{\"broken\", \n{\"broken\"\n",
+            "words without separators\nmore words\n",
+        ] {
+            assert_eq!(refused(text.as_bytes(), None), None, "{text}");
+        }
+        assert_eq!(refused(b"PAR1", None), None);
+    }
+}
