@@ -90,7 +90,7 @@ pub(crate) async fn find(store: &Store, aliases: &Aliases, name: &str) -> Result
 /// [`Error::Damaged`] if it cannot be read as one; `NotFound` if it is gone; the store's.
 pub(crate) async fn manifest(store: &Store, published: &Published) -> Result<AdapterManifest> {
     let generation = published.generation;
-    let read = adapter::manifest(store, generation).await;
+    let read = adapter::described(store, generation).await;
     read.map_err(|error| match error {
         togi_base::Error::NotPublished(_) => {
             togi_runtime::Error::not_found(error.to_string()).into()

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use togi_common::{DatasetId, Generation};
+use togi_common::{DatasetId, Digest, Generation};
+
+use crate::error::{Error, Result};
 
 /// The version of [`AdapterManifest`] that is written and read.
 pub const ADAPTER_MANIFEST_VERSION: u32 = 1;
@@ -34,6 +36,40 @@ pub struct AdapterManifest {
     /// Whether the same job on the same device reproduces the same bits.
     #[serde(default = "yes")]
     pub bit_exact: bool,
+}
+
+impl AdapterManifest {
+    /// Checks what needs no other object: the version, the generation, and that the files are plain
+    /// names in the adapter's own folder with digests.
+    ///
+    /// # Errors
+    /// `DataLoss` with the field.
+    pub fn check(&self, generation: Generation) -> Result<()> {
+        let version = self.schema_version;
+        if version != ADAPTER_MANIFEST_VERSION {
+            return Err(Error::data_loss(format!(
+                "its manifest has schema version {version}, not {ADAPTER_MANIFEST_VERSION}"
+            )));
+        }
+        if self.generation != generation {
+            let other = self.generation;
+            return Err(Error::data_loss(format!(
+                "wrong generation: its manifest is of {other}, not of {generation}"
+            )));
+        }
+        for (name, file) in &self.files {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+                let text = format!("its manifest names {name:?}, which is no plain file name");
+                return Err(Error::data_loss(text));
+            }
+            if file.sha256.parse::<Digest>().is_err() {
+                let text = format!("its manifest has no digest of {name}");
+                return Err(Error::data_loss(text));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The default for old manifests: they lack the field, and every device was bit-exact then.

@@ -165,6 +165,10 @@ async fn read(store: &Store, owner: &Owner, step: u64, fence: Fence) -> Result<S
             format!("its schema version is {}", manifest.schema_version),
         ));
     }
+    if (manifest.progress.step, manifest.fence) != (step, fence) {
+        let reason = "its manifest is of another step or fence than its key";
+        return Err(Error::damaged(path.to_string(), reason));
+    }
     check_owner(&path, &manifest, owner)?;
     if manifest.engine != engine() {
         warn!(checkpoint = %path, made_by = %manifest.engine, "the checkpoint was made by another build: the result may differ in its last bits");
