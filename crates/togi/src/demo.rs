@@ -21,8 +21,9 @@ use togi_proto::dataprep::v1::{
 };
 use togi_proto::inference::v1::ListAdaptersRequest;
 use togi_proto::job::v1::{Job, JobKind};
-use togi_proto::trainer::v1::{ApplyPolicyRequest, CreateJobRequest, Policy, Recipe, Step};
+use togi_proto::trainer::v1::{ApplyPolicyRequest, CreateJobRequest, Policy, Recipe};
 use togi_runtime::Stopper;
+use togi_trainer::learn::step::Step;
 
 use self::journal::Journal;
 use crate::client::{present, succeeded};
@@ -173,17 +174,15 @@ impl Stage<'_> {
             ..CreateJobRequest::default()
         };
         let answer = remote::create(&self.session, request).await?;
-        let (job, last) =
+        let (job, steps) =
             watch::training(&self.session, present(answer.job, "job")?, 1, |_| Ok(())).await?;
-        self.trained(job, last.as_ref())
+        self.trained(job, &steps)
     }
 
-    fn trained(&self, job: Job, last: Option<&Step>) -> Result<Job> {
+    fn trained(&self, job: Job, steps: &[Step]) -> Result<Job> {
         let job = succeeded(job)?;
-        if let Some(step) = last {
-            self.session
-                .output
-                .say(format_args!("trained: {}", job_lines::ended(step, &job)));
+        if let Some(ended) = job_lines::ended(steps, &job) {
+            self.session.output.say(format_args!("trained: {ended}"));
         }
         Ok(job)
     }

@@ -162,9 +162,9 @@ impl Pipeline {
             }
             Ok(())
         };
-        let (job, last) = watch::training(session, job, 1, seen).await?;
-        if let Some(step) = last {
-            session.output.say(job_lines::ended(&step, &job));
+        let (job, steps) = watch::training(session, job, 1, seen).await?;
+        if let Some(ended) = job_lines::ended(&steps, &job) {
+            session.output.say(ended);
         }
         let asked = GetJobRequest {
             job: job.id.clone(),

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// A complete gate, every number in range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gate {
-    /// By how much a held-out loss may be above the serving generation's.
+    /// By how much a held-out loss may be above the serving generation's, or the base's.
     pub loss_tolerance: f64,
     /// The upload with the questions.
     pub questions: Option<String>,
@@ -44,6 +44,8 @@ pub struct HeldOut {
     pub loss: f64,
     /// The serving generation's loss.
     pub serving_loss: Option<f64>,
+    /// The loss of the base without an adapter, on the new adapter's own data set.
+    pub base_loss: Option<f64>,
 }
 
 /// The answers to a gate's questions.
@@ -112,7 +114,10 @@ impl Gate {
     /// Decides over what was measured. Every bar that does not hold is named.
     #[must_use]
     pub fn judge(&self, held_out: &[HeldOut], answers: Option<&Answers>) -> Verdict {
-        let losses = held_out.iter().map(|measured| self.loss(measured));
+        let losses = held_out.iter().flat_map(|measured| {
+            let bars = [Some(self.loss(measured)), self.over_base(measured)];
+            bars.into_iter().flatten()
+        });
         let answers = answers.into_iter().flat_map(|asked| self.answers(asked));
         let (good, bad): (Vec<_>, Vec<_>) = losses.chain(answers).partition(|bar| bar.holds);
         let passed = bad.is_empty();
@@ -149,6 +154,20 @@ impl Gate {
             says: explain(says, holds, &format!("above by more than {tolerance}")),
             holds,
         }
+    }
+
+    /// An adapter that is worse than none on rows like its own has learnt something else. Nothing
+    /// is said where it holds.
+    fn over_base(&self, measured: &HeldOut) -> Option<Bar> {
+        let (loss, tolerance) = (measured.loss, self.loss_tolerance);
+        // A loss that is not finite is named by the other bar.
+        let base = measured.base_loss.filter(|base| loss > base + tolerance)?;
+        let of_base = format!("the base's without an adapter {base:.4}");
+        let says = format!("the held-out loss is {loss:.4}, {of_base}");
+        Some(Bar {
+            says: explain(says, false, &format!("above by more than {tolerance}")),
+            holds: false,
+        })
     }
 
     fn answers(&self, answers: &Answers) -> Vec<Bar> {
@@ -213,6 +232,7 @@ mod tests {
             rows: 3,
             loss,
             serving_loss: serving,
+            base_loss: None,
         }
     }
 
@@ -247,6 +267,27 @@ mod tests {
         let verdict = Gate::default().judge(&both, None);
         assert!(!verdict.passed);
         assert!(verdict.reason.contains("2.0000") && !verdict.reason.contains(';'));
+    }
+
+    #[test]
+    fn an_adapter_that_is_worse_than_the_base_is_refused() {
+        let table = [
+            (1.0, None, Some(1.0), true),
+            (1.0, None, Some(0.951), true),
+            (1.0, None, Some(0.949), false),
+            (1.0, Some(2.0), Some(0.5), false),
+            (1.0, Some(2.0), None, true),
+            (1.0, None, Some(f64::NAN), true),
+        ];
+        for (ours, serving, base_loss, passes) in table {
+            let measured = HeldOut {
+                base_loss,
+                ..loss(ours, serving)
+            };
+            let verdict = Gate::default().judge(&[measured], None);
+            assert_eq!(verdict.passed, passes, "{base_loss:?}: {}", verdict.reason);
+            assert_eq!(verdict.reason.contains("without an adapter"), !passes);
+        }
     }
 
     #[test]

@@ -84,6 +84,8 @@ pub struct Recipe {
     pub checkpoint_every: u64,
     /// How the adapter is promoted.
     pub promote: Promote,
+    /// By how much the mean loss of the last tenth of the steps may be above the first tenth's.
+    pub max_loss_rise: f64,
     /// The low-rank part.
     pub lora: LoraConfig,
 }
@@ -109,6 +111,7 @@ impl Default for Recipe {
             shuffle: true,
             checkpoint_every: 100,
             promote: Promote::Auto,
+            max_loss_rise: 1.0,
             lora: LoraConfig {
                 rank: 8,
                 alpha: 32.0,
@@ -141,6 +144,7 @@ impl Recipe {
         positive("recipe.adam_epsilon", self.adam_epsilon)?;
         not_negative("recipe.weight_decay", self.weight_decay)?;
         not_negative("recipe.max_gradient_norm", self.max_gradient_norm)?;
+        not_negative("recipe.max_loss_rise", self.max_loss_rise)?;
         if self.window() > MOST_RECORDS {
             let reason = format!(
                 "times recipe.accumulation is {}; at most {MOST_RECORDS}",
@@ -192,7 +196,8 @@ impl Recipe {
     }
 
     /// Digest of everything that changes the result: SHA-256 of the canonical JSON (sorted keys)
-    /// without the name, the interval of checkpoints and the promotion, which change no number.
+    /// without the name, the interval of checkpoints, the promotion and what it needs, which change
+    /// no number.
     #[must_use]
     pub fn digest(&self) -> String {
         let canonical = canonical::json(&json!({

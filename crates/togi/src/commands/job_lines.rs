@@ -3,6 +3,7 @@
 use togi_proto::events::v1::AdapterEvaluated;
 use togi_proto::job::v1::{Job, JobKind, JobState};
 use togi_proto::trainer::v1::{CreateJobRequest, MemoryPlan, Step};
+use togi_trainer::learn::losses;
 
 use crate::progress::{mebibytes, seconds};
 use crate::{table, when};
@@ -164,8 +165,20 @@ pub(crate) fn step(step: &Step) -> String {
     )
 }
 
-/// Summarises a finished training.
-pub(crate) fn ended(step: &Step, job: &Job) -> String {
+/// Summarises a finished training; nothing without a step. The loss is that of the last tenth of
+/// the steps, because a single one is a few records.
+pub(crate) fn ended(steps: &[togi_trainer::learn::step::Step], job: &Job) -> Option<String> {
+    let (last, mean) = (steps.last()?, losses::last_tenth(steps)?);
+    let whole = steps
+        .iter()
+        .map(|step| step.records)
+        .max()
+        .unwrap_or_default();
+    let ragged = if last.records < whole {
+        format!(", the last with {} records of {whole}", last.records)
+    } else {
+        String::new()
+    };
     let elapsed = match (&job.start_time, &job.end_time) {
         (Some(start), Some(end)) => {
             let span =
@@ -174,15 +187,38 @@ pub(crate) fn ended(step: &Step, job: &Job) -> String {
         }
         _ => String::new(),
     };
-    format!(
-        "{} steps{elapsed}, last loss {:.4}, {} tokens",
-        step.step, step.loss, step.tokens
-    )
+    let of = match mean.steps {
+        1 => "the last step".to_owned(),
+        steps => format!("mean of the last {steps} steps"),
+    };
+    Some(format!(
+        "{} steps{elapsed}, last loss {:.4} ({of}{ragged}), {} tokens",
+        last.step, mean.loss, last.tokens
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_loss_is_a_mean_that_says_of_what() {
+        let line = |step: u64, loss, records| togi_trainer::learn::step::Step {
+            step,
+            loss,
+            records,
+            tokens: 10 * step,
+            ..Default::default()
+        };
+        let mut steps: Vec<_> = (1..=19).map(|step| line(step, 2.0, 8)).collect();
+        let job = Job::default();
+        let says = "19 steps, last loss 2.0000 (mean of the last 2 steps), 190 tokens";
+        assert_eq!(ended(&steps, &job).unwrap(), says);
+        steps.push(line(20, 4.0, 2));
+        let says = "20 steps, last loss 2.4000 (mean of the last 2 steps, the last with 2 records of 8), 200 tokens";
+        assert_eq!(ended(&steps, &job).unwrap(), says);
+        assert_eq!(ended(&[], &job), None);
+    }
 
     #[test]
     fn gpu_figures_are_shown_where_there_are_some() {

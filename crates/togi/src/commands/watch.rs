@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use togi_proto::dataprep::v1::WatchPreparationRequest;
 use togi_proto::job::v1::Job;
 use togi_proto::trainer::v1::watch_job_response::Update;
-use togi_proto::trainer::v1::{Step, WatchJobRequest, WatchJobResponse};
+use togi_proto::trainer::v1::{WatchJobRequest, WatchJobResponse};
+use togi_trainer::learn::step::Step;
 
 use crate::client::{is_final, succeeded};
 use crate::commands::job_lines;
@@ -55,17 +56,17 @@ impl Patience {
 }
 
 /// Follows a training job from a step on, with a progress bar. Passes every update to `seen` once;
-/// returns the job in its final state and the last step.
+/// returns the job in its final state and the steps.
 pub(crate) async fn training(
     session: &Session,
     mut job: Job,
     from_step: u64,
     mut seen: impl FnMut(&WatchJobResponse) -> Result<()>,
-) -> Result<(Job, Option<Step>)> {
+) -> Result<(Job, Vec<Step>)> {
     let mut progress = session.output.progress("training");
     let mut patience = Patience::default();
     let mut next = from_step.max(1);
-    let mut last: Option<Step> = None;
+    let mut steps: Vec<Step> = Vec::new();
     loop {
         let attempt = async {
             let request = WatchJobRequest {
@@ -87,10 +88,10 @@ pub(crate) async fn training(
                         next = step.step + 1;
                         progress.set_length(step.steps, Unit::Count);
                         progress.set(step.step, &job_lines::step(&step));
-                        last = Some(step);
+                        steps.push(step.into());
                     }
                     Some(Update::Job(update)) => {
-                        if last.is_none() {
+                        if steps.is_empty() {
                             progress.set(0, &job_lines::waiting(&update));
                         }
                         job = update;
@@ -108,7 +109,7 @@ pub(crate) async fn training(
         patience.bear(outcome).await?;
     }
     progress.finish();
-    Ok((job, last))
+    Ok((job, steps))
 }
 
 /// Follows a preparation to its end, with a progress bar.
@@ -165,10 +166,10 @@ pub(crate) async fn train(session: &Session, job: Job, from_step: u64) -> Result
             Ok(())
         }
     };
-    let (job, last) = training(session, job, from_step, seen).await?;
+    let (job, steps) = training(session, job, from_step, seen).await?;
     let job = succeeded(job)?;
-    if let Some(step) = &last {
-        output.say(job_lines::ended(step, &job));
+    if let Some(ended) = job_lines::ended(&steps, &job) {
+        output.say(ended);
     }
     if output.is_json() {
         Ok(())

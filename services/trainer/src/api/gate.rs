@@ -48,6 +48,7 @@ impl From<&Evaluation> for events::AdapterEvaluated {
             rows: measured.rows,
             loss: Some(measured.loss).filter(|loss| loss.is_finite()),
             serving_loss: measured.serving_loss.filter(|loss| loss.is_finite()),
+            base_loss: measured.base_loss.filter(|loss| loss.is_finite()),
         });
         Self {
             generation: evaluation.generation.into(),
@@ -80,6 +81,7 @@ impl TryFrom<events::HeldOut> for HeldOut {
             rows: measured.rows,
             loss: measured.loss.unwrap_or(f64::NAN),
             serving_loss: measured.serving_loss,
+            base_loss: measured.base_loss,
         })
     }
 }

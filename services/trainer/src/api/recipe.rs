@@ -48,6 +48,7 @@ impl TryFrom<proto::Recipe> for Recipe {
             shuffle: r.shuffle.unwrap_or(default.shuffle),
             checkpoint_every: r.checkpoint_every.unwrap_or(default.checkpoint_every),
             promote: Promote::from_name(&r.promote)?,
+            max_loss_rise: r.max_loss_rise.unwrap_or(default.max_loss_rise),
             lora: LoraConfig {
                 rank: lora.rank.map_or(default.lora.rank, |rank| rank as usize),
                 alpha: lora.alpha.unwrap_or(default.lora.alpha),
@@ -79,6 +80,10 @@ impl From<&Recipe> for proto::Recipe {
             shuffle: Some(recipe.shuffle),
             checkpoint_every: Some(recipe.checkpoint_every),
             promote: recipe.promote.name().to_owned(),
+            // Not written where it is the default, so that stored requests keep their spelling and
+            // a repeated one is the same job.
+            max_loss_rise: Some(recipe.max_loss_rise)
+                .filter(|rise| *rise != Recipe::default().max_loss_rise),
             lora: Some(proto::Lora {
                 rank: Some(u32::try_from(recipe.lora.rank).unwrap_or(u32::MAX)),
                 alpha: Some(recipe.lora.alpha),

@@ -26,5 +26,5 @@ macro_rules! same_fields {
 same_fields! {
     step steps loss gradient_norm learning_rate epoch tokens_per_second samples_per_second
     memory_bytes seconds_left tokens device_memory_bytes gpu_utilization_percent gpu_power_watts
-    gpu_memory_bytes skipped_steps
+    gpu_memory_bytes skipped_steps records
 }

@@ -21,6 +21,14 @@ pub(crate) struct Pair<'a> {
     pub(crate) serving: Option<&'a Lora>,
 }
 
+/// Mean losses of both adapters and of the base alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Losses {
+    pub(crate) new: f64,
+    pub(crate) serving: Option<f64>,
+    pub(crate) base: f64,
+}
+
 /// A measurement of both adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Measured<T> {
@@ -48,8 +56,8 @@ impl Measure<'_> {
         rows: &mut impl Iterator<Item = Result<Row>>,
         count: u64,
         together: usize,
-    ) -> Result<Measured<f64>> {
-        let mut new = WindowLoss::default();
+    ) -> Result<Losses> {
+        let (mut new, mut base) = (WindowLoss::default(), WindowLoss::default());
         let mut serving = self.pair.serving.map(|_| WindowLoss::default());
         let mut left = count;
         while left > 0 {
@@ -67,13 +75,15 @@ impl Measure<'_> {
             }
             left -= batch.records() as u64;
             new.add(self.engine.evaluate(Some(self.pair.new), &batch)?);
+            base.add(self.engine.evaluate(None, &batch)?);
             if let (Some(sum), Some(lora)) = (&mut serving, self.pair.serving) {
                 sum.add(self.engine.evaluate(Some(lora), &batch)?);
             }
         }
-        Ok(Measured {
+        Ok(Losses {
             new: new.mean(),
             serving: serving.map(|sum| sum.mean()),
+            base: base.mean(),
         })
     }
 

@@ -92,6 +92,7 @@ impl Meter {
             gpu_power_watts: result.gpu.power_watts,
             gpu_memory_bytes: result.gpu.memory_bytes,
             skipped_steps: result.skipped,
+            records: samples,
         };
         Measured {
             line,

@@ -35,4 +35,6 @@ pub struct Step {
     pub gpu_memory_bytes: Option<u64>,
     /// Steps so far that left the weights unchanged because a gradient overflowed fp16.
     pub skipped_steps: u64,
+    /// Records of the step; 0 in lines of earlier versions.
+    pub records: u64,
 }

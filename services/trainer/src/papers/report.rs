@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use togi_common::Generation;
 use togi_model::engine::BIT_EXACT;
 
+use crate::learn::losses;
 use crate::learn::step::Step;
 use crate::recipe::Recipe;
 
@@ -42,6 +43,8 @@ pub(crate) struct RunSummary {
 #[must_use]
 pub(crate) fn report(facts: &RunSummary, recipe: &Recipe, lines: &[Step]) -> Value {
     let loss: Vec<f64> = lines.iter().map(|line| line.loss).collect();
+    // One step is a few records; the end of the run is the mean of its last tenth.
+    let last = losses::last_tenth(lines);
     let norm: Vec<f64> = lines.iter().map(|line| line.gradient_norm).collect();
     let tokens = lines.last().map_or(0, |line| line.tokens);
     let all = facts.base_parameters + facts.trainable_parameters;
@@ -60,7 +63,12 @@ pub(crate) fn report(facts: &RunSummary, recipe: &Recipe, lines: &[Step]) -> Val
         "samples_per_second": facts.samples as f64 / seconds,
         "tokens_per_second": tokens as f64 / seconds,
         "steps_per_second": lines.len() as f64 / seconds,
-        "loss": { "first": loss.first(), "last": loss.last(), "mean": mean(&loss) },
+        "loss": {
+            "first": loss.first(),
+            "last": last.map(|mean| mean.loss),
+            "last_steps": last.map(|mean| mean.steps),
+            "mean": mean(&loss),
+        },
         "gradient_norm": { "first": norm.first(), "last": norm.last(), "mean": mean(&norm), "largest": largest(&norm) },
         "peak_memory_bytes": facts.peak_memory_bytes,
         "adapter_bytes": facts.adapter_bytes,
@@ -231,7 +239,7 @@ mod tests {
         let report = report(&facts, &Recipe::from_toml("").unwrap(), &lines());
         assert_eq!(
             report["loss"],
-            json!({ "first": 4.0, "last": 2.0, "mean": 3.0 })
+            json!({ "first": 4.0, "last": 2.0, "last_steps": 1, "mean": 3.0 })
         );
         assert_eq!(report["gradient_norm"]["largest"], 2.0);
         assert_eq!(

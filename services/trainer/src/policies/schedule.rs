@@ -100,7 +100,7 @@ fn table(text: &str) -> std::result::Result<Crontab, cronexpr::Error> {
 
 /// The times of a table after `since` and not after `now`.
 fn times(table: &Crontab, since: Timestamp, now: Timestamp) -> impl Iterator<Item = Timestamp> {
-    let next = |at: Timestamp| {
+    let next = move |at: Timestamp| {
         let next = table.find_next(MakeTimestamp(at)).ok()?.timestamp();
         (next <= now).then_some(next)
     };

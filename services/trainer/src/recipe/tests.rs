@@ -44,7 +44,7 @@ fn a_wrong_number_is_refused_by_its_fields_name() {
     let above_zero = ["nan", "inf", "-1.0", "0.0"];
     let below_one = ["nan", "-0.1", "1.0", "-inf"];
     let not_negative = ["nan", "-0.1", "inf"];
-    let table: [(&str, &[&str]); 15] = [
+    let table: [(&str, &[&str]); 16] = [
         ("epochs", &["0"]),
         ("batch_size", &["0", "4294967295"]),
         ("accumulation", &["0"]),
@@ -56,6 +56,7 @@ fn a_wrong_number_is_refused_by_its_fields_name() {
         ("lora.dropout", &below_one),
         ("weight_decay", &not_negative),
         ("max_gradient_norm", &not_negative),
+        ("max_loss_rise", &not_negative),
         ("base_precision", &["'int3'"]),
         ("promote", &["'later'"]),
         ("name", &[r#""a\nb""#]),
@@ -98,7 +99,9 @@ fn the_digest_follows_numbers_and_nothing_else() {
     let plain = recipe("");
     assert_eq!(
         plain,
-        recipe("name = \"a\"\ncheckpoint_every = 7\npromote = \"manual\"\nepochs = 1")
+        recipe(
+            "name = \"a\"\ncheckpoint_every = 7\npromote = \"manual\"\nepochs = 1\nmax_loss_rise = 3.0"
+        )
     );
     assert_ne!(plain, recipe("seed = 43"));
     assert_ne!(plain, recipe("[lora]\nrank = 4"));
@@ -113,4 +116,20 @@ fn a_validated_recipe_survives_the_contract() {
     let recipe = Recipe::from_toml("name = \"x\"\nlearning_rate = 1e-3\n[lora]\nrank = 2").unwrap();
     let stored = serde_json::to_string(&recipe).unwrap();
     assert_eq!(serde_json::from_str::<Recipe>(&stored).unwrap(), recipe);
+}
+
+/// The digest is part of every adapter's identity, and a stored recipe part of its job's.
+#[test]
+fn a_recipe_without_new_fields_keeps_its_digest_and_its_spelling() {
+    let plain = Recipe::from_toml("").unwrap();
+    assert_eq!(
+        plain.digest(),
+        "4b2de44eac52d309aed10becea69aa34a7255b4dcecc56455f2acdfc7333b489"
+    );
+    let stored = serde_json::to_value(&plain).unwrap();
+    assert!(stored.get("maxLossRise").is_none(), "{stored}");
+    let set = Recipe::from_toml("max_loss_rise = 2.5").unwrap();
+    let stored = serde_json::to_value(&set).unwrap();
+    assert_eq!(stored["maxLossRise"], 2.5);
+    assert_eq!(serde_json::from_value::<Recipe>(stored).unwrap(), set);
 }

@@ -259,12 +259,15 @@ impl Work {
         };
         let mut losses = Vec::new();
         for (dataset, count, mut rows) in sources {
+            // The first data set is the adapter's own.
+            let is_own = losses.is_empty();
             let figures = measure.losses(&mut rows, count, self.together)?;
             losses.push(HeldOut {
                 dataset,
                 rows: count,
                 loss: figures.new,
                 serving_loss: figures.serving,
+                base_loss: is_own.then_some(figures.base),
             });
         }
         if self.asked.is_empty() {
@@ -303,6 +306,7 @@ mod tests {
             rows: 1,
             loss: f64::INFINITY,
             serving_loss: Some(1.5),
+            base_loss: None,
         };
         let decided = Evaluation {
             generation: id("a").parse().unwrap(),

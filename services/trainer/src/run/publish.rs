@@ -20,6 +20,7 @@ use tracing::{Instrument as _, info, info_span};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::gate::Evaluation;
+use crate::learn::losses;
 use crate::learn::train::State;
 use crate::papers::report::{self, RunSummary};
 use crate::papers::{log, tensorboard};
@@ -29,7 +30,14 @@ use crate::run::announcement::Announcement;
 use crate::run::job::Job;
 use crate::run::parts::Parts;
 
-/// Publishes the adapter of a finished run and returns its generation.
+/// An adapter that was published.
+pub(crate) struct Published {
+    pub(crate) generation: Generation,
+    /// Why it must not be promoted: its training diverged.
+    pub(crate) divergence: Option<String>,
+}
+
+/// Publishes the adapter of a finished run.
 ///
 /// # Errors
 /// `Aborted` if another worker has taken over the job; the store's errors.
@@ -38,7 +46,7 @@ pub(crate) async fn publish(
     claim: &Claim,
     job: &Job,
     state: &State,
-) -> Result<Generation> {
+) -> Result<Published> {
     let (store, lease) = (&parts.store, &claim.lease);
     let adapter = Adapter::new(
         &state.lora,
@@ -81,7 +89,10 @@ pub(crate) async fn publish(
         generation,
     };
     parts.announce(published).await;
-    Ok(generation)
+    Ok(Published {
+        generation,
+        divergence: losses::divergence(&lines, job.recipe.max_loss_rise),
+    })
 }
 
 /// Points the job's alias at its adapter, unless the alias has moved away from the adapter that

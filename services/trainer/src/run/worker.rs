@@ -22,7 +22,7 @@ use crate::run::checkpoint::{self, Owner};
 use crate::run::evaluation::Candidate;
 use crate::run::job::Job;
 use crate::run::parts::Parts;
-use crate::run::publish;
+use crate::run::publish::{self, Published};
 use crate::run::training::{self, End, Run};
 use crate::submission::Admission;
 
@@ -128,7 +128,13 @@ impl Worker {
         let lease = &claim.lease;
         let span = info_span!("publish", job = %job.id);
         let published = publish::publish(&self.parts, claim, job, state);
-        let generation = published.instrument(span).await?;
+        let Published {
+            generation,
+            divergence,
+        } = published.instrument(span).await?;
+        if let Some(reason) = divergence {
+            return Ok(Ended::Refused(generation, reason));
+        }
         let mut evaluated = None;
         if let Some(gate) = &job.request.request.gate {
             let span = info_span!("evaluate", job = %job.id, %generation);

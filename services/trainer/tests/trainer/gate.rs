@@ -195,6 +195,42 @@ async fn what_does_not_pass_is_published_but_not_promoted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_training_whose_loss_rose_is_published_but_not_promoted() {
+    let system = System::start();
+    let process = system.process("one").await;
+    process.prepare("questions", RECORDS).await;
+    let with = |max_loss_rise| {
+        let mut asked = asked("questions", 10);
+        let recipe = asked.recipe.get_or_insert_default();
+        recipe.learning_rate = Some(3.0);
+        recipe.max_loss_rise = max_loss_rise;
+        asked
+    };
+    // The loss of a base of random weights is near its highest before the first step.
+    let job = process.create(with(Some(0.0))).await;
+    let (lines, job) = process.watch(&job, 1, usize::MAX).await;
+    assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
+    let ends: Vec<f64> = lines.iter().map(|line| line.loss).collect();
+    assert!(
+        job.refusal.starts_with("the training diverged"),
+        "{ends:?} {job:?}"
+    );
+    assert_eq!(served(&process).await, None);
+    let published = layout::adapter_manifest(job.result.parse().unwrap());
+    assert!(process.store().exists(&published).await.unwrap());
+
+    // Another recipe may allow the rise, and makes the same adapter.
+    let allowed = process.create(with(None)).await;
+    let (_, allowed) = process.watch(&allowed, 1, usize::MAX).await;
+    assert_eq!(
+        (&allowed.result, allowed.refusal.as_str()),
+        (&job.result, "")
+    );
+    assert_eq!(served(&process).await, Some(job.result));
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_first_decision_stands() {
     let system = System::start();
     let process = system.process("one").await;

@@ -115,7 +115,10 @@ impl Training {
             vec![
                 format!("generation  {}", trained.adapter.generation),
                 format!("steps       {}", figure("steps")),
-                format!("last loss   {}", report["loss"]["last"]),
+                format!(
+                    "last loss   {} (mean of the last {} steps)",
+                    report["loss"]["last"], report["loss"]["last_steps"]
+                ),
                 format!("seconds     {}", figure("seconds")),
             ]
         })
