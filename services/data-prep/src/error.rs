@@ -69,6 +69,14 @@ pub enum Error {
         /// The object's key.
         path: String,
     },
+    /// A shard has its manifest's digest, and is no shard that this version reads.
+    #[error("object {path} cannot be read: {reason}; prepare the data set again")]
+    Unreadable {
+        /// The object's key.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The local scratch folder failed.
     #[error("the scratch folder could not be used")]
     Scratch(#[source] io::Error),
@@ -133,7 +141,7 @@ impl Error {
             | Self::Empty
             | Self::AllRejected { .. }
             | Self::NothingToTrainOn { .. } => Class::InvalidArgument,
-            Self::Damaged { .. } => Class::DataLoss,
+            Self::Damaged { .. } | Self::Unreadable { .. } => Class::DataLoss,
             Self::Scratch(_) => Class::Unavailable,
             Self::Runtime(error) => error.class(),
             Self::Tokens(_) | Self::Panicked { .. } => Class::Internal,

@@ -165,6 +165,13 @@ fn take(shard: &RecordBatch, rows: Vec<u64>) -> Result<RecordBatch> {
     Ok(take_record_batch(shard, &rows).map_err(togi_tokens::Error::from)?)
 }
 
+/// An error with its causes, in one line.
+fn reason(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let texts: Vec<String> = causes.map(ToString::to_string).collect();
+    texts.join(": ")
+}
+
 async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -214,9 +221,14 @@ impl Shards {
             if Digest::of(&bytes).to_string() != part.sha256 {
                 return Err(Error::Damaged { path });
             }
-            let reader = Reader::open(bytes, &Caps::default())?;
-            let groups = reader.groups().collect::<Result<Vec<_>, _>>()?;
-            let rows = concat_batches(&schema(), &groups).map_err(togi_tokens::Error::from)?;
+            // The bytes are those of the manifest, so that another try finds the same.
+            let rows = Reader::open(bytes, &Caps::default())
+                .and_then(|reader| reader.groups().collect::<Result<Vec<_>, _>>())
+                .and_then(|groups| Ok(concat_batches(&schema(), &groups)?));
+            let rows = rows.map_err(|error| Error::Unreadable {
+                path: path.clone(),
+                reason: reason(&error),
+            })?;
             if rows.num_rows() as u64 != part.rows {
                 return Err(Error::Damaged { path });
             }

@@ -1,11 +1,15 @@
 //! Arrow Flight: rows in the documented order from any row, for any client.
 
-use arrow_array::RecordBatch;
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::error::FlightError;
 use arrow_flight::{Criteria, FlightDescriptor, FlightInfo, Ticket};
 use futures::TryStreamExt;
+use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
+use togi_common::Digest;
 use togi_runtime::layout;
 use togi_tokens::order::Permutation;
 use togi_tokens::row::Row;
@@ -225,6 +229,36 @@ async fn a_wrong_ticket_is_refused_and_a_damaged_shard_never_served() {
             .unwrap_err()
             .code(),
         Code::DataLoss
+    );
+    system.stop().await;
+}
+
+/// Its bytes are the manifest's, so that asking again does not help: a reader must not wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_of_another_form_is_data_loss_and_names_the_object() {
+    let system = System::start().await;
+    let digest = prepared(&system).await;
+    let column: ArrayRef = Arc::new(StringArray::from_iter_values(["q"]));
+    let batch = RecordBatch::try_from_iter([("sample_id", column)]).unwrap();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let id = digest.parse().unwrap();
+    let mut manifest = system.manifest(&digest).await;
+    manifest.parts[0].sha256 = Digest::of(&bytes).to_string();
+    manifest.parts[0].size_bytes = bytes.len() as u64;
+    let store = &system.context.store;
+    let part = layout::dataset_part(id, 0);
+    store.put(&part, bytes).await.unwrap();
+    let path = layout::dataset_manifest(id);
+    store.put(&path, manifest.to_json()).await.unwrap();
+    let error = get(&system, json!({"dataset": digest})).await.unwrap_err();
+    assert_eq!(error.code(), Code::DataLoss, "{error}");
+    let says = error.message();
+    assert!(
+        says.contains(part.as_ref()) && says.contains("prepare the data set again"),
+        "{says}"
     );
     system.stop().await;
 }

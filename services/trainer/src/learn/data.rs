@@ -28,6 +28,9 @@ const MESSAGE_BYTES: usize = 16 << 20;
 /// Consecutive streams that may end without an error and without a row before the data set counts
 /// as damaged.
 const EMPTY_STREAMS: u32 = 5;
+/// Answers without a row that say that data-prep is at fault, after which the attempt ends. The
+/// limit of attempts ends the job.
+const FAULTS: u32 = 10;
 
 /// A request to data-prep. Its JSON is the Flight ticket.
 pub(crate) enum Query<'a> {
@@ -169,7 +172,7 @@ impl Reader {
 
     async fn read_epoch(&mut self, epoch: u64, mut offset: u64) -> Result<ControlFlow<()>> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let mut empty_streams = 0;
+        let (mut empty_streams, mut faults) = (0, 0);
         while offset < self.order.rows {
             let start = offset;
             match self.read_stream(epoch, &mut offset).await {
@@ -189,12 +192,14 @@ impl Reader {
                         return Err(self.data_error(Class::DataLoss, reason));
                     }
                 }
-                Err(error) if waiting_helps(&error) => {
+                Err(error) if waiting_helps(&error) && faults < FAULTS => {
+                    faults += u32::from(is_fault(&error));
                     warn!(epoch, offset, %error, "data-prep does not answer; the rows are asked for again");
                 }
                 Err(error) => return Err(self.data_error(class_of(&error), error.to_string())),
             }
             if offset > start {
+                faults = 0;
                 backoff.reset();
             }
             tokio::select! {
@@ -270,6 +275,14 @@ fn row_bytes(row: &Row) -> u32 {
         + row.category.len()
         + 4 * (row.input_ids.len() + row.labels.len());
     u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// Whether an error may be a fault of data-prep that asking again does not cure.
+fn is_fault(error: &FlightError) -> bool {
+    let FlightError::Tonic(status) = error else {
+        return false;
+    };
+    matches!(status.code(), Code::Internal | Code::Unknown)
 }
 
 /// Whether a retry may succeed: data-prep is unreachable or overloaded, or the connection broke.
