@@ -65,7 +65,7 @@ impl Choice {
             }
             let known: Vec<&str> = counts.keys().copied().collect();
             let text = format!(
-                "{field}: the source has no split {wanted:?}; its splits are {}",
+                "the source has no split {wanted:?}; its splits are {}",
                 known.join(", ")
             );
             Err(Error::invalid(field, text))
@@ -128,7 +128,7 @@ impl Choice {
         ];
         for (field, split) in named {
             if let Some(split) = split {
-                let text = format!("{field}: the source has no splits, so that none is {split:?}");
+                let text = format!("the source has no splits, so that it has no split {split:?}");
                 return Err(Error::invalid(field, text));
             }
         }

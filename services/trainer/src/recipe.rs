@@ -84,7 +84,7 @@ pub struct Recipe {
     pub checkpoint_every: u64,
     /// How the adapter is promoted.
     pub promote: Promote,
-    /// By how much the mean loss of the last tenth of the steps may be above the first tenth's.
+    /// By how much the mean loss of the last tenth of the steps may be above that of the first.
     pub max_loss_rise: f64,
     /// The low-rank part.
     pub lora: LoraConfig,

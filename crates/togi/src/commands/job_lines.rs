@@ -174,10 +174,12 @@ pub(crate) fn ended(steps: &[togi_trainer::learn::step::Step], job: &Job) -> Opt
         .map(|step| step.records)
         .max()
         .unwrap_or_default();
-    let ragged = if last.records < whole {
-        format!(", the last with {} records of {whole}", last.records)
-    } else {
-        String::new()
+    let ragged = |word: &str| {
+        if last.records < whole {
+            format!(", {word}of {} records instead of {whole}", last.records)
+        } else {
+            String::new()
+        }
     };
     let elapsed = match (&job.start_time, &job.end_time) {
         (Some(start), Some(end)) => {
@@ -188,11 +190,11 @@ pub(crate) fn ended(steps: &[togi_trainer::learn::step::Step], job: &Job) -> Opt
         _ => String::new(),
     };
     let of = match mean.steps {
-        1 => "the last step".to_owned(),
-        steps => format!("mean of the last {steps} steps"),
+        1 => format!("the last step{}", ragged("")),
+        steps => format!("mean of the last {steps} steps{}", ragged("the last ")),
     };
     Some(format!(
-        "{} steps{elapsed}, last loss {:.4} ({of}{ragged}), {} tokens",
+        "{} steps{elapsed}, last loss {:.4} ({of}), {} tokens",
         last.step, mean.loss, last.tokens
     ))
 }
@@ -215,8 +217,13 @@ mod tests {
         let says = "19 steps, last loss 2.0000 (mean of the last 2 steps), 190 tokens";
         assert_eq!(ended(&steps, &job).unwrap(), says);
         steps.push(line(20, 4.0, 2));
-        let says = "20 steps, last loss 2.4000 (mean of the last 2 steps, the last with 2 records of 8), 200 tokens";
+        let says = "20 steps, last loss 2.4000 (mean of the last 2 steps, the last of 2 records \
+                    instead of 8), 200 tokens";
         assert_eq!(ended(&steps, &job).unwrap(), says);
+        let short = [line(1, 2.0, 8), line(2, 3.0, 5)];
+        let says =
+            "2 steps, last loss 3.0000 (the last step, of 5 records instead of 8), 20 tokens";
+        assert_eq!(ended(&short, &job).unwrap(), says);
         assert_eq!(ended(&[], &job), None);
     }
 

@@ -3,8 +3,8 @@
 
 use crate::learn::step::Step;
 
-/// Fewest steps at each end whose means are compared; of a shorter run, the halves are.
-const FEWEST: usize = 4;
+/// Fewest records of a mean that is compared: the loss of one record says little.
+const FEWEST: u64 = 4;
 
 /// A mean over some steps, each weighted by its records.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,35 +21,51 @@ pub fn last_tenth(lines: &[Step]) -> Option<Mean> {
     mean(&lines[lines.len() - lines.len().div_ceil(10)..])
 }
 
-/// Why a run diverged: the mean loss of its last tenth is above that of its first by more than
-/// `most`. Each tenth has at least four steps, or half of a shorter run; a run of fewer than four
-/// steps is not judged.
+/// Why a run diverged: the mean loss of its last tenth is above its loss at the beginning by more
+/// than `most`. The beginning is the first step, before anything was learnt, or more steps until
+/// they have four records; the last tenth has as many at least. A run without two such parts is not
+/// judged.
 #[must_use]
 pub fn divergence(lines: &[Step], most: f64) -> Option<String> {
-    if lines.len() < FEWEST {
+    let begin = enough(lines.iter());
+    let end = enough(lines.iter().rev()).max(lines.len().div_ceil(10));
+    if begin + end > lines.len() {
         return None;
     }
-    let size = lines.len().div_ceil(10).max(FEWEST).min(lines.len() / 2);
-    let (first, last) = (mean(&lines[..size])?, mean(&lines[lines.len() - size..])?);
+    let (first, last) = (mean(&lines[..begin])?, mean(&lines[lines.len() - end..])?);
     // Written so that a mean that is not a number counts as risen.
     if last.loss - first.loss <= most {
         return None;
     }
     Some(format!(
-        "the training diverged: the mean loss rose from {:.4} in the first {size} steps to {:.4} in \
-         the last {size}, by more than recipe.max_loss_rise, {most}; a lower recipe.learning_rate \
+        "the training diverged: the loss rose from {:.4} at the beginning to {:.4}, the mean of the \
+         last {end} steps, by more than recipe.max_loss_rise, {most}; a lower recipe.learning_rate \
          may help",
         first.loss, last.loss
     ))
 }
 
+/// The number of steps that have [`FEWEST`] records together.
+fn enough<'a>(steps: impl Iterator<Item = &'a Step>) -> usize {
+    let mut records = 0;
+    let few = steps.take_while(|step| {
+        let more = records < FEWEST;
+        records += weight(step);
+        more
+    });
+    few.count().max(1)
+}
+
+/// Lines of earlier versions do not count their records.
+fn weight(line: &Step) -> u64 {
+    line.records.max(1)
+}
+
 fn mean(lines: &[Step]) -> Option<Mean> {
-    // Lines of earlier versions do not count their records.
-    let weight = |line: &Step| line.records.max(1) as f64;
-    let weights: f64 = lines.iter().map(weight).sum();
-    let sum: f64 = lines.iter().map(|line| line.loss * weight(line)).sum();
+    let weights: u64 = lines.iter().map(weight).sum();
+    let weighted = lines.iter().map(|line| line.loss * weight(line) as f64);
     (!lines.is_empty()).then_some(Mean {
-        loss: sum / weights,
+        loss: weighted.sum::<f64>() / weights as f64,
         steps: lines.len(),
     })
 }
@@ -99,28 +115,38 @@ mod tests {
 
     #[test]
     fn a_run_diverged_if_its_ends_say_so() {
-        let risen = |losses: &[f64], most| divergence(&lines(losses.iter().copied()), most);
         let table: [(&[f64], f64, bool); 9] = [
             (&[3.96, 5.0, 9.0, 10.58], 1.0, true),
+            // It diverged at the second step.
+            (&[3.96, 11.0, 10.9, 10.7, 10.6, 10.58], 1.0, true),
             (&[4.0, 3.0, 2.0, 1.0], 1.0, false),
-            // Within what is allowed, and just above it.
-            (&[2.0, 2.0, 2.9, 3.0], 1.0, false),
-            (&[2.0, 2.0, 3.1, 3.0], 1.0, true),
-            (&[2.0, 2.0, 3.1, 3.0], 5.0, false),
-            (&[2.0, 2.0, 2.1, 2.1], 0.0, true),
-            // One bad window among eight is noise.
-            (&[2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 5.0], 1.0, false),
-            (&[1.0, 9.0, 9.0], 1.0, false),
-            (&[], 1.0, false),
+            // As much as is allowed, and more.
+            (&[2.0, 2.5, 3.0], 1.0, false),
+            (&[2.0, 2.5, 3.1], 1.0, true),
+            (&[2.0, 2.5, 3.1], 5.0, false),
+            (&[2.0, 2.1], 0.0, true),
+            (&[9.0], 0.0, false),
+            (&[], 0.0, false),
         ];
         for (losses, most, diverged) in table {
-            assert_eq!(risen(losses, most).is_some(), diverged, "{losses:?} {most}");
+            let says = divergence(&lines(losses.iter().copied()), most);
+            assert_eq!(says.is_some(), diverged, "{losses:?} {most}: {says:?}");
         }
-        let long: Vec<f64> = (0..100).map(|n| if n < 90 { 2.0 } else { 4.0 }).collect();
-        let says = risen(&long, 1.0).unwrap();
+        let long = (0..100).map(|n| if n < 90 { 2.0 } else { 4.0 });
+        let says = divergence(&lines(long), 1.0).unwrap();
         assert!(
-            says.contains("from 2.0000 in the first 10 steps to 4.0000 in the last 10"),
+            says.contains("from 2.0000 at the beginning to 4.0000, the mean of the last 10 steps"),
             "{says}"
         );
+    }
+
+    #[test]
+    fn single_records_are_not_compared_one_by_one() {
+        let mut run = lines([1.0, 5.0, 3.0, 3.0, 3.0, 2.0, 2.0, 5.0]);
+        run.iter_mut().for_each(|line| line.records = 1);
+        assert_eq!(divergence(&run, 1.0), None, "3 on both sides");
+        run.iter_mut().skip(4).for_each(|line| line.loss = 4.5);
+        assert!(divergence(&run, 1.0).is_some());
+        assert_eq!(divergence(&run[..7], 0.0), None, "too few records");
     }
 }
