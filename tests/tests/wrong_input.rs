@@ -40,7 +40,7 @@ impl Stage {
     }
 
     /// Writes a file and returns its path.
-    fn file(&self, name: &str, text: &str) -> String {
+    fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
@@ -124,6 +124,57 @@ fn wrong_records_names_and_tokenizers_are_refused_by_name() {
     stage.nobody_was_disturbed();
 }
 
+/// Files as other programs write them: the reason says which form it is and what to do.
+#[test]
+fn records_in_another_form_are_named() {
+    let stage = Stage::new();
+    let record = "{\"instruction\": \"問い\", \"output\": \"答え\"}\n";
+    let utf16: Vec<u8> = format!("\u{feff}{record}")
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let mut tar = vec![0_u8; 1024];
+    tar[257..262].copy_from_slice(b"ustar");
+    let files: [(&str, &[u8], &str); 9] = [
+        ("utf16.jsonl", &utf16, "the file is UTF-16"),
+        ("records.zip", b"PK\x03\x04\x14\0", "a zip archive"),
+        ("records.tar", &tar, "a tar archive"),
+        ("records.xz", b"\xfd7zXZ\0\0", "packed with xz"),
+        (
+            "records.csv",
+            b"instruction,output\nq,a\n",
+            "CSV (columns instruction, output)",
+        ),
+        (
+            "twice.jsonl",
+            br#"{"instruction": "q", "output": "a", "output": "b"}"#,
+            "output: the record has \"output\" twice",
+        ),
+        (
+            "nan.jsonl",
+            br#"{"instruction": "q", "output": NaN}"#,
+            "output: NaN",
+        ),
+        (
+            "messages.jsonl",
+            br#"{"messages": [{"role": "user", "content": "q"}]}"#,
+            "the record has messages (--column instruction=NAME",
+        ),
+        (
+            "sjis.jsonl",
+            b"{\"instruction\": \"\x96\xe2\x82\xa2\"}",
+            "not UTF-8",
+        ),
+    ];
+    for (name, bytes, says) in files {
+        let file = stage.file(name, bytes);
+        stage.refuses_records(&file, &[], FAILED, says);
+    }
+    let good = stage.records.to_str().unwrap();
+    stage.refuses_records(good, &["--split", "test"], USAGE, "records.split");
+    stage.nobody_was_disturbed();
+}
+
 #[test]
 fn wrong_recipes_and_jobs_are_refused_by_name() {
     let stage = Stage::new();
@@ -134,6 +185,7 @@ fn wrong_recipes_and_jobs_are_refused_by_name() {
         ("learning_rate = -1.0\n", "recipe.learning_rate"),
         ("[lora]\ndropout = 1.0\n", "recipe.lora.dropout"),
         ("batch_size = 0\n", "recipe.batch_size"),
+        ("max_loss_rise = -1.0\n", "recipe.max_loss_rise"),
         ("base_precision = \"int3\"\n", "recipe.base_precision"),
     ];
     for (recipe, field) in wrong {

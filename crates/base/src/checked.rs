@@ -108,3 +108,30 @@ pub fn eos(tokenizer: &Tokenizer, config: &Config) -> Vec<u32> {
     }
     ids
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &[u8] = include_bytes!("../../../demo/base/config.json");
+    const MODEL: &[u8] = include_bytes!("../../../demo/base/spiece.model");
+
+    #[test]
+    fn an_answer_ends_with_the_tokenizers_end_and_the_models() {
+        let tokenizer = Tokenizer::from_bytes(MODEL).unwrap();
+        let own = tokenizer.eos().unwrap();
+        for (named, ends) in [
+            (vec![], vec![own]),
+            (vec![own], vec![own]),
+            (vec![7], vec![own, 7]),
+            (vec![7, own, 9], vec![own, 7, 9]),
+            (vec![DEFAULT_EOS, 7], vec![own, DEFAULT_EOS, 7]),
+            // No file named it.
+            (vec![DEFAULT_EOS], vec![own]),
+        ] {
+            let mut config = Config::from_json(CONFIG).unwrap();
+            config.eos_token_ids = named.clone();
+            assert_eq!(eos(&tokenizer, &config), ends, "{named:?}");
+        }
+    }
+}

@@ -33,7 +33,7 @@ pub struct Choice {
 
 /// What is read of a source.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub(crate) struct Chosen {
     /// Each file's side; nothing if it is not read.
     pub(crate) sides: Vec<Option<Split>>,
     /// A sentence about it; empty for one file without splits.
@@ -41,17 +41,11 @@ pub(crate) struct Reading {
 }
 
 impl Choice {
-    /// Whether the request leaves the choice to the source.
-    #[must_use]
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Chooses among files by their paths within the source.
     ///
     /// # Errors
     /// `InvalidArgument` of `records.split` if a named split is not there.
-    pub(crate) fn of(&self, names: &[&str]) -> Result<Reading> {
+    pub(crate) fn of(&self, names: &[&str]) -> Result<Chosen> {
         let Some(splits) = splits(names) else {
             return self.without_splits(names.len());
         };
@@ -112,13 +106,13 @@ impl Choice {
         if !left.is_empty() {
             sentence += &format!("; not read: {}", left.join(", "));
         }
-        Ok(Reading {
+        Ok(Chosen {
             sides: splits.iter().map(side).collect(),
             sentence,
         })
     }
 
-    fn without_splits(&self, count: usize) -> Result<Reading> {
+    fn without_splits(&self, count: usize) -> Result<Chosen> {
         let named = [
             (FIELD, self.train.as_deref().filter(|split| *split != TRAIN)),
             (
@@ -132,7 +126,7 @@ impl Choice {
                 return Err(Error::invalid(field, text));
             }
         }
-        Ok(Reading {
+        Ok(Chosen {
             sides: vec![Some(Split::Train); count],
             sentence: if count > 1 {
                 format!("training on {}", files(count))
