@@ -192,7 +192,14 @@ mod tests {
 
     #[test]
     fn lines_keep_their_numbers_over_blank_ones() {
-        let found = read(b"\xef\xbb\xbf{\"a\":1}\r\n\n  \n{\"b\":2}", None).unwrap();
+        let many = "\n".repeat(1 << 20);
+        let blank = format!("{many} \t\r\n{many}");
+        let found = read(
+            format!("{blank}[]\n{blank}").as_bytes(),
+            Some(Format::JsonLines),
+        );
+        assert_eq!(found.unwrap(), [((1 << 21) + 2, "[]".into(), false)]);
+        let found = read(b"\xef\xbb\xbf{\"a\":1}\r\n\n  \n  {\"b\":2}", None).unwrap();
         assert_eq!(
             found,
             [

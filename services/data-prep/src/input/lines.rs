@@ -15,6 +15,23 @@ impl Lines {
         Self { reader, line: 0 }
     }
 
+    /// Skips blank lines and the white space before a record, by the buffer: a file may have
+    /// millions of them.
+    fn skip_blank(&mut self) -> Result<(), Error> {
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            let text = buffer.iter().position(|byte| !byte.is_ascii_whitespace());
+            let blank = text.unwrap_or(buffer.len());
+            let newlines = buffer[..blank].iter().filter(|&&byte| byte == b'\n');
+            self.line += newlines.count() as u64;
+            let ended = text.is_some() || buffer.is_empty();
+            self.reader.consume(blank);
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+
     fn skip_line(&mut self) -> Result<(), Error> {
         loop {
             let buffer = self.reader.fill_buf()?;
@@ -34,6 +51,7 @@ impl Chunks for Lines {
     fn next_chunk(&mut self) -> Result<Option<Chunk>, Error> {
         let mut text = Text::default();
         while !text.is_full() {
+            self.skip_blank()?;
             let start = text.bytes.len();
             // One byte more than a record may have, and a newline. A longer line is over-long.
             let most = MAX_RECORD_BYTES as u64 + 2;
@@ -54,11 +72,7 @@ impl Chunks for Lines {
             } else if read as u64 == most {
                 self.skip_line()?;
             }
-            if text.bytes[start..].trim_ascii().is_empty() {
-                text.bytes.truncate(start);
-            } else {
-                text.end_record(self.line, start);
-            }
+            text.end_record(self.line, start);
         }
         Ok((!text.is_empty()).then_some(Chunk::Text(text)))
     }
