@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::fit::{Lengths, MemoryPlan, Need};
 use crate::gauge::Gauge;
 use crate::learn::data::Order;
+use crate::learn::losses;
 use crate::learn::step::Step;
 use crate::learn::thread::TrainingThread;
 use crate::learn::train::{Plan, State, Update};
@@ -52,6 +53,8 @@ pub struct Trained {
     pub report: Value,
     /// What a job's `trainer_state.json` says.
     pub trainer_state: Value,
+    /// Why a service would not promote it: its loss rose beyond the recipe's `max_loss_rise`.
+    pub divergence: Option<String>,
 }
 
 impl Run {
@@ -185,6 +188,7 @@ impl Run {
         Ok(Trained {
             report: report::report(&facts, &self.recipe, lines),
             trainer_state: report::trainer_state(&self.recipe, lines),
+            divergence: losses::divergence(lines, self.recipe.max_loss_rise),
             adapter,
         })
     }

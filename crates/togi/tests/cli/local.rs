@@ -328,3 +328,21 @@ fn an_answer_with_an_adapter_is_another_than_the_bases() {
     assert_ne!(base[1..base.len() - 1], adapted[1..adapted.len() - 1]);
     assert_eq!(generate("")[1], base[1]);
 }
+
+#[test]
+fn a_training_that_diverged_is_written_and_says_so() {
+    let bench = Bench::new();
+    bench.write("demo.jsonl", DEMO_RECORDS);
+    let train = |rate: &str| {
+        let recipe = format!("batch_size = 8\nmax_steps = 4\nlearning_rate = {rate}\n");
+        bench.write("rate.toml", &recipe);
+        let command = "train --local --base base --recipe rate.toml --records demo.jsonl";
+        bench.run(&format!("{command} --out out{rate}")).expect(0)
+    };
+    let diverged = train("1.0");
+    let says = "the training diverged: the loss rose from ";
+    assert!(diverged.stderr.contains(says), "{}", diverged.stderr);
+    assert!(bench.path("out1.0/adapter_model.safetensors").exists());
+    let learned = train("0.001");
+    assert!(!learned.stderr.contains("diverged"), "{}", learned.stderr);
+}

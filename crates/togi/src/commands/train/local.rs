@@ -110,6 +110,9 @@ impl Training {
         let trained = train(run, steps, &log, output)?;
         write_all(&out, &trained)?;
         output.say(format_args!("the adapter is in {}", out.display()));
+        if let Some(divergence) = &trained.divergence {
+            output.say(divergence);
+        }
         output.one(&trained.report, |report| {
             let figure = |name: &str| report[name].to_string();
             vec![
