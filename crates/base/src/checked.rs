@@ -71,10 +71,9 @@ impl CheckedBase {
     pub fn new(base: Base) -> Result<Self> {
         let bytes = base.tokenizer().ok_or(Error::NoTokenizer)?;
         let tokenizer = Tokenizer::from_bytes(bytes).map_err(Error::Tokenizer)?;
-        for (file, bytes) in base.tokenizer_settings() {
-            let checked = tokenizer.check_beside(file, bytes);
-            checked.map_err(Error::Tokenizer)?;
-        }
+        let beside: Vec<_> = base.tokenizer_settings().collect();
+        let checked = tokenizer.check_beside(&beside);
+        checked.map_err(Error::Tokenizer)?;
         Self::with_tokenizer(base, tokenizer)
     }
 

@@ -55,13 +55,13 @@ impl Tokenizer {
         })
     }
 
-    /// Checks one of the files [`BESIDE`] this model, by its name and bytes.
+    /// Checks the files [`BESIDE`] this model together, each by its name and bytes.
     ///
     /// # Errors
-    /// The file cannot be parsed, or it would make other ids or another end than the model alone:
-    /// the text names the file, the field and the token.
-    pub fn check_beside(&self, file: &str, bytes: &[u8]) -> Result<()> {
-        beside::check(&self.model.vocabulary, file, bytes)
+    /// A file cannot be parsed, or it would make other ids or another end than the model alone: the
+    /// text names the file, the field and the token.
+    pub fn check_beside(&self, files: &[(&str, &[u8])]) -> Result<()> {
+        beside::check(&self.model.vocabulary, files)
     }
 
     /// Checks every file [`BESIDE`] this model that a folder has.
@@ -69,14 +69,19 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::check_beside`]; a file that is there cannot be read.
     pub fn check_folder(&self, folder: &Path) -> Result<()> {
+        let mut found = Vec::new();
         for name in BESIDE {
             match std::fs::read(folder.join(name)) {
-                Ok(bytes) => self.check_beside(name, &bytes)?,
+                Ok(bytes) => found.push((name, bytes)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::beside(name, error.to_string())),
             }
         }
-        Ok(())
+        let files: Vec<_> = found
+            .iter()
+            .map(|(name, bytes)| (*name, &bytes[..]))
+            .collect();
+        self.check_beside(&files)
     }
 
     /// Returns the SHA-256 of the model's file as 64 lower-case hex digits.

@@ -133,9 +133,8 @@ struct Files {
 impl Files {
     fn parse(self) -> togi_tokens::Result<Tokenizer> {
         let tokenizer = Tokenizer::from_bytes(&self.model)?;
-        for (name, bytes) in &self.beside {
-            tokenizer.check_beside(name, bytes)?;
-        }
+        let beside = self.beside.iter().map(|(name, bytes)| (*name, &bytes[..]));
+        tokenizer.check_beside(&beside.collect::<Vec<_>>())?;
         Ok(tokenizer)
     }
 }

@@ -71,49 +71,84 @@ struct RustModel {
 struct Pieces<'a> {
     vocabulary: &'a Vocabulary,
     ids: HashMap<&'a str, u32>,
+    /// Special tokens that have a role.
+    special: Vec<&'a str>,
+    /// The file that is checked.
     file: &'a str,
 }
 
-/// Checks one of the files [`BESIDE`] a model, by its name and bytes.
+/// Checks the files [`BESIDE`] a model together, each by its name and bytes: which tokens are
+/// special stands in one, and their ids in another.
 ///
 /// # Errors
-/// The file cannot be parsed, or it would make other ids or another end than the model alone.
-pub(super) fn check(vocabulary: &Vocabulary, file: &str, bytes: &[u8]) -> Result<()> {
+/// A file cannot be parsed, or it would make other ids or another end than the model alone.
+pub(super) fn check(vocabulary: &Vocabulary, files: &[(&str, &[u8])]) -> Result<()> {
+    let mut settings = Vec::new();
+    for (file, bytes) in files {
+        if !matches!(*file, "added_tokens.json" | "tokenizer.json") {
+            let parsed: Map<String, Value> = parse(file, bytes)?;
+            settings.push((*file, parsed));
+        }
+    }
+    let roles = settings.iter().flat_map(|(_, settings)| {
+        let roles = ROLES.iter().map(|role| content(settings.get(*role)));
+        roles.flatten()
+    });
     let of_text = vocabulary.pieces.iter().zip(0..);
-    let pieces = Pieces {
+    let mut pieces = Pieces {
         vocabulary,
         ids: of_text
             .map(|(piece, id)| (piece.text.as_str(), id))
             .collect(),
-        file,
+        special: roles.chain(OF_T5).collect(),
+        file: "",
     };
-    match file {
-        "added_tokens.json" => {
-            let tokens: Map<String, Value> = pieces.parse(bytes)?;
-            for (content, id) in &tokens {
-                let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-                pieces.added(content, id, &[])?;
+    for (file, settings) in &settings {
+        pieces.file = file;
+        pieces.settings(settings)?;
+    }
+    for (file, bytes) in files {
+        pieces.file = file;
+        match *file {
+            // It does not say which are special; a name that has a role is.
+            "added_tokens.json" => {
+                let tokens: Map<String, Value> = parse(file, bytes)?;
+                for (content, id) in &tokens {
+                    let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+                    pieces.added(content, id, Kind::of(pieces.has_role(content)))?;
+                }
             }
-            Ok(())
+            "tokenizer.json" => pieces.rust(&parse(file, bytes)?)?,
+            _ => {}
         }
-        "tokenizer.json" => pieces.rust(&pieces.parse(bytes)?),
-        _ => pieces.settings(&pieces.parse(bytes)?),
+    }
+    Ok(())
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(file: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::beside(file, format!("it cannot be parsed ({error})")))
+}
+
+/// Whether an added token is special, which no text becomes here.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Special,
+    OfText,
+}
+
+impl Kind {
+    fn of(special: bool) -> Self {
+        if special { Self::Special } else { Self::OfText }
     }
 }
 
 impl Pieces<'_> {
-    fn parse<T: for<'de> Deserialize<'de>>(&self, bytes: &[u8]) -> Result<T> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| self.refusal(format!("it cannot be parsed ({error})")))
-    }
-
     fn refusal(&self, reason: impl Into<String>) -> Error {
         Error::beside(self.file, reason)
     }
 
     fn settings(&self, settings: &Map<String, Value>) -> Result<()> {
-        let roles = ROLES.iter().filter_map(|role| content(settings.get(*role)));
-        let roles: Vec<&str> = roles.chain(OF_T5).collect();
         if let Some(class) = settings.get("tokenizer_class").and_then(Value::as_str)
             && !CLASSES.contains(&class)
         {
@@ -136,8 +171,7 @@ impl Pieces<'_> {
             for (id, token) in tokens {
                 let token: Added = Added::deserialize(token)
                     .map_err(|error| self.refusal(format!("added_tokens_decoder: {error}")))?;
-                let known = if token.special { &roles[..] } else { &[] };
-                self.added(&token.content, id.parse().ok(), known)?;
+                self.added(&token.content, id.parse().ok(), Kind::of(token.special))?;
             }
         }
         for list in ["additional_special_tokens", "extra_special_tokens"] {
@@ -147,20 +181,22 @@ impl Pieces<'_> {
                 _ => Vec::new(),
             };
             for token in tokens.into_iter().filter_map(|token| content(Some(token))) {
-                self.added(token, self.ids.get(token).copied(), &roles)?;
+                self.added(token, self.ids.get(token).copied(), Kind::Special)?;
             }
         }
         Ok(())
     }
 
-    /// Takes an added token that the model has under the same id and not as an ordinary piece.
-    /// `special` are the names of special tokens that the model need not have, because no text
-    /// becomes one here; none for a token that is not special.
-    fn added(&self, token: &str, id: Option<u32>, special: &[&str]) -> Result<()> {
+    fn has_role(&self, token: &str) -> bool {
+        self.special.contains(&token) || is_sentinel(token)
+    }
+
+    /// Takes an added token that the model has under the same id and not as an ordinary piece, and
+    /// special ones with a role, which the model need not have.
+    fn added(&self, token: &str, id: Option<u32>, kind: Kind) -> Result<()> {
         let own = self.ids.get(token).copied();
-        let is_sentinel = !special.is_empty() && is_sentinel(token);
         let reason = match own {
-            None if is_sentinel || special.contains(&token) => return Ok(()),
+            None if kind == Kind::Special && self.has_role(token) => return Ok(()),
             None => "is not in the SentencePiece model",
             Some(own) if id != Some(own) => "has another id in the SentencePiece model",
             Some(own) if self.is_ordinary(own) => "is an ordinary piece of the SentencePiece model",
@@ -183,8 +219,7 @@ impl Pieces<'_> {
 
     fn rust(&self, file: &Rust) -> Result<()> {
         for token in &file.added_tokens {
-            let known: &[&str] = if token.special { &OF_T5 } else { &[] };
-            self.added(&token.content, token.id, known)?;
+            self.added(&token.content, token.id, Kind::of(token.special))?;
         }
         let Some(model) = &file.model else {
             return Ok(());
@@ -234,7 +269,7 @@ mod tests {
     const MODEL: &[u8] = include_bytes!("../../tests/fixtures/symbols.model");
 
     fn checked(file: &str, text: &str) -> Result<()> {
-        check(&Model::read(MODEL)?.vocabulary, file, text.as_bytes())
+        check(&Model::read(MODEL)?.vocabulary, &[(file, text.as_bytes())])
     }
 
     #[test]
@@ -263,6 +298,23 @@ mod tests {
         ] {
             checked(file, text).unwrap();
         }
+    }
+
+    /// transformers 4.57 and 5.24 save a folder with roles that its model has no pieces for so.
+    #[test]
+    fn roles_count_in_every_file_of_the_folder() {
+        let vocabulary = Model::read(MODEL).unwrap().vocabulary;
+        let settings = br#"{"sep_token": "[SEP]", "cls_token": {"content": "[CLS]"}}"#;
+        let added = br#"{"[SEP]": 680, "[CLS]": 681}"#;
+        let rust = br#"{"added_tokens": [{"id": 680, "content": "[SEP]", "special": true}]}"#;
+        let files: [(&str, &[u8]); 3] = [
+            ("added_tokens.json", added),
+            ("tokenizer.json", rust),
+            ("tokenizer_config.json", settings),
+        ];
+        check(&vocabulary, &files).unwrap();
+        assert!(check(&vocabulary, &files[..1]).is_err());
+        assert!(check(&vocabulary, &files[1..2]).is_err());
     }
 
     #[test]

@@ -104,13 +104,16 @@ pub async fn publish(store: &Store, draft: Draft) -> String {
     if let Some(card) = &card {
         files_by_name.insert(CARD_FILE.to_owned(), entry(card.as_bytes()));
     }
+    // What the manifest repeats, or what a test made of the configuration.
+    let config: serde_json::Value = serde_json::from_slice(&files.config).unwrap_or_default();
     let manifest = AdapterManifest {
         schema_version: ADAPTER_MANIFEST_VERSION,
         generation,
         identity,
-        rank: 4,
-        alpha: 16.0,
-        target_modules: vec!["query_key_value".into(), "dense".into()],
+        rank: config["r"].as_u64().unwrap_or(4) as u32,
+        alpha: config["lora_alpha"].as_f64().unwrap_or(16.0),
+        target_modules: serde_json::from_value(config["target_modules"].clone())
+            .unwrap_or_default(),
         files: files_by_name,
         job: "test".into(),
         recipe_name: "test".into(),
