@@ -20,6 +20,7 @@ use togi_runtime::store::{connect, connect_object};
 use togi_runtime::{Store, layout};
 use togi_tokens::manifest::Split;
 use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
@@ -152,7 +153,8 @@ impl Finder {
                 .await
                 .map_err(|e| absent(e.into()))?;
             if let Some(folder) = local_folder(&source.url).map_err(wrong)? {
-                metas = without_links(&folder, metas);
+                let reduced = spawn_blocking(move || without_links(&folder, metas)).await;
+                metas = reduced.map_err(|_| Error::Panicked { thread: "listing" })?;
             }
             metas.sort_by(|a, b| a.location.cmp(&b.location));
             (store, metas)
