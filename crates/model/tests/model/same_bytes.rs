@@ -4,8 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use togi_model::{
-    Adapter, Base, Cache, Config, Engine, Float, LoraConfig, Phase, Precision, Segment, Target,
-    base,
+    Adapter, Base, Cache, Config, Engine, LoraConfig, Phase, Precision, Segment, Target, base,
 };
 
 use crate::support::{self, On, on_each_device};
@@ -142,7 +141,7 @@ fn in_each_precision_wide_layers_give_the_same_logits_alone_and_among_many() {
     let precisions = Precision::ALL.into_iter();
     for precision in precisions.filter(|&precision| precision != Precision::F32) {
         let base = Arc::new(Base::load_as(folder.path(), precision).unwrap());
-        for float in [Float::Bf16, Float::Fp16] {
+        for float in [togi_model::Float::Bf16, togi_model::Float::Fp16] {
             let engine = On::gpu(float).over(base.clone());
             let adapters = adapters(&engine);
             // With factors of the joint product alone, and the base.
