@@ -32,7 +32,7 @@ fn adapters(engine: &Engine) -> Vec<Option<Adapter>> {
 }
 
 /// Returns the logits of the `which`-th kind of sequence in each pass, beside `others` sequences:
-/// first its prompt of so many tokens in two parts, then its answer.
+/// first its prompt of `prompt` tokens in two parts, then its answer.
 fn logits_among(
     engine: &Engine,
     adapters: &[Option<Adapter>],

@@ -15,8 +15,8 @@ __device__ __forceinline__ u32 order(f16 x) { return x.bits >> 15 ? (u16)~x.bits
 // Packs of a thread: together up to 32,768 values.
 #define PACKS 8
 
-// Of a thread's values two orders in each word, in which zero stands for a column that is not there;
-// or, with N = 0, none, and each pass reads the row again.
+// Of a thread's values two orders in each word, in which zero stands for a column that is not
+// there; or, with N = 0, none, and each pass reads the row again.
 template <typename T, int V, int N> struct Orders {
     const T *from;
     u32 words[N ? N * V / 2 : 1];
