@@ -10,6 +10,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use togi_common::Generation;
 use togi_model::Adapter;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::drain::Drain;
 use crate::error::{Error, Result};
@@ -84,13 +85,14 @@ impl Pool {
     }
 
     /// Makes room for an adapter that the pool does not have. Returns those that go for it, which
-    /// are freed when they are dropped.
+    /// are freed when they are dropped. Only who has the adapter's lock brings it up.
     ///
     /// # Errors
     /// [`Error::PoolFull`] if those in use leave no room.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         served: &Arc<ServedAdapter>,
+        lock: OwnedMutexGuard<()>,
     ) -> Result<(Place, Vec<Slot>)> {
         let mut state = self.state.lock();
         let slot = Slot {
@@ -103,6 +105,7 @@ impl Pool {
                 let place = Place {
                     generation,
                     pool: Some(Arc::clone(self)),
+                    _lock: lock,
                 };
                 Ok((place, gone))
             }
@@ -116,7 +119,7 @@ impl Pool {
         state.tier.get(served.generation()).is_some() || state.tier.has_room(served.device_bytes())
     }
 
-    /// Returns what a generation on the device, or on its way, was served as.
+    /// Returns what is on the device or on its way.
     pub(crate) fn usage(&self) -> Usage {
         Usage::from(&self.state.lock().tier)
     }
@@ -150,6 +153,8 @@ pub(crate) struct Place {
     generation: Generation,
     /// `None` once it is filled.
     pool: Option<Arc<Pool>>,
+    /// Free only after the place was filled or given back: the next one reserves it anew.
+    _lock: OwnedMutexGuard<()>,
 }
 
 impl Place {

@@ -165,12 +165,12 @@ impl Tiers {
 
     async fn bring(&self, Found { served, read }: Found) -> Result<ReadyAdapter> {
         let generation = served.generation();
-        let moving = self.lock(generation).await;
+        let lock = self.lock(generation).await;
         if let Some(ready) = self.pool.take(generation) {
             return Ok(ready);
         }
         // First, so that a request that finds no room does not wait for the store.
-        let (place, gone) = self.pool.reserve(&served)?;
+        let (place, gone) = self.pool.reserve(&served, lock)?;
         self.metrics.evicted(TierName::Device, gone.len());
         let read = match read {
             Some(read) => read,
@@ -179,9 +179,8 @@ impl Tiers {
         };
         let engine = Arc::clone(&self.loader.engine);
         let began = Instant::now();
+        // A request that goes away does not end the copy, which has the place and its lock.
         let copy = move || {
-            // Held here: a request that goes away does not end the copy.
-            let _moving = moving;
             drop(gone);
             let adapter = engine.adapter(&read.lora).map_err(Error::NotOnDevice)?;
             // What was read with it is found again when it comes back to the device.
@@ -276,5 +275,84 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+    use togi_base::adapter::MadeFor;
+    use togi_model::{Base, Config, Engine, Lora, LoraConfig, Target, base};
+    use togi_runtime::Store;
+    use togi_runtime::config::StoreConfig;
+
+    use super::*;
+    use crate::adapters::Expected;
+
+    fn config(hidden: usize) -> Config {
+        let config = format!(
+            r#"{{"vocab_size": 8, "hidden_size": {hidden}, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "intermediate_size": 16, "max_position_embeddings": 16}}"#
+        );
+        Config::from_json(config.as_bytes()).unwrap()
+    }
+
+    async fn tiers(folder: &std::path::Path) -> Tiers {
+        base::write_random(folder, &config(16), 1).unwrap();
+        let base = Arc::new(Base::load(folder).unwrap());
+        let made_for = MadeFor {
+            base: base.digest().to_owned(),
+            tokenizer: String::new(),
+            template: String::new(),
+        };
+        let store = StoreConfig::folder(folder).unwrap();
+        let loader = Loader {
+            store: Store::open(&store).await.unwrap(),
+            engine: Arc::new(Engine::new(base).unwrap()),
+            expected: Expected {
+                made_for,
+                base_precision: "f32".into(),
+            },
+            max_bytes: u64::MAX,
+            device_bytes: 1000,
+        };
+        let minute = Duration::from_secs(60);
+        Tiers::new(Arc::new(loader), 0, minute, Metrics::new())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_adapter_that_the_device_does_not_take_keeps_no_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let tiers = Arc::new(tiers(folder.path()).await);
+        let generation = Digest::of("adapter").into();
+        let lora = LoraConfig {
+            rank: 1,
+            alpha: 1.0,
+            dropout: 0.0,
+            targets: vec![Target::Dense],
+        };
+        // Of another base: the engine refuses it as a device without memory would.
+        let read = Arc::new(Checked {
+            served: Arc::new(ServedAdapter::new(generation, "f32".into(), 10)),
+            lora: Lora::init(&config(32), &lora, 1).unwrap(),
+        });
+        for _ in 0..500 {
+            let waiting = (0..4).map(|_| {
+                let (tiers, read) = (Arc::clone(&tiers), Arc::clone(&read));
+                tokio::spawn(async move {
+                    let found = Found {
+                        served: Arc::clone(&read.served),
+                        read: Some(read),
+                    };
+                    let ready = tiers.wait_for(found).await;
+                    assert!(matches!(ready, Err(Error::NotOnDevice(_))));
+                })
+            });
+            for ended in join_all(waiting).await {
+                ended.unwrap();
+            }
+            let left = tiers.on_device();
+            assert_eq!((left.adapters, left.bytes, tiers.waiting()), (0, 0, 0));
+        }
     }
 }

@@ -75,7 +75,8 @@ impl Load {
     /// Returns the pages, of those that are not reserved, that are kept for prompts with the same
     /// beginning.
     pub fn pages_cached(&self) -> usize {
-        self.cached.load(Ordering::Relaxed)
+        // Kept pages go one by one, when an answer comes to those that are reserved for it.
+        self.cached.load(Ordering::Relaxed).min(self.pages_free())
     }
 
     /// Returns when a request that found no place may come back.
@@ -222,6 +223,15 @@ mod tests {
         drop(first);
         let third = enter().unwrap();
         assert_ne!(third.ticket(), second.ticket());
+    }
+
+    #[test]
+    fn a_kept_page_that_is_reserved_is_not_free() {
+        let load = Load::new(10);
+        load.set_cached(8);
+        assert_eq!((load.pages_free(), load.pages_cached()), (10, 8));
+        load.set_active(1, 7);
+        assert_eq!((load.pages_free(), load.pages_cached()), (3, 3));
     }
 
     #[test]
