@@ -30,6 +30,8 @@ fn config() -> Config {
         use_parallel_residual: false,
         tie_word_embeddings: false,
         attention_bias: true,
+        attention_dropout: 0.0,
+        hidden_dropout: 0.0,
         bos_token_id: Some(2),
         eos_token_ids: vec![3],
         pad_token_id: None,

@@ -7,6 +7,7 @@ mod matching;
 mod settings;
 mod tensors;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use crate::base::read;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::lora::{Lora, LoraConfig, Module, Shape};
+use crate::names;
 use crate::target::{Target, factor_name, module_name};
 pub use files::{CONFIG_FILE, TENSORS_FILE};
 use settings::Settings;
@@ -157,7 +159,7 @@ pub fn from_folder(dir: &Path, config: &Config) -> Result<Lora> {
 /// Reads an adapter for a model.
 ///
 /// Module names, patterns of ranks and alphas, and rank-stabilised scales have PEFT's meaning.
-/// Tensors may be f32, fp16 or bf16.
+/// Tensors may be f64, f32, fp16 or bf16, and their names may be those of a wrapped model.
 ///
 /// # Errors
 /// A feature is not supported (DoRA, `modules_to_save`, biases, ...); a header is over 1 MiB; a
@@ -172,6 +174,7 @@ pub fn from_files(config_json: &[u8], tensors: &[u8], config: &Config) -> Result
 }
 
 fn assemble(settings: &Settings, mut found: Found, config: &Config) -> Result<Lora> {
+    refuse_unknown(&found, config)?;
     let shapes = shapes(settings, &found, config)?;
     settings.check_covered(&shapes, config)?;
     let mut targets: Vec<_> = shapes.iter().map(|shape| shape.target).collect();
@@ -199,11 +202,32 @@ fn assemble(settings: &Settings, mut found: Found, config: &Config) -> Result<Lo
         }
         lora.values_mut()[view.range].copy_from_slice(&values);
     }
-    if found.is_empty() {
-        Ok(lora)
-    } else {
-        Err(Error::Unexpected(found.into_keys().collect()))
+    Ok(lora)
+}
+
+/// Refuses tensors that are no factors of the model's linear layers.
+fn refuse_unknown(found: &Found, config: &Config) -> Result<()> {
+    let factors: BTreeSet<_> = (0..config.num_hidden_layers)
+        .flat_map(|layer| Target::ALL.map(|target| (layer, target)))
+        .flat_map(|(layer, target)| ['A', 'B'].map(|factor| factor_name(layer, target, factor)))
+        .collect();
+    let unknown = found.keys().filter(|name| !factors.contains(*name));
+    let unknown: Vec<_> = unknown.cloned().collect();
+    if let Some(name) = unknown
+        .iter()
+        .find(|name| names::is_head_or_embedding(name))
+    {
+        let reason = format!(
+            "has {name}, but the head (embed_out, lm_head) and the embedding (embed_in) stay the \
+             base's; train without them in target_modules and modules_to_save, and save with \
+             save_embedding_layers=False"
+        );
+        return Err(Error::format(TENSORS_FILE, reason));
     }
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unexpected(unknown))
 }
 
 /// The modules that have tensors.

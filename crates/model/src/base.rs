@@ -44,10 +44,11 @@ impl Base {
     /// there the tokenizer as `spiece.model` or `tokenizer.model`, and the tokens that end a
     /// sequence from `generation_config.json`.
     ///
-    /// Every tensor of the configuration must be there with its shape, in fp16, bf16 or f32, and
-    /// no other tensor. Exceptions are the buffers in files of 2023 (`attention.bias`,
-    /// `attention.masked_bias`, `rotary_emb.inv_freq`), a copy of the embedding where the head is
-    /// tied, and the name `lm_head.weight` for the head.
+    /// Every tensor of the configuration must be there with its shape, in fp16, bf16, f32 or f64,
+    /// which becomes the nearest f32, and no other tensor. Exceptions are the buffers in files of
+    /// 2023 (`attention.bias`, `attention.masked_bias`, `rotary_emb.inv_freq`), and a copy of the
+    /// embedding where the head is tied. Names may be those of a wrapped model (`_orig_mod.`,
+    /// `module.`, `model.`), of the body without `gpt_neox.`, and `lm_head.weight` for the head.
     ///
     /// # Errors
     /// A file is missing, unreadable or broken. A tensor is missing, unknown, duplicate, not

@@ -46,6 +46,10 @@ pub struct Config {
     pub tie_word_embeddings: bool,
     /// `query_key_value` and `dense` have biases.
     pub attention_bias: bool,
+    /// The share of attention's weights that transformers drops in training; answers drop none.
+    pub attention_dropout: f64,
+    /// The share of each layer's values that transformers drops in training; answers drop none.
+    pub hidden_dropout: f64,
     /// Begin of sequence, if it is configured.
     pub bos_token_id: Option<u32>,
     /// The tokens that end a sequence, as `generation_config.json` has them, else `config.json`.
@@ -75,13 +79,6 @@ impl Config {
         {
             return Err(Error::Config(format!("model_type {kind} is not gpt_neox")));
         }
-        for name in ["attention_dropout", "hidden_dropout"] {
-            if fields.number(name, 0.0)? != 0.0 {
-                return Err(Error::Config(format!(
-                    "{name} other than 0 is not supported"
-                )));
-            }
-        }
         if let Some(Value::Object(heads)) = fields.get("pruned_heads")
             && !heads.is_empty()
         {
@@ -105,6 +102,8 @@ impl Config {
             use_parallel_residual: fields.flag("use_parallel_residual", true)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             attention_bias: fields.flag("attention_bias", true)?,
+            attention_dropout: fields.number("attention_dropout", 0.0)?,
+            hidden_dropout: fields.number("hidden_dropout", 0.0)?,
             bos_token_id: fields.id("bos_token_id", Some(0))?,
             eos_token_ids: fields.ids(EOS, &[2])?,
             pad_token_id: fields.id("pad_token_id", None)?,
@@ -182,7 +181,21 @@ impl Config {
                 self.layer_norm_eps
             ));
         }
+        for (name, share) in self.dropouts() {
+            if !(0.0..1.0).contains(&share) {
+                return refuse(format!("{name} {share} is not from 0 to below 1"));
+            }
+        }
         Ok(())
+    }
+
+    /// The base's own dropouts by their names, for training.
+    #[must_use]
+    pub fn dropouts(&self) -> [(&'static str, f64); 2] {
+        [
+            ("attention_dropout", self.attention_dropout),
+            ("hidden_dropout", self.hidden_dropout),
+        ]
     }
 
     /// Dimensions of one head.
@@ -209,7 +222,7 @@ impl Config {
             [id] => json!(id),
             ids => json!(ids),
         };
-        let value = json!({
+        let mut value = json!({
             "architectures": ["GPTNeoXForCausalLM"],
             "attention_bias": self.attention_bias,
             "bos_token_id": self.bos_token_id,
@@ -230,6 +243,11 @@ impl Config {
             "use_parallel_residual": self.use_parallel_residual,
             "vocab_size": self.vocab_size,
         });
+        for (name, share) in self.dropouts() {
+            if share != 0.0 {
+                value[name] = json!(share);
+            }
+        }
         let mut text = format!("{value:#}");
         text.push('\n');
         text.into_bytes()

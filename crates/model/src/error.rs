@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// Names of tensors in an error's text; a file of another model has thousands.
+const LISTED: usize = 4;
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -50,8 +53,17 @@ pub enum Error {
     #[error("tensor {0} is missing")]
     Missing(String),
     /// Tensors that are not part of the configuration.
-    #[error("unknown tensors: {}", .0.join(", "))]
+    #[error("unknown tensors: {}", listed(.0))]
     Unexpected(Vec<String>),
+    /// A tensor of the configuration is missing, and there are unknown ones, which may be it under
+    /// another name.
+    #[error("tensor {missing} is missing, and there are unknown tensors: {}", listed(.unknown))]
+    Misnamed {
+        /// The tensor.
+        missing: String,
+        /// The tensors that are not part of the configuration.
+        unknown: Vec<String>,
+    },
     /// A tensor occurs twice.
     #[error("tensor {0} occurs twice")]
     Duplicate(String),
@@ -92,7 +104,26 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+/// The first few names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    let (first, rest) = names.split_at(names.len().min(LISTED));
+    let first = first.join(", ");
+    match rest.len() {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
 impl Error {
+    /// [`Error::Missing`], or [`Error::Misnamed`] if there are unknown tensors.
+    pub(crate) fn missing(missing: String, unknown: Vec<String>) -> Self {
+        if unknown.is_empty() {
+            Self::Missing(missing)
+        } else {
+            Self::Misnamed { missing, unknown }
+        }
+    }
+
     pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
         Self::Field {
             field,

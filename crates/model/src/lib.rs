@@ -34,6 +34,7 @@ mod cut;
 mod dropout;
 mod gpu_limits;
 mod mapped;
+mod names;
 mod network;
 mod ops;
 mod random;

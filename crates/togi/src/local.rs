@@ -2,6 +2,7 @@
 //! disk, and a worker thread.
 
 pub mod lines;
+pub mod named;
 pub mod records;
 
 use std::fs;

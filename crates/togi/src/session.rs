@@ -1,7 +1,10 @@
 //! The settings, output and connections of a command.
 
+use togi_runtime::Store;
+use togi_runtime::config::StoreConfig;
+
 use crate::client::Clients;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::globals::Flags;
 use crate::output::Output;
 use crate::settings::Settings;
@@ -30,6 +33,22 @@ impl Session {
             output,
             settings,
         })
+    }
+
+    /// Opens the object store.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if no setting names one and no `togi up` runs; the store's.
+    pub async fn store(&self) -> Result<Store> {
+        let url = self.settings.store.clone().ok_or_else(|| {
+            Error::Usage("no store is known: start `togi up`, or name one with --store".to_owned())
+        })?;
+        let config = StoreConfig {
+            url,
+            options: self.settings.store_options.clone(),
+            secrets: None,
+        };
+        Ok(Store::open(&config).await?)
     }
 
     /// Returns the session of services that all answer at one address.

@@ -14,6 +14,8 @@ mod alone;
 mod bench;
 #[path = "cli/local.rs"]
 mod local;
+#[path = "cli/named.rs"]
+mod named;
 #[path = "cli/pipeline.rs"]
 mod pipeline;
 #[path = "cli/process.rs"]

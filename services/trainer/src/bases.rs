@@ -311,6 +311,8 @@ mod tests {
             use_parallel_residual: false,
             tie_word_embeddings: false,
             attention_bias: true,
+            attention_dropout: 0.0,
+            hidden_dropout: 0.0,
             bos_token_id: None,
             eos_token_ids: Vec::new(),
             pad_token_id: None,

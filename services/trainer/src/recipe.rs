@@ -226,7 +226,8 @@ impl Recipe {
     /// Checks the recipe against the base that it shall train.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the rank is above the hidden size.
+    /// [`Error::Invalid`] where the rank is above the hidden size; [`Error::Unfit`] where the base
+    /// has dropout of its own, which PEFT would apply in training and this trainer does not.
     pub fn check_base(&self, config: &Config) -> Result<()> {
         if self.lora.rank > config.hidden_size {
             let reason = format!(
@@ -235,7 +236,20 @@ impl Recipe {
             );
             return Err(Error::invalid("recipe.lora.rank", reason));
         }
-        Ok(())
+        match config
+            .dropouts()
+            .into_iter()
+            .find(|&(_, share)| share != 0.0)
+        {
+            Some((name, share)) => {
+                let reason = format!(
+                    "has {name} {share} in its config.json, which is not applied in training; \
+                     train over a copy that has 0 there"
+                );
+                Err(Error::unfit("base", reason))
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -12,13 +12,18 @@ use crate::error::{Error, Result};
 use crate::lora::Shape;
 use crate::target::{Target, factor_name, module_name};
 
-/// Keys that do not change the adapter's numbers.
-const INFORMATION: [&str; 10] = [
+/// Keys that do not change the adapter's numbers. Those of the initialisations are read by PEFT
+/// only where `init_lora_weights` names theirs, and that is checked.
+const INFORMATION: [&str; 14] = [
     "auto_mapping",
     "base_model_name_or_path",
+    "corda_config",
     "ensure_weight_tying",
+    "eva_config",
     "inference_mode",
     "layers_pattern",
+    "loftq_config",
+    "lora_ga_config",
     "megatron_core",
     "peft_version",
     "qalora_group_size",
@@ -221,7 +226,9 @@ fn refuse_other_features(map: &Map<String, Value>) -> Result<()> {
         .is_some_and(|name| !INITIALISATIONS.contains(&name));
     if changes_base {
         return refuse(format!(
-            "init_lora_weights {initialisation} is not supported: it may have changed the base's weights"
+            "init_lora_weights {initialisation} is not supported: it may have changed the base's \
+             weights; for PiSSA, OLoRA and CorDA, save_pretrained converts the adapter with \
+             path_initial_model_for_weight_conversion"
         ));
     }
     for (key, value) in map {
@@ -235,7 +242,9 @@ fn refuse_other_features(map: &Map<String, Value>) -> Result<()> {
             _ => false,
         };
         if !off {
-            return refuse(format!("{key} is set, which is not supported"));
+            return refuse(format!(
+                "{key} is set, which is not supported; train the adapter without it"
+            ));
         }
     }
     Ok(())

@@ -13,11 +13,12 @@ use super::files::TENSORS_FILE;
 use crate::base::read;
 use crate::error::{Error, Result};
 use crate::lora::Lora;
+use crate::names;
 
 /// The longest header that is read; an adapter of a hundred layers needs a tenth of it.
 const HEADER_LIMIT: u64 = 1 << 20;
 
-/// Shapes and values by name.
+/// Shapes and values by PEFT's name, or by the file's where that is not understood.
 pub(super) type Found = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 pub(super) fn write(lora: &Lora) -> Result<Vec<u8>> {
@@ -63,10 +64,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Found> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
     let mut found = Found::new();
     for (name, view) in file.iter() {
-        found.insert(
-            name.to_owned(),
-            (view.shape().to_vec(), read::values(name, &view)?),
-        );
+        let values = read::values(name, &view)?;
+        insert(&mut found, name, view.shape().to_vec(), values)?;
     }
     Ok(found)
 }
@@ -76,9 +75,17 @@ pub(super) fn read_pickled(path: &Path) -> Result<Found> {
     let mut found = Found::new();
     for (name, _, tensor) in read::pickled(path)? {
         let values = tensor.flatten_all()?.to_vec1()?;
-        found.insert(name, (tensor.dims().to_vec(), values));
+        insert(&mut found, &name, tensor.dims().to_vec(), values)?;
     }
     Ok(found)
+}
+
+fn insert(found: &mut Found, name: &str, shape: Vec<usize>, values: Vec<f32>) -> Result<()> {
+    let name = names::of_adapter(name);
+    match found.insert(name.clone(), (shape, values)) {
+        Some(_) => Err(Error::Duplicate(name)),
+        None => Ok(()),
+    }
 }
 
 /// Refuses equal names. A JSON parser would silently keep the last of them.

@@ -9,14 +9,11 @@ use super::read::{self, Entry};
 use crate::config::{Config, HEAD};
 use crate::error::{Error, Result};
 use crate::mapped::Bytes;
+use crate::names;
 use crate::precision::Precision;
 use crate::stored::{Stored, StoredForm};
 use crate::target::{Target, weight_name};
 use crate::weight::Weight;
-
-/// The head's name in memory in newer transformers, and therefore in files that other tools saved
-/// from it.
-const HEAD_IN_MEMORY: &str = "lm_head.weight";
 
 /// A folder that has been checked.
 pub(super) struct Folder {
@@ -95,11 +92,7 @@ struct Loader {
 
 impl Loader {
     fn take(&mut self, name: String, entry: Entry<'_>) -> Result<()> {
-        let name = if name == HEAD_IN_MEMORY {
-            HEAD.to_owned()
-        } else {
-            name
-        };
+        let name = names::of_base(&name);
         if let Some(parts) = &mut self.parts
             && bitsandbytes::owner(&name).is_some_and(|weight| self.linear.contains_key(&weight))
         {
@@ -142,10 +135,17 @@ fn select(
     mut found: BTreeMap<String, Stored>,
 ) -> Result<BTreeMap<String, Stored>> {
     let mut tensors = BTreeMap::new();
-    for (name, shape) in config.shapes() {
-        let tensor = found
-            .remove(&name)
-            .ok_or_else(|| Error::Missing(name.clone()))?;
+    let shapes = config.shapes();
+    if let Some((missing, _)) = shapes.iter().find(|(name, _)| !found.contains_key(name)) {
+        for (name, _) in &shapes {
+            found.remove(name);
+        }
+        return Err(Error::missing(missing.clone(), found.into_keys().collect()));
+    }
+    for (name, shape) in shapes {
+        let Some(tensor) = found.remove(&name) else {
+            return Err(Error::Missing(name));
+        };
         let got = tensor.form.shape();
         if got != shape {
             return Err(Error::Shape {

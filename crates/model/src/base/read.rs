@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, pickle};
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::float::Float;
 use crate::mapped::Bytes;
+use crate::names;
 use crate::stored::Floats;
 
 /// The longest header of a safetensors file that is read; the largest models need a small part.
@@ -130,6 +131,7 @@ pub(super) fn weights(
 
 /// Whether the name is one of the constant buffers that checkpoints of 2023 carry.
 fn is_old_buffer(name: &str) -> bool {
+    let name = names::of_base(name);
     name.starts_with("gpt_neox.layers.")
         && [
             ".attention.bias",
@@ -160,6 +162,10 @@ fn plain(
                 shape: view.shape().to_vec(),
                 bytes: bytes.part(view.data()),
             }),
+            None if view.dtype() == Dtype::F64 => {
+                let values = Tensor::from_vec(values(name, &view)?, view.shape(), &Device::Cpu)?;
+                Entry::Values(values, Float::F32)
+            }
             None => Entry::Other(view),
         };
         visit(name.to_owned(), entry)?;
@@ -167,10 +173,26 @@ fn plain(
     Ok(())
 }
 
-/// A tensor's values, which must be f32, fp16 or bf16 and finite.
+/// A tensor's values, which must be f64, f32, fp16 or bf16 and finite. Those in f64 become the
+/// nearest f32, as in torch.
 pub(crate) fn values(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
-    let float = Float::from_dtype(view.dtype()).ok_or_else(|| no_float(name, &view.dtype()))?;
-    let values = float.values(view.data());
+    let values = match view.dtype() {
+        Dtype::F64 => {
+            let wide = view.data().as_chunks::<8>().0.iter();
+            let wide = wide.map(|&bytes| f64::from_le_bytes(bytes));
+            if wide
+                .clone()
+                .any(|value| value.is_finite() && !(value as f32).is_finite())
+            {
+                let reason = "has values beyond the range of f32";
+                return Err(Error::format(format!("tensor {name}"), reason));
+            }
+            wide.map(|value| value as f32).collect()
+        }
+        other => Float::from_dtype(other)
+            .ok_or_else(|| no_float(name, &other))?
+            .values(view.data()),
+    };
     finite(name, &values)?;
     Ok(values)
 }
@@ -179,7 +201,7 @@ pub(crate) fn values(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
 pub(super) fn no_float(name: &str, dtype: &impl Debug) -> Error {
     Error::format(
         format!("tensor {name}"),
-        format!("{dtype:?} is not a float type"),
+        format!("{dtype:?} is not a float type that is read: f64, f32, fp16 and bf16 are"),
     )
 }
 
@@ -191,8 +213,8 @@ pub(super) fn finite(name: &str, values: &[f32]) -> Result<()> {
     }
 }
 
-/// The tensors of a file that torch wrote, in f32 and with their type in the file, without the
-/// buffers of old checkpoints.
+/// The tensors of a file that torch wrote, in f32 and with their type in the file (f32 where it is
+/// f64), without the buffers of old checkpoints.
 pub(crate) fn pickled(path: &Path) -> Result<Vec<(String, Float, Tensor)>> {
     let broken = |e: candle_core::Error| Error::format(path.display().to_string(), e.to_string());
     let file = pickle::PthTensors::new(path, None).map_err(broken)?;
@@ -210,7 +232,7 @@ pub(crate) fn pickled(path: &Path) -> Result<Vec<(String, Float, Tensor)>> {
             .map_err(broken)?
             .ok_or_else(|| Error::Missing(name.clone()))?;
         let float = match tensor.dtype() {
-            DType::F32 => Float::F32,
+            DType::F64 | DType::F32 => Float::F32,
             DType::F16 => Float::Fp16,
             DType::BF16 => Float::Bf16,
             other => return Err(no_float(name, &other)),

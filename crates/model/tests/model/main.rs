@@ -25,3 +25,4 @@ mod scale;
 mod support;
 mod training;
 mod window;
+mod wrapped;

@@ -14,6 +14,7 @@ use crate::client::Clients;
 use crate::commands::sampling::Sampling;
 use crate::error::{Error, Result};
 use crate::local;
+use crate::local::named::Named;
 use crate::progress::seconds;
 use crate::session::Session;
 use crate::table::shorten;
@@ -48,21 +49,28 @@ impl Answerer {
     /// The base or the adapter is missing or cannot be used.
     pub async fn of(sampling: &Sampling, session: &Session) -> Result<Self> {
         let Some(folder) = sampling.base.clone() else {
+            if sampling.adapter.contains('/') {
+                let reason = "--adapter names a folder, which needs --base; the services know \
+                              aliases and generations";
+                return Err(Error::Usage(reason.to_owned()));
+            }
             return Ok(Self::Service(session.clients.clone()));
         };
         let device = session.settings.device;
         let precision = sampling.precision.unwrap_or(togi_model::Precision::F32);
-        let adapter = sampling.adapter.clone();
+        let adapter = match sampling.adapter.as_str() {
+            "" => None,
+            name => Some(Named::find(name.as_ref(), session).await?),
+        };
         local::on_thread(move || {
             let base = local::base(&folder, device, precision)?;
+            let lora = adapter.map(|adapter| adapter.lora(&base)).transpose()?;
             let base = Local::new(&folder, base, device).map_err(togi_runtime::Error::from)?;
-            let base = match adapter.as_str() {
-                "" => base,
-                adapter => {
-                    let lora = local::adapter(adapter.as_ref(), base.config())?;
-                    base.with_adapter(&lora)
-                        .map_err(togi_runtime::Error::from)?
-                }
+            let base = match lora {
+                None => base,
+                Some(lora) => base
+                    .with_adapter(&lora)
+                    .map_err(togi_runtime::Error::from)?,
             };
             Ok(Self::Local(Box::new(base)))
         })

@@ -8,12 +8,14 @@ use togi_model::{DeviceName, Precision, merge};
 
 use crate::error::Result;
 use crate::local;
+use crate::local::named::Named;
 use crate::output::Output;
 use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
   togi export --merged --base models/mine --adapter adapters/mine --out models/merged
+  togi export --merged --base models/mine --adapter mine --out models/merged    the alias of running services
 
 The folder is in Hugging Face layout, in 32-bit floats, with the base's tokenizer.";
 
@@ -27,8 +29,8 @@ pub struct Export {
     /// A base's folder
     #[arg(long, value_name = "FOLDER")]
     pub base: PathBuf,
-    /// A PEFT folder
-    #[arg(long, value_name = "FOLDER")]
+    /// A PEFT folder, or an alias or a generation of the services
+    #[arg(long, short, value_name = "NAME")]
     pub adapter: PathBuf,
     /// The folder to write, new or empty
     #[arg(long, value_name = "FOLDER")]
@@ -45,12 +47,13 @@ impl Export {
     /// Runs the command.
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = session.output.clone();
-        local::on_thread(move || self.work(&output)).await
+        let adapter = Named::find(&self.adapter, session).await?;
+        local::on_thread(move || self.work(&adapter, &output)).await
     }
 
-    fn work(self, output: &Output) -> Result<()> {
+    fn work(self, adapter: &Named, output: &Output) -> Result<()> {
         let loaded = local::base(&self.base, DeviceName::Cpu, Precision::F32)?;
-        let lora = local::adapter(&self.adapter, loaded.config())?;
+        let lora = adapter.lora(&loaded)?;
         local::folder_for_base(&self.out)?;
         merge::write_merged(&self.out, &loaded, &lora)
             .map_err(|error| local::unfit("base", &self.base, error))?;

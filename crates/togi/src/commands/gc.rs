@@ -8,9 +8,8 @@ use jiff::Timestamp;
 use object_store::path::Path;
 use serde::Serialize;
 use togi_runtime::Store;
-use togi_runtime::config::StoreConfig;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gc;
 use crate::gc::{Facts, Object, Plan};
 use crate::progress::{Unit, mebibytes};
@@ -45,15 +44,7 @@ impl Gc {
     /// Runs the command.
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = &session.output;
-        let url = session.settings.store.clone().ok_or_else(|| {
-            Error::Usage("no store is known: start `togi up`, or name one with --store".to_owned())
-        })?;
-        let config = StoreConfig {
-            url,
-            options: session.settings.store_options.clone(),
-            secrets: None,
-        };
-        let store = Store::open(&config).await?;
+        let store = session.store().await?;
         let plan = decide(session, &store).await?;
         let bytes: u64 = plan.garbage.iter().map(|object| object.bytes).sum();
         if !self.dry_run {

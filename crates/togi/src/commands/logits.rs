@@ -12,6 +12,7 @@ use togi_model::{Config, DeviceName, Engine, Precision};
 use crate::error::{Error, Result};
 use crate::local;
 use crate::local::lines::{Line, Lines};
+use crate::local::named::Named;
 use crate::output::Output;
 use crate::progress::Unit;
 use crate::session::Session;
@@ -34,8 +35,8 @@ pub struct Logits {
     /// A base's folder
     #[arg(long, value_name = "FOLDER")]
     pub base: PathBuf,
-    /// A PEFT folder
-    #[arg(long, value_name = "FOLDER")]
+    /// A PEFT folder, or an alias or a generation of the services
+    #[arg(long, short, value_name = "NAME")]
     pub adapter: Option<PathBuf>,
     /// How the base is held, by a recipe's name for it
     #[arg(long, value_name = "NAME", default_value = "f32", value_parser = local::precision)]
@@ -71,10 +72,14 @@ impl Logits {
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = session.output.clone();
         let device = session.settings.device;
-        local::on_thread(move || self.work(device, &output)).await
+        let adapter = match &self.adapter {
+            Some(name) => Some(Named::find(name, session).await?),
+            None => None,
+        };
+        local::on_thread(move || self.work(adapter.as_ref(), device, &output)).await
     }
 
-    fn work(self, device: DeviceName, output: &Output) -> Result<()> {
+    fn work(self, adapter: Option<&Named>, device: DeviceName, output: &Output) -> Result<()> {
         let sequences = self.sequences()?;
         let base = Arc::new(local::base(&self.base, device, self.precision)?);
         let config = base.config().clone();
@@ -82,11 +87,8 @@ impl Logits {
             sequence.check(&config)?;
         }
         let fails = |error| local::unfit("base", &self.base, error);
+        let lora = adapter.map(|adapter| adapter.lora(&base)).transpose()?;
         let engine = Engine::on(base, device.device(self.precision)).map_err(fails)?;
-        let lora = self.adapter.as_deref();
-        let lora = lora
-            .map(|folder| local::adapter(folder, &config))
-            .transpose()?;
         let adapter = lora.map(|lora| engine.adapter(&lora)).transpose();
         let adapter = adapter.map_err(fails)?;
         let unwritten = |error| local::unfit("--out", &self.out, error);

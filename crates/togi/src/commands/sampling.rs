@@ -22,7 +22,7 @@ pub struct Sampling {
     /// How --base is held, by a recipe's name for it [default: f32]
     #[arg(long, value_name = "NAME", requires = "base", value_parser = local::precision)]
     pub precision: Option<Precision>,
-    /// An alias or a generation; with --base a PEFT folder [default: the base alone]
+    /// An alias or a generation; with --base also a PEFT folder [default: the base alone]
     #[arg(
         long,
         short,

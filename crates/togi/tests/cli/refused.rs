@@ -115,6 +115,11 @@ fn wrong_input_is_named_with_its_exit_code() {
             3,
             "none: ",
         ),
+        (
+            "generate --adapter adapters/mine --raw x",
+            2,
+            "needs --base",
+        ),
     ];
     refused(&bench, &others);
 }

@@ -55,6 +55,8 @@ fn config(hidden: usize, heads: usize, layers: usize, longest: usize) -> Config 
         use_parallel_residual: false,
         tie_word_embeddings: false,
         attention_bias: true,
+        attention_dropout: 0.0,
+        hidden_dropout: 0.0,
         bos_token_id: Some(1),
         eos_token_ids: vec![vocabulary::EOS],
         pad_token_id: None,

@@ -62,6 +62,14 @@ async fn what_does_not_fit_is_refused_by_name_and_nothing_is_queued() {
         },
         TOKENIZER,
     );
+    write_base(
+        &system.base_folder("dropping"),
+        &Config {
+            hidden_dropout: 0.1,
+            ..config()
+        },
+        TOKENIZER,
+    );
     let process = system.process_as("api", Role::Api).await;
     process.prepare("questions", RECORDS).await;
     let nothing = without_rows(&process).await;
@@ -73,6 +81,12 @@ async fn what_does_not_fit_is_refused_by_name_and_nothing_is_queued() {
     let table: Vec<(Change, Class, &str, &str)> = vec![
         (base("unknown"), Class::NotFound, "base", "configured are"),
         (base("../etc"), Class::InvalidArgument, "base", ""),
+        (
+            base("dropping"),
+            Class::FailedPrecondition,
+            "base",
+            "hidden_dropout 0.1",
+        ),
         (
             base("broken"),
             Class::FailedPrecondition,

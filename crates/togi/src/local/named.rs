@@ -1,0 +1,103 @@
+//! What `--adapter` names beside `--base`: a PEFT folder, or as over the services an alias or a
+//! generation.
+
+use std::path::{Path, PathBuf};
+
+use togi_base::adapter;
+use togi_model::adapter::Files;
+use togi_model::{Base, Lora};
+use togi_proto::trainer::v1::GetAdapterRequest;
+use togi_runtime::registry::adapter_manifest::AdapterManifest;
+
+use crate::client::present;
+use crate::error::{Error, Result};
+use crate::local;
+use crate::session::Session;
+
+/// The largest file of tensors that is read, in bytes.
+const MAX_BYTES: u64 = 4 << 30;
+
+/// An adapter whose base is not read yet.
+pub enum Named {
+    /// A folder.
+    Folder(PathBuf),
+    /// One from the registry.
+    Published(Box<Published>),
+}
+
+/// A published adapter's files.
+pub struct Published {
+    name: PathBuf,
+    manifest: AdapterManifest,
+    files: Files,
+}
+
+impl Named {
+    /// Finds an adapter. What exists on this machine is a folder; another name, without a slash, is
+    /// looked up in the registry if the services run.
+    ///
+    /// # Errors
+    /// The registry's, if it has no such adapter; the store's.
+    pub(crate) async fn find(name: &Path, session: &Session) -> Result<Self> {
+        let folder = Self::Folder(name.to_owned());
+        let text = name.to_str().filter(|text| !text.contains('/'));
+        let Some(text) = text.filter(|_| !name.exists()) else {
+            return Ok(folder);
+        };
+        let mut client = match session.clients.adapters().await {
+            Ok(client) => client,
+            // Reading the folder says that it is missing.
+            Err(Error::NoAnswer { .. }) => return Ok(folder),
+            Err(error) => return Err(error),
+        };
+        let request = GetAdapterRequest {
+            adapter: text.to_owned(),
+        };
+        let answer = client.get_adapter(request).await?.into_inner();
+        let generation = present(answer.adapter, "adapter")?.generation;
+        let generation = generation
+            .parse()
+            .map_err(|_| Error::Failed(format!("{generation:?} is no generation")))?;
+        let store = session.store().await?;
+        let unfit = |error| unfit(name, error);
+        let manifest = adapter::manifest(&store, generation).await.map_err(unfit)?;
+        let files = adapter::files(&store, &manifest, MAX_BYTES).await;
+        let files = files.map_err(unfit)?;
+        Ok(Self::Published(Box::new(Published {
+            name: name.to_owned(),
+            manifest,
+            files,
+        })))
+    }
+
+    /// Reads the tensors for a base. Not for async code.
+    ///
+    /// # Errors
+    /// The folder is missing; the adapter does not fit, or was published for another base.
+    pub fn lora(&self, base: &Base) -> Result<Lora> {
+        match self {
+            Self::Folder(folder) => local::adapter(folder, base.config()),
+            Self::Published(published) => published.lora(base),
+        }
+    }
+}
+
+impl Published {
+    fn lora(&self, base: &Base) -> Result<Lora> {
+        let (theirs, ours) = (&self.manifest.identity.base, base.digest());
+        if theirs != ours {
+            let reason = format!("it was trained over the base {theirs}, and --base is {ours}");
+            return Err(Error::unfit("adapter", &self.name, reason));
+        }
+        adapter::lora(&self.manifest, &self.files, base.config())
+            .map_err(|error| unfit(&self.name, error))
+    }
+}
+
+/// Keeps the class of the store's errors, and names the adapter in the others.
+fn unfit(name: &Path, error: togi_base::Error) -> Error {
+    match error {
+        togi_base::Error::Runtime(error) => error.into(),
+        other => Error::unfit("adapter", name, other),
+    }
+}
