@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
-use crate::bus::connection::{REQUEST_TIMEOUT, dial, keep_streams, wait_for_streams};
+use crate::bus::connection::{Heard, REQUEST_TIMEOUT, dial, keep_streams, wait_for_streams};
 use crate::bus::kv::Kv;
 use crate::config::NatsConfig;
 use crate::error::{Class, Error, Result};
@@ -46,6 +46,7 @@ struct Inner {
     config: NatsConfig,
     stopper: Stopper,
     connections: watch::Receiver<u64>,
+    refused: watch::Receiver<bool>,
     jobs: Kv,
     aliases: Kv,
     policies: Kv,
@@ -65,11 +66,13 @@ impl Bus {
     /// `name` identifies this process: it is CloudEvents' source and the connection's name.
     ///
     /// # Errors
-    /// `InvalidArgument` if the address or the credentials are wrong, `FailedPrecondition` if a
-    /// stream contradicts, `Cancelled` if the stopper stops first.
+    /// `InvalidArgument` if the address or the credentials' file are wrong, `FailedPrecondition` if
+    /// the server refuses the credentials, has no JetStream or a stream that contradicts,
+    /// `Cancelled` if the stopper stops first.
     pub async fn connect(config: &NatsConfig, name: &str, stopper: &Stopper) -> Result<Self> {
         let bus = Self::connect_later(config, name, stopper).await?;
-        wait_for_streams(&bus.0.js, config, stopper).await?;
+        let refused = bus.0.refused.clone();
+        wait_for_streams(&bus.0.js, config, refused, stopper).await?;
         Ok(bus)
     }
 
@@ -81,13 +84,19 @@ impl Bus {
     pub async fn connect_later(config: &NatsConfig, name: &str, stopper: &Stopper) -> Result<Self> {
         install_crypto();
         let (connected, connections) = watch::channel(0u64);
-        let client = dial(config, name, connected).await?;
+        let (refuses, refused) = watch::channel(false);
+        let heard = Heard {
+            connections: connected,
+            refused: refuses,
+        };
+        let client = dial(config, name, heard).await?;
         let mut js = jetstream::new(client.clone());
         js.set_timeout(REQUEST_TIMEOUT);
         let keeper = keep_streams(
             js.clone(),
             config.clone(),
             connections.clone(),
+            refused.clone(),
             stopper.clone(),
         );
         Ok(Self(Arc::new(Inner {
@@ -103,6 +112,7 @@ impl Bus {
                 .build(),
             keeper: tokio::spawn(keeper),
             connections,
+            refused,
             client,
             js,
         })))

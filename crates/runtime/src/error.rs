@@ -6,6 +6,7 @@ use std::time::Duration;
 
 mod class;
 mod convert;
+mod object;
 pub use class::{Class, code_name};
 
 /// The crate's result.

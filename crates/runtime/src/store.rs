@@ -86,7 +86,7 @@ impl Store {
         match self.create(&key, Bytes::from_static(b"1")).await {
             // The key is random, so the object is our own write, which was repeated after an error.
             Ok(()) | Err(object_store::Error::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(conditional(error)),
         }
         let second = self.create(&key, Bytes::from_static(b"2")).await;
         if let Err(error) = self.delete(&key).await {
@@ -101,7 +101,7 @@ impl Store {
                 "the object store ignores conditional writes (If-None-Match): two writers could create the same object; \
                  use one that keeps them",
             )),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(conditional(error)),
         }
     }
 
@@ -339,6 +339,20 @@ impl Store {
     pub async fn put_new_json<T: Serialize + Sync>(&self, key: &Path, value: &T) -> Result<Put> {
         self.put_new(key, canonical::json(value)?).await
     }
+}
+
+/// Returns the error of the probe's conditional write.
+fn conditional(error: object_store::Error) -> Error {
+    let error = Error::from(error);
+    if error.class() != Class::Unimplemented {
+        return error;
+    }
+    Error::precondition(
+        "the object store does not implement conditional writes (If-None-Match), without which \
+         two writers could create the same object: use one that implements them, and leave \
+         store.options.conditional_put (AWS_CONDITIONAL_PUT) at its default",
+    )
+    .with_source(error)
 }
 
 /// Names the object in an error of the store.

@@ -66,7 +66,10 @@ pub async fn run(
     let waiting = output.progress("starting data-prep, trainer, inference and NATS");
     let running = tokio::select! {
         running = up::start(options, stopper.clone()) => running?,
-        () = stopper.stopped() => return Err(Error::Interrupted(String::new())),
+        () = stopper.stopped() => {
+            stopper.released().await;
+            return Err(Error::Interrupted(String::new()));
+        }
     };
     if running.ready().await {
         waiting.finish();

@@ -9,14 +9,15 @@ mod options;
 mod service;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use togi_runtime::config::{NatsConfig, StoreConfig};
+use togi_runtime::life::stop::Hold;
 use togi_runtime::process::admin;
 use togi_runtime::{Context, Readiness, Stopper, Tasks, rpc};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::nats::Server;
 use crate::error::{Error, Result};
@@ -36,13 +37,14 @@ pub struct Running {
     folder: DataFolder,
 }
 
-/// A child process that is restarted whenever it dies, until `stop` is cancelled.
+/// A child process that is restarted whenever it dies, until this value is dropped.
 struct OwnNats {
-    stop: CancellationToken,
+    stop: DropGuard,
     guard: JoinHandle<()>,
 }
 
-/// Starts everything; stops it again if something fails.
+/// Starts everything; stops it again if something fails. If the future is dropped before its end,
+/// [`Stopper::released`] waits for the end of nats-server.
 ///
 /// # Errors
 /// [`Error::Unavailable`] if a port or the data folder is in use or nats-server is missing,
@@ -59,6 +61,8 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
     let demo = embedded::write_base(&folder.path().join("bases"))?;
     let configs = service::configs(&options, &folder, &endpoint, &store_config, &demo)?;
 
+    // Before the child, so that a future that is dropped lets go of the child first.
+    let hold = stopper.hold();
     let server = match &options.nats {
         Some(_) => None,
         None => Some(Server::start(folder.path()).await?),
@@ -74,7 +78,15 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
         },
     };
     state.write(folder.path())?;
-    let nats = server.map(|server| OwnNats::new(server, state.clone(), folder.path()));
+    let data = folder.path().to_owned();
+    let nats = server.map(|server| {
+        let guard = Guard {
+            server,
+            state: state.clone(),
+            data,
+        };
+        OwnNats::new(guard, &stopper, hold)
+    });
 
     let context = match connect(&configs.nats(&state.nats.url), &store_config, &stopper).await {
         Ok(context) => context,
@@ -202,40 +214,55 @@ async fn connect(nats: &NatsConfig, store: &StoreConfig, stopper: &Stopper) -> R
     Ok(Context::open(nats, store, "togi-up", Readiness::new(), stopper.clone()).await?)
 }
 
-/// Restarts nats-server at the same address whenever it dies; stops it when `stop` is cancelled.
-async fn keep_alive(
-    mut server: Server,
-    mut state: UpState,
+/// What it takes to keep nats-server alive.
+struct Guard {
+    server: Server,
+    state: UpState,
     data: PathBuf,
-    stop: CancellationToken,
-) {
-    loop {
-        let how = tokio::select! {
-            how = server.ended() => how,
-            () = stop.cancelled() => return server.stop().await,
-        };
-        tracing::warn!(how, "nats-server ended; starting it again");
-        while let Err(error) = server.restart().await {
-            tracing::error!(%error, "nats-server does not start; trying again");
-            tokio::select! {
-                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
-                () = stop.cancelled() => return server.stop().await,
+}
+
+impl Guard {
+    /// Restarts nats-server at the same address whenever it dies; stops it when `stop` is
+    /// cancelled.
+    async fn keep_alive(&mut self, stop: CancellationToken) {
+        loop {
+            let how = tokio::select! {
+                how = self.server.ended() => how,
+                () = stop.cancelled() => return self.server.stop().await,
+            };
+            tracing::warn!(how, "nats-server ended; starting it again");
+            while let Err(error) = self.server.restart().await {
+                tracing::error!(%error, "nats-server does not start; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+                    () = stop.cancelled() => return self.server.stop().await,
+                }
             }
-        }
-        state.nats = server.state().clone();
-        if let Err(error) = state.write(&data) {
-            tracing::warn!(%error, "cannot note the new nats-server");
+            self.state.nats = self.server.state().clone();
+            if let Err(error) = self.state.write(&self.data) {
+                tracing::warn!(%error, "cannot note the new nats-server");
+            }
         }
     }
 }
 
 impl OwnNats {
-    fn new(server: Server, state: UpState, data: &Path) -> Self {
+    /// Keeps the server alive in a task that lets go of `hold` after the server's end. It kills the
+    /// server when the end is requested at once.
+    fn new(mut guard: Guard, stopper: &Stopper, hold: Hold) -> Self {
         let stop = CancellationToken::new();
-        let guard = keep_alive(server, state, data.to_owned(), stop.clone());
+        let killed = stopper.killed();
+        let stopped = stop.clone();
+        let guard = async move {
+            tokio::select! {
+                () = guard.keep_alive(stopped) => {}
+                () = killed => guard.server.kill().await,
+            }
+            drop(hold);
+        };
         Self {
             guard: tokio::spawn(guard),
-            stop,
+            stop: stop.drop_guard(),
         }
     }
 }
@@ -244,7 +271,7 @@ async fn end_nats(nats: Option<OwnNats>) {
     let Some(OwnNats { stop, guard }) = nats else {
         return;
     };
-    stop.cancel();
+    drop(stop);
     if let Err(error) = guard.await {
         tracing::error!(%error, "the guard of nats-server panicked");
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, jetstream};
+use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, jetstream};
 use tokio::sync::watch;
 
 use crate::bus::streams;
@@ -14,14 +14,22 @@ use crate::life::stop::Stopper;
 /// How long a request to NATS may take.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+const REFUSED: &str = "NATS refuses our credentials: name a file with valid ones in \
+    nats.credentials (TOGI_NATS__CREDENTIALS), or put user and password into nats.url";
+
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
-pub(super) async fn dial(
-    config: &NatsConfig,
-    name: &str,
-    connected: watch::Sender<u64>,
-) -> Result<Client> {
+/// The state of the connection, as the client tells it.
+#[derive(Clone, Debug)]
+pub(super) struct Heard {
+    /// The number of connections so far.
+    pub(super) connections: watch::Sender<u64>,
+    /// Whether the server refused our credentials at the last attempt to connect.
+    pub(super) refused: watch::Sender<bool>,
+}
+
+pub(super) async fn dial(config: &NatsConfig, name: &str, heard: Heard) -> Result<Client> {
     let wrong =
         |what: &str| Error::invalid("nats.url", format!("\"{}\" {what}", scrub(&config.url)));
     let addresses: Vec<async_nats::ServerAddr> = config
@@ -40,8 +48,8 @@ pub(super) async fn dial(
             RECONNECT.after(u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX))
         })
         .event_callback(move |event| {
-            let connected = connected.clone();
-            async move { heard(&event, &connected) }
+            let heard = heard.clone();
+            async move { heard.note(&event) }
         });
     if let Some(file) = &config.credentials {
         options = options.credentials_file(file).await.map_err(|error| {
@@ -55,25 +63,49 @@ pub(super) async fn dial(
         .map_err(|error| wrong("cannot be used").with_source(error))
 }
 
-fn heard(event: &async_nats::Event, connected: &watch::Sender<u64>) {
-    match event {
-        async_nats::Event::Connected => {
-            tracing::info!("NATS connected");
-            connected.send_modify(|count| *count += 1);
+impl Heard {
+    fn note(&self, event: &Event) {
+        match event {
+            Event::Connected => {
+                tracing::info!("NATS connected");
+                self.refused.send_replace(false);
+                self.connections.send_modify(|count| *count += 1);
+            }
+            Event::Disconnected => tracing::warn!("NATS disconnected; connecting again"),
+            Event::ClientError(ClientError::Other(text)) if is_refusal(text) => {
+                self.refused.send_replace(true);
+            }
+            other => tracing::debug!(event = %other, "NATS"),
         }
-        async_nats::Event::Disconnected => tracing::warn!("NATS disconnected; connecting again"),
-        other => tracing::debug!(event = %other, "NATS"),
     }
+}
+
+/// Whether an attempt to connect failed by our credentials. The client tells only the text of the
+/// kind.
+fn is_refusal(text: &str) -> bool {
+    [
+        ConnectErrorKind::Authentication,
+        ConnectErrorKind::AuthorizationViolation,
+    ]
+    .iter()
+    .any(|kind| text == kind.to_string())
 }
 
 pub(super) async fn wait_for_streams(
     js: &jetstream::Context,
     config: &NatsConfig,
+    mut refused: watch::Receiver<bool>,
     stopper: &Stopper,
 ) -> Result<()> {
     let mut backoff = BACKOFF;
     loop {
-        let ensured = stopper.run(streams::ensure(js, config.replicas)).await;
+        let ensured = async {
+            tokio::select! {
+                result = streams::ensure(js, config.replicas) => result,
+                Ok(_) = refused.wait_for(|refused| *refused) => Err(Error::precondition(REFUSED)),
+            }
+        };
+        let ensured = stopper.run(ensured).await;
         match ensured {
             Some(Err(error)) if error.class() == Class::Unavailable => {
                 let url = scrub(&config.url);
@@ -97,12 +129,13 @@ pub(super) async fn keep_streams(
     js: jetstream::Context,
     config: NatsConfig,
     mut connections: watch::Receiver<u64>,
+    refused: watch::Receiver<bool>,
     stopper: Stopper,
 ) {
-    if let Err(error) = wait_for_streams(&js, &config, &stopper).await
+    if let Err(error) = wait_for_streams(&js, &config, refused, &stopper).await
         && error.class() != Class::Cancelled
     {
-        tracing::error!(error = error.chain(), "NATS has streams that contradict");
+        tracing::error!(error = error.chain(), "NATS cannot be used");
     }
     connections.mark_unchanged();
     while let Some(Ok(())) = stopper.run(connections.changed()).await {

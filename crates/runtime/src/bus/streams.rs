@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
 
@@ -21,21 +21,29 @@ pub const REPLICAS_BUCKET: &str = "togi_replicas";
 /// How long a replica's entry lives without being refreshed.
 pub const REPLICA_LIFETIME: Duration = Duration::from_secs(30);
 
+const NO_JETSTREAM: &str = "NATS runs without JetStream: start nats-server with -js or a jetstream \
+    section in its configuration, or name another server (nats.url)";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MIB: i64 = 1 << 20;
 
 /// Creates the missing streams and checks the present ones.
 ///
 /// # Errors
-/// `FailedPrecondition` naming the stream and the setting that contradicts; `Unavailable` if
-/// JetStream does not answer.
+/// `FailedPrecondition` naming the stream and the setting that contradicts, or what the server
+/// lacks; `Unavailable` if JetStream does not answer.
 pub(crate) async fn ensure(js: &jetstream::Context, replicas: usize) -> Result<()> {
     for wanted in declared(replicas) {
         match js.get_stream(&wanted.name).await {
             Ok(found) => compare(&wanted, &found.cached_info().config)?,
             Err(error) if is_missing(&error) => create(js, wanted).await?,
             Err(error) => {
-                return Err(Error::unavailable("JetStream does not answer").with_source(error));
+                let refusal = match error.kind() {
+                    GetStreamErrorKind::JetStream(inner) => refusal(inner.error_code()),
+                    _ => without_jetstream(js),
+                };
+                return Err(refusal
+                    .unwrap_or_else(|| Error::unavailable("JetStream does not answer"))
+                    .with_source(error));
             }
         }
     }
@@ -58,11 +66,40 @@ async fn create(js: &jetstream::Context, wanted: Config) -> Result<()> {
         Err(error) => match js.get_stream(&name).await {
             Ok(found) => compare(&wanted, &found.cached_info().config),
             Err(_) => {
-                let message = format!("stream {name} cannot be created");
-                Err(Error::unavailable(message).with_source(error))
+                let refusal = match error.kind() {
+                    CreateStreamErrorKind::JetStream(inner) => refusal(inner.error_code()),
+                    _ => None,
+                };
+                let passing = || Error::unavailable(format!("stream {name} cannot be created now"));
+                Err(refusal.unwrap_or_else(passing).with_source(error))
             }
         },
     }
+}
+
+/// Returns the error of an answer that stays the same until NATS is configured otherwise.
+fn refusal(code: ErrorCode) -> Option<Error> {
+    let message = match code {
+        ErrorCode::JETSTREAM_NOT_ENABLED => NO_JETSTREAM,
+        ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+            "NATS has no JetStream for our account: enable it there, or use another account \
+             (nats.credentials, nats.url)"
+        }
+        ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED | ErrorCode::CLUSTER_REQUIRED => {
+            "NATS is one server and keeps no copies of a stream: set nats.replicas to 1, or use \
+             a cluster"
+        }
+        _ => return None,
+    };
+    Some(Error::precondition(message))
+}
+
+/// Returns the error of a server that says at the connection that it has no JetStream. In a cluster
+/// another server may have it.
+fn without_jetstream(js: &jetstream::Context) -> Option<Error> {
+    let server = js.client().server_info();
+    let single = !server.server_id.is_empty() && server.cluster.is_none();
+    (single && !server.jetstream).then(|| Error::precondition(NO_JETSTREAM))
 }
 
 fn declared(replicas: usize) -> Vec<Config> {

@@ -3,8 +3,8 @@
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::error::Error;
 use crate::error::class::Class;
-use crate::error::{Error, scrub};
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -37,52 +37,6 @@ impl From<Status> for Error {
             .get_details_retry_info()
             .and_then(|retry| retry.retry_delay);
         error
-    }
-}
-
-impl From<object_store::Error> for Error {
-    fn from(error: object_store::Error) -> Self {
-        Error::of_object("", error)
-    }
-}
-
-impl Error {
-    /// Returns the error of an operation on an object. `key` is empty where the operation has no
-    /// object. The store's texts may hold signed URLs and paths of the machine, so they are
-    /// scrubbed and kept as the cause.
-    #[must_use]
-    pub fn of_object(key: &str, error: object_store::Error) -> Self {
-        use object_store::Error as E;
-        let named = if key.is_empty() {
-            "the object".to_owned()
-        } else {
-            format!("object {key}")
-        };
-        let (class, message) = match &error {
-            E::NotFound { .. } => (Class::NotFound, format!("{named} does not exist")),
-            E::AlreadyExists { .. } => (Class::AlreadyExists, format!("{named} exists already")),
-            E::Precondition { .. } | E::NotModified { .. } => {
-                (Class::Aborted, format!("{named} was changed meanwhile"))
-            }
-            E::InvalidPath { .. } => (Class::InvalidArgument, "not an object key".to_owned()),
-            E::NotSupported { .. } | E::NotImplemented { .. } => (
-                Class::Unimplemented,
-                "the object store does not know this operation".to_owned(),
-            ),
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => (
-                Class::FailedPrecondition,
-                "the object store refuses our credentials".to_owned(),
-            ),
-            E::UnknownConfigurationKey { key, .. } => (
-                Class::InvalidArgument,
-                format!("the object store has no option \"{key}\""),
-            ),
-            _ => (
-                Class::Unavailable,
-                format!("{named} cannot be read or written now"),
-            ),
-        };
-        Error::new(class, message).with_source(scrub(&error.to_string()))
     }
 }
 

@@ -14,7 +14,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
+use object_store::{ClientConfigKey, ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
 use crate::error::{Error, Result, scrub};
@@ -48,6 +48,14 @@ pub fn connect(url: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn 
             for (key, value) in options {
                 builder = builder.with_config(option::<AmazonS3ConfigKey>(key)?, value);
             }
+            let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
+            check_endpoint(
+                builder
+                    .get_config_value(&AmazonS3ConfigKey::S3Endpoint)
+                    .or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint)),
+                builder.get_config_value(&allow_http),
+                "AWS_ALLOW_HTTP",
+            )?;
             Arc::new(builder.build()?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
@@ -66,6 +74,12 @@ pub fn connect(url: &str, options: &BTreeMap<String, String>) -> Result<Arc<dyn 
             for (key, value) in options {
                 builder = builder.with_config(option::<AzureConfigKey>(key)?, value);
             }
+            let allow_http = AzureConfigKey::Client(ClientConfigKey::AllowHttp);
+            check_endpoint(
+                builder.get_config_value(&AzureConfigKey::Endpoint),
+                builder.get_config_value(&allow_http),
+                "AZURE_ALLOW_HTTP",
+            )?;
             Arc::new(builder.build()?)
         }
         ObjectStoreScheme::Http => {
@@ -98,6 +112,29 @@ fn local(url: &Url, shown: &str) -> Result<Arc<dyn ObjectStore>> {
     // Without fsync a power loss could undo a commit.
     let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
     Ok(Arc::new(store))
+}
+
+/// Checks that a plain http address is allowed, because without that every request would fail.
+fn check_endpoint(
+    endpoint: Option<String>,
+    allow_http: Option<String>,
+    variable: &str,
+) -> Result<()> {
+    let plain = endpoint.filter(|endpoint| endpoint.starts_with("http://"));
+    // `object_store` takes these for true.
+    let allowed = allow_http
+        .is_some_and(|value| matches!(&*value.to_lowercase(), "1" | "true" | "on" | "yes" | "y"));
+    let Some(endpoint) = plain.filter(|_| !allowed) else {
+        return Ok(());
+    };
+    Err(Error::invalid(
+        "store.options.allow_http",
+        format!(
+            "the object store's endpoint \"{}\" is plain http, which is not allowed: \
+             set allow_http = \"true\" (or {variable}=true), or name an https endpoint",
+            scrub(&endpoint)
+        ),
+    ))
 }
 
 fn option<K: FromStr<Err = object_store::Error>>(key: &str) -> Result<K> {

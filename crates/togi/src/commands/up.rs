@@ -56,7 +56,10 @@ impl Up {
         // Ctrl-C also ends the wait for NATS or the store.
         let running = tokio::select! {
             running = starting => running?,
-            () = stopper.stopped() => return Err(Error::Interrupted(String::new())),
+            () = stopper.stopped() => {
+                stopper.released().await;
+                return Err(Error::Interrupted(String::new()));
+            }
         };
         let output = &session.output;
         if running.ready().await {

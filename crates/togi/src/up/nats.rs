@@ -84,14 +84,19 @@ impl Server {
     }
 
     /// Asks the process to stop, and kills it if it does not.
-    pub(super) async fn stop(mut self) {
+    pub(super) async fn stop(&mut self) {
         let Some(pid) = self.child.id() else { return };
         terminate(&self.binary, pid).await;
         if timeout(STOP_WITHIN, self.child.wait()).await.is_err() {
             tracing::warn!(pid, "nats-server does not stop when asked; killing it");
-            // A failure is ignored: the process has ended or cannot be killed.
-            let _ = self.child.kill().await;
+            self.kill().await;
         }
+    }
+
+    /// Kills the process and reaps it.
+    pub(super) async fn kill(&mut self) {
+        // A failure is ignored: the process has ended or cannot be killed.
+        let _ = self.child.kill().await;
     }
 }
 
