@@ -104,6 +104,20 @@ impl Replica {
         self.ready.get().ok_or(Error::BaseLoading)
     }
 
+    /// Waits for what a request needs before it reaches the engine, which takes none after the stop.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`] at the stop; those of `needed`.
+    pub(crate) async fn unless_stopped<T>(
+        &self,
+        needed: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        tokio::select! {
+            () = self.context.stopper.stopped() => Err(Error::Stopping),
+            found = needed => found,
+        }
+    }
+
     /// Loads the base, then runs until the stop; running answers then have the grace time to
     /// finish. The process is ready once both latches are dropped: `base_latch` when the base is
     /// loaded, `adapters_latch` when every declared adapter has been tried once.

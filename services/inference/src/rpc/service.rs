@@ -82,6 +82,7 @@ impl Service {
         let request = parse::request(request, limits)?;
         let admitted = ready.admission.admit(request, caller, arrived)?;
         let resolving = ready.adapters.resolve(&admitted.request.answerer);
+        let resolving = self.replica.unless_stopped(resolving);
         let adapter = match admitted.deadline() {
             None => resolving.await?,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), resolving)

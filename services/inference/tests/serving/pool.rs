@@ -2,14 +2,17 @@
 //! adapters that can never be in it, and promotions while all of this goes on.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::StreamExt;
 use togi_common::random::nth;
+use togi_model::adapter::TENSORS_FILE;
 use togi_proto::inference::v1::Options;
 use togi_runtime::bus::reader::Start;
 use togi_runtime::events::{Event, EventKind};
+use togi_runtime::layout;
 use togi_testing::{wait_until, within};
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -228,5 +231,43 @@ async fn a_replica_serves_more_aliases_than_its_device_and_memory_hold() {
         (held.adapters, held.in_use) == (2, 0)
     })
     .await;
+    system.stop().await.unwrap();
+}
+
+/// Lets the readers of a pipe go on when it is dropped, also after a failure.
+struct Pipe(PathBuf);
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        let _ = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_waits_for_its_adapter_ends_at_the_stop() {
+    let setup = Setup::new(BaseKind::Table).await;
+    let folder = setup.base_folder();
+    let generation = publish_good(&setup.store, &folder, 1).await;
+    let tensors = layout::adapter_file(generation.parse().unwrap(), TENSORS_FILE);
+    let tensors = folder.with_file_name("store").join(tensors.as_ref());
+    let system = setup.ready().await;
+    // A pipe, whose reader waits for a writer.
+    std::fs::remove_file(&tensors).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&tensors).status();
+    assert!(made.unwrap().success());
+    let pipe = Pipe(tensors);
+    let stop = async {
+        system.until_inside(0, 1).await;
+        system.stopper.stop();
+    };
+    let asked = system.ask(raw(&generation, "か", greedy(1)));
+    let (refused, ()) = within("the refusal", async { tokio::join!(asked, stop) }).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert_eq!(refused.message(), "this replica is stopping");
+    drop(pipe);
     system.stop().await.unwrap();
 }
