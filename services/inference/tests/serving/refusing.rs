@@ -25,7 +25,7 @@ fn edit_header(tensors: &mut Vec<u8>, edit: impl FnOnce(String) -> String) {
 type Case = (&'static str, &'static str, fn(&mut Draft));
 
 const CASES: &[Case] = &[
-    ("missing-tensor", "missing", |draft| {
+    ("renamed-tensor", "unknown tensors", |draft| {
         edit_header(&mut draft.files.tensors, |header| {
             header.replacen("lora_A", "lora_C", 1)
         });
