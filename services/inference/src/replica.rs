@@ -104,7 +104,7 @@ impl Replica {
         self.ready.get().ok_or(Error::BaseLoading)
     }
 
-    /// Waits for what a request needs before it reaches the engine, which takes none after the stop.
+    /// Waits for what a request needs before the engine takes it, which takes none after the stop.
     ///
     /// # Errors
     /// [`Error::Stopping`] at the stop; those of `needed`.
