@@ -2,7 +2,7 @@
 # A daily cronexpr schedule has a day without its time when clocks go forward, and one with two
 # when they go back.
 #
-# Version:  cronexpr 1.7.0 with jiff 0.2.
+# Version:  cronexpr 1.7.0 with jiff 0.2.46.
 # Input:    "30 2 * * * Europe/Berlin" and the days around 29 March and 25 October 2026, on which
 #           Berlin's clocks change between 02:00 and 03:00.
 # Expected: once on each day. The documentation gives daylight saving time as the reason why a time
@@ -29,6 +29,7 @@ edition = "2021"
 
 [dependencies]
 cronexpr = "=1.7.0"
+jiff = "=0.2.46"
 
 [workspace]
 TOML

@@ -4,13 +4,13 @@
 // clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::iter;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use togi_testing::http::{Answer, answering};
 use togi_testing::{free_port, nats_server_binary, poll, poll_until};
 use togi_tests::{S3, program, workspace};
 
@@ -161,39 +161,10 @@ fn a_store_that_refuses_ends_the_start_at_once() {
     }
 }
 
-/// Reads a request to its end and answers it.
-fn answer(connection: TcpStream, status: &str, body: &str) -> std::io::Result<()> {
-    let mut reader = BufReader::new(connection);
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-    }
-    reader.read_exact(&mut vec![0; length])?;
-    let headers = format!("content-length: {}\r\nconnection: close", body.len());
-    write!(
-        reader.get_mut(),
-        "HTTP/1.1 {status}\r\n{headers}\r\n\r\n{body}"
-    )
-}
-
 /// Starts a server with one answer to everything, and returns its address.
 fn always(status: &'static str, body: String) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        while let Ok((connection, _)) = listener.accept() {
-            // A client that hung up needs no answer.
-            let _ = answer(connection, status, &body);
-        }
-    });
-    address
+    let etag = None;
+    answering(iter::repeat(Answer { status, etag, body }))
 }
 
 fn up_at(endpoint: &str, data: &Path) -> Command {

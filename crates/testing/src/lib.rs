@@ -1,6 +1,7 @@
-//! Real parts for tests: a nats-server, a store in a temporary folder, contexts over both, and
-//! waiting for a condition. Use it only as a dev-dependency.
+//! Real parts for tests: a nats-server, a store in a temporary folder, contexts over both, waiting
+//! for a condition, and an HTTP server with chosen answers. Use it only as a dev-dependency.
 
+pub mod http;
 pub mod nats;
 pub mod rig;
 pub mod wait;

@@ -4,6 +4,7 @@
 //! A bad record becomes a [`Reject`], which is data for `rejects.jsonl` and does not end the flow.
 
 mod json;
+mod json_strings;
 mod reject;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use togi_common::{Digest, Hasher};
 
+pub use self::json_strings::JsonStrings;
 pub use self::reject::Reject;
 use crate::error::{Error, Result};
 

@@ -1,8 +1,8 @@
 //! The store over a real folder: created, equal and refused objects.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+
+use togi_testing::http::{Answer, answering};
 
 use super::*;
 
@@ -158,46 +158,22 @@ fn options_come_from_a_file_too_and_what_is_wrong_with_it_is_said_without_its_te
     );
 }
 
-/// Reads a request to its end and answers it with a status.
-fn answer(connection: TcpStream, status: &str) -> std::io::Result<()> {
-    let mut reader = BufReader::new(connection);
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-    }
-    reader.read_exact(&mut vec![0; length])?;
-    let headers = "content-length: 0\r\nconnection: close\r\netag: \"1\"";
-    write!(reader.get_mut(), "HTTP/1.1 {status}\r\n{headers}\r\n\r\n")
-}
-
 #[tokio::test]
 async fn a_store_that_answers_503_to_what_it_did_is_opened_all_the_same() {
     crate::life::crypto::install_crypto();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
     // The write was done, so its repetition and the second writer find the object.
     let statuses = [
         "503 Slow Down",
         "412 Precondition Failed",
         "412 Precondition Failed",
     ];
-    std::thread::spawn(move || {
-        let last = std::iter::repeat("204 No Content");
-        for status in statuses.into_iter().chain(last) {
-            let Ok((connection, _)) = listener.accept() else {
-                return;
-            };
-            // A client that hung up needs no answer.
-            let _ = answer(connection, status);
-        }
+    let last = std::iter::repeat("204 No Content");
+    let answers = statuses.into_iter().chain(last).map(|status| Answer {
+        status,
+        etag: Some("\"1\""),
+        body: String::new(),
     });
+    let endpoint = answering(answers);
     let options = [
         ("aws_endpoint", endpoint.as_str()),
         ("aws_allow_http", "true"),

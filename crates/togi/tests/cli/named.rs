@@ -24,6 +24,11 @@ async fn published(served: &Served) -> String {
     generation.as_str().unwrap().to_owned()
 }
 
+/// The words of a command that writes the logits of `ids.jsonl`.
+fn writing(out: &str) -> [&str; 7] {
+    ["logits", "--base", BASE, "--ids", "ids.jsonl", "--out", out]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alias_a_generation_and_a_folder_are_one_adapter_in_every_command() {
     let served = Served::start().await;
@@ -37,15 +42,7 @@ async fn an_alias_a_generation_and_a_folder_are_one_adapter_in_every_command() {
     {
         let (merged, logits) = (format!("merged-{at}"), format!("logits-{at}"));
         let export = ["export", "--merged", "--base", BASE, "--out", &merged];
-        let write = [
-            "logits",
-            "--base",
-            BASE,
-            "--ids",
-            "ids.jsonl",
-            "--out",
-            &logits,
-        ];
+        let write = writing(&logits);
         let generate = [
             "generate",
             "--base",
@@ -74,31 +71,12 @@ async fn an_alias_a_generation_and_a_folder_are_one_adapter_in_every_command() {
     for (at, result) in results.iter().enumerate() {
         assert!(*result == results[0], "{at}");
     }
-    let plain = [
-        "logits",
-        "--base",
-        BASE,
-        "--ids",
-        "ids.jsonl",
-        "--out",
-        "plain",
-    ];
-    served.run(&plain, "").await.expect(0);
+    served.run(&writing("plain"), "").await.expect(0);
     let plain = fs::read(served.path().join("plain")).unwrap();
     assert!(plain != results[0].1, "the adapter counts");
 
     // An unknown name is the registry's to refuse, and another base the adapter's.
-    let unknown = [
-        "logits",
-        "--base",
-        BASE,
-        "--ids",
-        "ids.jsonl",
-        "--out",
-        "x",
-        "-a",
-        "other",
-    ];
+    let unknown = [&writing("x")[..], &["-a", "other"]].concat();
     let ran = served.run(&unknown, "").await.expect(3);
     assert!(ran.stderr.contains("other"), "{}", ran.stderr);
     let other = served.path().join("other-base");

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::json_strings::JsonStrings;
 use super::reject::Reject;
 
 /// Reads one JSON text whose columns have these names; `ours` are the names for the author.
@@ -87,32 +88,25 @@ fn object(json: &[u8]) -> serde_json::Result<(Value, Vec<String>)> {
 /// Returns the text with null for each `NaN` outside its strings, or nothing if it has none.
 /// Infinity, which JSON has no value for either, is rejected by name.
 fn without_nan(json: &[u8]) -> Result<Option<Vec<u8>>, Reject> {
-    let (mut quoted, mut escaped) = (false, false);
+    let mut strings = JsonStrings::default();
     let mut out: Option<Vec<u8>> = None;
     let mut at = 0;
     while at < json.len() {
         let rest = &json[at..];
-        if !quoted && rest.starts_with(b"NaN") {
+        if !strings.is_inside() && rest.starts_with(b"NaN") {
             out.get_or_insert_with(|| json[..at].to_vec())
                 .extend_from_slice(b"null");
             at += 3;
             continue;
         }
-        if !quoted && rest.starts_with(b"Infinity") {
+        if !strings.is_inside() && rest.starts_with(b"Infinity") {
             return Err(Reject::record(format!(
                 "not JSON: Infinity at byte {} is no value of JSON; write null or a number",
                 at + 1
             )));
         }
         let byte = json[at];
-        if escaped {
-            escaped = false;
-        } else if quoted {
-            escaped = byte == b'\\';
-            quoted = byte != b'"';
-        } else {
-            quoted = byte == b'"';
-        }
+        strings.take(byte);
         if let Some(out) = &mut out {
             out.push(byte);
         }

@@ -3,6 +3,8 @@
 
 use std::io::BufRead;
 
+use togi_tokens::record::JsonStrings;
+
 use super::chunk::{Chunk, Chunks, MAX_RECORD_BYTES, Text};
 use crate::error::Error;
 
@@ -74,7 +76,7 @@ impl Array {
     /// token after it.
     fn element(&mut self, text: &mut Vec<u8>) -> Result<Ending, Error> {
         let start = text.len();
-        let (mut depth, mut quoted, mut escaped) = (0_u64, false, false);
+        let (mut depth, mut strings) = (0_u64, JsonStrings::default());
         loop {
             let buffer = self.reader.fill_buf()?;
             if buffer.is_empty() {
@@ -86,14 +88,8 @@ impl Array {
             let mut ending = None;
             let mut used = buffer.len();
             for (at, &byte) in buffer.iter().enumerate() {
-                if escaped {
-                    escaped = false;
-                } else if quoted {
-                    escaped = byte == b'\\';
-                    quoted = byte != b'"';
-                } else {
+                if strings.take(byte) {
                     match byte {
-                        b'"' => quoted = true,
                         b'{' | b'[' => depth += 1,
                         b',' if depth == 0 => ending = Some(Ending::Comma),
                         b']' if depth == 0 => ending = Some(Ending::Bracket),

@@ -40,7 +40,10 @@ template <typename T, int V, int N> struct Orders {
         int count = 0;
         if constexpr (N > 0) {
 #pragma unroll
-            for (int n = 0; n < N * V / 2; n++) count += (words[n] & 0xffff) >= border, count += words[n] >= border << 16;
+            for (int n = 0; n < N * V / 2; n++) {
+                count += (words[n] & 0xffff) >= border;
+                count += words[n] >= border << 16;
+            }
         } else {
             for (int i = threadIdx.x; i < columns; i += THREADS) count += order(from[i]) >= border;
         }

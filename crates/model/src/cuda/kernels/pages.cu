@@ -215,7 +215,10 @@ __device__ __forceinline__ void complete(T *joint, const T *qkv, const Raw &raw,
         if (n * ANSWER_THREADS + thread < parts) own[n] = qkv[n * ANSWER_THREADS + thread];
     int pair = thread % max(raw.half, 1);
     float c = 0, s = 0;
-    if (thread < 2 * raw.half) c = raw.cos[(u64)position * raw.half + pair], s = raw.sin[(u64)position * raw.half + pair];
+    if (thread < 2 * raw.half) {
+        c = raw.cos[(u64)position * raw.half + pair];
+        s = raw.sin[(u64)position * raw.half + pair];
+    }
     if (factor)
         for (int r = thread; r < factor->rank; r += ANSWER_THREADS) shrunk[r] = raw.shrunk[(u64)row * LARGEST_RANK + r];
     __syncthreads();
