@@ -72,6 +72,7 @@ mod quantize;
 #[cfg(feature = "bench")]
 mod recorder;
 mod replay;
+mod results;
 mod reuse;
 mod scores;
 mod setup;

@@ -5,8 +5,8 @@ mod decoder;
 mod rounds;
 mod sequence;
 
-pub use decoder::Decoder;
-pub use rounds::{Member, Rounds};
+pub use decoder::{Decoder, Round};
+pub use rounds::{Member, Rounds, Running};
 pub use sequence::{Choice, End, Sequence, Share, chunk, max_len};
 
 /// The default of the largest chunk of a prompt, in tokens.

@@ -32,8 +32,8 @@ pub use crate::ops::decoding::Phase;
 use crate::sampling::Logits;
 pub use pages::PrefixLimits;
 pub(crate) use prefixes::Root;
-use resident::Resident;
 pub use resident::{Adapter, Cache, Segment};
+use resident::{Resident, UnderWay};
 
 /// A base on a device. It is `Send + Sync`; one thread should own it, because a pass uses every
 /// core.
@@ -48,6 +48,13 @@ pub(crate) enum OnDevice {
     Cpu(Box<Resident<Cpu>>),
     #[cfg(feature = "cuda")]
     Cuda(Box<Resident<Cuda>>),
+}
+
+/// Passes that a device computes.
+pub(crate) enum Begun<'a> {
+    Cpu(UnderWay<'a, Cpu>),
+    #[cfg(feature = "cuda")]
+    Cuda(UnderWay<'a, Cuda>),
 }
 
 /// Whether every device repeats a pass bit for bit. A kernel that adds in an order that depends on
@@ -65,6 +72,13 @@ macro_rules! on {
     };
 }
 pub(crate) use on;
+
+impl Begun<'_> {
+    /// Waits for the device. Returns what it tells of each segment.
+    pub(crate) fn finish(self) -> Result<Vec<Decoded>> {
+        on!(Begun, self, under_way => under_way.finish())
+    }
+}
 
 impl Engine {
     /// An engine over a base, on the CPU. Weights are shared, not copied.
@@ -103,6 +117,12 @@ impl Engine {
 
     pub(crate) fn on_device(&self) -> &OnDevice {
         &self.on_device
+    }
+
+    /// Whether the device computes a round that has begun while the caller does other work.
+    #[must_use]
+    pub fn computes_aside(&self) -> bool {
+        matches!(self.device, Device::Cuda { .. })
     }
 
     /// Begins a new peak of [`Engine::device_memory`].
@@ -264,8 +284,9 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.adopt(cache, root, prompt));
     }
 
-    /// Offers to other sequences the pages of a prompt that a cache has read, by whole steps of the
-    /// device: in a part of a chunk, rows may have been computed otherwise.
+    /// Offers to other sequences the full pages of a prompt that a cache has read. A row is computed
+    /// from its own sequence alone, whatever the pass held beside it, so that each later row of
+    /// another prompt with this beginning is as if that prompt had been read from its first token.
     pub(crate) fn share(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
         on!(OnDevice, &self.on_device, resident => resident.share(cache, root, prompt));
     }
@@ -337,9 +358,26 @@ impl Engine {
         segments: &mut [Segment<'_>],
         targets: &[Targets<'_>],
     ) -> Result<Vec<Decoded>> {
-        if segments.is_empty() {
-            return Ok(Vec::new());
+        let begun = self.begin_decoding(segments, targets)?;
+        let decoded = begun.finish();
+        if decoded.is_err() {
+            for segment in segments {
+                segment.cache.len -= segment.ids.len();
+            }
         }
+        decoded
+    }
+
+    /// Begins what [`Engine::decode_scored`] computes. The ids count as read at once; if the device
+    /// then fails, the caller rewinds the caches.
+    ///
+    /// # Errors
+    /// As [`Engine::decode`], for any of them; all caches are then unchanged.
+    pub(crate) fn begin_decoding(
+        &self,
+        segments: &mut [Segment<'_>],
+        targets: &[Targets<'_>],
+    ) -> Result<Begun<'_>> {
         let config = self.config();
         for (segment, targets) in segments.iter().zip(targets) {
             if segment.ids.is_empty() {
@@ -352,13 +390,15 @@ impl Engine {
             batch::check_ids(segment.ids, config)?;
             batch::check_ids(targets.ids, config)?;
         }
-        let decoded = on!(OnDevice, &self.on_device, resident => {
-            resident.decode(segments, targets)
-        })?;
+        let begun = match &self.on_device {
+            OnDevice::Cpu(resident) => Begun::Cpu(resident.begin(segments, targets)?),
+            #[cfg(feature = "cuda")]
+            OnDevice::Cuda(resident) => Begun::Cuda(resident.begin(segments, targets)?),
+        };
         for segment in segments {
             segment.cache.len += segment.ids.len();
         }
-        Ok(decoded)
+        Ok(begun)
     }
 }
 

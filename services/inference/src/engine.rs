@@ -8,6 +8,7 @@ pub(crate) mod door;
 mod group;
 pub(crate) mod load;
 pub(crate) mod options;
+mod outbox;
 mod probe;
 pub(crate) mod request;
 mod scheduler;

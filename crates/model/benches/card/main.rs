@@ -2,7 +2,8 @@
 //!
 //! `card MODE --base FOLDER [--ids FILE] [--steps N]` prints a line of JSON; `tools/bench-gpu` runs
 //! it beside other programs. `card load FOLDER` measures how fast a base is copied to the GPU, and
-//! `card decode PRECISION FOLDER BATCH:ADAPTERS...` how fast answers are written.
+//! `card decode PRECISION FOLDER BATCH:ADAPTERS|TOKENS@PAST...` how fast answers are written and
+//! prompts read.
 
 #![allow(clippy::print_stdout)]
 

@@ -13,6 +13,7 @@ use crate::logprobs::RowScore;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::factors::Factors;
 use crate::ops::{Affine, Heads, Norm, Ops, Span};
+use crate::sampling::Logits;
 use crate::target::Target;
 
 /// The most multiplications of a pass that is faster on the caller's thread.
@@ -34,6 +35,10 @@ impl Decode for Cpu {
     type Pages = Pages;
     type Adapter = Adapter;
     type DecodeLayout<'a> = DecodeLayout<'a>;
+    type PassLock<'a> = ();
+    type Reading = Vec<Logits>;
+
+    fn lock_pass(&self) {}
 
     fn pages(&self, shape: PageShape) -> Pages {
         Pages {
@@ -53,11 +58,6 @@ impl Decode for Cpu {
         let (from, to) = (from as usize, to as usize);
         pages[to] = pages[from].clone();
         Ok(())
-    }
-
-    /// Each row is computed alone, from its pages.
-    fn prefix_step(&self, _chunk: usize) -> usize {
-        1
     }
 
     fn adapter(&self, factors: Factors<Tensor>, layers: usize) -> Result<Adapter> {
@@ -81,10 +81,14 @@ impl Decode for Cpu {
         Ok(DecodeLayout { sequences, pages })
     }
 
-    fn read_rows(&self, x: &Tensor, rows: usize) -> Result<Vec<Vec<f32>>> {
-        let values = read(x)?;
-        let first = values.chunks(columns(x)).take(rows);
-        Ok(first.map(<[f32]>::to_vec).collect())
+    fn begin_reading(&self, logits: Tensor, highest: &[bool]) -> Result<Vec<Logits>> {
+        let values = read(&logits)?;
+        let first = values.chunks(columns(&logits)).take(highest.len());
+        Ok(first.map(|row| Logits::All(row.to_vec())).collect())
+    }
+
+    fn finish_reading(&self, reading: Vec<Logits>) -> Result<Vec<Logits>> {
+        Ok(reading)
     }
 
     fn score_rows(&self, logits: &Tensor, tokens: &[u32], best: usize) -> Result<Vec<RowScore>> {

@@ -68,7 +68,7 @@ impl Cuda {
     }
 
     /// Attention of tiles of queries, by the kernels of a head size.
-    pub(super) fn attend_by_tiles(
+    fn attend_by_tiles(
         &self,
         (out, log_sums): (&Array, &Array),
         qkv: &Array,
@@ -86,6 +86,32 @@ impl Cuda {
             heads.dim.into(),
         ];
         let kernel = format!("tile_forward_{}_{size}", qkv.element.name());
+        let grid = (heads.count, tiles.len() / 4);
+        let bytes = tile_bytes(QUERIES, STAGES, size);
+        self.launch_in(bytes, &kernel, grid, TILE_THREADS, &args)
+    }
+
+    /// Attention of tiles of queries over the pages of a layer. A sequence's table has `width`
+    /// pages.
+    pub(super) fn attend_pages_by_tiles(
+        &self,
+        (out, qkv): (&Array, &Array),
+        heads: &Heads<Array>,
+        tiles: &Buffer<u32>,
+        (tables, width, layer): (u64, usize, usize),
+        size: usize,
+    ) -> Result<()> {
+        let args = [
+            out.into(),
+            qkv.into(),
+            tiles.address.into(),
+            tables.into(),
+            width.into(),
+            heads.count.into(),
+            heads.dim.into(),
+            layer.into(),
+        ];
+        let kernel = format!("tile_pages_{}_{size}", qkv.element.name());
         let grid = (heads.count, tiles.len() / 4);
         let bytes = tile_bytes(QUERIES, STAGES, size);
         self.launch_in(bytes, &kernel, grid, TILE_THREADS, &args)

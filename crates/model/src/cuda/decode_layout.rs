@@ -1,7 +1,5 @@
 //! The sequences of a decoding pass on the GPU: their tokens, positions, pages and adapters.
 
-use parking_lot::MutexGuard;
-
 use super::adapter::Adapter;
 use super::array::Buffer;
 use super::context::Cuda;
@@ -19,7 +17,7 @@ const SPLIT: usize = 256;
 const NO_TOKEN: u32 = u32::MAX;
 
 /// The sequences of a pass on the GPU.
-pub(super) struct Tables<'a> {
+pub(super) struct Tables {
     /// Rows that may have a token, and rows with padding.
     pub(super) rows: usize,
     pub(super) padded: usize,
@@ -38,18 +36,11 @@ pub(super) struct Tables<'a> {
     pub(super) rank: Option<usize>,
     /// A prefill's buffer; a decode pass uses the engine's.
     _buffer: Option<Buffer<u8>>,
-    /// Only one pass at a time may use the engine's buffers.
-    _pass: MutexGuard<'a, ()>,
 }
 
 impl Cuda {
     /// Copies a pass's sequences to the GPU.
-    pub(super) fn tables<'a>(
-        &'a self,
-        pages: &Pages,
-        sequences: &Sequences<'_, Self>,
-    ) -> Result<Tables<'a>> {
-        let pass = self.pass.lock();
+    pub(super) fn tables(&self, pages: &Pages, sequences: &Sequences<'_, Self>) -> Result<Tables> {
         let Sequences { phase, spans, .. } = sequences;
         let tokens = sequences.ids.len();
         let padded = match phase {
@@ -96,12 +87,13 @@ impl Cuda {
         if *phase == Phase::Decode {
             tables.resize(padded * width, 0);
         }
-        let words = tables.iter().chain(&adapters);
-        let halves = ids.iter().chain(&positions).chain(&numbers);
-        let bytes: Vec<u8> = words
-            .flat_map(|word| word.to_le_bytes())
-            .chain(halves.flat_map(|half| half.to_le_bytes()))
-            .collect();
+        let mut bytes = Vec::with_capacity(8 * (tables.len() + padded) + 3 * 4 * padded);
+        for word in tables.iter().chain(&adapters) {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        for half in ids.iter().chain(&positions).chain(&numbers) {
+            bytes.extend_from_slice(&half.to_le_bytes());
+        }
         let (address, buffer) = match phase {
             Phase::Prefill => {
                 let buffer = self.bring(&bytes)?;
@@ -128,7 +120,6 @@ impl Cuda {
             targets,
             rank,
             _buffer: buffer,
-            _pass: pass,
         })
     }
 
@@ -146,7 +137,7 @@ impl Cuda {
     }
 }
 
-impl Tables<'_> {
+impl Tables {
     /// Returns the key of the pass's graph; `None` if the kernels do not support the rank.
     pub(super) fn key(&self) -> Option<PassKey> {
         Some(PassKey {

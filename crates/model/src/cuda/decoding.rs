@@ -1,5 +1,7 @@
 //! Decoding on the GPU.
 
+use parking_lot::MutexGuard;
+
 use super::adapter::Adapter;
 use super::array::{Array, Buffer, Element};
 use super::attention::{self, tiled};
@@ -8,15 +10,16 @@ use super::decode_layout::{PASS_ROWS, Tables};
 use super::fp8::Added;
 use super::frozen::Frozen;
 use super::launch::activation_id;
-use super::pages::{Pages, pages_of_chunks};
+use super::pages::Pages;
+use super::results::Reading;
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::gpu_limits::GPU_LARGEST_RANK;
 use crate::logprobs::RowScore;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::factors::Factors;
-use crate::ops::{Affine, Heads, Norm, Ops, Slot, Span};
-use crate::sampling::{Highest, Logits};
+use crate::ops::{Affine, Heads, Norm, Ops, Slot};
+use crate::sampling::Logits;
 use crate::target::Target;
 
 /// Threads of a block of answers' attention, as in `pages.cu`.
@@ -25,8 +28,8 @@ const ANSWER_THREADS: usize = 256;
 /// The sequences of a pass on the GPU.
 pub(crate) struct DecodeLayout<'a> {
     sequences: &'a Sequences<'a, Cuda>,
-    tables: Tables<'a>,
-    /// Attention tiles of the prompts whose tokens are all in the pass; `None` in a decode pass.
+    tables: Tables,
+    /// Attention tiles of prompts; `None` in a decode pass.
     tiles: Option<Buffer<u32>>,
 }
 
@@ -34,6 +37,12 @@ impl Decode for Cuda {
     type Pages = Pages;
     type Adapter = Adapter;
     type DecodeLayout<'a> = DecodeLayout<'a>;
+    type PassLock<'a> = MutexGuard<'a, ()>;
+    type Reading = Reading;
+
+    fn lock_pass(&self) -> MutexGuard<'_, ()> {
+        self.pass.lock()
+    }
 
     fn pages(&self, shape: PageShape) -> Pages {
         Pages::new(shape, self.element.bytes())
@@ -53,12 +62,6 @@ impl Decode for Cuda {
         pages.copy(self, from, to)
     }
 
-    /// A prompt's first chunk is attended to in another order of sums than those after it, so that
-    /// each must be the same with and without kept pages.
-    fn prefix_step(&self, chunk: usize) -> usize {
-        pages_of_chunks(chunk)
-    }
-
     fn adapter(&self, factors: Factors<Array>, layers: usize) -> Result<Adapter> {
         Adapter::new(self, factors, layers)
     }
@@ -73,10 +76,7 @@ impl Decode for Cuda {
         sequences: &'a Sequences<'a, Self>,
     ) -> Result<DecodeLayout<'a>> {
         let tiles = match sequences.phase {
-            Phase::Prefill => {
-                let whole = sequences.spans.iter().copied().filter(is_whole);
-                Some(self.query_tiles(&whole.collect::<Vec<Span>>())?)
-            }
+            Phase::Prefill => Some(self.page_tiles(&sequences.spans)?),
             Phase::Decode => None,
         };
         Ok(DecodeLayout {
@@ -93,27 +93,12 @@ impl Decode for Cuda {
         }
     }
 
-    fn read_rows(&self, x: &Array, rows: usize) -> Result<Vec<Vec<f32>>> {
-        self.read_pinned(&self.rows(x, 0..rows)?)
+    fn begin_reading(&self, logits: Array, highest: &[bool]) -> Result<Reading> {
+        self.read_later(logits, highest)
     }
 
-    fn read_logits(&self, logits: &Array, highest: &[bool]) -> Result<Vec<Logits>> {
-        let rows = highest.len();
-        let told = match highest.contains(&true) {
-            true => self.highest(logits, rows)?,
-            false => vec![None; rows],
-        };
-        let suffice = |(told, &highest): (&Option<Highest>, &bool)| highest && told.is_some();
-        if told.iter().zip(highest).all(suffice) {
-            return Ok(told.into_iter().flatten().map(Logits::Highest).collect());
-        }
-        let all = self.read_rows(logits, rows)?.into_iter().map(Logits::All);
-        let told = told.into_iter().zip(highest);
-        let told = told.map(|(told, highest)| told.filter(|_| *highest).map(Logits::Highest));
-        Ok(told
-            .zip(all)
-            .map(|(told, all)| told.unwrap_or(all))
-            .collect())
+    fn finish_reading(&self, reading: Reading) -> Result<Vec<Logits>> {
+        self.logits_of(reading)
     }
 
     fn score_rows(&self, logits: &Array, tokens: &[u32], best: usize) -> Result<Vec<RowScore>> {
@@ -241,20 +226,13 @@ impl Decode for Cuda {
             self.add_lora(layout, place, x, qkv)?;
         }
         self.append_to_pages(qkv, heads, layout, layer)?;
-        let Some(tiles) = &layout.tiles else {
-            self.attend_rows((&out, qkv), heads, layout, layer, (0, layout.tables.rows))?;
-            return Ok(out);
-        };
-        let by_tiles = tiled(qkv, heads);
-        if let Some(size) = by_tiles {
-            let log_sums = self.empty_of(Element::F32, heads.count, qkv.rows)?;
-            self.attend_by_tiles((&out, &log_sums), qkv, heads, tiles, size)?;
-        }
-        for span in &layout.sequences.spans {
-            if by_tiles.is_none() || !is_whole(span) {
-                let rows = (span.start, span.len);
-                self.attend_rows((&out, qkv), heads, layout, layer, rows)?;
+        match layout.tiles.as_ref().zip(tiled(qkv, heads)) {
+            Some((tiles, size)) => {
+                let Tables { pages, width, .. } = layout.tables;
+                let pages = (pages, width, layer);
+                self.attend_pages_by_tiles((&out, qkv), heads, tiles, pages, size)?;
             }
+            None => self.attend_rows((&out, qkv), heads, layout, layer)?,
         }
         Ok(out)
     }
@@ -345,7 +323,7 @@ impl Cuda {
         let (element, lanes) = (qkv.element.name(), lanes(heads.dim));
         let kernel = format!("attend_answers_{element}_{lanes}");
         self.launch(&kernel, (heads.count * splits, rows), ANSWER_THREADS, &args)?;
-        self.combine_splits((out, &parts), heads, layout, (0, rows))
+        self.combine_splits((out, &parts), heads, layout)
     }
 
     /// Rotates queries and keys in place, and appends keys and values to their pages.
@@ -374,21 +352,16 @@ impl Cuda {
         self.launch_rows(&kernel, layout.tables.rows * heads.count, &args)
     }
 
-    /// Computes the attention of some rows over their pages.
+    /// Computes the attention of all rows over their pages.
     fn attend_rows(
         &self,
         (out, qkv): (&Array, &Array),
         heads: &Heads<Array>,
         layout: &DecodeLayout<'_>,
         layer: usize,
-        (first, rows): (usize, usize),
     ) -> Result<()> {
-        let splits = layout.tables.splits;
-        let parts = self.empty_of(
-            Element::F32,
-            layout.tables.rows * heads.count * splits,
-            heads.dim + 2,
-        )?;
+        let Tables { rows, splits, .. } = layout.tables;
+        let parts = self.empty_of(Element::F32, rows * heads.count * splits, heads.dim + 2)?;
         let args = [
             out.into(),
             (&parts).into(),
@@ -396,7 +369,6 @@ impl Cuda {
             layout.tables.pages.into(),
             layout.tables.numbers.into(),
             layout.tables.positions.into(),
-            first.into(),
             layout.tables.width.into(),
             heads.count.into(),
             heads.dim.into(),
@@ -405,18 +377,17 @@ impl Cuda {
         ];
         let kernel = format!("attend_pages_{}_{}", qkv.element.name(), lanes(heads.dim));
         self.launch(&kernel, (heads.count * splits, rows), 128, &args)?;
-        self.combine_splits((out, &parts), heads, layout, (first, rows))
+        self.combine_splits((out, &parts), heads, layout)
     }
 
-    /// Adds up the attention of some rows that have several splits.
+    /// Adds up the attention of the rows that have several splits.
     fn combine_splits(
         &self,
         (out, parts): (&Array, &Array),
         heads: &Heads<Array>,
         layout: &DecodeLayout<'_>,
-        (first, rows): (usize, usize),
     ) -> Result<()> {
-        let splits = layout.tables.splits;
+        let Tables { rows, splits, .. } = layout.tables;
         if splits == 1 {
             return Ok(());
         }
@@ -424,7 +395,6 @@ impl Cuda {
             out.into(),
             parts.into(),
             layout.tables.positions.into(),
-            first.into(),
             heads.count.into(),
             heads.dim.into(),
             splits.into(),
@@ -445,11 +415,6 @@ fn planned_rows(phase: Phase) -> usize {
         Phase::Decode => PASS_ROWS,
         Phase::Prefill => 512,
     }
-}
-
-/// Returns whether all of a sequence's tokens are in the pass.
-fn is_whole(span: &Span) -> bool {
-    span.past == 0
 }
 
 /// Returns the lanes per key, each with eight dimensions; 1 selects the kernel for any dimension.

@@ -30,8 +30,8 @@ pub(super) struct PassKey {
 pub(super) struct Steps {
     /// Input buffers by number of rows: tokens, positions, pages and adapters.
     pub(super) inputs: HashMap<usize, Buffer<u8>>,
-    /// Pinned memory for a pass's result.
-    pub(super) returned: Option<PinnedHostSlice<f32>>,
+    /// Pinned memory for results, which nobody uses now.
+    pub(super) returned: Vec<PinnedHostSlice<f32>>,
     pub(super) passes: HashMap<PassKey, Recorded>,
     /// The buffers of all graphs.
     pub(super) reused: Reused,

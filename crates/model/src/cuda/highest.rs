@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::array::{Array, Element};
 use super::context::Cuda;
+use super::results::PinnedCopy;
 use crate::error::Result;
 use crate::sampling::Highest;
 
@@ -17,10 +18,20 @@ impl Cuda {
     /// The highest logits of the first rows; `None` for a row whose border has too many equals, or
     /// that has a NaN.
     pub(super) fn highest(&self, logits: &Array, rows: usize) -> Result<Vec<Option<Highest>>> {
+        self.finish_highest(self.copy_highest(logits, rows)?)
+    }
+
+    /// Begins to choose the highest logits of the first rows.
+    pub(super) fn copy_highest(&self, logits: &Array, rows: usize) -> Result<PinnedCopy> {
         let out = self.empty_of(Element::F32, rows, WORDS)?;
         let args = [(&out).into(), logits.into(), logits.columns.into()];
         self.by_blocks("highest", &[logits], (rows, THREADS), &args)?;
-        self.with_pinned(&out, |values| {
+        self.begin_copy(&out)
+    }
+
+    /// Waits for the highest logits.
+    pub(super) fn finish_highest(&self, copy: PinnedCopy) -> Result<Vec<Option<Highest>>> {
+        self.finish_copy(copy, |values| {
             let rows = values.par_chunks(WORDS).map(|row| {
                 let [told, flawed] = [row[0], row[1]].map(f32::to_bits);
                 let pairs = row[2..].chunks_exact(2).take(told as usize);

@@ -78,7 +78,7 @@ const FILES: [File; 15] = [
     file!("adapters.cu" after "factors.cuh", "rows_lora_a_{t}" "rows_lora_b_{t}"),
     file!(
         "tiles.cu" after "matrix.cuh" "tiles.cuh",
-        "tile_forward_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
+        "tile_forward_{h}_{d}" "tile_pages_{h}_{d}" "tile_queries_{h}_{d}" "tile_keys_and_values_{h}_{d}"
     ),
     lora!(8 "lora_gradient_{h}_{c}_8"),
     lora!(16 "lora_gradient_{h}_{c}_16"),

@@ -46,14 +46,24 @@ impl Cuda {
             counts: self.bring(&counts)?,
             ends: self.bring(&ends)?,
             mask_rows: self.bring(&packed)?,
-            query_tiles: self.query_tiles(spans)?,
+            query_tiles: self.bring(&tiles(spans, QUERIES, |[_, end, start, _]| end - start))?,
             key_tiles: self.bring(&tiles(spans, KEYS, |[first, _, _, end]| end - first))?,
         })
     }
 
-    /// The tiles of queries of sequences, of which four numbers each: see [`Layout`].
-    pub(super) fn query_tiles(&self, spans: &[Span]) -> Result<Buffer<u32>> {
-        self.bring(&tiles(spans, QUERIES, |[_, end, start, _]| end - start))
+    /// The tiles of queries over pages: four numbers each, as `tiles.cu` has them. Tiles with the
+    /// most keys come first.
+    pub(super) fn page_tiles(&self, spans: &[Span]) -> Result<Buffer<u32>> {
+        let mut tiles = Vec::new();
+        for (number, span) in spans.iter().enumerate() {
+            let (start, end) = (span.start as u32, (span.start + span.len) as u32);
+            let past = (span.past as u32).wrapping_sub(start);
+            for first in (start..end).step_by(QUERIES) {
+                tiles.push([first, end.min(first + QUERIES as u32), number as u32, past]);
+            }
+        }
+        tiles.sort_by_key(|[_, last, _, past]| std::cmp::Reverse(last.wrapping_add(*past)));
+        self.bring(tiles.as_flattened())
     }
 }
 

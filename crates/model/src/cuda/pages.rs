@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::array::Buffer;
 use super::context::Cuda;
 use crate::error::Result;
-use crate::ops::decoding::{PAGE, PageShape};
+use crate::ops::decoding::PageShape;
 
 /// Bytes of a slab, unless a page is larger.
 const SLAB: usize = 256 << 20;
@@ -67,28 +67,5 @@ impl Pages {
         let copied =
             unsafe { result::memcpy_dtod_async(addresses[1], addresses[0], self.bytes, stream) };
         cuda.check(copied)
-    }
-}
-
-/// Returns the pages of the fewest whole chunks that are whole pages.
-pub(super) fn pages_of_chunks(chunk: usize) -> usize {
-    let (mut divisor, mut rest) = (chunk, PAGE);
-    while rest > 0 {
-        (divisor, rest) = (rest, divisor % rest);
-    }
-    chunk / divisor
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whole_chunks_of_whole_pages() {
-        let table = [(128, 4), (32, 1), (16, 1), (1, 1), (100, 25), (33, 33)];
-        for (chunk, pages) in table {
-            assert_eq!(pages_of_chunks(chunk), pages, "{chunk}");
-            assert!((pages * PAGE).is_multiple_of(chunk));
-        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, result, sys};
 
-use super::array::{Array, Element};
+use super::array::Array;
 use super::context::Cuda;
 use super::graphs::{Graph, PassKey, RECORDING, Recorded};
 use super::reuse::Reused;
@@ -91,40 +91,5 @@ impl Cuda {
         let graph = self.check(ended)?.map(Graph);
         let graph = graph.ok_or_else(|| Error::device("cuda", "recorded nothing"))?;
         Ok((graph, out))
-    }
-
-    /// Reads a matrix as f32.
-    pub(super) fn read_pinned(&self, x: &Array) -> Result<Vec<Vec<f32>>> {
-        let values = self.cast(x, Element::F32)?;
-        self.with_pinned(&values, |values| {
-            values.chunks(x.columns).map(<[f32]>::to_vec).collect()
-        })
-    }
-
-    /// Copies an f32 matrix to pinned memory, to which the GPU copies at full speed, waits for it,
-    /// and reads it there.
-    pub(super) fn with_pinned<T>(
-        &self,
-        values: &Array,
-        read: impl FnOnce(&[f32]) -> T,
-    ) -> Result<T> {
-        let mut steps = self.steps.lock();
-        let pinned =
-            match steps.returned.take() {
-                Some(pinned) if pinned.len() >= values.len() => steps.returned.insert(pinned),
-                // SAFETY: the copy below writes every value that is read.
-                _ => steps.returned.insert(self.check(unsafe {
-                    self.context.alloc_pinned_with_flags::<f32>(values.len(), 0)
-                })?),
-            };
-        let pinned = &mut self.check(pinned.as_mut_slice())?[..values.len()];
-        // SAFETY: both hold this many values, and neither is freed before the synchronization.
-        let copied = unsafe {
-            let stream = self.main_stream.cu_stream();
-            result::memcpy_dtoh_async(pinned, values.address(), stream)
-        };
-        self.check(copied)?;
-        self.check(self.main_stream.synchronize())?;
-        Ok(read(pinned))
     }
 }

@@ -7,7 +7,7 @@ use std::slice;
 use rayon::prelude::*;
 
 use super::sequence::{Choice, Forks, Sequence, Share, Taken, max_len};
-use crate::engine::{Adapter, Cache, Engine, Root};
+use crate::engine::{Adapter, Begun, Cache, Engine, Root, Segment};
 use crate::error::{Error, Result};
 use crate::network::decoding::{Decoded, Targets};
 use crate::sampling::{Logits, Options, Sampler};
@@ -16,8 +16,21 @@ use crate::sampling::{Logits, Options, Sampler};
 pub struct Decoder<'a> {
     engine: &'a Engine,
     eos: Vec<u32>,
-    /// Tokens of a chunk, if sequences share the pages of equal beginnings.
-    shares: Option<usize>,
+    /// Whether sequences share the pages of equal beginnings.
+    shares: bool,
+}
+
+/// A round that has begun.
+pub struct Round<'a> {
+    /// The tokens that each sequence had read before.
+    before: Vec<usize>,
+    state: State<'a>,
+}
+
+enum State<'a> {
+    Begun(Begun<'a>),
+    /// The passes together could not begin, so that each share has run alone.
+    Decoded(Vec<Result<Decoded>>),
 }
 
 impl<'a> Decoder<'a> {
@@ -27,17 +40,17 @@ impl<'a> Decoder<'a> {
         Self {
             engine,
             eos: eos.into_iter().collect(),
-            shares: None,
+            shares: false,
         }
     }
 
     /// The same decoder, whose sequences find the pages of prompts with the same beginning that
     /// were read before with the same adapter, and keep theirs for others; as many as
-    /// [`Engine::keep_prefixes`] allows. Every prompt must be read in chunks of [`chunk`] for this
-    /// size. An adapter takes part once it is [`identified`](Adapter::identified).
+    /// [`Engine::keep_prefixes`] allows. An adapter takes part once it is
+    /// [`identified`](Adapter::identified).
     #[must_use]
-    pub fn sharing_prefixes(mut self, chunk: usize) -> Self {
-        self.shares = Some(chunk.max(1));
+    pub fn sharing_prefixes(mut self) -> Self {
+        self.shares = true;
         self
     }
 
@@ -128,22 +141,64 @@ impl<'a> Decoder<'a> {
             Some(adapter) => Some(adapter.identity()?),
             None => None,
         };
-        let chunk = self.shares?;
-        Some(Root { adapter, chunk })
+        self.shares.then_some(Root { adapter })
     }
 
     /// Runs a pass over the answers and a pass over the prompts among the shares. Returns the next
     /// token of each; none while a part of its prompt is unread.
     ///
     /// # Errors
+    /// As [`Decoder::finish_round`].
+    pub fn run(&self, shares: &mut [Share<'_>]) -> Vec<Result<Option<Choice>>> {
+        let round = self.begin_round(shares);
+        self.finish_round(round, shares)
+    }
+
+    /// Begins a round of shares: a GPU computes while the caller does other work. Until the round
+    /// is finished, the engine may do nothing else in this thread.
+    #[must_use = "a round that is not finished has no tokens"]
+    pub fn begin_round(&self, shares: &mut [Share<'_>]) -> Round<'a> {
+        let lens = shares.iter().map(|share| share.sequence.cache.len());
+        let before = lens.collect();
+        let parts = shares.iter_mut().map(Share::parts);
+        let (mut segments, targets): (Vec<_>, Vec<_>) = parts.unzip();
+        let state = if segments.is_empty() {
+            State::Decoded(Vec::new())
+        } else {
+            match self.engine.begin_decoding(&mut segments, &targets) {
+                Ok(begun) => State::Begun(begun),
+                Err(_) => State::Decoded(self.each_alone(&mut segments, &targets)),
+            }
+        };
+        Round { before, state }
+    }
+
+    /// Waits for a round of these shares, which are the ones that it was begun with. Returns the
+    /// next token of each; none while a part of its prompt is unread.
+    ///
+    /// # Errors
     /// Those of [`Engine::decode`] and [`Sampler::next`], for each share. If a pass fails, each
     /// share runs alone, so that an error ends only its own sequence.
-    pub fn run(&self, shares: &mut [Share<'_>]) -> Vec<Result<Option<Choice>>> {
-        let before: Vec<usize> = shares
-            .iter()
-            .map(|share| share.sequence.cache.len())
-            .collect();
-        let decoded = self.decode(shares);
+    pub fn finish_round(
+        &self,
+        round: Round<'_>,
+        shares: &mut [Share<'_>],
+    ) -> Vec<Result<Option<Choice>>> {
+        let Round { before, state } = round;
+        let decoded = match state {
+            State::Decoded(decoded) => decoded,
+            State::Begun(begun) => match begun.finish() {
+                Ok(decoded) => decoded.into_iter().map(Ok).collect(),
+                Err(_) => {
+                    for (share, &before) in shares.iter_mut().zip(&before) {
+                        share.sequence.cache.rewind(before);
+                    }
+                    let parts = shares.iter_mut().map(Share::parts);
+                    let (mut segments, targets): (Vec<_>, Vec<_>) = parts.unzip();
+                    self.each_alone(&mut segments, &targets)
+                }
+            },
+        };
         let decoded = shares.par_iter_mut().zip(decoded);
         let taken: Vec<Result<Taken>> = decoded
             .map(|(share, decoded)| share.sequence.take(decoded?))
@@ -184,19 +239,19 @@ impl<'a> Decoder<'a> {
         Ok(None)
     }
 
-    fn decode(&self, shares: &mut [Share<'_>]) -> Vec<Result<Decoded>> {
-        let parts = shares.iter_mut().map(Share::parts);
-        let (mut segments, targets): (Vec<_>, Vec<_>) = parts.unzip();
-        if let Ok(decoded) = self.engine.decode_scored(&mut segments, &targets) {
-            return decoded.into_iter().map(Ok).collect();
-        }
+    /// Decodes each segment in passes of its own.
+    fn each_alone(
+        &self,
+        segments: &mut [Segment<'_>],
+        targets: &[Targets<'_>],
+    ) -> Vec<Result<Decoded>> {
         let alone = |(segment, targets)| {
             let (segment, targets) = (slice::from_mut(segment), slice::from_ref(targets));
             let decoded = self.engine.decode_scored(segment, targets)?;
             let first = decoded.into_iter().next();
             first.ok_or_else(|| Error::Input("a pass without a sequence".into()))
         };
-        segments.iter_mut().zip(&targets).map(alone).collect()
+        segments.iter_mut().zip(targets).map(alone).collect()
     }
 }
 

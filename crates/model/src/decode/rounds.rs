@@ -1,7 +1,7 @@
 //! The loop around the decoder: members that go through rounds together, each with its sequence.
 //! Serving and a gate's measurement both write their answers with it.
 
-use super::decoder::Decoder;
+use super::decoder::{Decoder, Round};
 use super::sequence::{Choice, Sequence, Share};
 use crate::error::Result;
 
@@ -14,6 +14,13 @@ pub trait Member {
 /// Members that advance together, in the order in which they joined.
 pub struct Rounds<M> {
     members: Vec<M>,
+}
+
+/// A round that has begun.
+pub struct Running<'a> {
+    /// The most tokens of each member that takes part.
+    tokens: Vec<Option<usize>>,
+    round: Round<'a>,
 }
 
 impl<M> Default for Rounds<M> {
@@ -55,29 +62,57 @@ impl<M> Rounds<M> {
 }
 
 impl<M: Member> Rounds<M> {
-    /// Runs a round: each member for which `tokens` returns a number takes part, with at most as
-    /// many tokens of its prompt, or with its last token. `advance` takes its next token, none
-    /// while a part of its prompt is unread, or its error, and returns its end if it has ended.
-    /// Returns the members that have.
+    /// Runs a round: [`Rounds::begin`] and [`Rounds::finish`].
     pub fn run<E>(
         &mut self,
         decoder: &Decoder<'_>,
         tokens: impl Fn(&mut M) -> Option<usize>,
+        advance: impl FnMut(&mut M, Result<Option<Choice>>) -> Option<E>,
+    ) -> Vec<(M, E)> {
+        let running = self.begin(decoder, tokens);
+        self.finish(decoder, running, advance)
+    }
+
+    /// Begins a round: each member for which `tokens` returns a number takes part, with at most as
+    /// many tokens of its prompt, or with its last token. The members stay as they are until the
+    /// round is finished.
+    #[must_use = "a round that is not finished has no tokens"]
+    pub fn begin<'a>(
+        &mut self,
+        decoder: &Decoder<'a>,
+        tokens: impl Fn(&mut M) -> Option<usize>,
+    ) -> Running<'a> {
+        let tokens: Vec<_> = self.members.iter_mut().map(tokens).collect();
+        let round = decoder.begin_round(&mut self.shares(&tokens));
+        Running { tokens, round }
+    }
+
+    /// Waits for a round that has begun. `advance` takes each member's next token, none while a
+    /// part of its prompt is unread, or its error, and returns its end if it has ended. Returns the
+    /// members that have.
+    pub fn finish<E>(
+        &mut self,
+        decoder: &Decoder<'_>,
+        running: Running<'_>,
         mut advance: impl FnMut(&mut M, Result<Option<Choice>>) -> Option<E>,
     ) -> Vec<(M, E)> {
-        let shares: Vec<_> = self.members.iter_mut().map(tokens).collect();
-        let mut taking_part = Vec::with_capacity(shares.len());
-        for (member, tokens) in self.members.iter_mut().zip(&shares) {
-            if let Some(tokens) = *tokens {
-                let sequence = member.sequence();
-                taking_part.push(Share { sequence, tokens });
-            }
-        }
-        let mut choices = decoder.run(&mut taking_part).into_iter();
-        let mut shares = shares.into_iter();
+        let Running { tokens, round } = running;
+        let choices = decoder.finish_round(round, &mut self.shares(&tokens));
+        let (mut choices, mut tokens) = (choices.into_iter(), tokens.into_iter());
         self.end_where(|member| {
-            shares.next()??;
+            tokens.next()??;
             advance(member, choices.next()?)
         })
+    }
+
+    /// The shares of the members that take part.
+    fn shares(&mut self, tokens: &[Option<usize>]) -> Vec<Share<'_>> {
+        let members = self.members.iter_mut().zip(tokens);
+        let shares = members.filter_map(|(member, tokens)| {
+            let tokens = (*tokens)?;
+            let sequence = member.sequence();
+            Some(Share { sequence, tokens })
+        });
+        shares.collect()
     }
 }

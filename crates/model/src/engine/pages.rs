@@ -141,11 +141,10 @@ impl PageTable {
     }
 
     /// Takes the shared pages with which a prompt goes on after those of the table, all of which
-    /// are shared and full: as many as are found of the first `most` pages, by whole steps of
-    /// `step` pages.
-    pub(super) fn adopt(&mut self, root: Root, ids: &[u32], (most, step): (usize, usize)) {
+    /// are shared and full: as many as are found of the first `most` pages.
+    pub(super) fn adopt(&mut self, root: Root, ids: &[u32], most: usize) {
         let before = self.pages.len();
-        if self.shared < before || !before.is_multiple_of(step) {
+        if self.shared < before {
             return;
         }
         let mut state = self.state.lock();
@@ -159,7 +158,6 @@ impl PageTable {
             found.push(page);
             parent = Parent::Page(page);
         }
-        found.truncate(found.len() / step * step);
         found.iter().for_each(|&page| state.add_user(page));
         self.pages.extend(found);
         self.shared = self.pages.len();

@@ -12,8 +12,6 @@ use crate::ops::decoding::PAGE;
 pub(crate) struct Root {
     /// The adapter's identity; none for the base alone.
     pub(crate) adapter: Option<[u8; 32]>,
-    /// Tokens of a chunk, at whose multiples prompts are cut.
-    pub(crate) chunk: usize,
 }
 
 /// What comes before a page's tokens.

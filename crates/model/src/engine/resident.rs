@@ -10,7 +10,7 @@ use crate::engine::slots::{Handle, Slots};
 use crate::error::{Error, Result};
 use crate::lora::Lora;
 use crate::network::Network;
-use crate::network::decoding::{Decoded, Rows, Targets};
+use crate::network::decoding::{Begun, Decoded, Rows, Targets};
 use crate::ops::decoding::{Decode, PAGE, PageShape, Phase};
 use crate::ops::factors::{self, Factors};
 
@@ -52,6 +52,13 @@ pub(crate) struct Resident<O: Decode> {
     resizing: Mutex<()>,
 }
 
+/// What the device computes for some segments.
+pub(crate) struct UnderWay<'a, O: Decode> {
+    network: &'a Network<O>,
+    begun: Begun<O>,
+    _lock: O::PassLock<'a>,
+}
+
 impl Adapter {
     /// The same adapter under an identity, which only adapters with equal values may have. Prompts
     /// that were read with it are found again by it.
@@ -83,6 +90,13 @@ impl Cache {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+}
+
+impl<O: Decode> UnderWay<'_, O> {
+    /// Waits for the device. Returns what it tells of each segment.
+    pub(super) fn finish(self) -> Result<Vec<Decoded>> {
+        self.network.finish_decoding(self.begun)
     }
 }
 
@@ -129,19 +143,13 @@ impl<O: Decode> Resident<O> {
         if cache.len != PAGE * cache.table.pages().len() {
             return;
         }
-        let step = self.network.ops().prefix_step(root.chunk);
         let most = prompt.len().saturating_sub(1) / PAGE;
-        cache.table.adopt(root, prompt, (most, step));
+        cache.table.adopt(root, prompt, most);
         cache.len = PAGE * cache.table.pages().len();
     }
 
     pub(super) fn share(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
-        let step = self
-            .network
-            .ops()
-            .prefix_step(root.chunk)
-            .saturating_mul(PAGE);
-        let read = prompt.len().min(cache.len) / step * step;
+        let read = prompt.len().min(cache.len);
         cache.table.share(root, &prompt[..read]);
     }
 
@@ -240,12 +248,13 @@ impl<O: Decode> Resident<O> {
         resized
     }
 
-    /// The logits after the last id of each segment, and the scores of its targets.
-    pub(super) fn decode(
+    /// Begins to compute the logits after the last id of each segment, and the scores of its
+    /// targets.
+    pub(super) fn begin(
         &self,
         segments: &mut [Segment<'_>],
         targets: &[Targets<'_>],
-    ) -> Result<Vec<Decoded>> {
+    ) -> Result<UnderWay<'_, O>> {
         let adapters: Vec<_> = segments
             .iter()
             .map(|segment| self.on_device(segment.adapter))
@@ -267,6 +276,13 @@ impl<O: Decode> Resident<O> {
         let tokens: usize = rows.iter().map(|rows| rows.ids.len()).sum();
         let multiplications = self.parameters * tokens as u64;
         let ops = self.network.ops();
-        ops.enter(multiplications, || self.network.decode(&self.pages, &rows))
+        let lock = ops.lock_pass();
+        let begin = || self.network.begin_decoding(&self.pages, &rows);
+        let begun = ops.enter(multiplications, begin)?;
+        Ok(UnderWay {
+            network: &self.network,
+            begun,
+            _lock: lock,
+        })
     }
 }

@@ -45,6 +45,19 @@ pub(crate) struct Decoded {
     pub(crate) scores: Vec<RowScore>,
 }
 
+/// Passes whose logits are being read.
+pub(crate) struct Begun<O: Decode> {
+    rows: usize,
+    passes: Vec<BegunPass<O>>,
+}
+
+struct BegunPass<O: Decode> {
+    /// The place of each sequence among those of all passes.
+    numbers: Vec<usize>,
+    scores: Vec<Vec<RowScore>>,
+    reading: O::Reading,
+}
+
 /// A pass of one phase.
 struct DecodingPass<'a, 'l, O: Decode> {
     phase: Phase,
@@ -52,10 +65,11 @@ struct DecodingPass<'a, 'l, O: Decode> {
 }
 
 impl<O: Decode> Network<O> {
-    /// The logits after the last id of each sequence, and the scores of its targets. Appends the
-    /// keys and values of all ids to the pages. Prompts and answers take a pass each.
-    pub(crate) fn decode(&self, pages: &O::Pages, all: &[Rows<'_, O>]) -> Result<Vec<Decoded>> {
-        let mut decoded: Vec<Option<Decoded>> = vec![None; all.len()];
+    /// Begins to compute the logits after the last id of each sequence, and the scores of its
+    /// targets. Appends the keys and values of all ids to the pages. Prompts and answers take a
+    /// pass each.
+    pub(crate) fn begin_decoding(&self, pages: &O::Pages, all: &[Rows<'_, O>]) -> Result<Begun<O>> {
+        let mut passes = Vec::with_capacity(2);
         for phase in [Phase::Decode, Phase::Prefill] {
             let of_phase = |&number: &usize| all[number].phase == phase;
             let numbers: Vec<usize> = (0..all.len()).filter(of_phase).collect();
@@ -65,20 +79,36 @@ impl<O: Decode> Network<O> {
             let rows = numbers.iter().map(|&number| &all[number]);
             let sequences = Sequences::new(phase, rows.clone());
             let targets: Vec<_> = rows.map(|rows| rows.targets).collect();
-            let found = self.decode_pass(pages, &sequences, &targets)?;
-            for (number, found) in numbers.into_iter().zip(found) {
-                decoded[number] = Some(found);
+            let (scores, reading) = self.begin_pass(pages, &sequences, &targets)?;
+            passes.push(BegunPass {
+                numbers,
+                scores,
+                reading,
+            });
+        }
+        let rows = all.len();
+        Ok(Begun { rows, passes })
+    }
+
+    /// Waits for what was begun. Returns what is told of each sequence.
+    pub(crate) fn finish_decoding(&self, begun: Begun<O>) -> Result<Vec<Decoded>> {
+        let mut decoded: Vec<Option<Decoded>> = vec![None; begun.rows];
+        for pass in begun.passes {
+            let logits = self.ops().finish_reading(pass.reading)?;
+            let told = logits.into_iter().zip(pass.scores);
+            for (number, (logits, scores)) in pass.numbers.into_iter().zip(told) {
+                decoded[number] = Some(Decoded { logits, scores });
             }
         }
         Ok(decoded.into_iter().flatten().collect())
     }
 
-    fn decode_pass(
+    fn begin_pass(
         &self,
         pages: &O::Pages,
         sequences: &Sequences<'_, O>,
         targets: &[Targets<'_>],
-    ) -> Result<Vec<Decoded>> {
+    ) -> Result<(Vec<Vec<RowScore>>, O::Reading)> {
         let ops = self.ops();
         let layout = ops.lay_out_sequences(pages, sequences)?;
         let pass = DecodingPass {
@@ -98,11 +128,7 @@ impl<O: Decode> Network<O> {
             }
         };
         let highest: Vec<bool> = targets.iter().map(|targets| targets.highest).collect();
-        let logits = ops.read_logits(&logits, &highest)?;
-        let decoded = logits.into_iter().zip(scores);
-        Ok(decoded
-            .map(|(logits, scores)| Decoded { logits, scores })
-            .collect())
+        Ok((scores, ops.begin_reading(logits, &highest)?))
     }
 
     /// The scores of a sequence's targets. Their logits are made and left again a few rows at a

@@ -106,6 +106,15 @@ pub(crate) trait Decode: Ops {
     type Adapter: AsRef<Factors<Self::Array>> + Send + Sync + 'static;
     /// A pass's sequences in the form that the operations need.
     type DecodeLayout<'a>;
+    /// What only one round of passes at a time has, until its logits are read.
+    type PassLock<'a>
+    where
+        Self: 'a;
+    /// Logits that are being read.
+    type Reading: Send;
+
+    /// Waits until no other thread's passes are under way.
+    fn lock_pass(&self) -> Self::PassLock<'_>;
 
     /// No pages yet.
     fn pages(&self, shape: PageShape) -> Self::Pages;
@@ -118,10 +127,6 @@ pub(crate) trait Decode: Ops {
     }
     /// Copies a page's keys and values to another.
     fn copy_page(&self, pages: &Self::Pages, from: u32, to: u32) -> Result<()>;
-    /// At multiples of this many pages, a prompt that is read in chunks of `chunk` tokens may go on
-    /// from pages that another prompt with this beginning has filled: each later row is computed as
-    /// if the prompt had been read from its first token.
-    fn prefix_step(&self, chunk: usize) -> usize;
     /// Makes an adapter ready for passes.
     fn adapter(&self, factors: Factors<Self::Array>, layers: usize) -> Result<Self::Adapter>;
 
@@ -147,14 +152,11 @@ pub(crate) trait Decode: Ops {
     ) -> Result<Self::Array> {
         compute()
     }
-    /// Copies the first rows of a pass's result from the device.
-    fn read_rows(&self, x: &Self::Array, rows: usize) -> Result<Vec<Vec<f32>>>;
-    /// Reads the first rows of logits. Where a row's flag says that the highest suffice, a device
-    /// may tell only these.
-    fn read_logits(&self, logits: &Self::Array, highest: &[bool]) -> Result<Vec<Logits>> {
-        let rows = self.read_rows(logits, highest.len())?;
-        Ok(rows.into_iter().map(Logits::All).collect())
-    }
+    /// Begins to read the first rows of logits, one for each flag. Where a row's flag says that the
+    /// highest suffice, a device may tell only these.
+    fn begin_reading(&self, logits: Self::Array, highest: &[bool]) -> Result<Self::Reading>;
+    /// Waits for logits, with which everything before them has been computed.
+    fn finish_reading(&self, reading: Self::Reading) -> Result<Vec<Logits>>;
     /// The scores of the first rows of logits, one for each of these tokens, with the `best`
     /// highest logits. There are at most [`SCORED_ROWS`].
     fn score_rows(

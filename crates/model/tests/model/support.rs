@@ -6,8 +6,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use togi_model::optim::{AdamW, AdamWConfig};
 use togi_model::{
-    Activation, Base, Batch, Config, Device, Dropout, Engine, Float, Lora, LoraConfig, PAGE,
-    Target, Training, WindowLoss, World, base,
+    Activation, Base, Batch, Config, Device, Dropout, Engine, Float, Lora, LoraConfig, Target,
+    Training, WindowLoss, World, base,
 };
 
 /// Makes a test of a function for each device: `NAME::cpu`, and with the feature `cuda` also
@@ -93,15 +93,6 @@ impl On {
     /// Returns an engine over [`folder`]'s base.
     pub(crate) fn engine(&self, config: &Config) -> Engine {
         self.over(Arc::new(Base::load(folder(config).path()).unwrap()))
-    }
-
-    /// Returns the tokens at whose multiples a prompt in chunks may go on from kept pages.
-    pub(crate) fn prefix_step(&self, chunk: usize) -> usize {
-        let mut wholes = (1..).map(|pages| pages * PAGE);
-        match self.device {
-            Device::Cpu => PAGE,
-            Device::Cuda { .. } => wholes.find(|tokens| tokens.is_multiple_of(chunk)).unwrap(),
-        }
     }
 
     /// Asserts that gradients over a precision and over its values in f32 differ only by rounding.

@@ -13,6 +13,7 @@ use tracing::Span;
 
 use crate::engine::answer::Answer;
 use crate::engine::options::Options;
+use crate::engine::outbox::Outbox;
 use crate::engine::scheduler::Active;
 use crate::engine::stop_text::Scan;
 use crate::engine::terms::Terms;
@@ -175,7 +176,7 @@ impl Sequence {
     }
 
     /// Takes the next token. Returns the end of the answer, or `None` if it goes on.
-    pub(crate) fn advance(&mut self, choice: Choice) -> Option<Finished> {
+    pub(crate) fn advance(&mut self, choice: Choice, outbox: &mut Outbox) -> Option<Finished> {
         let Choice { id, logprobs, end } = choice;
         let mut scan = match end {
             // Its text is not a part of the answer.
@@ -188,7 +189,7 @@ impl Sequence {
             scan.stopped = rest.stopped;
         }
         let text = scan.text;
-        self.show(Kind::Piece(Piece { text, id, logprobs }));
+        self.show(Kind::Piece(Piece { text, id, logprobs }), outbox);
         let reason = match end {
             _ if scan.stopped => Reason::Stop,
             None => return None,
@@ -200,27 +201,26 @@ impl Sequence {
 
     /// Tells the log-probabilities of the part of the prompt that was read, if the request asks for
     /// them.
-    pub(crate) fn show_prompt(&mut self) {
+    pub(crate) fn show_prompt(&mut self, outbox: &mut Outbox) {
         let read = self.decoding.take_prompt_logprobs();
         if !read.is_empty() {
-            self.show(Kind::PromptLogprobs(read));
+            self.show(Kind::PromptLogprobs(read), outbox);
         }
     }
 
-    /// Sends the end to the client, also that of answers that have not begun, once the cache and
+    /// Puts the end into the outbox, also that of answers that have not begun, once the cache and
     /// the permits are free again: a client that asks again at once finds them free.
-    pub(crate) fn end(self, result: Result<Finished>) {
+    pub(crate) fn end(self, result: Result<Finished>, outbox: &mut Outbox) {
         let events = self.job.events.clone();
         let others = self.others.iter().map(|job| job.choice);
         let choices: Vec<u32> = iter::once(self.job.choice).chain(others).collect();
         drop(self);
-        // The client may have gone away.
         match result.map(Kind::Finished) {
             Ok(kind) => choices.into_iter().for_each(|choice| {
                 let kind = kind.clone();
-                let _ = events.try_send(Ok(Event { choice, kind }));
+                outbox.put(&events, Ok(Event { choice, kind }));
             }),
-            Err(error) => drop(events.try_send(Err(error))),
+            Err(error) => outbox.put(&events, Err(error)),
         }
     }
 
@@ -228,10 +228,9 @@ impl Sequence {
         &self.job.span
     }
 
-    fn show(&self, kind: Kind) {
+    fn show(&self, kind: Kind, outbox: &mut Outbox) {
         let choice = self.job.choice;
-        // The channel has room; a closed one is noticed before the next round.
-        let _ = self.job.events.try_send(Ok(Event { choice, kind }));
+        outbox.put(&self.job.events, Ok(Event { choice, kind }));
     }
 
     fn finished(&self, reason: Reason) -> Finished {

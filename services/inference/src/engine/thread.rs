@@ -18,6 +18,7 @@ use crate::engine::account::{Ledger, OUTPUT_COST};
 use crate::engine::door::{Door, Room, Work};
 use crate::engine::group::Group;
 use crate::engine::load::{Load, Ticket};
+use crate::engine::outbox::Outbox;
 use crate::engine::probe::Reading;
 use crate::engine::scheduler::{self, Active, Limits, Round, State};
 use crate::engine::sequence::Sequence;
@@ -48,6 +49,7 @@ struct Requests {
     answers: Rounds<Sequence>,
     probes: Vec<Reading>,
     ledger: Ledger,
+    outbox: Outbox,
 }
 
 impl EngineThread {
@@ -115,7 +117,7 @@ impl EngineThread {
     /// Works until the door is closed and every request inside has ended.
     pub(crate) fn run(self) {
         let decoder = Decoder::new(&self.engine, self.eos.iter().copied());
-        let decoder = decoder.sharing_prefixes(self.limits.prefill_chunk);
+        let decoder = decoder.sharing_prefixes();
         let mut requests = Requests::default();
         while self.receive(&mut requests) {
             self.end_early(&mut requests);
@@ -137,6 +139,7 @@ impl EngineThread {
     /// the door is closed and no request is inside.
     fn receive(&self, requests: &mut Requests) -> bool {
         if requests.is_empty() {
+            requests.outbox.send();
             match self.work.recv() {
                 Ok(work) => requests.take(work),
                 Err(_) => return false,
@@ -191,7 +194,7 @@ impl EngineThread {
             let early = early(sequence.is_abandoned()).map(Err);
             early.or_else(|| late.then(|| Ok(sequence.give_up())))
         });
-        self.end(ended);
+        self.end(ended, &mut requests.outbox);
     }
 
     /// Lets requests begin. Returns how many answers they are.
@@ -232,44 +235,47 @@ impl EngineThread {
         begun
     }
 
-    /// Runs the round's pass and lets each sequence that took part in it advance.
+    /// Runs the round's pass and lets each sequence that took part in it advance. While the device
+    /// computes, the events of the round before are sent.
     fn advance(&self, decoder: &Decoder<'_>, round: &Round, requests: &mut Requests) {
         let Requests {
             answers,
             probes,
             ledger,
+            outbox,
             ..
         } = requests;
         let (shares, mut forks) = (round.tokens(), Vec::new());
         if !shares.is_empty() {
             self.metrics.round(shares.len());
         }
-        let ended = answers.run(
-            decoder,
-            |sequence| {
-                let share = shares.get(&sequence.terms().ticket());
-                sequence.take(share)
-            },
-            |sequence, choice| {
-                let choice = match choice {
-                    Ok(choice) => choice,
-                    Err(error) => return Some(Err(End::Failed(Error::Network(error)))),
-                };
-                sequence.show_prompt();
-                let choice = choice?;
-                self.metrics.found(sequence.found_now());
-                match sequence.fork(decoder, &self.tokenizer) {
-                    Ok(begun) => forks.extend(begun),
-                    Err(error) => return Some(Err(End::Failed(error))),
-                }
-                self.write(sequence, choice, ledger)
-            },
-        );
-        self.end(ended);
+        if !self.engine.computes_aside() {
+            outbox.send();
+        }
+        let running = answers.begin(decoder, |sequence| {
+            let share = shares.get(&sequence.terms().ticket());
+            sequence.take(share)
+        });
+        outbox.send();
+        let ended = answers.finish(decoder, running, |sequence, choice| {
+            let choice = match choice {
+                Ok(choice) => choice,
+                Err(error) => return Some(Err(End::Failed(Error::Network(error)))),
+            };
+            sequence.show_prompt(outbox);
+            let choice = choice?;
+            self.metrics.found(sequence.found_now());
+            match sequence.fork(decoder, &self.tokenizer) {
+                Ok(begun) => forks.extend(begun),
+                Err(error) => return Some(Err(End::Failed(error))),
+            }
+            self.write(sequence, choice, (ledger, outbox))
+        });
+        self.end(ended, outbox);
         for (mut sequence, choice) in forks {
-            match self.write(&mut sequence, choice, ledger) {
+            match self.write(&mut sequence, choice, (ledger, outbox)) {
                 None => answers.join(sequence),
-                Some(end) => self.end(vec![(sequence, end)]),
+                Some(end) => self.end(vec![(sequence, end)], outbox),
             }
         }
         for reading in std::mem::take(probes) {
@@ -279,13 +285,18 @@ impl EngineThread {
     }
 
     /// Writes the next token of an answer. Returns its end if it has ended.
-    fn write(&self, sequence: &mut Sequence, choice: Choice, ledger: &mut Ledger) -> Option<Ended> {
+    fn write(
+        &self,
+        sequence: &mut Sequence,
+        choice: Choice,
+        (ledger, outbox): (&mut Ledger, &mut Outbox),
+    ) -> Option<Ended> {
         self.metrics.token(&sequence.tick());
         ledger.charge(&sequence.terms().account, OUTPUT_COST);
-        sequence.advance(choice).map(Ok)
+        sequence.advance(choice, outbox).map(Ok)
     }
 
-    fn end(&self, ended: Vec<(Sequence, Ended)>) {
+    fn end(&self, ended: Vec<(Sequence, Ended)>, outbox: &mut Outbox) {
         for (sequence, end) in ended {
             match end {
                 Ok(finished) => {
@@ -293,12 +304,12 @@ impl EngineThread {
                         self.metrics.finished(&finished);
                     }
                     record(sequence.span(), &finished);
-                    sequence.end(Ok(finished));
+                    sequence.end(Ok(finished), outbox);
                 }
                 Err(End::Abandoned) => self.metrics.abandoned(sequence.places()),
                 Err(End::Failed(error)) => {
                     self.metrics.failed(&error);
-                    sequence.end(Err(error));
+                    sequence.end(Err(error), outbox);
                 }
             }
         }

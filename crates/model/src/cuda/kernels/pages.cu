@@ -157,12 +157,11 @@ __device__ __forceinline__ void write(T *out, float *part, const Running &run, b
 // One block per (row, head, split), L lanes per key.
 template <typename T, int V, int L>
 __device__ void attend_pages(T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences,
-                             const u32 *positions, int first_row, int width, int heads, int dim, int layer,
-                             int splits) {
+                             const u32 *positions, int width, int heads, int dim, int layer, int splits) {
     constexpr int THREADS = 128, GROUPS = THREADS / L;
     __shared__ const T *pages[SPLIT / PAGE];
     start_next(), wait_for_results();
-    int row = first_row + blockIdx.y, head = blockIdx.x % heads, split = blockIdx.x / heads;
+    int row = blockIdx.y, head = blockIdx.x % heads, split = blockIdx.x / heads;
     int count = positions[row] + 1, begin = split * SPLIT, end = min(begin + SPLIT, count);
     if (begin >= count) return;
     const u64 *table = table_of(tables, sequences, row, width) + begin / PAGE;
@@ -295,10 +294,9 @@ __device__ void attend_answers(T *out, float *parts, const T *qkv, const u64 *ta
 
 // Combines the splits of each row that has several. One block per (row, head).
 template <typename T>
-__device__ void combine_splits(T *out, const float *parts, const u32 *positions, int first_row, int heads,
-                               int dim, int splits) {
+__device__ void combine_splits(T *out, const float *parts, const u32 *positions, int heads, int dim, int splits) {
     start_next(), wait_for_results();
-    int row = first_row + blockIdx.y, head = blockIdx.x, count = positions[row] + 1;
+    int row = blockIdx.y, head = blockIdx.x, count = positions[row] + 1;
     if (count <= SPLIT) return;
     const float *part = parts + ((u64)row * heads + head) * splits * (dim + 2);
     int real = (count + SPLIT - 1) / SPLIT;
@@ -321,17 +319,16 @@ __device__ void combine_splits(T *out, const float *parts, const u32 *positions,
                                                 int heads, int dim, int half, int layer) {                             \
         append_pages<T>(qkv, cos, sin, tables, sequences, positions, width, rows, heads, dim, half, layer);            \
     }                                                                                                                  \
-    extern "C" __global__ void combine_splits_##t(T *out, const float *parts, const u32 *positions, int first_row,     \
-                                                  int heads, int dim, int splits) {                                    \
-        combine_splits<T>(out, parts, positions, first_row, heads, dim, splits);                                       \
+    extern "C" __global__ void combine_splits_##t(T *out, const float *parts, const u32 *positions, int heads,         \
+                                                  int dim, int splits) {                                               \
+        combine_splits<T>(out, parts, positions, heads, dim, splits);                                                  \
     }                                                                                                                  \
     ATTEND(T, t, 1, 32, 1) ATTEND(T, t, 8, 8, 8) ATTEND(T, t, 8, 16, 16) ATTEND(T, t, 8, 32, 32)
 #define ATTEND(T, t, V, L, l)                                                                                          \
     extern "C" __global__ __launch_bounds__(128) void attend_pages_##t##_##l(                                          \
         T *out, float *parts, const T *qkv, const u64 *tables, const u32 *sequences, const u32 *positions,             \
-        int first_row, int width, int heads, int dim, int layer, int splits) {                                         \
-        attend_pages<T, V, L>(out, parts, qkv, tables, sequences, positions, first_row, width, heads, dim, layer,      \
-                              splits);                                                                                 \
+        int width, int heads, int dim, int layer, int splits) {                                                        \
+        attend_pages<T, V, L>(out, parts, qkv, tables, sequences, positions, width, heads, dim, layer, splits);        \
     }                                                                                                                  \
     extern "C" __global__ __launch_bounds__(ANSWER_THREADS, 3) void attend_answers_##t##_##l(                          \
         T *out, float *parts, const T *qkv, const u64 *tables, const u32 *positions, int width, int heads, int dim,    \

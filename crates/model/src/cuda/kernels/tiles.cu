@@ -4,7 +4,9 @@
 // A block has a tile of R rows of a sequence, and a warp 16 of them, whose sums stay in registers.
 // The rows on the other side of the attention are loaded 32 at a time, several loads ahead of the
 // computation. Heads have up to D values, a multiple of 8. A tile is described by its first row,
-// its end, and the start and end of its sequence.
+// its end, and the start and end of its sequence; with keys in pages by its first row, its end, its
+// sequence's number, and how many more tokens of the sequence come before a row than the pass has
+// rows before it.
 //
 // No sum depends on timing: one block sums the gradient of queries over keys, another that of keys
 // and values over queries, for which it computes the scores again.
@@ -42,37 +44,70 @@
     load_step(step + S - 1);                                                                                           \
     commit();
 
-template <typename H, int D, int R, int S>
-__device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tiles, int rows, int heads, int dim) {
+// The keys and values of the rows' own sequence, which are all in the pass: the key of a row has the
+// row's number.
+template <typename H, int D, int R> struct JointKeys {
+    const H *k, *v;
+    u64 stride;
+    int begin;
+
+    // The number of a row's key.
+    __device__ __forceinline__ int key_of(int row) const { return row; }
+
+    __device__ __forceinline__ void load(int keys, int values, int from, int end, int dim) const {
+        copy_rows<2 * R, D, STEP>(keys, k, stride, from, end, dim);
+        copy_rows<2 * R, D, STEP>(values, v, stride, from, end, dim);
+    }
+};
+
+// The keys and values of a layer and a head in a sequence's pages, of STEP tokens each: the number
+// of a key is its position.
+template <typename H, int D, int R> struct PageKeys {
+    const u64 *pages;
+    u64 at, to_values;
+    int past, begin = 0;
+
+    __device__ __forceinline__ int key_of(int row) const { return row + past; }
+
+    __device__ __forceinline__ void load(int keys, int values, int from, int end, int dim) const {
+        const H *page = (const H *)__ldg(pages + from / STEP) + at;
+        copy_rows<2 * R, D, STEP>(keys, page, dim, 0, end - from, dim);
+        copy_rows<2 * R, D, STEP>(values, page + to_values, dim, 0, end - from, dim);
+    }
+};
+
+// A row's result depends on its own keys alone, however rows are dealt to tiles. `log_sums` may be
+// null.
+template <typename H, int D, int R, int S, typename Keys>
+__device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tiles, int rows, int heads, int dim,
+                        const Keys &keys) {
     TILE()
+    int end = keys.key_of(last);
     auto load_step = [&](int step) {
-        int from = start + step * STEP;
-        if (from < last) {
-            copy_rows<2 * R, D, STEP>(STAGE(1, step, 0), k, joint, from, last, dim);
-            copy_rows<2 * R, D, STEP>(STAGE(1, step, 1), v, joint, from, last, dim);
-        }
+        int from = keys.begin + step * STEP;
+        if (from < end) keys.load(STAGE(1, step, 0), STAGE(1, step, 1), from, end, dim);
     };
     copy_rows<2 * R, D, R>(OWN(0), q, joint, first, last, dim);
     PREFETCH()
     float o[D / 8][4] = {0}, most[2], sum[2] = {0, 0};
     most[0] = most[1] = __int_as_float(0xff800000);
     float scale = factor * LOG2_E;
-    for (int step = 0, key0 = start; key0 < last; step++, key0 += STEP) {
+    for (int step = 0, key0 = keys.begin; key0 < end; step++, key0 += STEP) {
         NEXT_STEP()
         // Otherwise the span's rows see none of these keys, or are behind the end.
-        if (key0 < span + SPAN && span < last) {
+        if (key0 < keys.key_of(span) + SPAN && span < last) {
             float s[4][4] = {0}, next[2] = {most[0], most[1]}, keep[2];
             pin(s);
             begin_products();
             products<H, D, R>(s, OWN(0), span - first, STAGE(1, step, 0));
             end_products();
             pin(s);
-            bool edge = key0 + STEP > own;
+            bool edge = key0 + STEP > keys.key_of(own);
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 float &x = s[i / 4][i % 4];
                 int key = key0 + i / 4 * 8 + 2 * t + i % 2, h = i / 2 % 2;
-                if (edge && key > own + g + 8 * h) x = __int_as_float(0xff800000);
+                if (edge && key > keys.key_of(own) + g + 8 * h) x = __int_as_float(0xff800000);
                 next[h] = fmaxf(next[h], x);
             }
 #pragma unroll
@@ -111,7 +146,8 @@ __device__ void forward(H *out, float *log_sums, const H *qkv, const uint4 *tile
         sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
         sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
         int row = own + g + 8 * h;
-        if (t == 0 && row < last) log_sums[(u64)head * rows + row] = most[h] * factor + log_two(sum[h]) * (1 / LOG2_E);
+        if (log_sums && t == 0 && row < last)
+            log_sums[(u64)head * rows + row] = most[h] * factor + log_two(sum[h]) * (1 / LOG2_E);
     }
     __syncthreads();
     store_sums<H, D, R>(OWN(0), o, 1.0f / sum[0], 1.0f / sum[1]);
@@ -295,7 +331,16 @@ __device__ void keys_and_values(H *d_qkv, const float *deltas, const H *qkv, con
 #define KERNELS(H, D)                                                                                                  \
     extern "C" __global__ __launch_bounds__(2 * QUERIES, 2) void tile_forward_##H##_##D(                               \
         H *out, float *log_sums, const H *qkv, const uint4 *tiles, int rows, int heads, int dim) {                     \
-        forward<H, D, QUERIES, STAGES>(out, log_sums, qkv, tiles, rows, heads, dim);                                   \
+        const H *k = qkv + (3 * blockIdx.x + 1) * dim;                                                                 \
+        JointKeys<H, D, QUERIES> keys{k, k + dim, (u64)3 * heads * dim, (int)tiles[blockIdx.y].z};                     \
+        forward<H, D, QUERIES, STAGES>(out, log_sums, qkv, tiles, rows, heads, dim, keys);                             \
+    }                                                                                                                  \
+    extern "C" __global__ __launch_bounds__(2 * QUERIES, 2) void tile_pages_##H##_##D(                                 \
+        H *out, const H *qkv, const uint4 *tiles, const u64 *tables, int width, int heads, int dim, int layer) {       \
+        uint4 tile = tiles[blockIdx.y];                                                                                \
+        u64 at = ((u64)layer * 2 * heads + blockIdx.x) * STEP * dim, to_values = (u64)heads * STEP * dim;              \
+        PageKeys<H, D, QUERIES> keys{tables + (u64)tile.z * width, at, to_values, (int)tile.w};                        \
+        forward<H, D, QUERIES, STAGES>(out, nullptr, qkv, tiles, 0, heads, dim, keys);                                 \
     }                                                                                                                  \
     extern "C" __global__ __launch_bounds__(2 * QUERIES, BLOCKS) void tile_queries_##H##_##D(                          \
         H *d_qkv, float *deltas, const H *qkv, const H *out, const H *d_out, const float *log_sums,                    \

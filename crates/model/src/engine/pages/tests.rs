@@ -7,10 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const BASE: Root = Root {
-    adapter: None,
-    chunk: 128,
-};
+const BASE: Root = Root { adapter: None };
 const KEEPS: PrefixLimits = PrefixLimits {
     kept: usize::MAX,
     pages: 4,
@@ -24,7 +21,7 @@ fn prompt(pages: &[u32]) -> Vec<u32> {
 /// Begins a sequence with all of a prompt that is kept; returns it and the tokens that were found.
 fn begin(pool: &PagePool, root: Root, ids: &[u32]) -> (PageTable, usize) {
     let mut table = pool.table();
-    table.adopt(root, ids, (ids.len() / PAGE, 1));
+    table.adopt(root, ids, ids.len() / PAGE);
     let found = table.pages().len() * PAGE;
     (table, found)
 }
@@ -97,28 +94,19 @@ fn full_pages_of_a_prompt_are_found_by_their_tokens_and_their_root() {
     let mut late = prompt(&[1, 2]);
     late[PAGE - 1] = 2;
     assert_eq!(found(BASE, &late), 0);
-    for other in [
-        Root { chunk: 64, ..BASE },
-        Root {
-            adapter: Some([0; 32]),
-            ..BASE
-        },
-    ] {
-        assert_eq!(found(other, &ids), 0, "{other:?}");
-    }
-    // By whole steps, and no more than asked for.
-    let adopt = |most, step| {
-        let mut table = pool.table();
-        table.adopt(BASE, &ids, (most, step));
-        table.pages().len()
-    };
-    assert_eq!((adopt(3, 2), adopt(3, 4), adopt(1, 1)), (2, 0, 1));
+    let adapter = Some([0; 32]);
+    assert_eq!(found(Root { adapter }, &ids), 0);
+    // No more than asked for.
+    let mut table = pool.table();
+    table.adopt(BASE, &ids, 1);
+    assert_eq!(table.pages().len(), 1);
+    drop(table);
     // One that has read a part goes on where its pages are shared.
     let mut late = begin(&pool, BASE, &prompt(&[1])).0;
-    late.adopt(BASE, &ids, (3, 1));
+    late.adopt(BASE, &ids, 3);
     assert_eq!(late.pages().len(), 3);
     late.reserve(4 * PAGE);
-    late.adopt(BASE, &ids, (4, 1));
+    late.adopt(BASE, &ids, 4);
     assert_eq!(late.pages().len(), 4);
 }
 
@@ -293,10 +281,10 @@ proptest! {
             let count = sequences.len();
             match step {
                 Step::Begin(pages, rest, adapted) if (count + 1) * EACH <= PAGES => {
-                    let root = Root { adapter: adapted.then_some([7; 32]), ..BASE };
+                    let root = Root { adapter: adapted.then_some([7; 32]) };
                     let mut ids = [prompt(&pages), vec![9; rest]].concat();
                     let (mut table, prompt) = (pool.table(), ids.len());
-                    table.adopt(root, &ids, ((prompt - 1) / PAGE, 1));
+                    table.adopt(root, &ids, (prompt - 1) / PAGE);
                     ids.extend(200..(200 + EACH * PAGE - prompt) as u32);
                     let len = table.pages().len() * PAGE;
                     prop_assert!(len < prompt);
@@ -305,7 +293,7 @@ proptest! {
                 Step::Read(which, tokens) if count > 0 => {
                     let Sequence { table, root, ids, prompt, len } = &mut sequences[which % count];
                     if *len == table.pages().len() * PAGE && *len < *prompt {
-                        table.adopt(*root, ids, ((*prompt - 1) / PAGE, 1 + tokens % 2));
+                        table.adopt(*root, ids, (*prompt - 1) / PAGE);
                         *len = table.pages().len() * PAGE;
                     }
                     let end = (*len + tokens).min(EACH * PAGE);
