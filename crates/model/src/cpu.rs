@@ -16,8 +16,6 @@ mod rows;
 mod storage;
 mod training;
 
-use std::ops::Range;
-
 use candle_core::{Device, Tensor};
 
 use crate::dropout::{Mask, MaskRow};
@@ -79,14 +77,6 @@ impl Ops for Cpu {
             out.extend_from_slice(&table[number as usize * columns..][..columns]);
         }
         matrix(out, columns)
-    }
-
-    fn rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        let columns = columns(x);
-        matrix(
-            read(x)?[range.start * columns..range.end * columns].to_vec(),
-            columns,
-        )
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {

@@ -94,8 +94,6 @@ pub(crate) trait Ops: Send + Sync + Sized {
 
     /// The rows of `table` with these numbers.
     fn gather(&self, table: &Self::Array, rows: &[u32]) -> Result<Self::Array>;
-    /// A copy of a range of rows.
-    fn rows(&self, x: &Self::Array, range: Range<usize>) -> Result<Self::Array>;
 
     /// `x wᵀ`: (m, k) (n, k).
     fn linear(&self, x: &Self::Array, w: &Self::Array) -> Result<Self::Array>;

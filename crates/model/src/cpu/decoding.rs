@@ -170,15 +170,17 @@ impl Decode for Cpu {
 
     fn attend_pages(
         &self,
-        (qkv, x): (&Tensor, &Tensor),
+        normed: (&Tensor, &Norm<Tensor>),
+        w: &Affine<Self>,
         heads: &Heads<Tensor>,
-        layout: &DecodeLayout<'_>,
-        layer: usize,
+        (layout, layer): (&DecodeLayout<'_>, usize),
     ) -> Result<Tensor> {
-        self.add_lora(layout, (layer, Target::QueryKeyValue), x, qkv)?;
+        let phase = layout.sequences.phase;
+        let (normed, qkv) = self.normed_linear_by_rows(phase, normed, w, None)?;
+        self.add_lora(layout, (layer, Target::QueryKeyValue), &normed, &qkv)?;
         let (sequences, Pages { shape, pages }) = (layout.sequences, layout.pages);
         let mut pages = pages.lock();
-        attention::paged(qkv, heads, sequences, &mut pages, shape, layer)
+        attention::paged(&qkv, heads, sequences, &mut pages, shape, layer)
     }
 }
 

@@ -7,6 +7,7 @@ use super::array::{Array, Buffer, Element};
 use super::attention::{self, tiled};
 use super::context::Cuda;
 use super::decode_layout::{PASS_ROWS, Tables};
+use super::few_rows::{Beside, MOST_BESIDE};
 use super::fp8::Added;
 use super::frozen::Frozen;
 use super::launch::activation_id;
@@ -158,11 +159,16 @@ impl Decode for Cuda {
                 return Ok((normed, y));
             }
         }
-        let (normed, y) = match w.weight {
-            Frozen::Fp8(_) => self.normed_linear(x, norm, w, None)?,
-            _ => {
+        let planned = Some(planned_rows(phase));
+        let by_codes = match &w.weight {
+            Frozen::Fp8(codes) => self.fp8_normed((x, norm), codes, w.bias.as_ref(), planned)?,
+            _ => None,
+        };
+        let (normed, y) = match by_codes {
+            Some(both) => both,
+            None => {
                 let normed = self.layer_norm(x, norm)?;
-                let y = self.planned_frozen_linear(&normed, w, None, Some(planned_rows(phase)))?;
+                let y = self.planned_frozen_linear(&normed, w, None, planned)?;
                 (normed, y)
             }
         };
@@ -187,7 +193,7 @@ impl Decode for Cuda {
             (Phase::Decode, Some(rank)) => {
                 self.add_lora_by_rows(layout, rank, (layer, target), (x, y))
             }
-            _ => layout.sequences.add_lora(self, (layer, target), x, y),
+            _ => self.add_lora_by_sequences(layout, (layer, target), (x, y)),
         }
     }
 
@@ -203,42 +209,64 @@ impl Decode for Cuda {
 
     fn attend_pages(
         &self,
-        (qkv, x): (&Array, &Array),
+        (x, norm): (&Array, &Norm<Array>),
+        w: &Affine<Self>,
         heads: &Heads<Array>,
-        layout: &DecodeLayout<'_>,
-        layer: usize,
+        (layout, layer): (&DecodeLayout<'_>, usize),
     ) -> Result<Array> {
         attention::check(heads)?;
-        let place = (layer, Target::QueryKeyValue);
+        let (place, phase) = ((layer, Target::QueryKeyValue), layout.sequences.phase);
         let out = self.empty(layout.tables.padded, heads.count * heads.dim)?;
-        let has_lora = self.has_lora(layout, place.1);
-        if layout.sequences.phase == Phase::Decode
+        if phase == Phase::Decode
             && let Some(rank) = layout.tables.rank
         {
-            let shrunk = match has_lora {
-                true => Some(self.shrink_rows(layout, rank, place, x)?),
-                false => None,
-            };
-            self.attend_answers((&out, qkv), shrunk.as_ref(), heads, layout, layer)?;
+            let (qkv, shrunk) = self.joint_product((x, norm), w, layout, rank, place)?;
+            self.attend_answers((&out, &qkv), shrunk.as_ref(), heads, layout, layer)?;
             return Ok(out);
         }
-        if has_lora {
-            self.add_lora(layout, place, x, qkv)?;
+        let (normed, qkv) = self.normed_linear_by_rows(phase, (x, norm), w, None)?;
+        if self.has_lora(layout, place.1) {
+            self.add_lora(layout, place, &normed, &qkv)?;
         }
-        self.append_to_pages(qkv, heads, layout, layer)?;
-        match layout.tiles.as_ref().zip(tiled(qkv, heads)) {
+        self.append_to_pages(&qkv, heads, layout, layer)?;
+        match layout.tiles.as_ref().zip(tiled(&qkv, heads)) {
             Some((tiles, size)) => {
                 let Tables { pages, width, .. } = layout.tables;
                 let pages = (pages, width, layer);
-                self.attend_pages_by_tiles((&out, qkv), heads, tiles, pages, size)?;
+                self.attend_pages_by_tiles((&out, &qkv), heads, tiles, pages, size)?;
             }
-            None => self.attend_rows((&out, qkv), heads, layout, layer)?,
+            None => self.attend_rows((&out, &qkv), heads, layout, layer)?,
         }
         Ok(out)
     }
 }
 
 impl Cuda {
+    /// Adds each sequence's LoRA, one sequence after the other.
+    fn add_lora_by_sequences(
+        &self,
+        layout: &DecodeLayout<'_>,
+        (layer, target): (usize, Target),
+        (x, y): (&Array, &Array),
+    ) -> Result<()> {
+        let Sequences {
+            phase,
+            spans,
+            adapters,
+            ..
+        } = layout.sequences;
+        let planned = Some(planned_rows(*phase));
+        for (span, adapter) in spans.iter().zip(adapters) {
+            let factors = adapter.map(AsRef::as_ref);
+            let factor = factors.and_then(|factors: &Factors<Array>| factors.get(layer, target));
+            let Some(factor) = factor else { continue };
+            let rows = |of: &Array| of.part(span.start * of.columns, span.len, of.columns);
+            let (_, shrunk) = self.lora_a_forward(&rows(x), &factor.a, None, planned)?;
+            self.lora_b_into(&rows(y), (&shrunk, &factor.b), factor.scale, planned)?;
+        }
+        Ok(())
+    }
+
     /// Adds each row's LoRA; `rank` is the largest rank.
     fn add_lora_by_rows(
         &self,
@@ -283,6 +311,45 @@ impl Cuda {
         let kernel = self.kernel("rows_lora_a", x.element, None);
         self.launch(&kernel, (layout.tables.rows, rank.div_ceil(8)), 256, &args)?;
         Ok(shrunk)
+    }
+
+    /// The joint product of a layer norm of answers, and each row's product with its adapter's A if
+    /// any has one; `rank` is the largest rank.
+    fn joint_product(
+        &self,
+        (x, norm): (&Array, &Norm<Array>),
+        w: &Affine<Self>,
+        layout: &DecodeLayout<'_>,
+        rank: usize,
+        place: (usize, Target),
+    ) -> Result<(Array, Option<Array>)> {
+        let (has_lora, rows) = (self.has_lora(layout, place.1), layout.tables.rows);
+        if !has_lora || !self.can_multiply_few() || x.rows > MOST_BESIDE {
+            let (normed, qkv) = self.normed_linear_by_rows(Phase::Decode, (x, norm), w, None)?;
+            let shrunk = match has_lora {
+                true => Some(self.shrink_rows(layout, rank, place, &normed)?),
+                false => None,
+            };
+            return Ok((qkv, shrunk));
+        }
+        let normed = self.layer_norm(x, norm)?;
+        let shrunk = self.empty_of(Element::F32, rows, GPU_LARGEST_RANK)?;
+        let beside = Beside {
+            shrunk: &shrunk,
+            adapters: layout.tables.adapters,
+            factor: factor_index(place),
+            // A recorded pass serves all ranks up to the next multiple of 8.
+            rank: rank.next_multiple_of(8),
+        };
+        let bias = w.bias.as_ref();
+        let qkv = self.few_rows_linear_beside(&normed, &w.weight, bias, &beside)?;
+        if let Some(qkv) = qkv {
+            return Ok((qkv, Some(shrunk)));
+        }
+        let planned = Some(planned_rows(Phase::Decode));
+        let qkv = self.planned_frozen_linear(&normed, w, None, planned)?;
+        let shrunk = self.shrink_rows(layout, rank, place, &normed)?;
+        Ok((qkv, Some(shrunk)))
     }
 
     /// Completes the joint product of answers by LoRA and rotation, appends their keys and values,

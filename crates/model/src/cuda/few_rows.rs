@@ -13,9 +13,10 @@ use super::launch::{Arg, Grid, activation_id};
 use crate::activation::Activation;
 use crate::error::Result;
 
-/// Rows of the weight of a block, and its threads, as in the kernel.
+/// Rows of the weight of a block, its threads that multiply, and all, as in the kernel.
 const TILE: usize = 64;
-const THREADS: usize = 256 + 32;
+const MULTIPLIERS: usize = 256;
+const THREADS: usize = MULTIPLIERS + 32;
 /// Values of an NF4 weight that share a scale.
 const BLOCK: usize = 64;
 /// The most stages of a block.
@@ -91,6 +92,20 @@ impl Held {
     }
 }
 
+/// The first factors of LoRA that are computed beside a product, by the same launch.
+pub(super) struct Beside<'a> {
+    /// (rows, [`GPU_LARGEST_RANK`])
+    pub(super) shrunk: &'a Array,
+    /// The addresses of the rows' adapters, and the place of the factors in their tables.
+    pub(super) adapters: u64,
+    pub(super) factor: usize,
+    /// The largest rank.
+    pub(super) rank: usize,
+}
+
+/// The most rows of a product with LoRA beside it. With more, its own blocks fill the GPU.
+pub(super) const MOST_BESIDE: usize = ROWS[1];
+
 /// The parts of a launch that depend on shapes.
 struct Plan {
     /// Rows of activations in a block.
@@ -122,12 +137,25 @@ impl Cuda {
         added: Added<'_>,
         activation: Option<Activation>,
     ) -> Result<Option<Array>> {
-        self.multiply_few(x, &Held::of(weight), added, activation)
+        self.multiply_few(x, &Held::of(weight), added, activation, None)
+    }
+
+    /// `x wᵀ + bias`, and beside it LoRA's first factors of the same `x`; `None` if the kernel does
+    /// not take the shape.
+    pub(super) fn few_rows_linear_beside(
+        &self,
+        x: &Array,
+        weight: &Frozen,
+        bias: Option<&Array>,
+        beside: &Beside<'_>,
+    ) -> Result<Option<Array>> {
+        let added = Added { bias, plus: None };
+        self.multiply_few(x, &Held::of(weight), added, None, Some(beside))
     }
 
     /// `x wᵀ`, with an unquantized weight; `None` if the kernel does not take the shape.
     pub(super) fn few_rows_product(&self, x: &Array, w: &Array) -> Result<Option<Array>> {
-        self.multiply_few(x, &Held::full(w), Added::default(), None)
+        self.multiply_few(x, &Held::full(w), Added::default(), None, None)
     }
 
     fn multiply_few(
@@ -136,6 +164,7 @@ impl Cuda {
         held: &Held,
         Added { bias, plus }: Added<'_>,
         activation: Option<Activation>,
+        beside: Option<&Beside<'_>>,
     ) -> Result<Option<Array>> {
         let Some(plan) = self.plan_few(x, held) else {
             return Ok(None);
@@ -155,10 +184,25 @@ impl Cuda {
         args.extend([pointer(bias), pointer(plus)].map(Arg::from));
         args.push((kind as u32).into());
         args.extend([columns, depth, plan.stages].map(Arg::from));
+        args.push(x.into());
+        let (mut tiles, height) = (columns.div_ceil(TILE), x.rows / plan.rows);
+        match beside {
+            Some(beside) => {
+                let (rows, ranks) = (beside.shrunk.rows, beside.rank);
+                args.push(beside.shrunk.into());
+                args.push(beside.adapters.into());
+                args.extend([beside.factor, rows, ranks].map(Arg::from));
+                tiles += (rows * ranks).div_ceil(MULTIPLIERS / 32 * height);
+            }
+            None => {
+                args.extend([0_u64; 2].map(Arg::from));
+                args.extend([0_u32; 3].map(Arg::from));
+            }
+        }
         let maps = maps.iter().map(|map| ptr::from_ref(map).cast_mut().cast());
         let mut pointers: Vec<*mut c_void> = maps.chain(args.iter().map(Arg::pointer)).collect();
         let grid = Grid {
-            blocks: [plan.splits, x.rows / plan.rows, columns.div_ceil(TILE)],
+            blocks: [plan.splits, height, tiles],
             cluster: plan.splits,
             threads: THREADS,
             shared_bytes: plan.shared_bytes,

@@ -190,14 +190,21 @@ impl Cuda {
         self.launch(&kernel, (codes.rows, 1), threads, &args)
     }
 
-    /// `x wᵀ`, plus summands.
-    pub(super) fn fp8_linear(&self, x: &Array, w: &Fp8Codes, added: Added<'_>) -> Result<Array> {
-        if let Some(out) = self.linear_by_codes(Source::Plain(x), w, added)? {
+    /// `x wᵀ`, plus summands, by the algorithm for `planned` rows.
+    pub(super) fn fp8_linear(
+        &self,
+        x: &Array,
+        w: &Fp8Codes,
+        added: Added<'_>,
+        planned: Option<usize>,
+    ) -> Result<Array> {
+        if let Some(out) = self.linear_by_codes(Source::Plain(x), w, added, planned)? {
             return Ok(out);
         }
         let dense = self.dequantize_fp8(w)?;
         let out = self.empty(x.rows, dense.rows)?;
-        self.linear_into(&out, (x, &dense), added.bias, added.plus, 1.0)?;
+        let Added { bias, plus } = added;
+        self.linear_into(&out, (x, &dense), bias, plus, 1.0, planned)?;
         Ok(out)
     }
 
@@ -209,7 +216,7 @@ impl Cuda {
         w: &Fp8Codes,
         added: Added<'_>,
     ) -> Result<Option<Array>> {
-        self.linear_by_codes(Source::Activated(x, kind), w, added)
+        self.linear_by_codes(Source::Activated(x, kind), w, added, None)
     }
 
     /// `dy w`. The scales of w's rows multiply dy before it is quantized, so that backward
@@ -235,19 +242,21 @@ impl Cuda {
         self.product_by_codes(Source::ActivationBackward(dy, x, kind, &w.scales), w)
     }
 
-    /// The norm of `x`, and `norm wᵀ` plus a bias; `None` if there is no product of codes.
+    /// The norm of `x`, and `norm wᵀ` plus a bias, by the algorithm for `planned` rows; `None` if
+    /// there is no product of codes.
     pub(super) fn fp8_normed(
         &self,
         (x, norm): (&Array, &Norm<Array>),
         w: &Fp8Codes,
         bias: Option<&Array>,
+        planned: Option<usize>,
     ) -> Result<Option<(Array, Array)>> {
         if !norms_fit(&[x, &norm.weight, &norm.bias]) {
             return Ok(None);
         }
         let normed = self.empty(x.rows, x.columns)?;
         let added = Added { bias, plus: None };
-        let y = self.linear_by_codes(Source::Normed(&normed, x, norm), w, added)?;
+        let y = self.linear_by_codes(Source::Normed(&normed, x, norm), w, added, planned)?;
         Ok(y.map(|y| (normed, y)))
     }
 
@@ -270,9 +279,10 @@ impl Cuda {
         x: Source<'_>,
         w: &Fp8Codes,
         added: Added<'_>,
+        planned: Option<usize>,
     ) -> Result<Option<Array>> {
         if w.forward {
-            self.multiply_codes(x, (&w.codes, &w.scales), added)
+            self.multiply_codes(x, (&w.codes, &w.scales), added, planned)
         } else {
             Ok(None)
         }
@@ -280,7 +290,7 @@ impl Cuda {
 
     fn product_by_codes(&self, dy: Source<'_>, w: &Fp8Codes) -> Result<Option<Array>> {
         match &w.transposed {
-            Some([codes, ones]) => self.multiply_codes(dy, (codes, ones), Added::default()),
+            Some([codes, ones]) => self.multiply_codes(dy, (codes, ones), Added::default(), None),
             None => Ok(None),
         }
     }
@@ -291,6 +301,7 @@ impl Cuda {
         x: Source<'_>,
         weight: (&Array, &Array),
         Added { bias, plus }: Added<'_>,
+        planned: Option<usize>,
     ) -> Result<Option<Array>> {
         let Array { rows, columns, .. } = *x.rows();
         let quantized = self.alloc_quantized(rows.next_multiple_of(ROWS), columns)?;
@@ -305,6 +316,7 @@ impl Cuda {
             let product = Product {
                 bias,
                 plus,
+                planned,
                 ..codes_product(&padded, weight, (codes, scales))
             };
             if !self.can_multiply(&product) {

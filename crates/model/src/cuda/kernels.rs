@@ -100,6 +100,7 @@ macro_rules! few_rows {
                 include_str!("kernels/common.cuh"),
                 include_str!("kernels/matrix.cuh"),
                 include_str!("kernels/activation.cuh"),
+                include_str!("kernels/factors.cuh"),
                 include_str!("kernels/few_rows.cu")
             ),
             kernels: &[$kernel],

@@ -167,6 +167,18 @@ impl Drop for Library {
 }
 
 impl Product<'_> {
+    /// The strides of the columns that a product with a planned n may begin at any of, so that the
+    /// place of a column decides nothing either.
+    fn planned_strides(&self) -> impl Iterator<Item = u64> {
+        let [result, _, depth] = self.sizes;
+        let strides = [
+            result * self.result_element.bytes(),
+            depth * self.b.element.bytes(),
+        ];
+        let strides = self.planned.map(|_| strides.map(|bytes| bytes as u64));
+        strides.into_iter().flatten()
+    }
+
     fn shape(&self) -> Shape {
         let addresses = [
             self.a.address(),
@@ -175,7 +187,8 @@ impl Product<'_> {
             self.plus.unwrap_or(0),
             self.bias.map_or(0, Array::address),
         ];
-        let zeros = addresses.map(u64::trailing_zeros).into_iter().min();
+        let zeros = addresses.into_iter().chain(self.planned_strides());
+        let zeros = zeros.map(u64::trailing_zeros).min();
         Shape {
             sizes: self.sizes,
             planned: self.planned.unwrap_or(self.sizes[1]),

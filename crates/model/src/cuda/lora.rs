@@ -15,12 +15,14 @@ const RANKS: [usize; 4] = [8, 16, 32, 64];
 const GRADIENT_RANK: usize = 16;
 
 impl Cuda {
-    /// `x̃` and `x̃ aᵀ`: (m, k) (rank, k).
+    /// `x̃` and `x̃ aᵀ`: (m, k) (rank, k). A product of the library is by the algorithm for
+    /// `planned` rows; of the kernels' products no row depends on another.
     pub(super) fn lora_a_forward(
         &self,
         x: &Array,
         a: &Array,
         mask: Option<(&Mask, &Layout)>,
+        planned: Option<usize>,
     ) -> Result<(Array, Array)> {
         let masked = match mask {
             Some(_) => self.empty(x.rows, x.columns)?,
@@ -34,7 +36,7 @@ impl Cuda {
         if let Some((mask, layout)) = mask {
             self.masked(&masked, None, x, mask, layout)?;
         }
-        self.linear_into(&out, (&masked, a), None, None, 1.0)?;
+        self.linear_into(&out, (&masked, a), None, None, 1.0, planned)?;
         Ok((masked, out))
     }
 
@@ -63,12 +65,18 @@ impl Cuda {
         self.launch(&kernel, (x.rows.div_ceil(16), 1), 256, &args)
     }
 
-    /// `y += scale × x bᵀ`: (m, rank) (n, rank).
-    pub(super) fn lora_b_into(&self, y: &Array, x: &Array, b: &Array, scale: f32) -> Result<()> {
+    /// `y += scale × x bᵀ`: (m, rank) (n, rank), as [`Cuda::lora_a_forward`].
+    pub(super) fn lora_b_into(
+        &self,
+        y: &Array,
+        (x, b): (&Array, &Array),
+        scale: f32,
+        planned: Option<usize>,
+    ) -> Result<()> {
         if has_kernels(x.columns, &[y, x, b]) {
             return self.launch_from_rank("lora_b", y, (x, b), scale, None);
         }
-        self.linear_into(y, (x, b), None, Some(y), scale)
+        self.linear_into(y, (x, b), None, Some(y), scale, planned)
     }
 
     /// `y += scale × x a`, masked if there is a mask: (m, rank) (rank, n).

@@ -1,7 +1,5 @@
 //! The GPU's arrays, products and norms: the kernels and products that each one launches.
 
-use std::ops::Range;
-
 use super::array::{Array, Element, Flat};
 use super::context::Cuda;
 use super::fp8::Added;
@@ -58,11 +56,6 @@ impl Ops for Cuda {
         Ok(out)
     }
 
-    /// A view, because nothing changes the matrix that it is a part of.
-    fn rows(&self, x: &Array, range: Range<usize>) -> Result<Array> {
-        Ok(x.part(range.start * x.columns, range.len(), x.columns))
-    }
-
     fn linear(&self, x: &Array, w: &Array) -> Result<Array> {
         self.planned_linear(x, w, None)
     }
@@ -80,7 +73,7 @@ impl Ops for Cuda {
     ) -> Result<(Array, Array)> {
         if let Frozen::Fp8(codes) = &w.weight
             && plus.is_none()
-            && let Some(both) = self.fp8_normed((x, norm), codes, w.bias.as_ref())?
+            && let Some(both) = self.fp8_normed((x, norm), codes, w.bias.as_ref(), None)?
         {
             return Ok(both);
         }
@@ -95,12 +88,12 @@ impl Ops for Cuda {
         a: &Array,
         mask: Option<(&Mask, &Layout)>,
     ) -> Result<(Array, Array)> {
-        self.lora_a_forward(x, a, mask)
+        self.lora_a_forward(x, a, mask, None)
     }
 
     fn add_lora_b(&self, y: &Array, first: usize, x: &Array, b: &Array, scale: f32) -> Result<()> {
         let rows = y.part(first * y.columns, x.rows, y.columns);
-        self.lora_b_into(&rows, x, b, scale)
+        self.lora_b_into(&rows, (x, b), scale, None)
     }
 
     fn layer_norm(&self, x: &Array, norm: &Norm<Array>) -> Result<Array> {
@@ -143,12 +136,11 @@ impl Cuda {
         planned: Option<usize>,
     ) -> Result<Array> {
         let out = self.empty(x.rows, w.rows)?;
-        self.planned_linear_into(&out, (x, w), None, None, 1.0, planned)?;
+        self.linear_into(&out, (x, w), None, None, 1.0, planned)?;
         Ok(out)
     }
 
-    /// [`Ops::frozen_linear`] by the algorithm for `planned` rows; products of 8-bit floats have
-    /// their own.
+    /// [`Ops::frozen_linear`] by the algorithm for `planned` rows.
     pub(super) fn planned_frozen_linear(
         &self,
         x: &Array,
@@ -158,11 +150,11 @@ impl Cuda {
     ) -> Result<Array> {
         let bias = w.bias.as_ref();
         if let Frozen::Fp8(codes) = &w.weight {
-            return self.fp8_linear(x, codes, Added { bias, plus });
+            return self.fp8_linear(x, codes, Added { bias, plus }, planned);
         }
         let dense = self.dequantized(&w.weight, Rounding::None)?;
         let out = self.empty(x.rows, dense.rows)?;
-        self.planned_linear_into(&out, (x, &dense), bias, plus, 1.0, planned)?;
+        self.linear_into(&out, (x, &dense), bias, plus, 1.0, planned)?;
         Ok(out)
     }
 }

@@ -22,21 +22,9 @@ impl Cuda {
         self.library.multiply(product, self.stream())
     }
 
-    /// `out = scale × x wᵀ (+ bias) (+ plus)`
+    /// `out = scale × x wᵀ (+ bias) (+ plus)`. By the algorithm for `planned` rows of `x`, no row's
+    /// result depends on the number of rows.
     pub(super) fn linear_into(
-        &self,
-        out: &Array,
-        factors: (&Array, &Array),
-        bias: Option<&Array>,
-        plus: Option<&Array>,
-        scale: f32,
-    ) -> Result<()> {
-        self.planned_linear_into(out, factors, bias, plus, scale, None)
-    }
-
-    /// [`Cuda::linear_into`] by the algorithm for this many rows of `x`, by which no row's result
-    /// depends on the number of rows.
-    pub(super) fn planned_linear_into(
         &self,
         out: &Array,
         (x, w): (&Array, &Array),

@@ -212,8 +212,7 @@ impl<O: Decode> Block<O> {
         let Shared { ops, config, heads } = shared;
         let normed = (&x, &self.attention_norm);
         let affine = &self.query_key_value.affine;
-        let (normed, qkv) = ops.normed_linear_by_rows(pass.phase, normed, affine, None)?;
-        let out = ops.attend_pages((&qkv, &normed), heads, pass.layout, layer)?;
+        let out = ops.attend_pages(normed, affine, heads, (pass.layout, layer))?;
         let sum = self.dense.decode(ops, layer, (&out, &x), pass)?;
         let mid = if config.use_parallel_residual {
             &x

@@ -74,28 +74,6 @@ impl<O: Decode> Sequences<'_, O> {
         let mut adapters = self.adapters.iter().flatten();
         adapters.any(|adapter| adapter.as_ref().has(target))
     }
-
-    /// Adds to the product `y` of `x` each sequence's LoRA, one sequence after the other.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "the CPU has a way in which rows are independent")
-    )]
-    pub(crate) fn add_lora(
-        &self,
-        ops: &O,
-        (layer, target): (usize, Target),
-        x: &O::Array,
-        y: &O::Array,
-    ) -> Result<()> {
-        for (span, adapter) in self.spans.iter().zip(&self.adapters) {
-            let factor = adapter.and_then(|adapter| adapter.as_ref().get(layer, target));
-            let Some(factor) = factor else { continue };
-            let input = ops.rows(x, span.start..span.start + span.len)?;
-            let (_, shrunk) = ops.lora_a(&input, &factor.a, None)?;
-            ops.add_lora_b(y, span.start, &shrunk, &factor.b, factor.scale)?;
-        }
-        Ok(())
-    }
 }
 
 /// A device's operations of decoding.
@@ -203,13 +181,13 @@ pub(crate) trait Decode: Ops {
     fn activate(&self, x: &Self::Array, kind: Activation) -> Result<()>;
 
     /// Causal attention of each sequence over its pages, to which the pass's keys and values are
-    /// appended; from the joint product (rows, heads × 3 × dim) and its input, whose LoRA is added
-    /// first.
+    /// appended; from the joint product of a layer norm, (rows, heads × 3 × dim), with each
+    /// sequence's LoRA, in a layer of a pass.
     fn attend_pages(
         &self,
-        joint: (&Self::Array, &Self::Array),
+        normed: (&Self::Array, &Norm<Self::Array>),
+        w: &Affine<Self>,
         heads: &Heads<Self::Array>,
-        layout: &Self::DecodeLayout<'_>,
-        layer: usize,
+        of: (&Self::DecodeLayout<'_>, usize),
     ) -> Result<Self::Array>;
 }

@@ -60,6 +60,8 @@ pub(crate) struct Sequence {
     others: Vec<Job>,
     decoding: decode::Sequence,
     answer: Answer,
+    /// The last token, if its text has not been made.
+    unshown: Option<Choice>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
 }
@@ -93,6 +95,7 @@ impl Sequence {
         Self {
             decoding,
             answer: Answer::new(tokenizer.decoder(), job.options.stop.clone()),
+            unshown: None,
             first_token: None,
             last_token: None,
             others: Vec::new(),
@@ -175,8 +178,25 @@ impl Sequence {
         self.finished(Reason::Deadline)
     }
 
-    /// Takes the next token. Returns the end of the answer, or `None` if it goes on.
+    /// Takes the next token. Returns the end of the answer, or `None` if it goes on. A token that
+    /// cannot be the last one is only noted, for [`Sequence::show_written`].
     pub(crate) fn advance(&mut self, choice: Choice, outbox: &mut Outbox) -> Option<Finished> {
+        if choice.end.is_none() && self.job.options.stop.is_empty() {
+            self.unshown = Some(choice);
+            return None;
+        }
+        self.write(choice, outbox)
+    }
+
+    /// Makes the text of the token that was noted, if there is one.
+    pub(crate) fn show_written(&mut self, outbox: &mut Outbox) {
+        if let Some(choice) = self.unshown.take() {
+            // Without stop texts, only a token ends an answer.
+            let _ = self.write(choice, outbox);
+        }
+    }
+
+    fn write(&mut self, choice: Choice, outbox: &mut Outbox) -> Option<Finished> {
         let Choice { id, logprobs, end } = choice;
         let mut scan = match end {
             // Its text is not a part of the answer.
@@ -210,7 +230,8 @@ impl Sequence {
 
     /// Puts the end into the outbox, also that of answers that have not begun, once the cache and
     /// the permits are free again: a client that asks again at once finds them free.
-    pub(crate) fn end(self, result: Result<Finished>, outbox: &mut Outbox) {
+    pub(crate) fn end(mut self, result: Result<Finished>, outbox: &mut Outbox) {
+        self.show_written(outbox);
         let events = self.job.events.clone();
         let others = self.others.iter().map(|job| job.choice);
         let choices: Vec<u32> = iter::once(self.job.choice).chain(others).collect();

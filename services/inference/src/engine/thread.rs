@@ -139,7 +139,7 @@ impl EngineThread {
     /// the door is closed and no request is inside.
     fn receive(&self, requests: &mut Requests) -> bool {
         if requests.is_empty() {
-            requests.outbox.send();
+            requests.outbox.send(&self.metrics);
             match self.work.recv() {
                 Ok(work) => requests.take(work),
                 Err(_) => return false,
@@ -250,13 +250,13 @@ impl EngineThread {
             self.metrics.round(shares.len());
         }
         if !self.engine.computes_aside() {
-            outbox.send();
+            self.tell(answers, outbox);
         }
         let running = answers.begin(decoder, |sequence| {
             let share = shares.get(&sequence.terms().ticket());
             sequence.take(share)
         });
-        outbox.send();
+        self.tell(answers, outbox);
         let ended = answers.finish(decoder, running, |sequence, choice| {
             let choice = match choice {
                 Ok(choice) => choice,
@@ -284,6 +284,14 @@ impl EngineThread {
         }
     }
 
+    /// Tells clients and metrics of the last round.
+    fn tell(&self, answers: &mut Rounds<Sequence>, outbox: &mut Outbox) {
+        for sequence in answers.members_mut() {
+            sequence.show_written(outbox);
+        }
+        outbox.send(&self.metrics);
+    }
+
     /// Writes the next token of an answer. Returns its end if it has ended.
     fn write(
         &self,
@@ -291,7 +299,7 @@ impl EngineThread {
         choice: Choice,
         (ledger, outbox): (&mut Ledger, &mut Outbox),
     ) -> Option<Ended> {
-        self.metrics.token(&sequence.tick());
+        outbox.note(sequence.tick());
         ledger.charge(&sequence.terms().account, OUTPUT_COST);
         sequence.advance(choice, outbox).map(Ok)
     }

@@ -161,6 +161,23 @@ __device__ __forceinline__ void eight(const uint4 &held, int i, float scale, u32
 #endif
 }
 
+// The first factors of LoRA that the launch computes beside the product, in blocks behind its own:
+// of `rows` rows of x, with up to `ranks` ranks, which is 0 without LoRA.
+template <typename T> struct Beside {
+    const T *x;
+    float *shrunk;
+    const u64 *adapters;
+    int index, rows, ranks;
+};
+
+// A block of these.
+template <typename T> __device__ __forceinline__ void compute_beside(const Beside<T> &lora, int block, int depth) {
+    start_next();
+    int task = block * (MULTIPLIERS / 32) + threadIdx.x / 32;
+    if (blockIdx.x == 0 && threadIdx.x < MULTIPLIERS && task < lora.rows * lora.ranks)
+        lora_a<T>(lora.shrunk, lora.x, lora.adapters, lora.index, depth, task / lora.ranks, task % lora.ranks);
+}
+
 // N is a number of tiles of eight rows of x.
 template <typename T, int N>
 __device__ __forceinline__ void few_rows(T *out, const Map &x, const Map &w, const Scales &scales, const T *bias,
@@ -341,7 +358,13 @@ __device__ __forceinline__ void few_rows(T *out, const Map &x, const Map &w, con
     extern "C" __global__ __launch_bounds__(THREADS, N < 8 ? 2 : 1) void few_rows_##f##_##t##_##N(                    \
         const __grid_constant__ Map x, const __grid_constant__ Map w, T *out, const float *plain,                      \
         const unsigned char *codes, const float *absmax, const float *map, const float *offset, const T *bias,         \
-        const T *plus, int kind, int columns, int depth, int stages) {                                                 \
+        const T *plus, int kind, int columns, int depth, int stages, const T *lora_x, float *shrunk,                   \
+        const u64 *adapters, int index, int lora_rows, int ranks) {                                                    \
+        int tiles = (columns + TILE - 1) / TILE;                                                                       \
+        if ((int)blockIdx.z >= tiles) {                                                                                \
+            Beside<T> lora{lora_x, shrunk, adapters, index, lora_rows, ranks};                                         \
+            return compute_beside(lora, ((int)blockIdx.z - tiles) * gridDim.y + blockIdx.y, depth);                    \
+        }                                                                                                              \
         Scales scales{plain, codes, absmax, map, offset};                                                              \
         few_rows<T, N>(out, x, w, scales, bias, plus, kind, columns, depth, stages);                                   \
     }

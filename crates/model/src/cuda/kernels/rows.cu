@@ -42,7 +42,13 @@ __device__ __forceinline__ void norm_row_backward(T *dx, const T *dy, const T *f
 
 template <typename T, int V>
 __device__ void layer_norm(T *out, const T *x, const T *weight, const T *bias, int columns, float eps) {
-    start_next(), wait_for_results();
+    start_next();
+    // The weights of the model have left the cache since the last pass.
+    for (int i = threadIdx.x * 64; i < columns; i += NORM_THREADS * 64) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i));
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(bias + i));
+    }
+    wait_for_results();
     u64 at = (u64)blockIdx.x * columns;
     if constexpr (V == 8 && sizeof(T) == 2) {
         if (columns <= NORM_THREADS * V * NORM_PACKS) {
