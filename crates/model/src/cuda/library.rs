@@ -11,7 +11,7 @@ use std::mem::size_of_val;
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys;
-use cudarc::driver::CudaStream;
+use cudarc::driver::{CudaStream, result};
 use parking_lot::Mutex;
 
 use super::array::{Array, Buffer, Element};
@@ -42,6 +42,9 @@ struct Plan {
     b: sys::cublasLtMatrixLayout_t,
     result: sys::cublasLtMatrixLayout_t,
     algorithm: sys::cublasLtMatmulAlgo_t,
+    /// The algorithm that is best for this n, where `algorithm` is for another; it is taken if the
+    /// first product that is made has the same bytes by both.
+    faster: Option<sys::cublasLtMatmulAlgo_t>,
 }
 
 /// The library, with the plans that were made so far.
@@ -118,36 +121,44 @@ impl Library {
         if let Some(scales) = product.scales {
             set_scales(plan.product, scales)?;
         }
-        let beta = if product.plus.is_some() { 1.0_f32 } else { 0.0 };
-        let pointer = |address: u64| address as *mut c_void;
-        // SAFETY: shapes and types are those of the matrices, which live until the stream has
-        // passed the product; scale and beta are read before the call returns.
-        let made = unsafe {
-            lt::matmul(
-                handle,
-                plan.product,
-                std::ptr::from_ref(&product.scale).cast(),
-                std::ptr::from_ref(&beta).cast(),
-                pointer(product.a.address()),
-                plan.a,
-                pointer(product.b.address()),
-                plan.b,
-                pointer(product.plus.unwrap_or(product.result)),
-                plan.result,
-                pointer(product.result),
-                plan.result,
-                &plan.algorithm,
-                pointer(self.workspace.address),
-                GPU_WORKSPACE,
-                stream.cu_stream().cast(),
-            )
-        };
-        checked(made, &format!("a product of {:?}", product.sizes))
+        let workspace = (self.workspace.address, GPU_WORKSPACE);
+        let to = product.result;
+        if let Some(faster) = plan.faster.take() {
+            self.try_faster(handle, (plan, &faster), product, stream)?;
+        }
+        plan.launch(handle, &plan.algorithm, product, (to, workspace), stream)
+    }
+
+    /// Takes an algorithm for a plan if this product has the same bytes by it. The library promises
+    /// nothing, but those of its algorithms that do not split the depth mostly add alike.
+    fn try_faster(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        (plan, faster): (&mut Plan, &sys::cublasLtMatmulAlgo_t),
+        product: &Product<'_>,
+        stream: &CudaStream,
+    ) -> Result<()> {
+        let [rows, columns, _] = product.sizes;
+        let bytes = rows * columns * product.result_element.bytes();
+        if product.plus == Some(product.result) || bytes > GPU_WORKSPACE {
+            return Ok(());
+        }
+        let workspace = self.workspace.address;
+        let (to, all) = (product.result, (workspace, GPU_WORKSPACE));
+        plan.launch(handle, &plan.algorithm, product, (to, all), stream)?;
+        let expected = read(to, bytes, stream)?;
+        let to = (workspace, (0, 0));
+        if plan.launch(handle, faster, product, to, stream).is_ok()
+            && read(workspace, bytes, stream)? == expected
+        {
+            plan.algorithm = *faster;
+        }
+        Ok(())
     }
 }
 
 impl State {
-    fn plan(&mut self, shape: &Shape, scales: Option<[&Array; 2]>) -> Result<&Plan> {
+    fn plan(&mut self, shape: &Shape, scales: Option<[&Array; 2]>) -> Result<&mut Plan> {
         Ok(match self.plans.entry(*shape) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(Plan::new(self.handle, shape, scales)?),
@@ -263,9 +274,12 @@ impl Plan {
             set(product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1_i8)?;
             set_scales(product, scales)?;
         }
+        let mut faster = None;
         let algorithm = if shape.planned == n {
-            algorithm(handle, product, [a, b, result], shape)?
+            algorithm(handle, product, [a, b, result], shape, Reductions::Any)?
         } else {
+            let own = algorithm(handle, product, [a, b, result], shape, Reductions::None);
+            faster = own.ok();
             let planned = Self::new(
                 handle,
                 &Shape {
@@ -283,7 +297,44 @@ impl Plan {
             b,
             result,
             algorithm,
+            faster,
         })
+    }
+
+    /// Launches a product by an algorithm, to an address.
+    fn launch(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        product: &Product<'_>,
+        (to, workspace): (u64, (u64, usize)),
+        stream: &CudaStream,
+    ) -> Result<()> {
+        let beta = if product.plus.is_some() { 1.0_f32 } else { 0.0 };
+        let pointer = |address: u64| address as *mut c_void;
+        // SAFETY: shapes and types are those of the matrices, which live until the stream has
+        // passed the product; scale and beta are read before the call returns.
+        let made = unsafe {
+            lt::matmul(
+                handle,
+                self.product,
+                std::ptr::from_ref(&product.scale).cast(),
+                std::ptr::from_ref(&beta).cast(),
+                pointer(product.a.address()),
+                self.a,
+                pointer(product.b.address()),
+                self.b,
+                pointer(product.plus.unwrap_or(to)),
+                self.result,
+                pointer(to),
+                self.result,
+                algorithm,
+                pointer(workspace.0),
+                workspace.1,
+                stream.cu_stream().cast(),
+            )
+        };
+        checked(made, &format!("a product of {:?}", product.sizes))
     }
 
     fn destroy(&self) {
@@ -297,11 +348,29 @@ impl Plan {
     }
 }
 
+/// Reads what a product has written.
+fn read(from: u64, bytes: usize, stream: &CudaStream) -> Result<Vec<u8>> {
+    let mut read = vec![0; bytes];
+    // SAFETY: the result has as many bytes, and both live until the stream has been waited for.
+    let copied = unsafe { result::memcpy_dtoh_async(&mut read, from, stream.cu_stream()) };
+    let copied = copied.and_then(|()| stream.synchronize());
+    copied.map_err(|error| Error::device("cuda", format!("comparing products: {error}")))?;
+    Ok(read)
+}
+
+/// Whether an algorithm may split the depth, and add the parts' sums up in the end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reductions {
+    Any,
+    None,
+}
+
 fn algorithm(
     handle: sys::cublasLtHandle_t,
     product: sys::cublasLtMatmulDesc_t,
     [a, b, result]: [sys::cublasLtMatrixLayout_t; 3],
     shape: &Shape,
+    reductions: Reductions,
 ) -> Result<sys::cublasLtMatmulAlgo_t> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let preference = checked(lt::create_matmul_pref(), "a preference")?;
@@ -311,7 +380,11 @@ fn algorithm(
         Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
         Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
     ];
-    let (workspace, alignment) = (GPU_WORKSPACE, shape.alignment);
+    let workspace = match reductions {
+        Reductions::Any => GPU_WORKSPACE,
+        Reductions::None => 0,
+    };
+    let alignment = shape.alignment;
     let prefer = |attribute, value: *const c_void, size| {
         // SAFETY: the value has the size, and is copied.
         unsafe { lt::set_matmul_pref_attribute(preference, attribute, value, size) }
@@ -321,6 +394,15 @@ fn algorithm(
         std::ptr::from_ref(&workspace).cast(),
         size_of_val(&workspace),
     )
+    .and_then(|()| {
+        if reductions == Reductions::Any {
+            return Ok(());
+        }
+        let schemes = 0_u32;
+        let attribute = Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+        let value = std::ptr::from_ref(&schemes).cast();
+        prefer(attribute, value, size_of_val(&schemes))
+    })
     .and_then(|()| {
         alignments.into_iter().try_for_each(|attribute| {
             let value = std::ptr::from_ref(&alignment).cast();
