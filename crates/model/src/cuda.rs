@@ -14,7 +14,7 @@
 //! | `shared_memory` | sizes of attention's tiles in shared memory |
 //! | `pool`, `gpu` | the driver's memory pool; opening a GPU, its properties, refusals |
 //! | `kernels` | the list of kernels (`kernels/*.cu`) and their compilation |
-//! | `library` | products of cuBLASLt and their plans |
+//! | `product_plan`, `library` | a product of cuBLASLt and its algorithm; the library |
 //! | `staging`, `loading` | copying a base to the GPU; the state while it is loaded |
 //! | `uploads` | copying adapters while the GPU computes |
 //! | `reuse` | buffers that recorded passes share |
@@ -26,6 +26,7 @@
 //! | `products` | matrix products by the library |
 //! | `values` | casts, sums |
 //! | `replay` | recording and replaying passes of decoding |
+//! | `results` | results on their way to the host |
 //! | `highest`, `scores` | the highest logits of each row; what log-probabilities need of it |
 //! | `layout` | a pass's rows and tiles |
 //! | `lora` | products with a side as narrow as a rank |
@@ -35,6 +36,7 @@
 //! | `attention` | attention within a pass |
 //! | `pages`, `adapter` | pages of keys and values; an adapter as decoding reads it |
 //! | `decode_layout` | the sequences of a decoding pass |
+//! | `decode_lora`, `page_attention` | their LoRA; their attention over pages |
 //! | `operations` | [`Ops`](crate::ops::Ops) |
 //! | `training` | [`Learn`](crate::ops::training::Learn) |
 //! | `decoding` | [`Decode`](crate::ops::decoding::Decode) |
@@ -50,6 +52,7 @@ mod attention;
 mod bench;
 mod context;
 mod decode_layout;
+mod decode_lora;
 mod decoding;
 mod few_rows;
 mod fp8;
@@ -65,8 +68,10 @@ mod loading;
 mod lora;
 mod memory;
 mod operations;
+mod page_attention;
 mod pages;
 mod pool;
+mod product_plan;
 mod products;
 mod quantize;
 #[cfg(feature = "bench")]

@@ -17,6 +17,14 @@ const SPLIT: usize = 256;
 const NO_TOKEN: u32 = u32::MAX;
 
 /// The sequences of a pass on the GPU.
+pub(crate) struct DecodeLayout<'a> {
+    pub(super) sequences: &'a Sequences<'a, Cuda>,
+    pub(super) tables: Tables,
+    /// Attention tiles of prompts; `None` in a decode pass.
+    pub(super) tiles: Option<Buffer<u32>>,
+}
+
+/// The tables of a pass on the GPU.
 pub(super) struct Tables {
     /// Rows that may have a token, and rows with padding.
     pub(super) rows: usize,
@@ -147,5 +155,13 @@ impl Tables {
             targets: self.targets,
             rank: self.rank?.next_multiple_of(8),
         })
+    }
+}
+
+/// Returns the typical number of rows, for which a product's algorithm is chosen.
+pub(super) fn planned_rows(phase: Phase) -> usize {
+    match phase {
+        Phase::Decode => PASS_ROWS,
+        Phase::Prefill => 512,
     }
 }

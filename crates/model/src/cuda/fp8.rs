@@ -5,7 +5,7 @@
 use super::array::{Array, Element, ROWS};
 use super::context::Cuda;
 use super::launch::{Arg, activation_id};
-use super::library::Product;
+use super::product_plan::Product;
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::ops::Norm;

@@ -5,7 +5,7 @@ use super::array::{Array, Element};
 use super::context::Cuda;
 use super::launch::Arg;
 use super::layout::Layout;
-use super::library::Product;
+use super::product_plan::Product;
 use crate::dropout::Mask;
 use crate::error::Result;
 

@@ -2,7 +2,7 @@
 
 use super::array::Array;
 use super::context::Cuda;
-use super::library::Product;
+use super::product_plan::Product;
 use crate::error::Result;
 
 impl Cuda {

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaEvent, CudaStream, sys};
 use parking_lot::Mutex;
 
 use super::array::{Array, Element};
-use super::library::Product;
+use super::product_plan::Product;
 use super::staging::Times;
 
 /// Products with a smaller side count as narrow.
