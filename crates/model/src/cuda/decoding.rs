@@ -3,11 +3,10 @@
 use parking_lot::MutexGuard;
 
 use super::adapter::Adapter;
-use super::array::{Array, Buffer, Element};
+use super::array::Array;
 use super::attention::{self, tiled};
 use super::context::Cuda;
-use super::decode_layout::{PASS_ROWS, Tables};
-use super::few_rows::{Beside, MOST_BESIDE};
+use super::decode_layout::{DecodeLayout, Tables, planned_rows};
 use super::fp8::Added;
 use super::frozen::Frozen;
 use super::launch::activation_id;
@@ -15,7 +14,6 @@ use super::pages::Pages;
 use super::results::Reading;
 use crate::activation::Activation;
 use crate::error::Result;
-use crate::gpu_limits::GPU_LARGEST_RANK;
 use crate::logprobs::RowScore;
 use crate::ops::decoding::{Decode, PageShape, Phase, Sequences};
 use crate::ops::factors::Factors;
