@@ -31,6 +31,8 @@ pub struct Fetched {
     pub quantized_as: Option<Precision>,
     /// The folder of its files.
     pub folder: PathBuf,
+    /// Where they are from: a URL, with the commit if it is a hub's.
+    pub origin: String,
 }
 
 impl CheckedBase {
@@ -44,12 +46,13 @@ impl CheckedBase {
         device: DeviceName,
         precision: Precision,
     ) -> Result<Fetched> {
-        let folder = folder::materialize(config, cache).await?;
+        let folder::Local { folder, origin } = folder::materialize(config, cache).await?;
         let reading = spawn_blocking(move || {
             Ok(Fetched {
                 checked: Self::read(&folder, device, precision)?,
                 quantized_as: quantized_as(&folder)?,
                 folder,
+                origin,
             })
         });
         reading.await?

@@ -22,6 +22,7 @@ use crate::error::{Class, Error, Result};
 use crate::layout;
 use crate::life::backoff::Backoff;
 
+mod base_files;
 pub mod folder;
 pub mod hub;
 mod open;

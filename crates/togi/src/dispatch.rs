@@ -60,7 +60,8 @@ async fn client(command: Command, session: &Session) -> Result<()> {
 /// messages go to standard error.
 async fn traced(work: impl Future<Output = Result<()>>, session: &Session) -> Result<()> {
     let telemetry = TelemetryConfig {
-        log_filter: "error".to_owned(),
+        // The hub's client logs the failures that the command reports itself.
+        log_filter: "error,hf_hub=off".to_owned(),
         ..session.settings.file.telemetry.clone()
     };
     let guard = telemetry::init(&telemetry, "togi-cli")?;

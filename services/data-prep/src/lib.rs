@@ -1,6 +1,7 @@
 //! Data-prep: records in, token shards out, rows over Arrow Flight.
 //!
-//! Each step of a preparation has one file: [`request`] → [`source`] and [`splits`] → [`input`] →
+//! Each step of a preparation has one file: [`request`] → [`source`], for a hub's data set with
+//! `hub` and `dataset_card`, and [`splits`] → [`input`] →
 //! `tokenize` within [`pipeline`] → `spool` → [`shards`] → `commit`, driven by
 //! [`preparer`]. Committed data sets are read by [`catalog`] and `rows`, and served by [`rpc`].
 
@@ -10,7 +11,9 @@ use togi_runtime::rpc::server::Services;
 use togi_runtime::{Context, Tasks, telemetry, worker};
 
 mod commit;
+mod dataset_card;
 mod error;
+mod hub;
 mod rows;
 mod spool;
 mod tokenize;

@@ -15,7 +15,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 use togi_runtime::config::StoreConfig;
 use togi_runtime::store::folder::local_folder;
-use togi_runtime::store::hub::{Hub, HubRef};
+use togi_runtime::store::hub::HubRef;
 use togi_runtime::store::{connect, connect_object};
 use togi_runtime::{Store, layout};
 use togi_tokens::manifest::Split;
@@ -24,6 +24,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::input::Input;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
@@ -174,18 +175,23 @@ impl Finder {
     }
 
     async fn hub(&self, reference: &HubRef, splits: &Choice) -> Result<Located> {
-        const FIELD: &str = "records.hub";
-        let hub = Hub::from_environment()?;
-        let found = hub.snapshot(reference, holds_records).await;
-        let found = found.map_err(|e| e.with_field(FIELD))?.files;
-        self.bounded(found.len(), FIELD)?;
-        let mut files = Vec::new();
-        for (name, path) in found {
+        let wanted = hub::Wanted {
+            holds_records,
+            max_files: self.max_files,
+            splits,
+        };
+        let fetched = hub::fetch(reference, wanted).await?;
+        let mut located = Located {
+            files: Vec::with_capacity(fetched.files.len()),
+            bytes: 0,
+            reading: fetched.sentence,
+        };
+        for (name, path, split) in fetched.files {
             let metadata = tokio::fs::metadata(&path).await;
-            let bytes = metadata.map_err(togi_runtime::Error::from)?.len();
-            files.push((name.clone(), bytes, Location::File { path, name }));
+            located.bytes += metadata.map_err(togi_runtime::Error::from)?.len();
+            located.files.push((Location::File { path, name }, split));
         }
-        located(files, splits)
+        Ok(located)
     }
 
     fn bounded(&self, files: usize, field: &str) -> Result<()> {

@@ -31,6 +31,15 @@ pub struct Choice {
     pub validation: Option<String>,
 }
 
+/// The splits of a source's files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Splits {
+    /// Of each file, in the order of the files. A file of no split is read by no choice.
+    pub(crate) of_files: Vec<Vec<String>>,
+    /// Splits and their patterns that no file fits.
+    pub(crate) unmatched: Vec<(String, String)>,
+}
+
 /// What is read of a source.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Chosen {
@@ -41,18 +50,52 @@ pub(crate) struct Chosen {
 }
 
 impl Choice {
-    /// Chooses among files by their paths within the source.
+    /// Chooses among files by their paths within the source, which tell their splits.
     ///
     /// # Errors
-    /// `InvalidArgument` of `records.split` if a named split is not there.
+    /// As [`Choice::among`].
     pub(crate) fn of(&self, names: &[&str]) -> Result<Chosen> {
-        let Some(splits) = splits(names) else {
+        self.among(names, by_names(names).as_ref())
+    }
+
+    /// Chooses among files with these splits, or without any.
+    ///
+    /// # Errors
+    /// `InvalidArgument` of `records.split` or `records.validation_split` if a named split is not
+    /// there or lacks files, or a file is in both.
+    pub(crate) fn among(&self, names: &[&str], splits: Option<&Splits>) -> Result<Chosen> {
+        let Some(splits) = splits else {
             return self.without_splits(names.len());
         };
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for split in splits.iter().flatten() {
+        for split in splits.of_files.iter().flatten() {
             *counts.entry(split).or_default() += 1;
         }
+        let wanted = self.wanted(&counts)?;
+        for (split, pattern) in &splits.unmatched {
+            if wanted.side(split).is_some() {
+                let text = format!("no file of the source is {pattern:?} of its split {split:?}");
+                return Err(Error::invalid(FIELD, text));
+            }
+        }
+        let mut sides = Vec::with_capacity(names.len());
+        for (name, splits) in names.iter().zip(&splits.of_files) {
+            let found: Vec<_> = splits.iter().filter_map(|s| wanted.side(s)).collect();
+            if found.iter().any(|side| side != &found[0]) {
+                let text = format!("{name} is in the split to train on and in the one held out");
+                return Err(Error::invalid(FIELD, text));
+            }
+            sides.push(found.first().copied());
+        }
+        let unnamed = splits.of_files.iter().filter(|splits| splits.is_empty());
+        Ok(Chosen {
+            sides,
+            sentence: sentence(&wanted, &counts, unnamed.count()),
+        })
+    }
+
+    /// Returns the splits that are read, of those that are there.
+    fn wanted<'a>(&'a self, counts: &BTreeMap<&str, usize>) -> Result<Wanted<'a>> {
         let present = |wanted: &str, field: &str| {
             if counts.contains_key(wanted) {
                 return Ok(());
@@ -81,35 +124,7 @@ impl Choice {
             None => Some(VALIDATION)
                 .filter(|split| counts.contains_key(split) && !trained.contains(split)),
         };
-        let side = |split: &Option<String>| {
-            let split = split.as_deref()?;
-            if trained.contains(&split) {
-                Some(Split::Train)
-            } else {
-                (Some(split) == held_out).then_some(Split::Validation)
-            }
-        };
-        let listed = |wanted: &dyn Fn(&str) -> bool| {
-            let named = counts.iter().filter(|(split, _)| wanted(split));
-            let named = named.map(|(split, count)| format!("{split} ({})", files(*count)));
-            named.collect::<Vec<_>>().join(", ")
-        };
-        let mut sentence = format!("training on {}", listed(&|split| trained.contains(&split)));
-        if let Some(split) = held_out {
-            sentence += &format!("; validation rows from {}", listed(&|one| one == split));
-        }
-        let left = listed(&|split| !trained.contains(&split) && Some(split) != held_out);
-        let unnamed = splits.iter().filter(|split| split.is_none()).count();
-        let unnamed = (unnamed > 0).then(|| format!("{} of no split", files(unnamed)));
-        let left: Vec<String> = [left].into_iter().chain(unnamed).collect();
-        let left: Vec<String> = left.into_iter().filter(|text| !text.is_empty()).collect();
-        if !left.is_empty() {
-            sentence += &format!("; not read: {}", left.join(", "));
-        }
-        Ok(Chosen {
-            sides: splits.iter().map(side).collect(),
-            sentence,
-        })
+        Ok(Wanted { trained, held_out })
     }
 
     fn without_splits(&self, count: usize) -> Result<Chosen> {
@@ -137,19 +152,63 @@ impl Choice {
     }
 }
 
+/// The splits that are read.
+struct Wanted<'a> {
+    trained: Vec<&'a str>,
+    held_out: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    fn side(&self, split: &str) -> Option<Split> {
+        if self.trained.contains(&split) {
+            return Some(Split::Train);
+        }
+        (Some(split) == self.held_out).then_some(Split::Validation)
+    }
+}
+
+/// Says which splits are read and which are not.
+fn sentence(wanted: &Wanted<'_>, counts: &BTreeMap<&str, usize>, unnamed: usize) -> String {
+    let listed = |side: Option<Split>| {
+        let named = counts
+            .iter()
+            .filter(|(split, _)| wanted.side(split) == side);
+        let named = named.map(|(split, count)| format!("{split} ({})", files(*count)));
+        named.collect::<Vec<_>>().join(", ")
+    };
+    let mut sentence = format!("training on {}", listed(Some(Split::Train)));
+    if wanted.held_out.is_some() {
+        sentence += &format!("; validation rows from {}", listed(Some(Split::Validation)));
+    }
+    let unnamed = (unnamed > 0).then(|| format!("{} of no split", files(unnamed)));
+    let left: Vec<String> = [listed(None)].into_iter().chain(unnamed).collect();
+    let left: Vec<String> = left.into_iter().filter(|text| !text.is_empty()).collect();
+    if !left.is_empty() {
+        sentence += &format!("; not read: {}", left.join(", "));
+    }
+    sentence
+}
+
 fn files(count: usize) -> String {
     let end = if count == 1 { "" } else { "s" };
     format!("{count} file{end}")
 }
 
-/// Returns each file's split, or nothing if no file's name tells one. The first of three rules that
+/// Returns the files' splits, or nothing if no file's name tells one. The first of three rules that
 /// fits any file decides for all: `data/SPLIT-00000-of-00001.*`, folders, file names.
-fn splits(names: &[&str]) -> Option<Vec<Option<String>>> {
+pub(crate) fn by_names(names: &[&str]) -> Option<Splits> {
     let rules: [fn(&str) -> Option<String>; 3] = [sharded, by_folder, by_file];
-    rules
+    let found = rules
         .into_iter()
-        .map(|rule| names.iter().map(|name| rule(name)).collect::<Vec<_>>())
-        .find(|splits| splits.iter().any(Option::is_some))
+        .map(|rule| {
+            let told = names.iter().map(|name| Vec::from_iter(rule(name)));
+            told.collect::<Vec<Vec<String>>>()
+        })
+        .find(|splits| splits.iter().any(|splits| !splits.is_empty()));
+    found.map(|of_files| Splits {
+        of_files,
+        unmatched: Vec::new(),
+    })
 }
 
 fn sharded(name: &str) -> Option<String> {
@@ -201,8 +260,9 @@ mod tests {
     use super::*;
 
     fn told(names: &[&str]) -> Vec<String> {
-        let splits = splits(names).unwrap_or_else(|| vec![None; names.len()]);
-        splits.into_iter().map(Option::unwrap_or_default).collect()
+        let splits = by_names(names).map(|splits| splits.of_files);
+        let splits = splits.unwrap_or_else(|| vec![Vec::new(); names.len()]);
+        splits.iter().map(|splits| splits.concat()).collect()
     }
 
     #[test]

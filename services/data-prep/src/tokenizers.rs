@@ -139,14 +139,21 @@ impl Files {
     }
 }
 
+fn has_tokenizer(folder: &Path) -> bool {
+    NAMES.iter().any(|name| folder.join(name).exists())
+}
+
 /// Fetches the tokenizer without the weights beside it.
 async fn from_hub(url: &str) -> togi_runtime::Result<Option<Files>> {
     let reference = HubRef::parse("url", url)?;
-    let snapshot = Hub::from_environment()?
-        .snapshot(&reference, |name| {
-            NAMES.contains(&name) || BESIDE.contains(&name)
-        })
-        .await?;
+    let hub = Hub::from_environment()?;
+    let resolved = hub.resolve(&reference, has_tokenizer).await?;
+    let is_part = |name: &&String| {
+        let name = name.as_str();
+        NAMES.contains(&name) || BESIDE.contains(&name)
+    };
+    let wanted: Vec<String> = resolved.names.iter().filter(is_part).cloned().collect();
+    let snapshot = hub.fetch(&resolved, &wanted).await?;
     let path = |wanted: &str| {
         let mut files = snapshot.files.iter();
         files.find(|(file, _)| file == wanted).map(|(_, path)| path)

@@ -1,4 +1,5 @@
-//! A base's files as a local folder. A `file://` folder is used in place, a hub's commit is in the hub's cache, and an object store's files are copied once for each of their states.
+//! A base's files as a local folder. A `file://` folder is used in place, a hub's commit is in the
+//! hub's cache, and an object store's files are copied once for each of their states.
 
 use std::path::{Path, PathBuf};
 
@@ -10,34 +11,24 @@ use tokio::io::AsyncWriteExt as _;
 use crate::config::BaseConfig;
 use crate::error::{Error, Result, scrub};
 use crate::store;
-use crate::store::hub::{Hub, HubRef};
+use crate::store::base_files::{is_enough, is_wanted, lacking};
+use crate::store::hub::{Hub, HubRef, Known};
 
-/// Returns whether a file of this name belongs to a base: configuration, weights, tokenizer.
-#[must_use]
-pub fn is_base_file(name: &str) -> bool {
-    matches!(
-        name,
-        "config.json"
-            | "generation_config.json"
-            | "spiece.model"
-            | "tokenizer.model"
-            | "tokenizer_config.json"
-            | "tokenizer.json"
-            | "added_tokens.json"
-            | "special_tokens_map.json"
-    ) || [".safetensors", ".safetensors.index.json"]
-        .iter()
-        .any(|end| name.ends_with(end))
-        || (name.starts_with("pytorch_model")
-            && (name.ends_with(".bin") || name.ends_with(".bin.index.json")))
+/// A base's files on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// Their folder.
+    pub folder: PathBuf,
+    /// Where they are from: a URL, with the commit if it is a hub's.
+    pub origin: String,
 }
 
-/// Returns a local folder with a base's files. Fetched files go below `cache`, or into the hub's
-/// cache.
+/// Returns a base's files on this machine. Fetched files go below `cache`, or into the hub's cache.
 ///
 /// # Errors
-/// `NotFound` if the URL has no such files; `InvalidArgument` if it is wrong; `Unavailable`.
-pub async fn materialize(base: &BaseConfig, cache: &Path) -> Result<PathBuf> {
+/// `NotFound` if the URL has no such files; `InvalidArgument` if it is wrong; those of
+/// [`from_hub`]; `Unavailable`.
+pub async fn materialize(base: &BaseConfig, cache: &Path) -> Result<Local> {
     if base.url.starts_with("hf://") {
         let reference = HubRef::parse("url", &base.url)?;
         let hub = Hub::from_environment()?;
@@ -48,7 +39,10 @@ pub async fn materialize(base: &BaseConfig, cache: &Path) -> Result<PathBuf> {
         if !tokio::fs::try_exists(path.join("config.json")).await? {
             return Err(Error::not_found(format!("{shown} has no config.json")));
         }
-        return Ok(path);
+        return Ok(Local {
+            folder: path,
+            origin: base.url.clone(),
+        });
     }
     let store = store::connect(&base.url, &base.options)?;
     let objects: Vec<ObjectMeta> = store.list_with_delimiter(None).await?.objects;
@@ -63,25 +57,37 @@ pub async fn materialize(base: &BaseConfig, cache: &Path) -> Result<PathBuf> {
     }
     let folder = cache.join(state_digest(&base.url, &objects));
     copy(&*store, &objects, &folder).await?;
-    Ok(folder)
+    Ok(Local {
+        folder,
+        origin: shown,
+    })
 }
 
 /// Returns the commit's folder of a base on a hub.
 ///
 /// # Errors
-/// As [`Hub::snapshot`].
-pub async fn from_hub(hub: &Hub, reference: &HubRef) -> Result<PathBuf> {
-    // Weights in torch's format are fetched only where no others exist.
-    let safe = |name: &str| is_base_file(name) && !name.starts_with("pytorch_model");
-    let snapshot = hub.snapshot(reference, safe).await?;
-    let has_weights = snapshot
-        .files
-        .iter()
-        .any(|(name, _)| name.ends_with(".safetensors"));
-    if has_weights {
-        return Ok(snapshot.folder);
+/// As [`Hub::resolve`] and [`Hub::fetch`].
+pub async fn from_hub(hub: &Hub, reference: &HubRef) -> Result<Local> {
+    let resolved = hub.resolve(reference, is_enough).await?;
+    let names = resolved.names.iter();
+    let wanted: Vec<String> = names
+        .filter(|name| is_wanted(name, &resolved.names))
+        .cloned()
+        .collect();
+    let snapshot = hub.fetch(&resolved, &wanted).await?;
+    if resolved.known == Known::InCache
+        && let Some(file) = lacking(&snapshot.folder)
+    {
+        resolved.may_download(&[&file], &snapshot.folder)?;
     }
-    Ok(hub.snapshot(reference, is_base_file).await?.folder)
+    let pinned = HubRef {
+        revision: Some(snapshot.commit),
+        ..reference.clone()
+    };
+    Ok(Local {
+        folder: snapshot.folder,
+        origin: pinned.to_string(),
+    })
 }
 
 /// Returns the folder of a `file://` URL, and nothing for another store.
@@ -104,11 +110,6 @@ pub fn local_folder(url: &str) -> Result<Option<PathBuf>> {
 
 fn name_of(meta: &ObjectMeta) -> Option<String> {
     meta.location.filename().map(str::to_owned)
-}
-
-fn is_wanted(name: &str, all: &[String]) -> bool {
-    let safe = all.iter().any(|name| name.ends_with(".safetensors"));
-    is_base_file(name) && !(safe && name.starts_with("pytorch_model"))
 }
 
 /// Names the folder of the source's state. A copy stays valid until the source changes.
@@ -191,7 +192,7 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(
-            found.canonicalize().unwrap(),
+            found.folder.canonicalize().unwrap(),
             folder.path().canonicalize().unwrap()
         );
     }

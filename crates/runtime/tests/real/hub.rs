@@ -1,164 +1,313 @@
-//! The hub's client against a small server that speaks the hub's paths.
+//! The hub's client and its cache against a hub in this process.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
+use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
+use tempfile::TempDir;
 use togi_runtime::Class;
 use togi_runtime::store::folder;
-use togi_runtime::store::hub::{Hub, HubRef, RepoKind};
+use togi_runtime::store::hub::{
+    Access, Environment, Hub, HubRef, Resolved, Snapshot, Upload, Visibility,
+};
+use togi_testing::LocalHub;
+use togi_testing::hub::COMMIT;
 
-const COMMIT: &str = "0123456789012345678901234567890123456789";
+const DATA: &str = "hf://datasets/kunishou/databricks-dolly-15k-ja";
+const BASE: &str = "hf://kunishou/base";
 
-#[derive(Clone, Default)]
-struct Served {
-    bodies: Arc<AtomicUsize>,
+/// A hub with a data set and a base, and a cache without files.
+struct Bench {
+    hub: LocalHub,
+    cache: TempDir,
 }
 
-async fn info(Path((owner, name, revision)): Path<(String, String, String)>) -> impl IntoResponse {
-    if owner != "kunishou" || !["main", COMMIT].contains(&revision.as_str()) {
-        let code = if owner == "kunishou" {
-            "RevisionNotFound"
-        } else {
-            "RepoNotFound"
+impl Bench {
+    async fn start() -> Self {
+        let hub = LocalHub::start().await;
+        let data = DATA.trim_start_matches("hf://");
+        for name in ["README.md", "data.json", "other.json", "../../escape.json"] {
+            hub.put(data, name, format!("{name} of the data set"));
+        }
+        for name in [
+            "README.md",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "spiece.model",
+        ] {
+            hub.put("models/kunishou/base", name, format!("{name} of the base"));
+        }
+        Self {
+            hub,
+            cache: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn with(&self, access: Access) -> Hub {
+        self.at(&self.hub.endpoint, access)
+    }
+
+    fn at(&self, endpoint: &str, access: Access) -> Hub {
+        let environment = Environment {
+            access,
+            ..Environment::at(endpoint, self.cache.path())
         };
-        return (
-            StatusCode::NOT_FOUND,
-            [("x-error-code", code)],
-            String::new(),
-        );
+        Hub::new(environment).unwrap()
     }
-    let files = [
-        "README.md",
-        "config.json",
-        "data.json",
-        "model.safetensors",
-        "pytorch_model.bin",
-    ];
-    let files: Vec<_> = files
+
+    /// Where nothing listens.
+    fn away(&self) -> Hub {
+        self.at("http://127.0.0.1:1", Access::Online)
+    }
+
+    /// The base's part of the cache.
+    fn base(&self) -> std::path::PathBuf {
+        self.cache.path().join("models--kunishou--base")
+    }
+}
+
+fn reference(text: &str) -> HubRef {
+    HubRef::parse("hub", text).unwrap()
+}
+
+fn pinned(text: &str) -> HubRef {
+    reference(&format!("{text}@{COMMIT}"))
+}
+
+async fn resolved(hub: &Hub, reference: &HubRef) -> togi_runtime::Result<Resolved> {
+    hub.resolve(reference, |_| false).await
+}
+
+async fn snapshot(hub: &Hub, reference: &HubRef, file: &str) -> togi_runtime::Result<Snapshot> {
+    let resolved = resolved(hub, reference).await?;
+    let wanted: Vec<String> = resolved
+        .names
         .iter()
-        .map(|file| serde_json::json!({ "rfilename": file }))
+        .filter(|name| *name == file)
+        .cloned()
         .collect();
-    let body = serde_json::json!({
-        "id": format!("{owner}/{name}"), "sha": COMMIT, "private": false,
-        "siblings": files.into_iter().chain([serde_json::json!({ "rfilename": "../../escape.json" })]).collect::<Vec<_>>(),
-    });
-    (
-        StatusCode::OK,
-        [("content-type", "application/json")],
-        body.to_string(),
-    )
+    hub.fetch(&resolved, &wanted).await
 }
 
-async fn file(
-    State(served): State<Served>,
-    method: axum::http::Method,
-    Path((_owner, _name, commit, path)): Path<(String, String, String, String)>,
-) -> impl IntoResponse {
-    let body = format!("{path} of {commit}");
-    let mut headers = HeaderMap::new();
-    headers.insert("x-repo-commit", commit.parse().unwrap());
-    headers.insert(
-        header::ETAG,
-        format!("\"{:040}\"", path.len()).parse().unwrap(),
-    );
-    headers.insert(header::CONTENT_LENGTH, body.len().into());
-    if method == axum::http::Method::GET {
-        served.bodies.fetch_add(1, Ordering::SeqCst);
-        return (headers, body);
+/// Writes a cache as huggingface_hub's `hf download` does: links to blobs, without a listing.
+fn write_cache(folder: &Path, files: &[&str]) {
+    let snapshot = folder.join("snapshots").join(COMMIT);
+    for made in [&snapshot, &folder.join("blobs"), &folder.join("refs")] {
+        std::fs::create_dir_all(made).unwrap();
     }
-    (headers, String::new())
-}
-
-async fn serve() -> (String, Served) {
-    let served = Served::default();
-    let router = Router::new()
-        .route(
-            "/api/datasets/{owner}/{name}/revision/{revision}",
-            get(info),
-        )
-        .route("/api/models/{owner}/{name}/revision/{revision}", get(info))
-        .route(
-            "/datasets/{owner}/{name}/resolve/{commit}/{*path}",
-            get(file),
-        )
-        .route("/{owner}/{name}/resolve/{commit}/{*path}", get(file))
-        .with_state(served.clone());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    (endpoint, served)
+    std::fs::write(folder.join("refs/main"), COMMIT).unwrap();
+    for file in files {
+        std::fs::write(folder.join("blobs").join(file), file).unwrap();
+        let blob = format!("../../blobs/{file}");
+        std::os::unix::fs::symlink(blob, snapshot.join(file)).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_branch_becomes_a_commit_and_its_files_are_fetched_once() {
-    let (endpoint, served) = serve().await;
-    let cache = tempfile::tempdir().unwrap();
-    let hub = Hub::at(&endpoint, cache.path()).unwrap();
-    let reference = HubRef::parse("hub", "hf://datasets/kunishou/databricks-dolly-15k-ja").unwrap();
-    assert_eq!(reference.kind, RepoKind::Dataset);
-    let snapshot = hub
-        .snapshot(&reference, |name| {
-            name.ends_with("data.json") || name.contains("escape")
-        })
-        .await
-        .unwrap();
-    assert_eq!(snapshot.commit, COMMIT);
-    let names: Vec<&str> = snapshot
-        .files
-        .iter()
-        .map(|(name, _)| name.as_str())
-        .collect();
-    assert_eq!(names, ["data.json"]);
-    assert!(
-        snapshot.folder.ends_with(COMMIT),
-        "{}",
-        snapshot.folder.display()
-    );
+    let bench = Bench::start().await;
+    let hub = bench.with(Access::Online);
+    let names = resolved(&hub, &reference(DATA)).await.unwrap().names;
+    assert_eq!(names, ["README.md", "data.json", "other.json"]);
+    let first = snapshot(&hub, &reference(DATA), "data.json").await.unwrap();
+    assert_eq!(first.commit, COMMIT);
+    assert!(first.folder.ends_with(COMMIT), "{}", first.folder.display());
+    let [(name, path)] = first.files.as_slice() else {
+        panic!("{first:?}")
+    };
+    assert_eq!(name, "data.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text, "data.json of the data set");
+    let again = snapshot(&hub, &reference(DATA), "data.json").await.unwrap();
+    assert_eq!(again, first);
+    let got = |request: &String| request.starts_with("GET") && request.contains("/resolve/");
+    let requests = bench.hub.requests();
     assert_eq!(
-        std::fs::read_to_string(&snapshot.files[0].1).unwrap(),
-        format!("data.json of {COMMIT}")
+        requests.iter().filter(|r| got(r)).count(),
+        1,
+        "{requests:?}"
     );
-    let again = hub
-        .snapshot(&reference, |name| name == "data.json")
-        .await
-        .unwrap();
-    assert_eq!(again, snapshot);
-    assert_eq!(served.bodies.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_base_comes_without_what_it_has_twice() {
-    let (endpoint, _served) = serve().await;
-    let cache = tempfile::tempdir().unwrap();
-    let hub = Hub::at(&endpoint, cache.path()).unwrap();
-    let reference = HubRef::parse("url", &format!("hf://kunishou/base@{COMMIT}")).unwrap();
-    let path = folder::from_hub(&hub, &reference).await.unwrap();
-    assert!(path.join("config.json").exists() && path.join("model.safetensors").exists());
-    assert!(!path.join("pytorch_model.bin").exists() && !path.join("README.md").exists());
+    let bench = Bench::start().await;
+    let hub = bench.with(Access::Online);
+    let local = folder::from_hub(&hub, &reference(BASE)).await.unwrap();
+    assert_eq!(local.origin, format!("{BASE}@{COMMIT}"));
+    let has = |name: &str| local.folder.join(name).exists();
+    assert!(has("config.json") && has("model.safetensors") && has("spiece.model"));
+    assert!(!has("pytorch_model.bin") && !has("README.md"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_fetched_needs_no_hub_by_its_commit_and_offline_by_its_branch() {
+    let bench = Bench::start().await;
+    let filled = folder::from_hub(&bench.with(Access::Online), &reference(BASE)).await;
+    let filled = filled.unwrap();
+    assert!(!bench.hub.requests().is_empty());
+    let pinned_online = folder::from_hub(&bench.with(Access::Online), &pinned(BASE)).await;
+    assert_eq!(pinned_online.unwrap(), filled);
+    for reference in [reference(BASE), pinned(BASE)] {
+        let offline = folder::from_hub(&bench.with(Access::Offline), &reference).await;
+        assert_eq!(offline.unwrap(), filled, "{reference}");
+    }
+    assert_eq!(bench.hub.requests(), [""; 0], "nothing was asked");
+    // A hub that is away is replaced by what it said last.
+    let away = folder::from_hub(&bench.away(), &reference(BASE)).await;
+    assert_eq!(away.unwrap(), filled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_hf_download_is_found_by_branch_and_by_commit() {
+    let bench = Bench::start().await;
+    let whole = ["config.json", "model.safetensors", "spiece.model"];
+    write_cache(&bench.base(), &whole);
+    for access in [Access::Online, Access::Offline] {
+        let found = folder::from_hub(&bench.with(access), &pinned(BASE)).await;
+        assert!(found.unwrap().folder.ends_with(COMMIT), "{access:?}");
+    }
+    let by_branch = folder::from_hub(&bench.with(Access::Offline), &reference(BASE)).await;
+    assert!(by_branch.unwrap().folder.join("config.json").exists());
+    assert_eq!(bench.hub.requests(), [""; 0], "nothing was asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_a_cached_commit_lacks_is_named_offline_and_fetched_online() {
+    let bench = Bench::start().await;
+    write_cache(&bench.base(), &["config.json", "spiece.model"]);
+    for reference in [reference(BASE), pinned(BASE)] {
+        let error = folder::from_hub(&bench.with(Access::Offline), &reference).await;
+        let error = error.unwrap_err();
+        assert_eq!(error.class(), Class::FailedPrecondition);
+        let said = error.message();
+        assert!(said.contains("model.safetensors missing"), "{said}");
+        assert!(said.contains("HF_HUB_OFFLINE"), "{said}");
+        let error = folder::from_hub(&bench.away(), &reference)
+            .await
+            .unwrap_err();
+        assert_eq!(error.class(), Class::Unavailable);
+        let said = error.message();
+        assert!(said.contains("model.safetensors missing"), "{said}");
+    }
+    // huggingface_hub's own listing says what there is beside the files that every base has.
+    let listing = r#"{"format_version": 1, "files": {
+        "config.json": {"size": 1, "blob_id": "a"}, "spiece.model": {"size": 1, "blob_id": "b"},
+        "model.safetensors": {"size": 1, "blob_id": "c"}, "generation_config.json": {}}}"#;
+    std::fs::create_dir(bench.base().join("trees")).unwrap();
+    let tree = bench.base().join("trees").join(format!("{COMMIT}.json"));
+    std::fs::write(tree, listing).unwrap();
+    let error = folder::from_hub(&bench.with(Access::Offline), &reference(BASE)).await;
+    let said = error.unwrap_err().to_string();
+    assert!(
+        said.contains("generation_config.json, model.safetensors missing"),
+        "{said}"
+    );
+    let online = folder::from_hub(&bench.with(Access::Online), &pinned(BASE)).await;
+    let folder = online.unwrap().folder;
+    let text = std::fs::read_to_string(folder.join("model.safetensors")).unwrap();
+    assert_eq!(text, "model.safetensors of the base");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_cached_is_refused_at_once_offline() {
+    let bench = Bench::start().await;
+    for text in [DATA, BASE, "hf://a/b@main"] {
+        let error = resolved(&bench.with(Access::Offline), &reference(text)).await;
+        let error = error.unwrap_err();
+        assert_eq!(error.class(), Class::FailedPrecondition);
+        assert!(!error.class().retryable());
+        for part in [text, "HF_HUB_OFFLINE", "togi fetch"] {
+            assert!(error.message().contains(part), "{part}: {error}");
+        }
+    }
+    assert_eq!(bench.hub.requests(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_not_found_and_a_hub_that_is_away_is_unavailable() {
-    let (endpoint, _served) = serve().await;
-    let cache = tempfile::tempdir().unwrap();
-    let hub = Hub::at(&endpoint, cache.path()).unwrap();
+    let bench = Bench::start().await;
+    let hub = bench.with(Access::Online);
     for text in [
         "hf://datasets/nobody/nothing",
-        "hf://datasets/kunishou/x@no-such-branch",
+        &format!("{DATA}@no-such-branch"),
     ] {
-        let reference = HubRef::parse("hub", text).unwrap();
-        let error = hub.snapshot(&reference, |_| true).await.unwrap_err();
+        let error = resolved(&hub, &reference(text)).await.unwrap_err();
         assert_eq!(error.class(), Class::NotFound, "{}", error.chain());
         assert!(error.message().contains(text), "{error}");
     }
-    let away = Hub::at("http://127.0.0.1:1", cache.path()).unwrap();
-    let reference = HubRef::parse("hub", "hf://a/b").unwrap();
-    let error = away.snapshot(&reference, |_| true).await.unwrap_err();
+    // A revision that does not exist is not replaced by the cache.
+    write_cache(
+        &bench.base(),
+        &["config.json", "model.safetensors", "spiece.model"],
+    );
+    let refs = bench.base().join("refs");
+    std::fs::copy(refs.join("main"), refs.join("gone")).unwrap();
+    let gone = reference(&format!("{BASE}@gone"));
+    let error = resolved(&hub, &gone).await.unwrap_err();
+    assert_eq!(error.class(), Class::NotFound);
+    let error = resolved(&bench.away(), &reference("hf://a/b"))
+        .await
+        .unwrap_err();
     assert_eq!(error.class(), Class::Unavailable);
-    assert!(Hub::at("not a url", cache.path()).is_err());
+    assert!(Hub::new(Environment::at("not a url", bench.cache.path())).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_says_nothing_is_not_waited_for() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let hub = Hub::new(Environment {
+        patience: Duration::from_millis(200),
+        ..Environment::at(endpoint, cache.path())
+    });
+    let error = resolved(&hub.unwrap(), &reference(BASE)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Unavailable);
+    assert!(error.message().contains("says nothing"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_committed_to_a_private_repository_with_the_right_token_alone() {
+    let bench = Bench::start().await;
+    bench.hub.require_token("hf_right");
+    let upload = |visibility| Upload {
+        files: vec![("a/b.txt".to_owned(), "研ぎ".into())],
+        message: "A message".to_owned(),
+        visibility,
+    };
+    let to = reference("hf://me/mine");
+    let with = |token: Option<&str>, access| {
+        let environment = Environment {
+            token: token.map(str::to_owned),
+            access,
+            ..Environment::at(&bench.hub.endpoint, bench.cache.path())
+        };
+        Hub::new(environment).unwrap()
+    };
+    for (token, access) in [
+        (None, Access::Online),
+        (Some("hf_wrong"), Access::Online),
+        (Some("hf_right"), Access::Offline),
+    ] {
+        let hub = with(token, access);
+        let refused = hub.publish(&to, upload(Visibility::Public)).await;
+        let error = refused.unwrap_err();
+        assert_eq!(error.class(), Class::FailedPrecondition, "{token:?}");
+    }
+    assert_eq!(bench.hub.repository("models/me/mine"), None);
+    let hub = with(Some("hf_right"), Access::Online);
+    // A second commit goes into the repository as it is.
+    for visibility in [Visibility::Private, Visibility::Public] {
+        let published = hub.publish(&to, upload(visibility)).await.unwrap();
+        assert_eq!(published.commit.as_deref(), Some(COMMIT));
+    }
+    let made = bench.hub.repository("models/me/mine").unwrap();
+    assert!(made.private);
+    assert_eq!(made.files["a/b.txt"], "研ぎ".as_bytes());
+    assert_eq!(made.messages, ["A message"; 2]);
+    let data = reference(DATA);
+    let error = hub.publish(&data, upload(Visibility::Private)).await;
+    assert_eq!(error.unwrap_err().class(), Class::InvalidArgument);
 }

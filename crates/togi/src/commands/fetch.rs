@@ -49,7 +49,7 @@ impl Fetch {
         let cache = self
             .cache
             .unwrap_or_else(|| std::env::temp_dir().join("togi-bases"));
-        let folder = folder::materialize(&base, &cache).await?;
+        let folder = folder::materialize(&base, &cache).await?.folder;
         let fetched = Fetched { folder };
         session.output.one(&fetched, |fetched| {
             vec![fetched.folder.display().to_string()]
