@@ -1,7 +1,7 @@
 //! A published adapter: its manifest first, then its files, then its tensors over a base. Whatever
 //! is wrong refuses the whole adapter.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -10,6 +10,7 @@ use togi_model::adapter::{self, CONFIG_FILE, Files, TENSORS_FILE};
 use togi_model::{Config, Lora};
 use togi_runtime::registry::adapter_manifest::{AdapterManifest, Identity};
 use togi_runtime::{Class, Store, layout};
+use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
 use crate::file;
@@ -173,6 +174,47 @@ pub async fn files(store: &Store, manifest: &AdapterManifest, max_bytes: u64) ->
     })
 }
 
+/// A published adapter with all files of its folder.
+#[derive(Debug, Clone)]
+pub struct Whole {
+    /// Its manifest.
+    pub manifest: AdapterManifest,
+    /// The files by name.
+    pub files: BTreeMap<String, Bytes>,
+}
+
+/// Reads all files of a generation, and checks that they are its own. None has more than
+/// `max_bytes`.
+///
+/// # Errors
+/// As [`manifest`] and [`file::read`]; [`Error::Manifest`] if the files have another digest.
+pub async fn whole(store: &Store, generation: Generation, max_bytes: u64) -> Result<Whole> {
+    let manifest = manifest(store, generation).await?;
+    let mut files = BTreeMap::new();
+    for name in manifest.files.keys() {
+        let bytes = file(store, &manifest, name, max_bytes).await?;
+        files.insert(name.clone(), bytes);
+    }
+    let part = |name: &str| {
+        let bytes: Option<&Bytes> = files.get(name);
+        let bytes = bytes.ok_or_else(|| Error::Manifest(format!("it has no {name}")))?;
+        Ok::<_, Error>(bytes.to_vec())
+    };
+    let peft = Files {
+        config: part(CONFIG_FILE)?,
+        tensors: part(TENSORS_FILE)?,
+    };
+    let identity = identity(&manifest.identity);
+    let hashing = spawn_blocking(move || {
+        let found = adapter::generation(&peft, &identity)?;
+        Ok::<_, Error>((found, peft))
+    });
+    let (found, peft) = hashing.await??;
+    is_named(&manifest, found)?;
+    agrees(&manifest, &peft.config)?;
+    Ok(Whole { manifest, files })
+}
+
 /// Reads the tensors for a base of `config`, and checks that they are the generation's. Not for
 /// async code.
 ///
@@ -182,12 +224,17 @@ pub async fn files(store: &Store, manifest: &AdapterManifest, max_bytes: u64) ->
 pub fn lora(manifest: &AdapterManifest, files: &Files, config: &Config) -> Result<Lora> {
     let lora = adapter::from_files(&files.config, &files.tensors, config)?;
     let found = adapter::generation(files, &identity(&manifest.identity))?;
-    if found != manifest.generation {
-        let reason = format!("its files and identity have the digest {found}, not its name");
-        return Err(Error::Manifest(reason));
-    }
+    is_named(manifest, found)?;
     agrees(manifest, &files.config)?;
     Ok(lora)
+}
+
+fn is_named(manifest: &AdapterManifest, found: Generation) -> Result<()> {
+    if found == manifest.generation {
+        return Ok(());
+    }
+    let reason = format!("its files and identity have the digest {found}, not its name");
+    Err(Error::Manifest(reason))
 }
 
 #[cfg(test)]

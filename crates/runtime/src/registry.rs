@@ -3,6 +3,7 @@
 
 pub mod adapter_manifest;
 pub mod aliases;
+pub mod base_place;
 pub mod model_card;
 pub mod replicas;
 pub mod revisions;

@@ -59,7 +59,7 @@ pub enum Command {
     /// Lists and shows data sets
     #[command(subcommand)]
     Datasets(datasets::Datasets),
-    /// Lists, shows, promotes and rolls back adapters
+    /// Lists, shows, promotes, rolls back, pulls and pushes adapters
     #[command(subcommand)]
     Adapters(adapters::Adapters),
     /// Manages the policies that retrain when a data set changes or on a schedule

@@ -1,8 +1,9 @@
 //! Helpers of the commands that need no services: bases, tokenizers and adapters from the local
-//! disk, and a worker thread.
+//! disk, adapters that leave the store, and a worker thread.
 
 pub mod lines;
 pub mod named;
+pub mod portable;
 pub mod records;
 
 use std::fs;

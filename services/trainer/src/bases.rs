@@ -27,6 +27,8 @@ pub(crate) struct BaseInfo {
     pub tokenizer_digest: String,
     /// The name by which PEFT loads it: its name on the hub, or its configured name.
     pub public_name: String,
+    /// Where its files are from: a URL, with the commit if it is a hub's.
+    pub origin: String,
     /// The precision of quantized files; such a base is held in no other.
     pub quantized_as: Option<Precision>,
 }
@@ -146,6 +148,7 @@ impl Bases {
             digest,
             tokenizer_digest: tokenizer.digest().to_owned(),
             public_name: public_name(name, &slot.config.url),
+            origin: fetched.origin,
             quantized_as: fetched.quantized_as,
         };
         if let WeightUse::Training { .. } = self.0.weight_use {

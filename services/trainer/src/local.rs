@@ -32,6 +32,8 @@ pub struct Run {
     pub device: DeviceName,
     /// The name under which PEFT shall load the base.
     pub base_name: String,
+    /// Where the base's files are from: a URL.
+    pub base_origin: String,
     /// Digest of the tokenizer's file.
     pub tokenizer_digest: String,
     /// The data set that the rows are.
@@ -174,6 +176,7 @@ impl Run {
         let facts = RunSummary {
             job: String::new(),
             generation: adapter.generation,
+            base_origin: self.base_origin.clone(),
             rows,
             samples: state.progress.samples,
             seconds: state.progress.seconds,

@@ -1,12 +1,50 @@
-//! The model card's sample prompts. An adapter's publisher writes them, and its server uses them
-//! for measurements. They are the `widget` list in the front matter of README.md, one quoted string
-//! per line.
+//! The parts of a model card that are read or replaced after it was written. The sample prompts,
+//! with which a server measures, are the `widget` list in the front matter of README.md, one quoted
+//! string per line. The lines that name the base are replaced when an adapter leaves the store.
 
 /// The card's file name in the adapter's folder.
 pub const CARD_FILE: &str = "README.md";
 
 const WIDGET: &str = "widget:";
 const TEXT: &str = "- text: ";
+
+/// The line of a card that opens an adapter together with its base, up to the adapter's place.
+pub const OPENING: &str = "model = AutoPeftModelForCausalLM.from_pretrained(";
+
+/// The front matter's line with the base.
+#[must_use]
+pub fn base_line(base: &str) -> String {
+    format!("base_model: {base:?}")
+}
+
+/// The front matter's tag with the base.
+#[must_use]
+pub fn tag_line(base: &str) -> String {
+    format!("- \"base_model:adapter:{base}\"")
+}
+
+/// The title.
+#[must_use]
+pub fn title_line(base: &str) -> String {
+    format!("# A LoRA adapter for {base}")
+}
+
+/// The lines that open an adapter over a base that is named apart.
+#[must_use]
+pub fn snippet(base: &str) -> String {
+    format!(
+        "from peft import PeftModel\n\
+         from transformers import AutoModelForCausalLM\n\
+         \n\
+         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base:?}), \"PATH_OF_THIS_FOLDER\")\n"
+    )
+}
+
+/// The lines that open an adapter whose configuration names a place of its base.
+#[must_use]
+pub fn opening(adapter: &str) -> String {
+    format!("from peft import AutoPeftModelForCausalLM\n\n{OPENING}{adapter:?})\n")
+}
 
 /// Returns the front matter's lines with the samples.
 #[must_use]

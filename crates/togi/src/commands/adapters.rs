@@ -14,6 +14,9 @@ use crate::session::Session;
 use crate::table::{Table, shorten};
 use crate::{table, when};
 
+mod pull;
+mod push;
+
 const PROMOTE_EXAMPLES: &str = "\
 Examples:
   togi adapters promote 9b1c04f2 --alias mine
@@ -36,6 +39,12 @@ pub enum Adapters {
     /// Points an alias back to its previous generation
     #[command(before_help = "Examples:\n  togi adapters rollback mine")]
     Rollback(Rollback),
+    /// Writes a published adapter as a PEFT folder
+    #[command(before_help = pull::EXAMPLES)]
+    Pull(pull::Pull),
+    /// Puts an adapter into a model's repository on a hub
+    #[command(before_help = push::EXAMPLES)]
+    Push(push::Push),
     /// Lists aliases and the generations that they name
     #[command(before_help = "Examples:\n  togi adapters aliases")]
     Aliases,
@@ -107,6 +116,8 @@ impl Adapters {
                     .into_inner();
                 output.one(&present(answer.alias, "alias")?, alias_fields)
             }
+            Self::Pull(pull) => pull.run(session).await,
+            Self::Push(push) => push.run(session).await,
             Self::Aliases => aliases(session).await,
             Self::Served => served(session).await,
         }

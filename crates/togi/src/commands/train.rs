@@ -9,6 +9,7 @@ use clap::Args;
 use togi_proto::trainer::v1::CreateJobRequest;
 
 use crate::error::Result;
+use crate::local::named::Named;
 use crate::local::on_thread;
 use crate::session::Session;
 use crate::{embedded, recipe};
@@ -56,10 +57,15 @@ impl Train {
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let output = &session.output;
         if self.local.local {
+            let init = match &self.local.init_adapter {
+                Some(name) => Some(Named::find(name, session).await?),
+                None => None,
+            };
             let training = local::Training {
                 recipe: self.recipe,
                 base: self.base.into(),
                 device: session.settings.device,
+                init,
                 options: self.local,
             };
             let output = output.clone();

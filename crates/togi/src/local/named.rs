@@ -1,5 +1,5 @@
-//! What `--adapter` names beside `--base`: a PEFT folder, or as over the services an alias or a
-//! generation.
+//! What the name of an adapter means where it is read in this process: a PEFT folder, or as over
+//! the services an alias or a generation.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use togi_model::adapter::Files;
 use togi_model::{Base, Lora};
 use togi_proto::trainer::v1::GetAdapterRequest;
 use togi_runtime::registry::adapter_manifest::AdapterManifest;
+use togi_runtime::{Generation, Store};
 
 use crate::client::present;
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::local;
 use crate::session::Session;
 
 /// The largest file of tensors that is read, in bytes.
-const MAX_BYTES: u64 = 4 << 30;
+pub(crate) const MAX_BYTES: u64 = 4 << 30;
 
 /// An adapter whose base is not read yet.
 pub enum Named {
@@ -32,33 +33,68 @@ pub struct Published {
     files: Files,
 }
 
+/// Where a name was found.
+pub(crate) enum Found {
+    /// A folder, which may be missing.
+    Folder(PathBuf),
+    /// A generation of the registry.
+    Registered(Registered),
+}
+
+/// A generation, and the store that has it.
+pub(crate) struct Registered {
+    pub(crate) store: Store,
+    pub(crate) generation: Generation,
+}
+
+/// Finds what a name means in every command: what exists on this machine is a folder; another
+/// name, without a slash, is an alias, a generation or at least 8 digits of one, if the services
+/// run.
+///
+/// # Errors
+/// The registry's, if it has no such adapter; the store's.
+pub(crate) async fn find(name: &Path, session: &Session) -> Result<Found> {
+    let folder = || Found::Folder(name.to_owned());
+    let text = name.to_str().filter(|text| !text.contains('/'));
+    let Some(text) = text.filter(|_| !name.exists()) else {
+        return Ok(folder());
+    };
+    match registered(text, session).await {
+        Ok(registered) => Ok(Found::Registered(registered)),
+        // Reading the folder says that it is missing.
+        Err(Error::NoAnswer { .. }) => Ok(folder()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Finds an alias, a generation or at least 8 digits of one in the registry.
+///
+/// # Errors
+/// The registry's, if it has no such adapter or does not answer; the store's.
+pub(crate) async fn registered(name: &str, session: &Session) -> Result<Registered> {
+    let mut client = session.clients.adapters().await?;
+    let request = GetAdapterRequest {
+        adapter: name.to_owned(),
+    };
+    let answer = client.get_adapter(request).await?.into_inner();
+    let generation = present(answer.adapter, "adapter")?.generation;
+    let generation = generation
+        .parse()
+        .map_err(|_| Error::Failed(format!("{generation:?} is no generation")))?;
+    let store = session.store().await?;
+    Ok(Registered { store, generation })
+}
+
 impl Named {
-    /// Finds an adapter. What exists on this machine is a folder; another name, without a slash, is
-    /// looked up in the registry if the services run.
+    /// Finds an adapter and reads what is published of it.
     ///
     /// # Errors
-    /// The registry's, if it has no such adapter; the store's.
+    /// As [`find`]; the adapter's, if it is damaged.
     pub(crate) async fn find(name: &Path, session: &Session) -> Result<Self> {
-        let folder = Self::Folder(name.to_owned());
-        let text = name.to_str().filter(|text| !text.contains('/'));
-        let Some(text) = text.filter(|_| !name.exists()) else {
-            return Ok(folder);
+        let (store, generation) = match find(name, session).await? {
+            Found::Folder(folder) => return Ok(Self::Folder(folder)),
+            Found::Registered(Registered { store, generation }) => (store, generation),
         };
-        let mut client = match session.clients.adapters().await {
-            Ok(client) => client,
-            // Reading the folder says that it is missing.
-            Err(Error::NoAnswer { .. }) => return Ok(folder),
-            Err(error) => return Err(error),
-        };
-        let request = GetAdapterRequest {
-            adapter: text.to_owned(),
-        };
-        let answer = client.get_adapter(request).await?.into_inner();
-        let generation = present(answer.adapter, "adapter")?.generation;
-        let generation = generation
-            .parse()
-            .map_err(|_| Error::Failed(format!("{generation:?} is no generation")))?;
-        let store = session.store().await?;
         let unfit = |error| unfit(name, error);
         let manifest = adapter::manifest(&store, generation).await.map_err(unfit)?;
         let files = adapter::files(&store, &manifest, MAX_BYTES).await;
@@ -95,7 +131,7 @@ impl Published {
 }
 
 /// Keeps the class of the store's errors, and names the adapter in the others.
-fn unfit(name: &Path, error: togi_base::Error) -> Error {
+pub(crate) fn unfit(name: &Path, error: togi_base::Error) -> Error {
     match error {
         togi_base::Error::Runtime(error) => error.into(),
         other => Error::unfit("adapter", name, other),

@@ -3,7 +3,7 @@
 
 use togi_common::Generation;
 use togi_runtime::registry::adapter_manifest::Identity;
-use togi_runtime::registry::model_card::widget;
+use togi_runtime::registry::model_card::{base_line, snippet, tag_line, title_line, widget};
 use togi_tokens::prompt;
 
 use crate::recipe::Recipe;
@@ -47,30 +47,27 @@ pub(crate) fn card(
     };
     format!(
         "---\n\
-         base_model: {base_name:?}\n\
+         {}\n\
          language: ja\n\
          library_name: peft\n\
          license: other\n\
          license_name: base-and-data\n\
          pipeline_tag: text-generation\n\
          tags:\n\
-         - \"base_model:adapter:{base_name}\"\n\
+         {}\n\
          - lora\n\
          - transformers\n\
          {}\
          ---\n\
          \n\
-         # A LoRA adapter for {base_name}\n\
+         {}\n\
          \n\
          Made by Togi. Its licence follows from those of the base and of the data that it was trained on.\n\
          \n\
          ## Use\n\
          \n\
          ```python\n\
-         from peft import PeftModel\n\
-         from transformers import AutoModelForCausalLM\n\
-         \n\
-         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base_name:?}), \"PATH_OF_THIS_FOLDER\")\n\
+         {}\
          ```\n\
          \n\
          The prompt is `### 指示:` instruction, `### 入力:` input (left out when empty) and `### 回答:`, with an empty line between them;\n\
@@ -98,7 +95,11 @@ pub(crate) fn card(
          | epochs | {} |\n\
          | gradient clipping | {clipping} |\n\
          | seed | {} |\n",
+        base_line(base_name),
+        tag_line(base_name),
         widget(&samples()),
+        title_line(base_name),
+        snippet(base_name),
         identity.base,
         identity.base_precision,
         identity.tokenizer,

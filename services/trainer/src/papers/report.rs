@@ -17,6 +17,8 @@ pub(crate) struct RunSummary {
     pub job: String,
     /// What it made.
     pub generation: Generation,
+    /// Where the base's files are from: a URL, with the commit if it is a hub's.
+    pub base_origin: String,
     /// Rows of an epoch.
     pub rows: u64,
     /// Records trained on.
@@ -52,6 +54,7 @@ pub(crate) fn report(facts: &RunSummary, recipe: &Recipe, lines: &[Step]) -> Val
     let mut report = json!({
         "job": facts.job,
         "generation": facts.generation,
+        "base_origin": facts.base_origin,
         "recipe": recipe,
         "recipe_digest": recipe.digest(),
         "steps": lines.len(),
@@ -225,6 +228,7 @@ mod tests {
         let facts = RunSummary {
             job: "j".into(),
             generation: "a".repeat(64).parse().unwrap(),
+            base_origin: "file:///base".into(),
             rows: 8,
             samples: 16,
             seconds: 3.0,
@@ -301,6 +305,7 @@ mod tests {
         let facts = RunSummary {
             job: String::new(),
             generation: "a".repeat(64).parse().unwrap(),
+            base_origin: "file:///base".into(),
             rows: 0,
             samples: 0,
             seconds: 0.0,

@@ -187,6 +187,7 @@ fn facts(claim: &Claim, job: &Job, state: &State, adapter: &Adapter) -> RunSumma
     RunSummary {
         job: job.id.to_string(),
         generation: adapter.generation,
+        base_origin: job.base.origin.clone(),
         rows: job.request.rows,
         samples: state.progress.samples,
         seconds: state.progress.seconds,

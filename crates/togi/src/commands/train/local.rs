@@ -10,6 +10,7 @@ use clap::Args;
 use togi_base::CheckedBase;
 use togi_model::DeviceName;
 use togi_proto::trainer::v1 as proto;
+use togi_runtime::registry::base_place::BasePlace;
 use togi_tokens::{Learn, Settings, Tokenizer};
 use togi_trainer::Recipe;
 use togi_trainer::local::{Run, Trained};
@@ -17,7 +18,8 @@ use togi_trainer::local::{Run, Trained};
 use crate::commands::choices::choice;
 use crate::commands::job_lines;
 use crate::error::{Error, Result};
-use crate::local::records;
+use crate::local::named::Named;
+use crate::local::{portable, records};
 use crate::output::Output;
 use crate::progress::Unit;
 use crate::{local, recipe};
@@ -54,8 +56,9 @@ pub struct Local {
         value_parser = choice(Learn::ALL.map(Learn::name), Learn::from_name)
     )]
     pub learn: Option<Learn>,
-    /// A PEFT folder with the values to start from; rank, alpha and targets must be the recipe's
-    #[arg(long, value_name = "FOLDER", requires = "local")]
+    /// The values to start from: a PEFT folder, or an alias or a generation of the services; rank,
+    /// alpha and targets must be the recipe's
+    #[arg(long, value_name = "NAME", requires = "local")]
     pub init_adapter: Option<PathBuf>,
     /// The folder for the adapter, its report and its log
     #[arg(long, value_name = "FOLDER", requires = "local")]
@@ -70,6 +73,7 @@ pub(super) struct Training {
     pub(super) recipe: PathBuf,
     pub(super) base: PathBuf,
     pub(super) device: DeviceName,
+    pub(super) init: Option<Named>,
     pub(super) options: Local,
 }
 
@@ -89,13 +93,14 @@ impl Training {
                 file.display()
             ));
         }
-        let init = self.options.init_adapter.as_deref();
-        let init = init.map(|folder| local::adapter(folder, base.config()));
+        let init = self.init.as_ref().map(|named| named.lora(&base));
+        let place = portable::of_folder(&self.base)?;
         let steps = recipe.steps(records.rows.len() as u64);
         let run = Run {
             base,
             device: self.device,
             base_name: self.base.display().to_string(),
+            base_origin: place.folder_url()?,
             tokenizer_digest: tokenizer.digest().to_owned(),
             dataset: records.dataset,
             rows: records.rows,
@@ -108,7 +113,7 @@ impl Training {
         write(&out, "rejects.jsonl", &records.rejects)?;
         let log = self.options.log.unwrap_or_else(|| out.join(LOG));
         let trained = train(run, steps, &log, output)?;
-        write_all(&out, &trained)?;
+        write_all(&out, &trained, &place)?;
         output.say(format_args!("the adapter is in {}", out.display()));
         if let Some(divergence) = &trained.divergence {
             output.say(divergence);
@@ -176,8 +181,12 @@ fn train(run: Run, steps: u64, log: &Path, output: &Output) -> Result<Trained> {
     })
 }
 
-fn write_all(out: &Path, trained: &Trained) -> Result<()> {
-    for (name, bytes) in &trained.adapter.files {
+fn write_all(out: &Path, trained: &Trained, place: &BasePlace) -> Result<()> {
+    let files = trained.adapter.files.iter();
+    let files = files.map(|(name, bytes)| ((*name).to_owned(), bytes.clone()));
+    let whole = fs::canonicalize(out).map_err(|error| Error::file(out, error))?;
+    let files = portable::placed(files.collect(), place, &whole.display().to_string())?;
+    for (name, bytes) in &files {
         write(out, name, bytes)?;
     }
     for (name, paper) in [
