@@ -228,10 +228,10 @@ impl Hub {
     }
 
     async fn ask(&self, reference: &HubRef) -> Result<Resolved> {
-        let watch = Watch::new(self.environment.patience);
+        let watch = Watch::new(self.environment.listing_patience);
         let asked = watch.over(self.info(reference)).await;
         let (commit, names) = asked
-            .ok_or_else(|| silent(reference))?
+            .ok_or_else(|| silent(reference, "HF_HUB_ETAG_TIMEOUT"))?
             .map_err(|error| failed(reference, error))?;
         let commit = commit
             .ok_or_else(|| Error::unavailable(format!("the hub names no commit of {reference}")))?;
@@ -282,7 +282,7 @@ impl Hub {
             }
         };
         let path = done
-            .ok_or_else(|| silent(reference))?
+            .ok_or_else(|| silent(reference, "HF_HUB_DOWNLOAD_TIMEOUT"))?
             .map_err(|error| failed(reference, error))?;
         // The client keeps whatever a hub sends, the text of an error too.
         let (expected, found) = (watch.announced(), tokio::fs::metadata(&path).await?.len());
@@ -345,7 +345,11 @@ impl Resolved {
             ))),
             Reach::Away(error) => {
                 let message = format!("{incomplete}, and {}", error.message());
-                Err(Error::new(error.class(), message).with_source(error.chain()))
+                let refused = Error::new(error.class(), message);
+                Err(match std::error::Error::source(error) {
+                    Some(cause) => refused.with_source(cause.to_string()),
+                    None => refused,
+                })
             }
         }
     }
@@ -385,8 +389,8 @@ fn unusable(error: HFError) -> Error {
     Error::invalid("HF_ENDPOINT", "the hub's endpoint cannot be used").with_source(error)
 }
 
-fn silent(reference: &HubRef) -> Error {
-    let message = format!("the hub says nothing about {reference} (HF_HUB_DOWNLOAD_TIMEOUT)");
+fn silent(reference: &HubRef, limit: &str) -> Error {
+    let message = format!("the hub said nothing about {reference} for as long as {limit} allows");
     Error::unavailable(message)
 }
 

@@ -260,12 +260,12 @@ async fn a_hub_that_says_nothing_is_not_waited_for() {
     let cache = tempfile::tempdir().unwrap();
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let hub = Hub::new(Environment {
-        patience: Duration::from_millis(200),
+        listing_patience: Duration::from_millis(200),
         ..Environment::at(endpoint, cache.path())
     });
     let error = resolved(&hub.unwrap(), &reference(BASE)).await.unwrap_err();
     assert_eq!(error.class(), Class::Unavailable);
-    assert!(error.message().contains("says nothing"), "{error}");
+    assert!(error.message().contains("said nothing"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,15 +14,15 @@ use crate::client::Clients;
 use crate::commands::sampling::Sampling;
 use crate::error::{Error, Result};
 use crate::local;
-use crate::local::named::Named;
+use crate::local::named::{self, Named};
 use crate::progress::seconds;
 use crate::session::Session;
 use crate::table::shorten;
 
 /// A source of answers.
 pub enum Answerer {
-    /// The service.
-    Service(Clients),
+    /// The service, and the adapter's name there.
+    Service(Clients, String),
     /// This process.
     Local(Box<Local>),
 }
@@ -49,12 +49,8 @@ impl Answerer {
     /// The base or the adapter is missing or cannot be used.
     pub async fn of(sampling: &Sampling, session: &Session) -> Result<Self> {
         let Some(folder) = sampling.base.clone() else {
-            if sampling.adapter.contains('/') {
-                let reason = "--adapter names a folder, which needs --base; the services know \
-                              aliases and generations";
-                return Err(Error::Usage(reason.to_owned()));
-            }
-            return Ok(Self::Service(session.clients.clone()));
+            let adapter = named::at_services(&sampling.adapter, session).await?;
+            return Ok(Self::Service(session.clients.clone(), adapter));
         };
         let device = session.settings.device;
         let precision = sampling.precision.unwrap_or(togi_model::Precision::F32);
@@ -152,9 +148,10 @@ impl Answerer {
         Ok(())
     }
 
-    async fn stream(&self, request: GenerateRequest) -> Result<Responses> {
+    async fn stream(&self, mut request: GenerateRequest) -> Result<Responses> {
         match self {
-            Self::Service(clients) => {
+            Self::Service(clients, adapter) => {
+                request.adapter.clone_from(adapter);
                 let mut client = clients.inference().await?;
                 Ok(Box::pin(client.generate(request).await?.into_inner()))
             }

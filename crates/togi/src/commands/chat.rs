@@ -32,7 +32,7 @@ impl Chat {
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         let interactive = stdin().is_terminal();
         let answerer = Answerer::of(&self.sampling, session).await?;
-        if let Answerer::Service(clients) = &answerer {
+        if let Answerer::Service(clients, _) = &answerer {
             // A missing service is reported before the first question.
             clients.inference().await?;
         }

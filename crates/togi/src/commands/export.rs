@@ -29,7 +29,7 @@ pub struct Export {
     /// A base's folder
     #[arg(long, value_name = "FOLDER")]
     pub base: PathBuf,
-    /// A PEFT folder, or an alias or a generation of the services
+    /// A PEFT folder, or of the services an alias, a generation, or at least 8 digits of it
     #[arg(long, short, value_name = "NAME")]
     pub adapter: PathBuf,
     /// The folder to write, new or empty

@@ -35,7 +35,7 @@ pub struct Logits {
     /// A base's folder
     #[arg(long, value_name = "FOLDER")]
     pub base: PathBuf,
-    /// A PEFT folder, or an alias or a generation of the services
+    /// A PEFT folder, or of the services an alias, a generation, or at least 8 digits of it
     #[arg(long, short, value_name = "NAME")]
     pub adapter: Option<PathBuf>,
     /// How the base is held, by a recipe's name for it

@@ -25,9 +25,12 @@ const EXAMPLES: &str = "\
 Examples:
   togi prepare records.jsonl --name mine
   togi prepare dolly.json.gz --name dolly --column input=context --column output=response
-  togi prepare --hub hf://datasets/kunishou/databricks-dolly-15k-ja --name dolly-ja --tokenizer spiece.model
+  togi prepare hf://datasets/kunishou/databricks-dolly-15k-ja --name dolly-ja --tokenizer spiece.model
   togi prepare --hub hf://datasets/OWNER/NAME --name both --split train+test
   togi prepare records.jsonl --name mine --learn answer --validation-share 0.05";
+
+/// The beginning of a hub's reference.
+const HUB: &str = "hf://";
 
 /// The command's options; also a pipeline's table of the same names, with `_` for `-`.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
@@ -35,7 +38,8 @@ Examples:
 #[command(before_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("records").required(true).args(["file", "source", "hub"]))]
 pub struct Prepare {
-    /// The records: JSON array, JSON Lines or Parquet, gzip and zstd too; `-` for standard input
+    /// The records: JSON array, JSON Lines or Parquet, gzip and zstd too; `-` for standard input;
+    /// hf://… is --hub
     pub file: Option<PathBuf>,
     /// A source in the service's configuration
     #[arg(long, value_name = "NAME")]
@@ -152,12 +156,12 @@ impl Prepare {
             (None, Some(base)) => tokenizer_source::Source::Base(base.clone()),
             (None, None) => tokenizer_source::Source::Base(embedded::BASE.to_owned()),
         };
-        let records = match (&self.file, &self.source, &self.hub) {
+        let records = match (self.local_file(), &self.source, self.hub()) {
             (Some(path), ..) => record_source::Source::Upload(
                 upload::file(&session.clients, &session.output, path).await?,
             ),
             (_, Some(source), _) => record_source::Source::Configured(source.clone()),
-            (_, _, hub) => record_source::Source::Hub(hub.clone().unwrap_or_default()),
+            (_, _, hub) => record_source::Source::Hub(hub.unwrap_or_default()),
         };
         Ok(PrepareRequest {
             name,
@@ -184,6 +188,17 @@ impl Prepare {
         })
     }
 
+    /// Returns the data set on a hub, which `file` may name too.
+    fn hub(&self) -> Option<String> {
+        let file = || Some(self.file.as_ref()?.to_str()?.to_owned());
+        let named = self.hub.clone().or_else(file);
+        named.filter(|text| text.starts_with(HUB) || self.hub.is_some())
+    }
+
+    fn local_file(&self) -> Option<&PathBuf> {
+        self.file.as_ref().filter(|_| self.hub().is_none())
+    }
+
     fn dataset_name(&self) -> Result<String> {
         if let Some(name) = &self.name {
             return Ok(name.clone());
@@ -194,7 +209,7 @@ impl Prepare {
             .and_then(|file| file.file_name())
             .and_then(|name| name.to_str());
         let stem = stem
-            .and_then(|name| name.split('.').next())
+            .and_then(|name| name.split(['.', '@']).next())
             .unwrap_or_default()
             .to_lowercase()
             .replace('_', "-");

@@ -22,7 +22,8 @@ pub struct Sampling {
     /// How --base is held, by a recipe's name for it [default: f32]
     #[arg(long, value_name = "NAME", requires = "base", value_parser = local::precision)]
     pub precision: Option<Precision>,
-    /// An alias or a generation; with --base also a PEFT folder [default: the base alone]
+    /// An alias, a generation, or at least 8 digits of it; with --base also a PEFT folder [default:
+    /// the base alone]
     #[arg(
         long,
         short,
@@ -102,7 +103,7 @@ impl Sampling {
     /// Builds a request.
     pub fn request(&self, prompt: Prompt) -> GenerateRequest {
         GenerateRequest {
-            // With --base, the adapter is a folder and is already loaded.
+            // With --base, the adapter is already loaded.
             adapter: match self.base {
                 Some(_) => String::new(),
                 None => self.adapter.clone(),

@@ -18,6 +18,10 @@ use crate::session::Session;
 /// The largest file of tensors that is read, in bytes.
 pub(crate) const MAX_BYTES: u64 = 4 << 30;
 
+/// Fewest digits by which a generation may be named, and all of them.
+const SHORTEST_PREFIX: usize = 8;
+const WHOLE: usize = 64;
+
 /// An adapter whose base is not read yet.
 pub enum Named {
     /// A folder.
@@ -83,6 +87,40 @@ pub(crate) async fn registered(name: &str, session: &Session) -> Result<Register
         .map_err(|_| Error::Failed(format!("{generation:?} is no generation")))?;
     let store = session.store().await?;
     Ok(Registered { store, generation })
+}
+
+/// Returns the name by which inference knows an adapter: an alias, or the whole generation of
+/// which `name` has at least 8 digits.
+///
+/// # Errors
+/// A folder, which no service reads; the registry's, if no generation or several begin so.
+pub(crate) async fn at_services(name: &str, session: &Session) -> Result<String> {
+    if name.contains('/') {
+        let reason = "--adapter names a folder, which needs --base; the services know aliases and \
+                      generations";
+        return Err(Error::Usage(reason.to_owned()));
+    }
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if !(SHORTEST_PREFIX..WHOLE).contains(&name.len()) || !name.bytes().all(is_digit) {
+        return Ok(name.to_owned());
+    }
+    let mut client = match session.clients.adapters().await {
+        Ok(client) => client,
+        // It may be an alias all the same; inference says so.
+        Err(Error::NoAnswer { .. }) => return Ok(name.to_owned()),
+        Err(error) => return Err(error),
+    };
+    let request = GetAdapterRequest {
+        adapter: name.to_owned(),
+    };
+    let answer = client.get_adapter(request).await?.into_inner();
+    let adapter = present(answer.adapter, "adapter")?;
+    let is_alias = adapter.aliases.iter().any(|alias| alias == name);
+    Ok(if is_alias {
+        name.to_owned()
+    } else {
+        adapter.generation
+    })
 }
 
 impl Named {

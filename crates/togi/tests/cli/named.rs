@@ -66,11 +66,39 @@ async fn an_alias_a_generation_and_a_folder_are_one_adapter_in_every_command() {
             .collect();
         let file = |name: &str| fs::read(served.path().join(name)).unwrap();
         let merged = file(&format!("{merged}/model.safetensors"));
-        results.push((merged, file(&logits), tokens));
+        let out = format!("trained-{at}");
+        let train = "train --local --recipe recipe.toml --records records.jsonl --base";
+        let mut words: Vec<&str> = train.split(' ').collect();
+        words.extend([BASE, "--init-adapter", adapter, "--out", &out]);
+        served.run(&words, "").await.expect(0);
+        let trained = file(&format!("{out}/adapter_model.safetensors"));
+        results.push((merged, file(&logits), tokens, trained));
     }
     for (at, result) in results.iter().enumerate() {
         assert!(*result == results[0], "{at}");
     }
+    // The same names without --base: inference answers.
+    let mut answers = Vec::new();
+    for adapter in ["mine", &generation, &generation[..8]] {
+        let ask = "generate --raw 1番 --greedy --max-new-tokens 4 -o json --adapter";
+        let words: Vec<&str> = ask.split(' ').chain([adapter]).collect();
+        let lines = served.run(&words, "").await.expect(0).json_lines();
+        let started = lines[0]["started"]["generation"].clone();
+        assert_eq!(started, generation.as_str(), "{adapter}");
+        answers.push(
+            lines
+                .iter()
+                .map(|line| line["piece"].clone())
+                .collect::<Vec<_>>(),
+        );
+    }
+    assert!(
+        answers.iter().all(|tokens| *tokens == results[0].2),
+        "{answers:?}"
+    );
+    let unknown = "generate --raw 1番 --adapter 0123456789";
+    let words: Vec<&str> = unknown.split(' ').collect();
+    served.run(&words, "").await.expect(3);
     served.run(&writing("plain"), "").await.expect(0);
     let plain = fs::read(served.path().join("plain")).unwrap();
     assert!(plain != results[0].1, "the adapter counts");

@@ -7,6 +7,8 @@ use std::time::Duration;
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// The longest silence of a hub, unless `HF_HUB_DOWNLOAD_TIMEOUT` names another.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest wait for a commit's file names, unless `HF_HUB_ETAG_TIMEOUT` names another.
+const LISTING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether the hub may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,9 @@ pub struct Environment {
     pub access: Access,
     /// How long a hub may be silent: `HF_HUB_DOWNLOAD_TIMEOUT`, in seconds.
     pub patience: Duration,
+    /// How long a hub may take to name a commit's files, all attempts together:
+    /// `HF_HUB_ETAG_TIMEOUT`, in seconds.
+    pub listing_patience: Duration,
 }
 
 impl Environment {
@@ -42,6 +47,7 @@ impl Environment {
             token: None,
             access: Access::Online,
             patience: PATIENCE,
+            listing_patience: LISTING_PATIENCE,
         }
     }
 
@@ -68,7 +74,11 @@ impl Environment {
             clean(&std::fs::read_to_string(file).ok()?)
         });
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-        let seconds = set("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|value| value.parse().ok());
+        let seconds = |name: &str, default: Duration| {
+            let named = set(name).and_then(|value| value.parse().ok());
+            let named = named.filter(|seconds| *seconds > 0);
+            named.map_or(default, Duration::from_secs)
+        };
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             cache: cache.unwrap_or_else(|| home.join("hub")),
@@ -77,9 +87,8 @@ impl Environment {
                 Some(value) if is_true(&value) => Access::Offline,
                 _ => Access::Online,
             },
-            patience: seconds
-                .filter(|seconds| *seconds > 0)
-                .map_or(PATIENCE, Duration::from_secs),
+            patience: seconds("HF_HUB_DOWNLOAD_TIMEOUT", PATIENCE),
+            listing_patience: seconds("HF_HUB_ETAG_TIMEOUT", LISTING_PATIENCE),
         }
     }
 }
@@ -92,6 +101,7 @@ impl std::fmt::Debug for Environment {
             .field("has_token", &self.token.is_some())
             .field("access", &self.access)
             .field("patience", &self.patience)
+            .field("listing_patience", &self.listing_patience)
             .finish()
     }
 }

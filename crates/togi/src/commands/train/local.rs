@@ -56,8 +56,8 @@ pub struct Local {
         value_parser = choice(Learn::ALL.map(Learn::name), Learn::from_name)
     )]
     pub learn: Option<Learn>,
-    /// The values to start from: a PEFT folder, or an alias or a generation of the services; rank,
-    /// alpha and targets must be the recipe's
+    /// The values to start from: a PEFT folder, or of the services an alias, a generation, or at
+    /// least 8 digits of it; rank, alpha and targets must be the recipe's
     #[arg(long, value_name = "NAME", requires = "local")]
     pub init_adapter: Option<PathBuf>,
     /// The folder for the adapter, its report and its log
