@@ -168,7 +168,7 @@ impl Hub {
     /// Returns files of a commit, from the cache if they are there.
     ///
     /// # Errors
-    /// `NotFound` if no files are wanted or the hub lacks one; `FailedPrecondition` naming the files
+    /// `NotFound` if no files are wanted or the hub lacks one; `FailedPrecondition` naming those
     /// that the cache lacks, if the hub must not be asked; `Unavailable`.
     pub async fn fetch(&self, resolved: &Resolved, wanted: &[String]) -> Result<Snapshot> {
         let Resolved {

@@ -235,7 +235,7 @@ async fn a_hubs_records_are_those_of_its_card_and_its_adapter_goes_there_with_th
         "{:?}",
         there.messages
     );
-    // A folder goes there as well, and a repository of everybody's is one by word alone.
+    // A folder goes there as well, and a repository is public only if that is said.
     let token = [("HF_TOKEN", "hf_right")];
     bench
         .run("adapters push got hf://me/other --public -m Folder", &token)
@@ -291,7 +291,7 @@ async fn an_adapter_over_a_folder_names_the_folder_and_is_pushed_only_with_anoth
     );
 }
 
-/// Opens a folder by PEFT's own loader, which finds the base without a hub, and compares the logits.
+/// Opens a folder by PEFT's own loader, which finds the base without a hub; compares the logits.
 fn opens_in_peft(bench: &Bench, folder: &str, base: &str) {
     let Some(python) = std::env::var_os("TOGI_PEFT_PYTHON") else {
         eprintln!(

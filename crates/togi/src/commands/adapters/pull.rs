@@ -21,7 +21,7 @@ Examples:
   togi adapters pull 9b1c04f2 adapters/mine --replace
   togi adapters pull mine adapters/mine --base rinna/japanese-gpt-neox-3.6b
 
-In Python: AutoPeftModelForCausalLM.from_pretrained(\"adapters/mine\")";
+In Python: AutoPeftModelForCausalLM.from_pretrained('adapters/mine')";
 
 /// The command's options.
 #[derive(Debug, Args)]
