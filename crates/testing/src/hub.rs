@@ -35,6 +35,7 @@ struct Contents {
     repositories: BTreeMap<String, Repository>,
     requests: Vec<String>,
     token: Option<String>,
+    refuses_downloads: bool,
 }
 
 /// A running hub, which is stopped when it is dropped.
@@ -82,6 +83,7 @@ impl LocalHub {
         let entry = contents.repositories.entry(repository.to_owned());
         let files = &mut entry.or_default().files;
         files.insert(name.to_owned(), bytes.into());
+        contents.refuses_downloads = false;
     }
 
     /// Returns a repository as it is now.
@@ -93,6 +95,12 @@ impl LocalHub {
     /// Lets only this token read and write from now on.
     pub fn require_token(&self, token: &str) {
         self.contents.lock().token = Some(token.to_owned());
+    }
+
+    /// Refuses every download until the next file is put, as a storage behind a hub does whose link
+    /// has expired: a file's size is still told.
+    pub fn refuse_downloads(&self) {
+        self.contents.lock().refuses_downloads = true;
     }
 
     /// Returns the requests since the last call, as `METHOD /path`.
@@ -116,6 +124,9 @@ async fn answer(
         if given.is_none_or(|given| given.as_bytes() != format!("Bearer {token}").as_bytes()) {
             return (StatusCode::UNAUTHORIZED, "{}").into_response();
         }
+    }
+    if contents.refuses_downloads && method == Method::GET && uri.path().contains("/resolve/") {
+        return (StatusCode::FORBIDDEN, "the link has expired").into_response();
     }
     let parts: Vec<&str> = uri.path().trim_start_matches('/').split('/').collect();
     match parts.as_slice() {

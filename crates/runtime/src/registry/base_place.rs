@@ -2,6 +2,8 @@
 //! that leaves the store names it in its configuration and in its card; in the store both have the
 //! name under which the base was configured, which is part of the generation.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 use togi_common::canonical;
 
@@ -31,6 +33,8 @@ impl BasePlace {
             return Self::of_reference(&reference);
         }
         let folder = local_folder(origin).ok()??;
+        // A folder's URL may end in a slash.
+        let folder: PathBuf = folder.components().collect();
         Some(Self {
             name: folder.to_str()?.to_owned(),
             revision: None,
@@ -132,6 +136,7 @@ mod tests {
             ("hf://o/n@abc", Some(place("o/n", Some("abc")))),
             ("hf://o/n", Some(place("o/n", None))),
             ("file:///models/mine", Some(place("/models/mine", None))),
+            ("file:///models/mine/", Some(place("/models/mine", None))),
             ("file:///%E7%A0%94", Some(place("/研", None))),
             ("hf://datasets/o/n", None),
             ("s3://bucket/base", None),

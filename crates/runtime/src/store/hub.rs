@@ -8,6 +8,7 @@ mod reference;
 mod watch;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hf_hub::progress::Progress;
 use hf_hub::repository::{HFRepository, RepoType};
@@ -23,6 +24,8 @@ use watch::Watch;
 
 /// The branch of a reference without a revision.
 const MAIN: &str = "main";
+/// The longest silence of an upload, in which a whole file may be one request.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(900);
 /// Most missing files that a message names.
 const NAMED: usize = 3;
 
@@ -224,7 +227,10 @@ impl Hub {
             );
             return Err(Error::precondition(message));
         }
-        publish::upload(&self.client, reference, upload).await
+        let watch = Watch::new(UPLOAD_PATIENCE);
+        let uploading = publish::upload(&self.client, reference, upload, watch.progress());
+        let done = watch.over(uploading).await;
+        done.ok_or_else(|| Error::unavailable(format!("the hub does not take {reference}")))?
     }
 
     async fn ask(&self, reference: &HubRef) -> Result<Resolved> {

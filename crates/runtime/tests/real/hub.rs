@@ -255,6 +255,21 @@ async fn what_is_not_there_is_not_found_and_a_hub_that_is_away_is_unavailable() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_text_of_an_error_is_never_kept_as_a_file() {
+    let bench = Bench::start().await;
+    let hub = bench.with(Access::Online);
+    bench.hub.refuse_downloads();
+    let error = snapshot(&hub, &reference(DATA), "data.json").await;
+    let error = error.unwrap_err();
+    assert_eq!(error.class(), Class::Unavailable);
+    assert!(error.message().contains("data.json"), "{error}");
+    bench.hub.put("datasets/me/other", "x", "x");
+    let found = snapshot(&hub, &reference(DATA), "data.json").await.unwrap();
+    let text = std::fs::read_to_string(&found.files[0].1).unwrap();
+    assert_eq!(text, "data.json of the data set");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hub_that_says_nothing_is_not_waited_for() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let cache = tempfile::tempdir().unwrap();

@@ -85,13 +85,15 @@ impl Bench {
     }
 
     /// Starts the services over the hub's base, and waits until they are ready.
-    fn up(&self) -> Up {
+    fn up(&self, variables: &[(&str, &str)]) -> Up {
+        let _ = fs::remove_file(self.path().join("up.out"));
         let base = "hub=hf://me/base";
         let log = fs::File::create(self.path().join("up.log")).unwrap();
         let child = self
             .command()
             .args(["up", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .args(["--base", base, "--serve", "hub", "-o", "json"])
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(fs::File::create(self.path().join("up.out")).unwrap())
             .stderr(log)
@@ -163,8 +165,8 @@ async fn a_base_that_was_fetched_needs_no_hub_and_another_is_refused_at_once_off
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hubs_records_are_those_of_its_card_and_its_adapter_goes_there_with_the_base() {
-    let bench = Bench::start().await;
-    let _up = bench.up();
+    let mut bench = Bench::start().await;
+    let up = bench.up(&[]);
     fs::write(bench.path().join("recipe.toml"), RECIPE).unwrap();
     let prepare = "prepare hf://datasets/me/records --name r --base hub -o json";
     drop(bench.hub().requests());
@@ -255,6 +257,25 @@ async fn a_hubs_records_are_those_of_its_card_and_its_adapter_goes_there_with_th
                 })
                 .collect()
     );
+
+    // Services that must not ask the hub read the same records from its cache, and no others.
+    drop(up);
+    bench.hub.take();
+    let _up = bench.up(&[("HF_HUB_OFFLINE", "1")]);
+    let again = bench.run(&prepare.replace("--name r", "--name s"), &[]);
+    assert_eq!(again.expect(0).json()["digest"], dataset["digest"]);
+    for (words, says) in [
+        (
+            "hf://datasets/me/records --split test",
+            "other/test.jsonl missing",
+        ),
+        ("hf://datasets/me/none", "not in the hub's cache"),
+    ] {
+        let ran = bench
+            .run(&format!("prepare {words} --name t --base hub"), &[])
+            .expect(5);
+        assert!(ran.stderr.contains(says), "{}", ran.stderr);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 //! created if it does not exist.
 
 use bytes::Bytes;
+use hf_hub::progress::Progress;
 use hf_hub::repository::{CommitOperation, RepoTypeModel};
 use hf_hub::{HFClient, HFError};
 
@@ -46,6 +47,7 @@ pub(super) async fn upload(
     client: &HFClient,
     reference: &HubRef,
     upload: Upload,
+    progress: Progress,
 ) -> Result<Published> {
     let id = format!("{}/{}", reference.owner, reference.name);
     let created = client
@@ -69,6 +71,7 @@ pub(super) async fn upload(
         .operations(operations.collect())
         .commit_message(upload.message)
         .maybe_revision(reference.revision.clone())
+        .progress(progress)
         .send();
     let made = commit.await.map_err(|error| failed(reference, error))?;
     Ok(Published {
