@@ -216,66 +216,10 @@ async fn a_hubs_records_are_those_of_its_card_and_its_adapter_goes_there_with_th
     let snapshot = format!("hf/hub/models--me--base/snapshots/{COMMIT}");
     opens_in_peft(&bench, "got", &snapshot);
 
-    bench.hub().require_token("hf_right");
-    let push = "adapters push mine hf://me/mine -o json";
-    let refused = bench.run(push, &[("HF_TOKEN", "hf_wrong")]).expect(5);
-    assert!(refused.stderr.contains("HF_TOKEN"), "{}", refused.stderr);
-    assert_eq!(bench.hub().repository("models/me/mine"), None);
-    bench.run(push, &[("HF_TOKEN", "hf_right")]).expect(0);
-    let there = bench.hub().repository("models/me/mine").unwrap();
-    assert!(there.private);
-    assert!(there.files["adapter_model.safetensors"] == stored);
-    let config: Value = serde_json::from_slice(&there.files["adapter_config.json"]).unwrap();
-    assert_eq!(config["base_model_name_or_path"], "me/base");
-    let card = String::from_utf8_lossy(&there.files["README.md"]);
-    assert!(
-        card.contains("AutoPeftModelForCausalLM.from_pretrained(\"me/mine\")"),
-        "{card}"
-    );
-    assert!(
-        there.messages[0].contains(generation),
-        "{:?}",
-        there.messages
-    );
-    // A folder goes there as well, and a repository is public only if that is said.
-    let token = [("HF_TOKEN", "hf_right")];
-    bench
-        .run("adapters push got hf://me/other --public -m Folder", &token)
-        .expect(0);
-    let other = bench.hub().repository("models/me/other").unwrap();
-    assert_eq!((other.private, &other.messages[0][..]), (false, "Folder"));
-    assert!(
-        other.files
-            == there
-                .files
-                .clone()
-                .into_iter()
-                .map(|(name, bytes)| {
-                    let text = String::from_utf8(bytes.clone())
-                        .map(|text| text.replace("me/mine", "me/other"));
-                    (name, text.map_or(bytes, String::into_bytes))
-                })
-                .collect()
-    );
-
-    // Services that must not ask the hub read the same records from its cache, and no others.
+    is_pushed(&bench, generation, &stored);
     drop(up);
     bench.hub.take();
-    let _up = bench.up(&[("HF_HUB_OFFLINE", "1")]);
-    let again = bench.run(&prepare.replace("--name r", "--name s"), &[]);
-    assert_eq!(again.expect(0).json()["digest"], dataset["digest"]);
-    for (words, says) in [
-        (
-            "hf://datasets/me/records --split test",
-            "other/test.jsonl missing",
-        ),
-        ("hf://datasets/me/none", "not in the hub's cache"),
-    ] {
-        let ran = bench
-            .run(&format!("prepare {words} --name t --base hub"), &[])
-            .expect(5);
-        assert!(ran.stderr.contains(says), "{}", ran.stderr);
-    }
+    reads_the_cache(&bench, prepare, &dataset);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -310,6 +254,59 @@ async fn an_adapter_over_a_folder_names_the_folder_and_is_pushed_only_with_anoth
             .code,
         2
     );
+}
+
+/// Pushes the adapter `mine`, and the folder `got` that was pulled of it.
+fn is_pushed(bench: &Bench, generation: &str, stored: &[u8]) {
+    bench.hub().require_token("hf_right");
+    let push = "adapters push mine hf://me/mine -o json";
+    let refused = bench.run(push, &[("HF_TOKEN", "hf_wrong")]).expect(5);
+    assert!(refused.stderr.contains("HF_TOKEN"), "{}", refused.stderr);
+    assert_eq!(bench.hub().repository("models/me/mine"), None);
+    bench.run(push, &[("HF_TOKEN", "hf_right")]).expect(0);
+    let there = bench.hub().repository("models/me/mine").unwrap();
+    assert!(there.private);
+    assert!(there.files["adapter_model.safetensors"] == stored);
+    let config: Value = serde_json::from_slice(&there.files["adapter_config.json"]).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "me/base");
+    let card = String::from_utf8_lossy(&there.files["README.md"]);
+    assert!(
+        card.contains("AutoPeftModelForCausalLM.from_pretrained(\"me/mine\")"),
+        "{card}"
+    );
+    assert!(
+        there.messages[0].contains(generation),
+        "{:?}",
+        there.messages
+    );
+    // A folder goes there as well, and a repository is public only if that is said.
+    let token = [("HF_TOKEN", "hf_right")];
+    bench
+        .run("adapters push got hf://me/other --public -m Folder", &token)
+        .expect(0);
+    let other = bench.hub().repository("models/me/other").unwrap();
+    assert_eq!((other.private, &other.messages[0][..]), (false, "Folder"));
+    assert!(other.files["adapter_model.safetensors"] == stored);
+    assert_eq!(other.files.len(), there.files.len());
+}
+
+/// Services that must not ask the hub read the same records from its cache, and no others.
+fn reads_the_cache(bench: &Bench, prepare: &str, dataset: &Value) {
+    let _up = bench.up(&[("HF_HUB_OFFLINE", "1")]);
+    let again = bench.run(&prepare.replace("--name r", "--name s"), &[]);
+    assert_eq!(again.expect(0).json()["digest"], dataset["digest"]);
+    for (words, says) in [
+        (
+            "hf://datasets/me/records --split test",
+            "other/test.jsonl missing",
+        ),
+        ("hf://datasets/me/none", "not in the hub's cache"),
+    ] {
+        let ran = bench
+            .run(&format!("prepare {words} --name t --base hub"), &[])
+            .expect(5);
+        assert!(ran.stderr.contains(says), "{}", ran.stderr);
+    }
 }
 
 /// Opens a folder by PEFT's own loader, which finds the base without a hub; compares the logits.
