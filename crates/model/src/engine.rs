@@ -284,9 +284,10 @@ impl Engine {
         on!(OnDevice, &self.on_device, resident => resident.adopt(cache, root, prompt));
     }
 
-    /// Offers to other sequences the full pages of a prompt that a cache has read. A row is computed
-    /// from its own sequence alone, whatever the pass held beside it, so that each later row of
-    /// another prompt with this beginning is as if that prompt had been read from its first token.
+    /// Offers to other sequences the full pages of a prompt that a cache has read. A row is
+    /// computed from its own sequence alone, whatever the pass held beside it, so that each later
+    /// row of another prompt with this beginning is as if that prompt had been read from its first
+    /// token.
     pub(crate) fn share(&self, cache: &mut Cache, root: Root, prompt: &[u32]) {
         on!(OnDevice, &self.on_device, resident => resident.share(cache, root, prompt));
     }

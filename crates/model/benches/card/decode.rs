@@ -170,8 +170,8 @@ fn begin(decoder: &Decoder<'_>, batch: usize, adapters: &[Adapter], run: usize) 
         .collect()
 }
 
-/// Runs a round, and notes the milliseconds to begin and to finish it. Returns whether all sequences
-/// have ended.
+/// Runs a round, and notes the milliseconds to begin and to finish it. Returns whether all
+/// sequences have ended.
 fn step(decoder: &Decoder<'_>, sequences: &mut [Sequence], rounds: &mut Vec<[f64; 2]>) -> bool {
     let mut shares: Vec<Share<'_>> = sequences
         .iter_mut()

@@ -1,5 +1,5 @@
-//! What is told of a round: events for clients, and times for the metrics. Waking clients takes time
-//! that a GPU would wait, so it is told once the device computes the next round.
+//! What is told of a round: events for clients, and times for the metrics. Waking clients takes
+//! time that a GPU would wait, so it is told once the device computes the next round.
 
 use tokio::sync::mpsc::Sender;
 

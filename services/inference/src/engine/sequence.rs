@@ -188,7 +188,7 @@ impl Sequence {
         self.write(choice, outbox)
     }
 
-    /// Makes the text of the token that was noted, if there is one.
+    /// Makes the text of a token that was noted.
     pub(crate) fn show_written(&mut self, outbox: &mut Outbox) {
         if let Some(choice) = self.unshown.take() {
             // Without stop texts, only a token ends an answer.

@@ -44,7 +44,7 @@
     load_step(step + S - 1);                                                                                           \
     commit();
 
-// The keys and values of the rows' own sequence, which are all in the pass: the key of a row has the
+// The keys and values of the rows' own sequence, which are all in the pass: a row's key has the
 // row's number.
 template <typename H, int D, int R> struct JointKeys {
     const H *k, *v;
