@@ -1,4 +1,4 @@
-//! Foundation of all crates: digests, ids, checked names, canonical JSON, and a random generator.
+//! Foundation of all crates: digests, ids, checked and near names, canonical JSON, and a random generator.
 //! Does no input or output.
 
 pub mod canonical;
@@ -6,6 +6,7 @@ pub mod digest;
 pub mod hasher;
 pub mod id;
 pub mod name;
+pub mod nearest;
 pub mod random;
 
 pub use digest::Digest;

@@ -38,15 +38,9 @@ impl Context {
         stopper: Stopper,
     ) -> Result<Self> {
         let _latch = readiness.latch("bus");
-        let (store, instance) = open_store(store, service, &readiness, &stopper).await?;
-        let bus = Bus::connect(nats, &instance, &stopper).await?;
-        Ok(Self {
-            stopper,
-            bus,
-            store,
-            readiness,
-            instance,
-        })
+        let context = Self::open_store_first(nats, store, service, readiness, stopper).await?;
+        context.bus.usable().await?;
+        Ok(context)
     }
 
     /// Opens the store, waiting for it, and a bus that connects in the background.
@@ -69,6 +63,23 @@ impl Context {
             readiness,
             instance,
         })
+    }
+
+    /// Notes in the readiness whether NATS is away, until the stop.
+    ///
+    /// # Errors
+    /// Never: the signature is that of a task.
+    pub async fn note_absences(self) -> Result<()> {
+        let mut presence = self.bus.presence();
+        loop {
+            let away = presence.borrow_and_update().clone();
+            let reason = away.map(|away| format!("{}, since {:.0}", away.reason, away.since));
+            self.readiness.note("NATS", reason);
+            match self.stopper.run(presence.changed()).await {
+                Some(Ok(())) => {}
+                _ => return Ok(()),
+            }
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use object_store::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use togi_common::canonical;
+use togi_common::{canonical, nearest};
 use tokio::io::AsyncReadExt as _;
 
 use crate::config::StoreConfig;
@@ -308,6 +308,13 @@ impl Store {
         let mut names: Vec<String> = names.map(str::to_owned).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// Returns the end of a sentence that names the folder in `folder` that is nearest to a name;
+    /// empty if none is near, or the store does not answer.
+    pub async fn nearest(&self, folder: &Path, name: &str) -> String {
+        let known = self.list_dirs(folder).await.unwrap_or_default();
+        nearest::suggestion(name, known.iter().map(String::as_str))
     }
 
     /// Deletes an object; a missing one counts as deleted.

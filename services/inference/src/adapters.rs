@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use togi_common::{AliasName, Generation};
+use togi_common::{AliasName, Generation, nearest};
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::{Class, Stopper, telemetry};
@@ -98,15 +98,19 @@ impl Adapters {
                 reason: refusal.reason.clone(),
             });
         }
-        let is_known = match &*self.declared.borrow() {
-            Some(declared) => declared.contains_key(alias),
-            None => true, // The store has not been read yet.
-        };
-        Err(if is_known {
-            Error::StillLoading(alias.to_string())
-        } else {
-            Error::UnknownAdapter(alias.to_string())
-        })
+        let declared = self.declared.borrow();
+        match &*declared {
+            Some(declared) if !declared.contains_key(alias) => {
+                let known = declared.keys().map(AliasName::as_str);
+                let near = nearest::suggestion(alias.as_str(), known);
+                Err(Error::UnknownAdapter {
+                    name: alias.to_string(),
+                    near,
+                })
+            }
+            // If it is `None`, the store has not been read yet.
+            _ => Err(Error::StillLoading(alias.to_string())),
+        }
     }
 
     async fn by_digest(&self, generation: Generation) -> Result<Arc<ReadyAdapter>> {

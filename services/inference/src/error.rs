@@ -18,8 +18,13 @@ pub enum Error {
         reason: String,
     },
     /// No such alias or generation.
-    #[error("no alias and no generation is named {0:?}")]
-    UnknownAdapter(String),
+    #[error("no alias and no generation is named {name:?}{near}")]
+    UnknownAdapter {
+        /// The name.
+        name: String,
+        /// The end of the sentence, with a name that is near.
+        near: String,
+    },
     /// The alias is declared, but its adapter cannot be served.
     #[error("adapter {generation} of {name:?} was refused: {reason}")]
     Refused {
@@ -122,11 +127,17 @@ impl Error {
         }
     }
 
+    /// No adapter has this name, and none is near.
+    pub(crate) fn unknown_adapter(name: String) -> Self {
+        let near = String::new();
+        Self::UnknownAdapter { name, near }
+    }
+
     /// Returns the class. It decides the gRPC code, and whether the load of an adapter is repeated.
     pub fn class(&self) -> Class {
         match self {
             Error::Field { .. } | Error::Setting { .. } => Class::InvalidArgument,
-            Error::UnknownAdapter(_) => Class::NotFound,
+            Error::UnknownAdapter { .. } => Class::NotFound,
             Error::Refused { .. } | Error::BadAdapter(_) | Error::Device(_) => {
                 Class::FailedPrecondition
             }
@@ -148,7 +159,7 @@ impl From<togi_base::Error> for Error {
     fn from(error: togi_base::Error) -> Self {
         match error {
             togi_base::Error::NotPublished(generation) => {
-                Error::UnknownAdapter(generation.to_string())
+                Error::unknown_adapter(generation.to_string())
             }
             togi_base::Error::Damaged(reason) => Error::BrokenAdapter(reason),
             togi_base::Error::Runtime(error) => Error::Runtime(error),
