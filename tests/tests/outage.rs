@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use togi_testing::poll_until;
+use togi_testing::{NatsServer, poll_until};
 use togi_tests::{System, workspace};
 
 const RECIPE: &str = r#"
@@ -150,4 +150,47 @@ fn nats_may_die_and_forget_everything() {
         ];
         system.try_togi(&generate).status.success().then_some(())
     });
+}
+
+#[test]
+fn commands_are_answered_while_nats_is_away_and_say_so() {
+    let mut nats = NatsServer::start();
+    let system = System::start(&["--nats", &nats.url()]);
+    prepare(&system);
+    let first = ended(&system, &train(&system));
+    let generation = first["result"].as_str().unwrap();
+    nats.kill();
+
+    let promote = ["adapters", "promote", generation, "--alias", "while-away"];
+    assert!(system.togi(&promote).contains("while-away"));
+    let refused = system.try_togi(&["adapters", "rollback", "while-away"]);
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    poll_until("the adapter to be served by listing", || {
+        let question = ["generate", "--adapter", "while-away", "--raw", "誰"];
+        let words = [&question[..], &["--max-new-tokens", "2"]].concat();
+        system.try_togi(&words).status.success().then_some(())
+    });
+    let asked = ["train", "--recipe", "recipe.toml", "--dataset", "small"];
+    let asked = [&asked[..], &["--alias", "b", "--no-watch"]].concat();
+    let asked = [&asked[..], &["--idempotency-key", "away"]].concat();
+    let job = system.togi_json(&asked)["job"]["id"].clone();
+    let job = job.as_str().unwrap();
+    let shown = system.togi(&["jobs", "show", job]);
+    assert!(
+        shown.contains("waits for") && shown.contains("NATS: "),
+        "{shown}"
+    );
+    let listed = system.togi(&["jobs", "list"]);
+    assert!(listed.contains("waits for NATS: "), "{listed}");
+    let ready = system.get("/readyz");
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    assert!(ready.contains("NATS: "), "{ready}");
+
+    nats.resume();
+    let trained = ended(&system, job);
+    assert_eq!(trained["state"], "JOB_STATE_SUCCEEDED", "{trained}");
+    assert_eq!(trained["result"], first["result"]);
+    assert_eq!(system.togi_json(&asked)["job"]["id"], job);
+    let jobs = system.togi_json(&["jobs", "list"]).to_string();
+    assert_eq!(jobs.matches("JOB_KIND_TRAIN").count(), 2, "{jobs}");
 }

@@ -1,5 +1,5 @@
-//! Foundation of all crates: digests, ids, checked and near names, canonical JSON, and a random generator.
-//! Does no input or output.
+//! Foundation of all crates: digests, ids, checked and near names, canonical JSON, and a random
+//! generator. Does no input or output.
 
 pub mod canonical;
 pub mod digest;

@@ -98,8 +98,10 @@ async fn open_store(
             "stopped before the object store was there",
         )
     };
+    let waits = |error: &Error| readiness.note("store", Some(error.message().to_owned()));
+    let opening = Store::open_noting(config, waits);
     let store = stopper
-        .run(Store::open(config))
+        .run(opening)
         .await
         .ok_or_else(cancelled)?
         .map_err(|error| match error.field() {
@@ -107,6 +109,7 @@ async fn open_store(
             Some("url") => error.with_field("store.url"),
             _ => error,
         })?;
+    readiness.note("store", None);
     Ok((store, instance))
 }
 

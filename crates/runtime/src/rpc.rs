@@ -4,7 +4,7 @@ pub mod client;
 pub mod deadline;
 pub mod page;
 pub mod server;
-pub(crate) mod starting;
+pub mod starting;
 pub mod trace;
 
 /// Flow-control window of one stream, in bytes, at both ends.

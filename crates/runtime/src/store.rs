@@ -57,6 +57,11 @@ impl Store {
     /// A URL or option that is wrong, refused credentials, or a store that lets two writers create
     /// the same object.
     pub async fn open(config: &StoreConfig) -> Result<Self> {
+        Self::open_noting(config, |_| {}).await
+    }
+
+    /// Like [`Store::open`]; `waits` gets each error that is waited out.
+    pub(crate) async fn open_noting(config: &StoreConfig, waits: impl Fn(&Error)) -> Result<Self> {
         let store = Self {
             inner: connect(&config.url, &config.all_options()?)?,
         };
@@ -67,6 +72,7 @@ impl Store {
                 Err(error) if error.class() == Class::Unavailable => {
                     let url = crate::error::scrub(&config.url);
                     tracing::warn!(url, error = error.chain(), "waiting for the object store");
+                    waits(&error);
                 }
                 Err(error) => return Err(error),
             }

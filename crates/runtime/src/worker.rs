@@ -174,6 +174,8 @@ impl<H: Handler> Slot<H> {
         consumer: &jetstream::consumer::PullConsumer,
     ) -> Result<Option<jetstream::Message>> {
         let gone = || Error::unavailable("jobs cannot be pulled");
+        // A pull that is sent late, when nobody waits for it any more, would take a message away.
+        self.jobs.bus().link().connected().await?;
         let pull = async {
             let batch = consumer
                 .batch()

@@ -44,9 +44,10 @@ pub enum Error {
         #[source]
         source: tonic::transport::Error,
     },
-    /// It is not known whether a request was accepted, because its answer did not come; exit code 4.
+    /// The answer to a request did not come, so that it may have been accepted; exit code 4.
     #[error(
-        "{reason}; whether the job is accepted is not known: the same command with --idempotency-key {key} finds it, and never makes a second one"
+        "{reason}; whether the job is accepted is not known: the same command with \
+         --idempotency-key {key} finds it, and never makes a second one"
     )]
     Unclear {
         /// The key of the request.

@@ -68,5 +68,5 @@ impl Rounds {
 
 async fn until(away: &mut watch::Receiver<Option<Away>>, holds: fn(&Option<Away>) -> bool) {
     // The sender lives as long as the bus, which a task has.
-    let _ = away.wait_for(|away| holds(away)).await;
+    let _ = away.wait_for(holds).await;
 }

@@ -25,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When the listener fails.
-pub(crate) async fn serve<T>(
+pub async fn serve<T>(
     listener: TcpListener,
     readiness: &Readiness,
     work: impl Future<Output = T>,
@@ -43,7 +43,9 @@ pub(crate) async fn serve<T>(
     reporter.set_service_status("", waiting).await;
     let readiness = readiness.clone();
     let refuse = move || async move {
-        let waiting = readiness.waiting_for().join(", ");
+        let mut waiting = readiness.waiting_for();
+        waiting.extend(readiness.away());
+        let waiting = waiting.join(", ");
         Status::unavailable(format!("the service is starting; it waits for: {waiting}"))
             .into_http::<Body>()
     };

@@ -36,6 +36,13 @@ async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> T
     call.await.unwrap().into_inner()
 }
 
+async fn list_jobs(process: &Process) -> Vec<Job> {
+    let mut trainer = process.trainer();
+    answer(trainer.list_jobs(ListJobsRequest::default()))
+        .await
+        .jobs
+}
+
 fn waits_for(job: Option<Job>, part: &str) -> Job {
     let job = job.unwrap();
     let wait = job.wait.clone().unwrap_or_default();
@@ -198,8 +205,8 @@ async fn every_call_is_answered(pause: bool) {
         ..asked("questions", 1)
     };
     assert_eq!(process.create(keyed).await, job);
-    let listed = process.trainer().list_jobs(ListJobsRequest::default());
-    let mut states: Vec<JobState> = answer(listed).await.jobs.iter().map(Job::state).collect();
+    let listed = list_jobs(&process).await;
+    let mut states: Vec<JobState> = listed.iter().map(Job::state).collect();
     states.sort();
     use JobState::{Cancelled, Succeeded};
     assert_eq!(
@@ -240,8 +247,7 @@ async fn a_job_says_that_it_waits_for_data_prep_and_goes_on_when_it_is_there() {
     })
     .await;
     assert_eq!(wait.reason, "connection refused");
-    let listed = process.trainer().list_jobs(ListJobsRequest::default());
-    let listed = answer(listed).await.jobs;
+    let listed = list_jobs(&process).await;
     assert_eq!(listed[0].wait.as_ref().unwrap().part, "data-prep");
     assert_eq!(listed[0].state(), JobState::Running);
 
