@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use togi_testing::{NatsServer, poll_until};
-use togi_tests::{System, workspace};
+use togi_tests::{S3, System, workspace};
 
 const RECIPE: &str = r#"
 name = "sixty-steps"
@@ -191,6 +191,48 @@ fn commands_are_answered_while_nats_is_away_and_say_so() {
     assert_eq!(trained["state"], "JOB_STATE_SUCCEEDED", "{trained}");
     assert_eq!(trained["result"], first["result"]);
     assert_eq!(system.togi_json(&asked)["job"]["id"], job);
+    let jobs = system.togi_json(&["jobs", "list"]).to_string();
+    assert_eq!(jobs.matches("JOB_KIND_TRAIN").count(), 2, "{jobs}");
+}
+
+#[test]
+fn commands_are_answered_while_the_store_hangs_and_a_key_makes_one_job() {
+    let s3 = S3::start();
+    let environment: Vec<(&str, &str)> = s3
+        .environment
+        .iter()
+        .filter(|(name, _)| name.starts_with("AWS_"))
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let system = System::start_with(&["--store", "s3://togi"], &environment);
+    prepare(&system);
+    let first = train(&system);
+    ended(&system, &first);
+    s3.pause();
+
+    let asked = ["train", "--recipe", "recipe.toml", "--dataset", "small"];
+    let asked = [&asked[..], &["--alias", "b", "--no-watch"]].concat();
+    let asked = [&asked[..], &["--idempotency-key", "hung"]].concat();
+    let refused = system.try_togi(&asked);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("did not answer within 5.0 s; nothing was queued"),
+        "{said}"
+    );
+    let refused = system.try_togi(&["adapters", "rollback", "a"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    assert!(said.contains("list the aliases before"), "{said}");
+    // NATS has the jobs' records.
+    assert!(system.togi(&["jobs", "list"]).contains(&first));
+    assert!(system.togi(&["jobs", "show", &first]).contains("succeeded"));
+
+    s3.go_on();
+    let job = system.togi_json(&asked)["job"]["id"].clone();
+    assert_eq!(system.togi_json(&asked)["job"]["id"], job);
+    let trained = ended(&system, job.as_str().unwrap());
+    assert_eq!(trained["state"], "JOB_STATE_SUCCEEDED", "{trained}");
     let jobs = system.togi_json(&["jobs", "list"]).to_string();
     assert_eq!(jobs.matches("JOB_KIND_TRAIN").count(), 2, "{jobs}");
 }

@@ -294,3 +294,25 @@ impl Jobs {
         Ok(Some((Record::from_bytes(&value)?, entry.revision)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unclear_acceptance_names_the_key_and_a_clear_refusal_does_not() {
+        let id: JobId = "j1".parse().unwrap();
+        for class in [Class::Unavailable, Class::DeadlineExceeded] {
+            let error = unclear(Error::new(class, "it hangs"), &id, "k1");
+            let says = "whether job j1 is accepted is not known: it hangs; send the request again \
+                        with idempotency_key \"k1\", which never makes a second job";
+            assert_eq!((error.class(), error.message()), (class, says));
+            assert_eq!(error.retry_key(), Some("k1"));
+        }
+        let refused = unclear(Error::invalid("base", "is unknown"), &id, "k1");
+        assert_eq!(
+            (refused.message(), refused.retry_key()),
+            ("is unknown", None)
+        );
+    }
+}

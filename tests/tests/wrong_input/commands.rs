@@ -1,5 +1,5 @@
-//! `commands.jsonl`, the table of commands that are refused: the words, the exit code, and a part of
-//! the message. `@NAME` is a file of [`FILES`], and JOB the id of a job that has ended.
+//! `commands.jsonl`, the table of commands that are refused: the words, the exit code, and a part
+//! of the message. `@NAME` is a file of [`FILES`], and JOB the id of a job that has ended.
 
 use serde_json::Value;
 

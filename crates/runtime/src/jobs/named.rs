@@ -3,6 +3,7 @@
 use togi_common::JobId;
 
 use crate::error::{Class, Error, Result};
+use crate::job::Job;
 use crate::jobs::Jobs;
 use crate::layout;
 
@@ -10,19 +11,20 @@ use crate::layout;
 const SHORTEST_PREFIX: usize = 4;
 
 impl Jobs {
-    /// Returns the id of a job that a text names: an id, or at least its first 4 characters.
+    /// Returns the job that a text names: by its id, or by at least 4 of its first characters.
     ///
     /// # Errors
-    /// `NotFound` with field `job`; `InvalidArgument` if several jobs begin so.
-    pub async fn named(&self, text: &str) -> Result<JobId> {
-        let id: JobId = layout::parse("job", text)?;
-        match self.store.exists(&layout::job_request(&id)).await {
-            Ok(false) => {}
-            Ok(true) => return Ok(id),
-            // NATS may know it.
-            Err(error) if error.class() == Class::Unavailable => return Ok(id),
-            Err(error) => return Err(error),
+    /// `NotFound` with field `job`; `InvalidArgument` if several jobs begin so; as [`Jobs::get`].
+    pub async fn named(&self, text: &str) -> Result<Job> {
+        match self.get(&layout::parse("job", text)?).await {
+            Err(error) if error.class() == Class::NotFound => {}
+            found => return found,
         }
+        self.get(&self.beginning(text).await?).await
+    }
+
+    /// Returns the id of the only job that begins so.
+    async fn beginning(&self, text: &str) -> Result<JobId> {
         let mut ids = self.store.list_dirs(&layout::jobs()).await?;
         ids.retain(|id| text.len() >= SHORTEST_PREFIX && id.starts_with(text));
         match ids.as_slice() {

@@ -59,14 +59,13 @@ impl Service {
 
     /// Returns a preparation. A job of another kind is not found.
     async fn preparation(&self, id: &str) -> Result<(JobId, Job)> {
-        let id = bounded(NOT_KNOWN, self.jobs.named(id)).await?;
-        let job = bounded(NOT_KNOWN, self.jobs.get(&id)).await?;
+        let job = bounded(NOT_KNOWN, self.jobs.named(id)).await?;
         if job.kind != Kind::Prepare {
             return Err(
                 Error::not_found(format!("there is no preparation \"{id}\"")).with_field("job"),
             );
         }
-        Ok((id, job))
+        Ok((job.id.clone(), job))
     }
 
     async fn follow(

@@ -48,11 +48,9 @@ impl TrainerApi {
 
     /// Jobs of other kinds are not ours to show.
     async fn job(&self, id: &str) -> Result<(JobId, Job), Error> {
-        let jobs = self.queue.jobs();
-        let id = bounded(NOT_KNOWN, jobs.named(id)).await?;
-        let job = bounded(NOT_KNOWN, jobs.get(&id)).await?;
+        let job = bounded(NOT_KNOWN, self.queue.jobs().named(id)).await?;
         if job.kind == Kind::Train {
-            return Ok((id, job));
+            return Ok((job.id.clone(), job));
         }
         Err(Error::not_found(format!("there is no training job \"{id}\"")).with_field("job"))
     }
