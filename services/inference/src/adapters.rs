@@ -109,7 +109,10 @@ impl Adapters {
                 })
             }
             // If it is `None`, the store has not been read yet.
-            _ => Err(Error::StillLoading(alias.to_string())),
+            _ => Err(Error::StillLoading {
+                name: alias.to_string(),
+                reason: served.deferred.get(alias).cloned(),
+            }),
         }
     }
 
@@ -187,6 +190,7 @@ impl Adapters {
         self.shelf.change(|served| {
             served.aliases.remove(alias);
             served.refused.remove(alias);
+            served.deferred.remove(alias);
         });
     }
 
@@ -264,6 +268,7 @@ impl Adapters {
         };
         self.shelf.change(|served| {
             served.refused.remove(alias);
+            served.deferred.remove(alias);
             served.aliases.insert(alias.clone(), serving);
         });
         let seconds = declaration.heard.elapsed().as_secs_f64();
@@ -304,6 +309,12 @@ impl Adapters {
         let generation = declaration.generation;
         if verdict == Verdict::Deferred {
             tracing::warn!(%alias, %generation, %error, "adapter is not loaded yet");
+            let reason = error.to_string();
+            if self.shelf.served().deferred.get(alias) != Some(&reason) {
+                self.shelf.change(|served| {
+                    served.deferred.insert(alias.clone(), reason);
+                });
+            }
             return "deferred";
         }
         let refusal = Refusal {

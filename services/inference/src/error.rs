@@ -36,8 +36,13 @@ pub enum Error {
         reason: String,
     },
     /// The alias is declared, and its adapter is not loaded yet.
-    #[error("adapter {0:?} is still loading")]
-    StillLoading(String),
+    #[error("adapter {name:?} is still loading{}", waits(.reason.as_deref()))]
+    StillLoading {
+        /// The alias.
+        name: String,
+        /// Why its last load has failed; `None` if none has.
+        reason: Option<String>,
+    },
     /// Every permit is taken, or the prompts that wait have too many tokens.
     #[error(
         "{active} answers are being written and {waiting} requests with {waiting_tokens} prompt \
@@ -143,7 +148,7 @@ impl Error {
             }
             Error::BrokenAdapter(_) => Class::DataLoss,
             Error::Full { .. } | Error::PoolFull { .. } => Class::ResourceExhausted,
-            Error::StillLoading(_)
+            Error::StillLoading { .. }
             | Error::Stopping
             | Error::BaseLoading
             | Error::NotOnDevice(_) => Class::Unavailable,
@@ -166,6 +171,12 @@ impl From<togi_base::Error> for Error {
             unfit => Error::BadAdapter(with_cause(&unfit)),
         }
     }
+}
+
+fn waits(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| {
+        format!("; it is tried again, because {reason}")
+    })
 }
 
 /// Returns an error and its causes in one line.
@@ -200,5 +211,21 @@ impl From<Error> for togi_runtime::Error {
 impl From<Error> for tonic::Status {
     fn from(error: Error) -> tonic::Status {
         togi_runtime::Error::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_that_is_still_loading_says_what_it_waits_for() {
+        let loading = |reason: Option<&str>| {
+            let (name, reason) = ("a".to_owned(), reason.map(str::to_owned));
+            Error::StillLoading { name, reason }.to_string()
+        };
+        assert_eq!(loading(None), "adapter \"a\" is still loading");
+        let says = "adapter \"a\" is still loading; it is tried again, because the store hangs";
+        assert_eq!(loading(Some("the store hangs")), says);
     }
 }
