@@ -44,16 +44,19 @@ impl Process {
         Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill")
+            .args([signal, &self.0.id().to_string()])
+            .status();
+        assert!(sent.expect("kill runs").success(), "the process is gone");
+    }
+
     /// Sends SIGTERM and waits for the exit.
     ///
     /// # Panics
     /// If the process exits with a failure.
     fn stop(mut self) {
-        let pid = self.0.id().to_string();
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill runs");
+        self.signal("-TERM");
         let status = poll_until("the process to stop", || self.0.try_wait().ok().flatten());
         assert!(status.success(), "the process ended with {status}");
     }
@@ -68,7 +71,7 @@ impl Drop for Process {
 
 /// A SeaweedFS server with one bucket, `togi`.
 pub struct S3 {
-    _server: Process,
+    server: Process,
     _folder: TempDir,
     /// Environment variables for a client.
     pub environment: Vec<(String, String)>,
@@ -133,10 +136,22 @@ impl S3 {
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec();
         Self {
-            _server: server,
+            server,
             _folder: folder,
             environment,
         }
+    }
+}
+
+impl S3 {
+    /// Stops the server without ending it (SIGSTOP): it holds its connections and answers nothing.
+    pub fn pause(&self) {
+        self.server.signal("-STOP");
+    }
+
+    /// Lets a paused server go on (SIGCONT).
+    pub fn go_on(&self) {
+        self.server.signal("-CONT");
     }
 }
 

@@ -1,6 +1,8 @@
 //! A whole system as users run it: the `togi` program as child processes, over a temporary data
 //! folder.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -116,6 +118,24 @@ impl System {
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.data().join("up.log")).unwrap_or_default()
+    }
+
+    /// Returns the admin port's answer to a path, with its headers.
+    ///
+    /// # Panics
+    /// If the port does not answer.
+    #[must_use]
+    pub fn get(&self, path: &str) -> String {
+        let address = self.admin.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).expect("the admin port answers");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .expect("the request is sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
     }
 
     /// Returns the process id of `togi up`.

@@ -6,8 +6,8 @@
 use std::process::Command;
 
 use serde_json::Value;
-use togi_testing::poll_until;
-use togi_tests::{System, workspace};
+use togi_testing::{NatsServer, poll_until};
+use togi_tests::{S3, System, workspace};
 
 const RECIPE: &str = r#"
 name = "sixty-steps"
@@ -150,4 +150,89 @@ fn nats_may_die_and_forget_everything() {
         ];
         system.try_togi(&generate).status.success().then_some(())
     });
+}
+
+#[test]
+fn commands_are_answered_while_nats_is_away_and_say_so() {
+    let mut nats = NatsServer::start();
+    let system = System::start(&["--nats", &nats.url()]);
+    prepare(&system);
+    let first = ended(&system, &train(&system));
+    let generation = first["result"].as_str().unwrap();
+    nats.kill();
+
+    let promote = ["adapters", "promote", generation, "--alias", "while-away"];
+    assert!(system.togi(&promote).contains("while-away"));
+    let refused = system.try_togi(&["adapters", "rollback", "while-away"]);
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    poll_until("the adapter to be served by listing", || {
+        let question = ["generate", "--adapter", "while-away", "--raw", "誰"];
+        let words = [&question[..], &["--max-new-tokens", "2"]].concat();
+        system.try_togi(&words).status.success().then_some(())
+    });
+    let asked = ["train", "--recipe", "recipe.toml", "--dataset", "small"];
+    let asked = [&asked[..], &["--alias", "b", "--no-watch"]].concat();
+    let asked = [&asked[..], &["--idempotency-key", "away"]].concat();
+    let job = system.togi_json(&asked)["job"]["id"].clone();
+    let job = job.as_str().unwrap();
+    let shown = system.togi(&["jobs", "show", job]);
+    assert!(
+        shown.contains("waits for") && shown.contains("NATS: "),
+        "{shown}"
+    );
+    let listed = system.togi(&["jobs", "list"]);
+    assert!(listed.contains("waits for NATS: "), "{listed}");
+    let ready = system.get("/readyz");
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    assert!(ready.contains("NATS: "), "{ready}");
+
+    nats.resume();
+    let trained = ended(&system, job);
+    assert_eq!(trained["state"], "JOB_STATE_SUCCEEDED", "{trained}");
+    assert_eq!(trained["result"], first["result"]);
+    assert_eq!(system.togi_json(&asked)["job"]["id"], job);
+    let jobs = system.togi_json(&["jobs", "list"]).to_string();
+    assert_eq!(jobs.matches("JOB_KIND_TRAIN").count(), 2, "{jobs}");
+}
+
+#[test]
+fn commands_are_answered_while_the_store_hangs_and_a_key_makes_one_job() {
+    let s3 = S3::start();
+    let environment: Vec<(&str, &str)> = s3
+        .environment
+        .iter()
+        .filter(|(name, _)| name.starts_with("AWS_"))
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let system = System::start_with(&["--store", "s3://togi"], &environment);
+    prepare(&system);
+    let first = train(&system);
+    ended(&system, &first);
+    s3.pause();
+
+    let asked = ["train", "--recipe", "recipe.toml", "--dataset", "small"];
+    let asked = [&asked[..], &["--alias", "b", "--no-watch"]].concat();
+    let asked = [&asked[..], &["--idempotency-key", "hung"]].concat();
+    let refused = system.try_togi(&asked);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("did not answer within 5.0 s; nothing was queued"),
+        "{said}"
+    );
+    let refused = system.try_togi(&["adapters", "rollback", "a"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    assert!(said.contains("list the aliases before"), "{said}");
+    // NATS has the jobs' records.
+    assert!(system.togi(&["jobs", "list"]).contains(&first));
+    assert!(system.togi(&["jobs", "show", &first]).contains("succeeded"));
+
+    s3.go_on();
+    let job = system.togi_json(&asked)["job"]["id"].clone();
+    assert_eq!(system.togi_json(&asked)["job"]["id"], job);
+    let trained = ended(&system, job.as_str().unwrap());
+    assert_eq!(trained["state"], "JOB_STATE_SUCCEEDED", "{trained}");
+    let jobs = system.togi_json(&["jobs", "list"]).to_string();
+    assert_eq!(jobs.matches("JOB_KIND_TRAIN").count(), 2, "{jobs}");
 }

@@ -16,6 +16,7 @@ use togi_tests::{S3, program, workspace};
 
 const USAGE: i32 = 2;
 const NOT_FOUND: i32 = 3;
+const UNAVAILABLE: i32 = 4;
 const REFUSED: i32 = 5;
 const CONFIGURATION: i32 = 64;
 const INTERRUPTED: i32 = 130;
@@ -299,6 +300,47 @@ fn a_store_that_may_come_is_waited_for_until_a_signal() {
         started.ends(INTERRUPTED, &[]);
         assert!(!runs(nats), "nats-server {nats} stayed behind");
     }
+}
+
+/// Asks a service for its jobs until the command ends with this code and these words.
+fn jobs_end_with(port: u16, code: i32, says: &str) {
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let folder = tempfile::tempdir().unwrap();
+    poll_until(says, || {
+        let output = Command::new(program())
+            .args(["jobs", "list", "--endpoint", &endpoint])
+            .env("NO_COLOR", "1")
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        (output.status.code() == Some(code) && said.contains(says)).then_some(())
+    });
+}
+
+#[test]
+fn a_service_that_starts_without_a_part_answers_all_the_same() {
+    let (port, endpoint) = (free_port(), format!("http://127.0.0.1:{}", free_port()));
+    let mut command = service("trainer", "s3://togi", "nats://127.0.0.1:1");
+    command
+        .env("TOGI_LISTEN__GRPC", format!("127.0.0.1:{port}"))
+        .envs([
+            ("AWS_ENDPOINT", &*endpoint),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ]);
+    let started = Started::new(command);
+    jobs_end_with(port, UNAVAILABLE, "the service is starting; it waits for: ");
+    drop(started);
+
+    let folder = tempfile::tempdir().unwrap();
+    let store = url::Url::from_directory_path(folder.path()).unwrap();
+    let mut command = service("trainer", store.as_str(), "nats://127.0.0.1:1");
+    let port = free_port();
+    command.env("TOGI_LISTEN__GRPC", format!("127.0.0.1:{port}"));
+    let _started = Started::new(command);
+    jobs_end_with(port, 0, "no jobs yet");
 }
 
 #[test]

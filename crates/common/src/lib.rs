@@ -1,11 +1,12 @@
-//! Foundation of all crates: digests, ids, checked names, canonical JSON, and a random generator.
-//! Does no input or output.
+//! Foundation of all crates: digests, ids, checked and near names, canonical JSON, and a random
+//! generator. Does no input or output.
 
 pub mod canonical;
 pub mod digest;
 pub mod hasher;
 pub mod id;
 pub mod name;
+pub mod nearest;
 pub mod random;
 
 pub use digest::Digest;

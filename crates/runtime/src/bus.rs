@@ -14,11 +14,12 @@ use opentelemetry::metrics::Counter;
 use serde::Serialize;
 use togi_common::JobId;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use crate::bus::connection::{Heard, REQUEST_TIMEOUT, dial, keep_streams, wait_for_streams};
+use crate::bus::connection::{Heard, Keeper, REQUEST_TIMEOUT, Usable, dial};
 use crate::bus::kv::Kv;
+use crate::bus::presence::{Away, Link, observe};
 use crate::config::NatsConfig;
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
@@ -29,7 +30,9 @@ use crate::telemetry::{self, semconv};
 
 mod connection;
 pub mod kv;
+pub mod presence;
 pub mod reader;
+pub mod rounds;
 pub mod streams;
 
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(15);
@@ -46,19 +49,16 @@ struct Inner {
     config: NatsConfig,
     stopper: Stopper,
     connections: watch::Receiver<u64>,
-    refused: watch::Receiver<bool>,
+    usable: watch::Receiver<Usable>,
+    link: Link,
+    undone: watch::Sender<u64>,
     jobs: Kv,
     aliases: Kv,
     policies: Kv,
     replicas: Kv,
     sent: Counter<u64>,
-    keeper: JoinHandle<()>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.keeper.abort();
-    }
+    _keeper: AbortOnDropHandle<()>,
+    _observer: AbortOnDropHandle<()>,
 }
 
 impl Bus {
@@ -71,9 +71,24 @@ impl Bus {
     /// `Cancelled` if the stopper stops first.
     pub async fn connect(config: &NatsConfig, name: &str, stopper: &Stopper) -> Result<Self> {
         let bus = Self::connect_later(config, name, stopper).await?;
-        let refused = bus.0.refused.clone();
-        wait_for_streams(&bus.0.js, config, refused, stopper).await?;
+        bus.usable().await?;
         Ok(bus)
+    }
+
+    /// Waits for the server without limit, and until its streams and buckets are there.
+    ///
+    /// # Errors
+    /// As [`Bus::connect`].
+    pub async fn usable(&self) -> Result<()> {
+        let mut usable = self.0.usable.clone();
+        // The sender's task ends before its value is there only with the process.
+        let stopped = || Error::new(Class::Cancelled, "stopped before NATS was there");
+        let found = usable.wait_for(Option::is_some).await;
+        let found = found.map_err(|_| stopped())?.clone();
+        match found {
+            Some(Err((class, message))) => Err(Error::new(class, message)),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the bus at once and connects in the background, for a process that has work without
@@ -85,34 +100,46 @@ impl Bus {
         install_crypto();
         let (connected, connections) = watch::channel(0u64);
         let (refuses, refused) = watch::channel(false);
+        let (absence, away) = watch::channel(Some(Away::unconnected("it is not connected yet")));
         let heard = Heard {
             connections: connected,
             refused: refuses,
+            away: absence.clone(),
         };
         let client = dial(config, name, heard).await?;
         let mut js = jetstream::new(client.clone());
         js.set_timeout(REQUEST_TIMEOUT);
-        let keeper = keep_streams(
-            js.clone(),
-            config.clone(),
-            connections.clone(),
-            refused.clone(),
-            stopper.clone(),
-        );
+        let (settled, usable) = watch::channel(None);
+        let keeper = Keeper {
+            js: js.clone(),
+            config: config.clone(),
+            connections: connections.clone(),
+            refused,
+            usable: settled,
+            stopper: stopper.clone(),
+        };
+        let observer = observe(js.clone(), connections.clone(), absence, stopper.clone());
+        let link = Link {
+            js: js.clone(),
+            away,
+        };
         Ok(Self(Arc::new(Inner {
             name: name.to_owned(),
             config: config.clone(),
             stopper: stopper.clone(),
-            jobs: Kv::new(&js, streams::JOBS_BUCKET, stopper),
-            aliases: Kv::new(&js, streams::ALIASES_BUCKET, stopper),
-            policies: Kv::new(&js, streams::POLICIES_BUCKET, stopper),
-            replicas: Kv::new(&js, streams::REPLICAS_BUCKET, stopper),
+            jobs: Kv::new(&link, streams::JOBS_BUCKET, stopper),
+            aliases: Kv::new(&link, streams::ALIASES_BUCKET, stopper),
+            policies: Kv::new(&link, streams::POLICIES_BUCKET, stopper),
+            replicas: Kv::new(&link, streams::REPLICAS_BUCKET, stopper),
             sent: telemetry::meter()
                 .u64_counter(semconv::MESSAGING_SENT_MESSAGES)
                 .build(),
-            keeper: tokio::spawn(keeper),
+            _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.keep())),
+            _observer: AbortOnDropHandle::new(tokio::spawn(observer)),
+            undone: watch::Sender::new(0),
+            link,
             connections,
-            refused,
+            usable,
             client,
             js,
         })))
@@ -167,6 +194,10 @@ impl Bus {
         self.0.sent.add(messages, &attributes);
     }
 
+    pub(crate) fn link(&self) -> &Link {
+        &self.0.link
+    }
+
     pub(crate) fn js(&self) -> &jetstream::Context {
         &self.0.js
     }
@@ -177,6 +208,33 @@ impl Bus {
 
     pub(crate) fn connections(&self) -> watch::Receiver<u64> {
         self.0.connections.clone()
+    }
+
+    /// Returns whether NATS answers: `None`, or its absence.
+    #[must_use]
+    pub fn presence(&self) -> watch::Receiver<Option<Away>> {
+        self.0.link.away.clone()
+    }
+
+    /// Runs work that needs NATS, for a moment and within the time of the current call.
+    ///
+    /// # Errors
+    /// The work's; `Unavailable` if NATS does not answer in time. What the work has sent may still
+    /// take effect.
+    pub fn in_a_moment<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+    ) -> impl Future<Output = Result<T>> {
+        self.0.link.in_a_moment(work)
+    }
+
+    /// Says that something in the store has not reached NATS.
+    pub fn leave_undone(&self) {
+        self.0.undone.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn undone(&self) -> watch::Receiver<u64> {
+        self.0.undone.subscribe()
     }
 
     /// Checks that the server and JetStream answer now.
@@ -273,6 +331,7 @@ impl Bus {
     }
 
     async fn send_once(&self, subject: &str, headers: &HeaderMap, body: &Bytes) -> Result<u64> {
+        self.0.link.connected().await?;
         let publish =
             self.0
                 .js
@@ -301,6 +360,7 @@ impl Bus {
     /// `Message::double_ack` is not used, because it succeeds even if no server received the
     /// acknowledgement.
     pub(crate) async fn answer(&self, reply: &Subject, answer: &str) -> Result<()> {
+        self.0.link.connected().await?;
         let request = self
             .0
             .client
@@ -333,6 +393,7 @@ impl Bus {
     /// `Unavailable`.
     pub async fn progress(&self, job: &JobId) -> Result<Option<Bytes>> {
         let gone = "progress cannot be read";
+        self.0.link.connected().await?;
         let stream = self.0.js.get_stream_no_info(events::PROGRESS_STREAM).await;
         let stream = stream.map_err(|error| Error::unavailable(gone).with_source(error))?;
         match stream

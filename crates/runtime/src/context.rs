@@ -38,15 +38,9 @@ impl Context {
         stopper: Stopper,
     ) -> Result<Self> {
         let _latch = readiness.latch("bus");
-        let (store, instance) = open_store(store, service, &readiness, &stopper).await?;
-        let bus = Bus::connect(nats, &instance, &stopper).await?;
-        Ok(Self {
-            stopper,
-            bus,
-            store,
-            readiness,
-            instance,
-        })
+        let context = Self::open_store_first(nats, store, service, readiness, stopper).await?;
+        context.bus.usable().await?;
+        Ok(context)
     }
 
     /// Opens the store, waiting for it, and a bus that connects in the background.
@@ -70,6 +64,23 @@ impl Context {
             instance,
         })
     }
+
+    /// Notes in the readiness whether NATS is away, until the stop.
+    ///
+    /// # Errors
+    /// Never: the signature is that of a task.
+    pub async fn note_absences(self) -> Result<()> {
+        let mut presence = self.bus.presence();
+        loop {
+            let away = presence.borrow_and_update().clone();
+            let reason = away.map(|away| format!("{}, since {:.0}", away.reason, away.since));
+            self.readiness.note("NATS", reason);
+            match self.stopper.run(presence.changed()).await {
+                Some(Ok(())) => {}
+                _ => return Ok(()),
+            }
+        }
+    }
 }
 
 async fn open_store(
@@ -87,8 +98,10 @@ async fn open_store(
             "stopped before the object store was there",
         )
     };
+    let waits = |error: &Error| readiness.note("store", Some(error.message().to_owned()));
+    let opening = Store::open_noting(config, waits);
     let store = stopper
-        .run(Store::open(config))
+        .run(opening)
         .await
         .ok_or_else(cancelled)?
         .map_err(|error| match error.field() {
@@ -96,6 +109,7 @@ async fn open_store(
             Some("url") => error.with_field("store.url"),
             _ => error,
         })?;
+    readiness.note("store", None);
     Ok((store, instance))
 }
 

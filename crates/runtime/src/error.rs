@@ -23,6 +23,7 @@ pub struct Error {
     message: String,
     field: Option<String>,
     retry_after: Option<Duration>,
+    retry_key: Option<String>,
     source: Option<Source>,
 }
 
@@ -34,6 +35,7 @@ impl Error {
             message: message.into(),
             field: None,
             retry_after: None,
+            retry_key: None,
             source: None,
         }
     }
@@ -82,6 +84,14 @@ impl Error {
         self
     }
 
+    /// Says that it is not known whether the request took effect, and with which idempotency key it
+    /// may be repeated.
+    #[must_use]
+    pub fn with_retry_key(mut self, key: impl Into<String>) -> Self {
+        self.retry_key = Some(key.into());
+        self
+    }
+
     /// Keeps the cause, which logs show and clients never see.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Source>) -> Self {
@@ -105,6 +115,12 @@ impl Error {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// Returns the idempotency key with which to repeat a request whose outcome is not known.
+    #[must_use]
+    pub fn retry_key(&self) -> Option<&str> {
+        self.retry_key.as_deref()
     }
 
     /// Returns the sentence for clients.
@@ -169,6 +185,14 @@ mod tests {
         let error = Error::from(Status::from(full));
         assert_eq!(error.class(), Class::ResourceExhausted);
         assert_eq!((error.retry_after(), error.field()), (Some(time), None));
+    }
+
+    #[test]
+    fn a_key_to_ask_again_with_travels_through_a_status() {
+        let unclear = Error::unavailable("unclear").with_retry_key("k1");
+        let error = Error::from(Status::from(unclear));
+        assert_eq!(error.class(), Class::Unavailable);
+        assert_eq!((error.retry_key(), error.field()), (Some("k1"), None));
     }
 
     #[test]

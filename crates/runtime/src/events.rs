@@ -43,6 +43,12 @@ pub fn job_subject(kind: Kind) -> String {
     format!("togi.jobs.{}", kind.name())
 }
 
+/// Returns the name of the consumer from which all workers of a kind pull.
+#[must_use]
+pub fn consumer(kind: Kind) -> String {
+    format!("togi-{}", kind.name())
+}
+
 /// Returns the subject of a kind's dead letters: `togi.dead.train`.
 #[must_use]
 pub fn dead_subject(kind: Kind) -> String {

@@ -79,6 +79,28 @@ impl From<&Error> for Failure {
     }
 }
 
+/// A part that a job waits for, because it is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The part, for example "data-prep".
+    pub part: String,
+    /// Why it is not there, in a sentence.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl Wait {
+    /// Returns a wait that begins now.
+    pub fn new(part: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            part: part.into(),
+            reason: reason.into(),
+            since: Timestamp::now(),
+        }
+    }
+}
+
 /// A job's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
@@ -112,6 +134,8 @@ pub struct Job {
     pub traceparent: String,
     /// Why the gate refused its result; empty if it passed or has no gate.
     pub refusal: String,
+    /// What it waits for; `None` while it works or has ended.
+    pub wait: Option<Wait>,
 }
 
 impl Job {
@@ -134,6 +158,7 @@ impl Job {
             worker: String::new(),
             traceparent: String::new(),
             refusal: String::new(),
+            wait: None,
         }
     }
 }

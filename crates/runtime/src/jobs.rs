@@ -10,13 +10,16 @@ use togi_common::{Hasher, JobId, canonical};
 use crate::bus::Bus;
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
-pub use crate::job::{Failure, Job, Kind, State};
+pub use crate::job::{Failure, Job, Kind, State, Wait};
 use crate::jobs::record::{Envelope, Record};
 use crate::layout;
+use crate::life::deadline::bounded;
 use crate::store::{Store, random_hex};
 use crate::telemetry;
 
+mod away;
 mod end;
+mod named;
 mod query;
 pub mod reconcile;
 pub(crate) mod record;
@@ -47,6 +50,31 @@ pub fn job_id(kind: Kind, idempotency_key: &str) -> Result<JobId> {
     layout::parse("job", &hash.finish().to_string()[..20])
 }
 
+/// Returns the error of [`Jobs::submit`] for a caller: where it is not known whether the job was
+/// accepted, it says so, and with which key to ask again.
+#[must_use]
+pub fn unclear(error: Error, id: &JobId, idempotency_key: &str) -> Error {
+    if !matches!(error.class(), Class::Unavailable | Class::DeadlineExceeded) {
+        return error;
+    }
+    let message = format!(
+        "whether job {id} is accepted is not known: {}; send the request again with \
+         idempotency_key \"{idempotency_key}\", which never makes a second job",
+        error.message()
+    );
+    Error::new(error.class(), message)
+        .with_retry_key(idempotency_key)
+        .with_source(error)
+}
+
+/// Returns a key for a request that has none, so that it can be repeated.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn random_key() -> Result<String> {
+    random_hex()
+}
+
 impl Jobs {
     /// Returns the jobs of this bus and store.
     #[must_use]
@@ -66,22 +94,36 @@ impl Jobs {
     }
 
     /// Accepts a job: writes its request into the store, its record into the bucket, and its
-    /// message into the stream. Each step is idempotent, so a caller repeats the call with the same
-    /// id after an error.
+    /// message into the stream. The job is accepted once the request is written: while NATS is
+    /// away, [`Jobs::keep`] does the rest when it is back. Each step is idempotent, so a caller
+    /// repeats the call with the same id after an error.
     ///
     /// # Errors
-    /// `AlreadyExists` if the id is another request's; `Unavailable`.
+    /// `AlreadyExists` if the id is another request's; those of the store, and then whether the job
+    /// is accepted may be unclear: see [`unclear`].
     pub async fn submit(
         &self,
         kind: Kind,
         id: &JobId,
         request: &(impl Serialize + Sync),
     ) -> Result<Job> {
-        let envelope = self
-            .keep_request(kind, id, serde_json::to_value(request)?)
-            .await?;
-        self.restore(id, &envelope, 0).await?;
-        self.get(id).await
+        let kept = self.keep_request(kind, id, serde_json::to_value(request)?);
+        let envelope = bounded("the request may have been written", kept).await?;
+        let queued = async {
+            self.restore(id, &envelope, 0).await?;
+            self.get_now(id).await
+        };
+        match self.bus.in_a_moment(queued).await {
+            Err(error) if error.class() == Class::Unavailable => {
+                self.bus.leave_undone();
+                tracing::warn!(job = %id, error = error.chain(), "a job is accepted without NATS");
+                let seen = bounded("", self.seen_by_store(id, &error)).await;
+                let accepted = || envelope.to_job(id);
+                let wait = Some(self.absence(&error));
+                seen.or_else(|_| accepted().map(|job| Job { wait, ..job }))
+            }
+            job => job,
+        }
     }
 
     /// Returns the job that was accepted with this id and request, `None` before that. A repeated
@@ -95,7 +137,9 @@ impl Jobs {
         id: &JobId,
         request: &(impl Serialize + Sync),
     ) -> Result<Option<Job>> {
-        if !self.store.exists(&layout::job_request(id)).await? {
+        let key = layout::job_request(id);
+        let known = bounded("nothing was queued", self.store.exists(&key));
+        if !known.await? {
             return Ok(None);
         }
         self.submit(kind, id, request).await.map(Some)
@@ -224,6 +268,7 @@ impl Jobs {
             return Ok(false);
         }
         let gone = "the job stream cannot be read";
+        self.bus.link().connected().await?;
         let stream = self.bus.js().get_stream_no_info(events::JOBS_STREAM).await;
         let stream = stream.map_err(|error| Error::unavailable(gone).with_source(error))?;
         match stream.direct_get(message).await {
@@ -247,5 +292,27 @@ impl Jobs {
             return Ok(None);
         };
         Ok(Some((Record::from_bytes(&value)?, entry.revision)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unclear_acceptance_names_the_key_and_a_clear_refusal_does_not() {
+        let id: JobId = "j1".parse().unwrap();
+        for class in [Class::Unavailable, Class::DeadlineExceeded] {
+            let error = unclear(Error::new(class, "it hangs"), &id, "k1");
+            let says = "whether job j1 is accepted is not known: it hangs; send the request again \
+                        with idempotency_key \"k1\", which never makes a second job";
+            assert_eq!((error.class(), error.message()), (class, says));
+            assert_eq!(error.retry_key(), Some("k1"));
+        }
+        let refused = unclear(Error::invalid("base", "is unknown"), &id, "k1");
+        assert_eq!(
+            (refused.message(), refused.retry_key()),
+            ("is unknown", None)
+        );
     }
 }

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use crate::bus::Bus;
 use crate::config::{self, ListenConfig, NatsConfig, StoreConfig, TelemetryConfig};
 use crate::context::Context;
 use crate::error::{Class, Error, Result};
 use crate::life::crypto::install_crypto;
-use crate::life::readiness::Readiness;
+use crate::life::readiness::{Latch, Readiness};
 use crate::life::stop::Stopper;
 use crate::life::tasks::Tasks;
 use crate::rpc::server::Services;
@@ -31,7 +32,8 @@ pub trait Sections {
     fn telemetry(&self) -> &TelemetryConfig;
     /// Where to listen.
     fn listen(&self) -> &ListenConfig;
-    /// Whether the service has no work before the bus is connected.
+    /// Whether the service is not ready before the bus is connected, and ends if NATS cannot be
+    /// used.
     fn waits_for_bus(&self) -> bool {
         true
     }
@@ -148,12 +150,17 @@ where
         admin::serve(admin_listener, readiness.clone(), stopper.clone()),
     );
     let (nats, store) = (config.nats(), config.store());
-    let context = match config.waits_for_bus() {
-        true => Context::open(nats, store, service, readiness, stopper.clone()).await,
-        false => Context::open_store_first(nats, store, service, readiness, stopper.clone()).await,
-    };
+    let opening =
+        Context::open_store_first(nats, store, service, readiness.clone(), stopper.clone());
+    let opened = rpc::starting::serve(grpc_listener, &readiness, opening).await;
     let started = async {
+        let (grpc_listener, context) = opened?;
         let context = context?;
+        tasks.spawn("NATS", context.clone().note_absences());
+        if config.waits_for_bus() {
+            let latch = context.readiness.latch("bus");
+            tasks.spawn("bus", until_usable(context.bus.clone(), latch));
+        }
         let mut services = Services::new();
         start(config, &context, &mut services, &mut tasks).await?;
         drop(starting);
@@ -169,6 +176,19 @@ where
     stopper.stop();
     let joined = tasks.join().await;
     result.and(joined)
+}
+
+/// Waits until the bus can be used.
+///
+/// # Errors
+/// Those that no wait mends.
+async fn until_usable(bus: Bus, latch: Latch) -> Result<()> {
+    let usable = bus.usable().await;
+    drop(latch);
+    match usable {
+        Err(error) if error.class() == Class::Cancelled => Ok(()),
+        usable => usable,
+    }
 }
 
 /// Binds a port.

@@ -14,7 +14,7 @@ use object_store::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use togi_common::canonical;
+use togi_common::{canonical, nearest};
 use tokio::io::AsyncReadExt as _;
 
 use crate::config::StoreConfig;
@@ -58,6 +58,11 @@ impl Store {
     /// A URL or option that is wrong, refused credentials, or a store that lets two writers create
     /// the same object.
     pub async fn open(config: &StoreConfig) -> Result<Self> {
+        Self::open_noting(config, |_| {}).await
+    }
+
+    /// Like [`Store::open`]; `waits` gets each error that is waited out.
+    pub(crate) async fn open_noting(config: &StoreConfig, waits: impl Fn(&Error)) -> Result<Self> {
         let store = Self {
             inner: connect(&config.url, &config.all_options()?)?,
         };
@@ -68,6 +73,7 @@ impl Store {
                 Err(error) if error.class() == Class::Unavailable => {
                     let url = crate::error::scrub(&config.url);
                     tracing::warn!(url, error = error.chain(), "waiting for the object store");
+                    waits(&error);
                 }
                 Err(error) => return Err(error),
             }
@@ -309,6 +315,13 @@ impl Store {
         let mut names: Vec<String> = names.map(str::to_owned).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// Returns the end of a sentence that names the folder in `folder` that is nearest to a name;
+    /// empty if none is near, or the store does not answer.
+    pub async fn nearest(&self, folder: &Path, name: &str) -> String {
+        let known = self.list_dirs(folder).await.unwrap_or_default();
+        nearest::suggestion(name, known.iter().map(String::as_str))
     }
 
     /// Deletes an object; a missing one counts as deleted.

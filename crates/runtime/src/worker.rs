@@ -148,7 +148,7 @@ impl<H: Handler> Slot<H> {
         let bus = self.jobs.bus();
         let kind = H::KIND.name();
         let config = pull::Config {
-            durable_name: Some(format!("togi-{kind}")),
+            durable_name: Some(events::consumer(H::KIND)),
             description: Some(format!("workers of {kind} jobs")),
             filter_subject: events::job_subject(H::KIND),
             ack_wait: bus.config().ack_wait(),
@@ -174,6 +174,8 @@ impl<H: Handler> Slot<H> {
         consumer: &jetstream::consumer::PullConsumer,
     ) -> Result<Option<jetstream::Message>> {
         let gone = || Error::unavailable("jobs cannot be pulled");
+        // A pull that is sent late, when nobody waits for it any more, would take a message away.
+        self.jobs.bus().link().connected().await?;
         let pull = async {
             let batch = consumer
                 .batch()

@@ -95,6 +95,30 @@ impl NatsServer {
         );
     }
 
+    /// Stops the server without ending it (SIGSTOP): it holds its connections and answers nothing.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a paused server go on (SIGCONT).
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let child = self.child.as_ref().expect("the server runs");
+        let sent = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status();
+        assert!(sent.expect("kill runs").success(), "the server is gone");
+    }
+
     /// Deletes all JetStream data. Call [`NatsServer::kill`] first.
     ///
     /// # Panics

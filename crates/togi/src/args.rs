@@ -23,9 +23,10 @@ Examples:
   togi generate --adapter mine --instruction 富士山の高さは？";
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 refused,
-64 bad configuration, 130 interrupted. Data goes to standard output, messages and progress to
-standard error.";
+Exit codes: 0 done, 1 failed (a job too), 2 a wrong value on the command line or in a request,
+3 not found, 4 unavailable or not answered in time, 5 refused by a gate or by the state of things,
+64 a wrong file (settings, recipe, policy, pipeline, a line of local input), 130 interrupted.
+Data goes to standard output, messages and progress to standard error.";
 
 /// Togi tailors a Japanese language model to its owner's data and serves the result.
 #[derive(Debug, Parser)]

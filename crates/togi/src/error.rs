@@ -10,6 +10,9 @@ use tonic_types::StatusExt;
 /// The result of the library's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The beginning of the message for an answer that did not come.
+const BROKEN: &str = "the connection to the service broke";
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -41,6 +44,17 @@ pub enum Error {
         #[source]
         source: tonic::transport::Error,
     },
+    /// The answer to a request did not come, so that it may have been accepted; exit code 4.
+    #[error(
+        "{reason}; whether the job is accepted is not known: the same command with \
+         --idempotency-key {key} finds it, and never makes a second one"
+    )]
+    Unclear {
+        /// The key of the request.
+        key: String,
+        /// Why the answer did not come.
+        reason: String,
+    },
     /// A job did not succeed.
     #[error("job {job} {state}{}", .reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     Job {
@@ -61,6 +75,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// Something that a name stands for does not exist; exit code 3.
+    #[error("{0}")]
+    Missing(String),
     /// A local file or folder cannot be used for its purpose; exit code 5.
     #[error("{what} {}: {source}", .path.display())]
     Unfit {
@@ -99,7 +116,8 @@ impl Error {
             Self::Closed => 0,
             Self::Failed(_) | Self::Terminal(_) => 1,
             Self::Usage(_) => 2,
-            Self::NoAnswer { .. } | Self::Unavailable(_) => 4,
+            Self::NoAnswer { .. } | Self::Unavailable(_) | Self::Unclear { .. } => 4,
+            Self::Missing(_) => 3,
             Self::Unfit { .. } => 5,
             Self::Configuration(_) => 64,
             Self::Interrupted(_) => 130,
@@ -153,6 +171,18 @@ impl Error {
         }
     }
 
+    /// Returns this error, or if the answer to a request with this key did not come, the error that
+    /// says how to ask again.
+    pub fn of_request(self, key: &str) -> Self {
+        match self {
+            Self::Service { message, .. } if message.starts_with(BROKEN) => Self::Unclear {
+                key: key.to_owned(),
+                reason: message,
+            },
+            error => error,
+        }
+    }
+
     /// Whether a service reported that something does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(
@@ -169,7 +199,7 @@ impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
         // Only a status made by the client has a source: the service sent no status.
         if let Some(cause) = std::error::Error::source(&status) {
-            let message = format!("the connection to the service broke ({cause})");
+            let message = format!("{BROKEN} ({cause})");
             return Self::Service {
                 code: Code::Unavailable,
                 message,
@@ -249,6 +279,7 @@ mod tests {
             (Error::Configuration("x".into()), 64),
             (Error::unfit("base", "x", "it is none"), 5),
             (Error::Interrupted(String::new()), 130),
+            (service(Code::Unavailable).of_request("k"), 4),
             (Error::file("x", io::ErrorKind::NotFound.into()), 3),
             (Error::file("x", io::ErrorKind::PermissionDenied.into()), 1),
             (Error::from(io::Error::from(io::ErrorKind::BrokenPipe)), 0),
@@ -256,6 +287,23 @@ mod tests {
         for (error, code) in table {
             assert_eq!(error.exit_code(), code, "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_request_without_an_answer_says_how_to_ask_again() {
+        let broken = Error::Service {
+            code: Code::Unavailable,
+            message: format!("{BROKEN} (reset)"),
+            field: String::new(),
+        };
+        let error = broken.of_request("k1");
+        assert_eq!(error.exit_code(), 4);
+        assert!(
+            error.to_string().contains("--idempotency-key k1"),
+            "{error}"
+        );
+        let answered = service(Code::NotFound).of_request("k1");
+        assert!(answered.is_not_found());
     }
 
     #[test]

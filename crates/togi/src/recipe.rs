@@ -2,9 +2,11 @@
 //! recipe may also be given by its name or its file's path.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use togi_common::nearest;
 use togi_proto::trainer::v1::{Policy, Recipe};
 
 use crate::embedded;
@@ -27,7 +29,28 @@ fn recipe_in(folder: &Path, name: &Path) -> Result<Recipe> {
         .filter(|_| !path.exists());
     match embedded {
         Some(text) => parse(name, text),
-        None => parse(&path, &read(&path)?),
+        None => parse(
+            &path,
+            &read(&path).map_err(|error| with_names(name, error))?,
+        ),
+    }
+}
+
+/// Names the embedded recipes in the error of a missing file that could be one of them.
+fn with_names(name: &Path, error: Error) -> Error {
+    let text = name.to_string_lossy();
+    match &error {
+        Error::File { source, .. }
+            if source.kind() == io::ErrorKind::NotFound && !text.contains('/') =>
+        {
+            let names = embedded::RECIPES.map(|(name, _)| name);
+            let near = nearest::suggestion(&text, names);
+            let known = names.join(", ");
+            Error::Missing(format!(
+                "{text}: neither a file nor one of the recipes {known}{near}"
+            ))
+        }
+        _ => error,
     }
 }
 
@@ -167,9 +190,12 @@ mod tests {
         for name in embedded::RECIPES.iter().map(|(name, _)| name) {
             assert_eq!(recipe(Path::new(name)).unwrap().name, *name);
         }
-        assert_eq!(
-            recipe(Path::new("no-such-recipe")).unwrap_err().exit_code(),
-            3
-        );
+        let missing = recipe(Path::new("demo-cp")).unwrap_err();
+        assert_eq!(missing.exit_code(), 3);
+        let says = "demo-cp: neither a file nor one of the recipes demo-cpu, rinna-3.6b-article, \
+                    rinna-3.6b-a100, rinna-3.6b-bf16; did you mean \"demo-cpu\"?";
+        assert_eq!(missing.to_string(), says);
+        let path = recipe(Path::new("recipes/none.toml")).unwrap_err();
+        assert!(matches!(path, Error::File { .. }), "{path}");
     }
 }

@@ -88,8 +88,20 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
         OwnNats::new(guard, &stopper, hold)
     });
 
-    let context = match connect(&configs.nats(&state.nats.url), &store_config, &stopper).await {
-        Ok(context) => context,
+    let readiness = Readiness::new();
+    let _starting = readiness.latch("starting");
+    let mut tasks = Tasks::new(&stopper);
+    let admin = admin::serve(admin_port, readiness.clone(), stopper.clone());
+    tasks.spawn("admin", admin);
+    let nats_config = configs.nats(&state.nats.url);
+    let connecting = connect(&nats_config, &store_config, readiness.clone(), &stopper);
+    // Calls are answered with what is waited for.
+    let connected = rpc::starting::serve(grpc_port, &readiness, connecting).await;
+    let connected = connected
+        .map_err(Error::from)
+        .and_then(|(port, context)| Ok((port, context?)));
+    let (grpc_port, context) = match connected {
+        Ok(connected) => connected,
         Err(error) => {
             end_nats(nats).await;
             UpState::remove(folder.path());
@@ -98,12 +110,12 @@ pub async fn start(options: Options, stopper: Stopper) -> Result<Running> {
     };
     let mut running = Running {
         state,
-        tasks: Tasks::new(&stopper),
+        tasks,
         context,
         nats,
         folder,
     };
-    match running.serve(configs, grpc_port, admin_port).await {
+    match running.serve(configs, grpc_port).await {
         Ok(()) => Ok(running),
         Err(error) => {
             stopper.stop();
@@ -157,12 +169,7 @@ impl Running {
         self.wait().await
     }
 
-    async fn serve(
-        &mut self,
-        configs: service::Configs,
-        grpc_port: TcpListener,
-        admin_port: TcpListener,
-    ) -> Result<()> {
+    async fn serve(&mut self, configs: service::Configs, grpc_port: TcpListener) -> Result<()> {
         let mut services = rpc::server::Services::new();
         let latch = self.context.readiness.latch("services");
         service::start(configs, &self.context, &mut services, &mut self.tasks).await?;
@@ -171,11 +178,8 @@ impl Running {
         self.tasks.spawn("grpc", async move {
             rpc::server::serve(grpc_port, services, &context.readiness, &context.stopper).await
         });
-        let Context {
-            readiness, stopper, ..
-        } = self.context.clone();
         self.tasks
-            .spawn("admin", admin::serve(admin_port, readiness, stopper));
+            .spawn("NATS", self.context.clone().note_absences());
         Ok(())
     }
 }
@@ -210,8 +214,13 @@ fn store_config(file: &File, folder: &DataFolder) -> Result<StoreConfig> {
     }
 }
 
-async fn connect(nats: &NatsConfig, store: &StoreConfig, stopper: &Stopper) -> Result<Context> {
-    Ok(Context::open(nats, store, "togi-up", Readiness::new(), stopper.clone()).await?)
+async fn connect(
+    nats: &NatsConfig,
+    store: &StoreConfig,
+    readiness: Readiness,
+    stopper: &Stopper,
+) -> Result<Context> {
+    Ok(Context::open(nats, store, "togi-up", readiness, stopper.clone()).await?)
 }
 
 /// What it takes to keep nats-server alive.

@@ -74,7 +74,14 @@ impl Catalog {
                 create_time: None,
                 manifest: self.manifest(*id).await?,
             }),
-            Asked::Name(name) => self.newest(name).await?.ok_or_else(|| absent(name)),
+            Asked::Name(name) => match self.newest(name).await? {
+                Some(named) => Ok(named),
+                None => {
+                    let near = self.store.nearest(&layout::names(), name).await;
+                    let message = format!("no data set {name:?}{near}");
+                    Err(Error::not_found("dataset", message))
+                }
+            },
         }
     }
 

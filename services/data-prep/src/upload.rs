@@ -3,19 +3,25 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tempfile::NamedTempFile;
 use togi_common::Hasher;
+use togi_runtime::life::deadline::{bounded, bounded_by_caller};
 use togi_runtime::{Class, Store, layout};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 
 /// Most bytes of one message.
 const MAX_CHUNK_BYTES: usize = 1 << 20;
+/// A silence of the client after which its upload ends, because it holds a place.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Messages that may wait for the disk.
 const IN_FLIGHT: usize = 4;
 
@@ -42,10 +48,17 @@ pub(crate) async fn take(
     // A client's error comes here: the writer only saw an end of the chunks.
     let bytes = sent?;
     let key = layout::upload(&hash);
-    if !store.exists(&key).await? {
-        store.put_file(&key, file.path()).await?;
+    let outcome = "the upload may have been stored; the same one again is safe";
+    if !bounded(outcome, store.exists(&key)).await? {
+        bounded_by_caller(outcome, store.put_file(&key, file.path())).await?;
     }
     Ok(Uploaded { id: hash, bytes })
+}
+
+fn silent(_: Elapsed) -> Error {
+    let seconds = SILENCE.as_secs();
+    let message = format!("nothing has come for {seconds} s, and nothing was stored; upload again");
+    togi_runtime::Error::new(Class::DeadlineExceeded, message).into()
 }
 
 async fn send(
@@ -55,7 +68,7 @@ async fn send(
 ) -> Result<u64> {
     let mut chunks = std::pin::pin!(chunks);
     let mut total = 0;
-    while let Some(chunk) = chunks.next().await {
+    while let Some(chunk) = timeout(SILENCE, chunks.next()).await.map_err(silent)? {
         let chunk = chunk?;
         if chunk.len() > MAX_CHUNK_BYTES {
             let text = format!("chunk must have at most {MAX_CHUNK_BYTES} bytes");

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use togi_common::{AliasName, Generation};
+use togi_common::{AliasName, Generation, nearest};
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::registry::revisions::BaseMismatch;
 use togi_runtime::{Class, Stopper, telemetry};
@@ -98,15 +98,22 @@ impl Adapters {
                 reason: refusal.reason.clone(),
             });
         }
-        let is_known = match &*self.declared.borrow() {
-            Some(declared) => declared.contains_key(alias),
-            None => true, // The store has not been read yet.
-        };
-        Err(if is_known {
-            Error::StillLoading(alias.to_string())
-        } else {
-            Error::UnknownAdapter(alias.to_string())
-        })
+        let declared = self.declared.borrow();
+        match &*declared {
+            Some(declared) if !declared.contains_key(alias) => {
+                let known = declared.keys().map(AliasName::as_str);
+                let near = nearest::suggestion(alias.as_str(), known);
+                Err(Error::UnknownAdapter {
+                    name: alias.to_string(),
+                    near,
+                })
+            }
+            // If it is `None`, the store has not been read yet.
+            _ => Err(Error::StillLoading {
+                name: alias.to_string(),
+                reason: served.deferred.get(alias).cloned(),
+            }),
+        }
     }
 
     async fn by_digest(&self, generation: Generation) -> Result<Arc<ReadyAdapter>> {
@@ -183,6 +190,7 @@ impl Adapters {
         self.shelf.change(|served| {
             served.aliases.remove(alias);
             served.refused.remove(alias);
+            served.deferred.remove(alias);
         });
     }
 
@@ -260,6 +268,7 @@ impl Adapters {
         };
         self.shelf.change(|served| {
             served.refused.remove(alias);
+            served.deferred.remove(alias);
             served.aliases.insert(alias.clone(), serving);
         });
         let seconds = declaration.heard.elapsed().as_secs_f64();
@@ -300,6 +309,12 @@ impl Adapters {
         let generation = declaration.generation;
         if verdict == Verdict::Deferred {
             tracing::warn!(%alias, %generation, %error, "adapter is not loaded yet");
+            let reason = error.to_string();
+            if self.shelf.served().deferred.get(alias) != Some(&reason) {
+                self.shelf.change(|served| {
+                    served.deferred.insert(alias.clone(), reason);
+                });
+            }
             return "deferred";
         }
         let refusal = Refusal {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use togi_base::CheckedBase;
 use togi_base::checked::Fetched;
 use togi_model::{DeviceName, Engine, Precision};
-use togi_runtime::Stopper;
+use togi_runtime::Context;
 use togi_runtime::config::BaseConfig;
 use togi_runtime::life::backoff::Backoff;
 use togi_tokens::Tokenizer;
@@ -48,9 +48,10 @@ pub(crate) async fn load(
     config: &BaseConfig,
     choice: DeviceChoice,
     cache: &Path,
-    stopper: &Stopper,
+    context: &Context,
 ) -> Result<Option<Loaded>> {
     let DeviceChoice { device, precision } = choice;
+    let (stopper, readiness) = (&context.stopper, &context.readiness);
     let mut backoff = BACKOFF;
     loop {
         let fetching = CheckedBase::fetch(config, cache, device, precision);
@@ -58,13 +59,17 @@ pub(crate) async fn load(
             return Ok(None);
         };
         match fetched {
-            Ok(fetched) => return start(name, fetched, choice).await.map(Some),
+            Ok(fetched) => {
+                readiness.note("base", None);
+                return start(name, fetched, choice).await.map(Some);
+            }
             Err(error) if error.retryable() => {
                 tracing::warn!(
                     base = name,
                     error = with_cause(&error),
                     "base cannot be reached; waiting"
                 );
+                readiness.note("base", Some(error.to_string()));
             }
             Err(error) => return Err(error.of_base(name).into()),
         }

@@ -18,8 +18,13 @@ pub enum Error {
         reason: String,
     },
     /// No such alias or generation.
-    #[error("no alias and no generation is named {0:?}")]
-    UnknownAdapter(String),
+    #[error("no alias and no generation is named {name:?}{near}")]
+    UnknownAdapter {
+        /// The name.
+        name: String,
+        /// The end of the sentence, with a name that is near.
+        near: String,
+    },
     /// The alias is declared, but its adapter cannot be served.
     #[error("adapter {generation} of {name:?} was refused: {reason}")]
     Refused {
@@ -31,8 +36,13 @@ pub enum Error {
         reason: String,
     },
     /// The alias is declared, and its adapter is not loaded yet.
-    #[error("adapter {0:?} is still loading")]
-    StillLoading(String),
+    #[error("adapter {name:?} is still loading{}", waits(.reason.as_deref()))]
+    StillLoading {
+        /// The alias.
+        name: String,
+        /// Why its last load has failed; `None` if none has.
+        reason: Option<String>,
+    },
     /// Every permit is taken, or the prompts that wait have too many tokens.
     #[error(
         "{active} answers are being written and {waiting} requests with {waiting_tokens} prompt \
@@ -122,17 +132,23 @@ impl Error {
         }
     }
 
+    /// No adapter has this name, and none is near.
+    pub(crate) fn unknown_adapter(name: String) -> Self {
+        let near = String::new();
+        Self::UnknownAdapter { name, near }
+    }
+
     /// Returns the class. It decides the gRPC code, and whether the load of an adapter is repeated.
     pub fn class(&self) -> Class {
         match self {
             Error::Field { .. } | Error::Setting { .. } => Class::InvalidArgument,
-            Error::UnknownAdapter(_) => Class::NotFound,
+            Error::UnknownAdapter { .. } => Class::NotFound,
             Error::Refused { .. } | Error::BadAdapter(_) | Error::Device(_) => {
                 Class::FailedPrecondition
             }
             Error::BrokenAdapter(_) => Class::DataLoss,
             Error::Full { .. } | Error::PoolFull { .. } => Class::ResourceExhausted,
-            Error::StillLoading(_)
+            Error::StillLoading { .. }
             | Error::Stopping
             | Error::BaseLoading
             | Error::NotOnDevice(_) => Class::Unavailable,
@@ -148,13 +164,19 @@ impl From<togi_base::Error> for Error {
     fn from(error: togi_base::Error) -> Self {
         match error {
             togi_base::Error::NotPublished(generation) => {
-                Error::UnknownAdapter(generation.to_string())
+                Error::unknown_adapter(generation.to_string())
             }
             togi_base::Error::Damaged(reason) => Error::BrokenAdapter(reason),
             togi_base::Error::Runtime(error) => Error::Runtime(error),
             unfit => Error::BadAdapter(with_cause(&unfit)),
         }
     }
+}
+
+fn waits(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| {
+        format!("; it is tried again, because {reason}")
+    })
 }
 
 /// Returns an error and its causes in one line.
@@ -189,5 +211,21 @@ impl From<Error> for togi_runtime::Error {
 impl From<Error> for tonic::Status {
     fn from(error: Error) -> tonic::Status {
         togi_runtime::Error::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_that_is_still_loading_says_what_it_waits_for() {
+        let loading = |reason: Option<&str>| {
+            let (name, reason) = ("a".to_owned(), reason.map(str::to_owned));
+            Error::StillLoading { name, reason }.to_string()
+        };
+        assert_eq!(loading(None), "adapter \"a\" is still loading");
+        let says = "adapter \"a\" is still loading; it is tried again, because the store hangs";
+        assert_eq!(loading(Some("the store hangs")), says);
     }
 }

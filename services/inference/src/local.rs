@@ -107,7 +107,7 @@ impl Local {
     /// [`Error::UnknownAdapter`] for a request that names one; those of [`Admission::answer`].
     pub(crate) async fn answer(&self, request: Request) -> Result<Events> {
         if request.answerer != Answerer::Base {
-            return Err(Error::UnknownAdapter(request.answerer.name()));
+            return Err(Error::unknown_adapter(request.answerer.name()));
         }
         let caller = Caller {
             client: "local".into(),

@@ -139,7 +139,8 @@ impl Replica {
             .map_err(|error| Error::Broken(format!("opening the device: {error}")))?
             .map_err(Error::Device)?;
         let cache = &self.config.cache;
-        let Some(loaded) = base::load(name, base_config, choice, cache, &stopper).await? else {
+        let Some(loaded) = base::load(name, base_config, choice, cache, &self.context).await?
+        else {
             return Ok(());
         };
         let metrics = Metrics::new();

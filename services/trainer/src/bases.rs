@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use togi_base::CheckedBase;
 use togi_base::checked::Fetched;
+use togi_common::nearest;
 use togi_model::memory::weights;
 use togi_model::{Base, Config, Device, DeviceName, Engine, Gpu, Precision};
 use togi_runtime::config::{BaseConfig, BasesConfig};
@@ -257,7 +258,8 @@ impl Bases {
             } else {
                 known.join(", ")
             };
-            let message = format!("base {name:?} is not configured; configured are: {known}");
+            let near = nearest::suggestion(name, self.0.bases.keys().map(String::as_str));
+            let message = format!("base {name:?} is not configured; configured are: {known}{near}");
             togi_runtime::Error::not_found(message)
                 .with_field("base")
                 .into()

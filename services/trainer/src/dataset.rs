@@ -17,7 +17,7 @@ pub(crate) async fn find(store: &Store, dataset: &str) -> Result<DatasetManifest
     layout::validate_name("dataset", dataset)?;
     match newest(store, dataset).await? {
         Some((_, revision)) => manifest(store, revision.dataset).await,
-        None => Err(unknown(dataset)),
+        None => Err(unknown(store, dataset).await),
     }
 }
 
@@ -58,14 +58,17 @@ pub(crate) async fn manifest(store: &Store, id: DatasetId) -> Result<DatasetMani
     let path = layout::dataset_manifest(id);
     match store.get(&path).await {
         Ok(bytes) => Ok(DatasetManifest::from_json(&bytes)?),
-        Err(error) if error.class() == Class::NotFound => Err(unknown(&id.to_string())),
+        Err(error) if error.class() == Class::NotFound => {
+            Err(unknown(store, &id.to_string()).await)
+        }
         Err(error) => Err(error.into()),
     }
 }
 
 /// The error of a data set that is not there.
-pub(crate) fn unknown(dataset: &str) -> Error {
-    togi_runtime::Error::not_found(format!("dataset {dataset:?} does not exist"))
+pub(crate) async fn unknown(store: &Store, dataset: &str) -> Error {
+    let near = store.nearest(&layout::names(), dataset).await;
+    togi_runtime::Error::not_found(format!("dataset {dataset:?} does not exist{near}"))
         .with_field("dataset")
         .into()
 }

@@ -1,6 +1,7 @@
 //! From a request to a queued job: checked, stored, then announced.
 
-use togi_runtime::jobs::{Job, Kind, job_id};
+use togi_runtime::jobs::{Job, Kind, job_id, unclear};
+use togi_runtime::life::deadline::{bounded, bounded_by_caller};
 use togi_runtime::{Class, JobId, Jobs};
 use tracing::info;
 
@@ -9,6 +10,8 @@ use crate::fit::MemoryPlan;
 use crate::policies::policy;
 use crate::request::{Asked, JobRequest};
 use crate::submission::{Admission, Checked};
+
+const NOTHING_QUEUED: &str = "nothing was queued";
 
 /// An accepted request.
 #[derive(Clone, Debug)]
@@ -60,11 +63,12 @@ impl Queue {
         if let Asked::Parts(request) = asked {
             self.admission.check_form(request)?;
         }
-        let id = job_id(Kind::Train, asked.idempotency_key())?;
+        let key = asked.idempotency_key();
+        let id = job_id(Kind::Train, key)?;
         if let Some(known) = self.known(&id, asked, mode).await? {
             return Ok(known);
         }
-        let checked = self.check(asked).await?;
+        let checked = bounded_by_caller(NOTHING_QUEUED, self.check(asked)).await?;
         let (plan, steps) = (Some(checked.plan), checked.request.steps);
         if mode == Mode::Validate {
             return Ok(Accepted {
@@ -84,6 +88,7 @@ impl Queue {
                 .known(&id, asked, mode)
                 .await?
                 .ok_or(Error::Runtime(error)),
+            Err(Error::Runtime(error)) => Err(unclear(error, &id, key).into()),
             Err(error) => Err(error),
         }
     }
@@ -108,7 +113,8 @@ impl Queue {
     }
 
     async fn check(&self, asked: &Asked) -> Result<Checked> {
-        let resolved = policy::resolve(&self.admission.store, asked).await?;
+        let resolving = policy::resolve(&self.admission.store, asked);
+        let resolved = bounded(NOTHING_QUEUED, resolving).await?;
         self.admission.check(&resolved).await
     }
 
@@ -116,7 +122,7 @@ impl Queue {
         if asked.idempotency_key().is_empty() {
             return Ok(None);
         }
-        let known = match self.request(id).await {
+        let known = match bounded(NOTHING_QUEUED, self.request(id)).await {
             Ok(known) => known,
             Err(error) if error.class() == Class::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -132,7 +138,8 @@ impl Queue {
                 .with_field("idempotency_key")
                 .into());
         }
-        let plan = self.check(asked).await.ok().map(|checked| checked.plan);
+        let checking = bounded(NOTHING_QUEUED, self.check(asked));
+        let plan = checking.await.ok().map(|checked| checked.plan);
         if mode == Mode::Validate {
             return Ok(Some(Accepted {
                 job: None,
@@ -141,7 +148,8 @@ impl Queue {
             }));
         }
         // The process that accepted it may have died before it published the job's message.
-        let job = self.jobs.submit(Kind::Train, id, &known).await?;
+        let submitted = self.jobs.submit(Kind::Train, id, &known).await;
+        let job = submitted.map_err(|error| unclear(error, id, asked.idempotency_key()))?;
         Ok(Some(Accepted {
             job: Some(job),
             plan,

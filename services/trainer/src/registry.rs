@@ -51,14 +51,25 @@ pub(crate) async fn list(store: &Store) -> Result<Vec<Published>> {
 /// # Errors
 /// `NotFound` with field `adapter`; `InvalidArgument` for digits that fit several.
 pub(crate) async fn find(store: &Store, aliases: &Aliases, name: &str) -> Result<Published> {
-    let unknown = || {
-        togi_runtime::Error::not_found(format!("adapter {name:?} does not exist"))
-            .with_field("adapter")
+    let unknown = async || {
+        let near = store.nearest(&layout::aliases(), name).await;
+        let message = if is_short_prefix(name) {
+            format!(
+                "adapter {name:?} does not exist; a generation is named by at least \
+                 {SHORTEST_PREFIX} of its digits{near}"
+            )
+        } else {
+            format!("adapter {name:?} does not exist{near}")
+        };
+        togi_runtime::Error::not_found(message).with_field("adapter")
     };
     if let Ok(generation) = name.parse() {
         return match store.head(&layout::adapter_manifest(generation)).await {
-            Ok(object) => manifest_of(&object).ok_or_else(|| unknown().into()),
-            Err(error) if error.class() == Class::NotFound => Err(unknown().into()),
+            Ok(object) => match manifest_of(&object) {
+                Some(published) => Ok(published),
+                None => Err(unknown().await.into()),
+            },
+            Err(error) if error.class() == Class::NotFound => Err(unknown().await.into()),
             Err(error) => Err(error.into()),
         };
     }
@@ -68,7 +79,10 @@ pub(crate) async fn find(store: &Store, aliases: &Aliases, name: &str) -> Result
         let named = published
             .into_iter()
             .find(|published| published.generation == alias.generation());
-        return named.ok_or_else(|| unknown().into());
+        return match named {
+            Some(published) => Ok(published),
+            None => Err(unknown().await.into()),
+        };
     }
     let prefix = name.len() >= SHORTEST_PREFIX && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     let mut fitting = published
@@ -80,8 +94,14 @@ pub(crate) async fn find(store: &Store, aliases: &Aliases, name: &str) -> Result
             "adapter",
             format!("{name:?} fits several generations"),
         )),
-        (None, _) => Err(unknown().into()),
+        (None, _) => Err(unknown().await.into()),
     }
+}
+
+/// Whether a name can only be meant as a generation's first digits, and has too few.
+fn is_short_prefix(name: &str) -> bool {
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    name.len() < SHORTEST_PREFIX && name.bytes().all(is_hex)
 }
 
 /// Returns a published adapter's manifest.

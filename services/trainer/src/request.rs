@@ -75,6 +75,24 @@ impl Asked {
             } => idempotency_key,
         }
     }
+
+    /// Returns the request with a random key if the caller gave none: an answer whose outcome is
+    /// not known can then name the key to ask again with.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub(crate) fn or_random_key(mut self) -> Result<Self> {
+        let key = match &mut self {
+            Self::Parts(request) => &mut request.idempotency_key,
+            Self::Policy {
+                idempotency_key, ..
+            } => idempotency_key,
+        };
+        if key.is_empty() {
+            *key = togi_runtime::jobs::random_key()?;
+        }
+        Ok(self)
+    }
 }
 
 /// A request that names every part, with recipe and gate complete.

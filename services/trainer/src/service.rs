@@ -58,7 +58,7 @@ pub async fn start(
     let retraining = Retraining::new(store.clone(), jobs.clone(), admission.clone());
     if config.has(Role::Api) {
         let queue = Queue::new(jobs.clone(), admission.clone());
-        let policies = Policies::new(store.clone(), bus.policies().clone(), admission.clone());
+        let policies = Policies::new(store.clone(), bus.clone(), admission.clone());
         let trainer = TrainerApi {
             store: store.clone(),
             queue: queue.clone(),
@@ -80,7 +80,13 @@ pub async fn start(
             metrics: metrics.clone(),
             period: config.api.reconcile(),
         };
+        let mirroring = follower.policies.clone().keep_mirrored(stopper.clone());
+        tasks.spawn("trainer: mirror of policies", mirroring);
         tasks.spawn("trainer: policies", follower.run(stopper.clone()));
+        tasks.spawn(
+            "trainer: aliases",
+            aliases.clone().keep_told(stopper.clone()),
+        );
         let period = config.api.reconcile();
         let observing = promoted::observe(aliases.clone(), period, stopper.clone());
         tasks.spawn("trainer: promoted", observing);

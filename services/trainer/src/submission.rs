@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use togi_model::DeviceName;
+use togi_runtime::life::deadline::{Deadline, bounded, bounded_by_caller};
 use togi_runtime::registry::adapter_manifest::Identity;
 use togi_runtime::{Store, layout, rpc};
 use togi_tokens::{DatasetManifest, Split};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use crate::bases::{BaseInfo, Bases};
 use crate::dataset;
@@ -21,6 +22,7 @@ use crate::learn::data;
 use crate::recipe::{Promote, Recipe};
 use crate::request::{CreateJob, JobRequest, Resolved, check_key};
 
+const NOTHING_QUEUED: &str = "nothing was queued";
 /// How long a plan waits for data-prep.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Rows that a plan looks at, all epochs together.
@@ -76,13 +78,14 @@ impl Admission {
         let asked = &resolved.request;
         let recipe = &asked.recipe;
         self.check_form(asked)?;
-        let dataset = dataset::find(&self.store, &asked.dataset).await?;
-        let base = self.bases.info(&asked.base, recipe.precision).await?;
+        let finding = dataset::find(&self.store, &asked.dataset);
+        let dataset = bounded(NOTHING_QUEUED, finding).await?;
+        let base = self.base(asked).await?;
         recipe.check_base(&base.config)?;
         check_fit(&dataset, &base)?;
         if let Some(gate) = &asked.gate {
             check_held_out(&asked.dataset, &dataset)?;
-            self.check_questions(gate).await?;
+            bounded(NOTHING_QUEUED, self.check_questions(gate)).await?;
         }
         let rows = dataset.rows(Split::Train);
         let need = Need {
@@ -108,6 +111,21 @@ impl Admission {
             origin: resolved.origin.clone(),
         };
         Ok(Checked { request, plan })
+    }
+
+    /// Returns the properties of a request's base. They are read at its first use, which takes
+    /// long for a large one: the reading goes on when the caller has left.
+    async fn base(&self, asked: &CreateJob) -> Result<Arc<BaseInfo>> {
+        let (bases, name, precision) = (
+            self.bases.clone(),
+            asked.base.clone(),
+            asked.recipe.precision,
+        );
+        let reading = async move { bases.info(&name, precision).await };
+        let reading = tokio::spawn(reading.in_current_span());
+        let outcome = "the base is still being read, and nothing was queued";
+        let read = async { reading.await.map_err(|_| Error::Panicked)? };
+        bounded_by_caller(outcome, read).await
     }
 
     /// Checks that a gate has rows and questions. A data set's name without a revision passes.
@@ -143,7 +161,8 @@ impl Admission {
         let rows = dataset.rows(Split::Train);
         if rows.saturating_mul(recipe.epochs.into()) <= MOST_READ {
             let asked = data::lengths(self.data_prep.clone(), dataset.dataset);
-            match timeout(PATIENCE, asked).await {
+            let left = Deadline::current().map_or(PATIENCE, |deadline| deadline.left() / 2);
+            match timeout(PATIENCE.min(left), asked).await {
                 Ok(Ok(lengths)) if lengths.len() as u64 == rows => return Lengths::Each(lengths),
                 Ok(Err(error)) => warn!(%error, "the plan goes without the rows' lengths"),
                 _ => warn!("the plan goes without the rows' lengths: data-prep does not tell"),

@@ -6,13 +6,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use togi_runtime::jobs::Job;
+use togi_runtime::jobs::{Job, Wait};
 use togi_runtime::{Class, Error, Fence, JobId, Jobs, Stopper, Store};
 use tracing::debug;
 
 use crate::error::Result;
 use crate::learn::step::Step;
 use crate::papers::log;
+use crate::patience::STORE;
 
 /// What a watcher follows.
 pub(crate) struct Watcher {
@@ -81,7 +82,8 @@ impl Watching {
                 Ok(()) => {}
                 // The bus or the store is away: the watcher waits as the job does.
                 Err(error) if error.class() == Class::Unavailable => {
-                    debug!(job = %self.id, %error, "watching later")
+                    debug!(job = %self.id, %error, "watching later");
+                    self.say_waiting(&error);
                 }
                 Err(error) => return Err(error),
             }
@@ -93,6 +95,15 @@ impl Watching {
                 return Err(Error::new(Class::Unavailable, message).into());
             }
         }
+    }
+
+    /// Tells the watcher once that its next steps wait for the store.
+    fn say_waiting(&mut self, error: &crate::error::Error) {
+        let Some(job) = self.last_sent.as_mut().filter(|job| job.wait.is_none()) else {
+            return;
+        };
+        job.wait = Some(Wait::new(STORE, error.to_string()));
+        self.waiting.push_back(Update::Job(job.clone()));
     }
 
     /// The record is read before the log: what a final record has done is in the log then.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, jetstream};
 use tokio::sync::watch;
 
+use crate::bus::presence::Away;
 use crate::bus::streams;
 use crate::config::NatsConfig;
 use crate::error::{Class, Error, Result, scrub};
@@ -17,6 +18,8 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const REFUSED: &str = "NATS refuses our credentials: name a file with valid ones in \
     nats.credentials (TOGI_NATS__CREDENTIALS), or put user and password into nats.url";
 
+const LOST: &str = "the connection is lost";
+
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
@@ -27,6 +30,8 @@ pub(super) struct Heard {
     pub(super) connections: watch::Sender<u64>,
     /// Whether the server refused our credentials at the last attempt to connect.
     pub(super) refused: watch::Sender<bool>,
+    /// The absence of the server.
+    pub(super) away: watch::Sender<Option<Away>>,
 }
 
 pub(super) async fn dial(config: &NatsConfig, name: &str, heard: Heard) -> Result<Client> {
@@ -71,9 +76,19 @@ impl Heard {
                 self.refused.send_replace(false);
                 self.connections.send_modify(|count| *count += 1);
             }
-            Event::Disconnected => tracing::warn!("NATS disconnected; connecting again"),
-            Event::ClientError(ClientError::Other(text)) if is_refusal(text) => {
-                self.refused.send_replace(true);
+            Event::Disconnected => {
+                tracing::warn!("NATS disconnected; connecting again");
+                self.away.send_replace(Some(Away::unconnected(LOST)));
+            }
+            Event::ClientError(ClientError::Other(text)) => {
+                if is_refusal(text) {
+                    self.refused.send_replace(true);
+                }
+                let reason = format!("it cannot be connected: {}", scrub(text));
+                self.away.send_if_modified(|away| {
+                    let known = away.as_mut().filter(|known| known.reason != reason);
+                    known.map(|known| known.reason = reason).is_some()
+                });
             }
             other => tracing::debug!(event = %other, "NATS"),
         }
@@ -91,7 +106,7 @@ fn is_refusal(text: &str) -> bool {
     .any(|kind| text == kind.to_string())
 }
 
-pub(super) async fn wait_for_streams(
+async fn wait_for_streams(
     js: &jetstream::Context,
     config: &NatsConfig,
     mut refused: watch::Receiver<bool>,
@@ -123,33 +138,53 @@ pub(super) async fn wait_for_streams(
     }
 }
 
-/// Creates missing streams after every connection, because the server may be a new one with an
-/// empty folder.
-pub(super) async fn keep_streams(
-    js: jetstream::Context,
-    config: NatsConfig,
-    mut connections: watch::Receiver<u64>,
-    refused: watch::Receiver<bool>,
-    stopper: Stopper,
-) {
-    if let Err(error) = wait_for_streams(&js, &config, refused, &stopper).await
-        && error.class() != Class::Cancelled
-    {
-        tracing::error!(error = error.chain(), "NATS cannot be used");
-    }
-    connections.mark_unchanged();
-    while let Some(Ok(())) = stopper.run(connections.changed()).await {
-        let mut backoff = BACKOFF;
-        while let Err(error) = streams::ensure(&js, config.replicas).await {
-            if error.class() != Class::Unavailable {
-                tracing::error!(
-                    error = error.chain(),
-                    "NATS came back with streams that contradict"
-                );
-                break;
+/// Whether NATS can be used: `None` while it is waited for, then the error that no wait mends.
+pub(super) type Usable = Option<std::result::Result<(), (Class, String)>>;
+
+/// The facts that decide when streams are created.
+pub(super) struct Keeper {
+    pub(super) js: jetstream::Context,
+    pub(super) config: NatsConfig,
+    pub(super) connections: watch::Receiver<u64>,
+    pub(super) refused: watch::Receiver<bool>,
+    pub(super) usable: watch::Sender<Usable>,
+    pub(super) stopper: Stopper,
+}
+
+impl Keeper {
+    /// Creates missing streams after every connection, because the server may be a new one with an
+    /// empty folder.
+    pub(super) async fn keep(self) {
+        let Self {
+            js,
+            config,
+            mut connections,
+            refused,
+            usable,
+            stopper,
+        } = self;
+        let first = wait_for_streams(&js, &config, refused, &stopper).await;
+        let first = first.map_err(|error| {
+            if error.class() != Class::Cancelled {
+                tracing::error!(error = error.chain(), "NATS cannot be used");
             }
-            if !backoff.wait(&stopper).await {
-                return;
+            (error.class(), error.message().to_owned())
+        });
+        usable.send_replace(Some(first));
+        connections.mark_unchanged();
+        while let Some(Ok(())) = stopper.run(connections.changed()).await {
+            let mut backoff = BACKOFF;
+            while let Err(error) = streams::ensure(&js, config.replicas).await {
+                if error.class() != Class::Unavailable {
+                    tracing::error!(
+                        error = error.chain(),
+                        "NATS came back with streams that contradict"
+                    );
+                    break;
+                }
+                if !backoff.wait(&stopper).await {
+                    return;
+                }
             }
         }
     }

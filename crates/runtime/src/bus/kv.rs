@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind, Watch};
-use async_nats::jetstream::{self};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::OnceCell;
 
+use crate::bus::presence::Link;
 use crate::error::{Class, Error, Result};
 use crate::life::backoff::Backoff;
 use crate::life::stop::Stopper;
@@ -35,16 +35,16 @@ pub struct Kv(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    js: jetstream::Context,
+    link: Link,
     bucket: String,
     stopper: Stopper,
     store: OnceCell<kv::Store>,
 }
 
 impl Kv {
-    pub(crate) fn new(js: &jetstream::Context, bucket: &str, stopper: &Stopper) -> Self {
+    pub(crate) fn new(link: &Link, bucket: &str, stopper: &Stopper) -> Self {
         Self(Arc::new(Inner {
-            js: js.clone(),
+            link: link.clone(),
             bucket: bucket.to_owned(),
             stopper: stopper.clone(),
             store: OnceCell::new(),
@@ -52,7 +52,8 @@ impl Kv {
     }
 
     async fn store(&self) -> Result<&kv::Store> {
-        let open = || async { self.0.js.get_key_value(&self.0.bucket).await };
+        self.0.link.connected().await?;
+        let open = || async { self.0.link.js.get_key_value(&self.0.bucket).await };
         self.0
             .store
             .get_or_try_init(open)
@@ -184,8 +185,10 @@ impl Kv {
             ..pull::Config::default()
         };
         let stream = format!("KV_{}", self.0.bucket);
+        self.0.link.connected().await?;
         let consumer = self
             .0
+            .link
             .js
             .create_consumer_on_stream(config, stream.as_str())
             .await;
@@ -242,6 +245,7 @@ impl Kv {
         let name = consumer.cached_info().name.clone();
         let _ = self
             .0
+            .link
             .js
             .delete_consumer_from_stream(name.as_str(), stream.as_str())
             .await;

@@ -6,6 +6,12 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use crate::error::Error;
 use crate::error::class::Class;
 
+/// The reason in a status's `ErrorInfo` where it is not known whether the request took effect. Its
+/// metadata have the key with which the request may be repeated.
+const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
+const KEY: &str = "idempotency_key";
+const DOMAIN: &str = "togi";
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         if error.class == Class::Internal {
@@ -18,7 +24,11 @@ impl From<Error> for Status {
         if let Some(time) = error.retry_after {
             details.set_retry_info(Some(time));
         }
-        if error.field.is_none() && error.retry_after.is_none() {
+        if let Some(key) = &error.retry_key {
+            let metadata = [(KEY.to_owned(), key.clone())];
+            details.set_error_info(OUTCOME_UNKNOWN, DOMAIN, metadata);
+        }
+        if error.field.is_none() && error.retry_after.is_none() && error.retry_key.is_none() {
             return Status::new(error.class.code(), error.message);
         }
         Status::with_error_details(error.class.code(), error.message, details)
@@ -36,6 +46,10 @@ impl From<Status> for Error {
         error.retry_after = status
             .get_details_retry_info()
             .and_then(|retry| retry.retry_delay);
+        error.retry_key = status
+            .get_details_error_info()
+            .filter(|info| info.reason == OUTCOME_UNKNOWN)
+            .and_then(|mut info| info.metadata.remove(KEY));
         error
     }
 }

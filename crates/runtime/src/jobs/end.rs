@@ -17,11 +17,19 @@ use crate::telemetry;
 
 impl Jobs {
     /// Requests a job's end. A queued job has ended when this returns, a running one when its
-    /// worker has noticed. A cancelled job is returned unchanged.
+    /// worker has noticed. While NATS is away, the store alone decides, and a running job has ended
+    /// as well. A cancelled job is returned unchanged.
     ///
     /// # Errors
     /// `FailedPrecondition` if it has ended otherwise; `NotFound`; `Unavailable`.
     pub async fn cancel(&self, id: &JobId) -> Result<Job> {
+        match self.bus.in_a_moment(self.request_end(id)).await {
+            Err(error) if error.class() == Class::Unavailable => self.cancel_in_store(id).await,
+            ended => ended,
+        }
+    }
+
+    async fn request_end(&self, id: &JobId) -> Result<Job> {
         loop {
             let Some((mut record, revision)) = self.record(id).await? else {
                 // Not in the bucket: only the store may know it.
@@ -100,6 +108,7 @@ impl Jobs {
         job.end_time = Some(Timestamp::now());
         job.worker = String::new();
         job.queue_position = 0;
+        job.wait = None;
         let key = layout::job_final(&job.id);
         match self.store.put_new(&key, canonical::json(&job)?).await {
             Ok(_) => Ok(job),

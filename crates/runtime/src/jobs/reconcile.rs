@@ -1,5 +1,5 @@
-//! Makes records and messages again from the store, at the start and every half minute, because
-//! NATS does not report a loss.
+//! Makes records and messages again from the store, at the start, after each absence of NATS, and
+//! every half minute, because NATS does not report a loss.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -102,23 +102,23 @@ impl Jobs {
         Ok(())
     }
 
-    /// Reconciles now and every half minute until the stopper stops. A failure is logged and
-    /// repeated.
+    /// Reconciles until the stopper stops: now, every half minute, and as soon as NATS is back. A
+    /// failure is logged and repeated.
     ///
     /// # Errors
     /// Never: the signature is that of a task.
     pub async fn keep(self, kind: Kind, stopper: Stopper) -> Result<()> {
-        loop {
+        let mut rounds = self.bus.rounds(PERIOD);
+        while rounds.next(&stopper).await {
             if let Some(Err(error)) = stopper.run(self.reconcile(kind)).await {
+                rounds.failed();
                 tracing::warn!(
                     kind = kind.name(),
                     error = error.chain(),
                     "jobs cannot be reconciled now"
                 );
             }
-            if !stopper.wait(PERIOD).await {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 }

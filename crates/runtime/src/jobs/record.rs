@@ -11,7 +11,7 @@ use togi_proto::job::v1 as proto;
 
 use crate::error::{Class, Error, Result};
 use crate::fence::Fence;
-use crate::job::{Failure, Job, Kind, State};
+use crate::job::{Failure, Job, Kind, State, Wait};
 
 /// `jobs/<job>/request.json`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,6 +160,11 @@ impl From<Job> for proto::Job {
             worker: job.worker,
             traceparent: job.traceparent,
             refusal: job.refusal,
+            wait: job.wait.map(|wait| proto::JobWait {
+                part: wait.part,
+                reason: wait.reason,
+                since: Some(to_proto_time(wait.since)),
+            }),
         }
     }
 }
@@ -183,9 +188,18 @@ impl TryFrom<proto::Job> for Job {
                 .transpose()
                 .map_err(|error| damaged("valid time").with_source(error))
         };
+        let wait = match job.wait {
+            Some(wait) => Some(Wait {
+                part: wait.part,
+                reason: wait.reason,
+                since: time(wait.since)?.unwrap_or_default(),
+            }),
+            None => None,
+        };
         Ok(Self {
             kind,
             state,
+            wait,
             attempts: job.attempts,
             fence: Fence(job.epoch),
             queue_position: job.queue_position,
@@ -247,6 +261,7 @@ mod tests {
             worker: "w".into(),
             traceparent: "00-1".into(),
             refusal: "worse".into(),
+            wait: None,
             ..Job::queued("j".parse().unwrap(), Kind::Train)
         }
     }

@@ -13,6 +13,8 @@ pub struct Readiness(Arc<watch::Sender<Waiting>>);
 #[derive(Debug, Default)]
 struct Waiting {
     latches: BTreeMap<String, usize>,
+    /// The parts that are away while the process works without them.
+    away: BTreeMap<String, String>,
     stopping: bool,
 }
 
@@ -57,6 +59,26 @@ impl Readiness {
     #[must_use]
     pub fn waiting_for(&self) -> Vec<String> {
         self.0.borrow().latches.keys().cloned().collect()
+    }
+
+    /// Says that a part is away, and why; `None` once it is back. The process stays ready, because
+    /// it goes on without the part.
+    pub fn note(&self, part: &str, reason: Option<String>) {
+        self.0.send_if_modified(|waiting| {
+            match reason {
+                Some(reason) => waiting.away.insert(part.to_owned(), reason),
+                None => waiting.away.remove(part),
+            };
+            false
+        });
+    }
+
+    /// Returns the parts that are away, each with its reason.
+    #[must_use]
+    pub fn away(&self) -> Vec<String> {
+        let waiting = self.0.borrow();
+        let line = |(part, reason): (&String, &String)| format!("{part}: {reason}");
+        waiting.away.iter().map(line).collect()
     }
 
     /// Marks the process as stopping. It is never ready again.
@@ -113,5 +135,15 @@ mod tests {
         readiness.stopping();
         readiness.until(false).await;
         assert!(!readiness.is_ready());
+    }
+
+    #[test]
+    fn a_part_that_is_away_is_named_and_holds_nothing_back() {
+        let readiness = Readiness::new();
+        readiness.note("NATS", Some("connection refused".into()));
+        assert!(readiness.is_ready());
+        assert_eq!(readiness.away(), ["NATS: connection refused"]);
+        readiness.note("NATS", None);
+        assert!(readiness.away().is_empty());
     }
 }

@@ -40,8 +40,13 @@ async fn metrics() -> impl IntoResponse {
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
+    let away: String = readiness
+        .away()
+        .into_iter()
+        .map(|line| line + "\n")
+        .collect();
     if readiness.is_ready() {
-        return (StatusCode::OK, "ok\n".to_owned());
+        return (StatusCode::OK, format!("ok\n{away}"));
     }
     let names = readiness.waiting_for();
     let text = if names.is_empty() {
@@ -51,6 +56,6 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     };
     (
         StatusCode::SERVICE_UNAVAILABLE,
-        format!("not ready: {text}\n"),
+        format!("not ready: {text}\n{away}"),
     )
 }

@@ -2,13 +2,13 @@
 //! highest one counts. The bucket is a mirror and events are hints.
 
 mod following;
+mod telling;
 
 use futures::{StreamExt as _, stream};
 use togi_common::{AliasName, Generation, canonical};
 
 use crate::bus::Bus;
 use crate::error::{Class, Error, Result};
-use crate::events::Event;
 use crate::layout;
 use crate::registry::revisions::{AliasRevision, BaseMismatch};
 use crate::store::Store;
@@ -266,42 +266,6 @@ impl Aliases {
         let declared = Alias { revision, content };
         self.tell(&declared).await;
         Ok(Some(declared))
-    }
-
-    /// Updates the mirror and publishes the event. The revision is valid without them.
-    async fn tell(&self, alias: &Alias) {
-        let (name, generation) = (alias.name(), alias.generation());
-        let event = if alias.content.rollback {
-            Event::adapter_rolled_back(name, generation, alias.revision)
-        } else {
-            Event::adapter_promoted(name, generation, alias.revision)
-        };
-        let traceparent = alias.content.traceparent.as_deref();
-        // Replicas wait for the event, and the event does not wait for the mirror.
-        let (mirrored, published) =
-            tokio::join!(self.mirror(alias), self.bus.publish_in(event, traceparent));
-        if let Err(error) = mirrored {
-            tracing::warn!(
-                alias = alias.name().as_str(),
-                error = error.chain(),
-                "alias was not mirrored"
-            );
-        }
-        if let Err(error) = published {
-            tracing::warn!(
-                alias = alias.name().as_str(),
-                error = error.chain(),
-                "alias's event was not published"
-            );
-        }
-    }
-
-    async fn mirror(&self, alias: &Alias) -> Result<()> {
-        let bytes = canonical::json(&serde_json::json!({
-            "alias": alias.name(), "generation": alias.generation(), "revision": alias.revision,
-        }))?;
-        let put = self.bus.aliases().put(alias.name().as_str(), bytes);
-        put.await.map(|_| ())
     }
 }
 

@@ -18,6 +18,7 @@ use tower::Service;
 use crate::error::{Error, Result};
 use crate::life::readiness::Readiness;
 use crate::life::stop::Stopper;
+use crate::rpc::deadline::DeadlineLayer;
 use crate::rpc::trace::TraceLayer;
 use crate::rpc::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
@@ -107,6 +108,7 @@ pub async fn serve(
     tracing::info!(%address, services = names.join(", "), "serving gRPC");
     let server = Server::builder()
         .layer(TraceLayer::new())
+        .layer(DeadlineLayer)
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))

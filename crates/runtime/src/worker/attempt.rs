@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Class, Error, Result};
 use crate::events::{self, Event};
-use crate::job::{Failure, Job, State};
+use crate::job::{Failure, Job, State, Wait};
 use crate::jobs::MAX_ATTEMPTS;
 use crate::life::backoff::Backoff;
 use crate::telemetry::{self, semconv};
@@ -180,12 +180,14 @@ impl<H: Handler> Slot<H> {
             return self.finish(delivery, lease, job, State::Failed).await;
         }
         let (attempts, written) = (job.attempts, job.failure.clone());
+        let delay = self.jobs.bus().config().retry_delay(attempts);
+        let wait = next_attempt(attempts, delay);
         self.requeue(lease, |job| {
             job.attempts = attempts;
             job.failure.clone_from(&written);
+            job.wait = Some(wait.clone());
         })
         .await?;
-        let delay = self.jobs.bus().config().retry_delay(attempts);
         self.jobs.bus().answer(&delivery.reply, &nak(delay)).await
     }
 
@@ -204,6 +206,7 @@ impl<H: Handler> Slot<H> {
             }
             record.job.state = State::Queued;
             record.job.worker.clear();
+            record.job.wait = None;
             change(&mut record.job);
             match self
                 .jobs
@@ -249,6 +252,9 @@ impl<H: Handler> Slot<H> {
                 Err(error) => error,
             };
             tracing::warn!(error = error.chain(), "the job's end cannot be written yet");
+            lease
+                .waits_for(&Wait::new("the object store", error.message()))
+                .await;
             if !backoff.wait(&self.context.stopper).await {
                 return Err(error);
             }
@@ -257,6 +263,13 @@ impl<H: Handler> Slot<H> {
         self.jobs.say_outcome(&ended).await?;
         self.jobs.bus().answer(&delivery.reply, "+ACK").await
     }
+}
+
+fn next_attempt(attempts: u32, delay: Duration) -> Wait {
+    let seconds = delay.as_secs_f64();
+    let reason =
+        format!("{attempts} of {MAX_ATTEMPTS} have failed; it begins {seconds:.0} s after");
+    Wait::new("the next attempt", reason)
 }
 
 /// Whether the same write may succeed later without another attempt at the job.

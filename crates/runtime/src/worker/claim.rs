@@ -186,6 +186,7 @@ impl<H: Handler> Slot<H> {
             }
         }
         job.state = State::Running;
+        job.wait = None;
         job.worker.clone_from(&self.context.instance);
         job.start_time = job.start_time.or_else(|| Some(Timestamp::now()));
         let mut record = Record {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::error::{Class, Error, Result};
 use crate::fence::Fence;
-use crate::job::State as JobState;
+use crate::job::{Job, State as JobState, Wait};
 use crate::jobs::Jobs;
 use crate::jobs::record::Record;
 
@@ -126,6 +126,35 @@ impl Lease {
     /// # Errors
     /// `Aborted` if the job has another holder; `Unavailable`.
     pub async fn progressed(&self) -> Result<()> {
+        self.change(|job| std::mem::take(&mut job.attempts) > 0)
+            .await
+    }
+
+    /// Writes into the job's record what the job waits for. A failure is only logged: the wait
+    /// goes on without it.
+    pub async fn waits_for(&self, wait: &Wait) {
+        self.note(Some(wait)).await;
+    }
+
+    /// Writes into the job's record that it works again.
+    pub async fn goes_on(&self) {
+        self.note(None).await;
+    }
+
+    async fn note(&self, wait: Option<&Wait>) {
+        let change = |job: &mut Job| {
+            let before = std::mem::replace(&mut job.wait, wait.cloned());
+            before != job.wait
+        };
+        let noting = self.0.jobs.bus().in_a_moment(self.change(change));
+        if let Err(error) = noting.await {
+            let part = wait.map(|wait| wait.part.as_str());
+            tracing::debug!(job = %self.0.id, part, error = error.chain(), "a wait is not noted");
+        }
+    }
+
+    /// Changes the record while it is ours. `change` returns whether it has changed something.
+    async fn change(&self, change: impl Fn(&mut Job) -> bool) -> Result<()> {
         self.still_held()?;
         let jobs = &self.0.jobs;
         loop {
@@ -135,10 +164,9 @@ impl Lease {
             let Some((mut record, revision)) = found else {
                 return Ok(());
             };
-            if record.job.attempts == 0 {
+            if !change(&mut record.job) {
                 return Ok(());
             }
-            record.job.attempts = 0;
             match jobs
                 .bus()
                 .jobs()

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod absence;
 mod aliases;
 mod bus;
 mod dead_letters;

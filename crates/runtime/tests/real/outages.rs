@@ -26,6 +26,10 @@ async fn a_successor_takes_over_and_the_first_worker_cannot_publish() {
     let id = submit(&first, "a").await;
     let worker = work(&first, &stubborn);
     reach(&second, &id, State::Running).await;
+    wait_until("the handler works", async || {
+        !stubborn.claims.lock().unwrap().is_empty()
+    })
+    .await;
     // Another worker has the job now, as after a network partition.
     let (record, revision) = {
         let entry = second.bus.jobs().get(id.as_str()).await.unwrap().unwrap();

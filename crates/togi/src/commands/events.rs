@@ -68,17 +68,37 @@ impl Events {
         let connecting = async {
             let bus = Bus::connect(&NatsConfig::at(&url), "togi-events", &Stopper::new()).await?;
             let start = if self.all { Start::All } else { Start::New };
-            bus.events(&self.events, start).await
+            let events = bus.events(&self.events, start).await?;
+            Ok::<_, togi_runtime::Error>((events, bus.presence()))
         };
-        let stream = timeout(CONNECT_WITHIN, connecting).await;
-        let stream = stream
+        let connected = timeout(CONNECT_WITHIN, connecting).await;
+        let (stream, mut presence) = connected
             .map_err(|_| Error::Unavailable(format!("no NATS server answers at {url}")))??;
         session.output.say("following events; Ctrl-C ends");
         let mut stream = stream.take(self.count.unwrap_or(usize::MAX));
-        while let Some(received) = stream.next().await {
-            print(session, &received)?;
+        let mut is_away = false;
+        loop {
+            tokio::select! {
+                received = stream.next() => match received {
+                    Some(received) => print(session, &received)?,
+                    None => return Ok(()),
+                },
+                Ok(()) = presence.changed() => {
+                    let away = presence.borrow_and_update().clone();
+                    match away {
+                        Some(away) if !is_away => {
+                            is_away = true;
+                            session.output.say(togi_runtime::Error::from(away));
+                        }
+                        None if is_away => {
+                            is_away = false;
+                            session.output.say("NATS is back");
+                        }
+                        _ => {}
+                    }
+                }
+            }
         }
-        Ok(())
     }
 }
 

@@ -63,11 +63,7 @@ impl Generate {
             }),
             (None, Some("-")) => Prompt::Raw(from_stdin()?),
             (None, Some(raw)) => Prompt::Raw(raw.to_owned()),
-            (None, None) if stdin().is_terminal() => {
-                return Err(Error::Usage(
-                    "a prompt is missing: --instruction, --raw, or text on standard input".into(),
-                ));
-            }
+            (None, None) if stdin().is_terminal() => return Err(missing_prompt()),
             (None, None) => Prompt::Raw(from_stdin()?),
         };
         let mut request = self.sampling.request(prompt);
@@ -84,8 +80,16 @@ impl Generate {
 fn from_stdin() -> Result<String> {
     let mut text = String::new();
     stdin().lock().read_to_string(&mut text)?;
+    if text.trim().is_empty() {
+        return Err(missing_prompt());
+    }
     if text.ends_with('\n') {
         text.pop();
     }
     Ok(text)
+}
+
+fn missing_prompt() -> Error {
+    let reason = "a prompt is missing: --instruction, --raw, or text on standard input";
+    Error::Usage(reason.to_owned())
 }

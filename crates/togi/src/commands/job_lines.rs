@@ -25,6 +25,7 @@ pub(crate) fn fields(job: &Job) -> Vec<String> {
         ("kind", kind(job).to_owned()),
         ("state", state(job)),
         ("queue", ahead),
+        ("waits for", wait(job)),
         ("result", job.result.clone()),
         ("refusal", job.refusal.clone()),
         ("error", failure(job)),
@@ -130,8 +131,21 @@ pub(crate) fn plan(plan: &MemoryPlan, steps: u64) -> Vec<String> {
     ]
 }
 
+/// Returns what a job waits for, why and since when; empty if for nothing.
+pub(crate) fn wait(job: &Job) -> String {
+    let Some(wait) = &job.wait else {
+        return String::new();
+    };
+    let since = when::local(wait.since.as_ref());
+    format!("{}: {}, since {since}", wait.part, wait.reason)
+}
+
 /// Returns why a job makes no progress yet.
 pub(crate) fn waiting(job: &Job) -> String {
+    let wait = wait(job);
+    if !wait.is_empty() && job.queue_position == 0 {
+        return format!("waits for {wait}");
+    }
     let error = job
         .error
         .as_ref()

@@ -36,14 +36,14 @@ pub enum Jobs {
 /// Names a job.
 #[derive(Debug, Args)]
 pub struct One {
-    /// The job's id
+    /// The job's id, or at least 4 of its first characters
     pub job: String,
 }
 
 /// Names a job to follow.
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// The job's id
+    /// The job's id, or at least 4 of its first characters
     pub job: String,
     /// The first training step to show
     #[arg(long, value_name = "STEP", default_value_t = 1)]
@@ -83,10 +83,12 @@ async fn list(session: &Session) -> Result<()> {
     session.output.one(&all, |all| {
         let mut table = Table::new(&["JOB", "KIND", "STATE", "AGE", "TOOK", "RESULT"]);
         for job in &all.jobs {
-            let result = if job.result.is_empty() {
-                job_lines::failure(job)
-            } else {
+            let result = if !job.result.is_empty() {
                 shorten(&job.result, 17)
+            } else if job.wait.is_some() {
+                job_lines::waiting(job)
+            } else {
+                job_lines::failure(job)
             };
             let age = when::age(job.create_time.as_ref());
             let took = when::between(job.start_time.as_ref(), job.end_time.as_ref());

@@ -10,7 +10,7 @@ use togi_proto::trainer::v1::{
 };
 
 use crate::client::present;
-use crate::commands::train::remote::Follow;
+use crate::commands::train::remote::{self, Follow};
 use crate::error::Result;
 use crate::session::Session;
 use crate::table::Table;
@@ -137,8 +137,7 @@ impl Policies {
                     idempotency_key: run.idempotency_key,
                     ..CreateJobRequest::default()
                 };
-                let mut trainer = session.clients.trainer().await?;
-                let answer = trainer.create_job(request).await?.into_inner();
+                let answer = remote::ask(session, request).await?;
                 run.follow.end(session, answer).await
             }
             Self::Delete(one) => {

@@ -11,6 +11,7 @@ use togi_proto::dataprep::v1::{
     record_source, tokenizer_source,
 };
 use togi_proto::job::v1::Job;
+use togi_runtime::jobs::random_key;
 use togi_tokens::{Learn, OverLong};
 
 use crate::client::{present, succeeded};
@@ -141,9 +142,15 @@ impl Prepare {
     }
 
     async fn queue(&self, session: &Session) -> Result<Job> {
-        let request = self.request(session).await?;
+        let mut request = self.request(session).await?;
+        if request.idempotency_key.is_empty() {
+            request.idempotency_key = random_key()?;
+        }
+        let key = request.idempotency_key.clone();
         let mut client = session.clients.data_prep().await?;
-        present(client.prepare(request).await?.into_inner().job, "job")
+        let answer = client.prepare(request).await;
+        let answer = answer.map_err(|status| Error::from(status).of_request(&key))?;
+        present(answer.into_inner().job, "job")
     }
 
     /// Builds the request; local files are uploaded first.

@@ -91,8 +91,9 @@ pub(crate) async fn training(
                         steps.push(step.into());
                     }
                     Some(Update::Job(update)) => {
-                        if steps.is_empty() {
-                            progress.set(0, &job_lines::waiting(&update));
+                        if steps.is_empty() || update.wait.is_some() {
+                            let position = steps.last().map_or(0, |step| step.step);
+                            progress.set(position, &job_lines::waiting(&update));
                         }
                         job = update;
                     }
@@ -134,15 +135,15 @@ pub(crate) async fn prepare(session: &Session, mut job: Job) -> Result<Job> {
                 if update.bytes_total > 0 {
                     progress.set_length(update.bytes_total, Unit::Bytes);
                 }
+                job = update.job.unwrap_or(job.clone());
                 let records = update.records_read;
-                let message = if records > 0 {
+                let message = if records > 0 && job.wait.is_none() {
                     format!("{records} records")
                 } else {
                     job_lines::waiting(&job)
                 };
                 progress.set(update.bytes_read, &message);
                 reading = update.reading;
-                job = update.job.unwrap_or(job.clone());
             }
             Ok(())
         };

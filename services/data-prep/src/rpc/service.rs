@@ -8,8 +8,9 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use togi_proto::dataprep::v1 as proto;
 use togi_proto::dataprep::v1::data_prep_service_server::{DataPrepService, DataPrepServiceServer};
-use togi_runtime::jobs::{Job, Kind, job_id};
-use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs, Result, layout, rpc};
+use togi_runtime::jobs::{Job, Kind, job_id, random_key, unclear};
+use togi_runtime::life::deadline::bounded;
+use togi_runtime::{Class, Context, Error, Fence, JobId, Jobs, Result, rpc};
 use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status, Streaming};
@@ -20,6 +21,8 @@ use crate::progress::Snapshot;
 use crate::request::Resolver;
 use crate::upload::{self, Uploaded};
 
+/// The outcome of a question that is not answered in time.
+const NOT_KNOWN: &str = "ask again";
 /// Uploads at the same time.
 const MAX_UPLOADS: usize = 32;
 /// The period in which a watcher reads the progress.
@@ -56,14 +59,13 @@ impl Service {
 
     /// Returns a preparation. A job of another kind is not found.
     async fn preparation(&self, id: &str) -> Result<(JobId, Job)> {
-        let id = layout::parse("job", id)?;
-        let job = self.jobs.get(&id).await?;
+        let job = bounded(NOT_KNOWN, self.jobs.named(id)).await?;
         if job.kind != Kind::Prepare {
             return Err(
                 Error::not_found(format!("there is no preparation \"{id}\"")).with_field("job"),
             );
         }
-        Ok((id, job))
+        Ok((job.id.clone(), job))
     }
 
     async fn follow(
@@ -171,8 +173,13 @@ impl DataPrepService for Service {
         &self,
         request: Request<proto::PrepareRequest>,
     ) -> Answer<Response<proto::PrepareResponse>> {
-        let request = request.into_inner();
-        let id = job_id(Kind::Prepare, &request.idempotency_key)?;
+        let mut request = request.into_inner();
+        if request.idempotency_key.is_empty() {
+            request.idempotency_key = random_key()?;
+        }
+        let key = &request.idempotency_key;
+        let id = job_id(Kind::Prepare, key)?;
+        let unclear = |error| unclear(error, &id, key);
         // A repeated request is not checked again: its records may have been deleted since.
         let accepted = self.jobs.accepted(Kind::Prepare, &id, &request);
         if let Some(job) = accepted.await? {
@@ -180,8 +187,11 @@ impl DataPrepService for Service {
                 job: Some(job.into()),
             }));
         }
-        self.resolver.check(&request.clone().try_into()?).await?;
-        let job = self.jobs.submit(Kind::Prepare, &id, &request).await?;
+        let asked = request.clone().try_into()?;
+        let checking = self.resolver.check(&asked);
+        bounded("nothing was queued", checking).await?;
+        let submitted = self.jobs.submit(Kind::Prepare, &id, &request).await;
+        let job = submitted.map_err(unclear)?;
         tracing::info!(job = %job.id, name = request.name, "preparation accepted");
         Ok(Response::new(proto::PrepareResponse {
             job: Some(job.into()),
@@ -211,7 +221,8 @@ impl DataPrepService for Service {
         request: Request<proto::CancelPreparationRequest>,
     ) -> Answer<Response<proto::CancelPreparationResponse>> {
         let (id, _) = self.preparation(&request.get_ref().job).await?;
-        let job = self.jobs.cancel(&id).await?;
+        let outcome = "whether the job ends is not known; the same call again is safe";
+        let job = bounded(outcome, self.jobs.cancel(&id)).await?;
         Ok(Response::new(proto::CancelPreparationResponse {
             job: Some(job.into()),
         }))
@@ -222,7 +233,7 @@ impl DataPrepService for Service {
         request: Request<proto::GetDatasetRequest>,
     ) -> Answer<Response<proto::GetDatasetResponse>> {
         let asked = Asked::from_text(&request.get_ref().dataset)?;
-        let dataset = self.catalog.get(&asked).await?;
+        let dataset = bounded(NOT_KNOWN, self.catalog.get(&asked)).await?;
         Ok(Response::new(proto::GetDatasetResponse {
             dataset: Some(dataset.into()),
         }))
@@ -237,7 +248,8 @@ impl DataPrepService for Service {
             page_token,
         } = request.into_inner();
         let most = rpc::page::size(page_size)?;
-        let (page, more) = self.catalog.page(&after(&page_token)?, most).await?;
+        let after = after(&page_token)?;
+        let (page, more) = bounded(NOT_KNOWN, self.catalog.page(&after, most)).await?;
         let next = page.last().filter(|_| more).map(|last| token(&last.name));
         Ok(Response::new(proto::ListDatasetsResponse {
             datasets: page.into_iter().map(proto::Dataset::from).collect(),

@@ -17,6 +17,8 @@ pub struct Served {
     pub aliases: BTreeMap<AliasName, Serving>,
     /// Aliases whose declared generation was refused; the earlier generation may still be served.
     pub refused: BTreeMap<AliasName, Refusal>,
+    /// Why the load of an alias's declared generation has failed; it is tried again.
+    pub deferred: BTreeMap<AliasName, String>,
 }
 
 /// The generation that an alias serves.

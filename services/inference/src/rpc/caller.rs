@@ -1,7 +1,6 @@
 //! Who calls, from a call's metadata and connection.
 
-use std::time::Duration;
-
+use togi_runtime::rpc::deadline::{TIMEOUT, duration};
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 
@@ -10,8 +9,6 @@ use crate::error::{Error, Result};
 
 /// The metadata that names a client.
 const CLIENT: &str = "togi-client";
-/// The deadline of a call, as gRPC writes it.
-const TIMEOUT: &str = "grpc-timeout";
 /// Longest name of a client, in bytes.
 const MAX_BYTES: usize = 128;
 
@@ -46,48 +43,11 @@ fn name(metadata: &MetadataMap) -> Result<Option<&str>> {
     Ok(Some(name))
 }
 
-/// Reads a timeout: at most 8 digits and a unit.
-fn duration(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(3600 * count),
-        "M" => Duration::from_secs(60 * count),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    #[test]
-    fn a_timeout_is_read_as_grpc_writes_it() {
-        let table = [
-            ("2H", Some(Duration::from_secs(7200))),
-            ("3M", Some(Duration::from_secs(180))),
-            ("99999999S", Some(Duration::from_secs(99_999_999))),
-            ("1500m", Some(Duration::from_millis(1500))),
-            ("7u", Some(Duration::from_micros(7))),
-            ("7n", Some(Duration::from_nanos(7))),
-            ("123456789S", None),
-            ("S", None),
-            ("", None),
-            ("+1S", None),
-            ("1秒", None),
-            ("10", None),
-        ];
-        for (text, expected) in table {
-            assert_eq!(duration(text), expected, "{text:?}");
-        }
-    }
+    use super::*;
 
     #[test]
     fn a_client_is_named_by_its_metadata() {

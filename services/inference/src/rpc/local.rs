@@ -17,6 +17,7 @@ pub async fn ask(local: &Local, request: proto::GenerateRequest) -> Result<Answe
         Limits {
             max_prompt_bytes: MAX_PROMPT_BYTES,
             vocab_size: local.config().vocab_size,
+            longest: local.config().max_position_embeddings,
         },
     )?;
     Ok(answers::stream(local.answer(request).await?))

@@ -18,6 +18,8 @@ pub(crate) struct Limits {
     pub(crate) max_prompt_bytes: usize,
     /// Ids of tokens are below.
     pub(crate) vocab_size: usize,
+    /// Most tokens of a sequence.
+    pub(crate) longest: usize,
 }
 
 /// Checks a request.
@@ -28,9 +30,11 @@ pub(crate) fn request(request: proto::GenerateRequest, limits: Limits) -> Result
     let Limits {
         max_prompt_bytes,
         vocab_size,
+        longest,
     } = limits;
     let answerer = Answerer::from_name(&request.adapter)?;
     let (priority, max_time) = urgency(request.options.as_ref())?;
+    check_longest(request.options.as_ref(), longest)?;
     let options = options(request.options).checked(vocab_size)?;
     let (prompt_field, prompt) = match request.prompt {
         None => {
@@ -87,6 +91,18 @@ fn urgency(options: Option<&proto::Options>) -> Result<(Priority, Option<Duratio
             let reason = format!("must be over 0 and finite, not {seconds}");
             Err(Error::field("options.max_seconds", reason))
         }
+    }
+}
+
+/// A wish for more tokens than any answer can have is a mistake. The default may be more.
+fn check_longest(options: Option<&proto::Options>, longest: usize) -> Result<()> {
+    match options.and_then(|options| options.max_new_tokens) {
+        Some(tokens) if tokens as usize > longest => {
+            let reason =
+                format!("must be from 1 to {longest}, the model's longest sequence, not {tokens}");
+            Err(Error::field("options.max_new_tokens", reason))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -174,6 +190,7 @@ mod tests {
         let limits = Limits {
             max_prompt_bytes: 100,
             vocab_size: 100,
+            longest: 512,
         };
         request(message, limits)
     }

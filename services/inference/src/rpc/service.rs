@@ -75,9 +75,11 @@ impl Service {
         arrived: Instant,
     ) -> Result<Answers> {
         let ready = self.replica.ready()?;
+        let config = ready.admission.engine.config();
         let limits = Limits {
             max_prompt_bytes: self.replica.max_prompt_bytes(),
-            vocab_size: ready.admission.engine.config().vocab_size,
+            vocab_size: config.vocab_size,
+            longest: config.max_position_embeddings,
         };
         let request = parse::request(request, limits)?;
         let admitted = ready.admission.admit(request, caller, arrived)?;

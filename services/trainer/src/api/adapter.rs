@@ -11,6 +11,7 @@ use togi_proto::trainer::v1::{
     ListAliasesRequest, ListAliasesResponse, PromoteAdapterRequest, PromoteAdapterResponse,
     RollbackAliasRequest, RollbackAliasResponse,
 };
+use togi_runtime::life::deadline::bounded;
 use togi_runtime::registry::adapter_manifest::AdapterManifest;
 use togi_runtime::registry::aliases::{Alias, Aliases};
 use togi_runtime::{Class, Store, layout};
@@ -20,6 +21,9 @@ use tracing::warn;
 use crate::error::Error;
 use crate::page::page;
 use crate::registry::{self, Published};
+
+/// The outcome of a question that is not answered in time.
+const NOT_KNOWN: &str = "ask again";
 
 /// Answers AdapterService.
 pub(crate) struct AdapterApi {
@@ -62,14 +66,14 @@ impl AdapterService for AdapterApi {
             page_size,
             page_token,
         } = request.into_inner();
-        let all = registry::list(&self.store).await?;
+        let all = bounded(NOT_KNOWN, registry::list(&self.store)).await?;
         let (shown, next_page_token) = page(
             all,
             |one| one.generation.to_string(),
             page_size,
             &page_token,
         )?;
-        let adapters = self.describe(&shown).await?;
+        let adapters = bounded(NOT_KNOWN, self.describe(&shown)).await?;
         Ok(Response::new(ListAdaptersResponse {
             adapters,
             next_page_token,
@@ -80,10 +84,14 @@ impl AdapterService for AdapterApi {
         &self,
         request: Request<GetAdapterRequest>,
     ) -> Result<Response<GetAdapterResponse>, Status> {
-        let published =
-            registry::find(&self.store, &self.aliases, &request.into_inner().adapter).await?;
-        let named = registry::named(&self.aliases).await?;
-        let manifest = registry::manifest(&self.store, &published).await?;
+        let name = request.into_inner().adapter;
+        let finding = async {
+            let published = registry::find(&self.store, &self.aliases, &name).await?;
+            let named = registry::named(&self.aliases).await?;
+            let manifest = registry::manifest(&self.store, &published).await?;
+            Ok::<_, Error>((published, named, manifest))
+        };
+        let (published, named, manifest) = bounded(NOT_KNOWN, finding).await?;
         Ok(Response::new(GetAdapterResponse {
             adapter: Some(adapter(manifest, &published, &named)),
         }))
@@ -100,10 +108,10 @@ impl AdapterService for AdapterApi {
         } = request.into_inner();
         let alias = layout::parse("alias", &alias)?;
         let generation = layout::parse("generation", &generation)?;
-        let promoted = self
-            .aliases
-            .promote(&alias, generation, allow_base_mismatch.into())
-            .await?;
+        let base_mismatch = allow_base_mismatch.into();
+        let promoting = self.aliases.promote(&alias, generation, base_mismatch);
+        let outcome = "whether the alias has changed is not known; the same call again is safe";
+        let promoted = bounded(outcome, promoting).await?;
         Ok(Response::new(PromoteAdapterResponse {
             alias: Some(to_message(promoted)),
         }))
@@ -114,7 +122,9 @@ impl AdapterService for AdapterApi {
         request: Request<RollbackAliasRequest>,
     ) -> Result<Response<RollbackAliasResponse>, Status> {
         let alias = layout::parse("alias", &request.into_inner().alias)?;
-        let rolled_back = self.aliases.rollback(&alias).await?;
+        let outcome = "whether the alias has changed is not known; list the aliases before the \
+                       same call again, because each one goes back further";
+        let rolled_back = bounded(outcome, self.aliases.rollback(&alias)).await?;
         Ok(Response::new(RollbackAliasResponse {
             alias: Some(to_message(rolled_back)),
         }))
@@ -124,9 +134,7 @@ impl AdapterService for AdapterApi {
         &self,
         _request: Request<ListAliasesRequest>,
     ) -> Result<Response<ListAliasesResponse>, Status> {
-        let aliases = self
-            .aliases
-            .list()
+        let aliases = bounded(NOT_KNOWN, self.aliases.list())
             .await?
             .into_iter()
             .map(to_message)

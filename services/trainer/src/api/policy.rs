@@ -6,6 +6,7 @@ use togi_proto::trainer::v1::{
     ApplyPolicyRequest, ApplyPolicyResponse, DeletePolicyRequest, DeletePolicyResponse,
     GetPolicyRequest, GetPolicyResponse, ListPoliciesRequest, ListPoliciesResponse,
 };
+use togi_runtime::life::deadline::bounded;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::api::stored::stored_as;
@@ -14,6 +15,11 @@ use crate::gate::Gate;
 use crate::policies::policy::{Body, Policies};
 use crate::policies::trigger::Trigger;
 use crate::recipe::Recipe;
+
+/// The outcome of a question that is not answered in time.
+const NOT_KNOWN: &str = "ask again";
+/// The outcome of a change that is not confirmed in time.
+const UNCLEAR: &str = "whether the policy has changed is not known; the same call again is safe";
 
 /// Answers PolicyService.
 pub(crate) struct PolicyApi {
@@ -83,7 +89,7 @@ impl PolicyService for PolicyApi {
             .into_inner()
             .policy
             .ok_or_else(|| Error::invalid("policy", "is missing"))?;
-        let applied = self.policies.apply(policy.try_into()?).await?;
+        let applied = bounded(UNCLEAR, self.policies.apply(policy.try_into()?)).await?;
         Ok(Response::new(ApplyPolicyResponse {
             policy: Some((&applied.body).into()),
             version: applied.version,
@@ -94,7 +100,8 @@ impl PolicyService for PolicyApi {
         &self,
         request: Request<GetPolicyRequest>,
     ) -> Result<Response<GetPolicyResponse>, Status> {
-        let policy = self.policies.get(&request.into_inner().name).await?;
+        let name = request.into_inner().name;
+        let policy = bounded(NOT_KNOWN, self.policies.get(&name)).await?;
         Ok(Response::new(GetPolicyResponse {
             policy: Some((&policy.body).into()),
             version: policy.version,
@@ -105,7 +112,7 @@ impl PolicyService for PolicyApi {
         &self,
         _request: Request<ListPoliciesRequest>,
     ) -> Result<Response<ListPoliciesResponse>, Status> {
-        let policies = self.policies.list().await?;
+        let policies = bounded(NOT_KNOWN, self.policies.list()).await?;
         Ok(Response::new(ListPoliciesResponse {
             policies: policies
                 .iter()
@@ -118,7 +125,8 @@ impl PolicyService for PolicyApi {
         &self,
         request: Request<DeletePolicyRequest>,
     ) -> Result<Response<DeletePolicyResponse>, Status> {
-        self.policies.delete(&request.into_inner().name).await?;
+        let name = request.into_inner().name;
+        bounded(UNCLEAR, self.policies.delete(&name)).await?;
         Ok(Response::new(DeletePolicyResponse {}))
     }
 }

@@ -11,13 +11,22 @@ use togi_proto::trainer::v1::{
     GetJobResponse, ListJobsRequest, ListJobsResponse, WatchJobRequest, WatchJobResponse,
 };
 use togi_runtime::jobs::{Job, Kind};
-use togi_runtime::{Error, JobId, Stopper, Store, layout};
+use togi_runtime::life::deadline::bounded;
+use togi_runtime::{Class, Error, JobId, Stopper, Store};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::page::page;
 use crate::queue::{Mode, Queue};
+use crate::request::Asked;
 use crate::run::evaluation;
 use crate::watch::{Update, Watcher};
+
+/// The outcome of a question that is not answered in time.
+const NOT_KNOWN: &str = "ask again";
+
+fn is_absence(class: Class) -> bool {
+    matches!(class, Class::Unavailable | Class::DeadlineExceeded)
+}
 
 /// Answers TrainerService.
 pub(crate) struct TrainerApi {
@@ -39,10 +48,9 @@ impl TrainerApi {
 
     /// Jobs of other kinds are not ours to show.
     async fn job(&self, id: &str) -> Result<(JobId, Job), Error> {
-        let id = layout::parse("job", id)?;
-        let job = self.queue.jobs().get(&id).await?;
+        let job = bounded(NOT_KNOWN, self.queue.jobs().named(id)).await?;
         if job.kind == Kind::Train {
-            return Ok((id, job));
+            return Ok((job.id.clone(), job));
         }
         Err(Error::not_found(format!("there is no training job \"{id}\"")).with_field("job"))
     }
@@ -60,7 +68,8 @@ impl TrainerService for TrainerApi {
         } else {
             Mode::Submit
         };
-        let accepted = self.queue.create(&request.try_into()?, mode).await?;
+        let asked = Asked::try_from(request)?.or_random_key()?;
+        let accepted = self.queue.create(&asked, mode).await?;
         Ok(Response::new(CreateJobResponse {
             job: accepted.job.map(Into::into),
             plan: accepted.plan.as_ref().map(Into::into),
@@ -73,11 +82,19 @@ impl TrainerService for TrainerApi {
         request: Request<GetJobRequest>,
     ) -> Result<Response<GetJobResponse>, Status> {
         let (id, job) = self.job(&request.into_inner().job).await?;
-        let asked = self.queue.request(&id).await?.request;
-        let evaluation = evaluation::find(&self.store, &id).await?;
+        let parts = async {
+            let asked = self.queue.request(&id).await?.request;
+            let evaluation = evaluation::find(&self.store, &id).await?;
+            Ok::<_, crate::error::Error>((Some(asked), evaluation))
+        };
+        let (asked, evaluation) = match bounded(NOT_KNOWN, parts).await {
+            // The record is known all the same.
+            Err(error) if is_absence(error.class()) => (None, None),
+            parts => parts?,
+        };
         Ok(Response::new(GetJobResponse {
             job: Some(job.into()),
-            request: Some((&asked).into()),
+            request: asked.as_ref().map(Into::into),
             evaluation: evaluation.as_ref().map(Into::into),
         }))
     }
@@ -90,7 +107,7 @@ impl TrainerService for TrainerApi {
             page_size,
             page_token,
         } = request.into_inner();
-        let jobs = self.queue.jobs().list(Kind::Train).await?;
+        let jobs = bounded(NOT_KNOWN, self.queue.jobs().list(Kind::Train)).await?;
         let (jobs, next_page_token) = page(jobs, |job| job.id.to_string(), page_size, &page_token)?;
         Ok(Response::new(ListJobsResponse {
             jobs: jobs.into_iter().map(Into::into).collect(),
@@ -103,7 +120,8 @@ impl TrainerService for TrainerApi {
         request: Request<CancelJobRequest>,
     ) -> Result<Response<CancelJobResponse>, Status> {
         let (id, _) = self.job(&request.into_inner().job).await?;
-        let job = self.queue.jobs().cancel(&id).await?;
+        let outcome = "whether the job ends is not known; the same call again is safe";
+        let job = bounded(outcome, self.queue.jobs().cancel(&id)).await?;
         Ok(Response::new(CancelJobResponse {
             job: Some(job.into()),
         }))

@@ -12,11 +12,13 @@ use std::time::Duration;
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightClient, Ticket};
 use futures::StreamExt;
+use togi_runtime::jobs::Wait;
 use togi_runtime::life::backoff::Backoff;
 use togi_runtime::rpc::client::Client;
 use togi_runtime::{Class, DatasetId};
 use togi_tokens::{Permutation, Row, Split, shard};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::timeout;
 use tonic::Code;
 use tracing::{debug, warn};
 
@@ -31,6 +33,11 @@ const EMPTY_STREAMS: u32 = 5;
 /// Answers without a row that say that data-prep is at fault, after which the attempt ends. The
 /// limit of attempts ends the job.
 const FAULTS: u32 = 10;
+
+/// The part that a job waits for while its rows do not come.
+const DATA_PREP: &str = "data-prep";
+/// A silence of data-prep after which a job waits for it.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// A request to data-prep. Its JSON is the Flight ticket.
 pub(crate) enum Query<'a> {
@@ -56,9 +63,15 @@ pub async fn lengths(client: Client, dataset: DatasetId) -> Result<Vec<u32>> {
     };
     let ticket = serde_json::to_vec(&Query::Lengths { dataset })?.into();
     let mut flight = flight(client);
-    let mut batches = flight.do_get(Ticket { ticket }).await.map_err(failed)?;
+    let silent = |_| Error::Data {
+        dataset: dataset.into(),
+        reason: "it is connected and sends nothing".to_owned(),
+        class: Class::Unavailable,
+    };
+    let asked = timeout(SILENCE, flight.do_get(Ticket { ticket }));
+    let mut batches = asked.await.map_err(silent)?.map_err(failed)?;
     let mut lengths = Vec::new();
-    while let Some(batch) = batches.next().await {
+    while let Some(batch) = timeout(SILENCE, batches.next()).await.map_err(silent)? {
         lengths.extend(shard::lengths(&batch.map_err(failed)?)?);
     }
     Ok(lengths)
@@ -132,6 +145,7 @@ pub struct Reader {
     budget: Arc<Semaphore>,
     budget_bytes: u32,
     rows: mpsc::UnboundedSender<Result<Fetched>>,
+    waits: watch::Sender<Option<Wait>>,
 }
 
 impl Reader {
@@ -148,9 +162,48 @@ impl Reader {
                 budget,
                 budget_bytes,
                 rows: sender,
+                waits: watch::Sender::new(None),
             },
             Rows(receiver),
         )
+    }
+
+    /// Returns what the reader waits for; the channel closes when it ends.
+    #[must_use]
+    pub fn waits(&self) -> watch::Receiver<Option<Wait>> {
+        self.waits.subscribe()
+    }
+
+    /// Notes that data-prep does not answer, and why.
+    fn waits_because(&self, reason: &str) {
+        self.waits.send_if_modified(|wait| match wait {
+            Some(wait) if wait.reason == reason => false,
+            Some(wait) => {
+                reason.clone_into(&mut wait.reason);
+                true
+            }
+            None => {
+                *wait = Some(Wait::new(DATA_PREP, reason));
+                true
+            }
+        });
+    }
+
+    /// Notes that data-prep answers.
+    fn goes_on(&self) {
+        self.waits.send_if_modified(|wait| wait.take().is_some());
+    }
+
+    /// Waits for data-prep, and notes a long silence.
+    async fn patiently<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        match timeout(SILENCE, &mut answer).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                self.waits_because("it is connected and sends nothing");
+                answer.await
+            }
+        }
     }
 
     /// Reads from a position to the end of the last epoch. Also returns when the receiver is
@@ -195,6 +248,7 @@ impl Reader {
                 Err(error) if waiting_helps(&error) && faults < FAULTS => {
                     faults += u32::from(is_fault(&error));
                     warn!(epoch, offset, %error, "data-prep does not answer; the rows are asked for again");
+                    self.waits_because(&reason(&error));
                 }
                 Err(error) => return Err(self.data_error(class_of(&error), error.to_string())),
             }
@@ -224,15 +278,15 @@ impl Reader {
         let ticket = serde_json::to_vec(&query)
             .map_err(|error| FlightError::from_external_error(Box::new(error)))?;
         debug!(epoch, offset = *offset, "asking data-prep for rows");
-        let mut batches = self
-            .client
-            .do_get(Ticket {
-                ticket: ticket.into(),
-            })
-            .await?;
-        while let Some(batch) = batches.next().await {
+        let mut client = FlightClient::new_from_inner(self.client.inner().clone());
+        let ticket = Ticket {
+            ticket: ticket.into(),
+        };
+        let mut batches = self.patiently(client.do_get(ticket)).await?;
+        while let Some(batch) = self.patiently(batches.next()).await {
             let rows = shard::from_batch(&batch?)
                 .map_err(|error| FlightError::DecodeError(error.to_string()))?;
+            self.goes_on();
             for row in rows {
                 if *offset == self.order.rows {
                     return Err(FlightError::DecodeError(format!(
@@ -275,6 +329,23 @@ fn row_bytes(row: &Row) -> u32 {
         + row.category.len()
         + 4 * (row.input_ids.len() + row.labels.len());
     u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// Returns why data-prep does not answer: the deepest cause, as the connection's error has it.
+fn reason(error: &FlightError) -> String {
+    let FlightError::Tonic(status) = error else {
+        return error.to_string();
+    };
+    let mut cause = std::error::Error::source(&**status);
+    let mut deepest = status.message().to_owned();
+    while let Some(error) = cause {
+        deepest = match error.downcast_ref::<std::io::Error>() {
+            Some(error) => error.kind().to_string(),
+            None => error.to_string(),
+        };
+        cause = error.source();
+    }
+    deepest
 }
 
 /// Whether an error may be a fault of data-prep that asking again does not cure.

@@ -5,10 +5,14 @@
 //! applied, and trains only what comes after, or what its schedule asks for. A data set that nobody
 //! has prepared yet is at revision 0, so that its first revision trains.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use togi_runtime::bus::kv::Kv;
-use togi_runtime::{DatasetId, Store, layout};
+use togi_runtime::{Bus, DatasetId, Stopper, Store, layout};
 use tracing::warn;
 
 use crate::dataset;
@@ -19,6 +23,9 @@ use crate::policies::trigger::{Time, Trigger};
 use crate::recipe::Recipe;
 use crate::request::{Asked, By, CreateJob, Origin, Resolved};
 use crate::submission::Admission;
+
+/// Time between two comparisons of the mirror with the store.
+const MIRROR_PERIOD: Duration = Duration::from_secs(30);
 
 /// A version of a policy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,19 +126,61 @@ impl Version {
 #[derive(Clone)]
 pub(crate) struct Policies {
     store: Store,
-    mirror: Kv,
+    bus: Bus,
     admission: Admission,
 }
 
 impl Policies {
-    /// Returns the policies in the store; `mirror` gets every change.
+    /// Returns the policies in the store; a bucket of the bus mirrors every change.
     #[must_use]
-    pub(crate) fn new(store: Store, mirror: Kv, admission: Admission) -> Policies {
+    pub(crate) fn new(store: Store, bus: Bus, admission: Admission) -> Policies {
         Policies {
             store,
-            mirror,
+            bus,
             admission,
         }
+    }
+
+    fn mirror(&self) -> &Kv {
+        self.bus.policies()
+    }
+
+    /// Keeps the mirror equal to the store until the stopper stops: now, every half minute, and as
+    /// soon as NATS is back.
+    ///
+    /// # Errors
+    /// Never: the signature is that of a task.
+    pub(crate) async fn keep_mirrored(self, stopper: Stopper) -> togi_runtime::Result<()> {
+        let mut rounds = self.bus.rounds(MIRROR_PERIOD);
+        while rounds.next(&stopper).await {
+            if let Some(Err(error)) = stopper.run(self.mirror_rest()).await {
+                rounds.failed();
+                warn!(%error, "the bucket of policies cannot be updated now");
+            }
+        }
+        Ok(())
+    }
+
+    async fn mirror_rest(&self) -> Result<()> {
+        let entries = self.mirror().entries().await?.into_iter();
+        let mut mirrored: BTreeMap<String, Bytes> = entries
+            .filter_map(|entry| Some((entry.key, entry.value?)))
+            .collect();
+        for name in self.store.list_dirs(&layout::policies()).await? {
+            let version = match newest(&self.store, &name).await {
+                Ok(Some((_, version))) if version.policy.is_some() => version,
+                Ok(_) | Err(Error::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let bytes = togi_common::canonical::json(&version)?;
+            if mirrored.remove(&name).is_none_or(|found| found != bytes) {
+                self.mirror().put(&name, bytes).await?;
+            }
+        }
+        for gone in mirrored.keys() {
+            self.mirror().delete(gone).await?;
+        }
+        Ok(())
     }
 
     /// Checks a policy and stores it; the same body again changes nothing.
@@ -170,7 +219,17 @@ impl Policies {
     pub(crate) async fn get(&self, name: &str) -> Result<Policy> {
         layout::validate_name("name", name)?;
         let found = Policy::in_force(&self.store, name).await?;
-        found.ok_or_else(|| unknown(name))
+        match found {
+            Some(policy) => Ok(policy),
+            None => Err(self.unknown(name).await),
+        }
+    }
+
+    async fn unknown(&self, name: &str) -> Error {
+        let near = self.store.nearest(&layout::policies(), name).await;
+        let message = format!("policy {name:?} does not exist{near}");
+        let unknown = togi_runtime::Error::not_found(message);
+        unknown.with_field("name").into()
     }
 
     /// Returns the policies in force, ordered by name. One that cannot be read is logged and left
@@ -201,7 +260,7 @@ impl Policies {
         loop {
             let found = newest(&self.store, name).await?;
             let Some((n, version)) = found.filter(|(_, version)| version.policy.is_some()) else {
-                return Err(unknown(name));
+                return Err(self.unknown(name).await);
             };
             let ended = Version {
                 policy: None,
@@ -232,15 +291,18 @@ impl Policies {
             .put_revision(&layout::policy_revisions(name), n, bytes.clone().into())
             .await?;
         if written {
-            let mirrored = match version.policy {
-                Some(_) => self.mirror.put(name, bytes).await.map(|_| ()),
-                None => self.mirror.delete(name).await,
+            let mirrored = async {
+                match version.policy {
+                    Some(_) => self.mirror().put(name, bytes).await.map(|_| ()),
+                    None => self.mirror().delete(name).await,
+                }
             };
-            if let Err(error) = mirrored {
+            if let Err(error) = self.bus.in_a_moment(mirrored).await {
+                self.bus.leave_undone();
                 warn!(
                     policy = name,
                     error = error.chain(),
-                    "the bucket of policies was not updated; the store has the change"
+                    "the bucket of policies is updated later; the store has the change"
                 );
             }
         }
@@ -266,12 +328,13 @@ pub(crate) async fn resolve(store: &Store, asked: &Asked) -> Result<Resolved> {
         } => (policy, idempotency_key),
     };
     let Some(policy) = Policy::in_force(store, name).await? else {
-        let message = format!("policy {name:?} does not exist");
+        let near = store.nearest(&layout::policies(), name).await;
+        let message = format!("policy {name:?} does not exist{near}");
         let unknown = togi_runtime::Error::not_found(message);
         return Err(unknown.with_field("policy").into());
     };
     let Some((revision, named)) = dataset::newest(store, &policy.body.dataset).await? else {
-        return Err(dataset::unknown(&policy.body.dataset));
+        return Err(dataset::unknown(store, &policy.body.dataset).await);
     };
     let mut resolved = policy.resolve(named.dataset, revision, By::Request);
     resolved.request.idempotency_key.clone_from(key);

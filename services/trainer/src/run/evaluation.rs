@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use togi_common::{DatasetId, Generation};
 use togi_model::{Engine, Lora};
 use togi_runtime::worker::Claim;
+use togi_runtime::worker::lease::Lease;
 use togi_runtime::{Class, JobId, Store, layout};
 use togi_tokens::{Split, Tokenizer};
 use tokio_util::task::AbortOnDropHandle;
@@ -18,7 +19,7 @@ use crate::gate::measure::{Measure, Pair};
 use crate::gate::questions::{self, Question};
 use crate::gate::{Answers, Evaluation, Gate, HeldOut, Verdict};
 use crate::learn::data::{Order, Reader, Rows};
-use crate::patience::retry;
+use crate::patience::{report, retry};
 use crate::run::announcement::Announcement;
 use crate::run::job::Job;
 use crate::run::parts::Parts;
@@ -101,12 +102,12 @@ impl Candidate<'_> {
                 return Ok(evaluated);
             }
         };
-        let mut held_out = vec![retry!(lease, rows(parts, identity.dataset))?];
+        let mut held_out = vec![retry!(lease, rows(parts, lease, identity.dataset))?];
         if let Some(serving) = &serving {
             evaluated.serving = Some(serving.manifest.generation);
             let theirs = serving.manifest.identity.dataset;
             if theirs != identity.dataset {
-                held_out.extend(retry!(lease, rows_if_any(parts, theirs))?);
+                held_out.extend(retry!(lease, rows_if_any(parts, lease, theirs))?);
             }
         }
         let asked = match &self.gate.questions {
@@ -166,9 +167,10 @@ struct HeldOutRows {
     count: u64,
     rows: Rows,
     reader: AbortOnDropHandle<()>,
+    reporting: AbortOnDropHandle<()>,
 }
 
-async fn rows(parts: &Parts, dataset: DatasetId) -> Result<HeldOutRows> {
+async fn rows(parts: &Parts, lease: &Lease, dataset: DatasetId) -> Result<HeldOutRows> {
     let manifest = dataset::manifest(&parts.store, dataset).await?;
     let count = manifest.rows(Split::Validation);
     let order = Order {
@@ -181,18 +183,24 @@ async fn rows(parts: &Parts, dataset: DatasetId) -> Result<HeldOutRows> {
     };
     let client = parts.data_prep.clone();
     let (reader, rows) = Reader::new(client, order, parts.training.prefetch_bytes);
+    let reporting = tokio::spawn(report(lease.clone(), reader.waits()));
     let reading = reader.run(Default::default()).in_current_span();
     Ok(HeldOutRows {
         dataset,
         count,
         rows,
+        reporting: AbortOnDropHandle::new(reporting),
         reader: AbortOnDropHandle::new(tokio::spawn(reading)),
     })
 }
 
 /// Like [`rows`], but `None` if the data set is gone or has no validation rows.
-async fn rows_if_any(parts: &Parts, dataset: DatasetId) -> Result<Option<HeldOutRows>> {
-    match rows(parts, dataset).await {
+async fn rows_if_any(
+    parts: &Parts,
+    lease: &Lease,
+    dataset: DatasetId,
+) -> Result<Option<HeldOutRows>> {
+    match rows(parts, lease, dataset).await {
         Ok(held) => Ok(Some(held).filter(|held| held.count > 0)),
         Err(error) if error.class() == Class::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -220,7 +228,7 @@ impl Work {
         let stop = Arc::new(AtomicBool::new(false));
         let (mut readers, mut sources) = (Vec::new(), Vec::new());
         for held in held_out {
-            readers.push(held.reader);
+            readers.push((held.reader, held.reporting));
             sources.push((held.dataset, held.count, held.rows));
         }
         let (span, stopped) = (Span::current(), Arc::clone(&stop));

@@ -37,6 +37,9 @@ pub(crate) struct Published {
     pub(crate) divergence: Option<String>,
 }
 
+/// The part that confirms a lease.
+const NATS: &str = "NATS";
+
 /// Publishes the adapter of a finished run.
 ///
 /// # Errors
@@ -56,7 +59,7 @@ pub(crate) async fn publish(
     )?;
     let generation = adapter.generation;
     let manifest = manifest(job, &adapter);
-    retry!(lease, check(lease))?;
+    retry!(lease, NATS, check(lease))?;
     let lines = retry!(lease, log::finish(store, &job.id))?;
     retry!(lease, write(store, &adapter, &manifest))?;
     let facts = RunSummary {
@@ -110,7 +113,7 @@ pub(crate) async fn promote(
     let lease = &claim.lease;
     let alias: AliasName = layout::parse("alias", &job.request.request.alias)?;
     let since = claim.job.create_time;
-    retry!(lease, check(lease))?;
+    retry!(lease, NATS, check(lease))?;
     let span = info_span!("promote", alias = alias.as_str(), %generation);
     retry!(
         lease,

@@ -18,7 +18,7 @@ use crate::learn::step::Step;
 use crate::learn::thread::TrainingThread;
 use crate::learn::train::{Plan, State, Update};
 use crate::papers::log;
-use crate::patience::retry;
+use crate::patience::{report, retry};
 use crate::run::announcement::Announcement;
 use crate::run::checkpoint::{self, Owner};
 use crate::run::job::Job;
@@ -56,6 +56,7 @@ pub(crate) struct Run {
     log: log::Writer,
     checkpoint: Option<String>,
     reader: AbortOnDropHandle<()>,
+    _reporting: AbortOnDropHandle<()>,
     thread: TrainingThread,
 }
 
@@ -77,6 +78,7 @@ impl Run {
             order,
             parts.training.prefetch_bytes,
         );
+        let reporting = tokio::spawn(report(claim.lease.clone(), reader.waits()));
         let reading = reader.run(state.progress.clone()).in_current_span();
         let reader = AbortOnDropHandle::new(tokio::spawn(reading));
         let gauge = parts.gauge.clone();
@@ -89,6 +91,7 @@ impl Run {
             log: log::Writer::new(parts.store.clone(), &job.id, claim.lease.fence()),
             checkpoint,
             reader,
+            _reporting: AbortOnDropHandle::new(reporting),
             thread,
         })
     }

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::learn::data::Order;
 use crate::learn::snapshot::Snapshot;
 use crate::learn::train::{Plan, State};
+use crate::patience::retry;
 use crate::policies::policy;
 use crate::policies::retraining::Retraining;
 use crate::recipe::Promote;
@@ -25,6 +26,9 @@ use crate::run::parts::Parts;
 use crate::run::publish::{self, Published};
 use crate::run::training::{self, End, Run};
 use crate::submission::Admission;
+
+/// The part that a job waits for while its base cannot be read.
+const BASE: &str = "the base";
 
 /// Works on training jobs, one at a time.
 #[derive(Clone)]
@@ -89,12 +93,13 @@ impl Worker {
     async fn work(&self, claim: &Claim) -> Result<Ended> {
         let lease = &claim.lease;
         let prepared = async {
-            let job = self.job(claim).await?;
-            let checkpoint = checkpoint::newest(&self.parts.store, &job.owner).await?;
+            let job = retry!(lease, BASE, self.job(claim))?;
+            let store = &self.parts.store;
+            let checkpoint = retry!(lease, checkpoint::newest(store, &job.owner))?;
             if checkpoint.is_none() {
-                self.check_needed(&job).await?;
+                retry!(lease, self.check_needed(&job))?;
             }
-            let start = self.start(&job, checkpoint).await?;
+            let start = retry!(lease, BASE, self.start(&job, &checkpoint))?;
             Ok::<_, Error>((job, start))
         };
         // Loading a base may take minutes. A stop, a cancellation or a lost lease must end it.
@@ -214,7 +219,7 @@ impl Worker {
     }
 
     /// Returns where the job starts: at its newest intact checkpoint, or at the beginning.
-    async fn start(&self, job: &Job, kept: Option<(Path, Snapshot)>) -> Result<training::Start> {
+    async fn start(&self, job: &Job, kept: &Option<(Path, Snapshot)>) -> Result<training::Start> {
         let recipe = &job.recipe;
         let name = &job.request.request.base;
         let engine = self.parts.bases.engine(name, recipe.precision).await?;
@@ -227,7 +232,7 @@ impl Worker {
             info!(job = %job.id, step = snapshot.progress.step, %manifest, "going on from a checkpoint");
             state.lora.set_bytes(&snapshot.lora)?;
             state.optimizer = optim::AdamW::from_bytes(&snapshot.optimizer, recipe.optimizer())?;
-            state.progress = snapshot.progress;
+            state.progress = snapshot.progress.clone();
             checkpoint = Some(manifest.to_string());
         }
         Ok(training::Start {

@@ -5,6 +5,7 @@
     reason = "a test ends where something is not as expected"
 )]
 
+mod absence;
 mod device;
 mod gate;
 mod harness;

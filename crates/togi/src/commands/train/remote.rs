@@ -2,10 +2,11 @@
 
 use clap::Args;
 use togi_proto::trainer::v1::{CreateJobRequest, CreateJobResponse};
+use togi_runtime::jobs::random_key;
 
 use crate::client::present;
 use crate::commands::{job_lines, watch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::session::Session;
 
 /// Whether the command follows the job that it created.
@@ -40,13 +41,27 @@ impl Follow {
     }
 }
 
+/// Sends a request with a key of its own if it has none, so that it can be repeated.
+pub(crate) async fn ask(
+    session: &Session,
+    mut request: CreateJobRequest,
+) -> Result<CreateJobResponse> {
+    if request.idempotency_key.is_empty() {
+        request.idempotency_key = random_key()?;
+    }
+    let key = request.idempotency_key.clone();
+    let mut trainer = session.clients.trainer().await?;
+    let answer = trainer.create_job(request).await;
+    let answer = answer.map_err(|status| Error::from(status).of_request(&key))?;
+    Ok(answer.into_inner())
+}
+
 /// Creates a training job and prints its memory plan.
 pub(crate) async fn create(
     session: &Session,
     request: CreateJobRequest,
 ) -> Result<CreateJobResponse> {
-    let mut trainer = session.clients.trainer().await?;
-    let answer = trainer.create_job(request).await?.into_inner();
+    let answer = ask(session, request).await?;
     if let Some(plan) = &answer.plan {
         let lines = job_lines::plan(plan, answer.steps);
         session.output.say(lines.join("\n"));

@@ -4,6 +4,10 @@
 // clippy.toml allows `unwrap` in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod calls;
+mod commands;
+mod messages;
+
 use std::path::PathBuf;
 use std::process::Output;
 
@@ -20,15 +24,21 @@ const CONFIGURATION: i32 = 64;
 
 const RECIPE: &str = "name = \"one\"\nmax_steps = 1\n[lora]\nrank = 2\n";
 
+/// Returns the cases of a table, which has one as JSON in each line.
+pub(crate) fn cases(table: &str) -> impl Iterator<Item = serde_json::Value> {
+    let lines = table.lines();
+    lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+}
+
 /// A system with a data set `good`, and a folder for wrong files.
-struct Stage {
-    system: System,
+pub(crate) struct Stage {
+    pub(crate) system: System,
     folder: TempDir,
     records: PathBuf,
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let stage = Self {
             system: System::start(&[]),
             folder: tempfile::tempdir().unwrap(),
@@ -40,23 +50,26 @@ impl Stage {
     }
 
     /// Writes a file and returns its path.
-    fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+    pub(crate) fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
     /// Runs a command that must be refused with this exit code and these words.
-    fn refuses(&self, arguments: &[&str], code: i32, says: &str) {
+    pub(crate) fn refuses(&self, arguments: &[&str], code: i32, says: &str) {
+        let problem = self.problem(arguments, code, says);
+        assert_eq!(problem, None);
+    }
+
+    /// Returns how a command is not refused with this exit code and these words.
+    pub(crate) fn problem(&self, arguments: &[&str], code: i32, says: &str) -> Option<String> {
         let output = self.system.try_togi(arguments);
         let said = String::from_utf8_lossy(&output.stderr);
         let got = output.status.code();
-        assert_eq!(got, Some(code), "togi {arguments:?}: {said}");
-        assert!(
-            said.contains(says),
-            "togi {arguments:?} does not say {says:?}: {said}"
-        );
-        assert!(!said.contains("panicked"), "{said}");
+        let refused = got == Some(code) && said.contains(says) && !said.contains("panicked");
+        let problem = || format!("togi {arguments:?} ended with {got:?}: {said}");
+        (!refused).then(problem)
     }
 
     fn refuses_records(&self, file: &str, rest: &[&str], code: i32, says: &str) {
@@ -71,7 +84,7 @@ impl Stage {
         words.into_iter().map(str::to_owned).collect()
     }
 
-    fn try_train(&self, recipe: &str, rest: &[&str]) -> Output {
+    pub(crate) fn try_train(&self, recipe: &str, rest: &[&str]) -> Output {
         let words = self.train(recipe, rest);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.system.try_togi(&words)
@@ -89,7 +102,7 @@ impl Stage {
     }
 
     /// Checks that the refused commands changed nothing: the data set exists and the base answers.
-    fn nobody_was_disturbed(&self) {
+    pub(crate) fn nobody_was_disturbed(&self) {
         self.system.togi(&["datasets", "show", "good"]);
         let question = ["generate", "--instruction", "誰ですか。"];
         self.system
