@@ -24,6 +24,7 @@ use crate::life::backoff::Backoff;
 
 pub mod folder;
 pub mod hub;
+mod local;
 mod open;
 mod revisions;
 pub use open::{connect, connect_object};
