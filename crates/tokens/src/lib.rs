@@ -14,6 +14,7 @@ pub mod prompt;
 pub mod record;
 pub mod row;
 pub mod shard;
+pub mod split;
 pub mod tokenizer;
 
 pub use digest::DatasetHasher;
