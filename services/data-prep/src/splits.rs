@@ -137,7 +137,8 @@ impl Choice {
     }
 }
 
-fn files(count: usize) -> String {
+/// Returns a number of files in words.
+pub(crate) fn files(count: usize) -> String {
     let end = if count == 1 { "" } else { "s" };
     format!("{count} file{end}")
 }

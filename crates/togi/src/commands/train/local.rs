@@ -18,6 +18,7 @@ use crate::commands::choices::choice;
 use crate::commands::job_lines;
 use crate::error::{Error, Result};
 use crate::local::records;
+use crate::local::records::Reading;
 use crate::output::Output;
 use crate::progress::Unit;
 use crate::{local, recipe};
@@ -36,9 +37,12 @@ pub struct Local {
         conflicts_with_all = ["dataset", "alias", "idempotency_key", "watch", "no_watch", "dry_run"]
     )]
     pub local: bool,
-    /// The records: JSON array, JSON Lines or Parquet, gzip and zstd too
+    /// The records: JSON, JSON Lines, CSV, TSV or Parquet, gzip and zstd too
     #[arg(long, value_name = "FILE", requires = "local")]
     pub records: Option<PathBuf>,
+    /// How the records are read
+    #[command(flatten)]
+    pub reading: Reading,
     /// A SentencePiece model [default: the one in the base's folder]
     #[arg(long, value_name = "FILE", requires = "local")]
     pub tokenizer: Option<PathBuf>,
@@ -82,6 +86,7 @@ impl Training {
         recipe.check_base(base.config()).map_err(refused)?;
         let (base, tokenizer) = (Arc::new(base), Arc::new(tokenizer));
         let records = self.records(&tokenizer)?;
+        output.say(&records.reading);
         if records.rejected > 0 {
             let (count, file) = (records.rejected, out.join("rejects.jsonl"));
             output.say(format_args!(
@@ -151,7 +156,7 @@ impl Training {
         };
         settings.max_length = self.options.max_length.unwrap_or(settings.max_length);
         let file = self.options.records.as_deref().unwrap_or(Path::new(""));
-        records::read(file, tokenizer, settings)
+        records::read(file, &self.options.reading, tokenizer, settings)
     }
 }
 
