@@ -1,8 +1,9 @@
-//! Foundation of all crates: digests, ids, checked and near names, canonical JSON, and a random
-//! generator. Does no input or output.
+//! Foundation of all crates: digests, ids, checked and near names, canonical JSON, a random
+//! generator, and the opening of files that others put into a folder.
 
 pub mod canonical;
 pub mod digest;
+pub mod file;
 pub mod hasher;
 pub mod id;
 pub mod name;

@@ -148,7 +148,7 @@ fn number(value: f64) -> Value {
 pub fn from_folder(dir: &Path, config: &Config) -> Result<Lora> {
     let settings = Settings::parse(&read::file(&dir.join(CONFIG_FILE))?)?;
     let pickled = dir.join(PICKLED_FILE);
-    let found = if pickled.is_file() && !dir.join(TENSORS_FILE).is_file() {
+    let found = if pickled.exists() && !dir.join(TENSORS_FILE).exists() {
         tensors::read_pickled(&pickled)?
     } else {
         tensors::read(&read::file(&dir.join(TENSORS_FILE))?)?

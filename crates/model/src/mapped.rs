@@ -2,7 +2,6 @@
 //! `unsafe`.
 
 use std::fmt;
-use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +22,7 @@ enum Owner {
         map: Mmap,
         /// For reads that do not go through the map.
         #[cfg(feature = "cuda")]
-        file: File,
+        file: std::fs::File,
     },
     Memory(Vec<u8>),
 }
@@ -35,7 +34,7 @@ impl Bytes {
     /// The file cannot be opened or mapped.
     #[allow(unsafe_code)]
     pub(crate) fn map(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::file(path, e))?;
+        let file = togi_common::file::open(path).map_err(|e| Error::file(path, e))?;
         // SAFETY: the map is read-only and only handed out as bytes; weight files are immutable
         // artefacts by contract, so nothing truncates or rewrites the file while it is
         // mapped.

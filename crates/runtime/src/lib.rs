@@ -29,4 +29,5 @@ pub use life::readiness::{Latch, Readiness};
 pub use life::stop::Stopper;
 pub use life::tasks::Tasks;
 pub use store::{Put, Store};
+pub use togi_common::file;
 pub use togi_common::{AliasName, DatasetId, Generation, JobId};

@@ -25,6 +25,7 @@ use crate::life::backoff::Backoff;
 mod base_files;
 pub mod folder;
 pub mod hub;
+mod local;
 mod open;
 mod revisions;
 pub use open::{connect, connect_object};

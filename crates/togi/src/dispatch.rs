@@ -46,7 +46,7 @@ async fn client(command: Command, session: &Session) -> Result<()> {
         Command::Chat(chat) => chat.run(session).await,
         Command::Events(events) => events.run(session).await,
         Command::Gc(gc) => gc.run(session).await,
-        Command::Tokenize(tokenize) => tokenize.run().await,
+        Command::Tokenize(tokenize) => tokenize.run(session).await,
         Command::Logits(logits) => logits.run(session).await,
         Command::Fetch(fetch) => fetch.run(session).await,
         Command::Quantize(quantize) => quantize.run(session).await,

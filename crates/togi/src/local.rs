@@ -57,7 +57,7 @@ pub fn base(folder: &Path, device: DeviceName, precision: Precision) -> Result<B
 
 /// Reads a SentencePiece model's file.
 pub fn tokenizer(file: &Path) -> Result<Tokenizer> {
-    let bytes = fs::read(file).map_err(|error| Error::file(file, error))?;
+    let bytes = togi_runtime::file::read(file).map_err(|error| Error::file(file, error))?;
     Tokenizer::from_bytes(&bytes).map_err(|error| Error::unfit("tokenizer", file, error))
 }
 

@@ -94,9 +94,11 @@ impl Output {
         }
     }
 
-    /// Prints a message on standard error, unless `--quiet`; a failure to write is ignored.
+    /// Prints a message on standard error, unless it is empty or `--quiet` was given; a failure to
+    /// write is ignored.
     pub fn say(&self, message: impl fmt::Display) {
-        if !self.quiet {
+        let message = message.to_string();
+        if !self.quiet && !message.is_empty() {
             let _ = writeln!(io::stderr().lock(), "{message}");
         }
     }

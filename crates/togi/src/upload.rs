@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::output::Output;
 use crate::progress::Unit;
 
+/// The files that say that a folder was written by `save_to_disk` of Hugging Face datasets.
+const SAVED: [&str; 3] = ["dataset_dict.json", "state.json", "dataset_info.json"];
 /// Bytes in a message; the contract allows 1 MiB.
 const CHUNK_BYTES: usize = 512 << 10;
 
@@ -37,13 +39,34 @@ pub async fn file(clients: &Clients, output: &Output, path: &Path) -> Result<Str
         .await;
     }
     let wrong = |error| Error::file(path, error);
+    check(path)?;
     let file = File::open(path).await.map_err(wrong)?;
     let metadata = file.metadata().await.map_err(wrong)?;
+    let name = path
+        .file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned();
+    stream(clients, output, &name, metadata.len(), Box::new(file)).await
+}
+
+/// Refuses a folder, whose files are told from those of a saved data set, and an empty file.
+///
+/// # Errors
+/// As [`file`].
+pub(crate) fn check(path: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(path).map_err(|error| Error::file(path, error))?;
     if metadata.is_dir() {
-        return Err(Error::file(
-            path,
-            std::io::Error::from(std::io::ErrorKind::IsADirectory),
-        ));
+        let saved = SAVED.iter().any(|name| path.join(name).exists());
+        let text = if saved {
+            "is a folder of datasets' save_to_disk, whose Arrow files are not read; write the \
+             records with to_json(FILE, force_ascii=False) or to_parquet(FILE)"
+        } else {
+            "is a folder; give one file with records, or make the folder a source of data-prep \
+             ([sources.NAME] url = \"file:///FOLDER/\") and prepare with --source NAME"
+        };
+        let error = std::io::Error::new(std::io::ErrorKind::IsADirectory, text);
+        return Err(Error::file(path, error));
     }
     if metadata.is_file() && metadata.len() == 0 {
         return Err(Error::Usage(format!(
@@ -51,12 +74,7 @@ pub async fn file(clients: &Clients, output: &Output, path: &Path) -> Result<Str
             path.display()
         )));
     }
-    let name = path
-        .file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned();
-    stream(clients, output, &name, metadata.len(), Box::new(file)).await
+    Ok(())
 }
 
 /// Uploads the questions whose path in `folder` the gate names, and puts the upload's id in its

@@ -1,23 +1,17 @@
 //! A data set's manifest in canonical JSON: its inputs, its counts, and the shards to read.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use togi_common::{DatasetId, canonical};
 
 use crate::error::{Error, Result};
 use crate::row::Settings;
+use crate::shard::Metadata;
+pub use crate::split::Split;
 
 /// The version of the manifest's form. A reader refuses any other.
 pub const SCHEMA_VERSION: u32 = 1;
-
-/// The rows for one purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Split {
-    /// Rows to train on.
-    Train,
-    /// Rows kept for validation.
-    Validation,
-}
 
 /// One shard of the data set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +29,22 @@ pub struct Part {
     pub size_bytes: u64,
     /// SHA-256 of its bytes, lower-case hex.
     pub sha256: String,
+}
+
+impl Part {
+    /// Fails if its shard has other counts.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] with the counts.
+    pub fn check_counts(&self, rows: u64, tokens: u64) -> Result<()> {
+        if (rows, tokens) == (self.rows, self.tokens) {
+            return Ok(());
+        }
+        Err(Error::manifest(format!(
+            "{} has {rows} rows and {tokens} ids, and not {} and {}",
+            self.path, self.rows, self.tokens
+        )))
+    }
 }
 
 /// The file that lists each rejected record.
@@ -77,22 +87,35 @@ pub struct DatasetManifest {
 impl DatasetManifest {
     /// The rows of a split.
     pub fn rows(&self, split: Split) -> u64 {
-        self.of(split).map(|part| part.rows).sum()
+        self.of_split(split).map(|part| part.rows).sum()
     }
 
     /// The ids in a split's rows.
     pub fn tokens(&self, split: Split) -> u64 {
-        self.of(split).map(|part| part.tokens).sum()
+        self.of_split(split).map(|part| part.tokens).sum()
     }
 
     /// The parts of a split, in the order of their rows.
-    pub fn of(&self, split: Split) -> impl Iterator<Item = &Part> {
+    pub fn of_split(&self, split: Split) -> impl Iterator<Item = &Part> {
         self.parts.iter().filter(move |part| part.split == split)
     }
 
     /// Returns the manifest's canonical JSON; equal manifests have equal bytes.
     pub fn to_json(&self) -> Vec<u8> {
         canonical::json(self).expect("a manifest has a JSON form")
+    }
+
+    /// Reads the manifest that is stored for a data set, as [`Self::from_json`] does.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`], also if it is of another data set.
+    pub fn of(json: &[u8], dataset: DatasetId) -> Result<Self> {
+        let manifest = Self::from_json(json)?;
+        if manifest.dataset != dataset {
+            let theirs = manifest.dataset;
+            return Err(Error::manifest(format!("it is of the data set {theirs}")));
+        }
+        Ok(manifest)
     }
 
     /// Reads a manifest and checks that its counts agree.
@@ -137,6 +160,13 @@ impl DatasetManifest {
                 "a part to train on stands after one for validation",
             ));
         }
+        for split in [Split::Train, Split::Validation] {
+            self.check_parts(split)?;
+        }
+        let mut names = BTreeSet::from([self.rejects.path.as_str()]);
+        if let Some(part) = self.parts.iter().find(|part| !names.insert(&part.path)) {
+            return Err(Error::manifest(format!("it names {:?} twice", part.path)));
+        }
         let files = self.parts.iter().map(|part| (&part.path, &part.sha256));
         for (path, sha256) in files.chain([(&self.rejects.path, &self.rejects.sha256)]) {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -149,6 +179,52 @@ impl DatasetManifest {
         }
         check_digest(&self.tokenizer_digest)?;
         check_digest(&self.template_digest)
+    }
+
+    /// Fails if the counts of a split's parts are not those that its settings lead to: every part
+    /// but the last is full, and a row has an id and no more than `max_length`.
+    fn check_parts(&self, split: Split) -> Result<()> {
+        let full = u64::from(self.settings.rows_per_shard);
+        let longest = u64::from(self.settings.max_length);
+        let last = self.of_split(split).count().saturating_sub(1);
+        for (at, part) in self.of_split(split).enumerate() {
+            let Part {
+                path, rows, tokens, ..
+            } = part;
+            let fits = *rows == full || (at == last && (1..full).contains(rows));
+            if !fits {
+                let text = format!("{path} has {rows} rows, and a part {full}");
+                return Err(Error::manifest(text));
+            }
+            if !(*rows..=rows.saturating_mul(longest)).contains(tokens) {
+                let text = format!("{path} has {tokens} ids in {rows} rows of at most {longest}");
+                return Err(Error::manifest(text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if a shard's own description is not that of its part.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] with what differs.
+    pub fn check_shard(&self, part: &Part, found: &Metadata, dataset: &str) -> Result<()> {
+        let split = found.split.is_none_or(|split| split == part.split);
+        let same = [
+            ("data set", dataset == self.dataset.to_string()),
+            ("tokenizer", found.tokenizer_digest == self.tokenizer_digest),
+            ("template", found.template_digest == self.template_digest),
+            ("max_length", found.max_length == self.settings.max_length),
+            ("learn", found.learn == self.settings.learn),
+            ("split", split),
+        ];
+        match same.into_iter().find(|(_, same)| !same) {
+            None => Ok(()),
+            Some((what, _)) => Err(Error::manifest(format!(
+                "the {what} of {} is not the one that it says",
+                part.path
+            ))),
+        }
     }
 }
 
@@ -181,7 +257,10 @@ mod tests {
             dataset: "0".repeat(64).parse().unwrap(),
             tokenizer_digest: "1".repeat(64),
             template_digest: "2".repeat(64),
-            settings: Settings::default(),
+            settings: Settings {
+                rows_per_shard: 7,
+                ..Settings::default()
+            },
             records_read: 10,
             accepted: 9,
             rejected: 1,
@@ -207,7 +286,7 @@ mod tests {
 
     #[test]
     fn what_does_not_add_up_is_refused() {
-        let edits: [fn(&mut DatasetManifest); 7] = [
+        let edits: [fn(&mut DatasetManifest); 12] = [
             |m| m.schema_version = 2,
             |m| m.rejected = 2,
             |m| m.records_read = u64::MAX,
@@ -215,6 +294,11 @@ mod tests {
             |m| m.parts.reverse(),
             |m| m.parts[0].path = "../x".into(),
             |m| m.parts[0].sha256 = "A".repeat(64),
+            |m| m.parts[1].path = m.parts[0].path.clone(),
+            |m| m.parts[1].path = m.rejects.path.clone(),
+            |m| m.settings.rows_per_shard = 3,
+            |m| m.settings.max_length = 5,
+            |m| m.parts[0].tokens = 6,
         ];
         for (at, edit) in edits.into_iter().enumerate() {
             let mut bad = manifest();
@@ -224,6 +308,8 @@ mod tests {
                 "edit {at}"
             );
         }
+        let other = "1".repeat(64).parse().unwrap();
+        assert!(DatasetManifest::of(&manifest().to_json(), other).is_err());
         let json = String::from_utf8(manifest().to_json()).unwrap();
         let bad = json.replace(&"0".repeat(64), &"A".repeat(64));
         assert!(DatasetManifest::from_json(bad.as_bytes()).is_err());

@@ -3,7 +3,7 @@
 //!
 //! A bad record becomes a [`Reject`], which is data for `rejects.jsonl` and does not end the flow.
 
-mod json;
+pub(crate) mod json;
 mod json_strings;
 mod reject;
 
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use togi_common::{Digest, Hasher};
 
 pub use self::json_strings::JsonStrings;
+pub use self::reject::Fault;
 pub use self::reject::Reject;
 use crate::error::{Error, Result};
 
@@ -90,6 +91,15 @@ impl Columns {
         &self.names
     }
 
+    /// The columns whose JSON is checked for doubled keys.
+    pub(crate) fn checked(&self) -> [json::Column<'_>; 5] {
+        std::array::from_fn(|at| json::Column {
+            name: &self.names[at],
+            ours: COLUMNS[at],
+            required: [0, 2].contains(&at),
+        })
+    }
+
     /// The renamed columns, from our name to the source's.
     pub fn renamed(&self) -> BTreeMap<&'static str, &str> {
         let pairs = COLUMNS
@@ -103,7 +113,7 @@ impl Record {
     /// Reads one JSON text, such as a line of JSON Lines. `NaN`, which Python writes where a table
     /// has no value, is read as null.
     pub fn from_json_slice(json: &[u8], columns: &Columns) -> Result<Self, Reject> {
-        let value = json::record(json, &columns.names, COLUMNS)?;
+        let value = json::record(json, &columns.checked())?;
         Self::from_json(value, columns)
     }
 
@@ -134,10 +144,20 @@ impl Record {
             instruction: required(COLUMNS[0], instruction)?,
             input: optional(COLUMNS[1], input)?,
             output: required(COLUMNS[2], output)?,
-            category: optional(COLUMNS[3], category)?,
-            index: name(COLUMNS[4], index)?,
+            category: Self::category(category)?,
+            index: Self::index(index)?,
         };
         record.checked()
+    }
+
+    /// Reads the kind of task: a text, or nothing.
+    pub(crate) fn category(value: Value) -> Result<String, Reject> {
+        optional(COLUMNS[3], value)
+    }
+
+    /// Reads the record's own name: a text, a number, or nothing.
+    pub(crate) fn index(value: Value) -> Result<String, Reject> {
+        name(COLUMNS[4], value)
     }
 
     /// Returns the record if its instruction and its output are not blank. Records that do not

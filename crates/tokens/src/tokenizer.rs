@@ -71,7 +71,7 @@ impl Tokenizer {
     pub fn check_folder(&self, folder: &Path) -> Result<()> {
         let mut found = Vec::new();
         for name in BESIDE {
-            match std::fs::read(folder.join(name)) {
+            match togi_common::file::read(&folder.join(name)) {
                 Ok(bytes) => found.push((name, bytes)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::beside(name, error.to_string())),

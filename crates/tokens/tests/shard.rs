@@ -12,6 +12,7 @@ fn metadata() -> Metadata {
         template_digest: "2".repeat(64),
         max_length: 512,
         learn: Learn::Answer,
+        split: None,
     }
 }
 

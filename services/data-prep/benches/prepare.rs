@@ -21,7 +21,6 @@ use togi_data_prep::shards::{self, Form};
 use togi_runtime::config::StoreConfig;
 use togi_runtime::{DatasetId, Readiness, Stopper, Store, layout, rpc, telemetry};
 use togi_tokens::manifest::{DatasetManifest, Split};
-use togi_tokens::record::Columns;
 use togi_tokens::row::Settings;
 use togi_tokens::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
@@ -66,7 +65,7 @@ impl Work {
         let plan = Plan {
             tokenizer: self.tokenizer.clone(),
             settings: Settings::default(),
-            columns: Columns::default(),
+            shape: None,
             format: None,
             on_bad_record: OnBadRecord::Skip,
             workers,

@@ -12,7 +12,6 @@ use togi_data_prep::progress::Progress;
 use togi_data_prep::shards::{self, Form, write};
 use togi_runtime::config::StoreConfig;
 use togi_runtime::{Store, layout};
-use togi_tokens::record::Columns;
 use togi_tokens::row::Settings;
 use togi_tokens::tokenizer::Tokenizer;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     let plan = Plan {
         tokenizer: tokenizer.clone(),
         settings: Settings::default(),
-        columns: Columns::default(),
+        shape: None,
         format: None,
         on_bad_record: OnBadRecord::Skip,
         workers,

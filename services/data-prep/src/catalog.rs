@@ -46,6 +46,8 @@ pub struct Named {
     pub revision: u64,
     /// When the revision was made.
     pub create_time: Option<Timestamp>,
+    /// How the records of the revision were read, in words; empty if it is not known.
+    pub read_as: String,
     /// The content.
     pub manifest: DatasetManifest,
 }
@@ -72,6 +74,7 @@ impl Catalog {
                 name: String::new(),
                 revision: 0,
                 create_time: None,
+                read_as: String::new(),
                 manifest: self.manifest(*id).await?,
             }),
             Asked::Name(name) => match self.newest(name).await? {
@@ -95,14 +98,10 @@ impl Catalog {
             Err(error) if error.class() == Class::NotFound => return Err(absent(&id.to_string())),
             found => found?,
         };
-        let manifest = DatasetManifest::from_json(&bytes).map_err(|e| {
-            let text = format!("the manifest of {id} cannot be read");
+        let manifest = DatasetManifest::of(&bytes, id).map_err(|e| {
+            let text = format!("the manifest of {id} cannot be read: {e}");
             togi_runtime::Error::data_loss(text).with_source(e)
         })?;
-        if manifest.dataset != id {
-            let text = format!("the manifest of {id} names another data set");
-            return Err(togi_runtime::Error::data_loss(text).into());
-        }
         Ok(manifest)
     }
 
@@ -138,6 +137,7 @@ impl Catalog {
             name: name.to_owned(),
             revision,
             create_time,
+            read_as: at.read_as,
             manifest,
         }))
     }

@@ -65,8 +65,14 @@ impl Commit<'_> {
         Ok(())
     }
 
-    /// Gives a committed data set its name and publishes the event.
-    pub(crate) async fn name(&self, name: &str, manifest: &DatasetManifest) -> Result<()> {
+    /// Gives a committed data set its name, with the form of the records that it was read from, and
+    /// publishes the event.
+    pub(crate) async fn name(
+        &self,
+        name: &str,
+        read_as: &str,
+        manifest: &DatasetManifest,
+    ) -> Result<()> {
         self.lease.check().await?;
         let ours = NameRevision {
             name: name.to_owned(),
@@ -74,11 +80,12 @@ impl Commit<'_> {
             time: String::new(),
             traceparent: telemetry::current_traceparent(),
             job: Some(self.job.id.to_string()),
+            read_as: read_as.to_owned(),
         };
         let since = self.job.create_time;
         let revision = self.catalog().name(&ours, since).await?;
         // Also for an old revision: the attempt that made it may have ended before it published.
-        let ready = dataset_ready(name, revision, manifest);
+        let ready = dataset_ready(name, revision, read_as, manifest);
         Ok(self.context.bus.publish(ready).await?)
     }
 

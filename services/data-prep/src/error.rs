@@ -3,6 +3,7 @@
 use std::io;
 
 use togi_runtime::Class;
+use togi_tokens::form::Form;
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -23,10 +24,26 @@ pub enum Error {
         limit: u64,
     },
     /// A table lacks a column that every record needs.
-    #[error("the table has no column {column:?}")]
+    #[error(
+        "the table has no column {column:?}; its columns are {there} (--column {ours}=NAME reads \
+         another column). {}",
+        forms()
+    )]
     NoColumn {
         /// The column, by the file's name.
         column: String,
+        /// Our name for it.
+        ours: &'static str,
+        /// The columns that are there.
+        there: String,
+    },
+    /// A record that cannot be left out, because its whole file would be understood wrongly.
+    #[error("{place}: {reason}")]
+    Refused {
+        /// The file and the line or position of the record.
+        place: String,
+        /// Why the file is refused.
+        reason: String,
     },
     /// A table's column holds neither text nor numbers.
     #[error("column {column:?} is of type {kind}; text or a number is needed")]
@@ -48,7 +65,7 @@ pub enum Error {
     #[error("the source has no records")]
     Empty,
     /// Nothing is left to prepare.
-    #[error("all {read} records were rejected; record {number} because: {reason}")]
+    #[error("all {read} records were rejected; record {number} because: {reason}{hint}")]
     AllRejected {
         /// Records read.
         read: u64,
@@ -56,6 +73,8 @@ pub enum Error {
         number: u64,
         /// Why the first one was rejected.
         reason: String,
+        /// What to do about the file, as a further sentence; may be empty.
+        hint: String,
     },
     /// The validation share took every row.
     #[error("the validation share of {share} left no row to train on")]
@@ -138,6 +157,7 @@ impl Error {
             | Self::NoColumn { .. }
             | Self::ColumnType { .. }
             | Self::BadRecord { .. }
+            | Self::Refused { .. }
             | Self::Empty
             | Self::AllRejected { .. }
             | Self::NothingToTrainOn { .. } => Class::InvalidArgument,
@@ -155,6 +175,7 @@ impl Error {
             Self::Malformed { .. }
             | Self::SourceTooLarge { .. }
             | Self::BadRecord { .. }
+            | Self::Refused { .. }
             | Self::Empty
             | Self::AllRejected { .. } => Some("records"),
             Self::NoColumn { .. } | Self::ColumnType { .. } => Some("records.columns"),
@@ -162,6 +183,11 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// A sentence with the forms of records that are read.
+pub(crate) fn forms() -> String {
+    format!("Forms that are read: {}", Form::list())
 }
 
 /// An error of a reader: our own error that it passed on, a failing disk, or broken bytes from an

@@ -26,8 +26,8 @@ pub(crate) struct Fetched {
 
 /// Which of a data set's files are wanted.
 pub(crate) struct Wanted<'a> {
-    /// Whether a file has records, by its name.
-    pub(crate) holds_records: fn(&str) -> bool,
+    /// The files that have records, of all names.
+    pub(crate) records: for<'n> fn(Vec<&'n str>) -> Vec<&'n str>,
     /// Most files.
     pub(crate) max_files: usize,
     /// The splits.
@@ -45,10 +45,9 @@ pub(crate) async fn fetch(reference: &HubRef, wanted: Wanted<'_>) -> Result<Fetc
     // Without a listing, nobody knows whether a folder has all files.
     let resolved = hub.resolve(reference, |_| false).await.map_err(named)?;
     let card = card(&hub, &resolved).await.map_err(named)?;
-    let all = resolved.names.iter().map(String::as_str);
-    let names: Vec<&str> = all.filter(|name| (wanted.holds_records)(name)).collect();
+    let names = (wanted.records)(resolved.names.iter().map(String::as_str).collect());
     if names.is_empty() {
-        let text = "the source has no file with records: .json, .jsonl or .parquet";
+        let text = "the source has no file with records: .json, .jsonl, .parquet, .csv or .tsv";
         return Err(Error::not_found(FIELD, text));
     }
     let splits = dataset_card::splits(&card, &names).map_err(|text| Error::invalid(FIELD, text))?;

@@ -7,22 +7,30 @@ mod chunk;
 mod format;
 mod lines;
 mod other_forms;
+mod outline;
 mod parquet;
+mod separated;
 mod table;
+mod tabular;
 mod unpack;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
+use std::sync::Arc;
 
+use togi_common::file;
+use togi_tokens::form::Form;
 use togi_tokens::manifest::Split;
+use togi_tokens::shape::{self, Shape};
 
+use self::other_forms::Separators;
 use self::unpack::unpack;
 use crate::error::Error;
 
-pub use chunk::{Chunk, Chunks, MAX_RECORD_BYTES, Text, TextRecord};
-pub use format::Format;
-pub use table::Table;
+pub use chunk::{Chunk, Chunks, Item, MAX_RECORD_BYTES, Text, TextRecord};
+pub use format::{Format, WORDS, Word};
+pub use table::{Separated, Table};
 
 /// Bytes that the detection of a format reads.
 const PREFIX_BYTES: usize = 4 << 10;
@@ -41,18 +49,76 @@ pub struct Input {
 pub struct Options<'a> {
     /// The format; detected from the bytes if not set.
     pub format: Option<Format>,
-    /// The columns of a table that are read, by the file's names.
-    pub columns: &'a [String],
-    /// The columns that a table must have, by the file's names.
-    pub required: &'a [String],
+    /// The shape of the records; detected from the first record that has one, or from the columns
+    /// of a table, if not set.
+    pub shape: Option<&'a Shape>,
     /// Most bytes of a file after unpacking.
     pub max_bytes: u64,
     /// The folder in which a packed Parquet table is unpacked.
     pub scratch: &'a Path,
 }
 
+/// Some records of a file, and how they are read.
+pub struct Shaped {
+    /// The records.
+    pub chunk: Chunk,
+    /// Their shape.
+    pub shape: Arc<Shape>,
+    /// How the file holds them.
+    pub format: Format,
+}
+
+/// The records of an open input.
+pub struct Records {
+    chunks: Box<dyn Chunks + Send>,
+    format: Format,
+    /// Known from the start, or from the first record that has a form.
+    shape: Option<Arc<Shape>>,
+    /// The shape of the records before.
+    default: Arc<Shape>,
+    hint: Option<String>,
+}
+
+impl Records {
+    /// Returns the next records, or nothing at the end.
+    ///
+    /// # Errors
+    /// When the source cannot be read or is malformed.
+    pub fn next_chunk(&mut self) -> Result<Option<Shaped>, Error> {
+        let Some(chunk) = self.chunks.next_chunk()? else {
+            return Ok(None);
+        };
+        if self.shape.is_none()
+            && let Chunk::Text(text) = &chunk
+        {
+            let form = text
+                .records()
+                .find_map(|record| shape::detect(record.bytes));
+            self.shape = form.map(|form| Arc::new(Shape::detected(form)));
+        }
+        Ok(Some(Shaped {
+            chunk,
+            shape: self.shape.as_ref().unwrap_or(&self.default).clone(),
+            format: self.format,
+        }))
+    }
+
+    /// Returns how the file holds its records, and their form once it is known.
+    #[must_use]
+    pub fn read_as(&self) -> Option<(Form, Format)> {
+        let shape = self.shape.as_ref()?;
+        Some((shape.form(), self.format))
+    }
+
+    /// Returns what to do if no record of the file can be used.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
 /// Opens an input. gzip and zstd are recognised by their first bytes in every format.
-pub fn open(input: Input, options: &Options<'_>) -> Result<Box<dyn Chunks + Send>, Error> {
+pub fn open(input: Input, options: &Options<'_>) -> Result<Records, Error> {
     let mut unpacked = unpack(input.reader, options.max_bytes)?;
     let mut prefix = Vec::with_capacity(PREFIX_BYTES);
     unpacked
@@ -61,39 +127,71 @@ pub fn open(input: Input, options: &Options<'_>) -> Result<Box<dyn Chunks + Send
         .take(PREFIX_BYTES as u64)
         .read_to_end(&mut prefix)?;
     other_forms::refuse(&prefix, options.format)?;
-    let format = options.format.unwrap_or_else(|| detect(&prefix));
+    let (format, separator) = match options.format {
+        Some(format) => (format, other_forms::separator(&prefix, format)),
+        None => detect(&prefix),
+    };
+    let mut said = options.shape.cloned();
     let text = if prefix.starts_with(b"\xef\xbb\xbf") {
         prefix.split_off(3)
     } else {
         prefix
     };
+    let hint = outline::hint(&text);
     let whole = std::io::Cursor::new(text).chain(unpacked.reader);
-    Ok(match format {
+    let chunks: Box<dyn Chunks + Send> = match format {
         Format::Json => Box::new(array::Array::new(buffered(whole))),
         Format::JsonLines => Box::new(lines::Lines::new(buffered(whole))),
+        Format::Csv | Format::Tsv => {
+            let (rows, shape) = separated::Rows::open(buffered(whole), separator, options.shape)?;
+            said = Some(shape);
+            Box::new(rows)
+        }
         Format::Parquet => {
             let file = match input.file {
                 Some(file) if !unpacked.was_packed => file,
                 _ => spill(whole, options.scratch)?,
             };
-            Box::new(parquet::Rows::open(
-                file,
-                options.columns,
-                options.required,
-            )?)
+            let (rows, shape) = parquet::Rows::open(file, options.shape)?;
+            said = Some(shape);
+            Box::new(rows)
         }
+    };
+    Ok(Records {
+        chunks,
+        format,
+        shape: said.map(Arc::new),
+        default: Arc::new(Shape::detected(Form::Alpaca)),
+        hint,
     })
 }
 
-fn detect(prefix: &[u8]) -> Format {
+/// Returns the format, and the separator of a table with separated cells.
+fn detect(prefix: &[u8]) -> (Format, u8) {
     let text = prefix.strip_prefix(b"\xef\xbb\xbf").unwrap_or(prefix);
     if prefix.starts_with(b"PAR1") {
-        Format::Parquet
+        (Format::Parquet, 0)
+    } else if let Some(Separators { format, separator }) = other_forms::separated(text) {
+        (format, separator)
     } else if text.trim_ascii_start().first() == Some(&b'[') {
-        Format::Json
+        (Format::Json, 0)
     } else {
-        Format::JsonLines
+        (Format::JsonLines, 0)
     }
+}
+
+/// Opens a local file.
+///
+/// # Errors
+/// [`Error::Malformed`] if it is no regular file; [`Error::Scratch`] if the system fails.
+pub fn open_file(path: &Path) -> Result<File, Error> {
+    file::open(path).map_err(|error| match error.kind() {
+        ErrorKind::InvalidInput => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Error::malformed(format!("{name} {error}"))
+        }
+        _ => Error::Scratch(error),
+    })
 }
 
 fn buffered(reader: impl Read + Send + 'static) -> Box<dyn BufRead + Send> {
@@ -122,8 +220,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let options = Options {
             format,
-            columns: &[],
-            required: &[],
+            shape: None,
             max_bytes: 64 << 20,
             scratch: scratch.path(),
         };
@@ -135,7 +232,7 @@ mod tests {
         };
         let mut chunks = open(input, &options)?;
         let mut found = Vec::new();
-        while let Some(chunk) = chunks.next_chunk()? {
+        while let Some(Shaped { chunk, .. }) = chunks.next_chunk()? {
             let Chunk::Text(text) = chunk else {
                 panic!("not text")
             };

@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod preparer;
 pub mod progress;
+pub mod read_as;
 pub mod request;
 pub mod rpc;
 pub mod shards;

@@ -10,7 +10,6 @@
 //! Chunk n goes to thread n mod threads, and the writer takes chunks from the threads in the same
 //! rotation, so that nothing has to be sorted. A channel holds at most `IN_FLIGHT` chunks.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,15 +21,16 @@ use tempfile::NamedTempFile;
 use togi_common::{DatasetId, Hasher};
 use togi_tokens::digest::DatasetHasher;
 use togi_tokens::manifest::Split;
-use togi_tokens::record::{COLUMNS, Columns};
 use togi_tokens::row::{Encoder, Settings};
+use togi_tokens::shape::Shape;
 use togi_tokens::tokenizer::Tokenizer;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
-use crate::input::{self, Chunk, Format, Input};
+use crate::input::{self, Format, Input, Shaped, open_file};
 use crate::metrics::Metrics;
 use crate::progress::Progress;
+use crate::read_as::ReadAs;
 use crate::spool::{self, Spool};
 use crate::tokenize::{Fate, Tokenized, Tokenizing};
 
@@ -73,10 +73,10 @@ pub struct Plan<'a> {
     pub tokenizer: Arc<Tokenizer>,
     /// How records become rows.
     pub settings: Settings,
-    /// The source's names of our columns.
-    pub columns: Columns,
-    /// The source's format; detected from its bytes if not set.
+    /// The source's format; detected from each file's bytes if not set.
     pub format: Option<Format>,
+    /// The shape of the records; detected from each file's content if not set.
+    pub shape: Option<Shape>,
     /// The effect of a bad record.
     pub on_bad_record: OnBadRecord,
     /// Tokenizing threads, at least 1.
@@ -110,6 +110,8 @@ pub struct Prepared {
     pub accepted: u64,
     /// Records that were rejected.
     pub rejected: u64,
+    /// How the files were read, in words; empty if no record of them has a form.
+    pub read_as: String,
 }
 
 /// `rejects.jsonl` on the local disk; deleted on drop.
@@ -122,7 +124,7 @@ pub struct Rejects {
 }
 
 struct Numbered {
-    chunk: Chunk,
+    records: Shaped,
     file: Option<Arc<str>>,
     split: Split,
 }
@@ -142,7 +144,7 @@ where
         for _ in 0..plan.workers.max(1) {
             let (inlet, chunks) = sync_channel(IN_FLIGHT);
             let (results, outlet) = sync_channel(IN_FLIGHT);
-            let tokenizing = Tokenizing::new(encoder.clone(), plan.columns.clone());
+            let tokenizing = Tokenizing::new(encoder.clone());
             threads.push(scope.spawn(move || tokenize(tokenizing, &chunks, &results)));
             inlets.push(inlet);
             outlets.push(outlet);
@@ -161,50 +163,51 @@ where
         }
         // An error of the writer is about an earlier record than an error of the reader.
         let gathered = written?;
-        read??;
-        gathered.finish(plan)
+        gathered.finish(plan, read??)
     })
 }
 
+/// Reads the files into the channels. Returns how they were read.
 fn read(
     plan: &Plan<'_>,
     files: impl ExactSizeIterator<Item = Result<(String, Input)>>,
     inlets: &[SyncSender<Numbered>],
-) -> Result<()> {
-    let names = plan.columns.names();
-    // Only instruction and output are required.
-    let required = [0, 2].map(|at| names[at].clone());
-    debug_assert_eq!([COLUMNS[0], COLUMNS[2]], ["instruction", "output"]);
+) -> Result<ReadAs> {
     let options = input::Options {
         format: plan.format,
-        columns: names,
-        required: &required,
+        shape: plan.shape.as_ref(),
         max_bytes: plan.max_bytes,
         scratch: plan.scratch,
     };
     let mut rotation = inlets.iter().cycle();
+    let mut read_as = ReadAs::default();
     let several = files.len() > 1;
     for file in files {
         let (name, input) = file?;
         let file: Option<Arc<str>> = several.then(|| name.into());
         let split = input.split;
-        let mut chunks = input::open(input, &options)?;
-        while let Some(chunk) = chunks.next_chunk()? {
+        let mut records = input::open(input, &options)?;
+        while let Some(chunk) = records.next_chunk()? {
             if plan.stop.is_cancelled() {
                 return Err(Error::Stopped);
             }
-            let file = file.clone();
-            let numbered = Numbered { chunk, file, split };
+            let numbered = Numbered {
+                records: chunk,
+                file: file.clone(),
+                split,
+            };
             let sent = rotation
                 .next()
                 .is_some_and(|inlet| inlet.send(numbered).is_ok());
             if !sent {
                 // The other end was closed after its own error, which is returned.
-                return Ok(());
+                return Ok(read_as);
             }
         }
+        read_as.add(&records);
     }
-    Ok(())
+    plan.progress.set_read_as(&read_as.sentence());
+    Ok(read_as)
 }
 
 fn tokenize(
@@ -212,11 +215,14 @@ fn tokenize(
     chunks: &Receiver<Numbered>,
     results: &SyncSender<Tokenized>,
 ) {
-    for Numbered { chunk, file, split } in chunks {
-        if results
-            .send(tokenizing.chunk(&chunk, file.as_deref(), split))
-            .is_err()
-        {
+    for numbered in chunks {
+        let Numbered {
+            records,
+            file,
+            split,
+        } = numbered;
+        let tokenized = tokenizing.chunk(&records, file.as_deref(), split);
+        if results.send(tokenized).is_err() {
             return;
         }
     }
@@ -274,6 +280,7 @@ impl Gathered {
                 {
                     return Err(Error::BadRecord { number, reason });
                 }
+                Fate::Refused { place, reason } => return Err(Error::Refused { place, reason }),
                 Fate::Rejected {
                     number,
                     reason,
@@ -297,7 +304,7 @@ impl Gathered {
         self.validation.append(&tokenized.validation)
     }
 
-    fn finish(self, plan: &Plan<'_>) -> Result<Prepared> {
+    fn finish(self, plan: &Plan<'_>, read_as: ReadAs) -> Result<Prepared> {
         let read = self.accepted + self.rejected;
         if self.accepted == 0 {
             return Err(match self.first_rejected {
@@ -306,6 +313,7 @@ impl Gathered {
                     read,
                     number,
                     reason,
+                    hint: read_as.remedy(),
                 },
             });
         }
@@ -328,6 +336,7 @@ impl Gathered {
             read,
             accepted: self.accepted,
             rejected: self.rejected,
+            read_as: read_as.words(),
         })
     }
 }
@@ -338,7 +347,7 @@ pub fn local_files(
 ) -> impl ExactSizeIterator<Item = Result<(String, Input)>> + Send {
     paths.into_iter().map(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let opened = File::open(&path).map_err(Error::Scratch)?;
+        let opened = open_file(&path)?;
         let input = Input {
             reader: Box::new(opened.try_clone().map_err(Error::Scratch)?),
             file: Some(opened),

@@ -84,12 +84,14 @@ impl Preparer {
             }
         };
         let (read, rejected) = (prepared.read, prepared.rejected);
+        let read_as = prepared.read_as.clone();
         let dataset = self.finish(claim, work, prepared, stop).await?;
         info!(
             job = %claim.job.id,
             %dataset,
             read,
             rejected,
+            read_as,
             "data set ready"
         );
         Ok(dataset)
@@ -137,8 +139,8 @@ impl Preparer {
             let plan = Plan {
                 tokenizer: work.tokenizer.clone(),
                 settings: request.settings.clone(),
-                columns: request.columns.clone(),
                 format: request.format,
+                shape: request.shape.clone(),
                 on_bad_record: request.on_bad_record,
                 workers: work.workers,
                 max_bytes,
@@ -168,6 +170,7 @@ impl Preparer {
             stop,
         };
         let dataset = prepared.dataset;
+        let read_as = prepared.read_as.clone();
         let manifest = match commit.committed(dataset).await? {
             Some(manifest) => manifest,
             None => {
@@ -186,7 +189,7 @@ impl Preparer {
         if let Err(error) = self.context.bus.put_progress(claim.id(), &last).await {
             warn!(error = error.chain(), "progress not published");
         }
-        commit.name(&work.request.name, &manifest).await?;
+        commit.name(&work.request.name, &read_as, &manifest).await?;
         Ok(dataset)
     }
 

@@ -1,5 +1,6 @@
 //! The progress of a preparation: the working threads count it, and the worker publishes it.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ pub struct Progress {
     bytes: AtomicU64,
     bytes_total: AtomicU64,
     reading: String,
+    read_as: OnceLock<String>,
 }
 
 /// The counts at one moment, as a worker publishes them and a watcher reads them.
@@ -22,7 +24,8 @@ pub struct Snapshot {
     pub bytes: u64,
     /// Bytes of the source; 0 if unknown.
     pub bytes_total: u64,
-    /// A sentence about the files that are read and those that are not; empty for one file.
+    /// A sentence about the files that are read and those that are not, and about the form of their
+    /// records once it is known.
     #[serde(default)]
     pub reading: String,
 }
@@ -47,13 +50,24 @@ impl Progress {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Says how the files were read, once; an empty text says nothing.
+    pub(crate) fn set_read_as(&self, sentence: &str) {
+        if !sentence.is_empty() {
+            self.read_as.get_or_init(|| sentence.to_owned());
+        }
+    }
+
     /// Returns the counts.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             records: self.records.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             bytes_total: self.bytes_total.load(Ordering::Relaxed),
-            reading: self.reading.clone(),
+            reading: match self.read_as.get() {
+                Some(form) if self.reading.is_empty() => form.clone(),
+                Some(form) => format!("{}; {form}", self.reading),
+                None => self.reading.clone(),
+            },
         }
     }
 }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use togi_tokens::record::Columns;
 use togi_tokens::row::Settings;
+use togi_tokens::shape::Shape;
 use togi_tokens::tokenizer::Tokenizer;
 
 use crate::error::Result;
@@ -23,10 +23,10 @@ pub struct Request {
     pub records: RecordsFrom,
     /// Which of the records' splits are read.
     pub splits: Choice,
-    /// The records' format; detected from the bytes if not set.
+    /// The files' format; detected from the bytes of each if not set.
     pub format: Option<Format>,
-    /// The source's names of our columns.
-    pub columns: Columns,
+    /// The shape of the records; detected from each file's content if not set.
+    pub shape: Option<Shape>,
     /// Where the tokenizer is.
     pub tokenizer: TokenizerFrom,
     /// How records become rows.

@@ -9,11 +9,12 @@ use arrow_array::RecordBatch;
 use arrow_select::concat::concat_batches;
 use arrow_select::interleave::interleave_record_batch;
 use arrow_select::take::take_record_batch;
-use togi_common::{DatasetId, Digest};
+use bytes::Bytes;
+use togi_common::Digest;
 use togi_runtime::{Store, layout};
 use togi_tokens::manifest::{DatasetManifest, Part, Split};
 use togi_tokens::order::Permutation;
-use togi_tokens::shard::{Caps, Reader, schema};
+use togi_tokens::shard::{Caps, Reader, lengths, schema};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tracing::instrument;
@@ -193,7 +194,7 @@ impl Shards {
     }
 
     /// Returns a decoded part from the cache, or from the store after a check of its digest.
-    async fn get(&self, manifest: &DatasetManifest, index: usize) -> Result<RecordBatch> {
+    async fn get(&self, manifest: &Arc<DatasetManifest>, index: usize) -> Result<RecordBatch> {
         let key = (manifest.dataset, index);
         if let Some(shard) = self.cache.get(&key) {
             self.metrics.shard("cache");
@@ -205,35 +206,44 @@ impl Shards {
             self.metrics.shard("cache");
             return Ok(shard);
         }
-        let part = manifest.parts[index].clone();
-        let shard = self.load(manifest.dataset, part).await?;
+        let shard = self.load(manifest.clone(), index).await?;
         self.metrics.shard("store");
         self.cache.put(key, shard.clone());
         Ok(shard)
     }
 
-    #[instrument(level = "debug", skip_all, fields(%dataset, part = part.path))]
-    async fn load(&self, dataset: DatasetId, part: Part) -> Result<RecordBatch> {
-        let path = layout::dataset_file(dataset, &part.path);
+    #[instrument(level = "debug", skip_all, fields(dataset = %manifest.dataset, index))]
+    async fn load(&self, manifest: Arc<DatasetManifest>, index: usize) -> Result<RecordBatch> {
+        let part = &manifest.parts[index];
+        let path = layout::dataset_file(manifest.dataset, &part.path);
         let bytes = self.store.get_bounded(&path, part.size_bytes).await?;
         let path = path.to_string();
         on_thread(move || {
+            let part = &manifest.parts[index];
             if Digest::of(&bytes).to_string() != part.sha256 {
                 return Err(Error::Damaged { path });
             }
             // The bytes are those of the manifest, so that another try finds the same.
-            let rows = Reader::open(bytes, &Caps::default())
-                .and_then(|reader| reader.groups().collect::<Result<Vec<_>, _>>())
-                .and_then(|groups| Ok(concat_batches(&schema(), &groups)?));
-            let rows = rows.map_err(|error| Error::Unreadable {
-                path: path.clone(),
+            decoded(&manifest, part, bytes).map_err(|error| Error::Unreadable {
+                path,
                 reason: reason(&error),
-            })?;
-            if rows.num_rows() as u64 != part.rows {
-                return Err(Error::Damaged { path });
-            }
-            Ok(rows)
+            })
         })
         .await
     }
+}
+
+/// Decodes a shard, and checks what its manifest says about it.
+fn decoded(
+    manifest: &DatasetManifest,
+    part: &Part,
+    bytes: Bytes,
+) -> togi_tokens::Result<RecordBatch> {
+    let reader = Reader::open(bytes, &Caps::default())?;
+    manifest.check_shard(part, reader.metadata(), reader.dataset())?;
+    let groups = reader.groups().collect::<togi_tokens::Result<Vec<_>>>()?;
+    let rows = concat_batches(&schema(), &groups)?;
+    let tokens = lengths(&rows)?.into_iter().map(u64::from).sum();
+    part.check_counts(rows.num_rows() as u64, tokens)?;
+    Ok(rows)
 }

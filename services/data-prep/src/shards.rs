@@ -117,6 +117,7 @@ fn write_one(
         template_digest: prompt::template_digest().to_owned(),
         max_length: form.settings.max_length,
         learn: form.settings.learn,
+        split: Some(split),
     };
     let mut writer = Writer::new(sink, &metadata)?;
     for row in spool.shard(shard) {

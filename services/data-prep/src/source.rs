@@ -2,10 +2,11 @@
 //! object is read in ranges of one version, so that a replaced object fails instead of being mixed
 //! with its successor.
 
-use std::collections::{BTreeMap, HashSet};
+mod files;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,25 +24,18 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use self::files::{
+    all_regular, holds_records, is_separated, only_tables, with_records, without_links,
+};
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::input::Input;
+use crate::input::{Input, open_file};
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::splits::Choice;
 
 /// Bytes of one read of an object.
 const RANGE_BYTES: u64 = 4 << 20;
-/// Endings of the files with records, if a source is a folder.
-const ENDINGS: [&str; 3] = [".json", ".jsonl", ".parquet"];
-const PACKED_ENDINGS: [&str; 3] = [".gz", ".zst", ".zstd"];
-/// Files that libraries store beside the records.
-const DESCRIPTIONS: [&str; 4] = [
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-    "dataset_info.json",
-];
 
 /// Where records come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,9 +148,16 @@ impl Finder {
                 .await
                 .map_err(|e| absent(e.into()))?;
             if let Some(folder) = local_folder(&source.url).map_err(wrong)? {
-                let reduced = spawn_blocking(move || without_links(&folder, metas)).await;
-                metas = reduced.map_err(|_| Error::Panicked { thread: "listing" })?;
+                let reduced = spawn_blocking(move || {
+                    all_regular(&folder)?;
+                    Ok::<_, Error>(without_links(&folder, metas))
+                });
+                metas = reduced
+                    .await
+                    .map_err(|_| Error::Panicked { thread: "listing" })??;
             }
+            let tables = only_tables(metas.iter().map(|meta| meta.location.as_ref()));
+            metas.retain(|meta| tables || !is_separated(meta.location.as_ref()));
             metas.sort_by(|a, b| a.location.cmp(&b.location));
             (store, metas)
         } else {
@@ -176,7 +177,7 @@ impl Finder {
 
     async fn hub(&self, reference: &HubRef, splits: &Choice) -> Result<Located> {
         let wanted = hub::Wanted {
-            holds_records,
+            records: with_records,
             max_files: self.max_files,
             splits,
         };
@@ -196,7 +197,8 @@ impl Finder {
 
     fn bounded(&self, files: usize, field: &str) -> Result<()> {
         if files == 0 {
-            let text = "the source has no .json, .jsonl or .parquet file";
+            let text = "the source has no .json, .jsonl, .parquet, .csv or .tsv file (Arrow files, as \
+                        save_to_disk of datasets writes them, are not read: use to_parquet or to_json)";
             return Err(Error::not_found(field, text));
         }
         if files > self.max_files {
@@ -224,32 +226,6 @@ fn located(files: Vec<(String, u64, Location)>, splits: &Choice) -> Result<Locat
         }
     }
     Ok(located)
-}
-
-/// Leaves out further names of the same file, as links give them: a mounted ConfigMap has each file
-/// three times. The name with the fewest folders stays.
-fn without_links(folder: &std::path::Path, mut metas: Vec<ObjectMeta>) -> Vec<ObjectMeta> {
-    metas.sort_by_key(|meta| (meta.location.parts_count(), meta.location.to_string()));
-    let mut seen = HashSet::new();
-    metas.retain(|meta| {
-        // A file that is gone again is named when it is opened.
-        let file = std::fs::metadata(folder.join(meta.location.as_ref()));
-        file.map_or(true, |file| seen.insert((file.dev(), file.ino())))
-    });
-    metas
-}
-
-/// Returns whether a file of a folder or of a hub's data set has records, by its name.
-fn holds_records(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let packed = PACKED_ENDINGS
-        .iter()
-        .find_map(|ending| name.strip_suffix(ending));
-    let plain = packed.unwrap_or(&name);
-    let file = plain.rsplit('/').next().unwrap_or_default();
-    ENDINGS.iter().any(|ending| plain.ends_with(ending))
-        && !file.starts_with('.')
-        && !DESCRIPTIONS.contains(&file)
 }
 
 /// The state that the readers of a source share.
@@ -291,7 +267,7 @@ impl Location {
                 (name.to_owned(), Box::new(reader), None)
             }
             Self::File { path, name } => {
-                let opened = File::open(path).map_err(Error::Scratch)?;
+                let opened = open_file(path)?;
                 let reader = FileReader {
                     file: opened.try_clone().map_err(Error::Scratch)?,
                     reading: reading.clone(),
@@ -376,32 +352,5 @@ impl Read for ObjectReader {
         let count = buffer.len().min(self.buffer.len());
         self.buffer.copy_to_slice(&mut buffer[..count]);
         Ok(count)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_are_recognised_by_their_files_names() {
-        for name in [
-            "a.json",
-            "data/train-00000-of-00001.parquet",
-            "x.JSONL.gz",
-            "y.json.zst",
-        ] {
-            assert!(holds_records(name), "{name}");
-        }
-        for name in [
-            "README.md",
-            ".x.json",
-            "dataset_infos.json",
-            "a.json.txt",
-            "b.csv",
-            "json",
-        ] {
-            assert!(!holds_records(name), "{name}");
-        }
     }
 }

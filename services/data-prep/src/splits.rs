@@ -189,7 +189,8 @@ fn sentence(wanted: &Wanted<'_>, counts: &BTreeMap<&str, usize>, unnamed: usize)
     sentence
 }
 
-fn files(count: usize) -> String {
+/// Returns a number of files in words.
+pub(crate) fn files(count: usize) -> String {
     let end = if count == 1 { "" } else { "s" };
     format!("{count} file{end}")
 }

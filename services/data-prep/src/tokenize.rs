@@ -2,13 +2,13 @@
 //! The result depends only on the chunk, so that any number of threads gives the same data set.
 
 use serde::Serialize;
-use serde_json::Value;
 use togi_common::{Digest, canonical};
+use togi_tokens::Record;
 use togi_tokens::manifest::Split;
-use togi_tokens::record::{Columns, Record, Reject};
+use togi_tokens::record::{Fault, Reject};
 use togi_tokens::row::{Encoder, is_validation};
 
-use crate::input::{Chunk, MAX_RECORD_BYTES};
+use crate::input::{Item, Shaped};
 use crate::spool::Packed;
 
 /// Most bytes of a rejected record in `rejects.jsonl`.
@@ -35,6 +35,8 @@ pub(crate) enum Fate {
         reason: String,
         line: Vec<u8>,
     },
+    /// The record's file is refused.
+    Refused { place: String, reason: String },
 }
 
 /// A line of `rejects.jsonl`.
@@ -65,38 +67,32 @@ struct Origin<'a> {
 /// Turns chunks into rows. Each thread has its own.
 pub(crate) struct Tokenizing {
     encoder: Encoder,
-    columns: Columns,
 }
 
 impl Tokenizing {
-    pub(crate) fn new(encoder: Encoder, columns: Columns) -> Self {
-        Self { encoder, columns }
+    pub(crate) fn new(encoder: Encoder) -> Self {
+        Self { encoder }
     }
 
-    pub(crate) fn chunk(&mut self, chunk: &Chunk, file: Option<&str>, split: Split) -> Tokenized {
+    pub(crate) fn chunk(
+        &mut self,
+        records: &Shaped,
+        file: Option<&str>,
+        split: Split,
+    ) -> Tokenized {
         let origin = Origin { file, split };
         let mut done = Tokenized::default();
-        match chunk {
-            Chunk::Text(text) => {
-                for record in text.records() {
-                    let read = if record.over_long {
-                        let reason = format!("longer than {MAX_RECORD_BYTES} bytes");
-                        Err(Reject::record(reason))
-                    } else {
-                        Record::from_json_slice(record.bytes, &self.columns)
-                    };
-                    let sample = || String::from_utf8_lossy(head(record.bytes)).into_owned();
-                    self.record(read, record.number, origin, sample, &mut done);
+        for item in records.chunk.items() {
+            match item.read(&records.shape) {
+                Err(Fault::File(reason)) => {
+                    let place = records.format.place(item.number);
+                    let place = file.map(|file| format!("{file}, {place}")).unwrap_or(place);
+                    done.fates.push(Fate::Refused { place, reason });
                 }
-            }
-            Chunk::Table(table) => {
-                for (number, value) in table.records() {
-                    let sample = value.clone();
-                    let sample = move || sample.to_string();
-                    let read = within_length(&value)
-                        .and_then(|()| Record::from_json(value, &self.columns));
-                    self.record(read, number, origin, sample, &mut done);
+                Err(Fault::Record(reject)) => {
+                    self.record(Err(reject), origin, &item, &mut done);
                 }
+                Ok(record) => self.record(Ok(record), origin, &item, &mut done),
             }
         }
         done
@@ -105,9 +101,8 @@ impl Tokenizing {
     fn record(
         &mut self,
         read: Result<Record, Reject>,
-        number: u64,
         origin: Origin<'_>,
-        sample: impl FnOnce() -> String,
+        item: &Item<'_>,
         done: &mut Tokenized,
     ) {
         let encoder = &mut self.encoder;
@@ -129,10 +124,10 @@ impl Tokenizing {
                 }
             }
             Err(Reject { reason, field }) => {
-                let sample = sample();
+                let sample = item.sample(SAMPLE_BYTES);
                 let sample = cut(&sample, SAMPLE_BYTES);
                 let line = RejectLine {
-                    line: number,
+                    line: item.number,
                     file: origin.file,
                     field: &field,
                     reason: &reason,
@@ -145,7 +140,7 @@ impl Tokenizing {
                     format!("{field}: {reason}")
                 };
                 Fate::Rejected {
-                    number,
+                    number: item.number,
                     reason,
                     line,
                 }
@@ -153,25 +148,6 @@ impl Tokenizing {
         };
         done.fates.push(fate);
     }
-}
-
-fn within_length(value: &Value) -> Result<(), Reject> {
-    let texts = value
-        .as_object()
-        .into_iter()
-        .flat_map(|object| object.values());
-    let bytes: usize = texts.filter_map(Value::as_str).map(str::len).sum();
-    if bytes > MAX_RECORD_BYTES {
-        return Err(Reject::record(format!(
-            "longer than {MAX_RECORD_BYTES} bytes"
-        )));
-    }
-    Ok(())
-}
-
-/// The bytes that a sample may need: `cut` shortens them to whole characters.
-fn head(bytes: &[u8]) -> &[u8] {
-    &bytes[..bytes.len().min(SAMPLE_BYTES + 4)]
 }
 
 fn cut(text: &str, most: usize) -> &str {

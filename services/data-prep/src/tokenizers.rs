@@ -202,7 +202,10 @@ async fn read(path: &Path) -> togi_runtime::Result<Vec<u8>> {
     if tokio::fs::metadata(path).await?.len() > MAX_MODEL_BYTES {
         return Err(too_large());
     }
-    Ok(tokio::fs::read(path).await?)
+    let path = path.to_owned();
+    let read = spawn_blocking(move || togi_common::file::read(&path)).await;
+    let read = read.map_err(|_| togi_runtime::Error::internal("a tokenizer's reader panicked"))?;
+    Ok(read?)
 }
 
 fn too_large() -> togi_runtime::Error {

@@ -14,7 +14,6 @@ use togi_data_prep::metrics::Metrics;
 use togi_data_prep::pipeline::{OnBadRecord, Plan, prepare};
 use togi_data_prep::progress::Progress;
 use togi_data_prep::shards::{Form, write};
-use togi_tokens::record::Columns;
 use togi_tokens::row::Settings;
 use togi_tokens::tokenizer::Tokenizer;
 use tokio_util::sync::CancellationToken;
@@ -77,7 +76,7 @@ fn prepare_and_write(records: u64) {
     let plan = Plan {
         tokenizer: tokenizer.clone(),
         settings: settings.clone(),
-        columns: Columns::default(),
+        shape: None,
         format: None,
         on_bad_record: OnBadRecord::Skip,
         workers: 4,

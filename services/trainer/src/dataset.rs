@@ -57,7 +57,7 @@ pub(crate) async fn revision(store: &Store, name: &str, n: u64) -> Result<Option
 pub(crate) async fn manifest(store: &Store, id: DatasetId) -> Result<DatasetManifest> {
     let path = layout::dataset_manifest(id);
     match store.get(&path).await {
-        Ok(bytes) => Ok(DatasetManifest::from_json(&bytes)?),
+        Ok(bytes) => Ok(DatasetManifest::of(&bytes, id)?),
         Err(error) if error.class() == Class::NotFound => {
             Err(unknown(store, &id.to_string()).await)
         }

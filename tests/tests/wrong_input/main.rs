@@ -148,15 +148,23 @@ fn records_in_another_form_are_named() {
         .collect();
     let mut tar = vec![0_u8; 1024];
     tar[257..262].copy_from_slice(b"ustar");
-    let files: [(&str, &[u8], &str); 9] = [
+    let turns = r#"{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"},
+        {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#;
+    let turns = format!("\n{}\n", turns.replace('\n', " "));
+    let files: [(&str, &[u8], &str); 14] = [
+        ("turns.jsonl", turns.as_bytes(), "line 2: conversations: the conversation has several turns"),
+        ("text.jsonl", b"{\"text\": \"t\"}", "Forms that are read: alpaca (instruction, output)"),
+        ("data.json", b"{\"data\": [{\"instruction\": \"q\"}]}", "jq .data"),
+        ("pandas.json", b"{\"instruction\": {\"0\": \"q\"}}", "orient=\"records\""),
+        ("mixed.jsonl", b"{\"instruction\": \"q\", \"output\": \"a\"}\n{\"prompt\": \"q\", \"completion\": \"a\"}\n", "line 2: the record is prompt and completion"),
         ("utf16.jsonl", &utf16, "the file is UTF-16"),
         ("records.zip", b"PK\x03\x04\x14\0", "a zip archive"),
         ("records.tar", &tar, "a tar archive"),
         ("records.xz", b"\xfd7zXZ\0\0", "packed with xz"),
         (
             "records.csv",
-            b"instruction,output\nq,a\n",
-            "CSV (columns instruction, output)",
+            b"question,answer\nq,a\n",
+            "its columns are question, answer (--column instruction=NAME",
         ),
         (
             "twice.jsonl",
@@ -171,7 +179,7 @@ fn records_in_another_form_are_named() {
         (
             "messages.jsonl",
             br#"{"messages": [{"role": "user", "content": "q"}]}"#,
-            "the record has messages (--column instruction=NAME",
+            "messages: there is no answer of the assistant",
         ),
         (
             "sjis.jsonl",
@@ -183,7 +191,17 @@ fn records_in_another_form_are_named() {
         let file = stage.file(name, bytes);
         stage.refuses_records(&file, &[], FAILED, says);
     }
+    let saved = stage.file("state.json", "{}");
+    let saved = std::path::Path::new(&saved)
+        .parent()
+        .unwrap()
+        .to_str()
+        .unwrap();
+    stage.refuses_records(saved, &[], FAILED, "save_to_disk");
     let good = stage.records.to_str().unwrap();
+    stage.refuses_records(good, &["--format", "xlsx"], USAGE, "--format");
+    let chat = ["--format", "messages", "--column", "input=context"];
+    stage.refuses_records(good, &chat, USAGE, "records.columns");
     stage.refuses_records(good, &["--split", "test"], USAGE, "records.split");
     stage.nobody_was_disturbed();
 }

@@ -25,7 +25,7 @@ const TOKENIZER_FILES: [&str; 2] = ["spiece.model", "tokenizer.model"];
 #[must_use]
 pub fn tokenizer_file(dir: &Path) -> Option<PathBuf> {
     let mut candidates = TOKENIZER_FILES.iter().map(|name| dir.join(name));
-    candidates.find(|path| path.is_file())
+    candidates.find(|path| path.exists())
 }
 
 /// The settings of generation in a base's folder, if it has them.
@@ -41,27 +41,27 @@ const TOKENIZER_SETTINGS: [&str; 4] = [
 pub(super) fn tokenizer_settings(dir: &Path) -> impl Iterator<Item = PathBuf> {
     let files = TOKENIZER_SETTINGS.into_iter().map(|name| dir.join(name));
     files
-        .filter(|path| path.is_file())
+        .filter(|path| path.exists())
         .collect::<Vec<_>>()
         .into_iter()
 }
 
 pub(super) fn generation_file(dir: &Path) -> Option<PathBuf> {
-    Some(dir.join("generation_config.json")).filter(|path| path.is_file())
+    Some(dir.join("generation_config.json")).filter(|path| path.exists())
 }
 
 pub(crate) fn file(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::file(path, e))
+    togi_common::file::read(path).map_err(|e| Error::file(path, e))
 }
 
 /// The names of the folder's weight files.
 pub(super) fn weight_files(dir: &Path) -> Result<Vec<String>> {
     for single in ["model.safetensors", "pytorch_model.bin"] {
         let index = dir.join(format!("{single}.index.json"));
-        if dir.join(single).is_file() {
+        if dir.join(single).exists() {
             return Ok(vec![single.to_owned()]);
         }
-        if index.is_file() {
+        if index.exists() {
             return shards(&index);
         }
     }
@@ -216,6 +216,7 @@ pub(super) fn finite(name: &str, values: &[f32]) -> Result<()> {
 /// The tensors of a file that torch wrote, in f32 and with their type in the file (f32 where it is
 /// f64), without the buffers of old checkpoints.
 pub(crate) fn pickled(path: &Path) -> Result<Vec<(String, Float, Tensor)>> {
+    togi_common::file::open(path).map_err(|e| Error::file(path, e))?;
     let broken = |e: candle_core::Error| Error::format(path.display().to_string(), e.to_string());
     let file = pickle::PthTensors::new(path, None).map_err(broken)?;
     // Sorted, because the reader's own order is a hash map's.

@@ -67,6 +67,10 @@ impl From<std::io::Error> for Error {
             K::TimedOut => Class::DeadlineExceeded,
             _ => Class::Internal,
         };
+        // A thing that is no regular file: the text says which, and has no path.
+        if error.kind() == K::InvalidInput && error.raw_os_error().is_none() {
+            return Error::new(Class::FailedPrecondition, format!("the file {error}"));
+        }
         Error::new(class, format!("input or output failed: {}", error.kind())).with_source(error)
     }
 }

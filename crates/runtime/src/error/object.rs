@@ -67,6 +67,9 @@ impl Error {
             _ if let Some(message) = forbidden(&error) => {
                 (Class::FailedPrecondition, message.to_owned())
             }
+            _ if let Some(kind) = irregular(&error) => {
+                (Class::FailedPrecondition, format!("{named} {kind}"))
+            }
             _ => (
                 Class::Unavailable,
                 format!("{named} cannot be read or written now"),
@@ -163,6 +166,13 @@ fn forbidden(error: &object_store::Error) -> Option<&'static str> {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Some(FORBIDDEN),
         _ => None,
     }
+}
+
+/// Returns what an object is instead of a regular file.
+fn irregular(error: &object_store::Error) -> Option<String> {
+    let cause = causes(error).find_map(|cause| cause.downcast_ref::<std::io::Error>())?;
+    let ours = cause.kind() == ErrorKind::InvalidInput && cause.raw_os_error().is_none();
+    ours.then(|| cause.to_string())
 }
 
 /// Returns the error and its causes, outermost first.

@@ -80,6 +80,10 @@ pub struct NameRevision {
     /// revisions lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// How the records were read, in words: the same data set may come from several forms. Older
+    /// revisions lack it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub read_as: String,
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use object_store::{ClientConfigKey, ObjectStore, ObjectStoreScheme, RetryConfig}
 use url::Url;
 
 use crate::error::{Error, Result, scrub};
+use crate::store::local::Local;
 
 /// Returns the store of a URL, rooted at the URL's path. A missing `file://` folder is created. No
 /// request is sent yet.
@@ -111,7 +112,7 @@ fn local(url: &Url, shown: &str) -> Result<Arc<dyn ObjectStore>> {
     std::fs::create_dir_all(&folder)?;
     // Without fsync a power loss could undo a commit.
     let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
-    Ok(Arc::new(store))
+    Ok(Arc::new(Local(store)))
 }
 
 /// Checks that a plain http address is allowed, because without that every request would fail.

@@ -101,6 +101,7 @@ pub(crate) fn fields(dataset: &Dataset) -> Vec<String> {
         ("name", dataset.name.clone()),
         ("revision", dataset.revision.to_string()),
         ("digest", dataset.digest.clone()),
+        ("read as", dataset.read_as.clone()),
         ("records read", dataset.records_read.to_string()),
         ("rows", dataset.rows.to_string()),
         ("validation rows", dataset.validation_rows.to_string()),

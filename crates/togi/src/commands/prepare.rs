@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::{Deserialize, Deserializer};
+use togi_data_prep::input::WORDS;
 use togi_data_prep::pipeline::OnBadRecord;
 use togi_proto::dataprep::v1::{
     Dataset, GetDatasetRequest, PrepareRequest, PrepareSettings, RecordSource, TokenizerSource,
@@ -18,6 +19,7 @@ use crate::client::{present, succeeded};
 use crate::commands::choices::choice;
 use crate::commands::{datasets, job_lines, watch};
 use crate::error::{Error, Result};
+use crate::local::records::column;
 use crate::progress::seconds;
 use crate::session::Session;
 use crate::{embedded, upload};
@@ -25,7 +27,8 @@ use crate::{embedded, upload};
 const EXAMPLES: &str = "\
 Examples:
   togi prepare records.jsonl --name mine
-  togi prepare dolly.json.gz --name dolly --column input=context --column output=response
+  togi prepare chats.jsonl --name chats           # OpenAI messages, ShareGPT, alpaca, Dolly, CSV, …
+  togi prepare qa.csv --name qa --column instruction=question --column output=answer
   togi prepare hf://datasets/kunishou/databricks-dolly-15k-ja --name dolly-ja --tokenizer spiece.model
   togi prepare --hub hf://datasets/OWNER/NAME --name both --split train+test
   togi prepare records.jsonl --name mine --learn answer --validation-share 0.05";
@@ -39,7 +42,7 @@ const HUB: &str = "hf://";
 #[command(before_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("records").required(true).args(["file", "source", "hub"]))]
 pub struct Prepare {
-    /// The records: JSON array, JSON Lines or Parquet, gzip and zstd too; `-` for standard input;
+    /// The records: JSON, JSON Lines, CSV, TSV or Parquet, gzip and zstd too; `-` is standard input,
     /// hf://… is --hub
     pub file: Option<PathBuf>,
     /// A source in the service's configuration
@@ -63,8 +66,9 @@ pub struct Prepare {
     /// The split kept for validation, or none [default: validation, where the source has it]
     #[arg(long, value_name = "SPLIT")]
     pub validation_split: Option<String>,
-    /// json, jsonl or parquet [default: detected from the file]
-    #[arg(long, value_parser = ["json", "jsonl", "parquet"])]
+    /// json, jsonl, parquet, csv or tsv; or alpaca, dolly, messages, sharegpt or prompt-completion
+    /// [default: detected from the file]
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true, value_parser = WORDS)]
     pub format: Option<String>,
     /// A column with another name in the file: OURS=THEIRS; repeatable
     #[arg(long, value_name = "OURS=THEIRS", value_parser = column)]
@@ -281,13 +285,4 @@ fn columns<'de, D: Deserializer<'de>>(
 ) -> std::result::Result<Vec<(String, String)>, D::Error> {
     let table = std::collections::BTreeMap::deserialize(from)?;
     Ok(table.into_iter().collect())
-}
-
-fn column(text: &str) -> std::result::Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((ours, theirs)) if !ours.is_empty() && !theirs.is_empty() => {
-            Ok((ours.to_owned(), theirs.to_owned()))
-        }
-        _ => Err("it looks like input=context".to_owned()),
-    }
 }

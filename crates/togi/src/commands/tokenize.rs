@@ -5,11 +5,15 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use togi_tokens::{Columns, Record, Tokenizer, prompt};
+use togi_tokens::{Record, Tokenizer, prompt};
 
 use crate::error::{Error, Result};
 use crate::local;
 use crate::local::lines::{Line, Lines};
+use crate::local::records;
+use crate::local::records::Reading;
+use crate::output::Output;
+use crate::session::Session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,15 +22,16 @@ Examples:
   togi tokenize --base models/mine records.jsonl --template --eos --max-length 512
   togi tokenize --base models/mine ids.jsonl --decode
 
-A line of the input is a text ({\"text\": …} or \"…\"), a record with --template, ids ({\"ids\": […]}
-or […]) with --decode. Every line gives one: {\"ids\": […]}, or {\"text\": …} with --decode.";
+A line of the input is a text ({\"text\": …} or \"…\"), or ids ({\"ids\": […]} or […]) with --decode.
+With --template the file has records, in every form that `togi prepare` reads. Each gives a line:
+{\"ids\": […]}, or {\"text\": …} with --decode.";
 
 /// The command's options.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("model").required(true).args(["tokenizer", "base"]))]
 pub struct Tokenize {
-    /// JSON Lines; `-` for standard input
+    /// JSON Lines, or any file of records with --template; `-` for standard input
     #[arg(value_name = "FILE", default_value = "-")]
     pub file: PathBuf,
     /// A SentencePiece model
@@ -38,9 +43,12 @@ pub struct Tokenize {
     /// Every line is a plain text
     #[arg(long, conflicts_with_all = ["template", "decode"])]
     pub plain: bool,
-    /// Every line is a record, in the form that adapters are trained on
+    /// The file has records, which are tokenized as adapters are trained on them
     #[arg(long, conflicts_with = "decode")]
     pub template: bool,
+    /// How the records are read
+    #[command(flatten)]
+    pub reading: Reading,
     /// Ids to texts
     #[arg(long, conflicts_with_all = ["eos", "max_length"])]
     pub decode: bool,
@@ -66,11 +74,16 @@ struct Text {
 
 impl Tokenize {
     /// Runs the command.
-    pub(crate) async fn run(self) -> Result<()> {
-        local::on_thread(move || self.work()).await
+    pub(crate) async fn run(self, session: &Session) -> Result<()> {
+        let output = session.output.clone();
+        local::on_thread(move || self.work(&output)).await
     }
 
-    fn work(self) -> Result<()> {
+    fn work(self, output: &Output) -> Result<()> {
+        if !self.template && self.reading.is_said() {
+            let text = "--format and --column go with --template: only records have a form";
+            return Err(Error::Usage(text.to_owned()));
+        }
         let tokenizer = match (&self.tokenizer, &self.base) {
             (Some(file), _) => local::tokenizer(file)?,
             (None, folder) => local::tokenizer_of(folder.as_deref().unwrap_or(".".as_ref()))?,
@@ -81,6 +94,15 @@ impl Tokenize {
             ));
         }
         let mut out = BufWriter::new(stdout().lock());
+        if self.template {
+            let mut each = |record: &Record| {
+                let ids = self.encode(&tokenizer, &prompt::training(record).text);
+                write(&mut out, &Ids { ids })
+            };
+            let reading = records::each(&self.file, &self.reading, &mut each)?;
+            output.say(reading);
+            return Ok(out.flush()?);
+        }
         for line in Lines::open(&self.file)? {
             let line = line?;
             if line.is_blank() && !self.plain {
@@ -90,37 +112,29 @@ impl Tokenize {
                 let text = tokenizer.decode(&line.ids()?);
                 write(&mut out, &Text { text })?;
             } else {
-                let ids = self.encode(&tokenizer, &line)?;
+                let ids = self.encode(&tokenizer, &self.text(&line)?);
                 write(&mut out, &Ids { ids })?;
             }
         }
         Ok(out.flush()?)
     }
 
-    fn encode(&self, tokenizer: &Tokenizer, line: &Line) -> Result<Vec<u32>> {
-        let mut ids = tokenizer.encode(&self.text(line)?);
+    fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+        let mut ids = tokenizer.encode(text);
         let eos = tokenizer.eos().filter(|_| self.eos);
         if let Some(most) = self.max_length {
             // As in training, truncation keeps the end of sequence last.
             ids.truncate(most as usize - usize::from(eos.is_some()));
         }
         ids.extend(eos);
-        Ok(ids)
+        ids
     }
 
     fn text(&self, line: &Line) -> Result<String> {
         if self.plain {
             return Ok(line.content.clone());
         }
-        if !self.template {
-            return line.text();
-        }
-        let record = Record::from_json_slice(line.content.as_bytes(), &Columns::default());
-        let record = record.map_err(|reject| match reject.field.as_str() {
-            "" => line.wrong(&reject.reason),
-            field => line.wrong(&format!("{field}: {}", reject.reason)),
-        })?;
-        Ok(prompt::training(&record).text)
+        line.text()
     }
 }
 

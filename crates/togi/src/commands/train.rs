@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 use togi_proto::trainer::v1::CreateJobRequest;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::local::named::Named;
 use crate::local::on_thread;
 use crate::session::Session;
@@ -70,6 +70,10 @@ impl Train {
             };
             let output = output.clone();
             return on_thread(move || training.work(&output)).await;
+        }
+        if self.local.reading.is_said() {
+            let text = "--format and --column go with --local: a data set was read before";
+            return Err(Error::Usage(text.to_owned()));
         }
         let request = CreateJobRequest {
             base: self.base,

@@ -90,6 +90,45 @@ fn templated_records_are_the_rows_of_training() {
 }
 
 #[test]
+fn records_in_other_forms_are_tokenized_alike() {
+    let bench = Bench::new();
+    let record = serde_json::json!({"instruction": "山は,？", "output": "富士\n山"});
+    let chat = serde_json::json!([{"conversations": [
+        {"from": "human", "value": "山は,？"}, {"from": "gpt", "value": "富士\n山"},
+    ]}]);
+    bench.write("plain.jsonl", &record.to_string());
+    bench.write("chat.json", &chat.to_string());
+    bench.write("qa.csv", "問,答\r\n\"山は,？\",\"富士\n山\"\r\n");
+    let ids = |file: &str| {
+        let line = format!("tokenize --base base --template {file}");
+        bench.run(&line).expect(0).stdout
+    };
+    let wanted = ids("plain.jsonl");
+    assert_eq!(wanted.lines().count(), 1);
+    assert_eq!(ids("chat.json"), wanted);
+    assert_eq!(ids("chat.json --format sharegpt"), wanted);
+    assert_eq!(
+        ids("qa.csv --column instruction=問 --column output=答"),
+        wanted
+    );
+    let refused = bench
+        .run("tokenize --base base --template qa.csv")
+        .expect(2);
+    assert!(
+        refused.stderr.contains("its columns are 問, 答"),
+        "{}",
+        refused.stderr
+    );
+    for line in [
+        "tokenize --base base plain.jsonl --format csv",
+        "train --recipe r --dataset d --format csv",
+    ] {
+        let refused = bench.run(line).expect(2);
+        assert!(refused.stderr.contains("--format"), "{}", refused.stderr);
+    }
+}
+
+#[test]
 fn logits_are_the_networks_for_every_line() {
     let bench = Bench::new();
     let (engine, lora) = (bench.engine(), bench.adapter("adapter"));

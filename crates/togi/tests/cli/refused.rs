@@ -45,6 +45,10 @@ fn wrong_input_is_named_with_its_exit_code() {
     bench.write("empty.jsonl", "\n");
     bench.write("not.model", "nothing");
     fs::create_dir(bench.path("hollow")).unwrap();
+    fs::create_dir(bench.path("piped")).unwrap();
+    let pipe = bench.path("piped/spiece.model");
+    let made = std::process::Command::new("mkfifo").arg(pipe).status();
+    assert!(made.unwrap().success());
     bench.adapter("adapter");
     bench.write("adapter/adapter_config.json", "{\"peft_type\":\"LOHA\"}");
     let tokenize = [
@@ -54,6 +58,11 @@ fn wrong_input_is_named_with_its_exit_code() {
             "tokenize --base hollow bad.jsonl",
             5,
             "base hollow: it has no",
+        ),
+        (
+            "tokenize --base piped bad.jsonl",
+            1,
+            "spiece.model: is a named pipe, and a regular file is needed",
         ),
         (
             "tokenize --tokenizer not.model x",

@@ -9,13 +9,19 @@ use serde_json::{Map, Value};
 use super::json_strings::JsonStrings;
 use super::reject::Reject;
 
-/// Reads one JSON text whose columns have these names; `ours` are the names for the author.
-/// `NaN` is read as null.
-pub(super) fn record(
-    json: &[u8],
-    names: &[String; 5],
-    ours: [&'static str; 5],
-) -> Result<Value, Reject> {
+/// A column that is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Column<'a> {
+    /// Its name in the source.
+    pub(crate) name: &'a str,
+    /// Its name for the author.
+    pub(crate) ours: &'static str,
+    /// Whether every record needs it.
+    pub(crate) required: bool,
+}
+
+/// Reads one JSON text with the given columns among others. `NaN` is read as null.
+pub(crate) fn record(json: &[u8], columns: &[Column<'_>]) -> Result<Value, Reject> {
     if let Err(error) = std::str::from_utf8(json) {
         return Err(Reject::record(format!(
             "not UTF-8 at byte {}; convert it, for example with `iconv -f SHIFT_JIS -t UTF-8`",
@@ -35,23 +41,21 @@ pub(super) fn record(
             let reason = || Reject::record(format!("not JSON: {error}"));
             let without = without_nan(json)?.ok_or_else(reason)?;
             let read = read(&without).map_err(|_| reason())?;
-            // The two columns that a record must have.
-            for at in [0, 2] {
-                if read.0.get(&names[at]).is_some_and(Value::is_null) {
+            for column in columns.iter().filter(|column| column.required) {
+                if read.0.get(column.name).is_some_and(Value::is_null) {
                     let reason = "NaN, which is no text; write a text or leave the record out";
-                    return Err(Reject::field(ours[at], reason));
+                    return Err(Reject::field(column.ours, reason));
                 }
             }
             read
         }
     };
-    let unclear = names
+    let unclear = columns
         .iter()
-        .zip(ours)
-        .find(|(name, _)| twice.contains(*name));
-    if let Some((name, field)) = unclear {
+        .find(|column| twice.iter().any(|name| name == column.name));
+    if let Some(Column { name, ours, .. }) = unclear {
         let reason = format!("the record has {name:?} twice; keep one of them");
-        return Err(Reject::field(field, reason));
+        return Err(Reject::field(ours, reason));
     }
     Ok(value)
 }

@@ -1,4 +1,5 @@
-//! Why a record was rejected: data for `rejects.jsonl`, and no error.
+//! Why a record gives no row: it was rejected, which is data for `rejects.jsonl` and no error, or
+//! it refuses its whole file.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,5 +27,21 @@ impl Reject {
             reason: reason.into(),
             field: field.to_owned(),
         }
+    }
+}
+
+/// Why a record gives no row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// It is rejected alone.
+    Record(Reject),
+    /// Its whole file is refused for this reason: rejecting the record would cut what was said, or
+    /// read the others in a form that is not theirs.
+    File(String),
+}
+
+impl From<Reject> for Fault {
+    fn from(reject: Reject) -> Self {
+        Self::Record(reject)
     }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::row::Learn;
+use crate::split::Split;
 
 /// The version of the shards' form. A reader refuses any other.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -21,4 +22,6 @@ pub struct Metadata {
     pub max_length: u32,
     /// Which ids are learned.
     pub learn: Learn,
+    /// The purpose of its rows; shards of earlier builds do not say it.
+    pub split: Option<Split>,
 }

@@ -16,6 +16,7 @@ use super::caps::{Caps, check};
 use super::metadata::{Metadata, SCHEMA_VERSION};
 use crate::error::{Error, Result};
 use crate::row::Learn;
+use crate::split::Split;
 
 /// An open shard. `R` is its bytes (`bytes::Bytes`) or its file.
 pub struct Reader<R: ChunkReader + Clone> {
@@ -133,6 +134,13 @@ fn key_values(footer: &ParquetMetaData) -> Result<(Metadata, String)> {
         max_length: number("togi.max_length")?,
         learn: Learn::from_name(&learn)
             .ok_or_else(|| Error::shard(format!("its togi.learn is {learn:?}")))?,
+        split: match value("togi.split") {
+            Err(_) => None,
+            Ok(split) => Some(
+                Split::from_name(&split)
+                    .ok_or_else(|| Error::shard(format!("its togi.split is {split:?}")))?,
+            ),
+        },
     };
     Ok((metadata, value("togi.dataset")?))
 }

@@ -49,6 +49,10 @@ impl<W: Write + Send> Writer<W> {
             ("togi.max_length", metadata.max_length.to_string()),
             ("togi.learn", metadata.learn.name().to_owned()),
         ];
+        let split = metadata
+            .split
+            .map(|split| ("togi.split", split.name().to_owned()));
+        let entries = entries.into_iter().chain(split);
         let entries = entries.map(|(key, value)| KeyValue::new(key.to_owned(), value));
         let properties = WriterProperties::builder()
             .set_created_by(CREATED_BY.to_owned())
@@ -60,7 +64,7 @@ impl<W: Write + Send> Writer<W> {
             .set_offset_index_disabled(true)
             .set_data_page_size_limit(1 << 20)
             .set_max_row_group_row_count(Some(ROWS_PER_GROUP))
-            .set_key_value_metadata(Some(entries.to_vec()))
+            .set_key_value_metadata(Some(entries.collect()))
             .build();
         let options = ArrowWriterOptions::new()
             .with_properties(properties)

@@ -4,22 +4,43 @@
 //! The trie is walked once into a list of rules, and every index is checked. The packed form is not
 //! used afterwards.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 
-/// A text and its replacement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rule {
-    pub(crate) key: String,
-    pub(crate) replacement: String,
+/// Texts and their replacements. The standard rules have more than 10^5 keys, mostly of composed
+/// Hangul, so that the keys share one buffer and the replacements stay where they are.
+#[derive(Debug)]
+pub(crate) struct Rules<'a> {
+    keys: String,
+    rules: Vec<Rule<'a>>,
 }
 
-/// The standard rules have about 10^4 keys of at most 12 bytes. A file with far more is refused.
+#[derive(Debug)]
+struct Rule<'a> {
+    key: Range<u32>,
+    replacement: &'a str,
+}
+
+impl Rules<'_> {
+    /// Returns each key with its replacement, longer keys first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let rules = self.rules.iter();
+        rules.map(|rule| (key(&self.keys, rule), rule.replacement))
+    }
+}
+
+fn key<'a>(keys: &'a str, rule: &Rule<'_>) -> &'a str {
+    &keys[rule.key.start as usize..rule.key.end as usize]
+}
+
+/// A file with far more steps than the standard rules is refused.
 const MOST_STEPS: usize = 1 << 22;
 const LONGEST_KEY: usize = 64;
 
 /// Returns the rules of a charsmap: a length (u32, little-endian), the trie's units (u32 each), and
 /// the texts.
-pub(crate) fn rules(blob: &[u8]) -> Result<Vec<Rule>> {
+pub(crate) fn rules(blob: &[u8]) -> Result<Rules<'_>> {
     let refuse = |reason: &str| Error::tokenizer(format!("its normalization rules {reason}"));
     let Some((size, rest)) = blob.split_first_chunk::<4>() else {
         return Err(refuse("are cut off"));
@@ -41,7 +62,7 @@ pub(crate) fn rules(blob: &[u8]) -> Result<Vec<Rule>> {
         units: units.collect(),
     };
 
-    let mut rules = Vec::new();
+    let (mut rules, mut keys) = (Vec::new(), String::new());
     let mut key = Vec::new();
     let mut steps = 0;
     // Steps to nodes that are not visited yet.
@@ -65,14 +86,22 @@ pub(crate) fn rules(blob: &[u8]) -> Result<Vec<Rule>> {
             let Ok(text) = std::str::from_utf8(text) else {
                 return Err(refuse("have a text that is not UTF-8"));
             };
+            // Within u32: steps and the length of a key are limited.
+            let from = keys.len() as u32;
+            keys.push_str(key);
             rules.push(Rule {
-                key: key.to_owned(),
-                replacement: text.to_owned(),
+                key: from..keys.len() as u32,
+                replacement: text,
             });
         }
         trie.push_children(step.base, &key, &mut open);
     }
-    Ok(rules)
+    // Keys differ, so that their order is one.
+    rules.sort_unstable_by(|a, b| {
+        let (a, b) = (self::key(&keys, a), self::key(&keys, b));
+        (b.len(), a).cmp(&(a.len(), b))
+    });
+    Ok(Rules { keys, rules })
 }
 
 /// One unit of the double array.
@@ -189,7 +218,7 @@ mod tests {
     fn rules_that_are_cut_off_are_refused() {
         // One node without children, and one text.
         let blob = [&4_u32.to_le_bytes()[..], &[0; 4], b"a\0"].concat();
-        assert_eq!(rules(&blob).unwrap(), []);
+        assert_eq!(rules(&blob).unwrap().iter().count(), 0);
         for length in [3, 4, 7, blob.len() - 1] {
             let reason = rules(&blob[..length]).unwrap_err().to_string();
             assert!(

@@ -4,7 +4,9 @@
 //! Most characters stay as they are and cost one table look-up. Only characters that begin a rule
 //! (a charsmap key or a user-defined symbol) take more.
 
-use super::charsmap::{self, Rule};
+use std::ops::Range;
+
+use super::charsmap;
 use super::model::{NormalizerSpec, TrainerSpec};
 use super::table::CharTable;
 use super::vocabulary::SPACE;
@@ -58,12 +60,35 @@ impl Origins for Vec<u32> {
     }
 }
 
-/// A rule as it is applied: its key, cut after the first character, and the key's replacement.
+/// A rule as it is applied: its key, cut after the first character, and the key's replacement. A
+/// model may have more than 10^5, so that both are parts of shared buffers.
 #[derive(Debug, Clone)]
 struct Replacement {
     first: char,
-    rest: String,
-    symbols: Vec<Symbol>,
+    rest: Part,
+    symbols: Part,
+}
+
+/// A part of a buffer.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    from: u32,
+    to: u32,
+}
+
+impl Part {
+    /// The part of a buffer from one length to another. The charsmap and the model's file have less
+    /// than 4 GiB.
+    fn between(from: usize, to: usize) -> Self {
+        Self {
+            from: from as u32,
+            to: to as u32,
+        }
+    }
+
+    fn range(self) -> Range<usize> {
+        self.from as usize..self.to as usize
+    }
 }
 
 /// SentencePiece's normalizer for one model.
@@ -75,6 +100,10 @@ pub(crate) struct Normalizer {
     /// Sorted by first character; then user-defined symbols before the charsmap's keys; then
     /// longer keys first.
     rules: Vec<Replacement>,
+    /// Of all rules the rests of the keys,
+    rests: String,
+    /// and the replacements.
+    replacements: Vec<Symbol>,
     space: Symbol,
     dummy_prefix: bool,
     remove_extra: bool,
@@ -89,21 +118,15 @@ impl Normalizer {
         user_defined: &[&str],
         codes: CharTable,
     ) -> Result<Self> {
-        let mut user = user_defined
-            .iter()
-            .map(|text| text.to_string())
-            .collect::<Vec<_>>();
+        let mut user = user_defined.to_vec();
         user.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        let user = user.into_iter().map(|key| Rule {
-            replacement: key.clone(),
-            key,
-        });
-        let mut mapped = if spec.charsmap.is_empty() {
-            Vec::new()
+        let user = user.into_iter().map(|key| (key, key));
+        let mapped = if spec.charsmap.is_empty() {
+            None
         } else {
-            charsmap::rules(&spec.charsmap)?
+            Some(charsmap::rules(&spec.charsmap)?)
         };
-        mapped.sort_by(|a, b| (b.key.len(), &a.key).cmp(&(a.key.len(), &b.key)));
+        let mapped = mapped.iter().flat_map(charsmap::Rules::iter);
 
         let escape = spec.escape_whitespaces.unwrap_or(true);
         let space = if escape { SPACE } else { ' ' };
@@ -113,7 +136,8 @@ impl Normalizer {
         };
         let mut table = codes;
         let mut rules: Vec<Replacement> = Vec::new();
-        for Rule { key, replacement } in user.chain(mapped) {
+        let (mut rests, mut replacements) = (String::new(), Vec::new());
+        for (key, replacement) in user.chain(mapped) {
             let mut rest = key.chars();
             let Some(first) = rest.next() else { continue };
             let rest = rest.as_str();
@@ -121,22 +145,22 @@ impl Normalizer {
             if let Some(second) = rest.chars().next() {
                 *table.entry(second) |= SECOND;
             }
-            let symbols = replacement.chars();
-            let symbols = symbols
-                .map(|c| Symbol {
-                    code: table.get(c) & CODE,
-                    c,
-                })
-                .collect();
+            let (rest_from, symbols_from) = (rests.len(), replacements.len());
+            rests.push_str(rest);
+            replacements.extend(replacement.chars().map(|c| Symbol {
+                code: table.get(c) & CODE,
+                c,
+            }));
             rules.push(Replacement {
                 first,
-                rest: rest.to_owned(),
-                symbols,
+                rest: Part::between(rest_from, rests.len()),
+                symbols: Part::between(symbols_from, replacements.len()),
             });
         }
         *table.entry(' ') |= BLANK;
         // The sort is stable: within one first character the order above stays.
         rules.sort_by_key(|rule| rule.first);
+        rules.shrink_to_fit();
         let mut begins = CharTable::new();
         for (at, rule) in rules.iter().enumerate().rev() {
             *begins.entry(rule.first) = at as u32 + 1;
@@ -145,6 +169,8 @@ impl Normalizer {
             table,
             begins,
             rules,
+            rests,
+            replacements,
             space,
             dummy_prefix: spec.add_dummy_prefix.unwrap_or(true),
             remove_extra: spec.remove_extra_whitespaces.unwrap_or(true),
@@ -225,9 +251,11 @@ impl Normalizer {
                 at += c.len_utf8();
                 continue;
             };
-            after_space = out.replace(&rule.symbols, at, after_space) && self.remove_extra;
-            at += c.len_utf8() + rule.rest.len();
-            if !rule.rest.is_empty() {
+            let symbols = &self.replacements[rule.symbols.range()];
+            after_space = out.replace(symbols, at, after_space) && self.remove_extra;
+            let rest = rule.rest.range().len();
+            at += c.len_utf8() + rest;
+            if rest > 0 {
                 chars = text[at..].chars();
                 next = chars.next().map(look_up);
             }
@@ -240,11 +268,12 @@ impl Normalizer {
         let mut rest = text;
         while let Some(c) = rest.chars().next() {
             let length = match self.rule(c, rest) {
-                Some(Replacement { rest, symbols, .. }) => {
-                    if !matches!(symbols[..], [Symbol { c: ' ', .. }]) {
+                Some(rule) => {
+                    let symbols = &self.replacements[rule.symbols.range()];
+                    if !matches!(symbols, [Symbol { c: ' ', .. }]) {
                         break;
                     }
-                    c.len_utf8() + rest.len()
+                    c.len_utf8() + rule.rest.range().len()
                 }
                 None if c == ' ' => 1,
                 None => break,
@@ -263,7 +292,7 @@ impl Normalizer {
             .iter()
             .take_while(|rule| rule.first == first);
         own.into_iter()
-            .find(|rule| tail.starts_with(rule.rest.as_str()))
+            .find(|rule| tail.starts_with(&self.rests[rule.rest.range()]))
     }
 }
 

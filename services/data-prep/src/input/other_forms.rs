@@ -1,5 +1,5 @@
-//! Recognises files that hold their records in a form that is not read, by their first bytes, and
-//! says which form it is and what to do.
+//! Recognises tables with separated cells, and files that hold their records in a form that is not
+//! read, by their first bytes; says which form it is and what to do.
 
 use super::format::Format;
 use crate::error::Error;
@@ -37,8 +37,8 @@ const MARKS: [(&[u8], &str); 4] = [
     (b"\xfe\xff", "UTF-16"),
 ];
 const PARQUET: &[u8] = b"PAR1";
-/// Most columns of a header that are shown.
-const SHOWN_COLUMNS: usize = 8;
+/// Most characters of a column's name: a sentence with commas is no header.
+const NAME_CHARACTERS: usize = 40;
 
 /// Refuses a file in a form that is not read. `prefix` are its first bytes once unpacked, and
 /// `format` is the form that the request names.
@@ -53,8 +53,11 @@ pub(super) fn refuse(prefix: &[u8], format: Option<Format>) -> Result<(), Error>
                         it detected";
             return Err(Error::malformed(text));
         }
-        Some(Format::Json | Format::JsonLines) if is_parquet => {
-            let text = "the file is Parquet and not JSON; leave the format out to have it detected";
+        Some(format) if is_parquet && format != Format::Parquet => {
+            let text = format!(
+                "the file is Parquet and not {}; leave the format out to have it detected",
+                format.title()
+            );
             return Err(Error::malformed(text));
         }
         _ if is_parquet => return Ok(()),
@@ -74,14 +77,19 @@ pub(super) fn refuse(prefix: &[u8], format: Option<Format>) -> Result<(), Error>
     if let Some((form, remedy)) = archive.or(by_magic.map(|(_, form, remedy)| (*form, *remedy))) {
         return Err(Error::malformed(format!("the file is {form}; {remedy}")));
     }
-    match table(prefix) {
-        Some(text) => Err(Error::malformed(text)),
+    let said = format.filter(|format| matches!(format, Format::Json | Format::JsonLines));
+    match said.zip(separated(prefix)) {
         None => Ok(()),
+        Some((said, Separators { format, .. })) => Err(Error::malformed(format!(
+            "the file is {} and not {}; leave the format out to have it detected",
+            format.title(),
+            said.title()
+        ))),
     }
 }
 
-/// The encoding of a text that is not UTF-8: by its mark, or by the zeros beside
-/// its first brace or bracket.
+/// The encoding of a text that is not UTF-8: by its mark, or by the zeros beside its first brace or
+/// bracket, or beside its first two letters.
 fn encoding(prefix: &[u8]) -> Option<&'static str> {
     let marked = MARKS.iter().find(|(mark, _)| prefix.starts_with(mark));
     if let Some((_, encoding)) = marked {
@@ -90,14 +98,24 @@ fn encoding(prefix: &[u8]) -> Option<&'static str> {
     match prefix {
         [b'{' | b'[', 0, 0, 0, ..] | [0, 0, 0, b'{' | b'[', ..] => Some("UTF-32"),
         [b'{' | b'[', 0, ..] | [0, b'{' | b'[', ..] => Some("UTF-16"),
+        [a, 0, b, 0, ..] | [0, a, 0, b, ..] if a.is_ascii_graphic() && b.is_ascii_graphic() => {
+            Some("UTF-16")
+        }
         _ => None,
     }
 }
 
-/// The refusal of a table with separated columns: neither its header nor its first row can be the
-/// beginning of JSON.
-fn table(prefix: &[u8]) -> Option<String> {
-    let text = prefix.strip_prefix(b"\xef\xbb\xbf").unwrap_or(prefix);
+/// How a table separates its cells.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Separators {
+    pub(super) format: Format,
+    pub(super) separator: u8,
+}
+
+/// Recognises a table with separated cells: neither its header nor its first row can be the
+/// beginning of JSON, and its header has the names of columns.
+pub(super) fn separated(text: &[u8]) -> Option<Separators> {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let text = String::from_utf8_lossy(text);
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
     let header = lines.next()?;
@@ -108,24 +126,35 @@ fn table(prefix: &[u8]) -> Option<String> {
     if is_json(header) || lines.next().is_some_and(is_json) {
         return None;
     }
-    let (form, separator) = [("TSV", '\t'), ("CSV", ','), ("CSV", ';')]
-        .into_iter()
-        .find(|(_, separator)| header.contains(*separator))?;
+    let (format, separator) = [
+        (Format::Tsv, b'\t'),
+        (Format::Csv, b','),
+        (Format::Csv, b';'),
+    ]
+    .into_iter()
+    .find(|(_, separator)| header.contains(char::from(*separator)))?;
     let columns: Vec<&str> = header
-        .split(separator)
+        .split(char::from(separator))
         .map(|column| column.trim_matches(['"', '\'', ' ', '\r']))
         .collect();
-    // A sentence with commas is no header.
-    let plain = |name: &&str| !name.is_empty() && name.chars().count() <= 40;
-    if columns.len() < 2 || !columns.iter().all(plain) {
-        return None;
+    let short = |name: &&str| name.chars().count() <= NAME_CHARACTERS;
+    // A column of row numbers, as pandas writes it first, has no name.
+    let named = columns.iter().filter(|name| !name.is_empty()).count();
+    (columns.iter().all(short) && named > 0).then_some(Separators { format, separator })
+}
+
+/// Returns the separator of a table whose format is said: of CSV, a semicolon where its header has
+/// no comma.
+pub(super) fn separator(prefix: &[u8], format: Format) -> u8 {
+    let header = prefix
+        .split(|&byte| byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    match format {
+        Format::Tsv => b'\t',
+        _ if header.contains(&b';') && !header.contains(&b',') => b';',
+        _ => b',',
     }
-    let shown = columns[..columns.len().min(SHOWN_COLUMNS)].join(", ");
-    Some(format!(
-        "the file looks like {form} (columns {shown}) and not like JSON or Parquet; write it as JSON \
-         Lines, for example with pandas: \
-         read_csv(FILE).to_json(OUT, orient=\"records\", lines=True, force_ascii=False)"
-    ))
 }
 
 #[cfg(test)]
@@ -143,7 +172,7 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         let utf16 =
             |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
-        let table: [(&[u8], &str); 14] = [
+        let table: [(&[u8], &str); 10] = [
             (b"PK\x03\x04rest", "zip"),
             (&tar, "tar"),
             (b"\xfd7zXZ\0", "xz"),
@@ -153,14 +182,7 @@ mod tests {
             (&utf16("{\"instruction\": \"問い\"}"), "UTF-16"),
             (b"\xfe\xff\0{", "UTF-16"),
             (b"\xff\xfe\0\0{\0\0\0", "UTF-32"),
-            (
-                b"instruction,input,output\nq,,a\n",
-                "CSV (columns instruction, input, output)",
-            ),
-            (b"\"instruction\",\"output\"\r\n\"q\",\"a, b\"\r\n", "CSV"),
-            (b"\xef\xbb\xbfinstruction\toutput\nq\ta\n", "TSV"),
-            (b"instruction;output\nq;a\n", "CSV"),
-            (b"1,2\n3,4\n", "CSV"),
+            (&utf16("instruction,output\r\n"), "UTF-16"),
         ];
         for (bytes, named) in table {
             let error = refused(bytes, None).unwrap_or_default();
@@ -171,11 +193,37 @@ mod tests {
                 .unwrap()
                 .contains("Parquet")
         );
+        let table = refused(b"instruction,output\nq,a\n", Some(Format::Json)).unwrap();
+        assert!(table.contains("is CSV and not JSON array"), "{table}");
         assert!(
             refused(b"{}", Some(Format::Parquet))
                 .unwrap()
                 .contains("not Parquet")
         );
+    }
+
+    #[test]
+    fn a_table_is_recognised_by_its_header() {
+        let table: [(&str, Format, u8); 5] = [
+            ("instruction,input,output\nq,,a\n", Format::Csv, b','),
+            (
+                "\"instruction\",\"output\"\r\n\"q\",\"a, b\"\r\n",
+                Format::Csv,
+                b',',
+            ),
+            ("instruction\toutput\nq\ta\n", Format::Tsv, b'\t'),
+            ("instruction;output\nq;a\n", Format::Csv, b';'),
+            (",instruction,output\n0,q,a\n", Format::Csv, b','),
+        ];
+        for (text, format, separator) in table {
+            let wanted = Separators { format, separator };
+            assert_eq!(separated(text.as_bytes()), Some(wanted), "{text}");
+            assert_eq!(
+                super::separator(text.as_bytes(), format),
+                separator,
+                "{text}"
+            );
+        }
     }
 
     #[test]
@@ -190,6 +238,7 @@ mod tests {
             "words without separators\nmore words\n",
         ] {
             assert_eq!(refused(text.as_bytes(), None), None, "{text}");
+            assert_eq!(separated(text.as_bytes()), None, "{text}");
         }
         assert_eq!(refused(b"PAR1", None), None);
     }

@@ -10,11 +10,15 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder,
 };
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
+use togi_tokens::shape::Shape;
 use togi_tokens::shard::{self, Caps};
 
 use super::chunk::{Chunk, Chunks};
 use super::table::Table;
+use super::tabular;
 use crate::error::Error;
 
 /// The largest sizes that a file may claim. Statistics make its headers longer than a shard's.
@@ -37,8 +41,8 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Opens a file for `columns`; it must have those of `required`.
-    pub(super) fn open(file: File, columns: &[String], required: &[String]) -> Result<Self, Error> {
+    /// Opens a file whose records have the shape that is said, or that its columns tell.
+    pub(super) fn open(file: File, said: Option<&Shape>) -> Result<(Self, Shape), Error> {
         let metadata = guarded(|| {
             let footer = shard::check(&file, &CAPS).map_err(unreadable)?;
             // The embedded Arrow schema could claim any type; the Parquet schema is enough.
@@ -46,14 +50,12 @@ impl Rows {
             ArrowReaderMetadata::try_new(Arc::new(footer), options).map_err(broken)
         })?;
         let schema = metadata.schema();
-        if let Some(missing) = required.iter().find(|name| schema.index_of(name).is_err()) {
-            return Err(Error::NoColumn {
-                column: missing.clone(),
-            });
-        }
+        let names = schema.fields().iter().map(|field| field.name().clone());
+        let shape = tabular::shape(said, &names.collect::<Vec<_>>())?;
+        let wanted = shape.wanted();
         let mut roots = Vec::new();
         for (index, field) in schema.fields().iter().enumerate() {
-            if columns.contains(field.name()) {
+            if wanted.contains(&field.name().as_str()) {
                 if !readable(field.data_type()) {
                     let kind = field.data_type().to_string();
                     return Err(Error::ColumnType {
@@ -64,11 +66,12 @@ impl Rows {
                 roots.push(index);
             }
         }
+        unpackable(metadata.metadata())?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
         let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
         let reader = guarded(|| builder.build().map_err(broken))?;
-        Ok(Self { reader, next: 1 })
+        Ok((Self { reader, next: 1 }, shape))
     }
 }
 
@@ -105,12 +108,29 @@ fn broken(error: ParquetError) -> Error {
     Error::malformed(format!("the parquet file is broken: {error}"))
 }
 
+/// Refuses a file that is packed as no library packs any more.
+fn unpackable(metadata: &ParquetMetaData) -> Result<(), Error> {
+    let groups = metadata.row_groups().iter();
+    let mut columns = groups.flat_map(|group| group.columns());
+    match columns.find(|column| matches!(column.compression(), Compression::LZO)) {
+        None => Ok(()),
+        Some(column) => Err(Error::malformed(format!(
+            "the column {} is packed with LZO, which is not read; write the file with zstd, \
+             snappy, gzip, brotli or lz4",
+            column.column_path()
+        ))),
+    }
+}
+
+/// Whether a column's cells become JSON; a dictionary's and a view's are plain texts here.
 fn readable(kind: &DataType) -> bool {
     use DataType as D;
-    matches!(
-        kind,
-        D::Utf8 | D::LargeUtf8 | D::Binary | D::Boolean | D::Float32 | D::Float64 | D::Null
-    ) || kind.is_integer()
+    match kind {
+        D::Utf8 | D::LargeUtf8 | D::Binary | D::Boolean | D::Float32 | D::Float64 | D::Null => true,
+        D::List(element) => readable(element.data_type()),
+        D::Struct(fields) => fields.iter().all(|field| readable(field.data_type())),
+        kind => kind.is_integer(),
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +142,9 @@ mod tests {
     use parquet::arrow::ArrowWriter;
     use parquet::file::properties::WriterProperties;
     use serde_json::Value;
+    use togi_tokens::Columns;
+    use togi_tokens::form::Form;
+    use togi_tokens::shape::Asked;
 
     use super::*;
 
@@ -155,16 +178,21 @@ mod tests {
         bytes
     }
 
-    fn names(names: &[&str]) -> Vec<String> {
-        names.iter().map(|&name| name.to_owned()).collect()
+    fn said(renamed: &[(&'static str, &'static str)]) -> Shape {
+        let asked = Asked {
+            columns: Columns::new(renamed.iter().copied()).unwrap(),
+            form: Some(Form::Alpaca),
+        };
+        asked.shape().unwrap().unwrap()
     }
 
     fn rows(bytes: &[u8]) -> Result<Vec<(u64, Value)>, Error> {
-        let mut rows = Rows::open(
-            file(bytes),
-            &names(&["response", "index"]),
-            &names(&["response"]),
-        )?;
+        let said = said(&[
+            ("instruction", "response"),
+            ("output", "index"),
+            ("index", "nr"),
+        ]);
+        let (mut rows, _) = Rows::open(file(bytes), Some(&said))?;
         let mut found = Vec::new();
         while let Some(chunk) = rows.next_chunk()? {
             let Chunk::Table(table) = chunk else {
@@ -193,9 +221,14 @@ mod tests {
 
     #[test]
     fn a_missing_or_nested_column_is_named() {
-        let missing = Rows::open(file(&parquet(5)), &names(&["a"]), &names(&["a"])).err();
-        assert!(matches!(missing, Some(Error::NoColumn { column }) if column == "a"));
-        let nested = Rows::open(file(&parquet(5)), &names(&["extra"]), &[]).err();
+        let opened = |said: &Shape| Rows::open(file(&parquet(5)), Some(said)).err();
+        let missing = opened(&said(&[
+            ("instruction", "a"),
+            ("output", "index"),
+            ("index", "nr"),
+        ]));
+        assert!(matches!(missing, Some(Error::NoColumn { column, .. }) if column == "a"));
+        let nested = opened(&said(&[("instruction", "response"), ("output", "extra")]));
         assert!(matches!(nested, Some(Error::ColumnType { column, .. }) if column == "extra"));
     }
 

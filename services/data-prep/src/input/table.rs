@@ -8,6 +8,7 @@ use arrow_array::types::{
 use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, RecordBatch};
 use arrow_schema::DataType;
 use serde_json::{Map, Value};
+use togi_tokens::Reject;
 
 /// Records as rows of a table with the file's column names.
 pub struct Table {
@@ -28,6 +29,21 @@ impl Table {
             (self.first + row as u64, Value::Object(object))
         })
     }
+}
+
+/// Rows of CSV or TSV, read already.
+#[derive(Default)]
+pub struct Separated {
+    pub(super) rows: Vec<Row>,
+    pub(super) bytes: usize,
+}
+
+/// A row of CSV or TSV.
+pub(super) struct Row {
+    /// The line of its first cell, from 1.
+    pub(super) line: u64,
+    /// Its cells by their columns' names, or why it cannot be read, with its first bytes.
+    pub(super) value: Result<Value, (Reject, String)>,
 }
 
 /// Returns a cell as JSON. Bytes that are not UTF-8 become null, which no field takes for text.
@@ -52,6 +68,16 @@ fn cell(column: &ArrayRef, row: usize) -> Value {
         D::UInt64 => number::<UInt64Type>(column, row),
         D::Float32 => number::<Float32Type>(column, row),
         D::Float64 => number::<Float64Type>(column, row),
+        D::List(_) => {
+            let elements = column.as_list::<i32>().value(row);
+            (0..elements.len()).map(|at| cell(&elements, at)).collect()
+        }
+        D::Struct(fields) => {
+            let cells = fields.iter().zip(column.as_struct().columns());
+            cells
+                .map(|(field, column)| (field.name().clone(), cell(column, row)))
+                .collect()
+        }
         _ => Value::Null,
     }
 }

@@ -13,9 +13,10 @@ use togi_runtime::{Error, Result};
 use togi_tokens::manifest::{DatasetManifest, Split};
 use togi_tokens::record::Columns;
 use togi_tokens::row::{Learn, OverLong, Settings};
+use togi_tokens::shape::{Asked, Shape};
 
 use crate::catalog::Named;
-use crate::input::Format;
+use crate::input::{WORDS, Word};
 use crate::pipeline::OnBadRecord;
 use crate::request::Request;
 use crate::source::RecordsFrom;
@@ -45,7 +46,12 @@ pub fn request_from_json(json: &[u8]) -> Result<Request> {
 }
 
 /// Returns the event that a name points at a committed data set.
-pub(crate) fn dataset_ready(name: &str, revision: u64, manifest: &DatasetManifest) -> DatasetReady {
+pub(crate) fn dataset_ready(
+    name: &str,
+    revision: u64,
+    read_as: &str,
+    manifest: &DatasetManifest,
+) -> DatasetReady {
     DatasetReady {
         dataset: manifest.dataset.into(),
         name: name.to_owned(),
@@ -53,6 +59,7 @@ pub(crate) fn dataset_ready(name: &str, revision: u64, manifest: &DatasetManifes
         manifest: layout::dataset_manifest(manifest.dataset).to_string(),
         rows: manifest.rows(Split::Train),
         rejected: manifest.rejected,
+        read_as: read_as.to_owned(),
     }
 }
 
@@ -74,8 +81,9 @@ impl TryFrom<proto::PrepareRequest> for Request {
         let renamed = columns
             .iter()
             .map(|(ours, theirs)| (ours.as_str(), theirs.as_str()));
-        let columns =
-            Columns::new(renamed).map_err(|e| Error::invalid("records.columns", e.to_string()))?;
+        let word = word(&format)?;
+        let shape = shape(word, Columns::new(renamed))
+            .map_err(|e| Error::invalid("records.columns", e.to_string()))?;
         let workers = request
             .workers
             .map(|count| in_range("workers", count, 1, MAX_WORKERS));
@@ -87,8 +95,11 @@ impl TryFrom<proto::PrepareRequest> for Request {
             name: request.name,
             splits: splits(source.as_ref(), split, validation_split)?,
             records: records(source)?,
-            format: self::format(&format)?,
-            columns,
+            format: match word {
+                Some(Word::File(format)) => Some(format),
+                _ => None,
+            },
+            shape,
             tokenizer: tokenizer(request.tokenizer)?,
             settings: settings(request.settings.unwrap_or_default())?,
             on_bad_record: on_bad_record(&request.on_bad_record)?,
@@ -152,13 +163,25 @@ fn hub(url: &str) -> Result<HubRef> {
     Ok(reference)
 }
 
-fn format(word: &str) -> Result<Option<Format>> {
+fn word(word: &str) -> Result<Option<Word>> {
     if word.is_empty() {
         return Ok(None);
     }
-    word.parse()
-        .map(Some)
-        .map_err(|()| one_of("records.format", word, "json, jsonl, parquet"))
+    let read = Word::from_name(word);
+    let read = read.ok_or_else(|| one_of("records.format", word, &WORDS.join(", ")))?;
+    Ok(Some(read))
+}
+
+fn shape(
+    word: Option<Word>,
+    columns: togi_tokens::Result<Columns>,
+) -> togi_tokens::Result<Option<Shape>> {
+    let form = match word {
+        Some(Word::Records(form)) => Some(form),
+        _ => None,
+    };
+    let columns = columns?;
+    Asked { form, columns }.shape()
 }
 
 fn tokenizer(source: Option<proto::TokenizerSource>) -> Result<TokenizerFrom> {
@@ -244,11 +267,13 @@ impl From<Named> for proto::Dataset {
             name,
             revision,
             create_time,
+            read_as,
             manifest,
         } = named;
         Self {
             name,
             revision,
+            read_as,
             rows: manifest.rows(Split::Train),
             validation_rows: manifest.rows(Split::Validation),
             tokens: manifest.tokens(Split::Train),
@@ -270,6 +295,7 @@ impl From<Named> for proto::Dataset {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::input::Format;
 
     fn good() -> proto::PrepareRequest {
         let upload = "ab".repeat(32);
@@ -290,7 +316,8 @@ mod tests {
             (request.on_bad_record, request.format),
             (OnBadRecord::Skip, None)
         );
-        assert_eq!(request.columns.names()[1], "context");
+        let shape = request.shape.unwrap();
+        assert!(shape.wanted().contains(&"context"), "{:?}", shape.wanted());
     }
 
     /// Jobs of earlier versions have this spelling in the store, and a repeated request is the same
@@ -387,7 +414,10 @@ mod tests {
                 from(r, RecordSource::Hub("hf://datasets/a/b@../c".into()))
             }),
             ("records.format", |r| {
-                r.records.as_mut().unwrap().format = "csv".into()
+                r.records.as_mut().unwrap().format = "xlsx".into()
+            }),
+            ("records.columns", |r| {
+                r.records.as_mut().unwrap().format = "messages".into()
             }),
             ("records.split", |r| {
                 r.records.as_mut().unwrap().split = "test".into()

@@ -148,7 +148,7 @@ fn flight_info(descriptor: FlightDescriptor, named: &Named, wanted: &Wanted) -> 
     let split = wanted.selection.split;
     let rows = manifest.rows(split);
     check_offset(wanted, rows)?;
-    let bytes: u64 = manifest.of(split).map(|part| part.size_bytes).sum();
+    let bytes: u64 = manifest.of_split(split).map(|part| part.size_bytes).sum();
     let ticket = wanted.to_ticket(manifest.dataset)?;
     let info = FlightInfo::new()
         .try_with_schema(wanted.schema()?.as_ref())

@@ -32,7 +32,7 @@ async fn a_wrong_request_is_refused_by_field_and_nothing_is_queued() {
             "records.upload",
         ),
         (
-            json!({"records": {"format": "csv"}}),
+            json!({"records": {"format": "xlsx"}}),
             Code::InvalidArgument,
             "records.format",
         ),

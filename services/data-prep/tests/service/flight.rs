@@ -11,8 +11,9 @@ use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 use togi_common::Digest;
 use togi_runtime::layout;
+use togi_tokens::manifest::{DatasetManifest, Split};
 use togi_tokens::order::Permutation;
-use togi_tokens::row::Row;
+use togi_tokens::row::{Learn, Row};
 use togi_tokens::shard;
 use tonic::{Code, Status};
 
@@ -260,6 +261,39 @@ async fn a_shard_of_another_form_is_data_loss_and_names_the_object() {
         says.contains(part.as_ref()) && says.contains("prepare the data set again"),
         "{says}"
     );
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_is_believed_only_where_its_shards_say_the_same() {
+    type Edit = fn(&mut DatasetManifest);
+    let system = System::start().await;
+    let digest = system.prepare(&lines(&records(0, 40)), json!({})).await;
+    let path = layout::dataset_manifest(digest.parse().unwrap());
+    let good = system.manifest(&digest).await;
+    let edits: [(&str, Edit); 7] = [
+        ("ids", |m| m.parts[0].tokens += 1),
+        ("max_length", |m| m.settings.max_length += 1),
+        ("learn", |m| m.settings.learn = Learn::Answer),
+        ("tokenizer", |m| m.tokenizer_digest = "1".repeat(64)),
+        ("template", |m| m.template_digest = "2".repeat(64)),
+        ("split", |m| m.parts[0].split = Split::Validation),
+        ("names", |m| m.parts[0].path = "rejects.jsonl".into()),
+    ];
+    let store = &system.context.store;
+    for (says, edit) in edits {
+        let mut manifest = good.clone();
+        edit(&mut manifest);
+        store.put(&path, manifest.to_json()).await.unwrap();
+        let split = manifest.parts[0].split.name();
+        let ticket = json!({"dataset": digest, "split": split});
+        let error = get(&system, ticket).await.unwrap_err();
+        assert_eq!(error.code(), Code::DataLoss, "{error}");
+        assert!(error.message().contains(says), "{says}: {error}");
+    }
+    store.put(&path, good.to_json()).await.unwrap();
+    let rows = get(&system, json!({"dataset": digest})).await.unwrap();
+    assert_eq!(rows.len(), 40);
     system.stop().await;
 }
 

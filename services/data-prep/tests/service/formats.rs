@@ -198,6 +198,41 @@ async fn a_file_counts_once_however_many_links_lead_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_named_pipe_in_a_folder_is_refused_by_name_and_holds_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("a.jsonl"), lines(&records(0, 5))).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(at("b.jsonl"))
+        .status();
+    assert!(made.unwrap().success());
+    let (system, job) = of_folder(folder.path(), json!({})).await;
+    let error = job.error.unwrap();
+    assert_eq!(error.code, "FAILED_PRECONDITION", "{}", error.message);
+    assert!(
+        error.message.contains("b.jsonl is a named pipe"),
+        "{}",
+        error.message
+    );
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn separated_cells_are_read_only_without_other_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("a.jsonl"), lines(&records(0, 5))).unwrap();
+    std::fs::write(at("b.csv"), "instruction,output\nq,a\n").unwrap();
+    for read in [5, 1] {
+        let (system, job) = of_folder(folder.path(), json!({})).await;
+        assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.error);
+        assert_eq!(system.manifest(&job.result).await.records_read, read);
+        system.stop().await;
+        let _ = std::fs::remove_file(at("a.jsonl"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_test_split_is_left_out_and_validation_is_held_out() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("data")).unwrap();

@@ -9,5 +9,6 @@
 mod errors;
 mod flight;
 mod formats;
+mod forms;
 mod prepare;
 mod rig;

@@ -137,7 +137,10 @@ async fn any_number_of_workers_writes_the_same_bytes_and_a_repetition_writes_not
     let edits = |workers: u32| json!({"workers": workers, "settings": settings});
     let digest = system.prepare(&all, edits(1)).await;
     let manifest = system.manifest(&digest).await;
-    assert!(manifest.of(Split::Train).count() >= 3 && manifest.of(Split::Validation).count() == 1);
+    assert!(
+        manifest.of_split(Split::Train).count() >= 3
+            && manifest.of_split(Split::Validation).count() == 1
+    );
     let first = (system.objects("datasets"), system.objects("names"));
     assert_eq!(first.0.len(), manifest.parts.len() + 2);
     assert_eq!(first.1.len(), 1);

@@ -2,7 +2,6 @@
 //! adapters that can never be in it, and promotions while all of this goes on.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -11,8 +10,10 @@ use togi_common::random::nth;
 use togi_model::adapter::TENSORS_FILE;
 use togi_proto::inference::v1::Options;
 use togi_runtime::bus::reader::Start;
+use togi_runtime::config::StoreConfig;
 use togi_runtime::events::{Event, EventKind};
-use togi_runtime::layout;
+use togi_runtime::{Store, layout};
+use togi_testing::http::{Answer, answering_by};
 use togi_testing::{wait_until, within};
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -22,6 +23,10 @@ use crate::bases::TABLE_LONGEST;
 use crate::harness::{BaseKind, Setup, System, greedy, question, raw};
 
 const PROMPTS: [&str; 3] = ["問", "問12", "答3"];
+
+/// S3's listing of nothing.
+const EMPTY_LISTING: &str = "<?xml version=\"1.0\"?><ListBucketResult><Name>togi</Name>\
+    <KeyCount>0</KeyCount><IsTruncated>false</IsTruncated></ListBucketResult>";
 
 /// The text and ids of an answer.
 type Said = (String, Vec<u32>);
@@ -234,40 +239,81 @@ async fn a_replica_serves_more_aliases_than_its_device_and_memory_hold() {
     system.stop().await.unwrap();
 }
 
-/// Lets the readers of a pipe go on when it is dropped, also after a failure.
-struct Pipe(PathBuf);
-
-impl Drop for Pipe {
-    fn drop(&mut self) {
-        let _ = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open(&self.0);
-    }
+/// A store that answers as an empty one, and holds what is asked about adapters.
+async fn store_that_holds_adapters() -> Store {
+    let probes = AtomicU64::new(0);
+    let endpoint = answering_by(move |request| {
+        let answer = |status, etag, body: &str| {
+            Some(Answer {
+                status,
+                etag,
+                body: body.to_owned(),
+            })
+        };
+        if request.starts_with("PUT") {
+            return match probes.fetch_add(1, Ordering::Relaxed) {
+                0 => answer("200 OK", Some("\"1\""), ""),
+                _ => answer("412 Precondition Failed", None, ""),
+            };
+        }
+        if request.starts_with("DELETE") {
+            return answer("204 No Content", None, "");
+        }
+        if request.contains("list-type=2") {
+            return answer("200 OK", None, EMPTY_LISTING);
+        }
+        None
+    });
+    let options = [
+        ("endpoint", endpoint.as_str()),
+        ("allow_http", "true"),
+        ("access_key_id", "key"),
+        ("secret_access_key", "secret"),
+    ];
+    let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let config = StoreConfig {
+        url: "s3://togi".to_owned(),
+        options: options.into(),
+        secrets: None,
+    };
+    Store::open(&config).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_waits_for_its_adapter_ends_at_the_stop() {
-    let setup = Setup::new(BaseKind::Table).await;
-    let folder = setup.base_folder();
-    let generation = publish_good(&setup.store, &folder, 1).await;
-    let tensors = layout::adapter_file(generation.parse().unwrap(), TENSORS_FILE);
-    let tensors = folder.with_file_name("store").join(tensors.as_ref());
+    let mut setup = Setup::new(BaseKind::Table).await;
+    setup.store = store_that_holds_adapters().await;
     let system = setup.ready().await;
-    // A pipe, whose reader waits for a writer.
-    std::fs::remove_file(&tensors).unwrap();
-    let made = std::process::Command::new("mkfifo").arg(&tensors).status();
-    assert!(made.unwrap().success());
-    let pipe = Pipe(tensors);
     let stop = async {
         system.until_inside(0, 1).await;
         system.stopper.stop();
     };
+    let generation = "ab".repeat(32);
     let asked = system.ask(raw(&generation, "か", greedy(1)));
     let (refused, ()) = within("the refusal", async { tokio::join!(asked, stop) }).await;
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     assert_eq!(refused.message(), "this replica is stopping");
-    drop(pipe);
+    system.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_named_pipe_in_an_adapters_folder_refuses_it_and_holds_no_other() {
+    let setup = Setup::new(BaseKind::Table).await;
+    let folder = setup.base_folder();
+    let piped = publish_good(&setup.store, &folder, 1).await;
+    let good = publish_good(&setup.store, &folder, 2).await;
+    let tensors = layout::adapter_file(piped.parse().unwrap(), TENSORS_FILE);
+    let tensors = folder.with_file_name("store").join(tensors.as_ref());
+    std::fs::remove_file(&tensors).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&tensors).status();
+    assert!(made.unwrap().success());
+    let system = setup.ready().await;
+    let asked = system.ask(raw(&piped, "か", greedy(1)));
+    let refused = within("the refusal", asked).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("is a named pipe"), "{refused}");
+    let answered = system.ask(raw(&good, "か", greedy(1)));
+    assert!(within("the answer", answered).await.is_ok());
     system.stop().await.unwrap();
 }

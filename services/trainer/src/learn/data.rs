@@ -38,6 +38,8 @@ const FAULTS: u32 = 10;
 const DATA_PREP: &str = "data-prep";
 /// A silence of data-prep after which a job waits for it.
 const SILENCE: Duration = Duration::from_secs(5);
+/// The pauses between a broken stream and the next.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// A request to data-prep. Its JSON is the Flight ticket.
 pub(crate) enum Query<'a> {
@@ -144,6 +146,8 @@ pub struct Reader {
     order: Order,
     budget: Arc<Semaphore>,
     budget_bytes: u32,
+    /// Between a broken stream and the next.
+    pauses: Backoff,
     rows: mpsc::UnboundedSender<Result<Fetched>>,
     waits: watch::Sender<Option<Wait>>,
 }
@@ -161,6 +165,7 @@ impl Reader {
                 order,
                 budget,
                 budget_bytes,
+                pauses: PAUSES,
                 rows: sender,
                 waits: watch::Sender::new(None),
             },
@@ -224,7 +229,7 @@ impl Reader {
     }
 
     async fn read_epoch(&mut self, epoch: u64, mut offset: u64) -> Result<ControlFlow<()>> {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut backoff = self.pauses.clone();
         let (mut empty_streams, mut faults) = (0, 0);
         while offset < self.order.rows {
             let start = offset;
@@ -389,18 +394,72 @@ fn class_of(error: &FlightError) -> Class {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use togi_runtime::rpc;
+
     use super::*;
 
-    #[test]
-    fn every_epoch_reads_every_row_once() {
-        let mut order = Order {
-            dataset: String::new(),
+    fn order(rows: u64) -> Order {
+        Order {
+            dataset: "d".to_owned(),
             split: Split::Train,
-            rows: 7,
+            rows,
             seed: 1,
             shuffle: true,
             epochs: 2,
+        }
+    }
+
+    /// The error that ends a reader whose data-prep answers each request with this code, and the
+    /// number of its requests.
+    async fn ended_by(code: Code) -> (Error, u32) {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&asked);
+        let answer = move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let status = tonic::Status::new(code, "it is at fault");
+            std::future::ready(
+                status
+                    .into_http::<tonic::body::Body>()
+                    .map(axum::body::Body::new),
+            )
         };
+        let services = tonic::service::Routes::from(axum::Router::new().fallback(answer));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let serving = tonic::transport::Server::builder().add_routes(services);
+        let serving = tokio::spawn(serving.serve_with_incoming(incoming));
+        let client = rpc::client::channel(&endpoint).unwrap();
+        let (mut reader, mut rows) = Reader::new(client, order(7), 1 << 20);
+        reader.pauses = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        reader.run(Progress::default()).await;
+        serving.abort();
+        let last = tokio::task::spawn_blocking(move || rows.next().unwrap());
+        (
+            last.await.unwrap().unwrap_err(),
+            asked.load(Ordering::Relaxed),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_data_prep_that_is_at_fault_is_asked_ten_times_more_and_then_ends_the_attempt() {
+        for (code, class, requests) in [
+            (Code::Internal, Class::Internal, 1 + FAULTS),
+            (Code::Unknown, Class::Internal, 1 + FAULTS),
+            (Code::DataLoss, Class::DataLoss, 1),
+            (Code::FailedPrecondition, Class::FailedPrecondition, 1),
+        ] {
+            let (error, asked) = ended_by(code).await;
+            assert_eq!(asked, requests, "{code:?}");
+            assert_eq!(togi_runtime::Error::from(error).class(), class, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn every_epoch_reads_every_row_once() {
+        let mut order = order(7);
         let places: Vec<u64> = order.places().collect();
         let (first, second) = places.split_at(7);
         assert_ne!(first, second, "a new order every epoch");

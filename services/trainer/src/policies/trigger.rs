@@ -80,6 +80,7 @@ mod tests {
             time: time.into(),
             traceparent: None,
             job: None,
+            read_as: String::new(),
         }
     }
 

@@ -105,7 +105,7 @@ async fn a_policy_trains_each_later_revision_once() {
         revision: 2,
         manifest: layout::dataset_manifest(second.parse().unwrap()).to_string(),
         rows: 7,
-        rejected: 0,
+        ..DatasetReady::default()
     };
     two.context.bus.publish(ready).await.unwrap();
     stays(&two, 1).await;

@@ -19,6 +19,7 @@ use crate::commands::choices::choice;
 use crate::commands::job_lines;
 use crate::error::{Error, Result};
 use crate::local::named::Named;
+use crate::local::records::Reading;
 use crate::local::{portable, records};
 use crate::output::Output;
 use crate::progress::Unit;
@@ -38,9 +39,12 @@ pub struct Local {
         conflicts_with_all = ["dataset", "alias", "idempotency_key", "watch", "no_watch", "dry_run"]
     )]
     pub local: bool,
-    /// The records: JSON array, JSON Lines or Parquet, gzip and zstd too
+    /// The records: JSON, JSON Lines, CSV, TSV or Parquet, gzip and zstd too
     #[arg(long, value_name = "FILE", requires = "local")]
     pub records: Option<PathBuf>,
+    /// How the records are read
+    #[command(flatten)]
+    pub reading: Reading,
     /// A SentencePiece model [default: the one in the base's folder]
     #[arg(long, value_name = "FILE", requires = "local")]
     pub tokenizer: Option<PathBuf>,
@@ -86,6 +90,7 @@ impl Training {
         recipe.check_base(base.config()).map_err(refused)?;
         let (base, tokenizer) = (Arc::new(base), Arc::new(tokenizer));
         let records = self.records(&tokenizer)?;
+        output.say(&records.reading);
         if records.rejected > 0 {
             let (count, file) = (records.rejected, out.join("rejects.jsonl"));
             output.say(format_args!(
@@ -156,7 +161,7 @@ impl Training {
         };
         settings.max_length = self.options.max_length.unwrap_or(settings.max_length);
         let file = self.options.records.as_deref().unwrap_or(Path::new(""));
-        records::read(file, tokenizer, settings)
+        records::read(file, &self.options.reading, tokenizer, settings)
     }
 }
 
