@@ -4,6 +4,7 @@
 pub mod lines;
 pub mod named;
 pub mod records;
+pub mod tokenizer_files;
 
 use std::fs;
 use std::path::Path;

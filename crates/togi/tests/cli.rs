@@ -12,6 +12,8 @@ mod alike;
 mod alone;
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/exported.rs"]
+mod exported;
 #[path = "cli/local.rs"]
 mod local;
 #[path = "cli/named.rs"]
