@@ -123,19 +123,22 @@ fn a_control_piece_in_text_is_text_where_t5_tokenizer_makes_it_one() {
     }
 }
 
+/// One record in this many is compared in the library, which is slow; `loaded.py` compares all.
+const COMPARED: usize = 10;
+
 /// The texts whose ids the library's sums in 64 bits make others, of a model's random strings and
-/// of the records' fields.
+/// of the compared records' fields.
 fn ties_of(name: &str) -> (usize, usize) {
     match name {
-        "rinna-gpt2-spiece" => (19, 8),
-        "unigram-32k-bytefallback" => (67, 5),
+        "rinna-gpt2-spiece" => (19, 2),
+        "unigram-32k-bytefallback" => (67, 0),
         other => panic!("the ties of {other} are not counted"),
     }
 }
 
 #[test]
 fn real_models_have_our_ids_in_the_library_that_reads_their_tokenizer_json() {
-    let records = records().into_iter();
+    let records = records().into_iter().step_by(COMPARED);
     let fields = records.flat_map(|record| [record.instruction, record.input, record.output]);
     let fields: Vec<String> = fields.collect();
     let strings = Strings::new().all();
