@@ -17,8 +17,8 @@ use crate::weight::Weight;
 
 pub use settings::Special;
 
-/// Writes base and adapter as one Hugging Face folder: `config.json` in the spelling of transformers
-/// 4 and of 5, `generation_config.json`, `model.safetensors`, and the base's tokenizer as
+/// Writes base and adapter as one Hugging Face folder: `config.json` in the spellings of
+/// transformers 4 and 5, `generation_config.json`, `model.safetensors`, and the base's tokenizer as
 /// `spiece.model` if it has one.
 ///
 /// The weights are written in f32, because fp16 or bf16 would round most of a small update away.
