@@ -32,6 +32,8 @@ pub use write::{write, write_random};
 pub struct Base {
     config: Config,
     tensors: BTreeMap<String, StoredForm>,
+    config_json: Option<Vec<u8>>,
+    generation_json: Option<Vec<u8>>,
     tokenizer: Option<Vec<u8>>,
     tokenizer_settings: Vec<(String, Vec<u8>)>,
     digest: BaseDigest,
@@ -85,9 +87,10 @@ impl Base {
     pub fn open(dir: &Path, precision: Precision) -> Result<Self> {
         let Folder {
             config,
+            config_json,
+            generation_json,
             tensors,
             digest,
-            ..
         } = Folder::open(dir, precision)?;
         let tokenizer = tokenizer_file(dir);
         let tokenizer = tokenizer.map(|path| read::file(&path)).transpose()?;
@@ -102,6 +105,8 @@ impl Base {
                 .into_iter()
                 .map(|(name, tensor)| (name, tensor.form))
                 .collect(),
+            config_json: Some(config_json),
+            generation_json,
             tokenizer,
             tokenizer_settings,
             digest,
@@ -127,6 +132,8 @@ impl Base {
         Ok(Self {
             config,
             tensors,
+            config_json: None,
+            generation_json: None,
             tokenizer: None,
             tokenizer_settings: Vec::new(),
             digest: BaseDigest::none(),
@@ -144,6 +151,16 @@ impl Base {
     #[must_use]
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// The folder's `config.json`.
+    pub(crate) fn config_json(&self) -> Option<&[u8]> {
+        self.config_json.as_deref()
+    }
+
+    /// The folder's `generation_config.json`.
+    pub(crate) fn generation_json(&self) -> Option<&[u8]> {
+        self.generation_json.as_deref()
     }
 
     /// The tokenizer's file, if the folder has one.

@@ -4,6 +4,7 @@
 mod fields;
 mod generation;
 mod rotary;
+mod spelling;
 
 use serde_json::{Map, Value, json};
 

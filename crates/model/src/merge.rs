@@ -1,5 +1,7 @@
 //! Merges an adapter into its base, `W + (alpha / rank) B A`, as a plain checkpoint without LoRA.
 
+mod settings;
+
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -13,8 +15,11 @@ use crate::lora::{Lora, Module};
 use crate::quant::rows::Rounding;
 use crate::weight::Weight;
 
-/// Writes base and adapter as one Hugging Face folder: `config.json`, `model.safetensors`, and the
-/// base's tokenizer as `spiece.model` if it has one.
+pub use settings::Special;
+
+/// Writes base and adapter as one Hugging Face folder: `config.json` in the spellings of
+/// transformers 4 and 5, `generation_config.json`, `model.safetensors`, and the base's tokenizer as
+/// `spiece.model` if it has one.
 ///
 /// The weights are written in f32, because fp16 or bf16 would round most of a small update away.
 /// One tensor at a time is computed and written, so that little more memory is used than for the
@@ -22,7 +27,7 @@ use crate::weight::Weight;
 ///
 /// # Errors
 /// The adapter does not fit the base, or a file cannot be written.
-pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
+pub fn write_merged(dir: &Path, base: &Base, lora: &Lora, special: &Special) -> Result<()> {
     lora.check_fits(base.config())?;
     let mut tensors = Vec::new();
     for (name, _) in base.config().shapes() {
@@ -42,7 +47,10 @@ pub fn write_merged(dir: &Path, base: &Base, lora: &Lora) -> Result<()> {
         };
         tensors.push((name, merged));
     }
-    base::save(dir, &base.config().to_json(), tensors)?;
+    base::save(dir, &settings::config(base, special)?, tensors)?;
+    let generation = dir.join("generation_config.json");
+    std::fs::write(&generation, settings::generation(base, special)?)
+        .map_err(|e| Error::file(generation, e))?;
     if let Some(tokenizer) = base.tokenizer() {
         let path = dir.join("spiece.model");
         std::fs::write(&path, tokenizer).map_err(|e| Error::file(path, e))?;

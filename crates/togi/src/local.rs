@@ -5,6 +5,7 @@ pub mod lines;
 pub mod named;
 pub mod portable;
 pub mod records;
+pub mod tokenizer_files;
 
 use std::fs;
 use std::path::Path;

@@ -12,6 +12,8 @@ mod alike;
 mod alone;
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/exported.rs"]
+mod exported;
 #[path = "cli/hub.rs"]
 mod hub;
 #[path = "cli/local.rs"]

@@ -11,6 +11,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The model has something that `tokenizer.json` of the tokenizers library cannot express.
+    #[error("the model cannot be written as tokenizer.json: {reason}")]
+    Inexpressible {
+        /// What it has.
+        reason: String,
+    },
     /// A file beside a SentencePiece model would make other ids, or another end, than the model.
     #[error("{file}: {reason}")]
     Beside {
@@ -53,6 +59,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn tokenizer(reason: impl Into<String>) -> Self {
         Self::Tokenizer {
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn inexpressible(reason: impl Into<String>) -> Self {
+        Self::Inexpressible {
             reason: reason.into(),
         }
     }

@@ -11,6 +11,7 @@ mod load;
 mod model;
 mod normalizer;
 mod table;
+pub mod transformers;
 mod trie;
 pub(crate) mod vocabulary;
 

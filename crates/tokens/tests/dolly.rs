@@ -10,9 +10,12 @@ use togi_tokens::{Columns, Encoder, Record, Settings, Tokenizer, prompt};
 
 use crate::reference::{Item, Real, Reference, item};
 use crate::strings::Strings;
+use crate::transformers::{Pair, loaded};
 
 /// A model that has references.
 struct Model {
+    name: String,
+    bytes: Vec<u8>,
     tokenizer: Arc<Tokenizer>,
     reference: Reference,
 }
@@ -24,9 +27,12 @@ impl Model {
             eprintln!("skipped: there are no references for {name}");
             return None;
         };
-        let tokenizer = Tokenizer::from_bytes(&std::fs::read(path).unwrap()).unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        let tokenizer = Tokenizer::from_bytes(&bytes).unwrap();
         assert_eq!(tokenizer.digest(), reference.model, "{name}");
         Some(Self {
+            name: name.to_owned(),
+            bytes,
             tokenizer: Arc::new(tokenizer),
             reference,
         })
@@ -114,5 +120,43 @@ fn a_control_piece_in_text_is_text_where_t5_tokenizer_makes_it_one() {
             let ids = tokenizer.encode(text);
             assert!(ids.iter().all(|id| !tokenizer.is_control(*id)), "{text:?}");
         }
+    }
+}
+
+/// One record in this many is compared in the library, which is slow; `loaded.py` compares all.
+const COMPARED: usize = 10;
+
+/// The texts whose ids the library's sums in 64 bits make others, of a model's random strings and
+/// of the compared records' fields.
+fn ties_of(name: &str) -> (usize, usize) {
+    match name {
+        "rinna-gpt2-spiece" => (19, 2),
+        "unigram-32k-bytefallback" => (67, 0),
+        other => panic!("the ties of {other} are not counted"),
+    }
+}
+
+#[test]
+fn real_models_have_our_ids_in_the_library_that_reads_their_tokenizer_json() {
+    let records = records().into_iter().step_by(COMPARED);
+    let fields = records.flat_map(|record| [record.instruction, record.input, record.output]);
+    let fields: Vec<String> = fields.collect();
+    let strings = Strings::new().all();
+    for model in models() {
+        let pair = Pair::of(&model.bytes);
+        let (of_strings, of_fields) = ties_of(&model.name);
+        assert_eq!(pair.ties(&strings), of_strings, "{}", model.name);
+        pair.check_texts(&strings);
+        if !fields.is_empty() {
+            assert_eq!(pair.ties(&fields), of_fields, "{}", model.name);
+            pair.check_texts(&fields);
+        }
+    }
+}
+
+#[test]
+fn real_models_have_sentencepieces_ids_in_transformers() {
+    for model in models() {
+        loaded(&model.name, &model.bytes);
     }
 }

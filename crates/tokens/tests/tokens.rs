@@ -13,3 +13,4 @@ mod rows;
 mod sentencepiece;
 mod shard;
 mod strings;
+mod transformers;

@@ -20,6 +20,8 @@ pub(super) struct Folder {
     pub(super) config: Config,
     /// The file itself: it has more than [`Config`] keeps.
     pub(super) config_json: Vec<u8>,
+    /// The settings of generation as they are.
+    pub(super) generation_json: Option<Vec<u8>>,
     pub(super) tensors: BTreeMap<String, Stored>,
     pub(super) digest: BaseDigest,
 }
@@ -28,8 +30,10 @@ impl Folder {
     pub(super) fn open(dir: &Path, precision: Precision) -> Result<Self> {
         let config_json = read::file(&dir.join("config.json"))?;
         let mut config = Config::from_json(&config_json)?;
-        if let Some(path) = read::generation_file(dir) {
-            config.read_generation(&read::file(&path)?)?;
+        let generation = read::generation_file(dir);
+        let generation_json = generation.map(|path| read::file(&path)).transpose()?;
+        if let Some(bytes) = &generation_json {
+            config.read_generation(bytes)?;
         }
         let quantized = bitsandbytes::precision(&config_json)?;
         check(precision, quantized)?;
@@ -49,6 +53,7 @@ impl Folder {
         Ok(Self {
             config,
             config_json,
+            generation_json,
             tensors,
             digest: BaseDigest::begin(files)?,
         })

@@ -44,21 +44,24 @@ pub fn write_quantized(from: &Path, into: &Path, precision: Precision) -> Result
         ));
     }
     let Folder {
+        config,
         config_json,
         tensors,
         ..
     } = Folder::open(from, precision)?;
-    let mut config: Value = serde_json::from_slice(&config_json).map_err(|source| Error::Json {
-        what: "config.json".into(),
-        source,
-    })?;
-    config["quantization_config"] = bitsandbytes::settings(precision);
+    let mut settings = config.as_all_versions_read_it(Some(&config_json))?;
+    let quantization = bitsandbytes::settings(precision);
+    settings.insert("quantization_config".to_owned(), quantization);
     let mut outgoing = Vec::new();
     for (name, stored) in &tensors {
         outgoing.extend(bitsandbytes::outgoing(name, stored)?);
     }
     std::fs::create_dir_all(into).map_err(|e| Error::file(into, e))?;
-    write::save(into, format!("{config:#}\n").as_bytes(), outgoing)?;
+    write::save(
+        into,
+        format!("{:#}\n", Value::Object(settings)).as_bytes(),
+        outgoing,
+    )?;
     let others = [read::tokenizer_file(from), read::generation_file(from)];
     let others = others.into_iter().flatten();
     for file in others.chain(read::tokenizer_settings(from)) {

@@ -20,7 +20,8 @@ fn with_alpha(config: &Config, alpha: f64) -> Lora {
 
 fn merged(engine: &Engine, lora: &Lora) -> Base {
     let folder = tempfile::tempdir().unwrap();
-    merge::write_merged(folder.path(), engine.base(), lora).unwrap();
+    let special = merge::Special::of(engine.config());
+    merge::write_merged(folder.path(), engine.base(), lora, &special).unwrap();
     Base::load(folder.path()).unwrap()
 }
 

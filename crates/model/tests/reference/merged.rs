@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use safetensors::tensor::{Dtype, TensorView};
-use togi_model::{Base, Engine, Lora, adapter, base, merge};
+use serde_json::{Value, json};
+use togi_model::merge::{self, Special};
+use togi_model::{Base, Engine, Lora, adapter, base};
 
 use crate::fixtures::{self, assert_near, path, tensors, whole, with_lora, workspace};
 
@@ -14,7 +16,7 @@ fn adapter_of(engine: &Engine, name: &str) -> Lora {
 }
 
 fn ids() -> Vec<u32> {
-    let value: serde_json::Value = fixtures::json("adapters.json");
+    let value: Value = fixtures::json("adapters.json");
     serde_json::from_value(value["ids"].clone()).unwrap()
 }
 
@@ -52,13 +54,14 @@ fn the_adapter_that_peft_has_loaded_is_what_is_written() {
 #[test]
 fn a_merged_base_is_the_one_that_peft_merges() {
     let engine = fixtures::tiny();
+    let special = Special::of(engine.config());
     let lora = adapter_of(&engine, "four");
     assert!(
         lora.modules().iter().all(|module| module.scale == 2.5),
         "alpha 10, rank 4"
     );
     let folder = tempfile::tempdir().unwrap();
-    merge::write_merged(folder.path(), engine.base(), &lora).unwrap();
+    merge::write_merged(folder.path(), engine.base(), &lora, &special).unwrap();
     let (ours, pefts) = (
         tensors(&folder.path().join("model.safetensors")),
         tensors(&path("merged/model.safetensors")),
@@ -79,6 +82,7 @@ fn a_merged_base_is_the_one_that_peft_merges() {
 #[test]
 fn every_adapter_can_be_merged() {
     let engine = fixtures::tiny();
+    let special = Special::of(engine.config());
     for name in [
         "rank-pattern",
         "alpha-pattern",
@@ -88,7 +92,7 @@ fn every_adapter_can_be_merged() {
     ] {
         let lora = adapter_of(&engine, name);
         let folder = tempfile::tempdir().unwrap();
-        merge::write_merged(folder.path(), engine.base(), &lora).unwrap();
+        merge::write_merged(folder.path(), engine.base(), &lora, &special).unwrap();
         let merged = fixtures::load(folder.path());
         let unmerged = with_lora(&engine, &ids(), &lora);
         assert_near(&whole(&merged, &ids(), None), &unmerged, 1e-4, name);
@@ -99,8 +103,9 @@ fn every_adapter_can_be_merged() {
 fn a_merged_base_keeps_its_tokenizer_and_takes_no_foreign_adapter() {
     let tiny = fixtures::tiny();
     let demo = Base::load(&workspace().join("demo/base")).unwrap();
+    let special = Special::of(demo.config());
     let folder = tempfile::tempdir().unwrap();
-    let error = merge::write_merged(folder.path(), &demo, &adapter_of(&tiny, "four"));
+    let error = merge::write_merged(folder.path(), &demo, &adapter_of(&tiny, "four"), &special);
     assert!(error.unwrap_err().to_string().contains("does not fit"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 
@@ -111,7 +116,7 @@ fn a_merged_base_keeps_its_tokenizer_and_takes_no_foreign_adapter() {
         targets: togi_model::Target::ALL.to_vec(),
     };
     let lora = Lora::init(demo.config(), &config, 1).unwrap();
-    merge::write_merged(folder.path(), &demo, &lora).unwrap();
+    merge::write_merged(folder.path(), &demo, &lora, &special).unwrap();
     let merged = Base::load(folder.path()).unwrap();
     assert_eq!(merged.tokenizer(), demo.tokenizer());
     let name = "gpt_neox.layers.3.mlp.dense_4h_to_h.weight";
@@ -120,6 +125,73 @@ fn a_merged_base_keeps_its_tokenizer_and_takes_no_foreign_adapter() {
         tensor.to_vec1().unwrap()
     };
     assert_eq!(values(&merged), values(&demo), "B is zero");
+}
+
+/// transformers 4 reads the old names of a configuration, and 5 the new ones.
+#[test]
+fn a_merged_base_keeps_its_settings_in_the_spellings_of_all_versions() {
+    let engine = fixtures::tiny();
+    let folder = tempfile::tempdir().unwrap();
+    let part = |name: &str| folder.path().join(name);
+    let json = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(part(name)).unwrap()).unwrap()
+    };
+    std::fs::create_dir(part("base")).unwrap();
+    base::write(&part("base"), engine.config(), |name, _| {
+        let tensor = engine.base().tensor(name).unwrap();
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    })
+    .unwrap();
+    let mut own = json("base/config.json");
+    let fields = own.as_object_mut().unwrap();
+    for old in ["rotary_pct", "rotary_emb_base"] {
+        fields.remove(old);
+    }
+    let rope = json!({
+        "partial_rotary_factor": 0.5, "rope_theta": 5000.0, "rope_type": "default",
+    });
+    fields.insert("rope_parameters".into(), rope.clone());
+    fields.insert("dtype".into(), json!("bfloat16"));
+    fields.insert("use_cache".into(), json!(false));
+    std::fs::write(part("base/config.json"), own.to_string()).unwrap();
+    let said = json!({ "temperature": 0.5, "eos_token_id": 9 });
+    std::fs::write(part("base/generation_config.json"), said.to_string()).unwrap();
+
+    let written = Base::load(&part("base")).unwrap();
+    let lora = adapter_of(&engine, "four");
+    let special = Special {
+        eos: vec![3, 9],
+        pad: Some(0),
+    };
+    for (name, base) in [("own", &written), ("made", engine.base())] {
+        std::fs::create_dir(part(name)).unwrap();
+        merge::write_merged(&part(name), base, &lora, &special).unwrap();
+    }
+    let config = json("own/config.json");
+    for (name, value) in [
+        ("rope_parameters", rope),
+        ("rotary_pct", json!(0.5)),
+        ("rotary_emb_base", json!(5000.0)),
+        ("dtype", json!("float32")),
+        ("torch_dtype", json!("float32")),
+        ("use_cache", json!(false)),
+        ("eos_token_id", json!([3, 9])),
+    ] {
+        assert_eq!(config[name], value, "{name}");
+    }
+    let generation = json("own/generation_config.json");
+    let said = json!({
+        "bos_token_id": 2, "eos_token_id": [3, 9], "pad_token_id": 0, "temperature": 0.5,
+    });
+    assert_eq!(generation, said);
+    let generation = json("made/generation_config.json");
+    let defaults = json!({
+        "bos_token_id": 2, "do_sample": true, "eos_token_id": [3, 9], "max_new_tokens": 256,
+        "no_repeat_ngram_size": 2, "pad_token_id": 0, "repetition_penalty": 1.0,
+        "temperature": 0.7, "top_k": 40, "top_p": 0.75,
+    });
+    assert_eq!(generation, defaults);
+    Base::load(&part("made")).unwrap();
 }
 
 /// PEFT and transformers open what was just written, if a Python with them is configured.
@@ -131,6 +203,7 @@ fn peft_and_transformers_read_what_is_written() {
         );
     };
     let engine = fixtures::tiny();
+    let special = Special::of(engine.config());
     for name in [
         "four",
         "rank-pattern",
@@ -152,7 +225,7 @@ fn peft_and_transformers_read_what_is_written() {
         })
         .unwrap();
         write_adapter(&lora, &part("adapter"));
-        merge::write_merged(&part("merged"), engine.base(), &lora).unwrap();
+        merge::write_merged(&part("merged"), engine.base(), &lora, &special).unwrap();
         let logits = with_lora(&engine, &ids(), &lora);
         write_ours(&folder.path().join("ours.safetensors"), &ids(), &logits);
         let script = workspace().join("tests/reference/adapters.py");

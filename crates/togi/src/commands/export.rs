@@ -9,6 +9,7 @@ use togi_model::{DeviceName, Precision, merge};
 use crate::error::Result;
 use crate::local;
 use crate::local::named::Named;
+use crate::local::tokenizer_files::TokenizerFiles;
 use crate::output::Output;
 use crate::session::Session;
 
@@ -17,7 +18,8 @@ Examples:
   togi export --merged --base models/mine --adapter adapters/mine --out models/merged
   togi export --merged --base models/mine --adapter mine --out models/merged    the alias of running services
 
-The folder is in Hugging Face layout, in 32-bit floats, with the base's tokenizer.";
+The folder is in Hugging Face layout, in 32-bit floats. transformers 4.57 and 5 load it with the Auto
+classes, and with the ids of the base's SentencePiece model.";
 
 /// The command's options.
 #[derive(Debug, Args)]
@@ -54,9 +56,12 @@ impl Export {
     fn work(self, adapter: &Named, output: &Output) -> Result<()> {
         let loaded = local::base(&self.base, DeviceName::Cpu, Precision::F32)?;
         let lora = adapter.lora(&loaded)?;
+        let tokenizer = TokenizerFiles::of(&self.base)?;
+        let special = tokenizer.special(loaded.config());
         local::folder_for_base(&self.out)?;
-        merge::write_merged(&self.out, &loaded, &lora)
+        merge::write_merged(&self.out, &loaded, &lora, &special)
             .map_err(|error| local::unfit("base", &self.base, error))?;
+        tokenizer.write(&self.out)?;
         let written = Written { folder: self.out };
         output.one(&written, |written| {
             vec![format!("merged in {}", written.folder.display())]

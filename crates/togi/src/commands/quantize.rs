@@ -8,6 +8,7 @@ use togi_model::{Precision, base};
 
 use crate::error::Result;
 use crate::local;
+use crate::local::tokenizer_files::TokenizerFiles;
 use crate::output::Output;
 use crate::session::Session;
 
@@ -49,9 +50,11 @@ impl Quantize {
 
     fn work(self, output: &Output) -> Result<()> {
         local::present(&self.base)?;
+        let tokenizer = TokenizerFiles::of(&self.base)?;
         local::folder_for_base(&self.out)?;
         base::write_quantized(&self.base, &self.out, self.precision)
             .map_err(|error| local::unfit("base", &self.base, error))?;
+        tokenizer.write(&self.out)?;
         let written = Written {
             folder: self.out,
             precision: self.precision.name(),

@@ -244,7 +244,7 @@ impl Pieces<'_> {
 }
 
 /// A token's text: a string, or an object that has it.
-fn content(token: Option<&Value>) -> Option<&str> {
+pub(super) fn content(token: Option<&Value>) -> Option<&str> {
     match token? {
         Value::String(text) => Some(text),
         Value::Object(object) => object.get("content")?.as_str(),

@@ -171,7 +171,7 @@ fn lattice(pieces: &[(&PieceProto, Kind)], unk: u32) -> Result<(Lattice, CharTab
 
 /// The score that SentencePiece since 0.2.2 gives a user-defined piece, instead of the file's.
 /// Longer pieces win over shorter ones, and all of them over any logarithm of a probability.
-fn user_defined_score(piece: &str) -> f32 {
+pub(super) fn user_defined_score(piece: &str) -> f32 {
     (0.1 * (piece.len() - 1) as f64) as f32
 }
 
