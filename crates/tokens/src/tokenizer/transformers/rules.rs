@@ -32,12 +32,13 @@ impl Rules {
         let mut rules = Self::default();
         let mut all: Vec<(Vec<char>, String)> = Vec::new();
         if !packed.is_empty() {
-            for rule in charsmap::rules(packed)? {
-                let key: Vec<char> = rule.key.chars().collect();
+            for (key, replacement) in charsmap::rules(packed)?.iter() {
+                let (key, replacement): (Vec<char>, _) =
+                    (key.chars().collect(), replacement.into());
                 if let [c] = key[..] {
-                    rules.single.insert(c, rule.replacement);
+                    rules.single.insert(c, replacement);
                 } else {
-                    all.push((key, rule.replacement));
+                    all.push((key, replacement));
                 }
             }
         }
