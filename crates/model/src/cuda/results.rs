@@ -101,8 +101,12 @@ impl Cuda {
         self.steps.lock().returned.append(&mut returned);
         let mut pinned = match free {
             Some(pinned) => pinned,
-            // SAFETY: the copy below writes every value that is read.
-            None => self.check(unsafe { self.context.alloc_pinned_with_flags::<f32>(len, 0) })?,
+            None => {
+                // To allocate takes long, so that a few sizes serve all passes.
+                let room = len.next_power_of_two();
+                // SAFETY: the copy below writes every value that is read.
+                self.check(unsafe { self.context.alloc_pinned_with_flags::<f32>(room, 0) })?
+            }
         };
         let to = &mut self.check(pinned.as_mut_slice())?[..len];
         let stream = self.stream().clone();
