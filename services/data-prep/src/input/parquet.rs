@@ -56,7 +56,9 @@ impl Rows {
         let mut roots = Vec::new();
         for (index, field) in schema.fields().iter().enumerate() {
             if wanted.contains(&field.name().as_str()) {
-                if !readable(field.data_type()) {
+                let kind = field.data_type();
+                // Only a conversation is nested.
+                if !is_flat(kind) && !(shape.form().is_chat() && is_nested(kind)) {
                     let kind = field.data_type().to_string();
                     return Err(Error::ColumnType {
                         column: field.name().clone(),
@@ -123,13 +125,20 @@ fn unpackable(metadata: &ParquetMetaData) -> Result<(), Error> {
 }
 
 /// Whether a column's cells become JSON; a dictionary's and a view's are plain texts here.
-fn readable(kind: &DataType) -> bool {
+fn is_flat(kind: &DataType) -> bool {
     use DataType as D;
+    matches!(
+        kind,
+        D::Utf8 | D::LargeUtf8 | D::Binary | D::Boolean | D::Float32 | D::Float64 | D::Null
+    ) || kind.is_integer()
+}
+
+/// Whether a column's cells become JSON with lists and objects in it.
+fn is_nested(kind: &DataType) -> bool {
     match kind {
-        D::Utf8 | D::LargeUtf8 | D::Binary | D::Boolean | D::Float32 | D::Float64 | D::Null => true,
-        D::List(element) => readable(element.data_type()),
-        D::Struct(fields) => fields.iter().all(|field| readable(field.data_type())),
-        kind => kind.is_integer(),
+        DataType::List(element) => is_nested(element.data_type()),
+        DataType::Struct(fields) => fields.iter().all(|field| is_nested(field.data_type())),
+        kind => is_flat(kind),
     }
 }
 
