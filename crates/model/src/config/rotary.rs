@@ -22,11 +22,6 @@ const BASE: f64 = 10_000.0;
 /// A kind other than `default`, and spellings that two versions of transformers would read
 /// differently.
 pub(super) fn rotary(fields: &Fields<'_>) -> Result<(f64, f64)> {
-    let share = fields.number("rotary_pct", SHARE)?;
-    let base = fields.number("rotary_emb_base", BASE)?;
-    // transformers writes these copies and does not read them for GPT-NeoX.
-    agrees(fields, "partial_rotary_factor", "rotary_pct", share)?;
-    agrees(fields, "rope_theta", "rotary_emb_base", base)?;
     let scaling = object(fields, "rope_scaling")?;
     let parameters = object(fields, "rope_parameters")?;
     if let (Some(scaling), Some(parameters)) = (scaling, parameters)
@@ -37,9 +32,8 @@ pub(super) fn rotary(fields: &Fields<'_>) -> Result<(f64, f64)> {
     // transformers 5 prefers the old name.
     let found = scaling.map(|object| ("rope_scaling", object));
     let found = found.or(parameters.map(|object| ("rope_parameters", object)));
-    let Some((name, object)) = found else {
-        return Ok((share, base));
-    };
+    let none = Map::new();
+    let (name, object) = found.unwrap_or(("rope_parameters", &none));
     if let Some((key, _)) = object.iter().find(|(_, value)| value.is_object()) {
         let text = format!("{name}.{key}: rotary embeddings of each kind of layer are not read");
         return refuse(text);
@@ -59,9 +53,10 @@ pub(super) fn rotary(fields: &Fields<'_>) -> Result<(f64, f64)> {
         let text = format!("{name}.{key} {kind:?} is not computed; only \"default\" is");
         return refuse(text);
     }
+    let number = |old, new, default| agreed(fields, (name, &rope), [old, new], default);
     Ok((
-        rope.number("partial_rotary_factor", share)?,
-        rope.number("rope_theta", base)?,
+        number("rotary_pct", "partial_rotary_factor", SHARE)?,
+        number("rotary_emb_base", "rope_theta", BASE)?,
     ))
 }
 
@@ -74,15 +69,33 @@ fn object<'a>(fields: &Fields<'a>, name: &str) -> Result<Option<&'a Map<String, 
     }
 }
 
-fn agrees(fields: &Fields<'_>, copy: &str, name: &str, value: f64) -> Result<()> {
-    let copied = fields.number(copy, value)?;
+/// A number by its old name at the top, or by its new one in the object of this name.
+fn agreed(
+    fields: &Fields<'_>,
+    (name, rope): (&str, &Fields<'_>),
+    [old, new]: [&str; 2],
+    default: f64,
+) -> Result<f64> {
+    let at_top = fields.number(old, default)?;
+    let value = rope.number(new, at_top)?;
     #[allow(clippy::float_cmp)]
-    if copied == value {
-        return Ok(());
+    if fields.get(old).is_some() && at_top != value {
+        return refuse(format!(
+            "{old} {at_top} and {name}.{new} {value} differ, of which transformers 4 reads the \
+             first and 5 the second; keep one of them"
+        ));
     }
-    refuse(format!(
-        "{copy} {copied} at the top is not {name}, {value}; transformers reads {name} for gpt_neox"
-    ))
+    // transformers 4 writes this copy, 5 keeps it alone at the top, and neither reads it for
+    // GPT-NeoX.
+    let copied = fields.number(new, value)?;
+    #[allow(clippy::float_cmp)]
+    if copied != value {
+        return refuse(format!(
+            "{new} {copied} at the top is not {value}, as {old} or {name}.{new} says; transformers \
+             reads only those for gpt_neox"
+        ));
+    }
+    Ok(value)
 }
 
 fn refuse<T>(reason: String) -> Result<T> {

@@ -293,6 +293,12 @@ fn old_and_new_names_of_a_configuration_mean_the_same() {
             format!(r#"{{{SHAPE}, "rotary_pct": 0.5, "rotary_emb_base": 5000, {spelling}}}"#);
         assert_eq!(parse(&text).unwrap(), old, "{spelling}");
     }
+    // transformers 5.24 saves a configuration of 4.57 so: the copies at the top stay alone.
+    let saved_again = parse(&format!(
+        r#"{{{SHAPE}, "partial_rotary_factor": 0.5, "rope_theta": 5000,
+            "rope_parameters": {{"partial_rotary_factor": 0.5, "rope_theta": 5000.0, "rope_type": "default"}}}}"#
+    ));
+    assert_eq!(saved_again.unwrap(), old);
     let defaults = parse(&format!("{{{SHAPE}}}")).unwrap();
     assert_eq!(
         (
@@ -410,6 +416,14 @@ fn configurations_that_mean_something_else_are_refused_by_name() {
             r#""rope_theta": 5000.0, "rotary_emb_base": 10000"#,
         ),
         ("partial_rotary_factor", r#""partial_rotary_factor": 0.5"#),
+        (
+            "partial_rotary_factor 0.5 at the top",
+            r#""partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 1.0}"#,
+        ),
+        (
+            "rotary_pct 0.5 and rope_parameters.partial_rotary_factor 1 differ",
+            r#""rotary_pct": 0.5, "rope_parameters": {"partial_rotary_factor": 1.0}"#,
+        ),
         ("pruned_heads", r#""pruned_heads": {"0": [1]}"#),
         ("forced_eos_token_id", r#""forced_eos_token_id": 0"#),
         ("bad_words_ids", r#""bad_words_ids": [[3]]"#),
