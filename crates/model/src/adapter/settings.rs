@@ -96,6 +96,18 @@ impl Settings {
         let Some(alpha) = map.get("lora_alpha").and_then(Value::as_f64) else {
             return refuse("lora_alpha is not a number");
         };
+        let dropout = match map.get("lora_dropout") {
+            None | Some(Value::Null) => Some(0.0),
+            Some(value) => value.as_f64(),
+        };
+        let Some(dropout) = dropout else {
+            return refuse("lora_dropout is not a number");
+        };
+        let rank_stabilised = match map.get("use_rslora") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(set)) => *set,
+            Some(other) => return refuse(format!("use_rslora {other} is not true or false")),
+        };
         let layers = match map.get("layers_to_transform") {
             None | Some(Value::Null) => None,
             Some(Value::Array(list)) if list.is_empty() => None,
@@ -112,18 +124,12 @@ impl Settings {
         Ok(Self {
             rank,
             alpha,
-            dropout: map
-                .get("lora_dropout")
-                .and_then(Value::as_f64)
-                .unwrap_or(0.0),
+            dropout,
             targets: Selection::parse("target_modules", map.get("target_modules"))?,
             excluded: Selection::parse("exclude_modules", map.get("exclude_modules"))?,
             rank_pattern: Pattern::parse("rank_pattern", patterns.rank_pattern)?,
             alpha_pattern: Pattern::parse("alpha_pattern", patterns.alpha_pattern)?,
-            rank_stabilised: map
-                .get("use_rslora")
-                .and_then(Value::as_bool)
-                .unwrap_or(false),
+            rank_stabilised,
             layers,
         })
     }

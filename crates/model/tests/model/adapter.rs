@@ -195,6 +195,8 @@ fn features_that_would_change_the_numbers_are_refused_by_name() {
     let plain = files(&[Target::QueryKeyValue]);
     for (key, value) in [
         ("use_dora", json!(true)),
+        ("use_rslora", json!("true")),
+        ("lora_dropout", json!("0.1")),
         ("modules_to_save", json!(["embed_in"])),
         ("bias", json!("lora_only")),
         ("fan_in_fan_out", json!(true)),
