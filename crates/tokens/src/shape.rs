@@ -120,12 +120,20 @@ impl Shape {
         let value = if self.form.is_chat() {
             let messages = self.form.marks()[0];
             let [.., category, index] = self.columns.checked();
-            let messages = Column {
-                name: messages,
-                ours: messages,
-                required: true,
+            let column = |name: &'static str| Column {
+                name,
+                ours: name,
+                required: name == messages,
             };
-            json::record(json, &[messages, category, index])?
+            let [tools, functions] = chat::TOOLS.map(column);
+            let (system, list) = (column(chat::SYSTEM), column(messages));
+            let columns = [list, system, tools, functions, category, index];
+            let value = json::record(json, &columns)?;
+            if let Some((number, key)) = json::twice_within(json, messages) {
+                let reason = format!("message {number}: it has {key:?} twice; keep one of them");
+                return Err(Reject::field(messages, reason).into());
+            }
+            value
         } else {
             json::record(json, &self.columns.checked())?
         };
@@ -267,13 +275,50 @@ mod tests {
             let fault = shape.from_json_slice(b"{\"x\": 1}").unwrap_err();
             assert!(matches!(fault, Fault::Record(_)), "{fault:?}");
         }
-        let fault = Shape::detected(Form::Messages)
-            .from_json_slice(br#"{"messages": [], "messages": []}"#)
-            .unwrap_err();
-        assert!(
-            matches!(&fault, Fault::Record(reject) if reject.reason.contains("twice")),
-            "{fault:?}"
-        );
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_named_at_any_depth_of_a_conversation() {
+        let answer = r#"{"role": "assistant", "content": "a"}"#;
+        let user = r#"{"role": "user", "content": "q"}"#;
+        let read =
+            |record: String| Shape::detected(Form::Messages).from_json_slice(record.as_bytes());
+        for (record, says) in [
+            (
+                r#"{"messages": [], "messages": []}"#.to_owned(),
+                "the record has \"messages\" twice",
+            ),
+            (
+                format!(r#"{{"messages": [{user}, {answer}], "system": "s", "system": "t"}}"#),
+                "the record has \"system\" twice",
+            ),
+            (
+                format!(r#"{{"messages": [{user}, {answer}], "tools": [1], "tools": []}}"#),
+                "the record has \"tools\" twice",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a", "content": "b"}]}"#
+                    .to_owned(),
+                "message 2: it has \"content\" twice; keep one of them",
+            ),
+            (
+                format!(
+                    r#"{{"messages": [{{"role": "user",
+                        "content": [{{"type": "text", "text": "q", "text": "r"}}]}}, {answer}]}}"#
+                ),
+                "message 1: it has \"text\" twice",
+            ),
+        ] {
+            match read(record.clone()).unwrap_err() {
+                Fault::Record(reject) => assert!(reject.reason.contains(says), "{}", reject.reason),
+                Fault::File(reason) => panic!("{record}: {reason}"),
+            }
+        }
+        // A column that is not read may be there twice.
+        let other =
+            format!(r#"{{"messages": [{user}, {answer}], "x": {{"y": 1, "y": 2}}, "x": 1}}"#);
+        assert_eq!(read(other).unwrap().output, "a");
     }
 
     #[test]

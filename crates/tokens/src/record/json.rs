@@ -1,9 +1,10 @@
 //! A record's JSON text as a value. Texts that are not JSON, or whose columns are not clear, are
 //! rejected with what they are.
 
+use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::json_strings::JsonStrings;
@@ -87,6 +88,98 @@ fn object(json: &[u8]) -> serde_json::Result<(Value, Vec<String>)> {
     let read = from.deserialize_map(Entries)?;
     from.end()?;
     Ok(read)
+}
+
+/// Returns the number, from 1, of the first element in a column's list that has a key twice, at any
+/// depth, and the key. A text that is not JSON has none.
+pub(crate) fn twice_within(json: &[u8], column: &str) -> Option<(usize, String)> {
+    struct Elements<'a>(&'a str);
+
+    impl<'de> Visitor<'de> for Elements<'_> {
+        type Value = Vec<Twice>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object with a list")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+            let mut found = Vec::new();
+            while let Some(key) = access.next_key::<String>()? {
+                if key == self.0 {
+                    found = access.next_value()?;
+                } else {
+                    access.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(found)
+        }
+    }
+
+    let mut from = serde_json::Deserializer::from_slice(json);
+    let elements = from.deserialize_map(Elements(column)).ok()?;
+    let mut numbered = (1..).zip(elements);
+    numbered.find_map(|(number, Twice(key))| Some((number, key?)))
+}
+
+/// The first key that a value has twice, at any depth.
+struct Twice(Option<String>);
+
+impl<'de> Deserialize<'de> for Twice {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Keys)
+    }
+}
+
+struct Keys;
+
+impl<'de> Visitor<'de> for Keys {
+    type Value = Twice;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Twice, A::Error> {
+        let (mut seen, mut first) = (HashSet::new(), None);
+        while let Some((key, Twice(within))) = access.next_entry::<String, Twice>()? {
+            let twice = seen.contains(&key).then(|| key.clone());
+            first = first.or(twice).or(within);
+            seen.insert(key);
+        }
+        Ok(Twice(first))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Twice, A::Error> {
+        let mut first = None;
+        while let Some(Twice(within)) = access.next_element()? {
+            first = first.or(within);
+        }
+        Ok(Twice(first))
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_unit<E>(self) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
 }
 
 /// Returns the text with null for each `NaN` outside its strings, or nothing if it has none.

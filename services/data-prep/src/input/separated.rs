@@ -70,15 +70,20 @@ impl Rows {
         Ok((rows, shape))
     }
 
-    fn value(&self, over_long: bool) -> Result<Value, (Reject, String)> {
+    fn value(&self, row: &Found) -> Result<Value, (Reject, String)> {
         let cells = &self.cells;
         let shown = || {
             let bytes = &cells.bytes[..cells.written.min(KEPT_OF_OVER_LONG)];
             String::from_utf8_lossy(bytes).into_owned()
         };
         let rejected = |reason: String| Err((Reject::record(reason), shown()));
-        if over_long {
+        if row.over_long {
             return rejected(format!("longer than {MAX_RECORD_BYTES} bytes"));
+        }
+        if row.broken_quote {
+            let reason = "a quoted cell goes on behind its closing quote, so that it may have taken \
+                          in rows after it; a quote within a cell must be written twice";
+            return rejected(reason.to_owned());
         }
         let (found, wanted) = (cells.count, self.names.len());
         if found != wanted {
@@ -110,7 +115,7 @@ impl Chunks for Rows {
             found.bytes += self.cells.written;
             found.rows.push(Row {
                 line: row.line,
-                value: self.value(row.over_long),
+                value: self.value(&row),
             });
         }
         Ok((!found.rows.is_empty()).then_some(Chunk::Separated(found)))
@@ -121,6 +126,7 @@ impl Chunks for Rows {
 struct Cells {
     reader: Box<dyn BufRead + Send>,
     core: Reader,
+    separator: u8,
     /// Room for a row's unquoted cells, one behind the other, and the bytes that they take.
     bytes: Vec<u8>,
     written: usize,
@@ -129,10 +135,38 @@ struct Cells {
     count: usize,
 }
 
-/// Where a row began, and whether its cells are incomplete because it is too long.
+/// Where a row began, and why its cells may not be what its author meant.
 struct Found {
     line: u64,
+    /// Its cells are incomplete.
     over_long: bool,
+    /// A closing quote is followed by more of its cell, which the reader takes for text.
+    broken_quote: bool,
+}
+
+/// Where in a row the next byte stands, as RFC 4180 has it.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    CellBegins,
+    Plain,
+    Quoted,
+    /// Behind a quote in a quoted cell, which ends the cell or is the first of two.
+    BehindQuote,
+    Broken,
+}
+
+impl Place {
+    fn behind(self, byte: u8, separator: u8) -> Self {
+        let ends = byte == separator || b"\r\n".contains(&byte);
+        match (self, byte) {
+            (Self::Broken, _) => Self::Broken,
+            (Self::Quoted, b'"') => Self::BehindQuote,
+            (Self::Quoted, _) | (Self::BehindQuote | Self::CellBegins, b'"') => Self::Quoted,
+            (_, _) if ends => Self::CellBegins,
+            (Self::BehindQuote, _) => Self::Broken,
+            (Self::CellBegins | Self::Plain, _) => Self::Plain,
+        }
+    }
 }
 
 impl Cells {
@@ -140,6 +174,7 @@ impl Cells {
         Self {
             reader,
             core: ReaderBuilder::new().delimiter(separator).build(),
+            separator,
             bytes: vec![0; 16 << 10],
             written: 0,
             ends: vec![0; 16],
@@ -158,7 +193,7 @@ impl Cells {
     /// Reads the next row into the buffers; nothing at the end.
     fn next(&mut self) -> Result<Option<Found>> {
         (self.written, self.count) = (0, 0);
-        let (mut quotes, mut taken, mut over_long) = (0, 0_u64, false);
+        let (mut place, mut taken, mut over_long) = (Place::CellBegins, 0_u64, false);
         self.skip_line_breaks()?;
         let line = self.core.line();
         loop {
@@ -170,21 +205,27 @@ impl Cells {
                 &mut self.ends[self.count..],
             );
             let (result, read, written, ended) = self.core.read_record(input, bytes, ends);
-            quotes += input[..read].iter().filter(|&&byte| byte == b'"').count();
+            for byte in &input[..read] {
+                place = place.behind(*byte, self.separator);
+            }
             self.reader.consume(read);
             self.written += written;
             self.count += ended;
             taken += read as u64;
             match result {
                 ReadRecordResult::End => return Ok(None),
-                ReadRecordResult::Record if at_end && quotes % 2 == 1 => {
+                ReadRecordResult::Record if at_end && place == Place::Quoted => {
                     return Err(Error::malformed(format!(
                         "the row of line {line} has a quote that does not end"
                     )));
                 }
                 ReadRecordResult::Record => {
                     over_long |= self.written > MAX_RECORD_BYTES;
-                    return Ok(Some(Found { line, over_long }));
+                    return Ok(Some(Found {
+                        line,
+                        over_long,
+                        broken_quote: place == Place::Broken,
+                    }));
                 }
                 _ if taken > MAX_OVER_LONG_BYTES => {
                     return Err(Error::malformed(format!(
@@ -237,5 +278,37 @@ impl Cells {
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    /// Each row's line, and its output or why it is rejected.
+    fn rows(text: &'static str) -> Vec<(u64, String)> {
+        let (mut rows, _) = Rows::open(Box::new(Cursor::new(text)), b',', None).unwrap();
+        let Some(Chunk::Separated(found)) = rows.next_chunk().unwrap() else {
+            panic!("no rows")
+        };
+        let told = found.rows.into_iter().map(|row| match row.value {
+            Ok(value) => (row.line, value["output"].as_str().unwrap().to_owned()),
+            Err((reject, _)) => (row.line, reject.reason),
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn a_quote_that_takes_in_other_rows_is_named_and_one_in_a_plain_cell_is_text() {
+        let inches = rows("instruction,output\nq,5\" disk\nr,\"6\"\" disk\"\ns,7\" disk");
+        let texts: Vec<&str> = inches.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(texts, ["5\" disk", "6\" disk", "7\" disk"]);
+        let taken = rows("instruction,output\nq,\"a\nr,b\ns,\"c\"\nt,d\n");
+        assert_eq!(taken.len(), 2, "{taken:?}");
+        assert_eq!(taken[0].0, 2);
+        assert!(taken[0].1.contains("behind its closing quote"), "{taken:?}");
+        assert_eq!(taken[1], (5, "d".to_owned()));
     }
 }
