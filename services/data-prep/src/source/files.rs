@@ -33,14 +33,14 @@ pub(super) fn all_regular(folder: &Path) -> Result<()> {
             let Ok(metadata) = std::fs::metadata(&path) else {
                 continue;
             };
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
             if metadata.is_dir() {
                 // A link may lead back to a folder above.
-                if seen.insert((metadata.dev(), metadata.ino())) {
+                if !is_hidden(&name) && seen.insert((metadata.dev(), metadata.ino())) {
                     folders.push(path);
                 }
                 continue;
             }
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
             if let Err(error) = file::check(&metadata)
                 && holds_records(&name)
             {
@@ -74,6 +74,13 @@ fn plain(name: &str) -> String {
     packed.unwrap_or(&name).to_owned()
 }
 
+/// Returns whether a file or a folder is hidden. Programs keep copies there, as Jupyter does in
+/// `.ipynb_checkpoints`, and `datasets` leaves them out too. Kubernetes keeps the files of a volume
+/// in folders with two points.
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') && !name.starts_with("..")
+}
+
 /// Returns whether a file is CSV or TSV, by its name.
 pub(super) fn is_separated(name: &str) -> bool {
     let plain = plain(name);
@@ -92,7 +99,7 @@ pub(super) fn holds_records(name: &str) -> bool {
     let plain = plain(name);
     let file = plain.rsplit('/').next().unwrap_or_default();
     ENDINGS.iter().any(|ending| plain.ends_with(ending))
-        && !file.starts_with('.')
+        && !plain.split('/').any(is_hidden)
         && !DESCRIPTIONS.contains(&file)
 }
 
@@ -116,12 +123,15 @@ mod tests {
             "x.JSONL.gz",
             "y.json.zst",
             "b.csv",
+            "..2026_11_28/records.jsonl",
         ] {
             assert!(holds_records(name), "{name}");
         }
         for name in [
             "README.md",
             ".x.json",
+            ".ipynb_checkpoints/a-checkpoint.jsonl",
+            "data/.cache/a.json",
             "dataset_infos.json",
             "a.json.txt",
             "data-00000-of-00001.arrow",
