@@ -3,8 +3,11 @@
 
 use std::fs::{File, FileType, Metadata};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::Path;
+
+/// The first bytes of the small text that stands in a clone for a file that Git LFS keeps.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// Opens a regular file, which links may lead to.
 ///
@@ -12,7 +15,13 @@ use std::path::Path;
 /// The system's; `InvalidInput` with the kind of thing that is there instead.
 pub fn open(path: &Path) -> io::Result<File> {
     check(&std::fs::metadata(path)?)?;
-    File::open(path)
+    let file = File::open(path)?;
+    let mut first = [0; LFS_POINTER.len()];
+    if file.read_exact_at(&mut first, 0).is_ok() && first == *LFS_POINTER {
+        let text = "is the pointer of a file in Git LFS; `git lfs pull` brings the file itself";
+        return Err(io::Error::new(ErrorKind::InvalidInput, text));
+    }
+    Ok(file)
 }
 
 /// Reads a regular file whole.
@@ -63,6 +72,8 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         let at = |name: &str| folder.join(name);
         std::fs::write(at("file"), "bytes").unwrap();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n";
+        std::fs::write(at("pointer"), pointer).unwrap();
         symlink(at("file"), at("link")).unwrap();
         let made = std::process::Command::new("mkfifo")
             .arg(at("pipe"))
@@ -73,6 +84,7 @@ mod tests {
         assert_eq!(read(&at("file")).unwrap(), b"bytes");
         assert_eq!(read(&at("link")).unwrap(), b"bytes");
         for (path, says) in [
+            (at("pointer"), "git lfs pull"),
             (at("pipe"), "a named pipe"),
             (at("link-to-pipe"), "a named pipe"),
             (at("socket"), "a socket"),

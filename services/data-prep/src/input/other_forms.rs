@@ -5,7 +5,7 @@ use super::format::Format;
 use crate::error::Error;
 
 /// First bytes, the form that has them, and the way to records that are read.
-const MAGIC: [(&[u8], &str, &str); 17] = [
+const MAGIC: [(&[u8], &str, &str); 18] = [
     (b"PK\x03\x04", "a zip archive (or a workbook)", UNPACK),
     (b"PK\x05\x06", "an empty zip archive", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
@@ -23,6 +23,11 @@ const MAGIC: [(&[u8], &str, &str); 17] = [
     (b"\x80\x04", "a Python pickle", TO_PARQUET),
     (b"%PDF", "a PDF", "write its records as JSON Lines"),
     (b"\x89HDF", "an HDF5 file", TO_PARQUET),
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "the pointer of a file in Git LFS",
+        "bring the file itself with `git lfs pull`",
+    ),
 ];
 const UNPACK: &str = "unpack it and give the file with the records";
 const PACK_AGAIN: &str = "unpack it, or pack it with gzip or zstd";
@@ -77,15 +82,33 @@ pub(super) fn refuse(prefix: &[u8], format: Option<Format>) -> Result<(), Error>
     if let Some((form, remedy)) = archive.or(by_magic.map(|(_, form, remedy)| (*form, *remedy))) {
         return Err(Error::malformed(format!("the file is {form}; {remedy}")));
     }
-    let said = format.filter(|format| matches!(format, Format::Json | Format::JsonLines));
-    match said.zip(separated(prefix)) {
+    let Some(said) = format else {
+        return Ok(());
+    };
+    let found = match said {
+        Format::Csv | Format::Tsv => instead_of(prefix, said),
+        _ => separated(prefix).map(|found| found.format.title()),
+    };
+    match found {
         None => Ok(()),
-        Some((said, Separators { format, .. })) => Err(Error::malformed(format!(
-            "the file is {} and not {}; leave the format out to have it detected",
-            format.title(),
+        Some(found) => Err(Error::malformed(format!(
+            "the file is {found} and not {}; leave the format out to have it detected",
             said.title()
         ))),
     }
+}
+
+/// What a file is that is said to have cells, and whose header has none of their separators.
+fn instead_of(prefix: &[u8], said: Format) -> Option<&'static str> {
+    let text = prefix.strip_prefix(b"\xef\xbb\xbf").unwrap_or(prefix);
+    if matches!(text.trim_ascii_start().first(), Some(b'{' | b'[')) {
+        return Some("JSON");
+    }
+    let header = text.split(|&byte| byte == b'\n').next()?;
+    let separators: &[u8] = if said == Format::Tsv { b"\t" } else { b",;" };
+    let found = separated(prefix).filter(|found| found.format != said)?;
+    let has_own = header.iter().any(|byte| separators.contains(byte));
+    (!has_own).then(|| found.format.title())
 }
 
 /// The encoding of a text that is not UTF-8: by its mark, or by the zeros beside its first brace or
@@ -172,12 +195,16 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         let utf16 =
             |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
-        let table: [(&[u8], &str); 10] = [
+        let table: [(&[u8], &str); 11] = [
             (b"PK\x03\x04rest", "zip"),
             (&tar, "tar"),
             (b"\xfd7zXZ\0", "xz"),
             (b"\x1f\x8b\x08", "twice"),
             (b"ARROW1\0\0", "Arrow"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid",
+                "git lfs pull",
+            ),
             (&utf16("\u{feff}{\"instruction\": \"問い\"}"), "UTF-16"),
             (&utf16("{\"instruction\": \"問い\"}"), "UTF-16"),
             (b"\xfe\xff\0{", "UTF-16"),
@@ -195,6 +222,28 @@ mod tests {
         );
         let table = refused(b"instruction,output\nq,a\n", Some(Format::Json)).unwrap();
         assert!(table.contains("is CSV and not JSON array"), "{table}");
+        for (bytes, said, says) in [
+            (
+                &b"{\"instruction\": \"q\", \"output\": \"a\"}"[..],
+                Format::Csv,
+                "is JSON and not CSV",
+            ),
+            (
+                b"instruction\toutput\nq\ta\n",
+                Format::Csv,
+                "is TSV and not CSV",
+            ),
+            (
+                b"instruction,output\nq,a\n",
+                Format::Tsv,
+                "is CSV and not TSV",
+            ),
+        ] {
+            let error = refused(bytes, Some(said)).unwrap_or_default();
+            assert!(error.contains(says), "{says}: {error}");
+        }
+        let both = b"instruction,out\tput\nq,a\n";
+        assert_eq!(refused(both, Some(Format::Csv)), None);
         assert!(
             refused(b"{}", Some(Format::Parquet))
                 .unwrap()
