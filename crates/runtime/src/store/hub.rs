@@ -151,7 +151,7 @@ impl Hub {
         match (found, self.environment.access) {
             (Some((cached, true)), Access::Online) => Ok(resolved(cached, Reach::Near)),
             (Some((cached, _)), Access::Offline) => Ok(resolved(cached, Reach::Forbidden)),
-            (None, Access::Offline) => Err(self.not_cached(reference)),
+            (None, Access::Offline) => Err(self.not_cached(reference).await),
             (found, Access::Online) => match (self.ask(reference).await, found) {
                 (Ok(resolved), _) => Ok(resolved),
                 (Err(error), Some((cached, _))) if error.field() != Some(REVISION) => {
@@ -305,11 +305,21 @@ impl Hub {
         Err(Error::unavailable(message))
     }
 
-    fn not_cached(&self, reference: &HubRef) -> Error {
-        let cache = self.environment.cache.display();
+    async fn not_cached(&self, reference: &HubRef) -> Error {
+        let folder = self.environment.cache.display();
+        let cache = RepoCache::new(&self.environment.cache, reference);
+        let commits = spawn_blocking(move || cache.commits()).await;
+        let commits = commits.unwrap_or_default();
+        let others = match commits.as_slice() {
+            [] => String::new(),
+            some => format!(
+                ", which has of it {} (name the commit behind @)",
+                some[..some.len().min(NAMED)].join(", ")
+            ),
+        };
         Error::precondition(format!(
-            "{reference} is not in the hub's cache {cache}, and HF_HUB_OFFLINE forbids asking the \
-             hub: unset it, or fill the cache with `togi fetch` or `hf download`"
+            "{reference} is not in the hub's cache {folder}{others}, and HF_HUB_OFFLINE forbids \
+             asking the hub: unset it, or fill the cache with `togi fetch` or `hf download`"
         ))
     }
 }
@@ -392,7 +402,11 @@ fn is_inside(name: &str) -> bool {
 const REVISION: &str = "revision";
 
 fn unusable(error: HFError) -> Error {
-    Error::invalid("HF_ENDPOINT", "the hub's endpoint cannot be used").with_source(error)
+    Error::invalid(
+        "HF_ENDPOINT",
+        "the endpoint of the hub in HF_ENDPOINT cannot be used",
+    )
+    .with_source(error)
 }
 
 fn silent(reference: &HubRef, limit: &str) -> Error {

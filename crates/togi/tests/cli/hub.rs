@@ -135,10 +135,15 @@ async fn a_base_that_was_fetched_needs_no_hub_and_another_is_refused_at_once_off
         assert!(refused.stderr.contains(part), "{}", refused.stderr);
     }
     assert_eq!(bench.hub().requests(), [""; 0], "nothing was asked");
+    // A commit by its id leaves no branch, and the message says what is there.
+    let pinned = format!("fetch hf://me/base@{COMMIT}");
+    bench.run(&pinned, &[]).expect(0);
+    let refused = bench.run("fetch hf://me/base", &offline).expect(5);
+    let says = format!("which has of it {COMMIT} (name the commit behind @)");
+    assert!(refused.stderr.contains(&says), "{}", refused.stderr);
     let fetched = bench.run("fetch hf://me/base", &[]).expect(0).stdout;
     // From here on the hub is away.
     bench.hub.take();
-    let pinned = format!("fetch hf://me/base@{COMMIT}");
     for (words, variables) in [
         ("fetch hf://me/base", &offline[..]),
         (&pinned, &offline),

@@ -60,6 +60,19 @@ impl RepoCache {
         self.folder.join("snapshots").join(commit)
     }
 
+    /// Returns the commits of which the cache has files, ordered. A download by a commit's id
+    /// leaves no branch that names it.
+    pub(super) fn commits(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.join("snapshots"));
+        let names = entries.into_iter().flatten().flatten();
+        let mut commits: Vec<String> = names
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| is_commit(name))
+            .collect();
+        commits.sort();
+        commits
+    }
+
     /// Finds the commit that a revision was when it was last seen, if any of it is there.
     pub(super) fn find(&self, revision: &str) -> Option<Cached> {
         let commit = if is_commit(revision) {
