@@ -67,7 +67,8 @@ pub enum Error {
         /// Why.
         reason: Option<String>,
     },
-    /// A file cannot be read or written; exit code 1, or 3 for a missing one.
+    /// A file cannot be read or written; exit code 1, 3 for a missing one, or 5 for what is no
+    /// regular file.
     #[error("{}: {}", .path.display(), .source)]
     File {
         /// Which file.
@@ -123,6 +124,7 @@ impl Error {
             Self::Interrupted(_) => 130,
             Self::File { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => 3,
+                io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => 5,
                 _ => 1,
             },
             Self::Service { code, .. } => Class::from_code(*code).exit_code(),

@@ -51,7 +51,7 @@ pub async fn gpu(device: DeviceName) -> Result<Option<Gpu>> {
 /// [`Error::File`] if the folder is missing or unreadable, [`Error::Unfit`] if it holds no usable
 /// base. The other readers of this file fail in the same way.
 pub fn base(folder: &Path, device: DeviceName, precision: Precision) -> Result<Base> {
-    present(folder)?;
+    is_folder("base", folder)?;
     let base = device.read(folder, precision);
     base.map_err(|error| unfit("base", folder, error))
 }
@@ -64,7 +64,7 @@ pub fn tokenizer(file: &Path) -> Result<Tokenizer> {
 
 /// Reads only the tokenizer of a base's folder.
 pub fn tokenizer_of(folder: &Path) -> Result<Tokenizer> {
-    present(folder)?;
+    is_folder("base", folder)?;
     match base::tokenizer_file(folder) {
         Some(file) => {
             let tokenizer = tokenizer(&file)?;
@@ -81,7 +81,7 @@ pub fn tokenizer_of(folder: &Path) -> Result<Tokenizer> {
 
 /// Reads a PEFT folder for a base.
 pub fn adapter(folder: &Path, config: &Config) -> Result<Lora> {
-    present(folder)?;
+    is_folder("adapter", folder)?;
     adapter::from_folder(folder, config).map_err(|error| unfit("adapter", folder, error))
 }
 
@@ -106,6 +106,19 @@ pub(crate) fn present(path: &Path) -> Result<()> {
     fs::metadata(path)
         .map(drop)
         .map_err(|error| Error::file(path, error))
+}
+
+/// Fails if the path does not exist, or is no folder.
+fn is_folder(what: &'static str, path: &Path) -> Result<()> {
+    let metadata = fs::metadata(path).map_err(|error| Error::file(path, error))?;
+    if metadata.is_dir() {
+        return Ok(());
+    }
+    Err(Error::unfit(
+        what,
+        path,
+        "it is no folder; name the folder that has its files",
+    ))
 }
 
 /// Reports an unusable device as a failed precondition.

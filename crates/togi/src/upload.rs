@@ -62,8 +62,9 @@ pub(crate) fn check(path: &Path) -> Result<()> {
             "is a folder of datasets' save_to_disk, whose Arrow files are not read; write the \
              records with to_json(FILE, force_ascii=False) or to_parquet(FILE)"
         } else {
-            "is a folder; give one file with records, or make the folder a source of data-prep \
-             ([sources.NAME] url = \"file:///FOLDER/\") and prepare with --source NAME"
+            "is a folder; give one file with records, or make the folder a source (in togi.toml: \
+             [services.data-prep.sources.NAME] url = \"file:///FOLDER/\"), start `togi up` again, \
+             and prepare with --source NAME"
         };
         let error = std::io::Error::new(std::io::ErrorKind::IsADirectory, text);
         return Err(Error::file(path, error));

@@ -56,7 +56,8 @@ pub(crate) struct Registered {
 /// run.
 ///
 /// # Errors
-/// The registry's, if it has no such adapter; the store's.
+/// The registry's, if it has no such adapter; the store's; [`Error::Missing`] if there is neither a
+/// folder nor a registry.
 pub(crate) async fn find(name: &Path, session: &Session) -> Result<Found> {
     let folder = || Found::Folder(name.to_owned());
     let text = name.to_str().filter(|text| !text.contains('/'));
@@ -65,8 +66,11 @@ pub(crate) async fn find(name: &Path, session: &Session) -> Result<Found> {
     };
     match registered(text, session).await {
         Ok(registered) => Ok(Found::Registered(registered)),
-        // Reading the folder says that it is missing.
-        Err(Error::NoAnswer { .. }) => Ok(folder()),
+        Err(Error::NoAnswer { endpoint, .. }) => Err(Error::Missing(format!(
+            "{text}: there is no such folder, and nothing answers at {endpoint} that could know an \
+             alias or a generation of this name; start it with `togi up`, or name another with \
+             --endpoint"
+        ))),
         Err(error) => Err(error),
     }
 }

@@ -61,8 +61,13 @@ fn wrong_input_is_named_with_its_exit_code() {
         ),
         (
             "tokenize --base piped bad.jsonl",
-            1,
+            5,
             "spiece.model: is a named pipe, and a regular file is needed",
+        ),
+        (
+            "tokenize --base bad.jsonl bad.jsonl",
+            5,
+            "base bad.jsonl: it is no folder",
         ),
         (
             "tokenize --tokenizer not.model x",
@@ -122,7 +127,7 @@ fn wrong_input_is_named_with_its_exit_code() {
         (
             "export --merged --base base --adapter none --out y",
             3,
-            "none: ",
+            "none: there is no such folder, and nothing answers at",
         ),
         (
             "generate --adapter adapters/mine --raw x",
