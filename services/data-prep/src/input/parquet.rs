@@ -58,7 +58,8 @@ impl Rows {
             if wanted.contains(&field.name().as_str()) {
                 let kind = field.data_type();
                 // Only a conversation is nested.
-                if !is_flat(kind) && !(shape.form().is_chat() && is_nested(kind)) {
+                let is_read = is_flat(kind) || (shape.form().is_chat() && is_nested(kind));
+                if !is_read {
                     let kind = field.data_type().to_string();
                     return Err(Error::ColumnType {
                         column: field.name().clone(),
