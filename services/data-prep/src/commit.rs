@@ -58,7 +58,7 @@ impl Commit<'_> {
                 .await;
             put.ok_or(Error::Stopped)??;
         }
-        self.lease.check().await?;
+        self.may_publish().await?;
         store
             .put_new(&layout::dataset_manifest(id), manifest.to_json())
             .await?;
@@ -73,7 +73,7 @@ impl Commit<'_> {
         read_as: &str,
         manifest: &DatasetManifest,
     ) -> Result<()> {
-        self.lease.check().await?;
+        self.may_publish().await?;
         let ours = NameRevision {
             name: name.to_owned(),
             dataset: manifest.dataset,
@@ -87,6 +87,12 @@ impl Commit<'_> {
         // Also for an old revision: the attempt that made it may have ended before it published.
         let ready = dataset_ready(name, revision, read_as, manifest);
         Ok(self.context.bus.publish(ready).await?)
+    }
+
+    /// Fails if another worker has the job, or if it has ended.
+    async fn may_publish(&self) -> Result<()> {
+        self.lease.check().await?;
+        Ok(self.lease.still_open().await?)
     }
 
     fn catalog(&self) -> Catalog {

@@ -18,7 +18,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Does a job. It may run twice, here or elsewhere: the same work must give the same objects.
     /// It watches `claim.lease` (lost, cancelled) and `claim.stopper` itself, and calls
-    /// `claim.lease.check()` before it commits anything.
+    /// `claim.lease.check()` and `claim.lease.still_open()` before it commits anything.
     async fn handle(&self, claim: Claim) -> Outcome;
 
     /// Checks the request of a bare NATS message (proto3 JSON, no `ce-*` headers) and returns it as

@@ -109,6 +109,21 @@ impl Lease {
         self.still_held()
     }
 
+    /// Reads in the store whether the job is still open: a process that NATS does not reach may
+    /// have cancelled it there, and the record hears of that later. A handler calls it before it
+    /// publishes.
+    ///
+    /// # Errors
+    /// `Cancelled` if the job has ended; `Unavailable`.
+    pub async fn still_open(&self) -> Result<()> {
+        let Some(ended) = self.0.jobs.final_record(&self.0.id).await? else {
+            return Ok(());
+        };
+        self.0.hold.cancel();
+        let message = format!("job {} has ended already", ended.id);
+        Err(Error::new(Class::Cancelled, message))
+    }
+
     fn still_held(&self) -> Result<()> {
         if self.is_held() {
             return Ok(());

@@ -59,7 +59,7 @@ pub(crate) async fn publish(
     )?;
     let generation = adapter.generation;
     let manifest = manifest(job, &adapter);
-    retry!(lease, NATS, check(lease))?;
+    may_publish(lease).await?;
     let lines = retry!(lease, log::finish(store, &job.id))?;
     retry!(lease, write(store, &adapter, &manifest))?;
     let facts = RunSummary {
@@ -113,7 +113,7 @@ pub(crate) async fn promote(
     let lease = &claim.lease;
     let alias: AliasName = layout::parse("alias", &job.request.request.alias)?;
     let since = claim.job.create_time;
-    retry!(lease, NATS, check(lease))?;
+    may_publish(lease).await?;
     let span = info_span!("promote", alias = alias.as_str(), %generation);
     retry!(
         lease,
@@ -122,8 +122,12 @@ pub(crate) async fn promote(
     )
 }
 
-async fn check(lease: &Lease) -> Result<()> {
-    Ok(lease.check().await?)
+/// Fails if another worker has the job, or if it has ended.
+async fn may_publish(lease: &Lease) -> Result<()> {
+    let held = async || Ok::<_, Error>(lease.check().await?);
+    let open = async || Ok::<_, Error>(lease.still_open().await?);
+    retry!(lease, NATS, held())?;
+    retry!(lease, open())
 }
 
 /// Describes the folder's files and the inputs of the run.

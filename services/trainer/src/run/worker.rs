@@ -123,6 +123,7 @@ impl Worker {
             Ok(ended) => Ok(ended),
             // After a lost lease the new worker publishes the adapter.
             Err(_) if !lease.is_held() => Ok(Ended::Lost),
+            Err(_) if lease.is_cancelled() => Ok(Ended::Cancelled),
             Err(error) => Err(error),
         }
     }

@@ -16,8 +16,11 @@ use togi_proto::trainer::v1::{
     ListPoliciesRequest, PromoteAdapterRequest, RollbackAliasRequest, WatchJobRequest,
     watch_job_response,
 };
-use togi_testing::{free_port, wait_until};
+use togi_testing::{NatsServer, free_port, wait_until};
 use togi_trainer::Role;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Response, Status};
 
 use crate::harness::{Process, Shape, System};
@@ -226,12 +229,11 @@ async fn every_call_is_answered_while_nats_hangs_and_a_key_trains_once() {
     every_call_is_answered(true).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_job_says_that_it_waits_for_data_prep_and_goes_on_when_it_is_there() {
-    let system = System::start();
+/// Starts a process with data-prep, and a trainer that looks for it at a port where nobody listens.
+/// Returns both, a job that waits there, and the port.
+async fn waiting_for_data_prep(system: &System) -> (Process, Process, String, u16) {
     let first = system.process_as("first", Role::Api).await;
     first.prepare("questions", RECORDS).await;
-    first.stop().await;
     let port = free_port();
     let shape = Shape {
         data_prep_port: None,
@@ -240,12 +242,60 @@ async fn a_job_says_that_it_waits_for_data_prep_and_goes_on_when_it_is_there() {
     };
     let process = system.process_with("trainer", shape).await;
     let id = process.create(asked("questions", 1)).await;
-    let mut wait = Default::default();
     wait_until("the job waits for data-prep", async || {
-        wait = process.job(&id).await.wait.unwrap_or_default();
+        let wait = process.job(&id).await.wait.unwrap_or_default();
         wait.part == "data-prep"
     })
     .await;
+    (first, process, id, port)
+}
+
+/// Passes connections to a port on to an endpoint, until it is dropped.
+async fn forward(port: u16, endpoint: &str) -> AbortOnDropHandle<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let address = endpoint.trim_start_matches("http://").to_owned();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = TcpStream::connect(&address).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+        }
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_cancelled_without_nats_is_not_promoted_by_a_worker_that_has_nats() {
+    let system = System::start();
+    let mut elsewhere = NatsServer::start();
+    let shape = Shape {
+        roles: vec![Role::Api],
+        nats: elsewhere.config(),
+        ..system.shape()
+    };
+    let cut_off = system.process_with("cut-off", shape).await;
+    elsewhere.kill();
+    let (first, process, id, port) = waiting_for_data_prep(&system).await;
+    let job = id.clone();
+    let mut trainer = cut_off.trainer();
+    let cancelled = answer(trainer.cancel_job(hurried(CancelJobRequest { job }))).await;
+    assert_eq!(cancelled.job.unwrap().state(), JobState::Cancelled);
+    assert_eq!(process.job(&id).await.state(), JobState::Running);
+
+    let _forward = forward(port, &first.endpoint).await;
+    process.wait_for(&id, JobState::Cancelled).await;
+    let mut adapters = process.adapters();
+    let aliases = answer(adapters.list_aliases(ListAliasesRequest {})).await;
+    assert_eq!(aliases.aliases, []);
+    cut_off.stop().await;
+    process.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_says_that_it_waits_for_data_prep_and_goes_on_when_it_is_there() {
+    let system = System::start();
+    let (first, process, id, port) = waiting_for_data_prep(&system).await;
+    first.stop().await;
+    let wait = process.job(&id).await.wait.unwrap_or_default();
     assert_eq!(wait.reason, "connection refused");
     let listed = list_jobs(&process).await;
     assert_eq!(listed[0].wait.as_ref().unwrap().part, "data-prep");
