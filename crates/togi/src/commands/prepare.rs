@@ -42,8 +42,8 @@ const HUB: &str = "hf://";
 #[command(before_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("records").required(true).args(["file", "source", "hub"]))]
 pub struct Prepare {
-    /// The records: JSON, JSON Lines, CSV, TSV or Parquet, gzip and zstd too; `-` is standard input,
-    /// hf://… is --hub
+    /// The records: JSON, JSON Lines, CSV, TSV or Parquet, gzip and zstd too; `-` is standard
+    /// input, hf://… is --hub
     pub file: Option<PathBuf>,
     /// A source in the service's configuration
     #[arg(long, value_name = "NAME")]
