@@ -197,7 +197,7 @@ fn records_in_another_form_are_named() {
         .unwrap()
         .to_str()
         .unwrap();
-    stage.refuses_records(saved, &[], FAILED, "save_to_disk");
+    stage.refuses_records(saved, &[], REFUSED, "save_to_disk");
     let good = stage.records.to_str().unwrap();
     stage.refuses_records(good, &["--format", "xlsx"], USAGE, "--format");
     let chat = ["--format", "messages", "--column", "input=context"];
