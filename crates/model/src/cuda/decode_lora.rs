@@ -93,33 +93,28 @@ impl Cuda {
         rank: usize,
         place: (usize, Target),
     ) -> Result<(Array, Option<Array>)> {
-        let (has_lora, rows) = (self.has_lora(layout, place.1), layout.tables.rows);
-        if !has_lora || !self.can_multiply_few() || x.rows > MOST_BESIDE {
-            let (normed, qkv) = self.normed_linear_by_rows(Phase::Decode, (x, norm), w, None)?;
-            let shrunk = match has_lora {
-                true => Some(self.shrink_rows(layout, rank, place, &normed)?),
-                false => None,
+        let has_lora = self.has_lora(layout, place.1);
+        if has_lora && self.can_multiply_few() && x.rows <= MOST_BESIDE {
+            let normed = self.layer_norm(x, norm)?;
+            let shrunk = self.empty_of(Element::F32, layout.tables.rows, GPU_LARGEST_RANK)?;
+            let beside = Beside {
+                shrunk: &shrunk,
+                adapters: layout.tables.adapters,
+                factor: factor_index(place),
+                // A recorded pass serves all ranks up to the next multiple of 8.
+                rank: rank.next_multiple_of(8),
             };
-            return Ok((qkv, shrunk));
+            let bias = w.bias.as_ref();
+            if let Some(qkv) = self.few_rows_linear_beside(&normed, &w.weight, bias, &beside)? {
+                return Ok((qkv, Some(shrunk)));
+            }
         }
-        let normed = self.layer_norm(x, norm)?;
-        let shrunk = self.empty_of(Element::F32, rows, GPU_LARGEST_RANK)?;
-        let beside = Beside {
-            shrunk: &shrunk,
-            adapters: layout.tables.adapters,
-            factor: factor_index(place),
-            // A recorded pass serves all ranks up to the next multiple of 8.
-            rank: rank.next_multiple_of(8),
+        let (normed, qkv) = self.normed_linear_by_rows(Phase::Decode, (x, norm), w, None)?;
+        let shrunk = match has_lora {
+            true => Some(self.shrink_rows(layout, rank, place, &normed)?),
+            false => None,
         };
-        let bias = w.bias.as_ref();
-        let qkv = self.few_rows_linear_beside(&normed, &w.weight, bias, &beside)?;
-        if let Some(qkv) = qkv {
-            return Ok((qkv, Some(shrunk)));
-        }
-        let planned = Some(planned_rows(Phase::Decode));
-        let qkv = self.planned_frozen_linear(&normed, w, None, planned)?;
-        let shrunk = self.shrink_rows(layout, rank, place, &normed)?;
-        Ok((qkv, Some(shrunk)))
+        Ok((qkv, shrunk))
     }
 }
 

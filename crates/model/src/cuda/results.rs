@@ -1,7 +1,6 @@
 //! Results of passes on their way to the host, through pinned memory, to which the GPU copies at
 //! full speed and without the host. While a copy is under way the host does other work.
 
-use std::mem;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, PinnedHostSlice, result};
@@ -54,13 +53,9 @@ impl Cuda {
             highest,
             copy,
         } = reading;
-        let rows = |values: &[f32]| -> Vec<Vec<f32>> {
-            let rows = values.chunks(logits.columns);
-            rows.map(<[f32]>::to_vec).collect()
-        };
         let told = match copy {
             Copied::All(copy) => {
-                let all = self.finish_copy(copy, rows)?;
+                let all = self.finish_rows(copy, logits.columns)?;
                 return Ok(all.into_iter().map(Logits::All).collect());
             }
             Copied::Highest(copy) => self.finish_highest(copy)?,
@@ -69,7 +64,7 @@ impl Cuda {
         if told.iter().zip(&highest).all(suffice) {
             return Ok(told.into_iter().flatten().map(Logits::Highest).collect());
         }
-        let all = self.finish_copy(self.copy_rows(&logits, highest.len())?, rows)?;
+        let all = self.read_rows(&logits, highest.len())?;
         let told = told.into_iter().zip(highest);
         let told = told.map(|(told, highest)| told.filter(|_| highest).map(Logits::Highest));
         Ok(told
@@ -78,11 +73,14 @@ impl Cuda {
             .collect())
     }
 
-    /// Reads a matrix as f32.
-    pub(super) fn read_pinned(&self, x: &Array) -> Result<Vec<Vec<f32>>> {
-        let copy = self.begin_copy(&self.cast(x, Element::F32)?)?;
+    /// Reads the first rows of a matrix as f32.
+    pub(super) fn read_rows(&self, x: &Array, rows: usize) -> Result<Vec<Vec<f32>>> {
+        self.finish_rows(self.copy_rows(x, rows)?, x.columns)
+    }
+
+    fn finish_rows(&self, copy: PinnedCopy, columns: usize) -> Result<Vec<Vec<f32>>> {
         self.finish_copy(copy, |values| {
-            values.chunks(x.columns).map(<[f32]>::to_vec).collect()
+            values.chunks(columns).map(<[f32]>::to_vec).collect()
         })
     }
 
@@ -94,12 +92,7 @@ impl Cuda {
     /// Begins to copy an f32 matrix, which may be dropped at once.
     pub(super) fn begin_copy(&self, values: &Array) -> Result<PinnedCopy> {
         let len = values.len();
-        let mut returned = mem::take(&mut self.steps.lock().returned);
-        let fits = |pinned: &PinnedHostSlice<f32>| pinned.len() >= len;
-        let free = returned.iter().position(fits);
-        let free = free.map(|place| returned.swap_remove(place));
-        self.steps.lock().returned.append(&mut returned);
-        let mut pinned = match free {
+        let mut pinned = match self.free_pinned(len) {
             Some(pinned) => pinned,
             None => {
                 // To allocate takes long, so that a few sizes serve all passes.
@@ -120,6 +113,13 @@ impl Cuda {
         };
         self.check(copied)?;
         Ok(copy)
+    }
+
+    /// Takes pinned memory for this many values that nobody uses.
+    fn free_pinned(&self, len: usize) -> Option<PinnedHostSlice<f32>> {
+        let free = &mut self.steps.lock().returned;
+        let place = free.iter().position(|pinned| pinned.len() >= len)?;
+        Some(free.swap_remove(place))
     }
 
     /// Waits for a copy and reads it.

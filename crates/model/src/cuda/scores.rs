@@ -48,7 +48,7 @@ impl Cuda {
             return Ok(best);
         }
         // Too many logits of a row are equal, or it has a NaN.
-        let all = self.read_pinned(&logits.part(0, rows, logits.columns))?;
+        let all = self.read_rows(logits, rows)?;
         let best = all.iter().zip(told).map(|(all, told)| {
             let told = told.as_ref().and_then(|told: &Highest| told.best(count));
             told.unwrap_or_else(|| RowScore::of(all, 0, count).best)

@@ -2,12 +2,10 @@
 //! in one pass. The caller decides which sequences take part in a round and what becomes of their
 //! tokens; it ends a sequence by dropping it.
 
-use std::slice;
-
 use rayon::prelude::*;
 
 use super::sequence::{Choice, Forks, Sequence, Share, Taken, max_len};
-use crate::engine::{Adapter, Begun, Cache, Engine, Root, Segment};
+use crate::engine::{Adapter, Begun, Cache, Engine, Root};
 use crate::error::{Error, Result};
 use crate::network::decoding::{Decoded, Targets};
 use crate::sampling::{Logits, Options, Sampler};
@@ -160,14 +158,14 @@ impl<'a> Decoder<'a> {
     pub fn begin_round(&self, shares: &mut [Share<'_>]) -> Round<'a> {
         let lens = shares.iter().map(|share| share.sequence.cache.len());
         let before = lens.collect();
-        let parts = shares.iter_mut().map(Share::parts);
-        let (mut segments, targets): (Vec<_>, Vec<_>) = parts.unzip();
-        let state = if segments.is_empty() {
+        let state = if shares.is_empty() {
             State::Decoded(Vec::new())
         } else {
+            let parts = shares.iter_mut().map(Share::parts);
+            let (mut segments, targets): (Vec<_>, Vec<_>) = parts.unzip();
             match self.engine.begin_decoding(&mut segments, &targets) {
                 Ok(begun) => State::Begun(begun),
-                Err(_) => State::Decoded(self.each_alone(&mut segments, &targets)),
+                Err(_) => State::Decoded(self.each_alone(shares)),
             }
         };
         Round { before, state }
@@ -193,9 +191,7 @@ impl<'a> Decoder<'a> {
                     for (share, &before) in shares.iter_mut().zip(&before) {
                         share.sequence.cache.rewind(before);
                     }
-                    let parts = shares.iter_mut().map(Share::parts);
-                    let (mut segments, targets): (Vec<_>, Vec<_>) = parts.unzip();
-                    self.each_alone(&mut segments, &targets)
+                    self.each_alone(shares)
                 }
             },
         };
@@ -239,19 +235,15 @@ impl<'a> Decoder<'a> {
         Ok(None)
     }
 
-    /// Decodes each segment in passes of its own.
-    fn each_alone(
-        &self,
-        segments: &mut [Segment<'_>],
-        targets: &[Targets<'_>],
-    ) -> Vec<Result<Decoded>> {
-        let alone = |(segment, targets)| {
-            let (segment, targets) = (slice::from_mut(segment), slice::from_ref(targets));
-            let decoded = self.engine.decode_scored(segment, targets)?;
+    /// Decodes each share in a pass of its own.
+    fn each_alone(&self, shares: &mut [Share<'_>]) -> Vec<Result<Decoded>> {
+        let alone = |share: &mut Share<'_>| {
+            let (segment, targets) = share.parts();
+            let decoded = self.engine.decode_scored(&mut [segment], &[targets])?;
             let first = decoded.into_iter().next();
             first.ok_or_else(|| Error::Input("a pass without a sequence".into()))
         };
-        segments.iter_mut().zip(targets).map(alone).collect()
+        shares.iter_mut().map(alone).collect()
     }
 }
 
